@@ -1,0 +1,180 @@
+"""The bundle: a folder that other tools can read too, and a manifest that says what every file in it must be.
+
+    config.json tokenizer.json tokenizer_config.json ...      as transformers names them
+    onnx/model.onnx  model_fp16.onnx  model_quantized.onnx    one per precision (fp32, fp16, int8)
+    manifest.json                                             schema version, source, versions, digests, parity
+
+Nothing of a bundle is used before its digest was checked. Knows nothing of ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from cappy_engine.errors import BundleError, PrecisionUnavailable
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+MODEL_FILES: Mapping[str, str] = {
+    "fp32": "onnx/model.onnx",
+    "fp16": "onnx/model_fp16.onnx",
+    "int8": "onnx/model_quantized.onnx",
+}
+PRECISIONS = tuple(MODEL_FILES)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What the manifest says of one file."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the engine needs of `manifest.json`; `document` is all of it, as parsed."""
+
+    max_length: int
+    pad_token_id: int
+    precisions: tuple[str, ...]
+    files: Mapping[str, FileEntry]
+    document: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: every file is there in its right size, and all but the models have their digest checked."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """The path of a file that the manifest names; BundleError if it does not."""
+        if name not in self.manifest.files:
+            raise BundleError(f"bundle {self.path} has no {name}; it is not complete")
+        return self.path / name
+
+    def model(self, precision: str) -> Path:
+        """The path of the model of `precision`, after checking its digest.
+
+        Raises PrecisionUnavailable if the bundle has none, BundleError if the file is not what was exported.
+        """
+        if precision not in self.manifest.precisions:
+            raise PrecisionUnavailable(
+                f"bundle {self.path} has no {precision} model, only {', '.join(self.manifest.precisions)}; "
+                f"export it with --precision {precision}"
+            )
+        path = self.file(MODEL_FILES[precision])
+        _check_digest(self.path, MODEL_FILES[precision], self.manifest.files[MODEL_FILES[precision]])
+        return path
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Open the bundle in the folder `path`.
+
+    All files must exist in the right size, and nothing may lie in `onnx/` that the manifest does not name (a model
+    could read it as external data). The digests of all small files are checked here, that of a model when it is used.
+    Raises BundleError, naming the file and what to do.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise BundleError(f"no bundle at {folder}: {'not a folder' if folder.exists() else 'it does not exist'}")
+    manifest = _read_manifest(folder)
+    for name, entry in manifest.files.items():
+        _check_size(folder, name, entry)
+        if name not in MODEL_FILES.values():
+            _check_digest(folder, name, entry)
+    for found in sorted((folder / "onnx").rglob("*")):
+        name = found.relative_to(folder).as_posix()
+        if not found.is_dir() and name not in manifest.files:
+            raise BundleError(
+                f"bundle {folder} holds {name}, which its manifest does not name; remove it or export again"
+            )
+    return Bundle(folder, manifest)
+
+
+def sha256_of(path: Path) -> str:
+    """The file's sha256 as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the manifest `document` with the digest of its own content in `manifest_sha256`."""
+    content = {key: value for key, value in document.items() if key != "manifest_sha256"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return {**content, "manifest_sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}; make one with 'cappy export'") from error
+    except (ValueError, OSError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); export the bundle again") from error
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if not isinstance(version, int):
+        raise BundleError(f"{path} is no bundle's manifest: it has no schema_version")
+    if version > SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema version {version}; this cappy-engine reads up to {SCHEMA_VERSION}: upgrade it"
+        )
+    try:
+        is_sealed = seal(document) == document
+    except ValueError:  # NaN or infinity, which `seal` never lets in
+        is_sealed = False
+    if not is_sealed:
+        raise BundleError(
+            f"{path} was changed after the export (its own digest does not match); export the bundle again"
+        )
+    return _parse(document, path)
+
+
+def _parse(document: Mapping[str, Any], path: Path) -> Manifest:
+    try:
+        files = {name: FileEntry(entry["sha256"], entry["bytes"]) for name, entry in document["files"].items()}
+        manifest = Manifest(
+            max_length=int(document["model"]["max_length"]),
+            pad_token_id=int(document["model"]["pad_token_id"]),
+            precisions=tuple(document["precisions"]),
+            files=files,
+            document=document,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{path} lacks what a manifest needs ({error!r}); export the bundle again") from error
+    for name in files:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+            raise BundleError(f"{path} names a file outside of the bundle: {name!r}")
+    unknown = [name for name in manifest.precisions if name not in MODEL_FILES]
+    if unknown or not manifest.precisions:
+        raise BundleError(f"{path} names the precisions {list(manifest.precisions)}; known are {', '.join(PRECISIONS)}")
+    return manifest
+
+
+def _check_size(folder: Path, name: str, entry: FileEntry) -> None:
+    try:
+        size = (folder / name).stat().st_size
+    except OSError as error:
+        raise BundleError(f"bundle {folder} lacks {name} ({error.strerror}); export it again") from error
+    if size != entry.size_bytes:
+        raise BundleError(f"{name} in bundle {folder} has {size} bytes instead of {entry.size_bytes}; export it again")
+
+
+def _check_digest(folder: Path, name: str, entry: FileEntry) -> None:
+    try:
+        found = sha256_of(folder / name)
+    except OSError as error:
+        raise BundleError(f"{name} in bundle {folder} cannot be read ({error})") from error
+    if found != entry.sha256:
+        raise BundleError(
+            f"{name} in bundle {folder} is not the file that was exported "
+            f"(sha256 {found[:12]}..., expected {entry.sha256[:12]}...); export it again"
+        )

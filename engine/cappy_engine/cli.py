@@ -1,0 +1,319 @@
+"""`cappy`: arguments in, calls out. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cappy_engine import __version__, report
+from cappy_engine.bundle import PRECISIONS, open_bundle
+from cappy_engine.errors import CappyError, InstallationError, ParityError
+from cappy_engine.files import Totals, score_lines
+from cappy_engine.scorer import Scorer
+from cappy_engine.session import DEVICES
+
+EXIT_OK, EXIT_ERROR, EXIT_SKIPPED = 0, 1, 3
+
+EXAMPLES = {
+    "export": """examples:
+  cappy export btan2/cappy-large cappy-bundle --precision fp32 --precision int8
+  cappy export ./my-checkpoint my-bundle --pairs my-pairs.jsonl --force
+  cappy export ./my-checkpoint my-bundle --precision int8 --limit int8.min_spearman=0.99""",
+    "verify": """examples:
+  cappy verify cappy-bundle --checkpoint btan2/cappy-large
+  cappy verify cappy-bundle --checkpoint ./my-checkpoint --precision int8 --pairs my-pairs.jsonl""",
+    "inspect": """examples:
+  cappy inspect cappy-bundle
+  cappy inspect cappy-bundle --json""",
+    "score": """examples:
+  cappy score pairs.jsonl --bundle cappy-bundle -o scored.jsonl
+  zcat pairs.jsonl.gz | cappy score - --bundle cappy-bundle --precision int8 > scored.jsonl
+
+a line of PAIRS: {"instruction": "Is the sky blue?", "response": "Yes"}
+exit status: 0 all lines scored, 1 stopped by an error, 2 wrong usage, 3 some lines were skipped""",
+    "rank": """examples:
+  cappy rank --bundle cappy-bundle --instruction "Is the sky blue?" --candidate Yes --candidate No
+  cappy rank --bundle cappy-bundle --instruction "Is the sky blue?" --candidate Yes --candidate No --json""",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _parser().parse_args(argv)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO if options.verbose else logging.WARNING)
+    try:
+        return int(options.run(options))
+    except ParityError as error:
+        _say(f"{report.describe_parity(error.report)}\ncappy {options.command}: {error}")
+    except CappyError as error:
+        _say(f"cappy {options.command}: {error}")
+    except BrokenPipeError:  # the reader of our stdout went away (`cappy score ... | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"cappy {options.command}: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"cappy {options.command}: interrupted", file=sys.stderr)
+        return 130
+    return EXIT_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cappy", description="Score (instruction, response) pairs with Cappy.")
+    parser.add_argument("--version", action="version", version=f"cappy {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_export(commands)
+    _add_verify(commands)
+    inspect = _add(commands, "inspect", _inspect, "print what a bundle is, and how far its scores are from PyTorch's")
+    inspect.add_argument("bundle", type=Path, metavar="BUNDLE")
+    inspect.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    _add_score(commands)
+    _add_rank(commands)
+    return parser
+
+
+def _add(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=EXAMPLES[name],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--verbose", action="store_true", help="say more on stderr")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_export(commands: Any) -> None:
+    parser = _add(commands, "export", _export, "turn a checkpoint into a bundle, after proving its scores right")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a local folder, or a hub id such as btan2/cappy-large"
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder to write")
+    parser.add_argument(
+        "--precision", action="append", choices=PRECISIONS, help="repeat for several (default: fp32)", dest="precisions"
+    )
+    parser.add_argument("--revision", help="hub revision: a branch, tag or commit")
+    parser.add_argument("--max-length", type=int, default=512, help="longest pair in tokens (default: %(default)s)")
+    parser.add_argument("--force", action="store_true", help="replace BUNDLE if it exists, once the new one is proven")
+    _add_parity_options(parser)
+
+
+def _add_verify(commands: Any) -> None:
+    parser = _add(commands, "verify", _verify, "prove a bundle's scores on this machine against its checkpoint")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("--checkpoint", required=True, help="a local folder, or a hub id")
+    parser.add_argument("--revision", help="hub revision: a branch, tag or commit")
+    parser.add_argument("--precision", action="append", choices=PRECISIONS, dest="precisions", help="default: all")
+    parser.add_argument("--json", action="store_true", help="print the parity report as JSON")
+    _add_parity_options(parser)
+
+
+def _add_parity_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--pairs", type=Path, help="JSON Lines with your own parity pairs (default: those of the package)"
+    )
+    parser.add_argument(
+        "--limit", action="append", default=[], dest="limits", metavar="PRECISION.NAME=VALUE",
+        help="change one parity limit: max_error, min_spearman or min_winner_agreement",
+    )  # fmt: skip
+
+
+def _add_score(commands: Any) -> None:
+    parser = _add(commands, "score", _score, "score the pairs of a JSON Lines file")
+    parser.add_argument("pairs", metavar="PAIRS", help="JSON Lines file, - for stdin")
+    _add_scorer_options(parser)
+    parser.add_argument("-o", "--output", type=Path, help="file to write (default: stdout)")
+    parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="at a bad line (default: stop)")
+    parser.add_argument("--score-field", default="score", help="name of the field to add (default: score)")
+
+
+def _add_rank(commands: Any) -> None:
+    parser = _add(commands, "rank", _rank, "rank the candidates of one instruction, best first")
+    _add_scorer_options(parser)
+    parser.add_argument("--instruction", required=True)
+    parser.add_argument("--candidate", action="append", required=True, dest="candidates", help="repeat for each")
+    parser.add_argument("--json", action="store_true", help="print a JSON list of {index, response, score}")
+
+
+def _add_scorer_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--device", choices=("auto", *DEVICES), default="auto")
+    parser.add_argument("--precision", choices=("auto", *PRECISIONS), default="auto")
+    parser.add_argument("--threads", type=_positive, help="CPU threads (default: one for each physical core)")
+    parser.add_argument("--max-batch-tokens", type=_positive, help="padded tokens in a batch (default: by device)")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _export(options: argparse.Namespace) -> int:
+    pipeline = _import_export()
+    manifest = pipeline.export(
+        options.checkpoint,
+        options.bundle,
+        precisions=options.precisions or ("fp32",),
+        revision=options.revision,
+        max_length=options.max_length,
+        pairs=options.pairs,
+        limits=pipeline.parse_limits(options.limits),
+        force=options.force,
+        say=_say,
+    )
+    print(report.describe_parity(manifest["parity"]))
+    print(f"wrote {options.bundle}")
+    return EXIT_OK
+
+
+def _verify(options: argparse.Namespace) -> int:
+    pipeline = _import_export()
+    parity = pipeline.verify(
+        options.bundle,
+        options.checkpoint,
+        precisions=options.precisions,
+        revision=options.revision,
+        pairs=options.pairs,
+        limits=pipeline.parse_limits(options.limits),
+        say=_say,
+    )
+    print(json.dumps(parity, indent=2) if options.json else report.describe_parity(parity))
+    return EXIT_OK
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    document = open_bundle(options.bundle).manifest.document
+    print(json.dumps(document, indent=2) if options.json else report.describe_manifest(document))
+    return EXIT_OK
+
+
+def _rank(options: argparse.Namespace) -> int:
+    with _open_scorer(options) as scorer:
+        ranked = scorer.rank(options.instruction, options.candidates)
+    if options.json:
+        print(
+            json.dumps(
+                [{"index": c.index, "response": c.response, "score": c.score} for c in ranked], ensure_ascii=False
+            )
+        )
+    else:
+        print(report.describe_ranking(ranked))
+    truncated = sum(candidate.is_truncated for candidate in ranked)
+    if truncated:
+        _say(f"{truncated} of {len(ranked)} pairs were truncated")
+    return EXIT_OK
+
+
+def _score(options: argparse.Namespace) -> int:
+    with (
+        _open_scorer(options) as scorer,
+        _input(options.pairs) as lines,
+        _output(options.output) as output,
+        _progress_bar(lines) as progress,
+    ):
+        started = time.monotonic()
+        totals = score_lines(
+            scorer,
+            lines,
+            output.write,
+            on_error=options.on_error,
+            field_name=options.score_field,
+            progress=progress,
+        )
+        seconds = time.monotonic() - started
+    _say(report.describe_totals(totals, seconds))
+    return EXIT_SKIPPED if totals.skipped else EXIT_OK
+
+
+def _open_scorer(options: argparse.Namespace) -> Scorer:
+    scorer = Scorer.open(
+        options.bundle,
+        device=options.device,
+        precision=options.precision,
+        threads=options.threads,
+        max_batch_tokens=options.max_batch_tokens,
+    )
+    _say(report.describe_info(scorer.info))
+    return scorer
+
+
+@contextlib.contextmanager
+def _input(name: str) -> Iterator[BinaryIO]:
+    if name == "-":
+        yield sys.stdin.buffer
+    else:
+        with Path(name).open("rb") as file:
+            yield file
+
+
+@contextlib.contextmanager
+def _output(path: Path | None) -> Iterator[BinaryIO]:
+    """Stdout, or a file that appears under its name only when everything was written."""
+    if path is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except (CappyError, KeyboardInterrupt):
+        _say(f"what was scored before this is in {partial}")
+        raise
+    partial.replace(path)
+
+
+@contextlib.contextmanager
+def _progress_bar(lines: BinaryIO) -> Iterator[Any]:
+    """Yield a callable for `score_lines` that shows pairs/s, tokens/s and the time left, if stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda totals: None
+        return
+    from tqdm import tqdm
+
+    size = os.fstat(lines.fileno()).st_size or None
+    layout = "{percentage:3.0f}%|{bar}| {postfix}, {remaining} left" if size else "{postfix} in {elapsed}"
+    started = time.monotonic()
+    with tqdm(total=size, bar_format=layout, leave=False) as bar:
+
+        def show(totals: Totals) -> None:
+            seconds = time.monotonic() - started
+            bar.set_postfix_str(
+                f"{totals.pairs} pairs, {totals.pairs / seconds:.1f} pairs/s, {totals.tokens / seconds:.0f} tokens/s",
+                refresh=False,
+            )
+            bar.update(totals.bytes_scored - bar.n)
+
+        yield show
+
+
+def _import_export() -> Any:
+    """Import cappy_export's pipeline, whose packages are not installed in production."""
+    try:
+        from cappy_export import pipeline
+    except ModuleNotFoundError as error:
+        raise InstallationError(
+            f"this command needs the package {error.name!r}; run: pip install 'cappy-engine[cpu,export]'"
+        ) from error
+    return pipeline
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

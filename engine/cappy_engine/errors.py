@@ -1,0 +1,87 @@
+"""Every exception that this project raises on purpose.
+
+CappyError
+├── InstallationError        a package is missing, or two packages exclude each other
+├── InvalidPair              a pair that cannot be scored; `.index` is its place in the input
+├── InvalidLine              a line of a JSON Lines file that holds no pair; `.number` counts from 1
+├── BundleError              a bundle that is damaged, incomplete, foreign or too new
+│   └── PrecisionUnavailable the bundle has no model of the precision asked for
+├── DeviceUnavailable        the device asked for cannot be used; nothing falls back
+├── ScoringError             ONNX Runtime failed, or returned something that is no score
+└── ExportError              no bundle was written
+    ├── CheckpointError      not a checkpoint that can be exported, or not a safe one
+    ├── GraphError           the ONNX graph is not what it must be
+    └── ParityError          the scores are too far from PyTorch's; `.report` says how far
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class CappyError(Exception):
+    """Base of all; catch it to catch everything that this project raises on purpose."""
+
+
+class InstallationError(CappyError):
+    """A package is missing, or two installed packages exclude each other."""
+
+
+class InvalidPair(CappyError, ValueError):
+    """A pair that cannot be scored.
+
+    `index` is the pair's place in the sequence that was passed, counted from 0.
+    """
+
+    def __init__(self, index: int, problem: str) -> None:
+        super().__init__(f"pair {index}: {problem}")
+        self.index = index
+        self.problem = problem
+
+
+class InvalidLine(CappyError, ValueError):
+    """A line of a JSON Lines file that holds no usable pair; `number` counts from 1."""
+
+    def __init__(self, number: int, problem: str) -> None:
+        super().__init__(f"line {number}: {problem}")
+        self.number = number
+        self.problem = problem
+
+
+class BundleError(CappyError):
+    """A bundle that is damaged, incomplete, not a bundle at all, or written by a newer version."""
+
+
+class PrecisionUnavailable(BundleError):
+    """The bundle has no model of the precision asked for."""
+
+
+class DeviceUnavailable(CappyError):
+    """The device asked for cannot be used here. Nothing falls back to another one."""
+
+
+class ScoringError(CappyError):
+    """ONNX Runtime failed while scoring, or returned something that is no score (NaN, infinity)."""
+
+
+class ExportError(CappyError):
+    """The export failed and no bundle was written."""
+
+
+class CheckpointError(ExportError):
+    """The source is not a checkpoint that can be exported, or not one that is safe to load."""
+
+
+class GraphError(ExportError):
+    """The ONNX graph is not what it must be: axes, operators or fusions."""
+
+
+class ParityError(ExportError):
+    """The scores are further from PyTorch's than the limits allow.
+
+    `report` is the parity report (see `cappy_export.parity`).
+    """
+
+    def __init__(self, message: str, report: Any) -> None:
+        super().__init__(message)
+        self.report = report

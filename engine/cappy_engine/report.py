@@ -1,0 +1,103 @@
+"""What people read: manifests, parity reports, rankings and totals as text. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cappy_engine.files import Totals
+from cappy_engine.scorer import Candidate, ScorerInfo
+
+
+def describe_manifest(document: Mapping[str, Any]) -> str:
+    """A bundle's manifest: where it comes from, what it holds, how right it is."""
+    model, source, machine = document["model"], document["source"], document["machine"]
+    lines = [
+        f"model       {model['architecture']}, {model['layers']} layers, hidden {model['hidden_size']}, "
+        f"{model['parameters'] / 1e6:.1f} M parameters, at most {model['max_length']} tokens a pair",
+        f"source      {source['name']}" + (f" at revision {source['revision']}" if source["revision"] else ""),
+        f"            {source['format']}, sha256 {source['sha256']}",
+        f"exported    {document['created']} on {machine['cpu']} ({machine['system']})",
+        "with        " + ", ".join(f"{name} {version}" for name, version in document["versions"].items()),
+        "",
+        "files",
+    ]
+    for name, entry in document["files"].items():
+        lines.append(f"  {entry['bytes']:>13,} bytes  {entry['sha256'][:16]}  {name}")
+    lines += ["", "graphs"]
+    for precision, graph in document["graphs"].items():
+        facts = ", ".join(f"{key} {_shown(value)}" for key, value in graph.items())
+        lines.append(f"  {precision}  {facts}")
+    return "\n".join([*lines, "", describe_parity(document["parity"])])
+
+
+def describe_parity(parity: Mapping[str, Any]) -> str:
+    """A parity report: one row per precision, then the worst pairs."""
+    pairs = parity["pairs"]
+    lines = [
+        f"parity with {parity['reference']} on {parity['machine']['cpu']}",
+        f"over {pairs['count']} pairs ({pairs['name']}) of {pairs['shortest']} to {pairs['longest']} tokens, "
+        f"{pairs['truncated']} truncated, {pairs['groups']} groups of candidates, score std {pairs['score_std']:.3f}",
+        "  precision  max error  mean error  Spearman  winners kept  batch shapes  limits",
+    ]
+    for precision, row in parity["precisions"].items():
+        winners = "-" if row["winner_agreement"] is None else f"{100 * row['winner_agreement']:.1f}%"
+        limits = ", ".join(f"{name} {value:g}" for name, value in row["limits"].items() if value is not None)
+        lines.append(
+            f"  {precision:<9}  {row['max_error']:>9.2e}  {row['mean_error']:>10.2e}  {row['spearman']:>8.5f}  "
+            f"{winners:>12}  {row['batch_shapes']:>12}  {limits or 'none'}"
+        )
+    for precision, row in parity["precisions"].items():
+        lines += ["", f"  worst pairs, {precision}:"]
+        for worst in row["worst"]:
+            lines.append(
+                f"    {worst['error']:.2e}  PyTorch {worst['reference']:+.5f}  {precision} {worst['score']:+.5f}  "
+                f"pair {worst['pair']}, {worst['tokens']} tokens: {shorten(worst['instruction'])} -> "
+                f"{shorten(worst['response'])}"
+            )
+    return "\n".join(lines)
+
+
+def describe_ranking(ranked: Sequence[Candidate]) -> str:
+    """A table of candidates, best first."""
+    lines = ["rank   score  index  response"]
+    for place, candidate in enumerate(ranked, start=1):
+        lines.append(f"{place:>4}  {candidate.score:>6.3f}  {candidate.index:>5}  {shorten(candidate.response, 90)}")
+    return "\n".join(lines)
+
+
+def describe_info(info: ScorerInfo) -> str:
+    """What a scorer runs, and why."""
+    threads = f"{info.threads} threads" if info.threads else "a thread for each core"
+    return (
+        f"{info.bundle}: {info.precision} ({info.precision_reason}) on {info.device} ({info.device_reason}), "
+        f"{threads}, batches of up to {info.max_batch_tokens} tokens"
+    )
+
+
+def describe_totals(totals: Totals, seconds: float) -> str:
+    """What `cappy score` did, in one line."""
+    rate = (
+        f"{totals.pairs / seconds:.1f} pairs/s, {totals.tokens / seconds:.0f} tokens/s" if totals.pairs else "nothing"
+    )
+    facts = [f"{totals.pairs} pairs scored in {seconds:.1f} s ({rate})"]
+    facts.append(f"{totals.truncated} truncated")
+    if totals.skipped:
+        facts.append(f"{len(totals.skipped)} bad lines skipped")
+    if totals.blank_lines:
+        facts.append(f"{totals.blank_lines} blank lines")
+    return ", ".join(facts)
+
+
+def shorten(text: str, width: int = 48) -> str:
+    """`text` on one printable line of at most `width` characters."""
+    line = "".join(character if character.isprintable() else "·" for character in text)
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{count} {name}" for name, count in value.items() if count) or "none"
+    if isinstance(value, list):
+        return f"{len(value)}" if value else "none"
+    return str(value)

@@ -1,0 +1,163 @@
+"""Pairs of texts to token ids, exactly as transformers' tokenizers make them, with each distinct text tokenised once.
+
+Texts are encoded alone, then joined: truncated `longest_first`, with the special tokens that the tokenizer's own
+post-processor puts around a pair. The joining is ours because the library's (`Tokenizer.post_process` with truncation)
+builds every combination of overflowing parts: 3 s for one pair of 100,000 characters each, and all the memory there is
+for a million. Where the special tokens go is learnt from the library when the tokenizer is opened, and checked there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from cappy_engine.errors import BundleError
+from cappy_engine.pairs import check_pairs
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PairTemplate:
+    """The special tokens around a pair: `prefix A middle B suffix`, and the token type ids of these five parts."""
+
+    prefix: Ids
+    middle: Ids
+    suffix: Ids
+    type_ids: tuple[int, int, int, int, int]
+
+    @property
+    def special_tokens(self) -> int:
+        """How many tokens of a pair are special."""
+        return len(self.prefix) + len(self.middle) + len(self.suffix)
+
+    def join(self, first: Ids, second: Ids) -> Ids:
+        """Token ids of the pair, (length,) int64."""
+        return np.concatenate([self.prefix, first, self.middle, second, self.suffix])
+
+    def join_types(self, first: Ids, second: Ids) -> Ids:
+        """Token type ids of the pair, (length,) int64."""
+        parts = (self.prefix, first, self.middle, second, self.suffix)
+        return np.repeat(np.array(self.type_ids, dtype=np.int64), [len(part) for part in parts])
+
+
+@dataclass(frozen=True)
+class EncodedPairs:
+    """Token ids of n pairs.
+
+    `token_ids` and `type_ids` hold n arrays (length,) int64; `lengths` is (n,) int64; `truncated` is (n,) bool, true
+    where tokens were cut off to stay within the model's maximum.
+    """
+
+    token_ids: list[Ids]
+    type_ids: list[Ids]
+    lengths: Ids
+    truncated: npt.NDArray[np.bool_]
+
+
+class PairTokenizer:
+    """Tokenises pairs; each distinct text of a call once, so an instruction costs the same for any count of candidates.
+
+    `tokenizer` needs `encode_batch_fast(texts, add_special_tokens=False)`; `max_length` counts special tokens too.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, max_length: int) -> None:
+        self._tokenizer = tokenizer
+        self.template = find_template(tokenizer)
+        self.max_length = max_length
+
+    @classmethod
+    def from_file(cls, path: Path, *, max_length: int) -> PairTokenizer:
+        """Open a `tokenizer.json`; truncation and padding set in the file are ignored.
+
+        Raises BundleError if the file is no tokenizer, or joins pairs in an unknown way.
+        """
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise BundleError(f"{path.name} is not a tokenizer: {error}") from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return cls(tokenizer, max_length=max_length)
+
+    def encode(self, pairs: Sequence[Sequence[str]]) -> EncodedPairs:
+        """Tokenise n pairs, truncated to `max_length` by cutting the longer text first.
+
+        Raises InvalidPair, with the index, for what is not a pair of valid strings.
+        """
+        checked = check_pairs(pairs)
+        texts = list(dict.fromkeys(text for pair in checked for text in pair))
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ids = {text: np.array(found.ids, dtype=np.int64) for text, found in zip(texts, encodings, strict=True)}
+        budget = self.max_length - self.template.special_tokens
+        token_ids, type_ids = [], []
+        truncated = np.zeros(len(checked), dtype=np.bool_)
+        for row, (instruction, response) in enumerate(checked):
+            first, second = ids[instruction], ids[response]
+            kept = truncate_longest_first(len(first), len(second), budget)
+            truncated[row] = kept != (len(first), len(second))
+            first, second = first[: kept[0]], second[: kept[1]]
+            token_ids.append(self.template.join(first, second))
+            type_ids.append(self.template.join_types(first, second))
+        lengths = np.array([len(row_ids) for row_ids in token_ids], dtype=np.int64)
+        return EncodedPairs(token_ids, type_ids, lengths, truncated)
+
+
+def truncate_longest_first(first: int, second: int, budget: int) -> tuple[int, int]:
+    """How many tokens of a pair's two texts are kept within `budget`, by the rule of the tokenizers library.
+
+    The longer text loses first; where both must be cut and the budget is odd, the text that was longer (the second, if
+    they were equal) keeps one more.
+    """
+    if first + second <= budget:
+        return first, second
+    shorter = min(first, second, budget // 2)
+    longer = budget - shorter
+    return (longer, shorter) if first > second else (shorter, longer)
+
+
+def find_template(tokenizer: Tokenizer) -> PairTemplate:
+    """Learn from the tokenizer itself which special tokens it puts around a pair.
+
+    Raises BundleError if its output for a probe cannot be explained by a template.
+    """
+    first, second = (tokenizer.encode(text, add_special_tokens=False) for text in ("a", "b"))
+    joined = tokenizer.encode("a", "b")
+    template = _split(joined, first.ids, second.ids)
+    probe = ("an example, rather longer", "its\nanswer")
+    parts = [np.array(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64) for text in probe]
+    expected = tokenizer.encode(*probe)
+    if (
+        template is None
+        or template.join(parts[0], parts[1]).tolist() != expected.ids
+        or template.join_types(parts[0], parts[1]).tolist() != expected.type_ids
+    ):
+        raise BundleError(f"this tokenizer joins a pair in an unknown way: ('a', 'b') becomes {joined.tokens}")
+    return template
+
+
+def _split(joined: Any, first: list[int], second: list[int]) -> PairTemplate | None:
+    """Cut the ids of a joined pair into prefix, first, middle, second, suffix; None if they are not found in it."""
+    ids, types = joined.ids, joined.type_ids
+    starts = [at for at in range(len(ids)) if ids[at : at + len(first)] == first]
+    for start in starts:
+        after = start + len(first)
+        for at in range(after, len(ids)):
+            if ids[at : at + len(second)] == second:
+                end = at + len(second)
+                cuts = (ids[:start], ids[after:at], ids[end:])
+                prefix, middle, suffix = (np.array(cut, dtype=np.int64) for cut in cuts)
+                sections = (types[:start], types[start:after], types[after:at], types[at:end], types[end:])
+                return PairTemplate(prefix, middle, suffix, _one_each(sections))
+    return None
+
+
+def _one_each(sections: Sequence[list[int]]) -> tuple[int, int, int, int, int]:
+    first, second, third, fourth, fifth = (section[0] if section else 0 for section in sections)
+    return first, second, third, fourth, fifth

@@ -1,0 +1,77 @@
+"""Read Flax's msgpack checkpoints without Flax or JAX.
+
+The format (flax/serialization.py): a msgpack map of nested maps; ExtType 1 is an array as msgpack of (shape, dtype
+name, C-order bytes), ExtType 3 a numpy scalar in the same form; an array over 2**30 bytes is split into chunks.
+The names are those of transformers' Flax models; `to_torch_names` gives PyTorch's (transformers,
+modeling_flax_pytorch_utils.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+
+from cappy_engine.errors import CheckpointError
+
+Array = npt.NDArray[Any]
+
+ARRAY, SCALAR = 1, 3
+LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+
+
+def read_flax(path: Path) -> dict[str, Array]:
+    """The float32 arrays of a `flax_model.msgpack`, under PyTorch's names and in PyTorch's layout.
+
+    Raises CheckpointError if the file is no such checkpoint.
+    """
+    try:
+        tree = msgpack.unpackb(path.read_bytes(), ext_hook=_decode, raw=False, strict_map_key=False)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise CheckpointError(f"{path} is not a Flax checkpoint: {error}") from error
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path} is not a Flax checkpoint: it holds a {type(tree).__name__}, not a map")
+    if set(tree) == {"params"}:
+        tree = tree["params"]
+    return {".".join(_torch_path(names)): _torch_layout(names, leaf) for names, leaf in _leaves(tree, ())}
+
+
+def _decode(code: int, content: bytes) -> Any:
+    if code not in (ARRAY, SCALAR):
+        raise ValueError(f"unknown extension type {code}")
+    shape, dtype, buffer = msgpack.unpackb(content, raw=False, use_list=False)
+    array = _from_buffer(dtype, buffer).reshape(shape)
+    return array[()] if code == SCALAR else array
+
+
+def _from_buffer(dtype: str, buffer: bytes) -> Array:
+    if dtype == "bfloat16":  # numpy has none: it is the upper half of a float32
+        return (np.frombuffer(buffer, dtype="<u2").astype("<u4") << 16).view("<f4")
+    return np.frombuffer(buffer, dtype=np.dtype(dtype).newbyteorder("<"))
+
+
+def _leaves(node: Any, names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Array]]:
+    if isinstance(node, Mapping) and "__msgpack_chunked_array__" in node:
+        chunks = [node["chunks"][str(number)] for number in range(len(node["chunks"]))]
+        shape = [node["shape"][str(number)] for number in range(len(node["shape"]))]
+        yield names, np.concatenate(chunks).reshape(shape)
+    elif isinstance(node, Mapping):
+        for name, child in node.items():
+            yield from _leaves(child, (*names, str(name)))
+    elif isinstance(node, np.ndarray):
+        yield names, node
+    else:
+        raise CheckpointError(f"{'.'.join(names)} in the Flax checkpoint is a {type(node).__name__}, not an array")
+
+
+def _torch_path(names: tuple[str, ...]) -> tuple[str, ...]:
+    return (*names[:-1], LEAF_NAMES.get(names[-1], names[-1]))
+
+
+def _torch_layout(names: tuple[str, ...], leaf: Array) -> Array:
+    array = leaf.T if names[-1] == "kernel" else leaf
+    return np.ascontiguousarray(array, dtype=np.float32)

@@ -1,0 +1,139 @@
+"""From a checkpoint to a float32 ONNX graph, fused for ONNX Runtime, with dynamic batch and length.
+
+`build_graph` is the one place that decides where the graph comes from; today that is optimum's exporter for every
+architecture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from cappy_engine.errors import GraphError
+from cappy_export.checkpoint import Checkpoint, load_model
+
+OPSET = 18
+AXES = ["batch_size", "sequence_length"]
+FUSED_TYPES = frozenset({"roberta", "bert", "xlm-roberta", "camembert", "distilbert", "electra"})
+"""Architectures whose layers ONNX Runtime fuses completely; for others what fuses is counted, but not demanded."""
+
+log = logging.getLogger(__name__)
+
+
+def build_graph(checkpoint: Checkpoint, path: Path) -> tuple[dict[str, int], dict[str, Any]]:
+    """Write the checkpoint's graph to `path`; returns the model's shape and what is known of the graph.
+
+    Inputs `input_ids`, `attention_mask` (and `token_type_ids` where the architecture has them), (batch, length) int64;
+    output `logits`, (batch, 1) float32. Raises GraphError if the exporter fails, an axis is not dynamic, or fewer nodes
+    were fused than the layers demand.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        raw = Path(folder, "raw.onnx")
+        shape = _export_with_optimum(checkpoint, raw)
+        fused = _fuse(raw, path, heads=shape["heads"], hidden_size=shape["hidden_size"])
+    check_fusions(fused, checkpoint.config, layers=shape["layers"])
+    check_graph(path)
+    return shape, {"exporter": "optimum", "opset": OPSET, "fused": fused}
+
+
+def demanded_fusions(config: Mapping[str, Any], *, layers: int) -> dict[str, int]:
+    """How many nodes of each fused kind a graph of this architecture must have."""
+    if config["model_type"] not in FUSED_TYPES:
+        return {}
+    activation = config.get("hidden_act", config.get("activation", "gelu"))
+    demanded = {"Attention": layers, "SkipLayerNormalization": 2 * layers}
+    return {**demanded, "BiasGelu": layers} if activation == "gelu" else demanded
+
+
+def check_fusions(fused: Mapping[str, int], config: Mapping[str, Any], *, layers: int) -> None:
+    """Raise GraphError if fewer nodes were fused than `demanded_fusions` says: the model would be right, but slow."""
+    demanded = demanded_fusions(config, layers=layers)
+    lacking = [
+        f"{fused.get(name, 0)} of {count} {name}" for name, count in demanded.items() if fused.get(name, 0) < count
+    ]
+    if lacking:
+        raise GraphError(
+            f"ONNX Runtime fused only {', '.join(lacking)}: the exporter wrote a pattern that it does not know; "
+            "use the package versions of constraints.txt"
+        )
+    if not demanded:
+        log.warning("%s: fused %s; more is not known to be possible", config["model_type"], dict(fused) or "nothing")
+
+
+def check_graph(path: Path) -> None:
+    """Raise GraphError unless onnx.checker accepts the model and its axes and opset are what a bundle promises."""
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise GraphError(f"onnx.checker refuses {path.name}: {error}") from error
+    model = onnx.load(str(path), load_external_data=False)
+    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    if opset < 17:
+        raise GraphError(f"{path.name} has opset {opset}; at least 17 is needed")
+    for entry in (*model.graph.input, *model.graph.output):
+        axes = [axis.dim_param or axis.dim_value for axis in entry.type.tensor_type.shape.dim]
+        if axes != ([AXES[0], 1] if entry.name == "logits" else AXES):
+            raise GraphError(f"{entry.name} of {path.name} has the axes {axes}; the exporter specialised one")
+
+
+def count_nodes(path: Path) -> Counter[str]:
+    """How many nodes of each operator the model has."""
+    return Counter(node.op_type for node in onnx.load(str(path), load_external_data=False).graph.node)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporters' warnings and prints, which are about themselves, away from our users."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _export_with_optimum(checkpoint: Checkpoint, path: Path) -> dict[str, int]:
+    """Write the unfused graph, and return the model's shape. The model is freed on return: fusing needs the memory."""
+    import optimum.exporters.onnx.model_configs  # noqa: F401  (registers the architectures)
+    from optimum.exporters.onnx.convert import export
+    from optimum.exporters.tasks import TasksManager
+
+    model = load_model(checkpoint)
+    try:
+        with quiet():
+            make_config = TasksManager.get_exporter_config_constructor(
+                "onnx", model, task="text-classification", library_name="transformers"
+            )
+            export(model, make_config(model.config), path, opset=OPSET)
+    except Exception as error:  # optimum, torch and onnx raise whatever they like
+        kind = checkpoint.config["model_type"]
+        raise GraphError(f"optimum cannot export {checkpoint.name} (model type {kind}): {error}") from error
+    return {
+        "layers": int(model.config.num_hidden_layers),
+        "heads": int(model.config.num_attention_heads),
+        "hidden_size": int(model.config.hidden_size),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def _fuse(source: Path, out: Path, *, heads: int, hidden_size: int) -> dict[str, int]:
+    """Fuse for ONNX Runtime's CPU and CUDA providers (both have these operators); returns the counts of fused nodes."""
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    with quiet():
+        optimized = optimize_model(
+            str(source), model_type="bert", num_heads=heads, hidden_size=hidden_size, opt_level=0, use_gpu=False
+        )
+        optimized.save_model_to_file(str(out))
+    return {name: count for name, count in optimized.get_fused_operator_statistics().items() if count}

@@ -1,0 +1,52 @@
+"""INT8: dynamic quantisation of a fused float32 graph.
+
+Weights are 8 bits *unsigned* per output channel, activations 8 bits per tensor at run time; embeddings, LayerNorm and
+the head stay in float32. Unsigned, since on CPUs without VNNI ONNX Runtime's signed kernel (u8s8) adds pairs of
+products in 16 bits and saturates, and the usual remedy (7-bit weights) costs more accuracy than the unsigned kernel
+costs time. `python -m benchmarks.int8_options` measures the alternatives; README.md has the figures.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from cappy_engine.errors import GraphError
+from cappy_export.graph import count_nodes, quiet
+
+QUANTIZED = ("MatMul", "Attention")
+REPLACEMENTS = ("MatMulInteger", "DynamicQuantizeMatMul", "QAttention")
+
+
+def quantize(source: Path, out: Path) -> dict[str, Any]:
+    """Write the int8 model of the fused float32 model `source`; returns what is known of it, for the manifest.
+
+    Raises GraphError if no product with weights was quantised.
+    """
+    quantize_with(source, out, op_types=QUANTIZED, per_channel=True, reduce_range=False, weight_type=QuantType.QUInt8)
+    nodes = count_nodes(out)
+    replaced = {name: nodes[name] for name in REPLACEMENTS if nodes[name]}
+    wanted = sum(count for name, count in count_nodes(source).items() if name in QUANTIZED)
+    if sum(replaced.values()) == 0:
+        raise GraphError(f"none of {wanted} matrix products was quantised")
+    return {"method": "dynamic, weights uint8 per channel, activations uint8 per tensor", "quantized": replaced}
+
+
+def quantize_with(
+    source: Path, out: Path, *, op_types: tuple[str, ...], per_channel: bool, reduce_range: bool, weight_type: QuantType
+) -> None:
+    """ONNX Runtime's `quantize_dynamic` with the options that fused graphs need."""
+    with quiet():
+        quantize_dynamic(
+            source,
+            out,
+            op_types_to_quantize=list(op_types),
+            per_channel=per_channel,
+            reduce_range=reduce_range,
+            weight_type=weight_type,
+            # products of two activations stay float32; outputs of fused operators have no inferred type
+            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
+        )
