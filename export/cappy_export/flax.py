@@ -44,8 +44,7 @@ def _decode(code: int, content: bytes) -> Any:
     if code not in (ARRAY, SCALAR):
         raise ValueError(f"unknown extension type {code}")
     shape, dtype, buffer = msgpack.unpackb(content, raw=False, use_list=False)
-    array = _from_buffer(dtype, buffer).reshape(shape)
-    return array[()] if code == SCALAR else array
+    return _from_buffer(dtype, buffer).reshape(shape)
 
 
 def _from_buffer(dtype: str, buffer: bytes) -> Array:
@@ -74,4 +73,4 @@ def _torch_path(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _torch_layout(names: tuple[str, ...], leaf: Array) -> Array:
     array = leaf.T if names[-1] == "kernel" else leaf
-    return np.ascontiguousarray(array, dtype=np.float32)
+    return np.array(array, dtype=np.float32, order="C")  # a copy: the buffer is read-only

@@ -49,7 +49,7 @@ def check_keys(needed: Mapping[str, torch.Tensor], found: Mapping[str, torch.Ten
 
 def _read_file(path: Path, format_: str) -> dict[str, torch.Tensor]:
     if format_ == "msgpack":
-        return {key: torch.from_numpy(array.copy()) for key, array in read_flax(path).items()}
+        return {key: torch.from_numpy(array) for key, array in read_flax(path).items()}
     try:
         if format_ == "safetensors":
             return load_file(path)
