@@ -26,6 +26,9 @@ AXES = ["batch_size", "sequence_length"]
 FUSED_TYPES = frozenset({"roberta", "bert", "xlm-roberta", "camembert", "distilbert", "electra"})
 """Architectures whose layers ONNX Runtime fuses completely; for others what fuses is counted, but not demanded."""
 
+BODY_ENDS = ("SkipLayerNormalization", "LayerNormalization", "Gather", "Slice")
+"""What the head reads: the last layer's output, or the first token of it."""
+
 log = logging.getLogger(__name__)
 
 
@@ -90,6 +93,19 @@ def count_nodes(path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(str(path), load_external_data=False).graph.node)
 
 
+def head_nodes(model: onnx.ModelProto) -> set[str]:
+    """Names of the nodes between the last layer's output and the logits."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+    found: set[str] = set()
+    waiting = [entry.name for entry in model.graph.output]
+    while waiting:
+        node = producers.get(waiting.pop())
+        if node is not None and node.name not in found and node.op_type not in BODY_ENDS:
+            found.add(node.name)
+            waiting.extend(node.input)
+    return found
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep the exporters' warnings and prints, which are about themselves, away from our users."""
@@ -135,5 +151,7 @@ def _fuse(source: Path, out: Path, *, heads: int, hidden_size: int) -> dict[str,
         optimized = optimize_model(
             str(source), model_type="bert", num_heads=heads, hidden_size=hidden_size, opt_level=0, use_gpu=False
         )
+        for number, node in enumerate(optimized.model.graph.node):
+            node.name = node.name or f"{node.op_type}_unnamed_{number}"  # the converters know nodes by name
         optimized.save_model_to_file(str(out))
     return {name: count for name, count in optimized.get_fused_operator_statistics().items() if count}

@@ -16,22 +16,19 @@ from onnxruntime import InferenceSession, NodeArg, SessionOptions
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from cappy_export.graph import check_graph, quiet
+from cappy_export.graph import check_graph, head_nodes, quiet
 
 LARGEST = float(np.finfo(np.float16).max)
 WORTH_A_WARNING = 2e4
 
 Inputs = Mapping[str, npt.NDArray[np.int64]]
 
-BODY_ENDS = ("SkipLayerNormalization", "LayerNormalization", "Gather", "Slice")
-"""What the head reads: the last layer's output, or the first token of it."""
-
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Census:
-    """Every tensor that a graph computes: its type, and the largest absolute value seen in the float ones."""
+    """Every tensor that a graph computes, and the largest absolute value seen in each float tensor or initializer."""
 
     tensors: list[NodeArg]
     largest: Mapping[str, float]
@@ -40,13 +37,12 @@ class Census:
 def convert_to_half(source: Path, out: Path, calibration: Iterable[Inputs]) -> dict[str, Any]:
     """Write the fp16 model of the float32 model `source`; inputs and output keep their types.
 
-    The regression head stays in float32, and so does every node one of whose outputs leaves fp16's range on
-    `calibration` (model inputs by name). Values inside a fused operator cannot be seen. Returns what is known of the
+    The regression head stays in float32, and so does every node that reads or writes a value beyond fp16's range
+    on `calibration` (model inputs by name). Values inside a fused operator cannot be seen. Returns what is known of the
     model, for the manifest.
     """
     census = take_census(source, calibration)
     model = onnx.load(str(source))
-    _name_nodes(model)
     _declare_types(model, census)
     head, overflowing = head_nodes(model), overflowing_nodes(model, census.largest)
     top = max(census.largest.values(), default=0.0)
@@ -60,7 +56,9 @@ def convert_to_half(source: Path, out: Path, calibration: Iterable[Inputs]) -> d
             op_block_list=DEFAULT_OP_BLOCK_LIST,
             node_block_list=sorted(head | overflowing),
         )
+        _join_float32_nodes(half)
         converted = OnnxModel(half)
+        converted.prune_graph()
         converted.topological_sort()
     onnx.save(converted.model, str(out))
     check_graph(out)
@@ -80,6 +78,11 @@ def take_census(source: Path, calibration: Iterable[Inputs]) -> Census:
         model.graph.output.extend(
             onnx.ValueInfoProto(name=name) for name in node.output if name and name not in outputs
         )
+    largest = {
+        entry.name: float(np.abs(onnx.numpy_helper.to_array(entry)).max())
+        for entry in model.graph.initializer
+        if entry.data_type == onnx.TensorProto.FLOAT and 0 not in entry.dims
+    }
     options = SessionOptions()
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory(dir=source.parent) as folder:
@@ -87,7 +90,6 @@ def take_census(source: Path, calibration: Iterable[Inputs]) -> Census:
         onnx.save(model, str(exposed))
         del model
         session = InferenceSession(str(exposed), options, providers=["CPUExecutionProvider"])
-    largest: dict[str, float] = {}
     tensors = session.get_outputs()
     for inputs in calibration:
         values = session.run(None, {entry.name: inputs[entry.name] for entry in session.get_inputs()})
@@ -98,29 +100,23 @@ def take_census(source: Path, calibration: Iterable[Inputs]) -> Census:
 
 
 def overflowing_nodes(model: onnx.ModelProto, largest: Mapping[str, float]) -> set[str]:
-    """Names of the nodes with an output whose largest value is beyond fp16 (or is not a number)."""
-    return {
-        node.name for node in model.graph.node if any(not largest.get(name, 0.0) <= LARGEST for name in node.output)
-    }
+    """Names of the nodes that read or write a tensor whose largest value is beyond fp16 (or is not a number)."""
+    beyond = {name for name, value in largest.items() if not value <= LARGEST}
+    return {node.name for node in model.graph.node if not beyond.isdisjoint([*node.input, *node.output])}
 
 
-def head_nodes(model: onnx.ModelProto) -> set[str]:
-    """Names of the nodes between the last layer's output and the logits."""
-    producers = {name: node for node in model.graph.node for name in node.output}
-    found: set[str] = set()
-    waiting = [entry.name for entry in model.graph.output]
-    while waiting:
-        node = producers.get(waiting.pop())
-        if node is not None and node.name not in found and node.op_type not in BODY_ENDS:
-            found.add(node.name)
-            waiting.extend(node.input)
-    return found
+def _join_float32_nodes(model: onnx.ModelProto) -> None:
+    """Let values pass between two float32 nodes as they are: the converter casts them to fp16 and back, which loses
+    what the nodes were kept in float32 for."""
+    casts = {node.output[0]: node for node in model.graph.node if node.op_type == "Cast"}
+    for node in casts.values():
+        before = casts.get(node.input[0])
+        if before is not None and _target(node) == onnx.TensorProto.FLOAT and _target(before) == onnx.TensorProto.FLOAT16:
+            node.input[0] = before.input[0]
 
 
-def _name_nodes(model: onnx.ModelProto) -> None:
-    """Give every node a name: the converter knows nodes by it."""
-    for number, node in enumerate(model.graph.node):
-        node.name = node.name or f"{node.op_type}_unnamed_{number}"
+def _target(cast: onnx.NodeProto) -> int:
+    return next(attribute.i for attribute in cast.attribute if attribute.name == "to")
 
 
 def _declare_types(model: onnx.ModelProto, census: Census) -> None:

@@ -15,7 +15,7 @@ import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from cappy_engine.errors import GraphError
-from cappy_export.graph import count_nodes, quiet
+from cappy_export.graph import count_nodes, head_nodes, quiet
 
 QUANTIZED = ("MatMul", "Attention")
 REPLACEMENTS = ("MatMulInteger", "DynamicQuantizeMatMul", "QAttention")
@@ -38,7 +38,11 @@ def quantize(source: Path, out: Path) -> dict[str, Any]:
 def quantize_with(
     source: Path, out: Path, *, op_types: tuple[str, ...], per_channel: bool, reduce_range: bool, weight_type: QuantType
 ) -> None:
-    """ONNX Runtime's `quantize_dynamic` with the options that fused graphs need."""
+    """ONNX Runtime's `quantize_dynamic` with the options that fused graphs need; the head is left in float32.
+
+    A head's Gemm becomes a MatMul of a longer name before it is looked up, so both names are excluded.
+    """
+    head = head_nodes(onnx.load(str(source), load_external_data=False))
     with quiet():
         quantize_dynamic(
             source,
@@ -47,6 +51,7 @@ def quantize_with(
             per_channel=per_channel,
             reduce_range=reduce_range,
             weight_type=weight_type,
+            nodes_to_exclude=sorted({*head, *(f"{name}_MatMul" for name in head)}),
             # products of two activations stay float32; outputs of fused operators have no inferred type
             extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
         )
