@@ -19,12 +19,19 @@ from typing import Any
 import onnx
 
 from cappy_engine.errors import GraphError
+from cappy_engine.session import INPUTS
 from cappy_export.checkpoint import Checkpoint, load_model
 
 OPSET = 18
 AXES = ["batch_size", "sequence_length"]
-FUSED_TYPES = frozenset({"roberta", "bert", "xlm-roberta", "camembert", "distilbert", "electra"})
-"""Architectures whose layers ONNX Runtime fuses completely; for others what fuses is counted, but not demanded."""
+_WHOLE_LAYER = {"Attention": 1, "SkipLayerNormalization": 2, "BiasGelu": 1}
+FUSED_PER_LAYER: Mapping[str, Mapping[str, int]] = {
+    **dict.fromkeys(
+        ("roberta", "bert", "xlm-roberta", "camembert", "electra", "data2vec-text", "ibert"), _WHOLE_LAYER
+    ),
+    "distilbert": {"SkipLayerNormalization": 2, "BiasGelu": 1},  # its attention mask is a pattern that is not known
+}
+"""Fused nodes that one layer of an architecture gives; for others what fuses is counted, but not demanded."""
 
 BODY_ENDS = ("SkipLayerNormalization", "LayerNormalization", "Gather", "Slice")
 """What the head reads: the last layer's output, or the first token of it."""
@@ -50,11 +57,9 @@ def build_graph(checkpoint: Checkpoint, path: Path) -> tuple[dict[str, int], dic
 
 def demanded_fusions(config: Mapping[str, Any], *, layers: int) -> dict[str, int]:
     """How many nodes of each fused kind a graph of this architecture must have."""
-    if config["model_type"] not in FUSED_TYPES:
-        return {}
-    activation = config.get("hidden_act", config.get("activation", "gelu"))
-    demanded = {"Attention": layers, "SkipLayerNormalization": 2 * layers}
-    return {**demanded, "BiasGelu": layers} if activation == "gelu" else demanded
+    per_layer = FUSED_PER_LAYER.get(config["model_type"], {})
+    has_gelu = config.get("hidden_act", config.get("activation", "gelu")) == "gelu"
+    return {name: count * layers for name, count in per_layer.items() if name != "BiasGelu" or has_gelu}
 
 
 def check_fusions(fused: Mapping[str, int], config: Mapping[str, Any], *, layers: int) -> None:
@@ -82,6 +87,9 @@ def check_graph(path: Path) -> None:
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
     if opset < 17:
         raise GraphError(f"{path.name} has opset {opset}; at least 17 is needed")
+    names = [entry.name for entry in model.graph.input]
+    if not {"input_ids"} <= set(names) <= set(INPUTS):
+        raise GraphError(f"{path.name} takes {', '.join(names)}; of a pair there are only {', '.join(INPUTS)}")
     for entry in (*model.graph.input, *model.graph.output):
         axes = [axis.dim_param or axis.dim_value for axis in entry.type.tensor_type.shape.dim]
         if axes != ([AXES[0], 1] if entry.name == "logits" else AXES):
@@ -145,12 +153,13 @@ def _export_with_optimum(checkpoint: Checkpoint, path: Path) -> dict[str, int]:
 
 def _fuse(source: Path, out: Path, *, heads: int, hidden_size: int) -> dict[str, int]:
     """Fuse for ONNX Runtime's CPU and CUDA providers (both have these operators); returns the counts of fused nodes."""
-    from onnxruntime.transformers.optimizer import optimize_model
+    from onnxruntime.transformers.fusion_options import FusionOptions
+    from onnxruntime.transformers.optimizer import optimize_by_fusion
 
+    options = FusionOptions("bert")
+    options.enable_shape_inference = False  # no fusion needs it, and it triples the memory (10 GB for cappy-large)
     with quiet():
-        optimized = optimize_model(
-            str(source), model_type="bert", num_heads=heads, hidden_size=hidden_size, opt_level=0, use_gpu=False
-        )
+        optimized = optimize_by_fusion(onnx.load(str(source)), "bert", heads, hidden_size, options)
         for number, node in enumerate(optimized.model.graph.node):
             node.name = node.name or f"{node.op_type}_unnamed_{number}"  # the converters know nodes by name
         optimized.save_model_to_file(str(out))

@@ -5,6 +5,7 @@ One pair at a time, so that neither padding nor batching, which the engine must 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cappy_engine.errors import CheckpointError
 from cappy_engine.pairs import Pair
 from cappy_export.checkpoint import Checkpoint, load_model, load_tokenizer
 
@@ -31,17 +33,24 @@ class Reference:
 
 
 def score_with_torch(checkpoint: Checkpoint, pairs: Sequence[Pair], *, max_length: int) -> Reference:
-    """Score `pairs` with the checkpoint's model: `logits[:, 0]`, no activation."""
+    """Score `pairs` with the checkpoint's model: `logits[:, 0]`, no activation.
+
+    Raises CheckpointError if PyTorch itself gives NaN or infinity for a pair.
+    """
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint, max_length=max_length)
+    taken = set(tokenizer.model_input_names) & set(inspect.signature(model.forward).parameters)
     scores, counts, truncated = [], [], []
     with torch.inference_mode():
         for instruction, response in pairs:
             inputs = tokenizer(
                 [(instruction, response)], truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
             )
-            scores.append(model(**inputs).logits[0, 0].item())
+            scores.append(model(**{name: inputs[name] for name in taken}).logits[0, 0].item())
             counts.append(inputs["input_ids"].shape[1])
             truncated.append(_is_truncated(inputs.encodings[0]))
+    broken = [row for row, score in enumerate(scores) if not np.isfinite(score)]
+    if broken:
+        raise CheckpointError(f"PyTorch itself gives {scores[broken[0]]} for {len(broken)} pairs, first {pairs[broken[0]]}")
     return Reference(np.array(scores, dtype=np.float32), np.array(counts), np.array(truncated))
 
 

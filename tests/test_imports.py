@@ -1,0 +1,95 @@
+"""Who may import whom. The rules keep production free of heavy packages, and the walk of a pair easy to follow."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+ENGINE, EXPORT = ROOT / "engine" / "cappy_engine", ROOT / "export" / "cappy_export"
+
+LAYERS = [
+    {"errors"},
+    {"pairs"},
+    {"bundle", "tokenizer", "batching"},
+    {"session"},
+    {"scorer"},
+    {"files"},
+    {"report"},
+    {"cli"},
+]
+"""Modules of the engine; each may import from the layers above it only."""
+
+FENCES = {
+    "onnxruntime": {"session"},
+    "tokenizers": {"tokenizer"},
+    "tqdm": {"cli"},
+    "numpy": {"tokenizer", "batching", "session", "scorer"},
+}
+"""Packages that the engine may import, and its modules that may."""
+
+EXPORT_MAY_IMPORT = {"errors", "pairs", "bundle", "tokenizer", "batching", "session", "scorer"}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that the file imports, anywhere in it, with names imported from a package as `package.name`."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative imports hide who imports whom"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "import_module":
+            found |= {argument.value for argument in node.args if isinstance(argument, ast.Constant)}
+    return found
+
+
+def modules_of(package: str, names: set[str]) -> set[str]:
+    return {name.split(".")[1] for name in names if name.startswith(f"{package}.")}
+
+
+ENGINE_FILES = sorted(ENGINE.glob("*.py"))
+EXPORT_FILES = sorted(EXPORT.glob("*.py"))
+
+
+def test_every_module_has_a_layer() -> None:
+    assert set().union(*LAYERS) == {path.stem for path in ENGINE_FILES} - {"__init__"}
+
+
+@pytest.mark.parametrize("path", [path for path in ENGINE_FILES if path.stem != "__init__"], ids=lambda path: path.stem)
+def test_engine_modules_import_only_from_lower_layers(path: Path) -> None:
+    names = {path.stem for path in ENGINE_FILES}
+    below: set[str] = set()
+    for layer in LAYERS:
+        if path.stem in layer:
+            break
+        below |= layer
+    assert (modules_of("cappy_engine", imports(path)) & names) <= below
+
+
+@pytest.mark.parametrize("path", ENGINE_FILES, ids=lambda path: path.stem)
+def test_the_engine_imports_nothing_heavy(path: Path) -> None:
+    third_party = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names) - {"cappy_engine"}
+    if path.stem == "cli":
+        third_party.discard("cappy_export")  # lazily, in the commands that export
+    assert third_party <= set(FENCES)
+    for package in third_party:
+        assert path.stem in FENCES[package]
+
+
+def test_the_cli_imports_the_exporter_only_inside_a_function() -> None:
+    tree = ast.parse((ENGINE / "cli.py").read_text(encoding="utf-8"))
+    top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    top |= {str(node.module) for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert not {name for name in top if name.split(".")[0] in ("cappy_export", "tqdm", "onnxruntime")}
+
+
+@pytest.mark.parametrize("path", EXPORT_FILES, ids=lambda path: path.stem)
+def test_the_exporter_imports_the_engine_only_up_to_the_scorer(path: Path) -> None:
+    names = {path.stem for path in ENGINE_FILES}
+    assert (modules_of("cappy_engine", imports(path)) & names) <= EXPORT_MAY_IMPORT
