@@ -70,7 +70,7 @@ def test_shards_are_read_through_their_index(checkpoint: Path, tmp_path: Path, k
     weights = load_file(checkpoint / "model.safetensors")
     keys = sorted(weights)
     stem, ending = FILES[kind].rsplit(".", 1)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, part in enumerate((keys[: len(keys) // 2], keys[len(keys) // 2 :]), start=1):
         name = f"{stem}-{number:05}-of-00002.{ending}"
         shard = {key: weights[key] for key in part}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
@@ -20,7 +21,7 @@ from cappy_export.quantize import quantize
 RNG = np.random.default_rng(0)
 
 
-def random_inputs(batch: int, length: int) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def random_inputs(batch: int, length: int) -> dict[str, npt.NDArray[np.int64]]:
     ids = RNG.integers(5, 1000, (batch, length))
     ids[:, 0] = 0
     mask = np.ones_like(ids)

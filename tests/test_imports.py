@@ -45,7 +45,7 @@ def imports(path: Path) -> set[str]:
             assert node.level == 0, f"{path.name}: relative imports hide who imports whom"
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "import_module":
-            found |= {argument.value for argument in node.args if isinstance(argument, ast.Constant)}
+            found |= {str(argument.value) for argument in node.args if isinstance(argument, ast.Constant)}
     return found
 
 

@@ -116,7 +116,7 @@ def _join_float32_nodes(model: onnx.ModelProto) -> None:
 
 
 def _target(cast: onnx.NodeProto) -> int:
-    return next(attribute.i for attribute in cast.attribute if attribute.name == "to")
+    return next(int(attribute.i) for attribute in cast.attribute if attribute.name == "to")
 
 
 def _declare_types(model: onnx.ModelProto, census: Census) -> None:
