@@ -118,7 +118,7 @@ def _read_manifest(folder: Path) -> Manifest:
         document = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}; make one with 'cappy export'") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise BundleError(f"{path} cannot be read ({error}); export the bundle again") from error
     version = document.get("schema_version") if isinstance(document, dict) else None
     if not isinstance(version, int):
@@ -140,18 +140,21 @@ def _read_manifest(folder: Path) -> Manifest:
 
 def _parse(document: Mapping[str, Any], path: Path) -> Manifest:
     try:
-        files = {name: FileEntry(entry["sha256"], entry["bytes"]) for name, entry in document["files"].items()}
+        files = {
+            name: FileEntry(str(entry["sha256"]), int(entry["bytes"])) for name, entry in document["files"].items()
+        }
         manifest = Manifest(
             max_length=int(document["model"]["max_length"]),
             pad_token_id=int(document["model"]["pad_token_id"]),
-            precisions=tuple(document["precisions"]),
+            precisions=tuple(map(str, document["precisions"])),
             files=files,
             document=document,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{path} lacks what a manifest needs ({error!r}); export the bundle again") from error
     for name in files:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+        is_outside = PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+        if is_outside or "\\" in name or "\0" in name:
             raise BundleError(f"{path} names a file outside of the bundle: {name!r}")
     unknown = [name for name in manifest.precisions if name not in MODEL_FILES]
     if unknown or not manifest.precisions:

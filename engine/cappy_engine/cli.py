@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import logging
 import os
@@ -47,6 +48,9 @@ exit status: 0 all lines scored, 1 stopped by an error, 2 wrong usage, 3 some li
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a text must not stop us
     options = _parser().parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO if options.verbose else logging.WARNING)
     try:
@@ -102,7 +106,9 @@ def _add_export(commands: Any) -> None:
         "--precision", action="append", choices=PRECISIONS, help="repeat for several (default: fp32)", dest="precisions"
     )
     parser.add_argument("--revision", help="hub revision: a branch, tag or commit")
-    parser.add_argument("--max-length", type=int, default=512, help="longest pair in tokens (default: %(default)s)")
+    parser.add_argument(
+        "--max-length", type=_positive, default=512, help="longest pair in tokens (default: %(default)s)"
+    )
     parser.add_argument("--force", action="store_true", help="replace BUNDLE if it exists, once the new one is proven")
     _add_parity_options(parser)
 
@@ -188,13 +194,19 @@ def _verify(options: argparse.Namespace) -> int:
         limits=pipeline.parse_limits(options.limits),
         say=_say,
     )
-    print(json.dumps(parity, indent=2) if options.json else report.describe_parity(parity))
+    if options.json:
+        _print_json(parity)
+    else:
+        print(report.describe_parity(parity))
     return EXIT_OK
 
 
 def _inspect(options: argparse.Namespace) -> int:
     document = open_bundle(options.bundle).manifest.document
-    print(json.dumps(document, indent=2) if options.json else report.describe_manifest(document))
+    if options.json:
+        _print_json(document)
+    else:
+        print(report.describe_manifest(document))
     return EXIT_OK
 
 
@@ -202,11 +214,7 @@ def _rank(options: argparse.Namespace) -> int:
     with _open_scorer(options) as scorer:
         ranked = scorer.rank(options.instruction, options.candidates)
     if options.json:
-        print(
-            json.dumps(
-                [{"index": c.index, "response": c.response, "score": c.score} for c in ranked], ensure_ascii=False
-            )
-        )
+        _print_json([{"index": c.index, "response": c.response, "score": c.score} for c in ranked])
     else:
         print(report.describe_ranking(ranked))
     truncated = sum(candidate.is_truncated for candidate in ranked)
@@ -270,7 +278,7 @@ def _output(path: Path | None) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-    except (CappyError, KeyboardInterrupt):
+    except (CappyError, OSError, KeyboardInterrupt):
         _say(f"what was scored before this is in {partial}")
         raise
     partial.replace(path)
@@ -309,6 +317,12 @@ def _import_export() -> Any:
             f"this command needs the package {error.name!r}; run: pip install 'cappy-engine[cpu,export]'"
         ) from error
     return pipeline
+
+
+def _print_json(value: object) -> None:
+    """JSON is UTF-8 whatever the terminal's encoding is."""
+    sys.stdout.buffer.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def _say(text: str) -> None:

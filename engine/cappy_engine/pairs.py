@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ def check_pairs(pairs: Iterable[Sequence[str]]) -> list[Pair]:
     checked: list[Pair] = []
     for index, pair in enumerate(pairs):
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise InvalidPair(index, f"expected a tuple (instruction, response), got {_shown(pair)}")
+            raise InvalidPair(index, f"expected a tuple (instruction, response), got {_described(pair)}")
         for part, text in zip(("instruction", "response"), pair, strict=True):
             problem = text_problem(text)
             if problem:
@@ -45,7 +46,7 @@ def check_pairs(pairs: Iterable[Sequence[str]]) -> list[Pair]:
 def text_problem(text: object) -> str | None:
     """Say why `text` cannot be tokenised, or None if it can."""
     if not isinstance(text, str):
-        return f"must be a str, got {_shown(text)}"
+        return f"must be a str, got {_described(text)}"
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -62,16 +63,17 @@ def read_row(line: bytes, number: int) -> Row | None:
     if not line.strip():
         return None
     try:
-        fields = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        fields = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), parse_float=_finite)
     except UnicodeDecodeError as error:
         raise InvalidLine(number, f"not UTF-8 (byte {error.start}: 0x{line[error.start]:02x})") from error
     except (ValueError, RecursionError) as error:
         raise InvalidLine(number, f"not JSON ({error})") from error
     if not isinstance(fields, dict):
-        raise InvalidLine(number, f"expected a JSON object with 'instruction' and 'response', got {_shown(fields)}")
+        raise InvalidLine(number, f"expected a JSON object with 'instruction' and 'response', got {_described(fields)}")
     for part in ("instruction", "response"):
         if part not in fields:
-            raise InvalidLine(number, f"has no field {part!r}; found {', '.join(map(repr, fields)) or 'no fields'}")
+            found = ", ".join(_shown(name) for name in list(fields)[:8]) or "no fields"
+            raise InvalidLine(number, f"has no field {part!r}; found {found}{', ...' * (len(fields) > 8)}")
         problem = text_problem(fields[part])
         if problem:
             raise InvalidLine(number, f"{part} {problem}")
@@ -86,6 +88,18 @@ def read_rows(lines: Iterable[bytes]) -> Iterator[Row]:
             yield row
 
 
+def _finite(text: str) -> float:
+    """A number that would come out as infinity would not go back as it was."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:40]} is beyond a float's range")
+    return value
+
+
+def _described(value: object) -> str:
+    return f"{type(value).__name__} {_shown(value)}"
+
+
 def _shown(value: object) -> str:
     text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -79,8 +79,7 @@ class Scorer:
         max_batch_tokens: int,
         info: ScorerInfo | None = None,
     ) -> None:
-        if max_batch_tokens < 1:
-            raise ValueError(f"max_batch_tokens must be at least 1, got {max_batch_tokens}")
+        _check_positive(max_batch_tokens=max_batch_tokens)
         self._tokenizer = tokenizer
         self._session: Session | None = session
         self._pad_token_id = pad_token_id
@@ -167,11 +166,14 @@ class Scorer:
         `max_batch_tokens` replaces the scorer's own for this call. `progress` is called after every batch with how many
         pairs and tokens (without padding) it held.
         """
-        encoded = self._tokenizer.encode(pairs)
+        if self._session is None:
+            raise ScoringError("this scorer was closed; open another one with Scorer.open")
         budget = self._max_batch_tokens if max_batch_tokens is None else max_batch_tokens
+        _check_positive(max_batch_tokens=budget)
+        encoded = self._tokenizer.encode(pairs)
         scores = np.empty(len(encoded.lengths), dtype=np.float32)
         for batch in batching.plan_batches(encoded.lengths, max_batch_tokens=budget):
-            scores[batch.rows] = self._run(encoded, batch)
+            scores[batch.rows] = self._run(self._session, encoded, batch)
             progress(len(batch.rows), int(encoded.lengths[batch.rows].sum()))
         return Scored(scores, encoded.lengths, encoded.truncated)
 
@@ -201,10 +203,8 @@ class Scorer:
     ) -> None:
         self.close()
 
-    def _run(self, encoded: EncodedPairs, batch: batching.Batch) -> Scores:
-        if self._session is None:
-            raise ScoringError("this scorer was closed; open another one with Scorer.open")
-        scores = self._session.run(
+    def _run(self, session: Session, encoded: EncodedPairs, batch: batching.Batch) -> Scores:
+        scores = session.run(
             {
                 "input_ids": batching.pad(encoded.token_ids, batch, value=self._pad_token_id),
                 "attention_mask": batching.attention_mask(encoded.lengths, batch),
@@ -222,8 +222,14 @@ def _check_options(device: str, precision: str, threads: int | None) -> None:
         raise ValueError(f"unknown device {device!r}; choose from auto, {', '.join(DEVICES)}")
     if precision not in ("auto", *PRECISIONS):
         raise ValueError(f"unknown precision {precision!r}; choose from auto, {', '.join(PRECISIONS)}")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
+    if threads is not None:
+        _check_positive(threads=threads)
+
+
+def _check_positive(**options: int) -> None:
+    for name, value in options.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _open_session(

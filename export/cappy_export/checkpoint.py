@@ -159,6 +159,11 @@ def load_tokenizer(checkpoint: Checkpoint, *, max_length: int) -> PreTrainedToke
             f"the right; found {type(tokenizer).__name__}, padding token {tokenizer.pad_token!r}, sides {sides}"
         )
     tokenizer.model_max_length = min(max_length, tokenizer.model_max_length, max_positions(checkpoint.config))
+    least = tokenizer.num_special_tokens_to_add(pair=True) + 2
+    if tokenizer.model_max_length < least:
+        raise CheckpointError(
+            f"max_length {tokenizer.model_max_length} leaves a pair no text; at least {least} is needed"
+        )
     return tokenizer
 
 

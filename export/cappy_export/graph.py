@@ -26,9 +26,7 @@ OPSET = 18
 AXES = ["batch_size", "sequence_length"]
 _WHOLE_LAYER = {"Attention": 1, "SkipLayerNormalization": 2, "BiasGelu": 1}
 FUSED_PER_LAYER: Mapping[str, Mapping[str, int]] = {
-    **dict.fromkeys(
-        ("roberta", "bert", "xlm-roberta", "camembert", "electra", "data2vec-text", "ibert"), _WHOLE_LAYER
-    ),
+    **dict.fromkeys(("roberta", "bert", "xlm-roberta", "camembert", "electra", "data2vec-text", "ibert"), _WHOLE_LAYER),
     "distilbert": {"SkipLayerNormalization": 2, "BiasGelu": 1},  # its attention mask is a pattern that is not known
 }
 """Fused nodes that one layer of an architecture gives; for others what fuses is counted, but not demanded."""

@@ -111,7 +111,11 @@ def _join_float32_nodes(model: onnx.ModelProto) -> None:
     casts = {node.output[0]: node for node in model.graph.node if node.op_type == "Cast"}
     for node in casts.values():
         before = casts.get(node.input[0])
-        if before is not None and _target(node) == onnx.TensorProto.FLOAT and _target(before) == onnx.TensorProto.FLOAT16:
+        if (
+            before is not None
+            and _target(node) == onnx.TensorProto.FLOAT
+            and _target(before) == onnx.TensorProto.FLOAT16
+        ):
             node.input[0] = before.input[0]
 
 

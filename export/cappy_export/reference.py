@@ -50,7 +50,9 @@ def score_with_torch(checkpoint: Checkpoint, pairs: Sequence[Pair], *, max_lengt
             truncated.append(_is_truncated(inputs.encodings[0]))
     broken = [row for row, score in enumerate(scores) if not np.isfinite(score)]
     if broken:
-        raise CheckpointError(f"PyTorch itself gives {scores[broken[0]]} for {len(broken)} pairs, first {pairs[broken[0]]}")
+        raise CheckpointError(
+            f"PyTorch itself gives {scores[broken[0]]} for {len(broken)} pairs, first {pairs[broken[0]]}"
+        )
     return Reference(np.array(scores, dtype=np.float32), np.array(counts), np.array(truncated))
 
 

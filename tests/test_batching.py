@@ -1,0 +1,94 @@
+"""The batch planner, for any lengths and any budget; and what a batch looks like to the model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cappy_engine.batching import Batch, Ids, attention_mask, pad, plan_batches
+
+lengths_of_rows = st.lists(st.integers(0, 600), max_size=200).map(lambda lengths: np.array(lengths, dtype=np.int64))
+budgets = st.integers(1, 5000)
+
+
+@given(lengths=lengths_of_rows, budget=budgets)
+def test_every_row_is_in_exactly_one_batch(lengths: Ids, budget: int) -> None:
+    batches = plan_batches(lengths, max_batch_tokens=budget)
+    assert sorted(int(row) for batch in batches for row in batch.rows) == list(range(len(lengths)))
+    assert all(len(batch.rows) > 0 for batch in batches)
+
+
+@given(lengths=lengths_of_rows, budget=budgets)
+def test_no_batch_exceeds_the_budget_but_for_a_single_row(lengths: Ids, budget: int) -> None:
+    for batch in plan_batches(lengths, max_batch_tokens=budget):
+        assert batch.padded_tokens <= budget or len(batch.rows) == 1
+
+
+@given(lengths=lengths_of_rows, budget=budgets)
+def test_a_batch_is_as_long_as_its_longest_row(lengths: Ids, budget: int) -> None:
+    for batch in plan_batches(lengths, max_batch_tokens=budget):
+        assert batch.length == max(lengths[batch.rows])
+        assert batch.padded_tokens == len(batch.rows) * batch.length
+
+
+@given(lengths=lengths_of_rows, budget=budgets)
+def test_rows_run_longest_first(lengths: Ids, budget: int) -> None:
+    order = [int(row) for batch in plan_batches(lengths, max_batch_tokens=budget) for row in batch.rows]
+    assert order == sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+
+
+@given(lengths=lengths_of_rows, budget=budgets)
+def test_no_batch_could_take_the_next_row_too(lengths: Ids, budget: int) -> None:
+    batches = plan_batches(lengths, max_batch_tokens=budget)
+    for batch in batches[:-1]:
+        assert (len(batch.rows) + 1) * max(1, batch.length) > budget
+
+
+@given(lengths=lengths_of_rows, budget=budgets)
+def test_the_plan_depends_on_nothing_but_lengths_and_budget(lengths: Ids, budget: int) -> None:
+    before = lengths.copy()
+    plans = [plan_batches(lengths, max_batch_tokens=budget) for _ in range(2)]
+    first, second = ([(batch.rows.tolist(), batch.length) for batch in plan] for plan in plans)
+    assert first == second
+    assert lengths.tolist() == before.tolist()
+
+
+def test_no_rows_make_no_batches() -> None:
+    assert plan_batches(np.array([], dtype=np.int64), max_batch_tokens=512) == []
+
+
+@pytest.mark.parametrize(
+    ("lengths", "budget", "rows"),
+    [
+        ([5, 5, 5, 5], 10, [[0, 1], [2, 3]]),
+        ([3, 9, 6], 12, [[1], [2, 0]]),
+        ([100, 1, 1], 10, [[0], [1, 2]]),
+        ([2, 2, 2], 1, [[0], [1], [2]]),
+        ([7], 7, [[0]]),
+    ],
+)
+def test_plans_of_a_few_rows(lengths: list[int], budget: int, rows: list[list[int]]) -> None:
+    found = plan_batches(np.array(lengths, dtype=np.int64), max_batch_tokens=budget)
+    assert [batch.rows.tolist() for batch in found] == rows
+
+
+@given(lengths=lengths_of_rows, budget=budgets, value=st.integers(0, 9))
+def test_padding_is_on_the_right_and_the_mask_tells_it(lengths: Ids, budget: int, value: int) -> None:
+    sequences = [np.arange(length, dtype=np.int64) + 1000 * row for row, length in enumerate(lengths)]
+    for batch in plan_batches(lengths, max_batch_tokens=budget):
+        padded, mask = pad(sequences, batch, value=value), attention_mask(lengths, batch)
+        assert padded.shape == mask.shape == (len(batch.rows), batch.length)
+        assert padded.dtype == mask.dtype == np.int64
+        for row, row_ids, row_mask in zip(batch.rows, padded, mask, strict=True):
+            padding = batch.length - int(lengths[row])
+            assert row_ids.tolist() == sequences[row].tolist() + [value] * padding
+            assert row_mask.tolist() == [1] * int(lengths[row]) + [0] * padding
+
+
+def test_pad_takes_only_the_rows_of_the_batch_in_their_order() -> None:
+    sequences = [np.array(ids, dtype=np.int64) for ids in ([1], [2, 3], [4, 5, 6])]
+    batch = Batch(np.array([2, 0], dtype=np.int64), 3)
+    assert pad(sequences, batch, value=9).tolist() == [[4, 5, 6], [1, 9, 9]]
+    assert attention_mask(np.array([1, 2, 3], dtype=np.int64), batch).tolist() == [[1, 1, 1], [1, 0, 0]]

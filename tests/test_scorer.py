@@ -1,0 +1,433 @@
+"""Scores are PyTorch's, in input order, whatever they are scored with; and what is asked for is what runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from cappy_engine import Candidate, CappyError, Scorer
+from cappy_engine.bundle import MANIFEST, MODEL_FILES, seal
+from cappy_engine.errors import BundleError, DeviceUnavailable, InvalidPair, PrecisionUnavailable, ScoringError
+from cappy_engine.scorer import choose_precision
+from cappy_engine.tokenizer import PairTokenizer
+from cappy_export.pairs import default_pairs
+
+Inputs = Mapping[str, npt.NDArray[np.int64]]
+
+TOLERANCE = 1e-5
+PAIRS = default_pairs()
+FEW = PAIRS[::6]
+LONG = "The sky is blue, and so on. " * 200
+
+needs_cpu_package = pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="needs an ONNX Runtime without CUDA"
+)
+
+
+class FakeSession:
+    """Scores a row by its token ids alone, and remembers every batch."""
+
+    device = "cpu"
+
+    def __init__(self, score: Callable[[list[int]], float] = lambda ids: float(sum(ids) % 1009)) -> None:
+        self.batches: list[Inputs] = []
+        self._score = score
+
+    def run(self, inputs: Inputs) -> npt.NDArray[np.float32]:
+        self.batches.append(inputs)
+        lengths = inputs["attention_mask"].sum(axis=1)
+        rows = [ids[:length].tolist() for ids, length in zip(inputs["input_ids"], lengths, strict=True)]
+        return np.array([self._score(row) for row in rows], dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(bundle: Path) -> PairTokenizer:
+    return PairTokenizer.from_file(bundle / "tokenizer.json", max_length=512)
+
+
+@pytest.fixture(scope="module")
+def scorer(bundle: Path) -> Iterator[Scorer]:
+    with Scorer.open(bundle, device="cpu", precision="fp32") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def half_scorer(bundle: Path) -> Iterator[Scorer]:
+    with Scorer.open(bundle, device="cpu", precision="fp16") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def torch_scores(checkpoint: Path) -> npt.NDArray[np.float32]:
+    """Scores of FEW by transformers itself, one pair at a time."""
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
+    encode = AutoTokenizer.from_pretrained(checkpoint)
+    with torch.inference_mode():
+        # A list of one pair: `encode(instruction, "")` would drop the empty response and its separators.
+        inputs = [encode([pair], truncation=True, max_length=512, return_tensors="pt") for pair in FEW]
+        return np.array([float(model(**row).logits[0, 0]) for row in inputs], dtype=np.float32)
+
+
+@pytest.fixture
+def fp32_bundle(bundle: Path, tmp_path: Path) -> Path:
+    """The bundle with its fp32 model only."""
+    copy = shutil.copytree(bundle, tmp_path / "fp32")
+    document = json.loads((copy / MANIFEST).read_bytes())
+    document["precisions"] = ["fp32"]
+    for precision in ("fp16", "int8"):
+        (copy / MODEL_FILES[precision]).unlink()
+        del document["files"][MODEL_FILES[precision]]
+    (copy / MANIFEST).write_text(json.dumps(seal(document)))
+    return copy
+
+
+def faked(tokenizer: PairTokenizer, session: FakeSession, *, max_batch_tokens: int = 512) -> Scorer:
+    return Scorer(tokenizer=tokenizer, session=session, pad_token_id=1, max_batch_tokens=max_batch_tokens)
+
+
+# Scores
+
+
+def test_fp32_scores_are_those_of_pytorch(scorer: Scorer, torch_scores: npt.NDArray[np.float32]) -> None:
+    scores = scorer.score(FEW)
+    assert scores.shape == (len(FEW),)
+    assert scores.dtype == np.float32
+    assert float(torch_scores.std()) > 0.1  # or any scores would do
+    np.testing.assert_allclose(scores, torch_scores, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 0.01), ("int8", 0.2)])
+def test_other_precisions_are_close_to_pytorch_but_not_the_same_model(
+    bundle: Path, torch_scores: npt.NDArray[np.float32], precision: str, tolerance: float
+) -> None:
+    with Scorer.open(bundle, device="cpu", precision=precision) as opened:
+        errors = np.abs(opened.score(FEW) - torch_scores)
+    assert TOLERANCE < errors.max() < tolerance
+
+
+@settings(deadline=None, max_examples=15)
+@given(order=st.permutations(range(len(FEW))))
+def test_scores_come_back_in_input_order(
+    scorer: Scorer, torch_scores: npt.NDArray[np.float32], order: list[int]
+) -> None:
+    scores = scorer.score([FEW[place] for place in order])
+    np.testing.assert_allclose(scores, torch_scores[order], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@settings(deadline=None, max_examples=15)
+@given(seed=st.integers(0, 2**32 - 1), max_batch_tokens=st.sampled_from([1, 100, 513, 2000, 100_000]))
+def test_a_score_does_not_depend_on_its_neighbours_or_the_budget(
+    scorer: Scorer, half_scorer: Scorer, precision: str, seed: int, max_batch_tokens: int
+) -> None:
+    opened = scorer if precision == "fp32" else half_scorer
+    pairs = random.Random(seed).sample(PAIRS, 24)
+    alone = [float(opened.score([pair])[0]) for pair in pairs[:6]]
+    together = opened.score_pairs(pairs, max_batch_tokens=max_batch_tokens).scores
+    np.testing.assert_allclose(together[:6], alone, rtol=0, atol=TOLERANCE)
+
+
+def test_no_pairs_give_no_scores(scorer: Scorer) -> None:
+    scores = scorer.score([])
+    assert scores.shape == (0,)
+    assert scores.dtype == np.float32
+
+
+def test_the_same_pair_twice_scores_the_same(scorer: Scorer) -> None:
+    scores = scorer.score([("Is the sky blue?", "Yes")] * 5)
+    assert np.ptp(scores) <= TOLERANCE
+
+
+def test_pairs_may_be_lists_or_come_from_a_generator(scorer: Scorer) -> None:
+    expected = scorer.score(FEW)
+    generator: Any = (pair for pair in FEW)
+    np.testing.assert_array_equal(scorer.score([list(pair) for pair in FEW]), expected)
+    np.testing.assert_array_equal(scorer.score(generator), expected)
+
+
+def test_instruction_and_response_are_not_the_same(scorer: Scorer) -> None:
+    there, back = scorer.score([("Name a fruit.", "A pear."), ("A pear.", "Name a fruit.")])
+    assert abs(there - back) > 100 * TOLERANCE
+
+
+def test_what_is_no_pair_is_refused_with_its_index(scorer: Scorer) -> None:
+    pairs: list[Any] = [("a", "b"), ("a", "\ud800")]
+    with pytest.raises(InvalidPair, match=r"^pair 1: response has a lone surrogate"):
+        scorer.score(pairs)
+
+
+# What the session sees
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    pairs=st.lists(st.tuples(st.text("ab c", max_size=80), st.text("ab c", max_size=80)), max_size=30),
+    max_batch_tokens=st.integers(1, 300),
+)
+def test_the_session_sees_batches_within_the_budget_longest_first_padded_on_the_right(
+    tokenizer: PairTokenizer, pairs: list[tuple[str, str]], max_batch_tokens: int
+) -> None:
+    session = FakeSession()
+    scores = faked(tokenizer, session, max_batch_tokens=max_batch_tokens).score(pairs)
+    lengths = []
+    for batch in session.batches:
+        ids, mask, types = (batch[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
+        assert set(batch) == {"input_ids", "attention_mask", "token_type_ids"}
+        assert ids.dtype == mask.dtype == types.dtype == np.int64
+        assert ids.shape == mask.shape == types.shape
+        assert ids.size <= max_batch_tokens or len(ids) == 1
+        assert (ids[mask == 0] == 1).all()
+        assert (ids[mask == 1] != 1).all()
+        assert (np.diff(mask, axis=1) <= 0).all()
+        assert mask[0].all()
+        assert not types.any()
+        lengths += mask.sum(axis=1).tolist()
+    encoded = tokenizer.encode(pairs)
+    assert lengths == sorted(encoded.lengths.tolist(), reverse=True)
+    assert scores.tolist() == [float(ids.sum() % 1009) for ids in encoded.token_ids]
+
+
+def test_the_budget_of_one_call_replaces_the_scorers_own(tokenizer: PairTokenizer) -> None:
+    session = FakeSession()
+    opened = faked(tokenizer, session, max_batch_tokens=1)
+    opened.score_pairs([("a", "b")] * 6, max_batch_tokens=10_000)
+    opened.score_pairs([("a", "b")] * 6)
+    assert [len(batch["input_ids"]) for batch in session.batches] == [6] + [1] * 6
+
+
+def test_progress_is_told_of_every_batch_without_padding(tokenizer: PairTokenizer) -> None:
+    session, told = FakeSession(), list[tuple[int, int]]()
+    scored = faked(tokenizer, session, max_batch_tokens=60).score_pairs(
+        FEW, progress=lambda pairs, tokens: told.append((pairs, tokens))
+    )
+    assert told == [(len(batch["input_ids"]), int(batch["attention_mask"].sum())) for batch in session.batches]
+    assert sum(tokens for _, tokens in told) == scored.token_counts.sum()
+    assert len(told) > 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_no_score_is_an_error_that_names_the_pair(tokenizer: PairTokenizer, value: float) -> None:
+    bad = tokenizer.encode([("Is it?", "The bad one")]).token_ids[0].tolist()
+    session = FakeSession(lambda ids: value if ids == bad else 0.5)
+    pairs = [("Is it?", "Yes"), ("Is it, at any rate?", "No"), ("Is it?", "The bad one"), ("Is it?", "Maybe")]
+    with pytest.raises(ScoringError, match=rf"the model gave {value} for pair 2,"):
+        faked(tokenizer, session).score(pairs)
+
+
+# Truncation
+
+
+def test_truncation_is_reported_pair_by_pair(scorer: Scorer, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        scored = scorer.score_pairs([("short", "pair"), (LONG, "Yes"), ("short", LONG), (LONG, LONG)])
+    assert scored.truncated.tolist() == [False, True, True, True]
+    assert scored.token_counts.tolist()[1:] == [512, 512, 512]
+    assert scored.token_counts[0] < 512
+    assert not caplog.records  # the caller has it in hand
+
+
+def test_score_logs_a_warning_with_the_count_and_the_first_truncated_pair(
+    scorer: Scorer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="cappy_engine"):
+        scorer.score([("short", "pair"), ("short", LONG), (LONG, "Yes")])
+    assert [record.getMessage() for record in caplog.records] == ["2 of 3 pairs were truncated, the first is pair 1"]
+
+
+def test_score_logs_nothing_where_nothing_was_truncated(scorer: Scorer, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="cappy_engine"):
+        scorer.score([("short", "pair")])
+    assert not caplog.records
+
+
+def test_a_ranked_candidate_tells_that_it_was_truncated(scorer: Scorer) -> None:
+    ranked = scorer.rank("Is the sky blue?", ["Yes", LONG])
+    assert {candidate.index: candidate.is_truncated for candidate in ranked} == {0: False, 1: True}
+
+
+# Ranking
+
+
+def test_ranking_is_by_score_best_first(scorer: Scorer) -> None:
+    candidates = ["A pear", "granite", "", "A pear, of course", "ocean"]
+    scores = scorer.score([("Name a fruit.", candidate) for candidate in candidates])
+    ranked = scorer.rank("Name a fruit.", candidates)
+    assert [candidate.index for candidate in ranked] == sorted(range(5), key=lambda place: -scores[place])
+    for candidate in ranked:
+        assert candidate.response == candidates[candidate.index]
+        assert candidate.score == float(scores[candidate.index])
+
+
+def test_the_first_candidate_wins_a_tie(tokenizer: PairTokenizer) -> None:
+    best = tokenizer.encode([("q", "best")]).token_ids[0].tolist()
+    session = FakeSession(lambda ids: 0.75 if ids == best else 0.25)
+    candidates = ["long candidates run in another batch " * 3, "b", "best", "b", "c", "best"]
+    ranked = faked(tokenizer, session, max_batch_tokens=16).rank("q", candidates)
+    assert ranked == [Candidate(place, candidates[place], 0.75 if place in (2, 5) else 0.25, False)
+                      for place in (2, 5, 0, 1, 3, 4)]  # fmt: skip
+
+
+def test_no_candidates_give_an_empty_ranking(scorer: Scorer) -> None:
+    assert scorer.rank("Is the sky blue?", []) == []
+
+
+def test_one_string_as_candidates_is_refused(scorer: Scorer) -> None:
+    with pytest.raises(InvalidPair, match="candidates must be a list of strings, got one str: 'Yes'"):
+        scorer.rank("Is the sky blue?", "Yes")
+
+
+def test_a_bad_candidate_is_refused_with_its_index(scorer: Scorer) -> None:
+    candidates: list[Any] = ["Yes", "No", None]
+    with pytest.raises(InvalidPair, match="must be a str") as caught:
+        scorer.rank("Is the sky blue?", candidates)
+    assert caught.value.index == 2
+
+
+# Opening
+
+
+@needs_cpu_package
+def test_auto_takes_the_cpu_and_fp32_here_and_says_why(bundle: Path) -> None:
+    with Scorer.open(str(bundle)) as opened:
+        info = opened.info
+    assert (info.bundle, info.device, info.precision) == (str(bundle), "cpu", "fp32")
+    assert info.device_reason == "auto: this ONNX Runtime has no CUDA provider"
+    assert info.precision_reason == "auto: the first of fp32, int8, fp16 in the bundle"
+    assert (info.threads, info.max_batch_tokens, info.max_length) == (None, 512, 512)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_what_is_asked_for_is_what_runs(bundle: Path, precision: str, tmp_path: Path) -> None:
+    with Scorer.open(bundle, device="cpu", precision=precision, threads=1, max_batch_tokens=99) as opened:
+        info = opened.info
+        scores = opened.score(FEW)
+    assert (info.device, info.device_reason) == ("cpu", "asked for")
+    assert (info.precision, info.precision_reason) == (precision, "asked for")
+    assert (info.threads, info.max_batch_tokens) == (1, 99)
+    copy = shutil.copytree(bundle, tmp_path / "copy")  # in which no other model can run
+    for other in set(MODEL_FILES) - {precision}:
+        (copy / MODEL_FILES[other]).write_bytes(b"\0" * (copy / MODEL_FILES[other]).stat().st_size)
+    with Scorer.open(copy, device="cpu", precision=precision, threads=1, max_batch_tokens=99) as opened:
+        np.testing.assert_array_equal(opened.score(FEW), scores)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_precision_that_the_bundle_lacks_is_refused(fp32_bundle: Path, precision: str) -> None:
+    with pytest.raises(PrecisionUnavailable, match=f"has no {precision} model, only fp32; export it with --precision"):
+        Scorer.open(fp32_bundle, precision=precision)
+    with Scorer.open(fp32_bundle, precision="auto") as opened:
+        assert opened.info.precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("device", "available", "chosen"),
+    [
+        ("cpu", ("fp32", "fp16", "int8"), "fp32"),
+        ("cpu", ("fp16", "int8"), "int8"),
+        ("cpu", ("fp16",), "fp16"),
+        ("cuda", ("fp32", "fp16", "int8"), "fp16"),
+        ("cuda", ("fp32", "int8"), "fp32"),
+        ("cuda", ("int8",), "int8"),
+    ],
+)
+def test_auto_precision_is_the_first_of_the_documented_order(
+    device: str, available: Sequence[str], chosen: str
+) -> None:
+    precision, reason = choose_precision("auto", device, available)
+    assert precision == chosen
+    assert reason.startswith("auto: ")
+    assert choose_precision("int8", device, available) == ("int8", "asked for")
+
+
+@needs_cpu_package
+def test_cuda_asked_for_by_name_does_not_fall_back(bundle: Path) -> None:
+    with pytest.raises(DeviceUnavailable, match="CUDAExecutionProvider"):
+        Scorer.open(bundle, device="cuda")
+
+
+def test_tensorrt_asked_for_by_name_does_not_fall_back(bundle: Path) -> None:
+    with pytest.raises(DeviceUnavailable, match="tensorrt"):
+        Scorer.open(bundle, device="tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"device": "gpu"}, "unknown device 'gpu'; choose from auto, cpu, cuda"),
+        ({"precision": "bf16"}, "unknown precision 'bf16'; choose from auto, fp32, fp16, int8"),
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"threads": -2}, "threads must be at least 1, got -2"),
+        ({"max_batch_tokens": 0}, "max_batch_tokens must be at least 1, got 0"),
+        ({"max_batch_tokens": -1}, "max_batch_tokens must be at least 1, got -1"),
+    ],
+)
+def test_an_option_out_of_range_is_a_wrong_argument(bundle: Path, options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        Scorer.open(bundle, **options)
+
+
+@pytest.mark.parametrize("max_batch_tokens", [0, -1])
+def test_a_budget_out_of_range_for_one_call_is_a_wrong_argument(scorer: Scorer, max_batch_tokens: int) -> None:
+    with pytest.raises(ValueError, match="max_batch_tokens must be at least 1"):
+        scorer.score_pairs([("a", "b")], max_batch_tokens=max_batch_tokens)
+
+
+def test_an_unknown_option_is_an_error(bundle: Path) -> None:
+    options: dict[str, Any] = {"batch_size": 8}
+    with pytest.raises(TypeError, match="batch_size"):
+        Scorer.open(bundle, **options)
+
+
+def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="it does not exist"):
+        Scorer.open(tmp_path / "nowhere")
+
+
+# Closing
+
+
+def test_a_closed_scorer_refuses_to_score(bundle: Path) -> None:
+    opened = Scorer.open(bundle, device="cpu")
+    opened.score([("a", "b")])
+    opened.close()
+    opened.close()
+    with pytest.raises(ScoringError, match=r"this scorer was closed; open another one with Scorer\.open"):
+        opened.score([("a", "b")])
+    with pytest.raises(CappyError):
+        opened.rank("a", ["b"])
+
+
+@pytest.mark.parametrize("call", [lambda scorer: scorer.score([]), lambda scorer: scorer.rank("a", [])])
+def test_a_closed_scorer_refuses_even_nothing(bundle: Path, call: Callable[[Scorer], object]) -> None:
+    opened = Scorer.open(bundle, device="cpu")
+    opened.close()
+    with pytest.raises(ScoringError, match="closed"):
+        call(opened)
+
+
+def test_leaving_the_context_closes_the_scorer_also_on_an_error(bundle: Path) -> None:
+    opened = Scorer.open(bundle, device="cpu")
+    with pytest.raises(InvalidPair), opened as entered:
+        entered.rank("a", "b")
+    assert entered is opened
+    with pytest.raises(ScoringError, match="closed"):
+        opened.score([("a", "b")])
+
+
+def test_a_scorer_that_was_not_opened_from_a_bundle_has_no_info(tokenizer: PairTokenizer) -> None:
+    with pytest.raises(AttributeError, match=r"not made by Scorer\.open"):
+        _ = faked(tokenizer, FakeSession()).info

@@ -1,0 +1,193 @@
+"""ONNX Runtime at the seam: what is asked for runs, or an error says why not; nothing falls back in silence."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from cappy_engine.bundle import MODEL_FILES
+from cappy_engine.errors import BundleError, DeviceUnavailable, InstallationError, ScoringError
+from cappy_engine.session import (
+    INPUTS,
+    check_device,
+    check_providers,
+    check_signature,
+    load_runtime,
+    open_session,
+)
+
+TASKS = Path("/proc/self/task")
+"""Where Linux lists the threads of this process."""
+
+needs_cpu_package = pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="needs an ONNX Runtime without CUDA"
+)
+
+
+@pytest.fixture
+def model(bundle: Path) -> Path:
+    return bundle / MODEL_FILES["fp32"]
+
+
+def inputs_of(ids: list[list[int]]) -> dict[str, npt.NDArray[np.int64]]:
+    input_ids = np.array(ids, dtype=np.int64)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": np.ones_like(input_ids),
+        "token_type_ids": np.zeros_like(input_ids),
+    }
+
+
+def save_model(path: Path, *, inputs: list[str], output: str) -> Path:
+    """A model that sums its (batch, length) int64 inputs to `output`, (batch, 1) float32."""
+    values = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in inputs]
+    result = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", 1])
+    nodes = [
+        helper.make_node("Sum", [f"{name}_float" for name in inputs], ["total"]),
+        helper.make_node("ReduceSum", ["total", "last_axis"], [output], keepdims=1),
+    ]
+    casts = [helper.make_node("Cast", [name], [f"{name}_float"], to=TensorProto.FLOAT) for name in inputs]
+    last_axis = helper.make_tensor("last_axis", TensorProto.INT64, [1], [-1])
+    graph = helper.make_graph([*casts, *nodes], "sum", values, [result], [last_axis])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+# Runs
+
+
+def test_a_session_gives_one_float32_score_for_each_row(model: Path) -> None:
+    session = open_session(model, device="cpu")
+    scores = session.run(inputs_of([[0, 10, 2, 2, 11, 2], [0, 12, 2, 2, 13, 2]]))
+    assert session.device == "cpu"
+    assert scores.shape == (2,)
+    assert scores.dtype == np.float32
+    assert np.isfinite(scores).all()
+
+
+def test_a_model_is_given_only_the_inputs_that_it_takes(tmp_path: Path) -> None:
+    ids = inputs_of([[1, 2], [3, 4]])
+    for names, expected in ((["input_ids"], [3, 7]), (["input_ids", "attention_mask"], [5, 9]), (INPUTS, [5, 9])):
+        session = open_session(save_model(tmp_path / "model.onnx", inputs=list(names), output="logits"))
+        assert session.run(ids).tolist() == expected
+
+
+@pytest.mark.parametrize("token_id", [10**6, -(10**6)])
+def test_a_token_id_beyond_the_vocabulary_fails_and_names_batch_and_device(model: Path, token_id: int) -> None:
+    session = open_session(model)
+    with pytest.raises(ScoringError, match=r"ONNX Runtime failed on a batch of shape \(1, 4\) on cpu"):
+        session.run(inputs_of([[0, token_id, 10, 2]]))
+    assert np.isfinite(session.run(inputs_of([[0, 10, 10, 2]]))).all()
+
+
+@pytest.mark.skipif(not TASKS.is_dir(), reason="needs Linux to count threads")
+def test_threads_are_as_many_as_asked_for(model: Path) -> None:
+    started = []
+    for threads in (1, 2, 4):
+        before = len(list(TASKS.iterdir()))
+        session = open_session(model, threads=threads)
+        started.append(len(list(TASKS.iterdir())) - before)
+        del session
+    assert started == [0, 1, 3]  # the caller's thread works too
+
+
+# Devices
+
+
+@needs_cpu_package
+def test_cuda_on_a_cpu_installation_is_refused_with_the_reason(model: Path) -> None:
+    with pytest.raises(DeviceUnavailable, match=r"'cuda' needs CUDAExecutionProvider.*has only .*CPUExecutionProvider"):
+        open_session(model, device="cuda")
+
+
+def test_tensorrt_is_refused(model: Path) -> None:
+    with pytest.raises(DeviceUnavailable, match=r"'tensorrt' is not supported.*use cuda or cpu"):
+        open_session(model, device="tensorrt")
+
+
+@pytest.mark.parametrize("device", ["gpu", "CPU", "", "auto"])
+def test_an_unknown_device_is_a_wrong_argument(model: Path, device: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown device {device!r}; choose from auto, cpu, cuda"):
+        open_session(model, device=device)
+
+
+def test_a_device_without_its_provider_is_refused_with_what_to_install() -> None:
+    with pytest.raises(DeviceUnavailable, match=r"ONNX Runtime 9\.9 has only A, B; install cappy-engine\[gpu\]"):
+        check_device("cuda", ["A", "B"], "9.9")
+    assert check_device("cuda", ["CUDAExecutionProvider", "B"], "9.9") == "CUDAExecutionProvider"
+
+
+def test_a_session_that_came_up_on_another_device_is_refused() -> None:
+    with pytest.raises(DeviceUnavailable, match=r"'cuda' was asked for, but ONNX Runtime came up with CPUExec.*driver"):
+        check_providers("cuda", ["CPUExecutionProvider"])
+    check_providers("cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    check_providers("cpu", ["CPUExecutionProvider"])
+
+
+# Models
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x08\x12\x07"])
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(BundleError, match=r"ONNX Runtime .* cannot load .*model\.onnx"):
+        open_session(tmp_path / "model.onnx")
+
+
+def test_a_model_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"cannot load .*absent\.onnx"):
+        open_session(tmp_path / "absent.onnx")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output"),
+    [
+        (["input_ids", "pixel_values"], "logits"),
+        (["attention_mask"], "logits"),
+        (["ids"], "logits"),
+        (["input_ids", "attention_mask"], "scores"),
+    ],
+)
+def test_a_model_with_other_inputs_or_without_logits_is_refused(tmp_path: Path, inputs: list[str], output: str) -> None:
+    path = save_model(tmp_path / "model.onnx", inputs=inputs, output=output)
+    with pytest.raises(BundleError, match=r"model\.onnx takes .* and gives .*; a bundle's model takes") as caught:
+        open_session(path)
+    assert str(inputs) in str(caught.value)
+    assert str([output]) in str(caught.value)
+
+
+def test_a_signature_with_further_outputs_is_accepted() -> None:
+    check_signature(Path("model.onnx"), ["input_ids"], ["hidden", "logits"])
+
+
+# Installations
+
+
+def test_two_packages_of_onnx_runtime_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A real second package as far as importlib.metadata can see; it works the same where onnxruntime-gpu is installed.
+    second = "onnxruntime-directml"
+    folder = tmp_path / f"{second.replace('-', '_')}-9.9.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {second}\nVersion: 9.9\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InstallationError, match=rf"^onnxruntime.* and {second} are both installed") as caught:
+        load_runtime()
+    assert re.search(rf"pip uninstall -y onnxruntime[\w-]* {second}'", str(caught.value))
+
+
+def test_onnx_runtime_that_cannot_be_imported_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InstallationError, match=r"cannot be imported .*; install one of cappy-engine\[cpu\]"):
+        load_runtime()
+
+
+def test_the_runtime_that_is_installed_is_the_one_that_is_loaded() -> None:
+    assert load_runtime() is onnxruntime
