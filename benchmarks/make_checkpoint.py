@@ -150,7 +150,7 @@ def _calibrate_head(
 ) -> None:
     pairs = [pair for pair in default_pairs() if len(pair[0]) + len(pair[1]) < 400][::4]
     with torch.no_grad():
-        scores = torch.cat([model(**tokenizer(*pair, return_tensors="pt")).logits[:, 0] for pair in pairs])
+        scores = torch.cat([model(**tokenizer([pair], return_tensors="pt")).logits[:, 0] for pair in pairs])
         head = model.classifier.out_proj
         head.weight.mul_(std / scores.std())
         head.bias.copy_(mean - (scores.mean() - head.bias) * std / scores.std())

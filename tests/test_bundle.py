@@ -229,7 +229,7 @@ def test_a_value_changed_without_sealing_is_found(copy: Path) -> None:
         open_bundle(copy)
 
 
-@pytest.mark.parametrize("name", ["../x", "onnx/../../x", "/etc/passwd", "..", "..\\x", "C:\\x"])
+@pytest.mark.parametrize("name", ["../x", "onnx/../../x", "/etc/passwd", "..", "..\\x", "C:\\x", "a\0b"])
 def test_a_manifest_that_names_a_file_outside_of_the_bundle_is_refused(copy: Path, name: str) -> None:
     (copy.parent / "x").write_bytes(b"1234")
     entry = {"sha256": sha256_of(copy.parent / "x"), "bytes": 4}
@@ -239,8 +239,8 @@ def test_a_manifest_that_names_a_file_outside_of_the_bundle_is_refused(copy: Pat
     assert repr(name) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["a\0b", "", ".", "onnx", "x" * 5000])
-def test_a_manifest_that_names_what_cannot_be_a_file_is_refused(copy: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["", ".", "onnx", "x" * 5000])
+def test_a_manifest_that_names_what_is_no_file_is_refused(copy: Path, name: str) -> None:
     change_manifest(copy, lambda document: document["files"].update({name: {"sha256": "0" * 64, "bytes": 4}}))
     with pytest.raises(BundleError):
         open_bundle(copy)

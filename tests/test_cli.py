@@ -170,8 +170,10 @@ def test_score_into_a_folder_that_is_not_there_is_an_error_that_names_it(
 ) -> None:
     output = pairs_file.parent / "absent" / "scored.jsonl"
     assert main(["score", str(pairs_file), "--bundle", str(bundle), "-o", str(output)]) == 1
-    assert b"cappy score: " in (err := capfdbinary.readouterr().err)
+    err = capfdbinary.readouterr().err
+    assert b"cappy score: " in err
     assert b"absent" in err
+    assert b"what was scored before" not in err  # nothing was
 
 
 def test_score_without_the_precision_asked_for_is_an_error(
@@ -227,6 +229,15 @@ def test_score_names_the_partial_file_where_no_more_can_be_written(bundle: Path,
     assert b"Traceback" not in done.stderr
     assert output.read_text() == "of an earlier run"
     assert f"{output}.partial".encode() in done.stderr
+
+
+def test_score_into_a_folder_is_refused_before_anything_is_scored(
+    bundle: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    assert main(["score", str(pairs_file), "--bundle", str(bundle), "-o", str(tmp_path / "folder")]) == 1
+    assert "must be a file, not a folder" in capsys.readouterr().err
+    assert not (tmp_path / "folder.partial").exists()
 
 
 def test_score_shows_its_speed_where_stderr_is_a_terminal(bundle: Path, tmp_path: Path) -> None:
@@ -354,6 +365,8 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
         "score pairs.jsonl --bundle b --max-batch-tokens -1",
         "score pairs.jsonl --bundle b --on-error ignore",
         "score pairs.jsonl --bundle b --batch-size 8",
+        "score pairs.jsonl --bundle b --score-field=",
+        "score pairs.jsonl --bundle b --score-field response",
         "rank --bundle b --instruction q",
         "export checkpoint out --precision fp64",
         "export checkpoint",

@@ -246,6 +246,12 @@ def test_an_unknown_way_with_bad_lines_is_a_wrong_argument(scorer: Scorer, on_er
         score_lines(scorer, [GOOD], lambda line: None, on_error=on_error)
 
 
+@pytest.mark.parametrize("name", ["", "instruction", "response"])
+def test_a_score_field_that_would_hide_the_pair_is_a_wrong_argument(scorer: Scorer, name: str) -> None:
+    with pytest.raises(ValueError, match="field_name must be a name of its own"):
+        score_lines(scorer, [GOOD], lambda line: None, field_name=name)
+
+
 # Streaming and progress
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
 import json
 import logging
@@ -139,7 +140,9 @@ def _add_score(commands: Any) -> None:
     _add_scorer_options(parser)
     parser.add_argument("-o", "--output", type=Path, help="file to write (default: stdout)")
     parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="at a bad line (default: stop)")
-    parser.add_argument("--score-field", default="score", help="name of the field to add (default: score)")
+    parser.add_argument(
+        "--score-field", type=_field_name, default="score", help="name of the field to add (default: score)"
+    )
 
 
 def _add_rank(commands: Any) -> None:
@@ -163,6 +166,12 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
+
+
+def _field_name(text: str) -> str:
+    if text in ("", "instruction", "response"):
+        raise argparse.ArgumentTypeError(f"must be a name of its own, got {text!r}")
+    return text
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -272,9 +281,12 @@ def _output(path: Path | None) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "the output must be a file, not a folder", str(path))
     partial = path.with_name(path.name + ".partial")
+    file = partial.open("wb")
     try:
-        with partial.open("wb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -53,6 +53,8 @@ def score_lines(
     """
     if on_error not in ("stop", "skip"):
         raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}")
+    if field_name in ("", "instruction", "response"):
+        raise ValueError(f"field_name must be a name of its own, got {field_name!r}")
     totals = Totals()
     window = _Window()
     try:
