@@ -189,12 +189,6 @@ def test_a_line_that_has_the_scores_field_already_is_bad(scorer: Scorer, name: s
     assert len(output) == 1
 
 
-@pytest.mark.parametrize("name", ["instruction", "response"])
-def test_the_score_cannot_replace_a_text_of_the_pair(scorer: Scorer, name: str) -> None:
-    with pytest.raises(InvalidLine, match=f"line 1: has a field {name!r} already"):
-        score_lines(scorer, [GOOD], lambda line: None, field_name=name)
-
-
 # Bad lines
 
 
