@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -335,3 +336,42 @@ def test_a_model_exchanged_for_another_of_the_bundle_is_found(copy: Path) -> Non
     with pytest.raises(BundleError, match=r"onnx/model\.onnx") as caught:
         Scorer.open(copy, precision="fp32")
     assert "export" in str(caught.value)
+
+
+def test_a_linked_folder_beside_the_models_is_refused(copy: Path, tmp_path: Path) -> None:
+    """A model could read external data through it that no digest covers."""
+    (tmp_path / "outside").mkdir()
+    (copy / "onnx" / "sub").symlink_to(tmp_path / "outside")
+    with pytest.raises(BundleError, match="onnx/sub, which its manifest does not name"):
+        open_bundle(copy)
+
+
+def test_a_link_to_a_file_of_the_right_content_is_fine(copy: Path, tmp_path: Path) -> None:
+    """The hub's cache is made of such links."""
+    model = copy / MODEL_FILES["fp32"]
+    model.rename(tmp_path / "blob")
+    model.symlink_to(tmp_path / "blob")
+    with Scorer.open(copy, precision="fp32"):
+        pass
+
+
+def test_what_is_no_regular_file_is_refused(copy: Path) -> None:
+    model = copy / MODEL_FILES["fp32"]
+    model.unlink()
+    os.mkfifo(model)
+    with pytest.raises(BundleError, match=r"onnx/model\.onnx .* is not a regular file"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize(("key", "value"), [("max_length", 2), ("max_length", -1), ("pad_token_id", -7)])
+def test_lengths_and_ids_that_cannot_be_are_refused(copy: Path, key: str, value: int) -> None:
+    change_manifest(copy, lambda document: document["model"].update({key: value}))
+    with pytest.raises(BundleError, match=f"{key} {value}"):
+        open_bundle(copy)
+
+
+def test_a_name_that_is_not_unicode_is_refused(copy: Path) -> None:
+    entry = {"sha256": "0" * 64, "bytes": 1}
+    change_manifest(copy, lambda document: document["files"].update({"\ud800": entry}))
+    with pytest.raises(BundleError, match="outside of the bundle"):
+        open_bundle(copy)

@@ -222,6 +222,7 @@ def test_a_harmless_unknown_key_is_dropped_and_said(
         ({"model_type": None}, "names the model type None"),
         ({"hidden_size": {"a": 1}}, "'hidden_size' must be a number"),
         ({"hidden_size": "wide"}, "describes no model"),
+        ({"problem_type": "foo"}, "describes no model"),
     ],
 )
 def test_what_cannot_give_one_score_is_refused(
@@ -264,6 +265,31 @@ def test_a_damaged_weights_file_is_named(checkpoint: Path, tmp_path: Path, kind:
     content = (folder / FILES[kind]).read_bytes()
     (folder / FILES[kind]).write_bytes(content[: len(content) // 3])
     with pytest.raises(CheckpointError, match=FILES[kind]):
+        load_model(open_checkpoint(folder))
+
+
+def test_a_tokenizer_config_cannot_name_files_or_other_classes(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy(checkpoint, tmp_path / "copy")
+    edit(
+        folder / "tokenizer_config.json",
+        lambda config: config.update(fast_tokenizer_files=["../evil/tokenizer.1.0.json"]),
+    )
+    tokenizer = load_tokenizer(open_checkpoint(folder), max_length=512)
+    assert "fast_tokenizer_files" not in tokenizer.init_kwargs
+    edit(folder / "tokenizer_config.json", lambda config: config.update(tokenizer_class="Trainer"))
+    with pytest.raises(CheckpointError, match="names the tokenizer class 'Trainer'"):
+        load_tokenizer(open_checkpoint(folder), max_length=512)
+
+
+def test_a_weight_that_occurs_twice_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy(checkpoint, tmp_path / "copy", weights=None)
+    weights = load_file(checkpoint / "model.safetensors")
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    save_file(weights, folder / names[0])
+    save_file({"classifier.dense.bias": weights["classifier.dense.bias"] + 1}, folder / names[1])
+    index = {"weight_map": dict.fromkeys(weights, names[0]) | {"classifier.dense.bias": names[1]}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"classifier\.dense\.bias for the second time"):
         load_model(open_checkpoint(folder))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from transformers import AutoModelForSequenceClassification
 
 from cappy_engine.errors import GraphError
-from cappy_export.graph import check_fusions, check_graph, count_nodes, demanded_fusions, head_nodes
+from cappy_export import quantize as quantize_module
+from cappy_export.checkpoint import open_checkpoint
+from cappy_export.graph import build_graph, check_fusions, check_graph, count_nodes, demanded_fusions, head_nodes
 from cappy_export.half import convert_to_half, take_census
 from cappy_export.quantize import quantize
 
@@ -148,9 +151,30 @@ def test_int8_weights_are_unsigned_and_per_channel(bundle: Path) -> None:
         assert scales[entry.name.replace("_quantized", "_scale")] == [entry.dims[1]]
 
 
+def test_a_product_that_is_left_in_float32_is_an_error(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = quantize_module.quantize_with
+
+    def only_attention(source: Path, out: Path, **options: Any) -> None:
+        right(source, out, **{**options, "op_types": ("Attention",)})
+
+    monkeypatch.setattr(quantize_module, "quantize_with", only_attention)
+    with pytest.raises(GraphError, match="6 of 8 matrix products were not quantised"):
+        quantize(bundle / "onnx/model.onnx", tmp_path / "q.onnx")
+
+
+def test_weights_beyond_one_file_are_refused_at_once(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cappy_export.graph.MAX_BYTES", 1000)
+    with pytest.raises(GraphError, match="models up to 2 GiB"):
+        build_graph(open_checkpoint(checkpoint), tmp_path / "model.onnx")
+
+
 def test_a_graph_without_products_cannot_be_quantised(tmp_path: Path) -> None:
     x, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in ("x", "logits"))
     graph = helper.make_graph([helper.make_node("Neg", ["x"], ["logits"])], "g", [x], [out])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
-    with pytest.raises(GraphError, match="was quantised"):
+    with pytest.raises(GraphError, match="0 of 0 matrix products"):
         quantize(tmp_path / "m.onnx", tmp_path / "q.onnx")

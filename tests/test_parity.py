@@ -106,7 +106,16 @@ def test_limits_are_parsed_on_top_of_the_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["int8", "int4.max_error=1", "int8.error=1", "int8.max_error", "int8.max_error=little"]
+    "text",
+    [
+        "int8",
+        "int4.max_error=1",
+        "int8.error=1",
+        "int8.max_error",
+        "int8.max_error=little",
+        "int8.max_error=inf",
+        "fp32.max_error=nan",
+    ],
 )
 def test_a_limit_that_is_none_is_an_error_that_shows_it(text: str) -> None:
     with pytest.raises(ExportError, match=text):

@@ -149,7 +149,7 @@ def test_the_command_shows_the_report_of_a_failed_parity(
     assert list(tmp_path.iterdir()) == []
 
 
-STEPS: list[str] = ["build_graph", "convert_to_half", "quantize", "_prove", "require", "_write_manifest", "_sync"]
+STEPS: list[str] = ["build_graph", "convert_to_half", "quantize", "_prove", "require", "_write_manifest", "publish"]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -182,6 +182,120 @@ def test_kill_9_leaves_no_bundle_and_the_next_export_works(checkpoint: Path, tmp
     open_bundle(tmp_path / "bundle")
 
 
+def test_an_int8_export_proves_the_fp32_graph_it_is_made_from(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error far below what int8 is allowed, in a graph that is not in the bundle."""
+    right = getattr(pipeline, "build_graph")  # noqa: B009
+
+    def wrong(source: Any, path: Path) -> Any:
+        facts = right(source, path)
+        perturb(path, 0.01)
+        return facts
+
+    monkeypatch.setattr(pipeline, "build_graph", wrong)
+    with pytest.raises(ParityError, match="fp32: max error"):
+        export(checkpoint, tmp_path / "bundle", precisions=["int8"])
+
+
+def test_tokens_unlike_those_of_transformers_are_an_error(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = getattr(pipeline, "score_with_torch")  # noqa: B009
+
+    def longer(*args: Any, **options: Any) -> Any:
+        reference = right(*args, **options)
+        reference.token_counts[7] += 1
+        return reference
+
+    monkeypatch.setattr(pipeline, "score_with_torch", longer)
+    with pytest.raises(ExportError, match="tokenises 1 pairs unlike transformers"):
+        export(checkpoint, tmp_path / "bundle")
+
+
+def test_force_never_replaces_what_is_no_bundle(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "chapter.txt").write_text("years of work")
+    with pytest.raises(ExportError, match="is no bundle"):
+        export(checkpoint, folder, force=True)
+    assert (folder / "chapter.txt").read_text() == "years of work"
+
+
+def test_a_checkpoint_is_never_replaced_by_its_own_bundle(checkpoint: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "models" / "copy"))
+    for target in (copy, copy.parent):
+        (target / "manifest.json").write_text("{}")
+        with pytest.raises(ExportError, match="is or holds the checkpoint"):
+            export(copy, target, force=True)
+    assert (copy / "model.safetensors").exists()
+
+
+def test_a_bundle_that_appears_during_the_export_is_kept(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+
+    def say(text: str) -> None:
+        if text.startswith("scoring 279 pairs in fp32"):
+            shutil.copytree(bundle, target)
+
+    with pytest.raises(ExportError, match="exists"):
+        export(checkpoint, target, say=say)
+    assert tree(target) == tree(bundle)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
+def test_the_old_bundle_is_put_back_if_the_new_one_cannot_take_its_name(
+    checkpoint: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    right = Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        if ".partial-" in path.name:
+            raise error
+        return right(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(type(error)):
+        export(checkpoint, copy, force=True)
+    assert tree(copy) == tree(bundle)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_what_a_killed_export_left_is_pointed_out(checkpoint: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".bundle.partial-abc"
+    left.mkdir()
+    said: list[str] = []
+    export(checkpoint, tmp_path / "bundle", say=said.append)
+    assert any(str(left) in text for text in said)
+    assert left.exists()
+
+
+def test_a_checkpoint_that_changes_during_the_export_is_an_error(checkpoint: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+
+    def say(text: str) -> None:
+        if text.startswith("scoring 279 pairs in fp32"):
+            (copy / "tokenizer_config.json").write_text("{}")
+
+    with pytest.raises(ExportError, match="changed during the export"):
+        export(copy, tmp_path / "bundle", say=say)
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.slow
+def test_sigterm_leaves_nothing_at_all(checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cappy_engine.cli", "export", str(checkpoint), str(tmp_path / "bundle")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("building"):
+                process.terminate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_existing_bundle_is_kept_without_force(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     before = tree(copy)
@@ -194,7 +308,7 @@ def test_force_replaces_only_by_a_proven_bundle(checkpoint: Path, bundle: Path, 
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     before = tree(copy)
     with pytest.raises(ParityError):
-        export(checkpoint, copy, force=True, limits={**LIMITS, "fp32": Limits(max_error=1e-12)})
+        export(checkpoint, copy, force=True, limits={"fp32": Limits(max_error=1e-12)})
     assert tree(copy) == before
     export(checkpoint, copy, force=True)
     assert open_bundle(copy).manifest.precisions == ("fp32",)

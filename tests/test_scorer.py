@@ -339,9 +339,8 @@ def test_a_precision_that_the_bundle_lacks_is_refused(fp32_bundle: Path, precisi
         ("cpu", ("fp32", "fp16", "int8"), "fp32"),
         ("cpu", ("fp16", "int8"), "int8"),
         ("cpu", ("fp16",), "fp16"),
-        ("cuda", ("fp32", "fp16", "int8"), "fp16"),
-        ("cuda", ("fp32", "int8"), "fp32"),
-        ("cuda", ("int8",), "int8"),
+        ("cuda", ("fp32", "fp16", "int8"), "fp32"),
+        ("cuda", ("fp16", "int8"), "fp16"),
     ],
 )
 def test_auto_precision_is_the_first_of_the_documented_order(
@@ -350,7 +349,38 @@ def test_auto_precision_is_the_first_of_the_documented_order(
     precision, reason = choose_precision("auto", device, available)
     assert precision == chosen
     assert reason.startswith("auto: ")
-    assert choose_precision("int8", device, available) == ("int8", "asked for")
+    assert choose_precision("fp32", device, available) == ("fp32", "asked for")
+
+
+def test_int8_is_refused_where_it_would_run_on_the_cpu_unseen() -> None:
+    for asked in ("int8", "auto"):
+        with pytest.raises(DeviceUnavailable, match="int8 runs on the CPU only"):
+            choose_precision(asked, "cuda", ("int8",))
+
+
+class PretendsToHaveCuda:
+    """The real ONNX Runtime, but it lists CUDA where there is none, as onnxruntime-gpu does without a GPU."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(onnxruntime, name)
+
+    def get_available_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+@needs_cpu_package
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_cuda_that_is_listed_but_does_not_open_is_refused_by_name_and_passed_over_by_auto(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for module in ("session", "scorer"):
+        monkeypatch.setattr(f"cappy_engine.{module}.load_runtime", PretendsToHaveCuda)
+    with pytest.raises(DeviceUnavailable, match="came up with CPUExecutionProvider"):
+        Scorer.open(bundle, device="cuda")
+    with Scorer.open(bundle, device="auto") as opened:
+        assert opened.info.device == "cpu"
+        assert "came up with CPUExecutionProvider" in opened.info.device_reason
+    assert "using the CPU, since" in caplog.text
 
 
 @needs_cpu_package

@@ -17,6 +17,7 @@ from cappy_engine.bundle import MODEL_FILES
 from cappy_engine.errors import BundleError, DeviceUnavailable, InstallationError, ScoringError
 from cappy_engine.session import (
     INPUTS,
+    OrtSession,
     check_device,
     check_providers,
     check_signature,
@@ -191,3 +192,18 @@ def test_onnx_runtime_that_cannot_be_imported_is_refused_with_what_to_install(mo
 
 def test_the_runtime_that_is_installed_is_the_one_that_is_loaded() -> None:
     assert load_runtime() is onnxruntime
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (3,)])
+def test_logits_of_another_shape_are_no_scores(shape: tuple[int, ...]) -> None:
+    """One row for three pairs would be broadcast, and a second column dropped."""
+
+    class Wrong:
+        def get_inputs(self) -> list[object]:
+            return []
+
+        def run(self, outputs: object, inputs: object) -> list[npt.NDArray[np.float32]]:
+            return [np.zeros(shape, dtype=np.float32)]
+
+    with pytest.raises(ScoringError, match="logits of shape"):
+        OrtSession(Wrong(), device="cpu").run({"input_ids": np.zeros((3, 4), dtype=np.int64)})

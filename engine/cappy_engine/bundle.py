@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,6 +27,8 @@ MODEL_FILES: Mapping[str, str] = {
     "int8": "onnx/model_quantized.onnx",
 }
 PRECISIONS = tuple(MODEL_FILES)
+MIN_LENGTH = 8
+"""The shortest `max_length`: a few special tokens, and some of each text."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def open_bundle(path: str | Path) -> Bundle:
             _check_digest(folder, name, entry)
     for found in sorted((folder / "onnx").rglob("*")):
         name = found.relative_to(folder).as_posix()
-        if not found.is_dir() and name not in manifest.files:
+        if (found.is_symlink() or not found.is_dir()) and name not in manifest.files:
             raise BundleError(
                 f"bundle {folder} holds {name}, which its manifest does not name; remove it or export again"
             )
@@ -156,6 +159,11 @@ def _parse(document: Mapping[str, Any], path: Path) -> Manifest:
         is_outside = PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
         if is_outside or "\\" in name or "\0" in name:
             raise BundleError(f"{path} names a file outside of the bundle: {name!r}")
+    if manifest.max_length < MIN_LENGTH or manifest.pad_token_id < 0:
+        raise BundleError(
+            f"{path} has max_length {manifest.max_length} (at least {MIN_LENGTH} is needed) and pad_token_id "
+            f"{manifest.pad_token_id} (at least 0); export the bundle again"
+        )
     unknown = [name for name in manifest.precisions if name not in MODEL_FILES]
     if unknown or not manifest.precisions:
         raise BundleError(f"{path} names the precisions {list(manifest.precisions)}; known are {', '.join(PRECISIONS)}")
@@ -164,9 +172,14 @@ def _parse(document: Mapping[str, Any], path: Path) -> Manifest:
 
 def _check_size(folder: Path, name: str, entry: FileEntry) -> None:
     try:
-        size = (folder / name).stat().st_size
+        status = (folder / name).stat()
     except OSError as error:
         raise BundleError(f"bundle {folder} lacks {name} ({error.strerror}); export it again") from error
+    except UnicodeEncodeError as error:
+        raise BundleError(f"the manifest of bundle {folder} names a file outside of the bundle: {name!r}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise BundleError(f"{name} in bundle {folder} is not a regular file; export it again")
+    size = status.st_size
     if size != entry.size_bytes:
         raise BundleError(f"{name} in bundle {folder} has {size} bytes instead of {entry.size_bytes}; export it again")
 

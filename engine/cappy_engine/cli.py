@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -176,17 +177,18 @@ def _field_name(text: str) -> str:
 
 def _export(options: argparse.Namespace) -> int:
     pipeline = _import_export()
-    manifest = pipeline.export(
-        options.checkpoint,
-        options.bundle,
-        precisions=options.precisions or ("fp32",),
-        revision=options.revision,
-        max_length=options.max_length,
-        pairs=options.pairs,
-        limits=pipeline.parse_limits(options.limits),
-        force=options.force,
-        say=_say,
-    )
+    with _exit_on_termination():
+        manifest = pipeline.export(
+            options.checkpoint,
+            options.bundle,
+            precisions=options.precisions or ("fp32",),
+            revision=options.revision,
+            max_length=options.max_length,
+            pairs=options.pairs,
+            limits=pipeline.parse_limits(options.limits),
+            force=options.force,
+            say=_say,
+        )
     print(report.describe_parity(manifest["parity"]))
     print(f"wrote {options.bundle}")
     return EXIT_OK
@@ -236,7 +238,7 @@ def _score(options: argparse.Namespace) -> int:
     with (
         _open_scorer(options) as scorer,
         _input(options.pairs) as lines,
-        _output(options.output) as output,
+        _output(options.output, lines) as output,
         _progress_bar(lines) as progress,
     ):
         started = time.monotonic()
@@ -275,15 +277,25 @@ def _input(name: str) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _output(path: Path | None) -> Iterator[BinaryIO]:
-    """Stdout, or a file that appears under its name only when everything was written."""
+def _output(path: Path | None, source: BinaryIO) -> Iterator[BinaryIO]:
+    """Stdout, or a file that appears under its name only when everything was written.
+
+    What is there and no regular file (a pipe, a device) is written to as it is.
+    """
     if path is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "the output must be a file, not a folder", str(path))
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        with path.open("wb") as stream:
+            yield stream
+        return
     partial = path.with_name(path.name + ".partial")
+    if partial.exists() and os.path.samestat(os.fstat(source.fileno()), partial.stat()):
+        raise FileExistsError(errno.EEXIST, "the input has the name of our unfinished output; rename it", str(partial))
     file = partial.open("wb")
     try:
         with file:
@@ -318,6 +330,16 @@ def _progress_bar(lines: BinaryIO) -> Iterator[Any]:
             bar.update(totals.bytes_scored - bar.n)
 
         yield show
+
+
+@contextlib.contextmanager
+def _exit_on_termination() -> Iterator[None]:
+    """Leave by an exception at SIGTERM, so that unfinished files are removed."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _import_export() -> Any:

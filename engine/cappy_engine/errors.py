@@ -46,6 +46,7 @@ class InvalidLine(CappyError, ValueError):
         super().__init__(f"line {number}: {problem}")
         self.number = number
         self.problem = problem
+        self.problem = problem
 
 
 class BundleError(CappyError):

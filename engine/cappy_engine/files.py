@@ -83,7 +83,7 @@ def _good_rows(
             if on_error == "stop":
                 raise
             log.warning("skipped %s", error)
-            totals.skipped.append(error)
+            totals.skipped.append(InvalidLine(error.number, error.problem))  # without a traceback, which holds the line
             continue
         if row is None:
             totals.blank_lines += 1

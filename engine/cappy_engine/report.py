@@ -28,7 +28,7 @@ def describe_manifest(document: Mapping[str, Any]) -> str:
     for precision, graph in document["graphs"].items():
         facts = ", ".join(f"{key} {_shown(value)}" for key, value in graph.items())
         lines.append(f"  {precision}  {facts}")
-    return "\n".join([*lines, "", describe_parity(document["parity"])])
+    return "\n".join([*map(_printable, lines), "", describe_parity(document["parity"])])
 
 
 def describe_parity(parity: Mapping[str, Any]) -> str:
@@ -55,7 +55,7 @@ def describe_parity(parity: Mapping[str, Any]) -> str:
                 f"pair {worst['pair']}, {worst['tokens']} tokens: {shorten(worst['instruction'])} -> "
                 f"{shorten(worst['response'])}"
             )
-    return "\n".join(lines)
+    return "\n".join(map(_printable, lines))
 
 
 def describe_ranking(ranked: Sequence[Candidate]) -> str:
@@ -91,8 +91,13 @@ def describe_totals(totals: Totals, seconds: float) -> str:
 
 def shorten(text: str, width: int = 48) -> str:
     """`text` on one printable line of at most `width` characters."""
-    line = "".join(character if character.isprintable() else "·" for character in text)
+    line = _printable(text)
     return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _printable(text: str) -> str:
+    """`text` with a dot for what is no printable character: a manifest must not steer a terminal."""
+    return "".join(character if character.isprintable() else "·" for character in text)
 
 
 def _shown(value: object) -> str:

@@ -20,13 +20,9 @@ from cappy_engine.tokenizer import EncodedPairs, PairTokenizer
 
 Scores = npt.NDArray[np.float32]
 
-AUTO_PRECISIONS = {
-    "cpu": ("fp32", "int8", "fp16"),
-    "cuda": ("fp16", "fp32", "int8"),
-    "tensorrt": ("fp16", "fp32", "int8"),
-}
-"""What precision="auto" takes, first found first. On the CPU the exact scores come before the fast ones, since int8
-changes scores by more than rounding and must be asked for; fp16 is slower than fp32 there."""
+AUTO_PRECISIONS = {"cpu": ("fp32", "int8", "fp16"), "cuda": ("fp32", "fp16"), "tensorrt": ("fp32", "fp16")}
+"""What precision="auto" takes, first found first, and what a device runs at all. Exact scores come before fast ones:
+int8 changes scores by more than rounding and must be asked for; fp16 is slow on a CPU, and not measured on CUDA."""
 
 BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}
 """Default `max_batch_tokens`: on CPUs larger batches lose more to padding and cache misses than they win."""
@@ -99,7 +95,7 @@ class Scorer:
         """Open a bundle for scoring.
 
         `device` is "cpu", "cuda" or "auto" (CUDA where it really works, else the CPU). `precision` is "fp32", "fp16",
-        "int8" or "auto" (the first that the bundle has of fp32, int8, fp16 on the CPU; of fp16, fp32, int8 on CUDA).
+        "int8" or "auto" (the first that the bundle has of fp32, int8, fp16 on the CPU; of fp32, fp16 on CUDA).
         What is asked for by name is what runs, or an error is raised; what "auto" chose stands in `info`.
         `threads` is the number of CPU threads (None: one for each physical core). A batch holds at most
         `max_batch_tokens` tokens, padding included (None: 512 on the CPU, 16,384 on CUDA).
@@ -252,8 +248,12 @@ def _open_session(
 
 
 def choose_precision(asked: str, device: str, available: Sequence[str]) -> tuple[str, str]:
-    """The precision to run, and why: `asked`, or for "auto" the first of AUTO_PRECISIONS that is available."""
-    if asked != "auto":
-        return asked, "asked for"
+    """The precision to run, and why: `asked`, or for "auto" the first of AUTO_PRECISIONS that is available.
+
+    Raises DeviceUnavailable if the device does not run that precision.
+    """
     order = AUTO_PRECISIONS[device]
-    return next(name for name in order if name in available), f"auto: the first of {', '.join(order)} in the bundle"
+    found = asked if asked != "auto" else next((name for name in order if name in available), available[0])
+    if found not in order:
+        raise DeviceUnavailable(f"{found} runs on the CPU only: most of its operators have no {device} version")
+    return found, "asked for" if asked != "auto" else f"auto: the first of {', '.join(order)} in the bundle"

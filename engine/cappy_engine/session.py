@@ -21,6 +21,10 @@ from cappy_engine.errors import BundleError, DeviceUnavailable, InstallationErro
 DEVICES = ("cpu", "cuda", "tensorrt")
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 PROVIDERS: Mapping[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDER_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "cpu": {},
+    "cuda": {"use_tf32": "0"},  # on by default, and it would make fp32 a format of 10 bits
+}
 RUNTIME_PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
@@ -56,10 +60,13 @@ class OrtSession:
         """
         try:
             (logits,) = self._session.run(["logits"], {name: inputs[name] for name in self._inputs})
+            logits = np.asarray(logits)
         except Exception as error:  # ONNX Runtime has no common base class for its errors
             shape = inputs["input_ids"].shape
             raise ScoringError(f"ONNX Runtime failed on a batch of shape {shape} on {self.device}: {error}") from error
-        scores: npt.NDArray[np.float32] = np.asarray(logits[:, 0], dtype=np.float32)
+        if logits.shape != (len(inputs["input_ids"]), 1):
+            raise ScoringError(f"the model gave logits of shape {logits.shape} for {len(inputs['input_ids'])} pairs")
+        scores: npt.NDArray[np.float32] = logits[:, 0].astype(np.float32)
         return scores
 
 
@@ -71,13 +78,19 @@ def open_session(model: Path, *, device: str = "cpu", threads: int | None = None
     """
     runtime = load_runtime()
     provider = check_device(device, runtime.get_available_providers(), runtime.__version__)
+    if device != "cpu" and hasattr(runtime, "preload_dlls"):
+        runtime.preload_dlls()  # CUDA and cuDNN from site-packages, where the loader does not look
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only: its warnings go to stderr and are about graph optimisation
     try:
-        session = runtime.InferenceSession(str(model), options, providers=[provider], enable_fallback=0)
+        session = runtime.InferenceSession(
+            str(model), options, providers=[(provider, dict(PROVIDER_OPTIONS[device]))], enable_fallback=0
+        )
     except Exception as error:  # ONNX Runtime has no common base class for its errors
+        if device != "cpu":
+            raise DeviceUnavailable(f"ONNX Runtime {runtime.__version__} cannot use {device}: {error}") from error
         raise BundleError(f"ONNX Runtime {runtime.__version__} cannot load {model}: {error}") from error
     session.disable_fallback()
     check_providers(device, session.get_providers())

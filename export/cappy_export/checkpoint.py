@@ -24,10 +24,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from cappy_engine.bundle import sha256_of
 from cappy_engine.errors import CheckpointError
-from cappy_export.weights import check_keys, read_weights
+from cappy_export.weights import check_finite, check_keys, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -45,16 +46,25 @@ TOKENIZER_FILES = tuple(
 
 COMMON_KEYS = frozenset(
     """architectures model_type id2label label2id num_labels problem_type pad_token_id bos_token_id eos_token_id
-    sep_token_id is_decoder is_encoder_decoder add_cross_attention chunk_size_feed_forward""".split()
+    sep_token_id tokenizer_class is_decoder is_encoder_decoder add_cross_attention chunk_size_feed_forward""".split()
 )
 """Keys of config.json that any model has; those of one architecture are the arguments of its config class."""
 
 IGNORED_KEYS = frozenset(
     """transformers_version torch_dtype dtype _name_or_path name_or_path use_cache gradient_checkpointing
-    finetuning_task output_past tokenizer_class sentence_transformers task_specific_params return_dict output_attentions
+    finetuning_task output_past sentence_transformers task_specific_params return_dict output_attentions
     output_hidden_states torchscript tie_word_embeddings language""".split()
 )
 """Keys that are common and say nothing about the scores."""
+
+TOKENIZER_KEYS = frozenset(
+    """tokenizer_class model_max_length added_tokens_decoder additional_special_tokens extra_special_tokens
+    add_prefix_space trim_offsets errors do_lower_case strip_accents tokenize_chinese_chars do_basic_tokenize
+    never_split
+    clean_up_tokenization_spaces padding_side truncation_side model_input_names legacy sp_model_kwargs keep_accents
+    remove_space split_by_punct do_lower vocab_type""".split()
+)
+"""Keys of tokenizer_config.json that say how texts become tokens; special tokens (`..._token`) are kept as well."""
 
 COUNTS_FROM_PADDING = frozenset(
     {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "roberta-prelayernorm", "data2vec-text", "ibert"}
@@ -119,8 +129,8 @@ def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
     Raises CheckpointError if the weights cannot be read safely, hold NaN or infinity, or do not fit the config; all
     missing, unexpected and misshapen keys are in one error.
     """
-    config = CONFIG_MAPPING[checkpoint.config["model_type"]](**_config_arguments(checkpoint.config))
     try:
+        config = CONFIG_MAPPING[checkpoint.config["model_type"]](**_config_arguments(checkpoint.config))
         model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
             config, attn_implementation="eager", dtype=torch.float32
         )
@@ -129,9 +139,10 @@ def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
     try:
         weights = read_weights(checkpoint.weight_paths, checkpoint.format)
         check_keys(model.state_dict(), weights)
+        check_finite(weights)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.name} ({checkpoint.format} weights): {error}") from error
-    model.load_state_dict(weights, strict=False)
+    model.load_state_dict(weights, strict=False)  # copies into float32
     return model.eval()
 
 
@@ -145,7 +156,9 @@ def load_tokenizer(checkpoint: Checkpoint, *, max_length: int) -> PreTrainedToke
             if (checkpoint.folder / name).exists() and name != "tokenizer_config.json":
                 shutil.copyfile(checkpoint.folder / name, Path(folder, name))
         Path(folder, "config.json").write_text(json.dumps(dict(checkpoint.config)))
-        Path(folder, "tokenizer_config.json").write_text(json.dumps(_tokenizer_config(checkpoint)))
+        tokenizer_config = _tokenizer_config(checkpoint)
+        _check_tokenizer_class(checkpoint.name, tokenizer_config, checkpoint.config)
+        Path(folder, "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, use_fast=True, trust_remote_code=False, local_files_only=True
@@ -322,11 +335,16 @@ def _tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
         return {}
     config = _read_json(path)
     refuse_code(config, path)
-    return {
-        key: value
-        for key, value in config.items()
-        if not key.endswith("_file") and key not in ("chat_template", "name_or_path", "special_tokens_map_file")
-    }
+    return {key: value for key, value in config.items() if key in TOKENIZER_KEYS or key.endswith("_token")}
+
+
+def _check_tokenizer_class(name: str, *configs: Mapping[str, Any]) -> None:
+    """transformers would take any of its classes by this name; let it be a tokenizer."""
+    known = {str(entry) for pair in TOKENIZER_MAPPING_NAMES.values() for entry in pair} | {"PreTrainedTokenizerFast"}
+    for config in configs:
+        found = config.get("tokenizer_class")
+        if found is not None and found not in known and f"{found}Fast" not in known:
+            raise CheckpointError(f"{name} names the tokenizer class {found!r}, which transformers does not know")
 
 
 def _listed(names: Iterable[str], at_most: int = 8) -> str:

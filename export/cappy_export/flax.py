@@ -31,13 +31,18 @@ def read_flax(path: Path) -> dict[str, Array]:
     """
     try:
         tree = msgpack.unpackb(path.read_bytes(), ext_hook=_decode, raw=False, strict_map_key=False)
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        tree = tree["params"] if isinstance(tree, dict) and set(tree) == {"params"} else tree
+        if not isinstance(tree, dict):
+            raise CheckpointError(f"it holds a {type(tree).__name__}, not a map")
+        weights: dict[str, Array] = {}
+        for names, leaf in _leaves(tree, ()):
+            name = ".".join(_torch_path(names))
+            if name in weights:
+                raise CheckpointError(f"it has {name} twice")
+            weights[name] = _torch_layout(names, leaf)
+    except (ValueError, TypeError, KeyError, RecursionError, msgpack.UnpackException, CheckpointError) as error:
         raise CheckpointError(f"{path} is not a Flax checkpoint: {error}") from error
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"{path} is not a Flax checkpoint: it holds a {type(tree).__name__}, not a map")
-    if set(tree) == {"params"}:
-        tree = tree["params"]
-    return {".".join(_torch_path(names)): _torch_layout(names, leaf) for names, leaf in _leaves(tree, ())}
+    return weights
 
 
 def _decode(code: int, content: bytes) -> Any:
@@ -64,7 +69,7 @@ def _leaves(node: Any, names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
     elif isinstance(node, np.ndarray):
         yield names, node
     else:
-        raise CheckpointError(f"{'.'.join(names)} in the Flax checkpoint is a {type(node).__name__}, not an array")
+        raise CheckpointError(f"{'.'.join(names)} is a {type(node).__name__}, not an array")
 
 
 def _torch_path(names: tuple[str, ...]) -> tuple[str, ...]:

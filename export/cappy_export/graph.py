@@ -23,6 +23,8 @@ from cappy_engine.session import INPUTS
 from cappy_export.checkpoint import Checkpoint, load_model
 
 OPSET = 18
+MAX_BYTES = 2**31 - 2**24
+"""What one ONNX file can hold (protobuf's limit), less some space for the graph itself."""
 AXES = ["batch_size", "sequence_length"]
 _WHOLE_LAYER = {"Attention": 1, "SkipLayerNormalization": 2, "BiasGelu": 1}
 FUSED_PER_LAYER: Mapping[str, Mapping[str, int]] = {
@@ -44,6 +46,11 @@ def build_graph(checkpoint: Checkpoint, path: Path) -> tuple[dict[str, int], dic
     output `logits`, (batch, 1) float32. Raises GraphError if the exporter fails, an axis is not dynamic, or fewer nodes
     were fused than the layers demand.
     """
+    size_bytes = sum(weights.stat().st_size for weights in checkpoint.weight_paths)
+    if size_bytes > MAX_BYTES:
+        raise GraphError(
+            f"{checkpoint.name} has {size_bytes / 1e9:.1f} GB of weights; models up to 2 GiB can be exported"
+        )
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         raw = Path(folder, "raw.onnx")
         shape = _export_with_optimum(checkpoint, raw)

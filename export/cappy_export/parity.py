@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from cappy_engine.batching import plan_batches
 from cappy_engine.errors import ExportError, ParityError
 from cappy_engine.pairs import Pair
-from cappy_engine.scorer import Scorer
+from cappy_engine.scorer import Scored, Scorer
 from cappy_export.reference import Reference
 
 Scores = npt.NDArray[np.float32]
@@ -84,21 +85,37 @@ def describe_pairs(pairs: Sequence[Pair], reference: Reference, name: str) -> di
     }
 
 
-def score_in_shapes(scorer: Scorer, pairs: Sequence[Pair], budgets: Sequence[int] = BATCH_TOKENS) -> tuple[Scores, int]:
-    """Score each pair once, in batches of many shapes; returns the scores and the number of distinct batch shapes.
+def score_in_shapes(scorer: Scorer, pairs: Sequence[Pair], budgets: Sequence[int] = BATCH_TOKENS) -> tuple[Scored, int]:
+    """Score each pair once, in batches of many shapes; returns what was scored and the number of distinct shapes.
 
     The pairs are dealt out in turn among `budgets` of padded tokens: with a budget of 1 they run one by one, with a
     large one in wide batches with padding.
     """
-    scores = np.empty(len(pairs), dtype=np.float32)
+    total = Scored(
+        scores=np.empty(len(pairs), dtype=np.float32),
+        token_counts=np.empty(len(pairs), dtype=np.int64),
+        truncated=np.empty(len(pairs), dtype=np.bool_),
+    )
     shapes: set[tuple[int, int]] = set()
     for place, budget in enumerate(budgets):
         rows = list(range(place, len(pairs), len(budgets)))
         scored = scorer.score_pairs([pairs[row] for row in rows], max_batch_tokens=budget)
-        scores[rows] = scored.scores
+        total.scores[rows] = scored.scores
+        total.token_counts[rows], total.truncated[rows] = scored.token_counts, scored.truncated
         batches = plan_batches(scored.token_counts, max_batch_tokens=budget)
         shapes.update((len(batch.rows), batch.length) for batch in batches)
-    return scores, len(shapes)
+    return total, len(shapes)
+
+
+def require_same_tokens(scored: Scored, reference: Reference, pairs: Sequence[Pair]) -> None:
+    """Raise ExportError unless the engine and transformers cut the pairs into the same number of tokens."""
+    differs = (scored.token_counts != reference.token_counts) | (scored.truncated != reference.truncated)
+    if differs.any():
+        row = int(differs.argmax())
+        raise ExportError(
+            f"the engine tokenises {int(differs.sum())} pairs unlike transformers; the first, {pairs[row]!r:.200}, has "
+            f"{scored.token_counts[row]} tokens instead of {reference.token_counts[row]}"
+        )
 
 
 def candidate_groups(pairs: Sequence[Pair]) -> list[list[int]]:
@@ -151,7 +168,7 @@ def parse_limits(texts: Sequence[str]) -> dict[str, Limits]:
         key, _, value = text.partition("=")
         precision, _, name = key.partition(".")
         try:
-            if precision not in LIMITS or name not in names:
+            if precision not in LIMITS or name not in names or not math.isfinite(float(value)):
                 raise ValueError
             parsed[precision] = dataclasses.replace(parsed[precision], **{name: float(value)})
         except ValueError as error:

@@ -7,10 +7,7 @@ import dataclasses
 import datetime
 import json
 import logging
-import os
 import platform
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -29,7 +26,17 @@ from cappy_export.checkpoint import Checkpoint, bundle_config, digest_of_files, 
 from cappy_export.graph import build_graph
 from cappy_export.half import convert_to_half
 from cappy_export.pairs import default_pairs, read_pairs
-from cappy_export.parity import LIMITS, Limits, describe_pairs, measure, parse_limits, require, score_in_shapes
+from cappy_export.parity import (
+    LIMITS,
+    Limits,
+    describe_pairs,
+    measure,
+    parse_limits,
+    require,
+    require_same_tokens,
+    score_in_shapes,
+)
+from cappy_export.publish import check_target, publish, staging_folder
 from cappy_export.quantize import quantize
 from cappy_export.reference import Reference, score_with_torch
 
@@ -70,26 +77,32 @@ def export(
     """Export `checkpoint` (a folder, or a hub id at `revision`) to the folder `bundle`; returns the manifest.
 
     Every precision scores the parity pairs (the package's own, or those of the JSON Lines file `pairs`) before the
-    bundle appears; a score set beyond `limits` raises ParityError and nothing is written. A bundle that exists is kept
-    unless `force` is set, and then replaced only by a proven one. `say` is told of every step.
+    bundle appears; scores beyond `limits` (LIMITS where a precision is not named) raise ParityError and nothing is
+    written. A bundle that exists is kept unless `force` is set, and then replaced only by a proven one. `say` is told
+    of every step.
 
-    Raises ExportError (CheckpointError, GraphError, ParityError), and ValueError for options out of range.
+    Raises ExportError (CheckpointError, GraphError, ParityError), ScoringError where a model gives no number, OSError
+    where files cannot be written, and ValueError for options out of range.
     """
-    chosen = _check_precisions(precisions)
+    chosen, limits = _check_precisions(precisions), {**LIMITS, **limits}
     target = Path(bundle)
-    if os.path.lexists(target) and not force:
-        raise ExportError(f"{target} exists; choose another name, or replace it with --force")
+    check_target(target, force=force)
     parity_pairs, pairs_name = _pairs(pairs)
     opened = open_checkpoint(checkpoint, revision=revision)
+    if target.resolve() in (opened.folder.resolve(), *opened.folder.resolve().parents):
+        raise ExportError(f"{target} is or holds the checkpoint {checkpoint}; choose another name")
+    files = opened.files
     say(f"scoring {len(parity_pairs)} pairs with PyTorch")
     reference = score_with_torch(opened, parity_pairs, max_length=max_length)
-    with _staging(target) as staging:
-        document = _write_files(staging, opened, chosen, parity_pairs, max_length, say)
-        _write_manifest(staging, document)
-        parity = _prove(staging, chosen, reference, parity_pairs, pairs_name, limits, say)
+    with staging_folder(target, say) as staging:
+        document = _write_files(staging, opened, files, chosen, parity_pairs, max_length, say)
+        written = _write_manifest(staging, document, _entries(staging))
+        parity = _prove(staging, document["precisions"], reference, parity_pairs, pairs_name, limits, say)
         require(parity, limits, f"the export of {opened.name}")
-        manifest = _write_manifest(staging, {**document, "parity": parity})
-        _publish(staging, target)
+        if opened.files != files:
+            raise ExportError(f"{checkpoint} changed during the export; run it again")
+        manifest = _keep_chosen(staging, {**written, "parity": parity}, chosen)
+        publish(staging, target, force=force)
     return manifest
 
 
@@ -108,7 +121,7 @@ def verify(
     `precisions` are all of the bundle's by default. Raises ParityError beyond `limits`, BundleError for a damaged
     bundle, and ExportError.
     """
-    manifest = open_bundle(bundle).manifest
+    manifest, limits = open_bundle(bundle).manifest, {**LIMITS, **limits}
     chosen = _check_precisions(manifest.precisions if precisions is None else precisions)
     parity_pairs, pairs_name = _pairs(pairs)
     opened = open_checkpoint(checkpoint, revision=revision)
@@ -133,9 +146,18 @@ def _pairs(source: str | Path | None) -> tuple[list[Pair], str]:
 
 
 def _write_files(
-    staging: Path, checkpoint: Checkpoint, precisions: Sequence[str], pairs: Sequence[Pair], max_length: int, say: Say
+    staging: Path,
+    checkpoint: Checkpoint,
+    files: Mapping[str, str],
+    precisions: Sequence[str],
+    pairs: Sequence[Pair],
+    max_length: int,
+    say: Say,
 ) -> dict[str, Any]:
-    """Write all of the bundle but the manifest; returns what the manifest says but for files and parity."""
+    """Write all of the bundle but the manifest; returns what the manifest says but for files and parity.
+
+    The fp32 model, from which the others are made, is written and so proven even where it was not asked for.
+    """
     tokenizer = load_tokenizer(checkpoint, max_length=max_length)
     tokenizer.save_pretrained(staging)
     (staging / "config.json").write_text(json.dumps(bundle_config(checkpoint), indent=2) + "\n", encoding="utf-8")
@@ -151,9 +173,6 @@ def _write_files(
     if "int8" in precisions:
         say("quantising to int8")
         graphs["int8"] = quantize(fp32, staging / MODEL_FILES["int8"])
-    if "fp32" not in precisions:
-        fp32.unlink()
-    files = checkpoint.files
     return {
         "schema_version": SCHEMA_VERSION,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -170,8 +189,8 @@ def _write_files(
             "sha256": digest_of_files(files),
             "files": files,
         },
-        "precisions": list(precisions),
-        "graphs": {name: graphs[name] for name in precisions},
+        "precisions": list(graphs),
+        "graphs": graphs,
         "versions": _versions(),
         "machine": _machine(),
     }
@@ -200,65 +219,40 @@ def _prove(
     for precision in precisions:
         say(f"scoring {len(pairs)} pairs in {precision}")
         with Scorer.open(folder, device="cpu", precision=precision) as scorer:
-            scores, shapes = score_in_shapes(scorer, pairs)
-        measured = measure(reference.scores, scores, pairs, reference.token_counts)
+            scored, shapes = score_in_shapes(scorer, pairs)
+        require_same_tokens(scored, reference, pairs)
+        measured = measure(reference.scores, scored.scores, pairs, reference.token_counts)
         rows[precision] = {**measured, "batch_shapes": shapes, "limits": dataclasses.asdict(limits[precision])}
     facts = describe_pairs(pairs, reference, pairs_name)
     if facts["score_std"] < MEANINGFUL_STD:
         log.warning("the scores hardly vary (standard deviation %.2g): parity says little here", facts["score_std"])
+    if not facts["truncated"]:
+        log.warning("none of the pairs of %s is long enough to be truncated: that is not proven here", pairs_name)
     return {"reference": reference.description, "machine": _machine(), "pairs": facts, "precisions": rows}
 
 
-def _write_manifest(folder: Path, document: Mapping[str, Any]) -> dict[str, Any]:
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    entries = {
-        name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size}
-        for name in names
-        if name != MANIFEST
+def _entries(folder: Path) -> dict[str, dict[str, Any]]:
+    """The sha256 and the size of every file in `folder`, but for the manifest."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in paths
     }
-    manifest = seal({**document, "files": entries})
+
+
+def _write_manifest(folder: Path, document: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, Any]:
+    manifest = seal({**document, "files": files})
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return manifest
 
 
-@contextlib.contextmanager
-def _staging(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target`, removed on the way out unless it was published."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-    staging.chmod(0o755)
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _publish(staging: Path, target: Path) -> None:
-    """Give the complete bundle its name. What had the name before is moved aside first and then removed."""
-    for path in [*staging.rglob("*"), staging]:
-        _sync(path)
-    old = None
-    if os.path.lexists(target):
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent)) / target.name
-        target.rename(old)
-    try:
-        staging.rename(target)
-    except OSError:
-        if old is not None:
-            old.rename(target)
-        raise
-    finally:
-        if old is not None:
-            shutil.rmtree(old.parent, ignore_errors=True)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _keep_chosen(folder: Path, document: Mapping[str, Any], chosen: Sequence[str]) -> dict[str, Any]:
+    """Remove the fp32 model where it was only a step; write the final manifest with the digests that were proven."""
+    files = dict(document["files"])
+    for precision in set(document["precisions"]) - set(chosen):
+        (folder / MODEL_FILES[precision]).unlink()
+        del files[MODEL_FILES[precision]]
+    graphs = {precision: document["graphs"][precision] for precision in chosen}
+    return _write_manifest(folder, {**document, "precisions": list(chosen), "graphs": graphs}, files)
 
 
 def _versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from cappy_engine.errors import GraphError
-from cappy_export.graph import count_nodes, head_nodes, quiet
+from cappy_export.graph import check_graph, count_nodes, head_nodes, quiet
 
 QUANTIZED = ("MatMul", "Attention")
 REPLACEMENTS = ("MatMulInteger", "DynamicQuantizeMatMul", "QAttention")
@@ -24,15 +24,30 @@ REPLACEMENTS = ("MatMulInteger", "DynamicQuantizeMatMul", "QAttention")
 def quantize(source: Path, out: Path) -> dict[str, Any]:
     """Write the int8 model of the fused float32 model `source`; returns what is known of it, for the manifest.
 
-    Raises GraphError if no product with weights was quantised.
+    Raises GraphError unless every product with weights but those of the head was quantised.
     """
     quantize_with(source, out, op_types=QUANTIZED, per_channel=True, reduce_range=False, weight_type=QuantType.QUInt8)
+    wanted, left = products_with_weights(source), products_with_weights(out)
+    if not wanted or left:
+        raise GraphError(
+            f"{len(left)} of {len(wanted)} matrix products were not quantised: {', '.join(left) or 'none'}"
+        )
+    check_graph(out)
     nodes = count_nodes(out)
     replaced = {name: nodes[name] for name in REPLACEMENTS if nodes[name]}
-    wanted = sum(count for name, count in count_nodes(source).items() if name in QUANTIZED)
-    if sum(replaced.values()) == 0:
-        raise GraphError(f"none of {wanted} matrix products was quantised")
     return {"method": "dynamic, weights uint8 per channel, activations uint8 per tensor", "quantized": replaced}
+
+
+def products_with_weights(path: Path) -> list[str]:
+    """Names of the float products with weights, those of the head left out."""
+    model = onnx.load(str(path), load_external_data=False)
+    weights = {entry.name for entry in model.graph.initializer}
+    head = head_nodes(model)
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type in QUANTIZED and node.input[1] in weights and node.name not in head
+    ]
 
 
 def quantize_with(

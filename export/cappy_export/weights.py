@@ -18,18 +18,26 @@ LEGACY_BUFFERS = (".position_ids", ".token_type_ids")
 
 
 def read_weights(files: Iterable[Path], format_: str) -> dict[str, torch.Tensor]:
-    """The weights in `files` (format "safetensors", "bin" or "msgpack") by PyTorch's names, all float32.
+    """The weights in `files` (format "safetensors", "bin" or "msgpack") by PyTorch's names, in the type of the file.
 
-    Raises CheckpointError if a file cannot be read safely, or holds NaN or infinity.
+    Raises CheckpointError if a file cannot be read safely, or a name occurs twice.
     """
     weights: dict[str, torch.Tensor] = {}
     for path in files:
-        weights.update(_read_file(path, format_))
-    weights = {_modern_name(key): value.float() for key, value in weights.items() if not key.endswith(LEGACY_BUFFERS)}
+        for key, value in _read_file(path, format_).items():
+            name = _modern_name(key)
+            if name in weights:
+                raise CheckpointError(f"{path} has the weight {name} for the second time")
+            if not key.endswith(LEGACY_BUFFERS):
+                weights[name] = value
+    return weights
+
+
+def check_finite(weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise CheckpointError that names every weight with NaN or infinity in it."""
     broken = [key for key, value in weights.items() if not bool(torch.isfinite(value).all())]
     if broken:
         raise CheckpointError(f"NaN or infinite weights in {', '.join(broken)}")
-    return weights
 
 
 def check_keys(needed: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> None:
