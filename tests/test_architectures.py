@@ -108,7 +108,8 @@ def test_an_encoder_is_exported_with_pytorchs_scores(
     tmp_path: Path, model_type: str, tokenizer_of: Callable[[Path], PreTrainedTokenizerBase], shape: dict[str, Any]
 ) -> None:
     checkpoint = make(model_type, tmp_path / "checkpoint", tokenizer_of, **shape)
-    manifest = export(checkpoint, tmp_path / "bundle", precisions=["fp32", "int8"])
+    precisions = ["fp32"] if model_type == "deberta" else ["fp32", "int8"]
+    manifest = export(checkpoint, tmp_path / "bundle", precisions=precisions)
     assert manifest["parity"]["pairs"]["score_std"] > 0.05
 
     pairs = default_pairs()[::9]
@@ -128,6 +129,14 @@ def test_bert_is_fused_completely(tmp_path: Path, heads: int, hidden: int) -> No
     checkpoint = make("bert", tmp_path / "checkpoint", wordpiece, num_attention_heads=heads, hidden_size=hidden)
     fused = export(checkpoint, tmp_path / "bundle")["graphs"]["fp32"]["fused"]
     assert (fused["Attention"], fused["SkipLayerNormalization"], fused["BiasGelu"]) == (2, 4, 2)
+
+
+@pytest.mark.slow
+def test_int8_of_deberta_is_refused_since_its_graph_is_not_sorted(tmp_path: Path) -> None:
+    """ONNX Runtime runs what its quantiser writes for DeBERTa's branches, but it is no valid ONNX."""
+    checkpoint = make("deberta", tmp_path / "checkpoint", unigram, relative_attention=True, pos_att_type=["p2c", "c2p"])
+    with pytest.raises(ExportError, match=r"onnx\.checker refuses model_quantized\.onnx"):
+        export(checkpoint, tmp_path / "bundle", precisions=["int8"])
 
 
 @pytest.mark.slow
