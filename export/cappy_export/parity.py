@@ -38,11 +38,12 @@ class Limits:
 LIMITS: Mapping[str, Limits] = {
     "fp32": Limits(max_error=1e-4),
     "fp16": Limits(max_error=5e-3),
-    "int8": Limits(min_spearman=0.95),
+    "int8": Limits(min_spearman=0.97),
 }
 """The default limits. fp32 and fp16 differ from PyTorch by rounding only, so an absolute bound holds for any weights.
 Int8 errors grow with the spread of the weights and of the scores, so no absolute bound fits all checkpoints; what
-classification and re-ranking need is the *order* of the scores. README.md has what was measured."""
+classification and re-ranking need is the *order* of the scores. Rank correlation was 0.99 and more for all exports that
+were measured (README.md), and 0.91 to 0.96 on trained weights for the coarsest quantisation, per tensor in 7 bits."""
 
 
 def measure(reference: Scores, scores: Scores, pairs: Sequence[Pair], counts: npt.NDArray[np.int64]) -> dict[str, Any]:
