@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from cappy_engine.errors import CheckpointError
-from cappy_export.checkpoint import load_model, load_tokenizer, max_positions, open_checkpoint
+from cappy_export.checkpoint import load_model, load_tokenizer, open_checkpoint
+from cappy_export.config import max_positions
 from cappy_export.weights import read_weights
 
 FILES = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin", "msgpack": "flax_model.msgpack"}

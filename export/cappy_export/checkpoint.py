@@ -1,19 +1,13 @@
-"""What training leaves, found, judged and read: nothing in a checkpoint can make this code run or fetch anything.
-
-`config.json` is parsed here and reduced to an allow-list before transformers sees it (transformers 4.56 to 5.2 fetch
-and run code for some of its keys, CVE-2026-4372); weights come from safetensors, from a pickle restricted to tensors,
-or from Flax's msgpack.
-"""
+"""What training leaves, found and read; its configs are judged in `config.py`, its weights read in `weights.py`."""
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +17,17 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from cappy_engine.bundle import sha256_of
 from cappy_engine.errors import CheckpointError
+from cappy_export.config import (
+    check_architecture,
+    config_arguments,
+    max_positions,
+    read_config,
+    read_json,
+    read_tokenizer_config,
+)
 from cappy_export.weights import check_finite, check_keys, read_weights
 
 log = logging.getLogger(__name__)
@@ -43,33 +43,6 @@ TOKENIZER_FILES = tuple(
     """tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt vocab.txt
     sentencepiece.bpe.model spiece.model spm.model bpe.codes""".split()
 )
-
-COMMON_KEYS = frozenset(
-    """architectures model_type id2label label2id num_labels problem_type pad_token_id bos_token_id eos_token_id
-    sep_token_id tokenizer_class is_decoder is_encoder_decoder add_cross_attention chunk_size_feed_forward""".split()
-)
-"""Keys of config.json that any model has; those of one architecture are the arguments of its config class."""
-
-IGNORED_KEYS = frozenset(
-    """transformers_version torch_dtype dtype _name_or_path name_or_path use_cache gradient_checkpointing
-    finetuning_task output_past sentence_transformers task_specific_params return_dict output_attentions
-    output_hidden_states torchscript tie_word_embeddings language""".split()
-)
-"""Keys that are common and say nothing about the scores."""
-
-TOKENIZER_KEYS = frozenset(
-    """tokenizer_class model_max_length added_tokens_decoder additional_special_tokens extra_special_tokens
-    add_prefix_space trim_offsets errors do_lower_case strip_accents tokenize_chinese_chars do_basic_tokenize
-    never_split
-    clean_up_tokenization_spaces padding_side truncation_side model_input_names legacy sp_model_kwargs keep_accents
-    remove_space split_by_punct do_lower vocab_type""".split()
-)
-"""Keys of tokenizer_config.json that say how texts become tokens; special tokens (`..._token`) are kept as well."""
-
-COUNTS_FROM_PADDING = frozenset(
-    {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "roberta-prelayernorm", "data2vec-text", "ibert"}
-)
-REFUSED_PARTS = ("auto_map", "attn_implementation", "kernel", "quantization", "custom_", "trust_remote", "_hub")
 
 
 @dataclass(frozen=True)
@@ -130,7 +103,7 @@ def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
     missing, unexpected and misshapen keys are in one error.
     """
     try:
-        config = CONFIG_MAPPING[checkpoint.config["model_type"]](**_config_arguments(checkpoint.config))
+        config = CONFIG_MAPPING[checkpoint.config["model_type"]](**config_arguments(checkpoint.config))
         model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
             config, attn_implementation="eager", dtype=torch.float32
         )
@@ -156,8 +129,7 @@ def load_tokenizer(checkpoint: Checkpoint, *, max_length: int) -> PreTrainedToke
             if (checkpoint.folder / name).exists() and name != "tokenizer_config.json":
                 shutil.copyfile(checkpoint.folder / name, Path(folder, name))
         Path(folder, "config.json").write_text(json.dumps(dict(checkpoint.config)))
-        tokenizer_config = _tokenizer_config(checkpoint)
-        _check_tokenizer_class(checkpoint.name, tokenizer_config, checkpoint.config)
+        tokenizer_config = read_tokenizer_config(checkpoint.folder, checkpoint.name, checkpoint.config)
         Path(folder, "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
         try:
             tokenizer = AutoTokenizer.from_pretrained(
@@ -180,32 +152,9 @@ def load_tokenizer(checkpoint: Checkpoint, *, max_length: int) -> PreTrainedToke
     return tokenizer
 
 
-def max_positions(config: Mapping[str, Any]) -> int:
-    """The longest pair in tokens that the model has positions for.
-
-    RoBERTa and its kin number positions from the padding id up, which takes `pad_token_id + 1` of them away.
-    """
-    resolved = CONFIG_MAPPING[config["model_type"]](**_config_arguments(config))
-    positions = int(resolved.max_position_embeddings)
-    return positions - int(resolved.pad_token_id) - 1 if config["model_type"] in COUNTS_FROM_PADDING else positions
-
-
-def bundle_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """`config.json` for a bundle: what transformers writes for this model, and what makes other tools give raw scores.
-
-    Without `problem_type`, the transformers pipeline puts a sigmoid on the score; without `activation_fn`,
-    sentence-transformers and vLLM do.
-    """
-    arguments = _config_arguments(checkpoint.config)
-    config: dict[str, Any] = CONFIG_MAPPING[checkpoint.config["model_type"]](**arguments).to_diff_dict()
-    config["problem_type"] = "regression"
-    config["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity"}
-    return config
-
-
 def _judge(name: str, revision: str | None, folder: Path) -> Checkpoint:
-    config = _read_config(folder, name)
-    _check_architecture(config, name)
+    config = read_config(folder, name)
+    check_architecture(config, name)
     format_, files = _weight_files(folder, name)
     return Checkpoint(name, revision, folder, config, format_, files)
 
@@ -230,82 +179,6 @@ def _download(source: str, revision: str | None) -> tuple[Path, str]:
     return Path(folder), str(info.sha)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, found {type(content).__name__}")
-    return content
-
-
-def _read_config(folder: Path, name: str) -> dict[str, Any]:
-    """`config.json`, reduced to the keys that its architecture knows; refuses what could fetch or run code."""
-    path = folder / "config.json"
-    if not path.exists():
-        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-        raise CheckpointError(f"{name} is no checkpoint: it has no config.json; found {found}")
-    config = _read_json(path)
-    refuse_code(config, path)
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise CheckpointError(f"{path} names the model type {model_type!r}, which this transformers does not know")
-    known = COMMON_KEYS | set(inspect.signature(CONFIG_MAPPING[model_type].__init__).parameters) - {"self", "kwargs"}
-    dropped = sorted(set(config) - known - IGNORED_KEYS)
-    if dropped:
-        log.warning("%s: ignoring keys that %s does not know: %s", path, model_type, _listed(dropped))
-    kept = {key: value for key, value in config.items() if key in known - IGNORED_KEYS}
-    for key, value in kept.items():
-        _check_value(path, key, value)
-    return kept
-
-
-def refuse_code(config: Mapping[str, Any], path: Path) -> None:
-    """Raise CheckpointError for keys, at any depth, that make transformers fetch or run code."""
-    for key, value in config.items():
-        if any(part in key for part in REFUSED_PARTS) and not isinstance(value, (int, float, type(None))):
-            raise CheckpointError(
-                f"{path} has {key!r}: {value!r}, which can make transformers fetch or run code; remove the key"
-            )
-        for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, dict):
-                refuse_code(child, path)
-
-
-def _check_value(path: Path, key: str, value: Any) -> None:
-    scalar = (str, int, float, bool, type(None))
-    is_list = isinstance(value, list) and all(isinstance(item, scalar) for item in value)
-    is_map = (
-        isinstance(value, dict)
-        and key in ("id2label", "label2id")
-        and all(isinstance(v, scalar) for v in value.values())
-    )
-    if not (isinstance(value, scalar) or is_list or is_map):
-        raise CheckpointError(f"{path}: {key!r} must be a number, a string or a list of them, found {value!r}")
-
-
-def _config_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in ("model_type", "label2id", "id2label")} | {
-        "num_labels": 1
-    }
-
-
-def _check_architecture(config: Mapping[str, Any], name: str) -> None:
-    """Only an encoder with a sequence-classification head and one label gives one score for a pair."""
-    model_type, architectures = config["model_type"], config.get("architectures") or []
-    found = f"{', '.join(map(str, architectures)) or 'no architecture'} (model type {model_type})"
-    is_encoder = model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if config.get("is_decoder") or config.get("is_encoder_decoder") or not is_encoder:
-        raise CheckpointError(f"{name} is a generative model, or no text encoder: {found}; needed is a text encoder")
-    if len(architectures) != 1 or not str(architectures[0]).endswith("ForSequenceClassification"):
-        raise CheckpointError(f"{name} has no regression head: {found}; needed is a model ...ForSequenceClassification")
-    labels = config.get("id2label")
-    count = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
-    if count != 1:
-        raise CheckpointError(f"{name} has {count} labels; needed is one (the score): num_labels 1 in config.json")
-
-
 def _weight_files(folder: Path, name: str) -> tuple[str, tuple[str, ...]]:
     for format_, names in WEIGHT_FILES.items():
         for candidate in names:
@@ -319,7 +192,7 @@ def _weight_files(folder: Path, name: str) -> tuple[str, tuple[str, ...]]:
 def _shards(index: Path) -> tuple[str, ...]:
     if not index.name.endswith(".index.json"):
         return ()
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map")
     shards = sorted({str(shard) for shard in weight_map.values()})
@@ -327,26 +200,3 @@ def _shards(index: Path) -> tuple[str, ...]:
         if Path(shard).name != shard or not (index.parent / shard).is_file():
             raise CheckpointError(f"{index} names the shard {shard!r}, which is not a file beside it")
     return tuple(shards)
-
-
-def _tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    path = checkpoint.folder / "tokenizer_config.json"
-    if not path.exists():
-        return {}
-    config = _read_json(path)
-    refuse_code(config, path)
-    return {key: value for key, value in config.items() if key in TOKENIZER_KEYS or key.endswith("_token")}
-
-
-def _check_tokenizer_class(name: str, *configs: Mapping[str, Any]) -> None:
-    """transformers would take any of its classes by this name; let it be a tokenizer."""
-    known = {str(entry) for pair in TOKENIZER_MAPPING_NAMES.values() for entry in pair} | {"PreTrainedTokenizerFast"}
-    for config in configs:
-        found = config.get("tokenizer_class")
-        if found is not None and found not in known and f"{found}Fast" not in known:
-            raise CheckpointError(f"{name} names the tokenizer class {found!r}, which transformers does not know")
-
-
-def _listed(names: Iterable[str], at_most: int = 8) -> str:
-    names = list(names)
-    return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")

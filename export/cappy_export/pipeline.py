@@ -22,7 +22,8 @@ from cappy_engine.errors import ExportError
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scorer
 from cappy_engine.tokenizer import PairTokenizer
-from cappy_export.checkpoint import Checkpoint, bundle_config, digest_of_files, load_tokenizer, open_checkpoint
+from cappy_export.checkpoint import Checkpoint, digest_of_files, load_tokenizer, open_checkpoint
+from cappy_export.config import bundle_config
 from cappy_export.graph import build_graph
 from cappy_export.half import convert_to_half
 from cappy_export.pairs import default_pairs, read_pairs
@@ -160,7 +161,9 @@ def _write_files(
     """
     tokenizer = load_tokenizer(checkpoint, max_length=max_length)
     tokenizer.save_pretrained(staging)
-    (staging / "config.json").write_text(json.dumps(bundle_config(checkpoint), indent=2) + "\n", encoding="utf-8")
+    (staging / "config.json").write_text(
+        json.dumps(bundle_config(checkpoint.config), indent=2) + "\n", encoding="utf-8"
+    )
     (staging / "onnx").mkdir()
     say("building the fp32 graph")
     fp32 = staging / MODEL_FILES["fp32"]
