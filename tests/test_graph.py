@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from cappy_engine.errors import GraphError
@@ -170,6 +172,17 @@ def test_weights_beyond_one_file_are_refused_at_once(
     monkeypatch.setattr("cappy_export.graph.MAX_BYTES", 1000)
     with pytest.raises(GraphError, match="models up to 2 GiB"):
         build_graph(open_checkpoint(checkpoint), tmp_path / "model.onnx")
+
+
+def test_weights_in_half_precision_count_as_the_float32_that_they_become(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = shutil.copytree(checkpoint, tmp_path / "half", ignore=shutil.ignore_patterns("*.bin", "*.msgpack"))
+    weights = {name: value.bfloat16() for name, value in load_file(checkpoint / "model.safetensors").items()}
+    save_file(weights, half / "model.safetensors")
+    monkeypatch.setattr("cappy_export.graph.MAX_BYTES", (half / "model.safetensors").stat().st_size + 1)
+    with pytest.raises(GraphError, match="models up to 2 GiB"):
+        build_graph(open_checkpoint(half), tmp_path / "model.onnx")
 
 
 def test_a_graph_without_products_cannot_be_quantised(tmp_path: Path) -> None:

@@ -43,14 +43,9 @@ def build_graph(checkpoint: Checkpoint, path: Path) -> tuple[dict[str, int], dic
     """Write the checkpoint's graph to `path`; returns the model's shape and what is known of the graph.
 
     Inputs `input_ids`, `attention_mask` (and `token_type_ids` where the architecture has them), (batch, length) int64;
-    output `logits`, (batch, 1) float32. Raises GraphError if the exporter fails, an axis is not dynamic, or fewer nodes
-    were fused than the layers demand.
+    output `logits`, (batch, 1) float32. Raises GraphError if the model is too large for one file, the exporter fails,
+    an axis is not dynamic, or fewer nodes were fused than the layers demand.
     """
-    size_bytes = sum(weights.stat().st_size for weights in checkpoint.weight_paths)
-    if size_bytes > MAX_BYTES:
-        raise GraphError(
-            f"{checkpoint.name} has {size_bytes / 1e9:.1f} GB of weights; models up to 2 GiB can be exported"
-        )
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         raw = Path(folder, "raw.onnx")
         shape = _export_with_optimum(checkpoint, raw)
@@ -139,6 +134,11 @@ def _export_with_optimum(checkpoint: Checkpoint, path: Path) -> dict[str, int]:
     from optimum.exporters.tasks import TasksManager
 
     model = load_model(checkpoint)
+    size_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    if size_bytes > MAX_BYTES:
+        raise GraphError(
+            f"{checkpoint.name} has {size_bytes / 1e9:.1f} GB of float32 weights; models up to 2 GiB can be exported"
+        )
     try:
         with quiet():
             make_config = TasksManager.get_exporter_config_constructor(
