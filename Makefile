@@ -15,7 +15,7 @@ help:
 	rm -rf .venv-$*
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/pip install --quiet --constraint constraints.txt torch==2.13.0
-	.venv-$*/bin/pip install --quiet --constraint constraints.txt --editable '.[cpu,export$(if $(filter test,$*),$(comma)dev)]'
+	.venv-$*/bin/pip install --quiet --constraint constraints.txt --editable '.[cpu,export,train$(if $(filter test,$*),$(comma)dev)]'
 	touch $@
 comma := ,
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import importlib
 import io
 import json
 import logging
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO
 
 from cappy_engine import __version__, report
 from cappy_engine.bundle import PRECISIONS, open_bundle
-from cappy_engine.errors import CappyError, InstallationError, ParityError
+from cappy_engine.errors import AdaptError, CappyError, InstallationError, ParityError
 from cappy_engine.files import Totals, score_lines
 from cappy_engine.scorer import Scorer
 from cappy_engine.session import DEVICES
@@ -30,6 +31,16 @@ EXAMPLES = {
   cappy export btan2/cappy-large cappy-bundle --precision fp32 --precision int8
   cappy export ./my-checkpoint my-bundle --pairs my-pairs.jsonl --force
   cappy export ./my-checkpoint my-bundle --precision int8 --limit int8.min_spearman=0.99""",
+    "adapt": """examples:
+  cappy adapt btan2/cappy-large train.jsonl my-cappy
+  cappy adapt ./my-checkpoint train.jsonl my-cappy --held-out held-out.jsonl --epochs 3 --learning-rate 5e-5
+  cappy adapt ./my-checkpoint train.jsonl my-cappy --resume
+  cappy adapt btan2/cappy-large samples.jsonl my-cappy --from-samples
+  accelerate launch --num_processes 4 -m cappy_engine.cli adapt btan2/cappy-large train.jsonl my-cappy
+
+a line of TRAIN: {"instruction": "Is the sky blue?", "response": "Yes", "label": 1}
+with --from-samples: {"instruction": "Add 2 and 3.", "references": ["5"], "samples": ["5", "It is 6."]}
+the defaults are Cappy's recipe (arXiv 2311.06720)""",
     "verify": """examples:
   cappy verify cappy-bundle --checkpoint btan2/cappy-large
   cappy verify cappy-bundle --checkpoint ./my-checkpoint --precision int8 --pairs my-pairs.jsonl""",
@@ -76,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cappy {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_export(commands)
+    _add_adapt(commands)
     _add_verify(commands)
     inspect = _add(commands, "inspect", _inspect, "print what a bundle is, and how far its scores are from PyTorch's")
     inspect.add_argument("bundle", type=Path, metavar="BUNDLE")
@@ -113,6 +125,49 @@ def _add_export(commands: Any) -> None:
     )
     parser.add_argument("--force", action="store_true", help="replace BUNDLE if it exists, once the new one is proven")
     _add_parity_options(parser)
+
+
+def _add_adapt(commands: Any) -> None:
+    parser = _add(commands, "adapt", _adapt, "fine-tune a checkpoint on your own pairs with labels")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a local folder, or a hub id")
+    parser.add_argument("train", type=Path, metavar="TRAIN", help="JSON Lines with instruction, response and label")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write")
+    parser.add_argument("--revision", help="hub revision: a branch, tag or commit")
+    parser.add_argument(
+        "--from-samples", action="store_true",
+        help="TRAIN holds references and an LLM's samples; labels are 1, 0 for other references, ROUGE-L for samples",
+    )  # fmt: skip
+    parser.add_argument("--negatives", type=_positive, default=1, help="other references per example (default: 1)")
+    parser.add_argument("--held-out", type=Path, help="file of TRAIN's form to measure on (default: a part of TRAIN)")
+    parser.add_argument(
+        "--held-out-fraction",
+        type=_fraction,
+        default=0.02,
+        help="part of TRAIN that is held out (default: %(default)s)",
+    )
+    parser.add_argument("--epochs", type=_positive, default=1, help="default: %(default)s")
+    parser.add_argument("--max-steps", type=_positive, help="stop, and end the schedule, after so many steps")
+    parser.add_argument("--batch-size", type=_positive, default=128, help="pairs in a step (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=2e-5, help="at its peak (default: %(default)s)")
+    parser.add_argument(
+        "--warmup-fraction", type=float, default=0.1, help="of all steps, before the peak (default: %(default)s)"
+    )
+    parser.add_argument("--weight-decay", type=float, default=0.0, help="default: %(default)s")
+    parser.add_argument("--max-gradient-norm", type=float, default=1.0, help="default: %(default)s")
+    parser.add_argument("--dropout", type=float, help="default: the checkpoint's")
+    parser.add_argument("--max-length", type=_positive, default=512, help="in tokens (default: %(default)s)")
+    parser.add_argument(
+        "--max-batch-tokens", type=_positive, default=4096,
+        help="padded tokens computed at once; a step accumulates the gradients of several (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mixed-precision", choices=("auto", "no", "bf16", "fp16"), default="auto",
+        help="auto: bf16 or fp16 where the GPU has it, none on a CPU",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--evaluate-every", type=_positive, default=200, help="steps (default: %(default)s)")
+    parser.add_argument("--save-every", type=_positive, default=200, help="steps (default: %(default)s)")
+    parser.add_argument("--resume", action="store_true", help="go on with a training that was stopped")
 
 
 def _add_verify(commands: Any) -> None:
@@ -169,6 +224,13 @@ def _positive(text: str) -> int:
     return value
 
 
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be 0 or more and less than 1, got {value}")
+    return value
+
+
 def _field_name(text: str) -> str:
     if text in ("", "instruction", "response"):
         raise argparse.ArgumentTypeError(f"must be a name of its own, got {text!r}")
@@ -191,6 +253,39 @@ def _export(options: argparse.Namespace) -> int:
         )
     print(report.describe_parity(manifest["parity"]))
     print(f"wrote {options.bundle}")
+    return EXIT_OK
+
+
+def _adapt(options: argparse.Namespace) -> int:
+    adaptation, examples, samples = (_import_training(name) for name in ("adapt", "examples", "samples"))
+
+    def read(path: Path) -> Any:
+        if not options.from_samples:
+            return examples.read_examples(path)
+        return samples.examples_from_samples(samples.read_samples(path), negatives=options.negatives, seed=options.seed)
+
+    names = ("epochs", "max_steps", "batch_size", "learning_rate", "warmup_fraction", "weight_decay",
+             "max_gradient_norm", "dropout", "max_length", "max_batch_tokens", "mixed_precision", "seed")  # fmt: skip
+    try:
+        recipe = adaptation.Recipe(**{name: getattr(options, name) for name in names})
+    except ValueError as error:
+        raise AdaptError(str(error)) from error
+    with _exit_on_termination(), _training_bar() as progress:
+        adaptation.adapt(
+            options.checkpoint,
+            read(options.train),
+            options.out,
+            held_out=None if options.held_out is None else read(options.held_out),
+            held_out_fraction=options.held_out_fraction,
+            recipe=recipe,
+            evaluate_every=options.evaluate_every,
+            save_every=options.save_every,
+            resume=options.resume,
+            revision=options.revision,
+            say=_say,
+            progress=progress,
+        )
+    print(f"wrote {options.out}")
     return EXIT_OK
 
 
@@ -333,6 +428,31 @@ def _progress_bar(lines: BinaryIO) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
+def _training_bar() -> Iterator[Any]:
+    """Yield a callable for `adapt` that shows the loss, tokens/s and the time left, if stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda progress: None
+        return
+    from tqdm import tqdm
+
+    loss: float | None = None
+    with tqdm(unit="step", leave=False, dynamic_ncols=True) as bar:
+
+        def show(progress: Any) -> None:
+            nonlocal loss
+            loss = progress.loss if loss is None else 0.95 * loss + 0.05 * progress.loss
+            if bar.total is None:
+                bar.total, bar.n, bar.initial = progress.steps, progress.step - 1, progress.step - 1
+            held_out = "".join(
+                f", {name.replace('_', ' ')} {value:.3f}" for name, value in (progress.held_out or {}).items()
+            )
+            bar.set_postfix_str(f"loss {loss:.4f}{held_out}", refresh=False)
+            bar.update()
+
+        yield show
+
+
+@contextlib.contextmanager
 def _exit_on_termination() -> Iterator[None]:
     """Leave by an exception at SIGTERM, so that unfinished files are removed."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -342,15 +462,18 @@ def _exit_on_termination() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _import_export() -> Any:
-    """Import cappy_export's pipeline, whose packages are not installed in production."""
+def _import_export(module: str = "pipeline", extras: str = "cpu,export") -> Any:
+    """Import a module of cappy_export, whose packages are not installed in production."""
     try:
-        from cappy_export import pipeline
+        return importlib.import_module(f"cappy_export.{module}")
     except ModuleNotFoundError as error:
         raise InstallationError(
-            f"this command needs the package {error.name!r}; run: pip install 'cappy-engine[cpu,export]'"
+            f"this command needs the package {error.name!r}; run: pip install 'cappy-engine[{extras}]'"
         ) from error
-    return pipeline
+
+
+def _import_training(module: str) -> Any:
+    return _import_export(module, "cpu,export,train")
 
 
 def _print_json(value: object) -> None:

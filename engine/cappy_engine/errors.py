@@ -7,6 +7,7 @@ CappyError
 ├── BundleError              a bundle that is damaged, incomplete, foreign or too new
 │   └── PrecisionUnavailable the bundle has no model of the precision asked for
 ├── DeviceUnavailable        the device asked for cannot be used; nothing falls back
+├── AdaptError               training cannot start, go on or end as asked; no checkpoint was written
 ├── ScoringError             ONNX Runtime failed, or returned something that is no score
 └── ExportError              no bundle was written
     ├── CheckpointError      not a checkpoint that can be exported, or not a safe one
@@ -46,7 +47,6 @@ class InvalidLine(CappyError, ValueError):
         super().__init__(f"line {number}: {problem}")
         self.number = number
         self.problem = problem
-        self.problem = problem
 
 
 class BundleError(CappyError):
@@ -63,6 +63,10 @@ class DeviceUnavailable(CappyError):
 
 class ScoringError(CappyError):
     """ONNX Runtime failed while scoring, or returned something that is no score (NaN, infinity)."""
+
+
+class AdaptError(CappyError):
+    """Training cannot start, go on or end as it was asked to; no checkpoint was written."""
 
 
 class ExportError(CappyError):

@@ -60,6 +60,15 @@ def read_row(line: bytes, number: int) -> Row | None:
     The line must be a JSON object with the strings `instruction` and `response`; other fields are kept as they are.
     Raises InvalidLine, with `number`, for anything else.
     """
+    fields = read_fields(line, number, ("instruction", "response"))
+    return None if fields is None else Row(number, fields, (fields["instruction"], fields["response"]))
+
+
+def read_fields(line: bytes, number: int, texts: Sequence[str]) -> dict[str, Any] | None:
+    """The JSON object in one line of JSON Lines, which must have the fields `texts`, all strings; None if it is blank.
+
+    Raises InvalidLine, with `number`, for anything else.
+    """
     if not line.strip():
         return None
     try:
@@ -69,15 +78,16 @@ def read_row(line: bytes, number: int) -> Row | None:
     except (ValueError, RecursionError) as error:
         raise InvalidLine(number, f"not JSON ({error})") from error
     if not isinstance(fields, dict):
-        raise InvalidLine(number, f"expected a JSON object with 'instruction' and 'response', got {_described(fields)}")
-    for part in ("instruction", "response"):
+        wanted = " and ".join(map(repr, texts))
+        raise InvalidLine(number, f"expected a JSON object with {wanted}, got {_described(fields)}")
+    for part in texts:
         if part not in fields:
             found = ", ".join(_shown(name) for name in list(fields)[:8]) or "no fields"
             raise InvalidLine(number, f"has no field {part!r}; found {found}{', ...' * (len(fields) > 8)}")
         problem = text_problem(fields[part])
         if problem:
             raise InvalidLine(number, f"{part} {problem}")
-    return Row(number, fields, (fields["instruction"], fields["response"]))
+    return fields
 
 
 def read_rows(lines: Iterable[bytes]) -> Iterator[Row]:
