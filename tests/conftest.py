@@ -11,6 +11,8 @@ from benchmarks.make_checkpoint import make_checkpoint
 from cappy_export import export
 
 ROOT = Path(__file__).resolve().parent.parent
+MINI = ROOT / "models" / "cappy-mini"
+"""The checkpoint of cappy-mini: small, with really trained weights."""
 DATA = Path(os.environ.get("CAPPY_DATA", ROOT.parent / "shared" / "data"))
 """Real data, where present: the genuine RoBERTa tokenizer and PromptSource pairs."""
 

@@ -32,6 +32,9 @@ FENCES = {
 }
 """Packages that the engine may import, and its modules that may."""
 
+TRAINING = {"accelerate": {"adapt"}, "rouge_score": {"samples"}}
+"""Packages of the extra `train`, and the modules of the exporter that may import them; no other imports these."""
+
 EXPORT_MAY_IMPORT = {"errors", "pairs", "bundle", "tokenizer", "batching", "session", "scorer"}
 
 
@@ -93,3 +96,11 @@ def test_the_cli_imports_the_exporter_only_inside_a_function() -> None:
 def test_the_exporter_imports_the_engine_only_up_to_the_scorer(path: Path) -> None:
     names = {path.stem for path in ENGINE_FILES}
     assert (modules_of("cappy_engine", imports(path)) & names) <= EXPORT_MAY_IMPORT
+
+
+@pytest.mark.parametrize("path", EXPORT_FILES, ids=lambda path: path.stem)
+def test_exporting_needs_nothing_of_the_extra_for_training(path: Path) -> None:
+    names = imports(path)
+    for package, modules in TRAINING.items():
+        assert path.stem in modules or package not in {name.split(".")[0] for name in names}
+        assert not modules_of("cappy_export", names) & modules

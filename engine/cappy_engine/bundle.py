@@ -31,6 +31,10 @@ MIN_LENGTH = 8
 """The shortest `max_length`: a few special tokens, and some of each text."""
 
 
+EMBEDDED = Path(__file__).parent / "mini"
+"""The bundle that ships with the package: cappy-mini, a small model in int8 (see models/cappy-mini/README.md)."""
+
+
 @dataclass(frozen=True)
 class FileEntry:
     """What the manifest says of one file."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cappy_engine import __version__, report
-from cappy_engine.bundle import PRECISIONS, open_bundle
+from cappy_engine.bundle import EMBEDDED, PRECISIONS, open_bundle
 from cappy_engine.errors import AdaptError, CappyError, InstallationError, ParityError
 from cappy_engine.files import Totals, score_lines
 from cappy_engine.scorer import Scorer
@@ -48,12 +48,14 @@ the defaults are Cappy's recipe (arXiv 2311.06720)""",
   cappy inspect cappy-bundle
   cappy inspect cappy-bundle --json""",
     "score": """examples:
+  cappy score pairs.jsonl
   cappy score pairs.jsonl --bundle cappy-bundle -o scored.jsonl
   zcat pairs.jsonl.gz | cappy score - --bundle cappy-bundle --precision int8 > scored.jsonl
 
 a line of PAIRS: {"instruction": "Is the sky blue?", "response": "Yes"}
 exit status: 0 all lines scored, 1 stopped by an error, 2 wrong usage, 3 some lines were skipped""",
     "rank": """examples:
+  cappy rank --instruction "Is the sky blue?" --candidate Yes --candidate No
   cappy rank --bundle cappy-bundle --instruction "Is the sky blue?" --candidate Yes --candidate No
   cappy rank --bundle cappy-bundle --instruction "Is the sky blue?" --candidate Yes --candidate No --json""",
 }
@@ -90,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_adapt(commands)
     _add_verify(commands)
     inspect = _add(commands, "inspect", _inspect, "print what a bundle is, and how far its scores are from PyTorch's")
-    inspect.add_argument("bundle", type=Path, metavar="BUNDLE")
+    inspect.add_argument("bundle", type=Path, metavar="BUNDLE", nargs="?", default=EMBEDDED, help="default: cappy-mini")
     inspect.add_argument("--json", action="store_true", help="print the manifest as JSON")
     _add_score(commands)
     _add_rank(commands)
@@ -118,6 +120,9 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder to write")
     parser.add_argument(
         "--precision", action="append", choices=PRECISIONS, help="repeat for several (default: fp32)", dest="precisions"
+    )
+    parser.add_argument(
+        "--keep", action="append", choices=PRECISIONS, help="write only these of the precisions (default: all)"
     )
     parser.add_argument("--revision", help="hub revision: a branch, tag or commit")
     parser.add_argument(
@@ -210,7 +215,7 @@ def _add_rank(commands: Any) -> None:
 
 
 def _add_scorer_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--bundle", type=Path, help="default: cappy-mini, the small model that ships with the package")
     parser.add_argument("--device", choices=("auto", *DEVICES), default="auto")
     parser.add_argument("--precision", choices=("auto", *PRECISIONS), default="auto")
     parser.add_argument("--threads", type=_positive, help="CPU threads (default: one for each physical core)")
@@ -244,6 +249,7 @@ def _export(options: argparse.Namespace) -> int:
             options.checkpoint,
             options.bundle,
             precisions=options.precisions or ("fp32",),
+            keep=options.keep,
             revision=options.revision,
             max_length=options.max_length,
             pairs=options.pairs,

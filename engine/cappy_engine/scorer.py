@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cappy_engine import batching
-from cappy_engine.bundle import PRECISIONS, Bundle, open_bundle
+from cappy_engine.bundle import EMBEDDED, PRECISIONS, Bundle, open_bundle
 from cappy_engine.errors import DeviceUnavailable, InvalidPair, ScoringError
 from cappy_engine.session import DEVICES, Session, load_runtime, open_session
 from cappy_engine.tokenizer import EncodedPairs, PairTokenizer
@@ -85,14 +85,14 @@ class Scorer:
     @classmethod
     def open(
         cls,
-        bundle: str | Path,
+        bundle: str | Path | None = None,
         *,
         device: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
         max_batch_tokens: int | None = None,
     ) -> Self:
-        """Open a bundle for scoring.
+        """Open a bundle for scoring; None is cappy-mini, the small model that ships with this package.
 
         `device` is "cpu", "cuda" or "auto" (CUDA where it really works, else the CPU). `precision` is "fp32", "fp16",
         "int8" or "auto" (the first that the bundle has of fp32, int8, fp16 on the CPU; of fp32, fp16 on CUDA).
@@ -104,12 +104,12 @@ class Scorer:
         of range.
         """
         _check_options(device, precision, threads)
-        opened = open_bundle(bundle)
+        opened = open_bundle(EMBEDDED if bundle is None else bundle)
         session, chosen, reasons = _open_session(opened, device, precision, threads)
         budget = BATCH_TOKENS[session.device] if max_batch_tokens is None else max_batch_tokens
         manifest = opened.manifest
         info = ScorerInfo(
-            bundle=str(bundle),
+            bundle="cappy-mini, the package's own small model" if bundle is None else str(bundle),
             device=session.device,
             device_reason=reasons[0],
             precision=chosen,

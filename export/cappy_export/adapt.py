@@ -343,9 +343,10 @@ class _Run:
         if not (self.folder / SETTINGS).is_file():
             raise AdaptError(f"there is nothing to resume: {self.folder} does not exist; leave out --resume")
         before = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
-        changed = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
+        old, new = _flat(before), _flat(settings)
+        changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
         if changed:
-            shown = "; ".join(f"{name} was {before.get(name)}, is {settings.get(name)}" for name in changed)
+            shown = "; ".join(f"{name} was {old.get(name)}, is {new.get(name)}" for name in changed)
             raise AdaptError(f"{self.folder} belongs to another training ({shown}); it can only go on as it began")
         states = _states(self.folder)
         if not states:
@@ -397,6 +398,11 @@ def _settings(checkpoint: Checkpoint, training: Examples, held_out: Examples, re
         "held_out": {"examples": len(held_out), "sha256": _digest(held_out)},
         "recipe": dataclasses.asdict(recipe),
     }
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of two levels in one: "recipe.seed" and the like."""
+    return {f"{part}.{name}": value for part, values in settings.items() for name, value in values.items()}
 
 
 def _digest(examples: Examples) -> str:

@@ -68,6 +68,7 @@ def export(
     bundle: str | Path,
     *,
     precisions: Sequence[str] = ("fp32",),
+    keep: Sequence[str] | None = None,
     revision: str | None = None,
     max_length: int = 512,
     pairs: str | Path | None = None,
@@ -79,13 +80,16 @@ def export(
 
     Every precision scores the parity pairs (the package's own, or those of the JSON Lines file `pairs`) before the
     bundle appears; scores beyond `limits` (LIMITS where a precision is not named) raise ParityError and nothing is
-    written. A bundle that exists is kept unless `force` is set, and then replaced only by a proven one. `say` is told
-    of every step.
+    written. With `keep` only these of `precisions` are written; the manifest has the parity of all. A bundle that
+    exists is kept unless `force` is set, and then replaced only by a proven one. `say` is told of every step.
 
     Raises ExportError (CheckpointError, GraphError, ParityError), ScoringError where a model gives no number, OSError
     where files cannot be written, and ValueError for options out of range.
     """
     chosen, limits = _check_precisions(precisions), {**LIMITS, **limits}
+    kept = chosen if keep is None else _check_precisions(keep)
+    if not set(kept) <= set(chosen):
+        raise ExportError(f"cannot keep {', '.join(kept)} of {', '.join(chosen)}; name it as a precision too")
     target = Path(bundle)
     check_target(target, force=force)
     parity_pairs, pairs_name = _pairs(pairs)
@@ -102,7 +106,7 @@ def export(
         require(parity, limits, f"the export of {opened.name}")
         if opened.files != files:
             raise ExportError(f"{checkpoint} changed during the export; run it again")
-        manifest = _keep_chosen(staging, {**written, "parity": parity}, chosen)
+        manifest = _keep_chosen(staging, {**written, "parity": parity}, kept)
         publish(staging, target, force=force)
     return manifest
 
@@ -251,7 +255,7 @@ def _write_manifest(folder: Path, document: Mapping[str, Any], files: Mapping[st
 def _keep_chosen(folder: Path, document: Mapping[str, Any], chosen: Sequence[str]) -> dict[str, Any]:
     """Remove the fp32 model where it was only a step; write the final manifest with the digests that were proven."""
     files = dict(document["files"])
-    for precision in set(document["precisions"]) - set(chosen):
+    for precision in sorted(set(document["precisions"]) - set(chosen)):
         (folder / MODEL_FILES[precision]).unlink()
         del files[MODEL_FILES[precision]]
     graphs = {precision: document["graphs"][precision] for precision in chosen}

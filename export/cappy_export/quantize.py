@@ -1,9 +1,10 @@
 """INT8: dynamic quantisation of a fused float32 graph.
 
 Weights are 8 bits *unsigned* per output channel, activations 8 bits per tensor at run time; word embeddings are 8 bits
-with a scale per row; LayerNorm and the head stay in float32. Unsigned, since on CPUs without VNNI ONNX Runtime's signed kernel (u8s8) adds pairs of
-products in 16 bits and saturates. The usual remedy, 7-bit weights, is some 10% faster than this, but doubled the error
-on random weights. `python -m benchmarks.int8_options` measures the alternatives; README.md has the figures.
+with a scale per row; LayerNorm and the head stay in float32. Unsigned, since on CPUs without VNNI ONNX Runtime's signed
+kernel (u8s8) adds pairs of products in 16 bits and saturates. The usual remedy, 7-bit weights, is some 10% faster than
+this, but doubled the error on random weights. `python -m benchmarks.int8_options` measures the alternatives; README.md
+has the figures.
 """
 
 from __future__ import annotations

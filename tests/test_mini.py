@@ -1,0 +1,162 @@
+"""cappy-mini: the small model in the package, judged on its trained weights and, where present, on real examples."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cappy_engine import Scorer
+from cappy_engine.bundle import EMBEDDED, open_bundle
+from cappy_engine.cli import main
+from cappy_export import export
+from cappy_export.adapt import Recipe, adapt
+from cappy_export.checkpoint import digest_of_files, open_checkpoint
+from cappy_export.examples import Examples, make_examples
+from cappy_export.parity import LIMITS
+from tests.conftest import DATA, MINI
+from training.evaluate import accuracies, chances
+from training.mixture import EASY, STAGES, select
+
+CARLYLE = """
+What label best describes this news article?
+Carlyle Looks Toward Commercial Aerospace (Reuters) Reuters - Private investment firm Carlyle Group,\\which has a \
+reputation for making well-timed and occasionally\\controversial plays in the defense industry, has quietly placed\\its bets \
+on another part of the market."""
+"""The example of cappy-large's model card."""
+BIGBENCH_TASK = "few_shot_nlg"
+TOPICS = ["World", "Sports", "Business", "Science and technology"]
+
+
+def read_rows(name: str) -> list[dict[str, Any]]:
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"needs {path}")
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def test_a_scorer_without_a_bundle_is_cappy_mini_and_says_so() -> None:
+    with Scorer.open(device="cpu") as scorer:
+        assert scorer.info.bundle.startswith("cappy-mini")
+        assert scorer.rank(CARLYLE, TOPICS)[0].response == "Business"
+
+
+def test_rank_without_a_bundle_says_which_model_it_used(capsys: pytest.CaptureFixture[str]) -> None:
+    candidates = [part for topic in TOPICS for part in ("--candidate", topic)]
+    assert main(["rank", "--instruction", CARLYLE, *candidates, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)[0]["response"] == "Business"
+    assert captured.err.startswith("cappy-mini, the package's own small model: int8 (")
+
+
+def test_inspect_without_a_bundle_describes_cappy_mini(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == open_bundle(EMBEDDED).manifest.document
+
+
+def test_the_bundle_was_made_from_the_checkpoint_in_the_repository() -> None:
+    source = open_bundle(EMBEDDED).manifest.document["source"]
+    assert source["sha256"] == digest_of_files(open_checkpoint(MINI).files)
+
+
+def test_the_manifest_has_the_parity_of_every_precision_within_the_default_limits() -> None:
+    rows = open_bundle(EMBEDDED).manifest.document["parity"]["precisions"]
+    assert list(rows) == ["fp32", "fp16", "int8"]
+    assert {name: row["limits"] for name, row in rows.items()} == {
+        name: dataclasses.asdict(limits) for name, limits in LIMITS.items()
+    }
+    assert rows["fp32"]["max_error"] <= 1e-4
+    assert rows["fp16"]["max_error"] <= 5e-3
+    assert rows["int8"]["spearman"] >= 0.97
+
+
+def test_both_are_small() -> None:
+    for folder, limit in ((EMBEDDED, 20e6), (MINI, 32e6)):
+        assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= limit
+
+
+@pytest.mark.slow
+def test_the_shipped_bundle_is_what_an_export_gives_here(tmp_path: Path) -> None:
+    """The whole proof again, on this machine, from trained weights: and the same int8 scores."""
+    manifest = export(MINI, tmp_path / "bundle", precisions=["fp32", "fp16", "int8"])
+    assert manifest["parity"]["precisions"]["fp32"]["winner_agreement"] == 1.0
+    pairs = [(CARLYLE, topic) for topic in TOPICS]
+    with Scorer.open(device="cpu") as shipped, Scorer.open(tmp_path / "bundle", precision="int8") as made:
+        np.testing.assert_allclose(shipped.score(pairs), made.score(pairs), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_it_classifies_examples_that_it_was_not_trained_on() -> None:
+    rows = read_rows("heldout_mixture.jsonl.gz")
+    with Scorer.open(device="cpu") as scorer:
+        found = accuracies(rows, scorer.score([(row["instruction"], row["response"]) for row in rows]))
+    chance = chances(rows)
+    gains = {task: found[task] - chance[task] for task in found}
+    assert np.mean(list(gains.values())) >= 0.12
+    assert np.mean([gains[task] for task in EASY]) >= 0.30
+    assert found["ag_news"] >= 0.82
+    assert found["sst2"] >= 0.78
+    assert found["trec"] >= 0.60
+
+
+def bigbench(task: str, split: str, count: int) -> Examples:
+    """References with label 1, the next example's with 0."""
+    rows = read_rows(f"bigbench/{task}_{split}.jsonl.gz")[: count // 2]
+    pairs, labels = [], []
+    for row, other in zip(rows, [*rows[1:], rows[0]], strict=True):
+        pairs += [(row["instruction"], row["references"][0]), (row["instruction"], other["references"][0])]
+        labels += [1.0, 0.0]
+    return make_examples(pairs, labels)
+
+
+@pytest.mark.slow
+def test_five_hundred_examples_of_a_new_task_lower_its_held_out_loss(tmp_path: Path) -> None:
+    document = adapt(
+        MINI,
+        bigbench(BIGBENCH_TASK, "train", 500),
+        tmp_path / "adapted",
+        held_out=bigbench(BIGBENCH_TASK, "validation", 200),
+        recipe=Recipe(epochs=2, batch_size=16, learning_rate=5e-5, max_length=128),
+    )
+    assert document["log"][-1]["held_out_loss"] < 0.9 * document["log"][0]["held_out_loss"]
+
+
+def test_a_mixture_takes_whole_groups_and_about_the_fraction_asked_for() -> None:
+    rows = [
+        {"task": task, "group": f"{number}", "response": candidate}
+        for task in ("trec", "piqa", "unknown")
+        for number in range(400)
+        for candidate in "ab"
+    ]
+    lines = [json.dumps(row) for row in rows]
+    chosen = [json.loads(line) for line in select(lines, {"trec": 0.5, "piqa": 1.0}, seed=0)]
+    counts = {task: sum(row["task"] == task for row in chosen) for task in ("trec", "piqa", "unknown")}
+    assert counts["piqa"] == 800
+    assert counts["unknown"] == 0
+    assert 300 < counts["trec"] < 500
+    groups = [row["group"] for row in chosen if row["task"] == "trec"]
+    assert all(groups.count(group) == 2 for group in set(groups))
+    assert [json.dumps(row) for row in chosen] == list(select(lines, {"trec": 0.5, "piqa": 1.0}, seed=0))
+    assert set(STAGES[1]) == set(EASY)
+
+
+def test_accuracy_counts_groups_by_their_best_label() -> None:
+    rows = [
+        {"task": "t", "group": "1", "label": 1.0},
+        {"task": "t", "group": "1", "label": 0.0},
+        {"task": "t", "group": "2", "label": 0.0},
+        {"task": "t", "group": "2", "label": 1.0},
+        {"task": "t", "group": "2", "label": 1.0},
+        {"task": "t", "group": "3", "label": 0.7},
+        {"task": "u", "group": "1", "label": 0.2},
+        {"task": "u", "group": "1", "label": 0.9},
+    ]
+    scores = np.array([0.5, 0.5, 0.9, 0.1, 0.2, 0.3, 0.1, 0.2], dtype=np.float32)
+    assert accuracies(rows, scores) == {"t": 0.5, "u": 1.0}
+    assert chances(rows) == {"t": pytest.approx((1 / 2 + 2 / 3) / 2), "u": 0.5}
