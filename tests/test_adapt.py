@@ -92,7 +92,7 @@ def test_one_step_is_what_pytorch_does_with_the_whole_batch_at_once(
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     inputs = tokenizer(examples.pairs, padding=True, return_tensors="pt")
     loss = torch.nn.functional.mse_loss(model(**inputs).logits[:, 0], torch.from_numpy(examples.labels))
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer = torch.optim.AdamW(
         [
@@ -237,6 +237,7 @@ def test_a_mixed_precision_that_the_device_lacks_is_an_error(asked: str, device:
         {"weight_decay": -0.1},
         {"max_gradient_norm": 0.0},
         {"mixed_precision": "int8"},
+        {"seed": -1},
     ],
 )
 def test_a_number_out_of_range_is_named(options: dict[str, Any]) -> None:

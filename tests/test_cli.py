@@ -384,7 +384,6 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
         "",
         "train",
         "score",
-        "score pairs.jsonl",
         "score pairs.jsonl --bundle b --precision bf16",
         "score pairs.jsonl --bundle b --device gpu",
         "score pairs.jsonl --bundle b --threads 0",
@@ -398,6 +397,9 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
         "export checkpoint out --precision fp64",
         "export checkpoint",
         "verify bundle",
+        "adapt checkpoint train.jsonl",
+        "adapt checkpoint train.jsonl out --held-out-fraction 1",
+        "adapt checkpoint train.jsonl out --batch-size 0",
     ],
 )
 def test_wrong_usage_ends_with_2_and_says_what_is_wrong(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:

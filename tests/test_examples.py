@@ -48,7 +48,8 @@ def test_examples_are_the_lines_of_a_file_in_its_order(tmp_path: Path) -> None:
     assert examples.pairs == [(a, b) for a, b, _ in lines]
     assert examples.labels.tolist() == [1.0, 0.25, 0.0, 0.5]
     assert examples.groups.tolist() == [0, 1, 0, 0]
-    assert (examples.labels.dtype, examples.groups.dtype, len(examples)) == (np.float32, np.int64, 4)
+    assert [examples.labels.dtype.name, examples.groups.dtype.name] == ["float32", "int64"]
+    assert len(examples) == 4
 
 
 @given(label=st.integers(0, 1) | st.floats(0, 1))
@@ -70,31 +71,23 @@ def test_anything_else_is_no_label(label: Any) -> None:
     ("line", "problem"),
     [
         (line_with("1.5"), r"has the label 1\.5; labels go from 0 \(wrong\) to 1 \(right\)"),
-        (line_with("-1e-9"), r"has the label -1e-09; labels go from 0"),
         (line_with("NaN"), r"has the label nan; labels go from 0"),
         (line_with("-Infinity"), r"has the label -inf; labels go from 0"),
-        (line_with("1" + "0" * 400), r"has the label 1000.*; labels go from 0"),  # beyond a float's range
+        (line_with("1" + "0" * 400), r"has the label 1000.*; labels go from 0"),  # an int beyond a float's range
+        (line_with(json.dumps("x" * 100_000)), r"has the label 'xxx.*, which is no number"),
         (line_with("true"), r"has the label True, which is no number"),
         (line_with('"0.5"'), r"has the label '0\.5', which is no number"),
-        (line_with("null"), r"has the label None, which is no number"),
         ('{"instruction": "a", "response": "b", "Label": 1}', r"has no field 'label'; each example needs one of 0"),
         ('{"instruction": "a", "label": 1}', r"has no field 'response'"),
         ('{"instruction": "a\\ud800", "response": "b", "label": 1}', r"instruction has a lone surrogate"),
         ("oops", r"not JSON"),
     ],
-    ids=lambda value: value[:60],
+    ids=lambda text: text[-60:],
 )
 def test_a_bad_line_is_refused_by_file_and_number(line: str, problem: str, tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text(GOOD + "\n" + line)
-    with pytest.raises(AdaptError, match=rf"train\.jsonl, line 3: {problem}"):
-        read_examples(path)
-
-
-def test_messages_stay_short_whatever_the_label(tmp_path: Path) -> None:
-    path = tmp_path / "train.jsonl"
-    path.write_text(line_with(json.dumps("x" * 100_000)))
-    with pytest.raises(AdaptError, match="which is no number") as caught:
+    with pytest.raises(AdaptError, match=rf"train\.jsonl, line 3: {problem}") as caught:
         read_examples(path)
     assert len(str(caught.value)) < len(str(path)) + 300
 
@@ -121,13 +114,12 @@ def test_take_gives_the_rows_in_the_order_asked_for() -> None:
 @given(names=instructions, fraction=st.floats(0, 0.5), seed=st.integers(0, 99))
 def test_about_the_fraction_of_the_instructions_is_held_out_whole(names: list[str], fraction: float, seed: int) -> None:
     examples = numbered(names)
-    if fraction * len(set(names)) > len(set(names)) - 1:
-        return
     training, held_out = hold_out(examples, fraction, seed=seed)
     kept, held = ({name for name, _ in part.pairs} for part in (training, held_out))
     assert kept
     assert not kept & held
-    assert 0 <= len(held) - fraction * len(set(names)) < 1
+    assert fraction * len(set(names)) <= len(held) <= fraction * len(set(names)) + 1
+    assert bool(held) == (fraction > 0)
     assert sorted(rows_of(training) + rows_of(held_out)) == list(range(len(names)))
     for part in (training, held_out):
         assert rows_of(part) == sorted(rows_of(part))

@@ -19,15 +19,13 @@ from cappy_export.adapt import Recipe, adapt
 from cappy_export.checkpoint import digest_of_files, open_checkpoint
 from cappy_export.examples import Examples, make_examples
 from cappy_export.parity import LIMITS
-from tests.conftest import DATA, MINI
+from tests.conftest import DATA, MINI, ROOT
 from training.evaluate import accuracies, chances
-from training.mixture import EASY, STAGES, select
+from training.mixture import EASY
 
-CARLYLE = """
-What label best describes this news article?
-Carlyle Looks Toward Commercial Aerospace (Reuters) Reuters - Private investment firm Carlyle Group,\\which has a \
-reputation for making well-timed and occasionally\\controversial plays in the defense industry, has quietly placed\\its bets \
-on another part of the market."""
+pytestmark = pytest.mark.skipif(not EMBEDDED.exists(), reason="cappy-mini is not in this build")
+
+CARLYLE = (ROOT / "examples" / "news.txt").read_text(encoding="utf-8")
 """The example of cappy-large's model card."""
 BIGBENCH_TASK = "few_shot_nlg"
 TOPICS = ["World", "Sports", "Business", "Science and technology"]
@@ -125,38 +123,3 @@ def test_five_hundred_examples_of_a_new_task_lower_its_held_out_loss(tmp_path: P
         recipe=Recipe(epochs=2, batch_size=16, learning_rate=5e-5, max_length=128),
     )
     assert document["log"][-1]["held_out_loss"] < 0.9 * document["log"][0]["held_out_loss"]
-
-
-def test_a_mixture_takes_whole_groups_and_about_the_fraction_asked_for() -> None:
-    rows = [
-        {"task": task, "group": f"{number}", "response": candidate}
-        for task in ("trec", "piqa", "unknown")
-        for number in range(400)
-        for candidate in "ab"
-    ]
-    lines = [json.dumps(row) for row in rows]
-    chosen = [json.loads(line) for line in select(lines, {"trec": 0.5, "piqa": 1.0}, seed=0)]
-    counts = {task: sum(row["task"] == task for row in chosen) for task in ("trec", "piqa", "unknown")}
-    assert counts["piqa"] == 800
-    assert counts["unknown"] == 0
-    assert 300 < counts["trec"] < 500
-    groups = [row["group"] for row in chosen if row["task"] == "trec"]
-    assert all(groups.count(group) == 2 for group in set(groups))
-    assert [json.dumps(row) for row in chosen] == list(select(lines, {"trec": 0.5, "piqa": 1.0}, seed=0))
-    assert set(STAGES[1]) == set(EASY)
-
-
-def test_accuracy_counts_groups_by_their_best_label() -> None:
-    rows = [
-        {"task": "t", "group": "1", "label": 1.0},
-        {"task": "t", "group": "1", "label": 0.0},
-        {"task": "t", "group": "2", "label": 0.0},
-        {"task": "t", "group": "2", "label": 1.0},
-        {"task": "t", "group": "2", "label": 1.0},
-        {"task": "t", "group": "3", "label": 0.7},
-        {"task": "u", "group": "1", "label": 0.2},
-        {"task": "u", "group": "1", "label": 0.9},
-    ]
-    scores = np.array([0.5, 0.5, 0.9, 0.1, 0.2, 0.3, 0.1, 0.2], dtype=np.float32)
-    assert accuracies(rows, scores) == {"t": 0.5, "u": 1.0}
-    assert chances(rows) == {"t": pytest.approx((1 / 2 + 2 / 3) / 2), "u": 0.5}

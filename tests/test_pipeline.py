@@ -369,3 +369,14 @@ def test_scores_that_hardly_vary_are_pointed_out(
     save_file(weights, flat / "model.safetensors")
     export(flat, tmp_path / "bundle")
     assert "the scores hardly vary" in caplog.text
+
+
+def test_only_what_is_kept_is_written_but_all_of_it_is_proven(checkpoint: Path, tmp_path: Path) -> None:
+    manifest = export(checkpoint, tmp_path / "bundle", precisions=["fp32", "fp16", "int8"], keep=["int8"])
+    assert manifest["precisions"] == ["int8"]
+    assert list(manifest["parity"]["precisions"]) == ["fp32", "fp16", "int8"]
+    assert [path.name for path in (tmp_path / "bundle" / "onnx").iterdir()] == ["model_quantized.onnx"]
+    assert open_bundle(tmp_path / "bundle").manifest.document == manifest
+    with pytest.raises(ExportError, match="cannot keep fp16 of fp32; name it as a precision too"):
+        export(checkpoint, tmp_path / "other", keep=["fp16"])
+    assert not (tmp_path / "other").exists()

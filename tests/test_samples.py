@@ -105,10 +105,11 @@ def test_negatives_are_drawn_by_the_seed_alone() -> None:
     assert len({response for _, response in drawn[0][1::2]}) > 20  # not the same few for all
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_no_reference_of_an_instruction_on_two_lines_gets_0(seed: int) -> None:
-    labels = labels_of([Sampled("q", ("red",), ()), Sampled("q", ("blue",), ()), Sampled("p", ("no",), ())], seed=seed)
-    assert (labels[("q", "red")], labels[("q", "blue")]) == (1, 1)
+def test_references_of_an_instruction_on_two_lines_all_get_1() -> None:
+    sampled = [Sampled("q", ("red",), ()), Sampled("q", ("blue",), ()), Sampled("p", ("no",), ())]
+    for seed in range(10):
+        labels = labels_of(sampled, seed=seed)
+        assert (labels[("q", "red")], labels[("q", "blue")]) == (1, 1)
 
 
 def test_references_without_words_are_counted_in_a_warning(caplog: pytest.LogCaptureFixture) -> None:

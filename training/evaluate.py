@@ -88,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--precision", action="append", default=[], dest="precisions")
     options = parser.parse_args(argv)
-    rows = [json.loads(line) for line in options.held_out.read_text(encoding="utf-8").splitlines()]
+    with options.held_out.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
     pairs = [(row["instruction"], row["response"]) for row in rows]
     columns = {}
     if options.checkpoint:

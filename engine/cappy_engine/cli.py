@@ -48,14 +48,12 @@ the defaults are Cappy's recipe (arXiv 2311.06720)""",
   cappy inspect cappy-bundle
   cappy inspect cappy-bundle --json""",
     "score": """examples:
-  cappy score pairs.jsonl
   cappy score pairs.jsonl --bundle cappy-bundle -o scored.jsonl
   zcat pairs.jsonl.gz | cappy score - --bundle cappy-bundle --precision int8 > scored.jsonl
 
 a line of PAIRS: {"instruction": "Is the sky blue?", "response": "Yes"}
 exit status: 0 all lines scored, 1 stopped by an error, 2 wrong usage, 3 some lines were skipped""",
     "rank": """examples:
-  cappy rank --instruction "Is the sky blue?" --candidate Yes --candidate No
   cappy rank --bundle cappy-bundle --instruction "Is the sky blue?" --candidate Yes --candidate No
   cappy rank --bundle cappy-bundle --instruction "Is the sky blue?" --candidate Yes --candidate No --json""",
 }
@@ -92,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_adapt(commands)
     _add_verify(commands)
     inspect = _add(commands, "inspect", _inspect, "print what a bundle is, and how far its scores are from PyTorch's")
-    inspect.add_argument("bundle", type=Path, metavar="BUNDLE", nargs="?", default=EMBEDDED, help="default: cappy-mini")
+    inspect.add_argument(
+        "bundle", type=Path, metavar="BUNDLE", nargs="?", default=EMBEDDED, help="default: the package's own"
+    )
     inspect.add_argument("--json", action="store_true", help="print the manifest as JSON")
     _add_score(commands)
     _add_rank(commands)
@@ -215,7 +215,7 @@ def _add_rank(commands: Any) -> None:
 
 
 def _add_scorer_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", type=Path, help="default: cappy-mini, the small model that ships with the package")
+    parser.add_argument("--bundle", type=Path, help="default: the package's own, where it has one")
     parser.add_argument("--device", choices=("auto", *DEVICES), default="auto")
     parser.add_argument("--precision", choices=("auto", *PRECISIONS), default="auto")
     parser.add_argument("--threads", type=_positive, help="CPU threads (default: one for each physical core)")

@@ -87,6 +87,8 @@ class Recipe:
             raise ValueError(f"warmup_fraction must be 0 to 1, got {self.warmup_fraction}")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be 0 or more and less than 1, got {self.dropout}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}")
         if self.mixed_precision not in MIXED_PRECISIONS:
             raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}; choose from {MIXED_PRECISIONS}")
 

@@ -62,10 +62,10 @@ def read_label(row: Row) -> float:
     """The label of a row; raises InvalidLine if there is none of 0 to 1."""
     label = row.fields.get("label")
     if isinstance(label, bool) or not isinstance(label, (int, float)):
-        shown = "no field 'label'" if "label" not in row.fields else f"the label {label!r}, which is no number"
+        shown = "no field 'label'" if "label" not in row.fields else f"the label {_shown(label)}, which is no number"
         raise InvalidLine(row.number, f"has {shown}; each example needs one of 0 (wrong) to 1 (right)")
-    if not math.isfinite(label) or not 0 <= label <= 1:
-        raise InvalidLine(row.number, f"has the label {label!r}; labels go from 0 (wrong) to 1 (right)")
+    if not 0 <= label <= 1:  # nor NaN
+        raise InvalidLine(row.number, f"has the label {_shown(label)}; labels go from 0 (wrong) to 1 (right)")
     return float(label)
 
 
@@ -90,6 +90,8 @@ def grouped_accuracy(scores: npt.NDArray[np.float32], examples: Examples) -> tup
     Accuracy is NaN without groups.
     """
     correct = counted = 0
+    if not len(examples):
+        return math.nan, 0
     order = np.argsort(examples.groups, kind="stable")
     starts = np.flatnonzero(np.diff(examples.groups[order])) + 1
     for rows in np.split(order, starts):
@@ -98,3 +100,8 @@ def grouped_accuracy(scores: npt.NDArray[np.float32], examples: Examples) -> tup
             counted += 1
             correct += int(labels[scores[rows].argmax()] == labels.max())
     return (correct / counted if counted else math.nan), counted
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

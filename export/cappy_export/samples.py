@@ -57,6 +57,9 @@ def examples_from_samples(sampled: Sequence[Sampled], *, negatives: int = 1, see
     """
     draw = random.Random(seed)  # noqa: S311 - a sample, no secret
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    right: dict[str, set[str]] = {}  # an instruction may stand on several lines
+    for entry in sampled:
+        right.setdefault(entry.instruction, set()).update(entry.references)
     pool = sorted({reference for entry in sampled for reference in entry.references})
     labelled: dict[Pair, float] = {}
     wordless = 0
@@ -64,8 +67,9 @@ def examples_from_samples(sampled: Sequence[Sampled], *, negatives: int = 1, see
         for reference in entry.references:
             labelled.setdefault((entry.instruction, reference), 1.0)
             wordless += scorer.score(reference, reference)["rougeL"].fmeasure == 0
-        others = draw.sample(pool, min(len(pool), negatives + len(entry.references)))
-        for other in [text for text in others if text not in entry.references][:negatives]:
+        references = right[entry.instruction]
+        others = draw.sample(pool, min(len(pool), negatives + len(references)))
+        for other in [text for text in others if text not in references][:negatives]:
             labelled.setdefault((entry.instruction, other), 0.0)
         for sample in entry.samples:
             best = scorer.score_multi(list(entry.references), sample)["rougeL"].fmeasure
