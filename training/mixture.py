@@ -30,7 +30,7 @@ EASY = (
 STAGES: Mapping[int, Mapping[str, float]] = {
     1: dict.fromkeys(EASY, 1.0),
     2: {
-        **dict.fromkeys(EASY, 0.5),
+        **dict.fromkeys(EASY, 1.0),
         "arc_challenge": 0.1,
         "arc_easy": 0.2,
         "boolq": 0.03,

@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("minilm", type=Path)
     parser.add_argument("train", type=Path, nargs="+")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--vocab-size", type=int, default=10_000)
+    parser.add_argument("--vocab-size", type=int, default=11_500)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
