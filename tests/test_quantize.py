@@ -11,7 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cappy_engine.bundle import MODEL_FILES
-from cappy_export.quantize import MIN_TABLE_ROWS, quantize_embeddings
+from cappy_engine.errors import ExportError
+from cappy_export import export
+from cappy_export.quantize import MIN_TABLE_ROWS, products_with_weights, quantize_embeddings
 
 
 def lookup_model(path: Path, table: np.ndarray) -> Path:
@@ -65,3 +67,25 @@ def test_only_int8_has_its_words_in_8_bits(bundle: Path, precision: str) -> None
     tables = [entry for entry in model.graph.initializer if len(entry.dims) == 2 and entry.dims[0] >= MIN_TABLE_ROWS]
     types = {entry.data_type for entry in tables if entry.dims[1] > 1}
     assert types == {TensorProto.INT8 if precision == "int8" else TensorProto.FLOAT}
+
+
+def test_a_named_product_stays_in_float32_and_the_others_do_not(checkpoint: Path, tmp_path: Path) -> None:
+    manifest = export(
+        checkpoint, tmp_path / "bundle", precisions=["fp32", "int8"], float32_products=["layer.1/output/dense"]
+    )
+    [kept] = manifest["graphs"]["int8"]["products_in_fp32"]
+    assert "layer.1/output/dense" in kept
+    assert products_with_weights(tmp_path / "bundle" / MODEL_FILES["int8"]) == [kept]
+    assert len(products_with_weights(tmp_path / "bundle" / MODEL_FILES["fp32"])) == 4 * 2
+
+
+@pytest.mark.parametrize(
+    ("precisions", "message"),
+    [(["int8"], "no matrix product is named 'layer.7'; there are .*layer.1/output"), (["fp32"], "name it as a pre")],
+)
+def test_a_product_that_is_not_there_is_an_error(
+    checkpoint: Path, tmp_path: Path, precisions: list[str], message: str
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        export(checkpoint, tmp_path / "bundle", precisions=precisions, float32_products=["layer.7"])
+    assert not (tmp_path / "bundle").exists()

@@ -124,6 +124,10 @@ def _add_export(commands: Any) -> None:
     parser.add_argument(
         "--keep", action="append", choices=PRECISIONS, help="write only these of the precisions (default: all)"
     )
+    parser.add_argument(
+        "--float32-product", action="append", default=[], dest="float32_products", metavar="PART",
+        help="leave matrix products whose names hold PART (layer.0/output/dense) in float32 under int8; repeatable",
+    )  # fmt: skip
     parser.add_argument("--revision", help="hub revision: a branch, tag or commit")
     parser.add_argument(
         "--max-length", type=_positive, default=512, help="longest pair in tokens (default: %(default)s)"
@@ -215,7 +219,7 @@ def _add_rank(commands: Any) -> None:
 
 
 def _add_scorer_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", type=Path, help="default: the package's own, where it has one")
+    parser.add_argument("--bundle", type=Path, help="default: cappy-mini, the package's own")
     parser.add_argument("--device", choices=("auto", *DEVICES), default="auto")
     parser.add_argument("--precision", choices=("auto", *PRECISIONS), default="auto")
     parser.add_argument("--threads", type=_positive, help="CPU threads (default: one for each physical core)")
@@ -250,6 +254,7 @@ def _export(options: argparse.Namespace) -> int:
             options.bundle,
             precisions=options.precisions or ("fp32",),
             keep=options.keep,
+            float32_products=options.float32_products,
             revision=options.revision,
             max_length=options.max_length,
             pairs=options.pairs,

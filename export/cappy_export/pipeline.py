@@ -69,6 +69,7 @@ def export(
     *,
     precisions: Sequence[str] = ("fp32",),
     keep: Sequence[str] | None = None,
+    float32_products: Sequence[str] = (),
     revision: str | None = None,
     max_length: int = 512,
     pairs: str | Path | None = None,
@@ -80,7 +81,8 @@ def export(
 
     Every precision scores the parity pairs (the package's own, or those of the JSON Lines file `pairs`) before the
     bundle appears; scores beyond `limits` (LIMITS where a precision is not named) raise ParityError and nothing is
-    written. With `keep` only these of `precisions` are written; the manifest has the parity of all. A bundle that
+    written. With `keep` only these of `precisions` are written; the manifest has the parity of all. Matrix
+    products whose names hold one of `float32_products` stay in float32 under int8. A bundle that
     exists is kept unless `force` is set, and then replaced only by a proven one. `say` is told of every step.
 
     Raises ExportError (CheckpointError, GraphError, ParityError), ScoringError where a model gives no number, OSError
@@ -90,6 +92,8 @@ def export(
     kept = chosen if keep is None else _check_precisions(keep)
     if not set(kept) <= set(chosen):
         raise ExportError(f"cannot keep {', '.join(kept)} of {', '.join(chosen)}; name it as a precision too")
+    if float32_products and "int8" not in chosen:
+        raise ExportError("float32 products are for int8; name it as a precision too")
     target = Path(bundle)
     check_target(target, force=force)
     parity_pairs, pairs_name = _pairs(pairs)
@@ -100,7 +104,7 @@ def export(
     say(f"scoring {len(parity_pairs)} pairs with PyTorch")
     reference = score_with_torch(opened, parity_pairs, max_length=max_length)
     with staging_folder(target, say) as staging:
-        document = _write_files(staging, opened, files, chosen, parity_pairs, max_length, say)
+        document = _write_files(staging, opened, files, chosen, float32_products, parity_pairs, max_length, say)
         written = _write_manifest(staging, document, _entries(staging))
         parity = _prove(staging, document["precisions"], reference, parity_pairs, pairs_name, limits, say)
         require(parity, limits, f"the export of {opened.name}")
@@ -155,6 +159,7 @@ def _write_files(
     checkpoint: Checkpoint,
     files: Mapping[str, str],
     precisions: Sequence[str],
+    float32_products: Sequence[str],
     pairs: Sequence[Pair],
     max_length: int,
     say: Say,
@@ -179,7 +184,7 @@ def _write_files(
         graphs["fp16"] = convert_to_half(fp32, staging / MODEL_FILES["fp16"], calibration_inputs(encoder, pairs))
     if "int8" in precisions:
         say("quantising to int8")
-        graphs["int8"] = quantize(fp32, staging / MODEL_FILES["int8"])
+        graphs["int8"] = quantize(fp32, staging / MODEL_FILES["int8"], float32_products=float32_products)
     return {
         "schema_version": SCHEMA_VERSION,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -9,6 +9,7 @@ has the figures.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,27 @@ MIN_TABLE_ROWS = 1024
 REPLACEMENTS = ("MatMulInteger", "DynamicQuantizeMatMul", "QAttention")
 
 
-def quantize(source: Path, out: Path) -> dict[str, Any]:
+def quantize(source: Path, out: Path, *, float32_products: Sequence[str] = ()) -> dict[str, Any]:
     """Write the int8 model of the fused float32 model `source`; returns what is known of it, for the manifest.
 
-    Raises GraphError unless every product with weights but those of the head was quantised.
+    Products whose names hold one of `float32_products` stay in float32. Raises GraphError if one of these fits no
+    product, and unless every other product with weights but those of the head was quantised.
     """
-    quantize_with(source, out, op_types=QUANTIZED, per_channel=True, reduce_range=False, weight_type=QuantType.QUInt8)
-    wanted, left = products_with_weights(source), products_with_weights(out)
-    if not wanted or left:
+    products = products_with_weights(source)
+    kept = _fitting(products, float32_products)
+    quantize_with(
+        source,
+        out,
+        op_types=QUANTIZED,
+        per_channel=True,
+        reduce_range=False,
+        weight_type=QuantType.QUInt8,
+        excluded=kept,
+    )
+    left = [name for name in products_with_weights(out) if name not in kept]
+    if not products or left:
         raise GraphError(
-            f"{len(left)} of {len(wanted)} matrix products were not quantised: {', '.join(left) or 'none'}"
+            f"{len(left)} of {len(products)} matrix products were not quantised: {', '.join(left) or 'none'}"
         )
     tables = quantize_embeddings(out)
     check_graph(out)
@@ -44,7 +56,15 @@ def quantize(source: Path, out: Path) -> dict[str, Any]:
     return {
         "method": "dynamic, weights uint8 per channel, activations uint8 per tensor, word embeddings int8 per row",
         "quantized": {**replaced, "embeddings": tables},
+        "products_in_fp32": kept,
     }
+
+
+def _fitting(products: Sequence[str], parts: Sequence[str]) -> list[str]:
+    for part in parts:
+        if not any(part in name for name in products):
+            raise GraphError(f"no matrix product is named {part!r}; there are {', '.join(products)}")
+    return [name for name in products if any(part in name for part in parts)]
 
 
 def quantize_embeddings(path: Path) -> int:
@@ -114,9 +134,17 @@ def products_with_weights(path: Path) -> list[str]:
 
 
 def quantize_with(
-    source: Path, out: Path, *, op_types: tuple[str, ...], per_channel: bool, reduce_range: bool, weight_type: QuantType
+    source: Path,
+    out: Path,
+    *,
+    op_types: tuple[str, ...],
+    per_channel: bool,
+    reduce_range: bool,
+    weight_type: QuantType,
+    excluded: Sequence[str] = (),
 ) -> None:
-    """ONNX Runtime's `quantize_dynamic` with the options that fused graphs need; the head is left in float32.
+    """ONNX Runtime's `quantize_dynamic` with the options that fused graphs need; the head and the nodes `excluded` are
+    left in float32.
 
     A head's Gemm becomes a MatMul of a longer name before it is looked up, so both names are excluded.
     """
@@ -129,7 +157,7 @@ def quantize_with(
             per_channel=per_channel,
             reduce_range=reduce_range,
             weight_type=weight_type,
-            nodes_to_exclude=sorted({*head, *(f"{name}_MatMul" for name in head)}),
+            nodes_to_exclude=sorted({*head, *(f"{name}_MatMul" for name in head), *excluded}),
             # products of two activations stay float32; outputs of fused operators have no inferred type
             extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
         )
