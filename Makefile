@@ -5,7 +5,7 @@ TEST := .venv-test/bin
 
 .PHONY: help demo test lint types fast clean
 help:
-	@echo "make demo   make a checkpoint, export it, prove its scores, score pairs with it"
+	@echo "make demo   export cappy-mini, prove its scores, score pairs and rank candidates with it"
 	@echo "make test   lint, types and all tests"
 	@echo "make fast   only the fast tests"
 	@echo "make clean  remove what the other targets made"
@@ -21,12 +21,10 @@ comma := ,
 
 demo: .venv-demo/ready
 	rm -rf demo
-	$(DEMO)/python -m benchmarks.make_checkpoint demo/checkpoint --size small
-	$(DEMO)/cappy export demo/checkpoint demo/bundle --precision fp32 --precision int8
+	$(DEMO)/cappy export models/cappy-mini demo/bundle --precision fp32 --precision int8
 	$(DEMO)/cappy score examples/pairs.jsonl --bundle demo/bundle
-	$(DEMO)/cappy rank --bundle demo/bundle --precision int8 --instruction "Is the sky blue?" \
-		--candidate Yes --candidate No --candidate "Ask me tomorrow"
-	@echo "Its weights are random, so the ranking means nothing; that it is PyTorch's ranking was proven above."
+	$(DEMO)/cappy rank --bundle demo/bundle --precision int8 --instruction "$$(cat examples/news.txt)" \
+		--candidate World --candidate Sports --candidate Business --candidate "Science and technology"
 
 test: lint types
 	$(TEST)/pytest

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from cappy_engine import Scorer
 from cappy_engine.bundle import (
-    EMBEDDED,
     MANIFEST,
     MODEL_FILES,
     PRECISIONS,
@@ -384,9 +383,3 @@ def test_a_name_that_is_not_unicode_is_refused(copy: Path) -> None:
     change_manifest(copy, lambda document: document["files"].update({"\ud800": entry}))
     with pytest.raises(BundleError, match="outside of the bundle"):
         open_bundle(copy)
-
-
-@pytest.mark.skipif(EMBEDDED.exists(), reason="this build has an embedded bundle")
-def test_without_an_embedded_bundle_one_must_be_named() -> None:
-    with pytest.raises(BundleError, match="was built without cappy-mini; name a bundle"):
-        open_bundle(EMBEDDED)

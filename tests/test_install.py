@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 
+TOPICS = ("World", "Sports", "Business", "Science and technology")
 HEAVY = {"torch", "transformers", "onnx", "optimum", "safetensors", "msgpack"}
 
 
@@ -33,6 +34,11 @@ def test_the_cpu_extra_scores_without_torch_transformers_and_onnx(bundle: Path, 
     installed = {entry["name"].lower() for entry in json.loads(run(*pip, "list", "--format", "json", folder=tmp_path))}
     assert "onnxruntime" in installed
     assert not installed & HEAVY
+
+    instruction = (ROOT / "examples" / "news.txt").read_text(encoding="utf-8")
+    topics = [part for topic in TOPICS for part in ("--candidate", topic)]
+    news = run(binaries / "cappy", "rank", "--json", "--instruction", instruction, *topics, folder=tmp_path)
+    assert json.loads(news)[0]["response"] == "Business"  # by cappy-mini, which came with the package
 
     ranked = json.loads(
         run(

@@ -32,7 +32,7 @@ MIN_LENGTH = 8
 
 
 EMBEDDED = Path(__file__).parent / "mini"
-"""The bundle that ships with the package, where it has one: cappy-mini, a small model in int8."""
+"""The bundle that ships with the package: cappy-mini, a small model in int8."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,6 @@ def open_bundle(path: str | Path) -> Bundle:
     Raises BundleError, naming the file and what to do.
     """
     folder = Path(path)
-    if folder == EMBEDDED and not folder.exists():
-        raise BundleError("this cappy-engine was built without cappy-mini; name a bundle")
     if not folder.is_dir():
         raise BundleError(f"no bundle at {folder}: {'not a folder' if folder.exists() else 'it does not exist'}")
     manifest = _read_manifest(folder)

@@ -92,7 +92,7 @@ class Scorer:
         threads: int | None = None,
         max_batch_tokens: int | None = None,
     ) -> Self:
-        """Open a bundle for scoring; None is cappy-mini, a small model that the package may hold.
+        """Open a bundle for scoring; None is cappy-mini, the small model in the package.
 
         `device` is "cpu", "cuda" or "auto" (CUDA where it really works, else the CPU). `precision` is "fp32", "fp16",
         "int8" or "auto" (the first that the bundle has of fp32, int8, fp16 on the CPU; of fp32, fp16 on CUDA).
