@@ -117,8 +117,8 @@ def test_a_perturbed_weight_is_a_parity_error_and_leaves_nothing(
     name = {"fp32": "build_graph", "fp16": "convert_to_half", "int8": "quantize"}[precision]
     right = getattr(pipeline, name)
 
-    def wrong(source: Any, path: Path, *others: Any) -> Any:
-        facts = right(source, path, *others)
+    def wrong(source: Any, path: Path, *others: Any, **options: Any) -> Any:
+        facts = right(source, path, *others, **options)
         if precision == "int8":
             right(_perturbed(source), path)
         else:

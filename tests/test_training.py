@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import (
     BertConfig,
     BertModel,
@@ -21,7 +20,6 @@ from transformers import (
     RobertaTokenizerFast,
 )
 
-from training.average import average
 from training.distil import Tokens, load_teacher, losses, tokenize, word_means
 from training.distil import main as distil_main
 from training.evaluate import accuracies, chances
@@ -133,18 +131,3 @@ def test_distillation_brings_the_student_nearer_to_its_teacher(minilm: Path, sta
     )
     assert all(new.item() < 0.9 * old.item() for new, old in zip(after, before, strict=True))
     assert (out / "tokenizer.json").read_bytes() == (start / "tokenizer.json").read_bytes()
-
-
-def test_the_average_of_checkpoints_has_their_mean_weights(start: Path, tmp_path: Path) -> None:
-    weights = load_file(start / "model.safetensors")
-    for name, factor in (("one", 1.0), ("other", 3.0)):
-        shutil.copytree(start, tmp_path / name)
-        save_file({key: factor * value for key, value in weights.items()}, tmp_path / name / "model.safetensors")
-    out = average([tmp_path / "one", tmp_path / "other"], tmp_path / "out")
-    found = load_file(out / "model.safetensors")
-    assert found.keys() == weights.keys()
-    assert all(torch.allclose(found[key], 2.0 * weights[key]) for key in weights)
-    assert (out / "tokenizer.json").read_bytes() == (start / "tokenizer.json").read_bytes()
-    save_file({"alone": torch.zeros(1)}, tmp_path / "other" / "model.safetensors")
-    with pytest.raises(ValueError, match="do not have the same weights"):
-        average([tmp_path / "one", tmp_path / "other"], tmp_path / "again")

@@ -46,18 +46,6 @@ STAGES: Mapping[int, Mapping[str, float]] = {
         "social_iqa": 0.15,
         "stsb_paraphrase": 0.3,
     },
-    3: {
-        **dict.fromkeys(EASY, 0.6),
-        "sst2": 1.0,
-        "trec": 0.3,
-        "boolq": 0.03,
-        "hellaswag": 0.03,
-        "mrpc": 0.2,
-        "mrpc_generation": 0.2,
-        "openbookqa": 0.05,
-        "qasc": 0.1,
-        "social_iqa": 0.05,
-    },
 }
 
 
