@@ -1,0 +1,72 @@
+"""fastembed's TextCrossEncoder on our bundle's onnx/model.onnx, added as a custom model: raw logits, no activation.
+
+It leaves batching to its user but for the count of pairs: `rerank_pairs` takes them in input order and pads each batch
+to its longest pair. It tokenises pairs with the bundle's own tokenizer.json, and cuts them to the `model_max_length` of
+tokenizer_config.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from fastembed.common.model_description import ModelSource
+from fastembed.rerank.cross_encoder import TextCrossEncoder
+
+from benchmarks.runner import Model, Pair, Scores
+
+BATCH = 64
+NAME = "benchmarked"
+
+
+class CountedSession:
+    """An ONNX Runtime session, as fastembed uses it, that counts the tokens it is given."""
+
+    def __init__(self, session: Any) -> None:
+        self.get_inputs = session.get_inputs
+        self.tokens = 0
+        self._session = session
+
+    def run(self, output_names: Any, inputs: dict[str, Any]) -> Any:
+        self.tokens += inputs["input_ids"].size
+        return self._session.run(output_names, inputs)
+
+
+class TextCrossEncoderRunner:
+    """`TextCrossEncoder.rerank_pairs`, with the tokens of every run counted at its session."""
+
+    def __init__(self, encoder: TextCrossEncoder) -> None:
+        self._encoder = encoder
+        self._session = encoder.model.model = CountedSession(encoder.model.model)
+
+    @property
+    def computed_tokens(self) -> int | None:
+        """Tokens computed so far, padding included."""
+        return self._session.tokens
+
+    def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:
+        """Raw scores of n pairs: (n,) float32, in input order."""
+        if pad_to is not None:
+            raise NotImplementedError("TextCrossEncoder pads to the longest pair of a batch and to nothing else")
+        return np.fromiter(self._encoder.rerank_pairs(list(pairs), batch_size=BATCH), dtype=np.float32)
+
+    def token_ids(self, pairs: Sequence[Pair]) -> list[list[int]]:
+        """The token ids, without padding, that `score` gives the model for each pair."""
+        return [
+            [token for token, kept in zip(found.ids, found.attention_mask, strict=True) if kept]
+            for found in self._encoder.model.tokenize(list(pairs))
+        ]
+
+
+def open_runner(model: Model, precision: str) -> TextCrossEncoderRunner:
+    """Open the bundle's fp32 model; nothing is looked for outside of its folder."""
+    TextCrossEncoder.add_custom_model(NAME, sources=ModelSource(url="unused"), model_file="onnx/model.onnx")
+    encoder = TextCrossEncoder(
+        NAME,
+        cache_dir=str(model.folder),
+        threads=model.threads,
+        providers=["CPUExecutionProvider"],
+        specific_model_path=str(model.bundle),
+    )
+    return TextCrossEncoderRunner(encoder)
