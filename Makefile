@@ -3,11 +3,21 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DEMO := .venv-demo/bin
 TEST := .venv-test/bin
 
-.PHONY: help demo test lint types fast clean
+# Real texts for the benchmarks (PromptSource's and BIG-Bench's tasks), where there are some; made-up ones otherwise.
+DATA ?= $(wildcard ../shared/data)
+# A checkpoint of cappy-large's size for bench-full; without one, random weights with RoBERTa's genuine vocabulary.
+CHECKPOINT ?= bench/large
+ROBERTA ?= $(DATA)/roberta-tokenizer
+RESULTS ?= bench/results
+
+.PHONY: help demo test lint types fast bench bench-full bench-micro clean
 help:
 	@echo "make demo   export cappy-mini, prove its scores, score pairs and rank candidates with it"
 	@echo "make test   lint, types and all tests"
 	@echo "make fast   only the fast tests"
+	@echo "make bench  parity and speed of cappy-mini beside other tools, in under 10 minutes"
+	@echo "make bench-full   the same for a model of cappy-large's size, beside every tool that can be installed"
+	@echo "make bench-micro  tokenisation, planning and single batches (pytest-benchmark)"
 	@echo "make clean  remove what the other targets made"
 
 # torch comes first and by its exact version, so that nothing else chooses another build of it.
@@ -39,5 +49,50 @@ lint: .venv-test/ready
 types: .venv-test/ready
 	$(TEST)/mypy
 
+# Tools that cannot be installed beside the others have environments of their own.
+.venv-bench-%/ready: benchmarks/environments/%.txt
+	rm -rf .venv-bench-$*
+	$(PYTHON) -m venv .venv-bench-$*
+	.venv-bench-$*/bin/pip install --quiet torch==2.13.0
+	.venv-bench-$*/bin/pip install --quiet --requirement $<
+	touch $@
+
+.venv-bench-node/ready: benchmarks/environments/node/package.json
+	rm -rf .venv-bench-node
+	mkdir .venv-bench-node
+	cp $< .venv-bench-node/
+	cd .venv-bench-node && npm install --ignore-scripts --no-package-lock --no-audit --no-fund
+	touch $@
+
+bench/mini-bundle/manifest.json: .venv-test/ready
+	rm -rf bench/mini-bundle
+	$(TEST)/cappy export models/cappy-mini bench/mini-bundle --precision fp32 --precision fp16 --precision int8 \
+		--float32-product layer.0/output/dense
+
+bench: bench/mini-bundle/manifest.json
+	$(TEST)/python -m benchmarks run --suite quick --title cappy-mini --checkpoint models/cappy-mini \
+		--bundle bench/mini-bundle --work bench/mini --out $(RESULTS)/cappy-mini.json $(if $(DATA),--data $(DATA)) \
+		> bench/mini.txt
+	$(TEST)/python -m benchmarks compare $(RESULTS)/cappy-mini.json
+	$(TEST)/python -m benchmarks report --results $(RESULTS)
+
+bench/large/config.json: .venv-test/ready
+	rm -rf bench/large
+	$(TEST)/python -m benchmarks.make_checkpoint bench/large --size large --tokenizer $(ROBERTA)
+
+bench/large-bundle/manifest.json: $(if $(filter bench/large,$(CHECKPOINT)),bench/large/config.json)
+	rm -rf bench/large-bundle
+	$(TEST)/cappy export $(CHECKPOINT) bench/large-bundle --precision fp32 --precision int8
+
+bench-full: bench/large-bundle/manifest.json .venv-bench-openvino/ready .venv-bench-infinity/ready .venv-bench-node/ready
+	$(TEST)/python -m benchmarks run --suite full --max-seconds 30 --title "cappy-large's size" --checkpoint $(CHECKPOINT) \
+		--bundle bench/large-bundle --work bench/full --out $(RESULTS)/cappy-large.json $(if $(DATA),--data $(DATA)) \
+		> bench/full.txt
+	$(TEST)/python -m benchmarks compare $(RESULTS)/cappy-large.json
+	$(TEST)/python -m benchmarks report --results $(RESULTS)
+
+bench-micro: .venv-test/ready
+	$(TEST)/pytest benchmarks/micro --benchmark-columns=median,iqr,rounds
+
 clean:
-	rm -rf .venv-demo .venv-test demo
+	rm -rf .venv-demo .venv-test .venv-bench-* demo bench
