@@ -36,7 +36,7 @@ from cappy_engine.tokenizer import PairTokenizer
 
 SCHEMA = 1
 SUITES = {
-    "quick": (3, Sizes(interactive=48, lengths=6, rerank=6, bulk=192, long=16, padded=12)),
+    "quick": (3, Sizes(interactive=32, lengths=4, rerank=4, bulk=128, long=12, padded=8)),
     "full": (3, Sizes(interactive=12, lengths=1, rerank=2, bulk=40, long=3, padded=3)),
     "smoke": (2, Sizes(interactive=4, lengths=1, rerank=1, bulk=16, long=2, padded=2)),
 }
