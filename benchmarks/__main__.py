@@ -30,8 +30,8 @@ from benchmarks.report import write_report
 from benchmarks.runner import Model
 from benchmarks.runners import SPECS
 from benchmarks.tables import change_table, markdown, missing_table, runner_table, workload_table
-from benchmarks.workloads import DESCRIPTIONS, Sizes, make_pool, make_workloads, read_pairs_file, read_pool
-from cappy_engine.bundle import sha256_of
+from benchmarks.workloads import DESCRIPTIONS, Sizes, Workload, make_pool, make_workloads, read_pairs_file, read_pool
+from cappy_engine.bundle import MANIFEST, sha256_of
 from cappy_engine.tokenizer import PairTokenizer
 
 SCHEMA = 1
@@ -76,10 +76,7 @@ def run(options: argparse.Namespace) -> None:
         "pairs": source,
     }
     machine = describe_machine()
-    notes = (
-        options.work
-        / f"notes-{_key(settings, machine, described, [spec.name for spec in plan.specs], workloads)}.jsonl"
-    )
+    notes = options.work / f"notes-{_key(machine, model, described, workloads)}.jsonl"
     options.work.mkdir(parents=True, exist_ok=True)
     is_resumed = notes.exists()
     measured = run_suite(plan, notes=notes, peak=measure_peak, say=_say)
@@ -170,10 +167,11 @@ def _pool(options: argparse.Namespace) -> tuple[list[tuple[str, str]], str]:
     return make_pool(words, seed=options.seed), "made of words of the package's parity pairs"
 
 
-def _key(*parts: Any) -> str:
-    """Names the notes of one run: what was measured under other settings is not taken up."""
-    *others, workloads = parts
-    text = json.dumps([others, [workload.sha256 for workload in workloads]], sort_keys=True)
+def _key(machine: dict[str, Any], model: Model, described: dict[str, Any], workloads: Sequence[Workload]) -> str:
+    """Names the notes of a run. What was measured on another machine, model or workload is not taken up; more or fewer
+    rounds or runners go on with what there is."""
+    bundle = sha256_of(model.bundle / MANIFEST)
+    text = json.dumps([machine, model.threads, described, bundle, [workload.sha256 for workload in workloads]])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

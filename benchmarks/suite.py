@@ -108,7 +108,7 @@ def run_suite(
     written = Notes(notes)
     reference = _reference(plan, written, start, say)
     for spec in plan.specs:
-        if ("prepared", spec.name) not in written.found:
+        if not written.is_good(("prepared", spec.name)):
             prepared = _prepare(plan, spec, start, reference["token_ids"])
             written.add(("prepared", spec.name), prepared)
             say(f"{spec.name}: {prepared['reason'] or 'ready'}")
@@ -120,7 +120,7 @@ def run_suite(
                 written.add(("peak", str(round_)), peak(plan.model.threads))
             for spec in able if place % 2 == 0 else reversed(able):
                 key = ("cell", str(round_), workload.name, spec.name)
-                if key not in written.found and _is_due(plan, written, spec, workload, round_):
+                if not written.is_good(key) and _is_due(plan, written, spec, workload, round_):
                     written.add(key, _cell(workers, spec, workload, written.found))
                     say(_progress(plan, round_, workload, spec, written.found[key]))
     finally:
@@ -144,6 +144,10 @@ class Notes:
             for line in path.read_text(encoding="utf-8").splitlines():
                 entry = json.loads(line)
                 self.found[tuple(entry["key"])] = entry["value"]
+
+    def is_good(self, key: tuple[str, ...]) -> bool:
+        """Whether there is an entry that needs no other try: what failed is tried again when a run is resumed."""
+        return key in self.found and self.found[key]["status"] not in ("failed", "skipped")
 
     def add(self, key: tuple[str, ...], value: dict[str, Any]) -> None:
         """Keep `value` under `key`."""
@@ -240,7 +244,7 @@ def _is_due(plan: Plan, notes: Notes, spec: Spec, workload: Workload, round_: in
 
 def _cell(workers: Workers, spec: Spec, workload: Workload, found: Mapping[tuple[str, ...], Any]) -> Cell:
     if workload.pad_to is not None and not spec.can_pad:
-        return {"status": "skipped", "reason": "cannot be made to pad to one length"}
+        return {"status": "unable", "reason": "cannot be made to pad to one length"}
     message = {"do": "score", "requests": workload.requests, "pad_to": workload.pad_to}
     try:
         return {"status": "ok", **workers.get(spec).ask(message)}

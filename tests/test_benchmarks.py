@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from benchmarks.__main__ import main
 from benchmarks.figures import Ratio, compare_with_peer, figures, is_as_right, useful_flops
 from benchmarks.machine import describe_machine
-from benchmarks.process import RunnerFailed
+from benchmarks.process import RunnerFailed, WorkerProcess, start_worker
 from benchmarks.report import write_report
 from benchmarks.runner import Model, Pair
 from benchmarks.runners import SPECS, Spec
@@ -246,6 +247,18 @@ def test_a_stopped_run_goes_on_where_it_was(measure: Callable[..., dict[str, Any
     assert again["runners"] == whole["runners"], "nothing was measured a second time"
 
 
+@pytest.mark.parametrize("step", ["versions", "prepare", "score"])
+def test_what_failed_is_tried_again_by_a_resumed_run(
+    step: str, measure: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    notes = tmp_path / "kept.jsonl"
+    first = measure(FakeTool(spec("cappy")), FakeTool(spec("peer"), fails_at=step), notes=notes)
+    again = measure(FakeTool(spec("cappy")), FakeTool(spec("peer")), notes=notes)
+    assert runner_of(first, "peer")["status"] in ("skipped", "failed")
+    assert runner_of(again, "peer")["status"] == "ok"
+    assert runner_of(again, "cappy")["cells"] == runner_of(first, "cappy")["cells"]
+
+
 def test_a_runner_that_takes_too_long_for_a_workload_does_it_once(measure: Callable[..., dict[str, Any]]) -> None:
     result = measure(FakeTool(spec("cappy")), FakeTool(spec("slow"), slowness=1e6), max_seconds=1000.0, rounds=3)
     slow, quick = runner_of(result, "slow"), runner_of(result, "cappy")
@@ -368,6 +381,52 @@ def test_a_pool_that_is_too_small_is_a_clear_error(bundle: Path) -> None:
     tokenizer = PairTokenizer.from_file(bundle / "tokenizer.json", max_length=512)
     with pytest.raises(ValueError, match="only 3 pairs"):
         make_workloads([("a", "b"), ("c", "d"), ("e", "f")], tokenizer, SIZES, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("import sys; sys.exit('no such model')", "ended with status 1: no such model"),
+        ("""input(); print('{"error": "ValueError: too\\nlarge"}')""", "ValueError: too large"),
+    ],
+    ids=["dies", "answers with an error"],
+)
+def test_a_process_that_fails_says_why(script: str, reason: str, tmp_path: Path) -> None:
+    worker = WorkerProcess([sys.executable, "-c", script], environment={}, log=tmp_path / "log")
+    with pytest.raises(RunnerFailed, match=reason):
+        worker.ask({"do": "open"})
+    worker.close()
+
+
+def test_what_a_tool_prints_does_not_come_between_the_answers(tmp_path: Path) -> None:
+    (tmp_path / "noisy.py").write_text(
+        "import os\n"
+        "def prepare(model, precision):\n"
+        "    print('hello'); os.system('echo from a child')\n"
+        "def open_runner(model, precision):\n"
+        "    raise RuntimeError('out of luck')\n"
+    )
+    script = (
+        "import sys, importlib, benchmarks.runners, benchmarks.worker as worker\n"
+        f"benchmarks.runners.__path__.append({str(tmp_path)!r})\n"
+        "worker.main(sys.argv[1:])\n"
+    )
+    model = json.dumps({"checkpoint": "a", "bundle": "b", "folder": "c", "threads": 1})
+    command = [sys.executable, "-c", script, "noisy", "fp32", model]
+    worker = WorkerProcess(command, environment={}, log=tmp_path / "log")
+    assert worker.ask({"do": "prepare"})["seconds"] >= 0
+    with pytest.raises(RunnerFailed, match="RuntimeError: out of luck"):
+        worker.ask({"do": "open"})
+    with pytest.raises(RunnerFailed, match="the runner is not open"):
+        worker.ask({"do": "score", "requests": [], "pad_to": None})
+    worker.close()
+    assert {"hello", "from a child"} <= set((tmp_path / "log").read_text().splitlines())
+
+
+def test_a_runner_whose_environment_is_missing_says_how_to_make_it(tmp_path: Path) -> None:
+    missing = Spec("one", "one", "fp32", "a fake", ("one",), environment="nowhere")
+    with pytest.raises(RunnerFailed, match=r"make \.venv-bench-nowhere/ready"):
+        start_worker(missing, Model(tmp_path, tmp_path, tmp_path, threads=1))
 
 
 def test_every_runner_has_a_module_and_a_name_of_its_own() -> None:

@@ -95,7 +95,7 @@ SPECS = (
         "fastembed",
         "fastembed",
         "fp32",
-        "TextCrossEncoder.rerank_pairs on our bundle's fp32 model",
+        "TextCrossEncoder.rerank_pairs on our bundle's fp32 model, batches of 8 in input order",
         ("fastembed", "onnxruntime"),
         can_pad=False,
     ),

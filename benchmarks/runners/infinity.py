@@ -27,23 +27,21 @@ class InfinityRunner:
     """An engine, and the event loop that it runs in."""
 
     def __init__(self, engine: AsyncEmbeddingEngine) -> None:
+        self.computed_tokens: int | None = 0
         self._engine = engine
         self._encoder: Any = engine._model_replicas[0]  # the public face shows neither its tokens nor its batches
-        self._computed = _CountedTokens(self._encoder.model)
+        self._counter = _TokenCounter(self._encoder.model)
         self._loop = asyncio.Runner()
         self._loop.run(engine.astart())
         weakref.finalize(self, _stop, self._loop, engine)
-
-    @property
-    def computed_tokens(self) -> int | None:
-        """The tokens of every forward pass so far, padding included."""
-        return self._computed.tokens
 
     def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:
         """Raw scores of n pairs: (n,) float32, in input order."""
         if pad_to is not None:
             raise NotImplementedError("infinity pads to the longest pair of a batch and to nothing else")
-        return self._loop.run(self._score(pairs))
+        scores = self._loop.run(self._score(pairs))
+        self.computed_tokens = self._counter.tokens
+        return scores
 
     def token_ids(self, pairs: Sequence[Pair]) -> list[list[int]]:
         """The token ids, without padding, that `score` gives the model for each pair."""
@@ -62,8 +60,9 @@ class InfinityRunner:
         return scores
 
 
-class _CountedTokens:
-    """Counts the tokens of every forward pass of `model`."""
+class _TokenCounter:
+    """Counts the tokens of every forward pass of `model`. No part of the runner: a hook that holds the runner would
+    keep it, and so its threads, alive at the end."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.tokens = 0
