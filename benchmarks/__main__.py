@@ -28,7 +28,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.process import ROOT
 from benchmarks.report import write_report
 from benchmarks.runner import Model
-from benchmarks.runners import SPECS
+from benchmarks.runners import SPECS, Spec
 from benchmarks.tables import change_table, markdown, missing_table, runner_table, workload_table
 from benchmarks.workloads import DESCRIPTIONS, Sizes, Workload, make_pool, make_workloads, read_pairs_file, read_pool
 from cappy_engine.bundle import MANIFEST, sha256_of
@@ -37,7 +37,7 @@ from cappy_engine.tokenizer import PairTokenizer
 SCHEMA = 1
 SUITES = {
     "quick": (3, Sizes(interactive=32, lengths=4, rerank=4, bulk=128, long=12, padded=8)),
-    "full": (3, Sizes(interactive=12, lengths=1, rerank=2, bulk=40, long=3, padded=3)),
+    "full": (3, Sizes(interactive=8, lengths=1, rerank=1, bulk=32, long=2, padded=2)),
     "smoke": (2, Sizes(interactive=4, lengths=1, rerank=1, bulk=16, long=2, padded=2)),
 }
 """Rounds, and the sizes of the workloads: quick is meant for cappy-mini, full for a model of cappy-large's size."""
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     ]
     described = describe_model(options.checkpoint)
     plan = Plan(
-        specs=[spec for spec in SPECS if not options.runners or spec.name in options.runners],
+        specs=_chosen(options),
         workloads=workloads,
         model=model,
         rounds=options.rounds or rounds,
@@ -154,6 +154,16 @@ def describe_model(checkpoint: Path) -> dict[str, Any]:
     }
 
 
+def _chosen(options: argparse.Namespace) -> list[Spec]:
+    """The runners that were asked for by name and by environment: all, if nothing was."""
+    return [
+        spec
+        for spec in SPECS
+        if (not options.runners or spec.name in options.runners)
+        and (not options.environments or spec.environment in options.environments)
+    ]
+
+
 def _pool(options: argparse.Namespace) -> tuple[list[tuple[str, str]], str]:
     """The pairs that workloads are taken from, and what to call them."""
     if options.pairs is not None:
@@ -205,6 +215,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="append",
         choices=[spec.name for spec in SPECS],
         help="only this one (repeat)",
+    )
+    command.add_argument(
+        "--environment",
+        dest="environments",
+        action="append",
+        choices=sorted({spec.environment for spec in SPECS}),
+        help="only runners of this one (repeat)",
     )
     command.add_argument(
         "--workload", dest="workloads", action="append", choices=list(DESCRIPTIONS), help="only this one (repeat)"

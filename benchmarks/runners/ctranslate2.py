@@ -21,7 +21,6 @@ from typing import Any
 import ctranslate2
 import numpy as np
 import numpy.typing as npt
-from ctranslate2.converters import TransformersConverter
 from safetensors import safe_open
 
 from benchmarks.runner import Model, Pair, Scores
@@ -32,13 +31,6 @@ COMPUTE_TYPES = {"fp32": "float32", "int8": "int8_float32"}
 Floats = npt.NDArray[np.float32]
 Head = Callable[[Floats], Scores]
 """first tokens' hidden states (batch, hidden) to scores (batch,)"""
-
-
-class EncoderConverter(TransformersConverter):  # type: ignore[misc]
-    """Leaves out RobertaModel's pooler: the checkpoint has none, so its weights would be random and its work wasted."""
-
-    def load_model(self, model_class: Any, model_name_or_path: str, **options: Any) -> Any:
-        return model_class.from_pretrained(model_name_or_path, add_pooling_layer=False, **options)
 
 
 class EncoderRunner:
@@ -73,7 +65,7 @@ def prepare(model: Model, precision: str) -> None:
         return
     making = model.folder / f"{precision}-making"
     shutil.rmtree(making, ignore_errors=True)
-    EncoderConverter(str(model.checkpoint)).convert(str(making), quantization=COMPUTE_TYPES[precision])
+    _convert(model.checkpoint, making, COMPUTE_TYPES[precision])
     making.rename(folder)
 
 
@@ -104,6 +96,20 @@ def load_head(path: Path) -> Head:
         return scores
 
     return head
+
+
+def _convert(checkpoint: Path, folder: Path, quantization: str) -> None:
+    """Convert RobertaModel without its pooler, which the checkpoint has no weights for and the score does not use.
+
+    Imported here because the converter imports PyTorch, 250 MB that the measured process must not carry.
+    """
+    from ctranslate2.converters import TransformersConverter
+
+    class EncoderConverter(TransformersConverter):  # type: ignore[misc]
+        def load_model(self, model_class: Any, model_name_or_path: str, **options: Any) -> Any:
+            return model_class.from_pretrained(model_name_or_path, add_pooling_layer=False, **options)
+
+    EncoderConverter(str(checkpoint)).convert(str(folder), quantization=quantization)
 
 
 def _view(values: Ids) -> ctranslate2.StorageView:
