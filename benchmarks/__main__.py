@@ -139,16 +139,25 @@ def list_runners(options: argparse.Namespace) -> None:
 
 
 def describe_model(checkpoint: Path) -> dict[str, Any]:
-    """Name, digest, shape and size of the checkpoint that is measured."""
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    weights = checkpoint / "model.safetensors"
+    """Name, digests, shape and size of the checkpoint that is measured.
+
+    Raises CheckpointError if the folder is none.
+    """
+    from cappy_export.checkpoint import (
+        digest_of_files,
+        open_checkpoint,
+    )  # it needs PyTorch, which tables and reports do not
+
+    opened = open_checkpoint(checkpoint)
+    config = opened.config
+    digests = {path.name: sha256_of(path) for path in opened.weight_paths}
     hidden, wide = config["hidden_size"], config["intermediate_size"]
     layers, embedded = config["num_hidden_layers"], config["vocab_size"] + config["max_position_embeddings"]
     parameters = layers * (4 * hidden**2 + 2 * hidden * wide) + hidden * embedded + hidden**2
     return {
         "name": checkpoint.resolve().name,
-        "weights_sha256": sha256_of(weights),
-        "weights_bytes": weights.stat().st_size,
+        "weights_sha256": next(iter(digests.values())) if len(digests) == 1 else digest_of_files(digests),
+        "weights_bytes": sum(path.stat().st_size for path in opened.weight_paths),
         "parameters": parameters,
         "shape": {"hidden_size": hidden, "intermediate_size": wide, "layers": layers},
     }
@@ -173,8 +182,9 @@ def _pool(options: argparse.Namespace) -> tuple[list[tuple[str, str]], str]:
         return found, "PromptSource's and BIG-Bench's tasks"
     from cappy_export.pairs import default_pairs
 
-    words = sorted({word for pair in default_pairs() for text in pair for word in text.split() if len(word) < 20})
-    return make_pool(words, seed=options.seed), "made of words of the package's parity pairs"
+    words = {word for pair in default_pairs() for text in pair for word in text.split() if len(word) < 20}
+    words = {word for word in words if "<" not in word}  # "<pad>" in a text is something else to every tool
+    return make_pool(sorted(words), seed=options.seed), "made of words of the package's parity pairs"
 
 
 def _key(machine: dict[str, Any], model: Model, described: dict[str, Any], workloads: Sequence[Workload]) -> str:

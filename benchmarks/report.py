@@ -160,17 +160,16 @@ def _points(result: Result) -> list[Point]:
 def _conditions(result: Result) -> str:
     machine, settings, model = result["machine"], result["settings"], result["model"]
     shape = model["shape"]
-    resumed = (
-        " It was interrupted and resumed, so not all runners met the same moments." if result["is_resumed"] else ""
-    )
+    when = f"started {result['started']}, {result['seconds'] / 60:.0f} minutes"
+    if result["is_resumed"]:
+        when = f"interrupted, and resumed {result['started']}"
     return (
         f"{model['name']}: {shape['layers']} layers, hidden {shape['hidden_size']}, {model['parameters'] / 1e6:.0f} M "
         f"parameters. {machine['cpu']}, {machine['cores']} cores ({', '.join(machine['instruction_sets'])}), "
         f"{machine['memory_bytes'] / 2**30:.0f} GiB, {machine['system']}, Python {machine['python']}; "
         f"{settings['threads']} threads. Texts: {settings['pairs']}, seed {settings['seed']}. "
         f"{settings['rounds']} rounds (one for a workload that took a runner over {settings['max_seconds']:.0f} s), "
-        f"started {result['started']}, "
-        f"{result['seconds'] / 60:.0f} minutes.{resumed} Commit {result['commit']}.\n"
+        f"{when}. Commit {result['commit']}.\n"
     )
 
 

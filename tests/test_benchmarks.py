@@ -387,7 +387,7 @@ def test_a_pool_that_is_too_small_is_a_clear_error(bundle: Path) -> None:
     ("script", "reason"),
     [
         ("import sys; sys.exit('no such model')", "ended with status 1: no such model"),
-        ("""input(); print('{"error": "ValueError: too\\nlarge"}')""", "ValueError: too large"),
+        ("""input(); print('{"error": "ValueError: too   large"}')""", "ValueError: too large"),
     ],
     ids=["dies", "answers with an error"],
 )
@@ -455,4 +455,7 @@ def test_the_tools_of_this_environment_give_the_references_scores(
     }
     for one in printed["runners"]:
         assert one["status"] in ("ok", "wrong"), one["reason"]
-        assert one["parity"]["pairs"] == sum(workload["pairs"] for workload in printed["workloads"])
+        ran = [cell["status"] == "ok" for cell in one["cells"]]
+        assert one["parity"]["pairs"] == sum(
+            workload["pairs"] for workload, is_ok in zip(printed["workloads"], ran, strict=True) if is_ok
+        )

@@ -2,12 +2,16 @@
 
 CTranslate2 has no sequence classification for RoBERTa, so the head (dense, tanh, out_proj on the first token's last
 hidden state) is read from the checkpoint and kept in float32. Int8 is its `int8_float32`: linear layers and embeddings
-with 8-bit weights, activations quantised token by token, so that a pair's neighbours change its score by rounding only.
+with 8-bit weights, activations quantised token by token. Still a pair's score moves with its batch (by 0.007 on
+cappy-mini, 0.06 at cappy-large's size).
 
 On a CPU it takes padding out of a batch before the first layer and computes real tokens only, but for the attention's
 own products (Padder in its src/layers/transformer.cc). So `computed_tokens` counts real tokens, and every pair cannot
-be made to cost a padded one. Its position ids count tokens from the left; RoBERTa's count only those that are not
-padding, so a text that holds a literal `<pad>` scores differently.
+be made to cost a padded one. On an AMD CPU it multiplies with oneDNN; with MKL instead (CT2_USE_MKL=1) 64 pairs of
+cappy-mini took 1.8 s for 1.5 s in fp32, and 3.4 s for 0.8 s in int8.
+
+Its position ids count tokens from the left; RoBERTa's count only those that are not padding, so a text that holds a
+literal `<pad>` scores differently.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """fastembed's TextCrossEncoder on our bundle's onnx/model.onnx, added as a custom model: raw logits, no activation.
 
 It leaves batching to its user but for the count of pairs: `rerank_pairs` takes them in input order and pads each batch
-to its longest pair. Unsorted, the smallest batch is the best: 64 pairs of
-cappy-mini took 1.19 s in batches of 1, 1.49 in 2, 1.64 in 4, 2.06 in 8; its default is 64. It tokenises pairs with the bundle's own tokenizer.json, and
-cuts them to the `model_max_length` of tokenizer_config.json.
+to its longest pair. Unsorted, the smallest batch is the best: 64 pairs of cappy-mini took 1.19 s in batches of 1, 1.49
+in 2, 1.64 in 4, 2.06 in 8; its default is 64. It tokenises pairs with the bundle's own tokenizer.json, and cuts them to
+the `model_max_length` of tokenizer_config.json.
 """
 
 from __future__ import annotations
