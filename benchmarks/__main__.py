@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
     """Measure, write the result to `--out`, print the tables and the result."""
     from benchmarks.suite import Plan, measure_peak, run_suite  # it needs PyTorch, which tables and reports do not
 
-    started, clock = datetime.now(UTC), time.monotonic()
+    started, clock, commit = datetime.now(UTC), time.monotonic(), _commit()
     rounds, sizes = SUITES[options.suite]
     model = Model(options.checkpoint, options.bundle, options.work, options.threads)
     tokenizer = PairTokenizer.from_file(options.bundle / "tokenizer.json", max_length=model.max_length)
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - clock, 1),
         "is_resumed": is_resumed,
-        "commit": _commit(),
+        "commit": commit,
         "machine": machine,
         "settings": settings,
         "model": described,
