@@ -75,7 +75,7 @@ class WorkerProcess:
             raise RunnerFailed(f"ended with status {self._process.wait()}: {self._last_lines()}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise RunnerFailed(" ".join(str(answer["error"]).split())[:600])
+            raise RunnerFailed(in_short(str(answer["error"])))
         return answer
 
     def close(self) -> None:
@@ -96,7 +96,12 @@ class WorkerProcess:
 
     def _last_lines(self) -> str:
         lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return " | ".join(line.strip() for line in lines[-LAST_LINES:])[:600]
+        return in_short(" | ".join(lines[-LAST_LINES:]))
+
+
+def in_short(reason: str) -> str:
+    """A tool's error on one line, not too long, with paths from the repository on: results are read elsewhere."""
+    return " ".join(reason.replace(f"{ROOT}{os.sep}", "").split())[:600]
 
 
 def start_worker(spec: Spec, model: Model) -> WorkerProcess:

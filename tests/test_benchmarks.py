@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from benchmarks.__main__ import main
 from benchmarks.figures import Ratio, compare_with_peer, figures, is_as_right, useful_flops
 from benchmarks.machine import describe_machine
-from benchmarks.process import RunnerFailed, WorkerProcess, start_worker
+from benchmarks.process import ROOT, RunnerFailed, WorkerProcess, in_short, start_worker
 from benchmarks.report import write_report
 from benchmarks.runner import Model, Pair
 from benchmarks.runners import SPECS, Spec
@@ -421,6 +421,10 @@ def test_what_a_tool_prints_does_not_come_between_the_answers(tmp_path: Path) ->
         worker.ask({"do": "score", "requests": [], "pad_to": None})
     worker.close()
     assert {"hello", "from a child"} <= set((tmp_path / "log").read_text().splitlines())
+
+
+def test_reasons_hold_no_paths_of_this_machine() -> None:
+    assert in_short(f"no fp16\n  in {ROOT}/bench/large") == "no fp16 in bench/large"
 
 
 def test_a_runner_whose_environment_is_missing_says_how_to_make_it(tmp_path: Path) -> None:
