@@ -79,16 +79,18 @@ bench: bench/mini-bundle/manifest.json
 	$(TEST)/python -m benchmarks report --results $(RESULTS)
 
 bench/large/config.json: .venv-test/ready
+	@test -f "$(ROBERTA)/vocab.json" || { echo "set ROBERTA to a folder with RoBERTa's vocab.json and merges.txt" >&2; exit 1; }
 	rm -rf bench/large
 	$(TEST)/python -m benchmarks.make_checkpoint bench/large --size large --tokenizer $(ROBERTA)
 
-bench/large-bundle/manifest.json: $(if $(filter bench/large,$(CHECKPOINT)),bench/large/config.json)
-	rm -rf bench/large-bundle
-	$(TEST)/cappy export $(CHECKPOINT) bench/large-bundle --precision fp32 --precision int8
+FULL := bench/$(notdir $(CHECKPOINT))
+$(FULL)-bundle/manifest.json: $(if $(filter bench/large,$(CHECKPOINT)),bench/large/config.json)
+	rm -rf $(FULL)-bundle
+	$(TEST)/cappy export $(CHECKPOINT) $(FULL)-bundle --precision fp32 --precision int8
 
-bench-full: bench/large-bundle/manifest.json .venv-bench-openvino/ready .venv-bench-infinity/ready .venv-bench-node/ready
+bench-full: $(FULL)-bundle/manifest.json .venv-bench-openvino/ready .venv-bench-infinity/ready .venv-bench-node/ready
 	$(TEST)/python -m benchmarks run --suite full --max-seconds 30 --title "cappy-large's size" --checkpoint $(CHECKPOINT) \
-		--bundle bench/large-bundle --work bench/full --out $(RESULTS)/cappy-large.json $(if $(DATA),--data $(DATA)) \
+		--bundle $(FULL)-bundle --work $(FULL)-work --out $(RESULTS)/cappy-large.json $(if $(DATA),--data $(DATA)) \
 		> bench/full.txt
 	$(TEST)/python -m benchmarks compare $(RESULTS)/cappy-large.json
 	$(TEST)/python -m benchmarks report --results $(RESULTS)

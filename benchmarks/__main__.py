@@ -105,14 +105,17 @@ def run(options: argparse.Namespace) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Print one result's tables, or what changed from the first to the second."""
+    if len(options.results) > 2:
+        sys.exit("compare takes one result, or two")
     results = [json.loads(path.read_text(encoding="utf-8")) for path in options.results]
     if len(results) == 1:
         print_result(results[0])
         return
     print(f"useful tokens/s of {options.results[1].name} over those of {options.results[0].name}\n")
     print(change_table(*results))
-    if results[0]["machine"] != results[1]["machine"]:
-        print("\nThe two ran on different machines or systems, so these ratios compare those too.")
+    for name in ("machine", "model", "settings"):
+        if results[0][name] != results[1][name]:
+            print(f"\nThe two differ in their {name}, so these ratios compare that too.")
 
 
 def print_result(result: dict[str, Any]) -> None:

@@ -111,9 +111,9 @@ def is_as_right(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
 
 def paired_ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
     """Their time over ours, round by round; a side that ran fewer rounds lends its median to the others."""
-    if len(theirs) == len(ours):
-        return [their / our for their, our in zip(theirs, ours, strict=True)]
-    return [statistics.median(theirs) / statistics.median(ours)]
+    rounds = max(len(theirs), len(ours))
+    their, our = (side if len(side) == rounds else [statistics.median(side)] * rounds for side in (theirs, ours))
+    return [one / other for one, other in zip(their, our, strict=True)]
 
 
 def useful_flops(shape: Mapping[str, int], lengths: Sequence[int]) -> float:

@@ -32,8 +32,10 @@ Parity and speed of this engine beside what one would use instead, from the JSON
   greatest. Where every round says so, one of the two wins; else they are even.
 - *Of peak*: useful operations per second over the most that a matrix product reached in the same run, in int8 for int8
   and in float32 for the others.
-- All runners of a run take turns, in the reverse order every other time, in processes of their own that stay loaded.
-- Memory is the most that was resident in the runner's process, the model included.
+- All runners of a run take turns, in the reverse order in the next round, in processes of their own, which stay loaded
+  while memory allows (a reload shows as a second load time in the JSON).
+- Memory is the most that was resident in the runner's process while it scored, the model included.
+- 95th percentiles are given from 20 requests on, 99th from 100 on.
 """
 
 
@@ -97,13 +99,13 @@ def draw_plots(result: Result, folder: Path, stem: str) -> None:
 
 
 def _plots(result: Result) -> dict[str, str]:
-    names = {workload["name"] for workload in result["workloads"]}
+    """The plots that something can be drawn in."""
     plots = {}
-    if names & set(PLOTTED):
+    if any(not bar.is_wrong for bar in _bars(result)):
         plots["throughput"] = "Useful tokens per second by workload and runner"
-    if "lengths" in names:
+    if _lines(result):
         plots["latency"] = "Median latency of one pair against its length"
-    if "bulk" in names:
+    if _points(result):
         plots["error"] = "Error against speed"
     return plots
 
@@ -142,8 +144,8 @@ def _lines(result: Result) -> list[Line]:
 
 
 def _points(result: Result) -> list[Point]:
-    workload = next(entry for entry in result["workloads"] if entry["name"] == "bulk")
-    found = [(runner, figures(result, runner, workload)) for runner in result["runners"]]
+    bulk = [workload for workload in result["workloads"] if workload["name"] == "bulk"]
+    found = [(runner, figures(result, runner, workload)) for workload in bulk for runner in result["runners"]]
     return [
         Point(
             runner["name"],

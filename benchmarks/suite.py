@@ -1,7 +1,7 @@
 """The measurement: every runner on every workload, in turn, round after round, with the parity of what it answered.
 
 Runs are interleaved: in each round every workload is scored by all runners one after another, in the reverse order
-every other time, so that a drift of the machine meets all of them alike. All runners stay loaded as long as memory
+in the next round, so that a drift of the machine meets all of them alike. All runners stay loaded as long as memory
 allows; else the one unused for longest is ended, and started again at its next turn. What was measured is written down
 at once, so that a run which was stopped goes on where it was.
 """
@@ -115,18 +115,18 @@ def run_suite(
     able = [spec for spec in plan.specs if written.found["prepared", spec.name]["status"] == "ok"]
     workers = Workers(plan, start, _warm_up(plan.workloads))
     try:
-        for place, (round_, workload) in enumerate(_turns(plan)):
+        for round_, place, workload in _turns(plan):
             if ("peak", str(round_)) not in written.found:
                 written.add(("peak", str(round_)), peak(plan.model.threads))
-            for spec in able if place % 2 == 0 else reversed(able):
+            for spec in able if (round_ + place) % 2 == 0 else reversed(able):
                 key = ("cell", str(round_), workload.name, spec.name)
                 if not written.is_good(key) and _is_due(plan, written, spec, workload, round_):
                     written.add(key, _cell(workers, spec, workload, written.found))
                     say(_progress(plan, round_, workload, spec, written.found[key]))
     finally:
         workers.close()
-    for name, seconds in workers.load_seconds.items():
-        written.add(("load", name, str(time.time())), {"seconds": seconds})
+        for name, seconds in workers.load_seconds.items():
+            written.add(("load", name, str(time.time())), {"seconds": seconds})
     return {
         "peak": best_peak([written.found["peak", str(round_)] for round_ in range(plan.rounds)]),
         "workloads": [workload.describe() for workload in plan.workloads],
@@ -141,13 +141,15 @@ class Notes:
         self.found: dict[tuple[str, ...], dict[str, Any]] = {}
         self._path = path
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            *lines, _ = path.read_text(encoding="utf-8").split("\n")  # a last line without its end was never finished
+            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            for line in lines:
                 entry = json.loads(line)
                 self.found[tuple(entry["key"])] = entry["value"]
 
     def is_good(self, key: tuple[str, ...]) -> bool:
         """Whether there is an entry that needs no other try: what failed is tried again when a run is resumed."""
-        return key in self.found and self.found[key]["status"] not in ("failed", "skipped")
+        return key in self.found and self.found[key]["status"] not in ("failed", "skipped", "wrong")
 
     def add(self, key: tuple[str, ...], value: dict[str, Any]) -> None:
         """Keep `value` under `key`."""
@@ -228,10 +230,12 @@ def _prepare(plan: Plan, spec: Spec, start: Start, token_ids: Sequence[Sequence[
     return result
 
 
-def _turns(plan: Plan) -> Iterator[tuple[int, Workload]]:
+def _turns(plan: Plan) -> Iterator[tuple[int, int, Workload]]:
+    """Round, place of the workload in it, workload: round plus place tells the direction, which so differs between the
+    rounds of a workload as well as between the workloads of a round."""
     for round_ in range(plan.rounds):
-        for workload in plan.workloads:
-            yield round_, workload
+        for place, workload in enumerate(plan.workloads):
+            yield round_, place, workload
 
 
 def _is_due(plan: Plan, notes: Notes, spec: Spec, workload: Workload, round_: int) -> bool:

@@ -24,8 +24,10 @@ WORKLOAD_COLUMNS = (
     "Spearman",
     "ours against it",
 )
-SINGLE = ("interactive", "lengths", "rerank")
-"""Workloads of many requests, whose latencies mean something."""
+SINGLE = ("interactive", "rerank")
+"""Workloads of like requests, whose latencies mean something."""
+LEAST_REQUESTS = (1, 20, 100)
+"""How many requests a 50th, 95th and 99th percentile needs to be shown."""
 
 
 def workload_table(result: Result, name: str) -> str:
@@ -56,7 +58,10 @@ def _row(result: Result, runner: Mapping[str, Any], found: Figures) -> Row:
         runner["precision"],
         number(found.pairs_per_second),
         f"{number(found.tokens_per_second)} ({number(low)} to {number(high)})",
-        *(number(latency) if has_latency else "" for latency in found.latency),
+        *(
+            number(latency) if has_latency and found.requests >= least else ""
+            for latency, least in zip(found.latency, LEAST_REQUESTS, strict=True)
+        ),
         "?" if found.padding_share is None else f"{found.padding_share:.0%}",
         f"{found.peak_share:.0%}",
         size(found.peak_bytes),

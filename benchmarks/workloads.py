@@ -29,8 +29,8 @@ DESCRIPTIONS: Mapping[str, str] = {
     "interactive": "one pair at a time, lengths as in real use (PromptSource's tasks where the text is real)",
     "lengths": f"one pair at a time, of {', '.join(map(str, LENGTHS))} tokens",
     "rerank": f"one instruction with {CANDIDATES} candidates in each request",
-    "bulk": "all pairs in one request, lognormal lengths: median near 70 tokens, 95th percentile near 300",
-    "long": "all pairs in one request, all near 512 tokens",
+    "bulk": "all pairs in one request, their lengths drawn lognormal (median 70 tokens, 95th percentile 300)",
+    "long": "all pairs in one request, all of 480 to 512 tokens or the nearest there are",
     "padded": "pairs of bulk's lengths, every one computed at 512 tokens; here padding counts as work, equal for all",
 }
 POOL = 12_000

@@ -398,6 +398,42 @@ def test_a_process_that_fails_says_why(script: str, reason: str, tmp_path: Path)
     worker.close()
 
 
+def test_the_order_of_runners_is_reversed_from_round_to_round_of_a_workload(
+    measure: Callable[..., dict[str, Any]], workloads: list[Workload]
+) -> None:
+    order: list[tuple[str, Pair]] = []
+
+    def remember(name: str) -> Callable[[Pair], float]:
+        return lambda pair: order.append((name, pair)) or true_score(pair)  # type: ignore[func-returns-value]
+
+    measure(*(FakeTool(spec(name), score=remember(name)) for name in ("cappy", "one", "two")), rounds=3)
+    for workload in workloads:
+        last = workload.pairs[-1]
+        turns = [name for name, pair in order if pair == last][-9:]
+        assert turns[:3] == turns[3:6][::-1] == turns[6:]
+
+
+def test_notes_that_end_within_a_line_are_taken_up_to_it(
+    measure: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    notes = tmp_path / "kept.jsonl"
+    measure(FakeTool(spec("cappy")), notes=notes)
+    text = notes.read_text(encoding="utf-8")
+    notes.write_text(text[:-20], encoding="utf-8")
+    assert runner_of(measure(FakeTool(spec("cappy")), notes=notes), "cappy")["status"] == "ok"
+
+
+def test_a_report_without_a_runner_that_ran_has_no_plots(
+    measure: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    result = measure(FakeTool(spec("cappy"), fails_at="open"))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "none.json").write_text(json.dumps(result), encoding="utf-8")
+    page = write_report(tmp_path / "results")
+    assert "no open today" in page.read_text(encoding="utf-8")
+    assert not list(page.parent.glob("*.svg"))
+
+
 def test_what_a_tool_prints_does_not_come_between_the_answers(tmp_path: Path) -> None:
     (tmp_path / "noisy.py").write_text(
         "import os\n"
