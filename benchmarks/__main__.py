@@ -146,10 +146,7 @@ def describe_model(checkpoint: Path) -> dict[str, Any]:
 
     Raises CheckpointError if the folder is none.
     """
-    from cappy_export.checkpoint import (
-        digest_of_files,
-        open_checkpoint,
-    )  # it needs PyTorch, which tables and reports do not
+    from cappy_export.checkpoint import digest_of_files, open_checkpoint  # PyTorch, which tables and reports need not
 
     opened = open_checkpoint(checkpoint)
     config = opened.config

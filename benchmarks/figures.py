@@ -48,7 +48,7 @@ def figures(result: Result, runner: Mapping[str, Any], workload: Mapping[str, An
     singles = [1000 * second for seconds in cell["seconds"] for second in seconds]
     computed = cell["computed_tokens"]
     peak = result["peak"]["int8" if runner["precision"] == "int8" else "fp32"]["flops"]
-    low, middle, high = (float(np.percentile(singles, share)) for share in (50, 95, 99))
+    p50, p95, p99 = (float(np.percentile(singles, share)) for share in (50, 95, 99))
     return Figures(
         workload=workload["name"],
         runner=runner["name"],
@@ -56,7 +56,7 @@ def figures(result: Result, runner: Mapping[str, Any], workload: Mapping[str, An
         pairs_per_second=workload["pairs"] / total,
         tokens_per_second=tokens / total,
         spread=(tokens / max(totals), tokens / min(totals)),
-        latency=(low, middle, high),
+        latency=(p50, p95, p99),
         requests=len(singles),
         padding_share=None if computed is None else 1 - tokens / computed,
         peak_share=workload["flops"] / total / peak,

@@ -22,8 +22,8 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-FP32_LIMIT = 1e-4
-"""The largest difference from the reference that fp32 may have."""
+from benchmarks.figures import EXACT
+
 ERRORS = (1e-7, 1.0)
 """The differences that are shown; one beyond is drawn at the edge."""
 COLOURS: Mapping[str, tuple[str, str]] = {
@@ -223,9 +223,9 @@ def _set_error_axes(axes: Axes, points: Sequence[Point]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(_power))
     axes.yaxis.set_major_formatter(FuncFormatter(_grouped))
     axes.grid(axis="y", color=PALE, linewidth=0.6)
-    axes.axvline(FP32_LIMIT, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-    note = f"limit for fp32: {_power(FP32_LIMIT)}"
-    axes.annotate(note, (FP32_LIMIT, 1), (4, -2), ("data", "axes fraction"), "offset points", va="top", color=SOFT)
+    axes.axvline(EXACT, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    note = f"limit for fp32: {_power(EXACT)}"
+    axes.annotate(note, (EXACT, 1), (4, -2), ("data", "axes fraction"), "offset points", va="top", color=SOFT)
     axes.set_xlabel("largest difference from the reference's scores")
     axes.set_ylabel("useful tokens per second on bulk")
 

@@ -64,7 +64,8 @@ def section(result: Result, stem: str) -> str:
         _conditions(result),
         *(f"![{what}]({stem}-{name}.svg)\n" for name, what in _plots(result).items()),
         "### Ours against each peer\n",
-        "The peer's time over ours, by workload, at equal or better parity. Above 1 ours is faster.\n",
+        "The peer's time over ours, by workload, at equal or better parity. Above 1 ours is faster. Which precision of "
+        "ours it was stands in the tables of the workloads: where our int8 is less right than a peer's, it is fp32.\n",
         ratio_table(result) + "\n",
         "### Share of the machine's peak\n",
         _peaks(result),
@@ -131,7 +132,7 @@ def _bars(result: Result) -> list[Bar]:
 
 
 def _lines(result: Result) -> list[Line]:
-    """Median latency at each length of the workload `lengths`: its requests are grouped by the nearest of LENGTHS."""
+    """Median latency at each length of the workload `lengths`: its requests come length by length, as many of each."""
     lines = []
     for runner in result["runners"]:
         cell = next((cell for cell in runner["cells"] if cell["workload"] == "lengths"), None)

@@ -121,7 +121,7 @@ def run_suite(
             for spec in able if (round_ + place) % 2 == 0 else reversed(able):
                 key = ("cell", str(round_), workload.name, spec.name)
                 if not written.is_good(key) and _is_due(plan, written, spec, workload, round_):
-                    written.add(key, _cell(workers, spec, workload, written.found))
+                    written.add(key, _cell(workers, spec, workload))
                     say(_progress(plan, round_, workload, spec, written.found[key]))
     finally:
         workers.close()
@@ -246,7 +246,7 @@ def _is_due(plan: Plan, notes: Notes, spec: Spec, workload: Workload, round_: in
     return bool(first["status"] == "ok" and sum(first["seconds"]) <= plan.max_seconds)
 
 
-def _cell(workers: Workers, spec: Spec, workload: Workload, found: Mapping[tuple[str, ...], Any]) -> Cell:
+def _cell(workers: Workers, spec: Spec, workload: Workload) -> Cell:
     if workload.pad_to is not None and not spec.can_pad:
         return {"status": "unable", "reason": "cannot be made to pad to one length"}
     message = {"do": "score", "requests": workload.requests, "pad_to": workload.pad_to}
@@ -290,7 +290,7 @@ def _runner_result(
         "prepare_seconds": prepared["seconds"],
         "load_seconds": [second for seconds in loads for second in seconds],
         "parity": parity,
-        "cells": [_cell_result(workload, cells[workload.name], reference) for workload in plan.workloads],
+        "cells": [_cell_result(workload, cells[workload.name]) for workload in plan.workloads],
     }
 
 
@@ -344,7 +344,7 @@ def _good(rounds: Sequence[Cell]) -> list[Cell]:
     return [cell for cell in rounds if cell["status"] == "ok"]
 
 
-def _cell_result(workload: Workload, cells: Sequence[Cell], reference: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def _cell_result(workload: Workload, cells: Sequence[Cell]) -> dict[str, Any]:
     """One runner on one workload: `seconds` of every request in every round."""
     good = _good(cells)
     bad = [cell for cell in cells if cell["status"] != "ok"]

@@ -105,7 +105,7 @@ def _short(ratio: Ratio | str | None) -> str:
 
 
 def share_table(result: Result) -> str:
-    """Our share of the machine's peak on each workload, and the best peer's of the same precision."""
+    """Every runner's share of the machine's peak on each workload."""
     names = [workload["name"] for workload in result["workloads"]]
     rows = []
     for runner in result["runners"]:
