@@ -14,8 +14,8 @@ ENGINE, EXPORT = ROOT / "engine" / "cappy_engine", ROOT / "export" / "cappy_expo
 
 LAYERS = [
     {"errors"},
-    {"pairs"},
-    {"bundle", "tokenizer", "batching"},
+    {"pairs", "machine"},
+    {"bundle", "tokenizer", "batching", "execution"},
     {"session"},
     {"scorer"},
     {"files"},
@@ -35,7 +35,7 @@ FENCES = {
 TRAINING = {"accelerate": {"adapt"}, "rouge_score": {"samples"}}
 """Packages of the extra `train`, and the modules of the exporter that may import them; no other imports these."""
 
-EXPORT_MAY_IMPORT = {"errors", "pairs", "bundle", "tokenizer", "batching", "session", "scorer"}
+EXPORT_MAY_IMPORT = {"errors", "pairs", "machine", "bundle", "tokenizer", "batching", "session", "scorer"}
 
 
 def imports(path: Path) -> set[str]:

@@ -1,14 +1,24 @@
-"""Which pairs run together. Pure: lengths in, batches out; knows nothing of models or devices."""
+"""Which pairs run together, and which run decides what. Pure: lengths in, batches out; knows nothing of models.
+
+Padding costs as much as text, so there are three ways to deal with it (`Padding`):
+
+- "removed": the graph takes it out before it computes (`Manifest.unpadded`); any pairs may share a batch.
+- "avoided": only pairs of one length share a batch. So nothing is computed for padding on a CPU, and a pair's score
+  cannot depend on its neighbours.
+- "allowed": pairs of similar length share a batch; for GPUs, which need large ones.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
+Padding = Literal["removed", "avoided", "allowed"]
 
 
 @dataclass(frozen=True)
@@ -24,21 +34,41 @@ class Batch:
         return len(self.rows) * self.length
 
 
-def plan_batches(lengths: Ids, *, max_batch_tokens: int) -> list[Batch]:
-    """Group rows of similar length into batches of at most `max_batch_tokens` padded tokens, longest first.
+def plan_batches(lengths: Ids, *, max_batch_tokens: int, padding: Padding = "allowed", workers: int = 1) -> list[Batch]:
+    """Group rows of similar length into batches of at most `max_batch_tokens` tokens, longest first.
 
-    `lengths` is (n,) int64. Every row is in exactly one batch; a row longer than the budget runs alone. Longest first,
-    so that memory peaks at the first batch and never grows later.
+    `lengths` is (n,) int64. Every row is in exactly one batch; a row longer than the budget runs alone. Padding counts
+    where it is "allowed", as it is computed there. Longest first, so that memory peaks at the first batch and never
+    grows later. With several `workers`, which take batches in turn, no batch is larger than a fair share.
     """
     order = np.argsort(-lengths, kind="stable")
+    ordered = lengths[order]
+    budget = _fair_budget(int(lengths.sum()), max_batch_tokens, workers)
     batches: list[Batch] = []
     start = 0
     while start < len(order):
-        longest = int(lengths[order[start]])
-        rows = order[start : start + max(1, max_batch_tokens // max(1, longest))]
-        batches.append(Batch(rows, longest))
-        start += len(rows)
+        count = _count_fitting(ordered[start:], budget, padding)
+        batches.append(Batch(order[start : start + count], int(ordered[start])))
+        start += count
     return batches
+
+
+def _fair_budget(total: int, budget: int, workers: int) -> int:
+    """`budget`, or less: what makes the number of batches a multiple of `workers`, so that all end together."""
+    rounds = max(1, -(-total // (budget * workers)))
+    return min(budget, max(1, -(-total // (rounds * workers))))
+
+
+def _count_fitting(lengths: Ids, budget: int, padding: Padding) -> int:
+    """How many of the first `lengths`, longest first, make one batch: at least one."""
+    longest = max(1, int(lengths[0]))
+    if padding == "removed":
+        ahead = np.maximum(lengths[: budget + 1], 1)  # so no more of them can fit
+        return max(1, int(np.searchsorted(np.cumsum(ahead), budget, side="right")))
+    count = max(1, budget // longest)
+    if padding == "avoided":
+        count = min(count, int(np.count_nonzero(lengths[:count] == longest)))
+    return max(1, count)
 
 
 def pad(sequences: Sequence[Ids], batch: Batch, *, value: int) -> Ids:

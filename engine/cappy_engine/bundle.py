@@ -2,6 +2,7 @@
 
     config.json tokenizer.json tokenizer_config.json ...      as transformers names them
     onnx/model.onnx  model_fp16.onnx  model_quantized.onnx    one per precision (fp32, fp16, int8)
+    onnx/model.onnx_data ...                                  the weights of a large one
     manifest.json                                             schema version, source, versions, digests, parity
 
 Nothing of a bundle is used before its digest was checked. Knows nothing of ONNX Runtime.
@@ -26,6 +27,8 @@ MODEL_FILES: Mapping[str, str] = {
     "fp16": "onnx/model_fp16.onnx",
     "int8": "onnx/model_quantized.onnx",
 }
+EXTERNAL_SUFFIX = "_data"
+"""A model's weights may lie in a file beside it, whose name is the model's and this."""
 PRECISIONS = tuple(MODEL_FILES)
 MIN_LENGTH = 8
 """The shortest `max_length`: a few special tokens, and some of each text."""
@@ -45,11 +48,15 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the engine needs of `manifest.json`; `document` is all of it, as parsed."""
+    """What the engine needs of `manifest.json`; `document` is all of it, as parsed.
+
+    `unpadded` are the precisions whose graphs compute nothing for padding.
+    """
 
     max_length: int
     pad_token_id: int
     precisions: tuple[str, ...]
+    unpadded: frozenset[str]
     files: Mapping[str, FileEntry]
     document: Mapping[str, Any]
 
@@ -78,8 +85,14 @@ class Bundle:
                 f"export it with --precision {precision}"
             )
         path = self.file(MODEL_FILES[precision])
-        _check_digest(self.path, MODEL_FILES[precision], self.manifest.files[MODEL_FILES[precision]])
+        for name in self.model_files(precision):
+            _check_digest(self.path, name, self.manifest.files[name])
         return path
+
+    def model_files(self, precision: str) -> list[str]:
+        """Names of the files that hold the model of `precision`: the graph, and its weights if they lie beside it."""
+        names = (MODEL_FILES[precision], MODEL_FILES[precision] + EXTERNAL_SUFFIX)
+        return [name for name in names if name in self.manifest.files]
 
 
 def open_bundle(path: str | Path) -> Bundle:
@@ -95,7 +108,7 @@ def open_bundle(path: str | Path) -> Bundle:
     manifest = _read_manifest(folder)
     for name, entry in manifest.files.items():
         _check_size(folder, name, entry)
-        if name not in MODEL_FILES.values():
+        if name.removesuffix(EXTERNAL_SUFFIX) not in MODEL_FILES.values():
             _check_digest(folder, name, entry)
     for found in sorted((folder / "onnx").rglob("*")):
         name = found.relative_to(folder).as_posix()
@@ -154,6 +167,9 @@ def _parse(document: Mapping[str, Any], path: Path) -> Manifest:
             max_length=int(document["model"]["max_length"]),
             pad_token_id=int(document["model"]["pad_token_id"]),
             precisions=tuple(map(str, document["precisions"])),
+            unpadded=frozenset(
+                str(name) for name, graph in document.get("graphs", {}).items() if graph.get("unpadded") is True
+            ),
             files=files,
             document=document,
         )

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from cappy_engine import __version__, report
 from cappy_engine.bundle import EMBEDDED, PRECISIONS, open_bundle
 from cappy_engine.errors import AdaptError, CappyError, InstallationError, ParityError
+from cappy_engine.execution import MODES
 from cappy_engine.files import Totals, score_lines
 from cappy_engine.scorer import Scorer
 from cappy_engine.session import DEVICES
@@ -222,8 +223,16 @@ def _add_scorer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, help="default: cappy-mini, the package's own")
     parser.add_argument("--device", choices=("auto", *DEVICES), default="auto")
     parser.add_argument("--precision", choices=("auto", *PRECISIONS), default="auto")
-    parser.add_argument("--threads", type=_positive, help="CPU threads (default: one for each physical core)")
-    parser.add_argument("--max-batch-tokens", type=_positive, help="padded tokens in a batch (default: by device)")
+    parser.add_argument("--threads", type=_positive, help="CPU threads (default: one for each usable core)")
+    parser.add_argument(
+        "--mode",
+        choices=("auto", *MODES),
+        default="auto",
+        help="all threads on one batch, one for each of several, or both with the weights held twice (default: auto)",
+    )
+    parser.add_argument(
+        "--max-batch-tokens", type=_positive, help="tokens in a batch (default: as tuned, or by device)"
+    )
 
 
 def _positive(text: str) -> int:
@@ -367,6 +376,7 @@ def _open_scorer(options: argparse.Namespace) -> Scorer:
         device=options.device,
         precision=options.precision,
         threads=options.threads,
+        mode=options.mode,
         max_batch_tokens=options.max_batch_tokens,
     )
     _say(report.describe_info(scorer.info))

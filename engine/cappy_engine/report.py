@@ -68,10 +68,11 @@ def describe_ranking(ranked: Sequence[Candidate]) -> str:
 
 def describe_info(info: ScorerInfo) -> str:
     """What a scorer runs, and why."""
-    threads = f"{info.threads} threads" if info.threads else "a thread for each core"
+    threads = f"{info.threads} thread{'s' if info.threads > 1 else ''}"
     return (
         f"{info.bundle}: {info.precision} ({info.precision_reason}) on {info.device} ({info.device_reason}), "
-        f"{threads}, batches of up to {info.max_batch_tokens} tokens"
+        f"{threads}, mode {info.mode} ({info.mode_reason}), batches of up to {info.max_batch_tokens} tokens, padding "
+        f"{info.padding}"
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +16,16 @@ import numpy.typing as npt
 
 from cappy_engine import batching
 from cappy_engine.bundle import EMBEDDED, PRECISIONS, Bundle, open_bundle
-from cappy_engine.errors import DeviceUnavailable, InvalidPair, ScoringError
+from cappy_engine.errors import BundleError, DeviceUnavailable, InvalidPair, ScoringError
+from cappy_engine.execution import (
+    MODES,
+    Execution,
+    choose_execution,
+    read_tuned,
+    tuned_folder,
+    tuned_key,
+)
+from cappy_engine.machine import cpu_name, usable_cores
 from cappy_engine.session import DEVICES, Session, load_runtime, open_session
 from cappy_engine.tokenizer import EncodedPairs, PairTokenizer
 
@@ -24,22 +35,22 @@ AUTO_PRECISIONS = {"cpu": ("fp32", "int8", "fp16"), "cuda": ("fp32", "fp16"), "t
 """What precision="auto" takes, first found first, and what a device runs at all. Exact scores come before fast ones:
 int8 changes scores by more than rounding and must be asked for; fp16 is slow on a CPU, and not measured on CUDA."""
 
-BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}
-"""Default `max_batch_tokens`: on CPUs larger batches lose more to padding and cache misses than they win."""
-
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ScorerInfo:
-    """What was chosen, and why; `threads` is None where ONNX Runtime takes one for each physical core."""
+    """What was chosen, and why; `padding` is what becomes of it (batching.Padding)."""
 
     bundle: str
     device: str
     device_reason: str
     precision: str
     precision_reason: str
-    threads: int | None
+    threads: int
+    mode: str
+    mode_reason: str
+    padding: batching.Padding
     max_batch_tokens: int
     max_length: int
 
@@ -55,12 +66,14 @@ class Scored:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A ranked candidate: its place in the list that was passed, its text, its score, whether it was truncated."""
+    """A ranked candidate: its place in the list that was passed, its text, its score, whether it was truncated, and
+    whether `exact_winner` had it scored again in fp32 (its score is then that one)."""
 
     index: int
     response: str
     score: float
     is_truncated: bool
+    is_exact: bool = False
 
 
 class Scorer:
@@ -73,14 +86,24 @@ class Scorer:
         session: Session,
         pad_token_id: int,
         max_batch_tokens: int,
+        padding: batching.Padding = "allowed",
+        narrow_session: Session | None = None,
+        callers: int = 1,
         info: ScorerInfo | None = None,
+        exact: _Exact | None = None,
     ) -> None:
-        _check_positive(max_batch_tokens=max_batch_tokens)
+        """`session` runs a batch alone; where there are several, `narrow_session` runs `callers` of them at a time."""
+        _check_positive(max_batch_tokens=max_batch_tokens, callers=callers)
         self._tokenizer = tokenizer
         self._session: Session | None = session
+        self._narrow_session = narrow_session if callers > 1 else None
+        self._callers = ThreadPoolExecutor(callers, "cappy") if self._narrow_session is not None else None
+        self._workers = callers if self._narrow_session is not None else 1
         self._pad_token_id = pad_token_id
         self._max_batch_tokens = max_batch_tokens
+        self._padding = padding
         self._info = info
+        self._exact = exact
 
     @classmethod
     def open(
@@ -90,6 +113,7 @@ class Scorer:
         device: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
+        mode: str = "auto",
         max_batch_tokens: int | None = None,
     ) -> Self:
         """Open a bundle for scoring; None is cappy-mini, the small model in the package.
@@ -97,33 +121,48 @@ class Scorer:
         `device` is "cpu", "cuda" or "auto" (CUDA where it really works, else the CPU). `precision` is "fp32", "fp16",
         "int8" or "auto" (the first that the bundle has of fp32, int8, fp16 on the CPU; of fp32, fp16 on CUDA).
         What is asked for by name is what runs, or an error is raised; what "auto" chose stands in `info`.
-        `threads` is the number of CPU threads (None: one for each physical core). A batch holds at most
-        `max_batch_tokens` tokens, padding included (None: 512 on the CPU, 16,384 on CUDA).
+        `threads` is the number of CPU threads (None: one for each physical core that this process and its container
+        may use). `mode` is "latency" (all threads on one batch), "throughput" (one thread for each of several batches),
+        "both" (two sessions, which hold the weights twice) or "auto" (what `cappy tune` measured here, else "both" for
+        models up to 128 MB and "latency" for larger ones). A batch holds at most `max_batch_tokens` tokens (None: as
+        tuned, else 512 on the CPU and 16,384 on CUDA).
 
         Raises BundleError, PrecisionUnavailable, DeviceUnavailable, InstallationError, and ValueError for options out
         of range.
         """
-        _check_options(device, precision, threads)
+        _check_options(device, precision, mode, threads, max_batch_tokens)
         opened = open_bundle(EMBEDDED if bundle is None else bundle)
-        session, chosen, reasons = _open_session(opened, device, precision, threads)
-        budget = BATCH_TOKENS[session.device] if max_batch_tokens is None else max_batch_tokens
-        manifest = opened.manifest
+        cores = usable_cores() if threads is None else threads
+        device, device_reason, precision, precision_reason = _choose_device(opened, device, precision, cores)
+        found = read_tuned(tuned_folder(), tuned_key(tuning_facts(opened, precision, cores)))
+        size_bytes = sum(opened.manifest.files[name].size_bytes for name in opened.model_files(precision))
+        execution = choose_execution(
+            mode, device=device, threads=cores, model_bytes=size_bytes, tuned=found, max_batch_tokens=max_batch_tokens
+        )
+        session, narrow = _open_sessions(opened.model(precision), device, cores, execution)
         info = ScorerInfo(
             bundle="cappy-mini, the package's own small model" if bundle is None else str(bundle),
-            device=session.device,
-            device_reason=reasons[0],
-            precision=chosen,
-            precision_reason=reasons[1],
-            threads=threads,
-            max_batch_tokens=budget,
-            max_length=manifest.max_length,
+            device=device,
+            device_reason=device_reason,
+            precision=precision,
+            precision_reason=precision_reason,
+            threads=cores,
+            mode=execution.mode,
+            mode_reason=execution.reason,
+            padding=choose_padding(device, is_unpadded=precision in opened.manifest.unpadded),
+            max_batch_tokens=execution.max_batch_tokens,
+            max_length=opened.manifest.max_length,
         )
         return cls(
-            tokenizer=PairTokenizer.from_file(opened.file("tokenizer.json"), max_length=manifest.max_length),
+            tokenizer=PairTokenizer.from_file(opened.file("tokenizer.json"), max_length=info.max_length),
             session=session,
-            pad_token_id=manifest.pad_token_id,
-            max_batch_tokens=budget,
+            pad_token_id=opened.manifest.pad_token_id,
+            max_batch_tokens=info.max_batch_tokens,
+            padding=info.padding,
+            narrow_session=narrow,
+            callers=cores,
             info=info,
+            exact=_Exact(opened, info),
         )
 
     @property
@@ -164,32 +203,59 @@ class Scorer:
         """
         if self._session is None:
             raise ScoringError("this scorer was closed; open another one with Scorer.open")
+        encoded = self._tokenizer.encode(pairs)
+        firsts, places = _distinct(encoded)
+        scores = np.empty(len(firsts), dtype=np.float32)
+        counts = np.bincount(places, minlength=len(firsts))
+        batches = self.plan(encoded.lengths[firsts], max_batch_tokens=max_batch_tokens)
+        for batch, found in zip(batches, self._run_all(self._session, encoded, firsts, batches), strict=True):
+            scores[batch.rows] = found
+            repeats = counts[batch.rows]
+            progress(int(repeats.sum()), int((repeats * encoded.lengths[firsts[batch.rows]]).sum()))
+        return Scored(scores[places], encoded.lengths, encoded.truncated)
+
+    def plan(self, lengths: batching.Ids, *, max_batch_tokens: int | None = None) -> list[batching.Batch]:
+        """The batches in which distinct pairs of these `lengths` (n,) int64 in tokens are run."""
         budget = self._max_batch_tokens if max_batch_tokens is None else max_batch_tokens
         _check_positive(max_batch_tokens=budget)
-        encoded = self._tokenizer.encode(pairs)
-        scores = np.empty(len(encoded.lengths), dtype=np.float32)
-        for batch in batching.plan_batches(encoded.lengths, max_batch_tokens=budget):
-            scores[batch.rows] = self._run(self._session, encoded, batch)
-            progress(len(batch.rows), int(encoded.lengths[batch.rows].sum()))
-        return Scored(scores, encoded.lengths, encoded.truncated)
+        return batching.plan_batches(lengths, max_batch_tokens=budget, padding=self._padding, workers=self._workers)
 
-    def rank(self, instruction: str, candidates: Sequence[str]) -> list[Candidate]:
+    def rank(self, instruction: str, candidates: Sequence[str], *, exact_winner: bool = False) -> list[Candidate]:
         """Score each candidate as the response to `instruction`, best first; the first wins a tie.
 
-        Raises InvalidPair, whose index is the candidate's, and ScoringError.
+        With `exact_winner`, candidates that come so near to the best that int8's error could decide between them (twice
+        the largest error of the bundle's parity report) are scored again in fp32, which loads that model at the first
+        call, and are marked `is_exact`; where the best one is alone in that, nothing is. In fp32 it changes nothing.
+
+        Raises InvalidPair, whose index is the candidate's, ScoringError, and PrecisionUnavailable if the bundle has no
+        fp32 model.
         """
         if isinstance(candidates, str):
             raise InvalidPair(0, f"candidates must be a list of strings, got one str: {candidates[:40]!r}")
-        scored = self.score_pairs([(instruction, candidate) for candidate in candidates])
-        order = np.argsort(-scored.scores, kind="stable")
+        pairs = [(instruction, candidate) for candidate in candidates]
+        scored = self.score_pairs(pairs)
+        exact = self._rescore_near_winners(pairs, scored.scores) if exact_winner else {}
+        order = sorted(
+            range(len(pairs)), key=lambda place: (place not in exact, -exact.get(place, float(scored.scores[place])))
+        )
         return [
-            Candidate(int(place), candidates[place], float(scored.scores[place]), bool(scored.truncated[place]))
+            Candidate(
+                place,
+                candidates[place],
+                exact.get(place, float(scored.scores[place])),
+                bool(scored.truncated[place]),
+                place in exact,
+            )
             for place in order
         ]
 
     def close(self) -> None:
         """Free the model; scoring afterwards raises ScoringError."""
-        self._session = None
+        self._session = self._narrow_session = None
+        if self._callers is not None:
+            self._callers.shutdown()
+        if self._exact is not None:
+            self._exact.close()
 
     def __enter__(self) -> Self:
         return self
@@ -199,27 +265,125 @@ class Scorer:
     ) -> None:
         self.close()
 
-    def _run(self, session: Session, encoded: EncodedPairs, batch: batching.Batch) -> Scores:
+    def _rescore_near_winners(self, pairs: Sequence[tuple[str, str]], scores: Scores) -> dict[int, float]:
+        """Exact scores, by place, of the candidates that could be the best; empty where that is but one."""
+        if self._exact is None:
+            raise AttributeError("exact_winner needs a scorer that was made by Scorer.open")
+        near = self._exact.near_winners(scores)
+        if len(near) < 2:
+            return {}
+        found = self._exact.scorer().score_pairs([pairs[place] for place in near]).scores
+        return {place: float(score) for place, score in zip(near, found, strict=True)}
+
+    def _run_all(
+        self, session: Session, encoded: EncodedPairs, firsts: batching.Ids, batches: Sequence[batching.Batch]
+    ) -> Iterator[Scores]:
+        """Scores of each batch, in their order; several at a time where there are callers for it."""
+        narrow, callers = self._narrow_session, self._callers
+        if narrow is None or callers is None or len(batches) < 2:
+            return (self._run(session, encoded, firsts, batch) for batch in batches)
+        return callers.map(lambda batch: self._run(narrow, encoded, firsts, batch), batches)
+
+    def _run(self, session: Session, encoded: EncodedPairs, firsts: batching.Ids, batch: batching.Batch) -> Scores:
+        chosen = batching.Batch(firsts[batch.rows], batch.length)
         scores = session.run(
             {
-                "input_ids": batching.pad(encoded.token_ids, batch, value=self._pad_token_id),
-                "attention_mask": batching.attention_mask(encoded.lengths, batch),
-                "token_type_ids": batching.pad(encoded.type_ids, batch, value=0),
+                "input_ids": batching.pad(encoded.token_ids, chosen, value=self._pad_token_id),
+                "attention_mask": batching.attention_mask(encoded.lengths, chosen),
+                "token_type_ids": batching.pad(encoded.type_ids, chosen, value=0),
             }
         )
         if not np.isfinite(scores).all():
-            row = int(batch.rows[np.flatnonzero(~np.isfinite(scores))[0]])
+            row = int(chosen.rows[np.flatnonzero(~np.isfinite(scores))[0]])
             raise ScoringError(f"the model gave {scores[~np.isfinite(scores)][0]} for pair {row}, which is no score")
         return scores
 
 
-def _check_options(device: str, precision: str, threads: int | None) -> None:
+class _Exact:
+    """What decides a winner exactly: the bundle's fp32 model, opened when it is first needed, and when it is needed."""
+
+    def __init__(self, bundle: Bundle, info: ScorerInfo) -> None:
+        self._bundle = bundle
+        self._info = info
+        self._lock = threading.Lock()
+        self._scorer: Scorer | None = None
+
+    def near_winners(self, scores: Scores) -> list[int]:
+        """Places of the candidates that may score best in fp32, given `scores` (n,) and their largest error."""
+        if self._info.precision == "fp32" or not len(scores):
+            return []
+        try:
+            error = float(self._bundle.manifest.document["parity"]["precisions"][self._info.precision]["max_error"])
+        except (KeyError, TypeError, ValueError) as broken:
+            raise BundleError(
+                f"bundle {self._bundle.path} says nothing of {self._info.precision}'s errors; export it again"
+            ) from broken
+        return [int(place) for place in np.flatnonzero(scores >= scores.max() - 2 * error)]
+
+    def scorer(self) -> Scorer:
+        with self._lock:
+            if self._scorer is None:
+                self._scorer = Scorer.open(
+                    self._bundle.path, device=self._info.device, precision="fp32", threads=self._info.threads
+                )
+            return self._scorer
+
+    def close(self) -> None:
+        with self._lock:
+            if self._scorer is not None:
+                self._scorer.close()
+
+
+def tuning_facts(bundle: Bundle, precision: str, threads: int) -> dict[str, object]:
+    """All that the best mode and batch size depend on: processor, threads, ONNX Runtime, and the model's digests."""
+    return {
+        "cpu": cpu_name(),
+        "threads": threads,
+        "onnxruntime": str(load_runtime().__version__),
+        "model": [bundle.manifest.files[name].sha256 for name in bundle.model_files(precision)],
+    }
+
+
+def choose_padding(device: str, *, is_unpadded: bool) -> batching.Padding:
+    """What becomes of padding: the graph removes it, or the CPU's batches avoid it, or a GPU's allow it."""
+    if is_unpadded:
+        return "removed"
+    return "avoided" if device == "cpu" else "allowed"
+
+
+def _distinct(encoded: EncodedPairs) -> tuple[batching.Ids, batching.Ids]:
+    """Rows of the first of each distinct pair, by its tokens, and for every row the place among those."""
+    firsts: list[int] = []
+    seen: dict[tuple[bytes, bytes], int] = {}
+    places = np.empty(len(encoded.lengths), dtype=np.int64)
+    for row, (ids, types) in enumerate(zip(encoded.token_ids, encoded.type_ids, strict=True)):
+        place = seen.setdefault((ids.tobytes(), types.tobytes()), len(firsts))
+        if place == len(firsts):
+            firsts.append(row)
+        places[row] = place
+    return np.array(firsts, dtype=np.int64), places
+
+
+def _open_sessions(model: Path, device: str, threads: int, execution: Execution) -> tuple[Session, Session | None]:
+    """The session for a batch alone, and the one for several at a time, where the mode has one."""
+    if execution.mode == "throughput":
+        narrow = open_session(model, device=device, threads=1)
+        return narrow, narrow
+    wide = open_session(model, device=device, threads=threads)
+    return wide, open_session(model, device=device, threads=1) if execution.mode == "both" else None
+
+
+def _check_options(device: str, precision: str, mode: str, threads: int | None, max_batch_tokens: int | None) -> None:
     if device not in ("auto", *DEVICES):
         raise ValueError(f"unknown device {device!r}; choose from auto, {', '.join(DEVICES)}")
     if precision not in ("auto", *PRECISIONS):
         raise ValueError(f"unknown precision {precision!r}; choose from auto, {', '.join(PRECISIONS)}")
+    if mode not in ("auto", *MODES):
+        raise ValueError(f"unknown mode {mode!r}; choose from auto, {', '.join(MODES)}")
     if threads is not None:
         _check_positive(threads=threads)
+    if max_batch_tokens is not None:
+        _check_positive(max_batch_tokens=max_batch_tokens)
 
 
 def _check_positive(**options: int) -> None:
@@ -228,23 +392,22 @@ def _check_positive(**options: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def _open_session(
-    bundle: Bundle, device: str, precision: str, threads: int | None
-) -> tuple[Session, str, tuple[str, str]]:
-    """The session, its precision, and the reasons for device and precision."""
+def _choose_device(bundle: Bundle, device: str, precision: str, threads: int) -> tuple[str, str, str, str]:
+    """The device and the reason for it, the precision and the reason for it. "auto" tries whether CUDA really opens."""
     if device != "auto":
         chosen, reason = choose_precision(precision, device, bundle.manifest.precisions)
-        return open_session(bundle.model(chosen), device=device, threads=threads), chosen, ("asked for", reason)
+        return device, "asked for", chosen, reason
     why_not = "this ONNX Runtime has no CUDA provider"
     if "CUDAExecutionProvider" in load_runtime().get_available_providers():
         try:
-            session, chosen, (_, reason) = _open_session(bundle, "cuda", precision, threads)
-            return session, chosen, ("auto: CUDA works here", reason)
+            chosen, reason = choose_precision(precision, "cuda", bundle.manifest.precisions)
+            open_session(bundle.model(chosen), device="cuda", threads=threads)
+            return "cuda", "auto: CUDA works here", chosen, reason
         except DeviceUnavailable as error:
             why_not = str(error)
             log.warning("device auto: using the CPU, since %s", why_not)
-    session, chosen, (_, reason) = _open_session(bundle, "cpu", precision, threads)
-    return session, chosen, (f"auto: {why_not}", reason)
+    chosen, reason = choose_precision(precision, "cpu", bundle.manifest.precisions)
+    return "cpu", f"auto: {why_not}", chosen, reason
 
 
 def choose_precision(asked: str, device: str, available: Sequence[str]) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from onnxruntime import InferenceSession, NodeArg, SessionOptions
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from cappy_export.graph import check_graph, head_nodes, quiet
+from cappy_export.graph import check_graph, head_nodes, quiet, save
 
 LARGEST = float(np.finfo(np.float16).max)
 WORTH_A_WARNING = 2e4
@@ -60,7 +60,7 @@ def convert_to_half(source: Path, out: Path, calibration: Iterable[Inputs]) -> d
         converted = OnnxModel(half)
         converted.prune_graph()
         converted.topological_sort()
-    onnx.save(converted.model, str(out))
+    save(converted.model, out)
     check_graph(out)
     return {
         "method": "fp16",

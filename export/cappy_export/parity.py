@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cappy_engine.batching import plan_batches
 from cappy_engine.errors import ExportError, ParityError
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scored, Scorer
@@ -105,7 +104,7 @@ def score_in_shapes(scorer: Scorer, pairs: Sequence[Pair], budgets: Sequence[int
         scored = scorer.score_pairs([pairs[row] for row in rows], max_batch_tokens=budget)
         total.scores[rows] = scored.scores
         total.token_counts[rows], total.truncated[rows] = scored.token_counts, scored.truncated
-        batches = plan_batches(scored.token_counts, max_batch_tokens=budget)
+        batches = scorer.plan(scored.token_counts, max_batch_tokens=budget)
         shapes.update((len(batch.rows), batch.length) for batch in batches)
     return total, len(shapes)
 

@@ -8,6 +8,7 @@ import datetime
 import json
 import logging
 import platform
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -17,14 +18,23 @@ import numpy as np
 import numpy.typing as npt
 
 from cappy_engine import __version__
-from cappy_engine.bundle import MANIFEST, MODEL_FILES, PRECISIONS, SCHEMA_VERSION, open_bundle, seal, sha256_of
+from cappy_engine.bundle import (
+    EXTERNAL_SUFFIX,
+    MANIFEST,
+    MODEL_FILES,
+    PRECISIONS,
+    SCHEMA_VERSION,
+    open_bundle,
+    seal,
+    sha256_of,
+)
 from cappy_engine.errors import ExportError
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scorer
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.checkpoint import Checkpoint, digest_of_files, load_tokenizer, open_checkpoint
 from cappy_export.config import bundle_config
-from cappy_export.graph import build_graph
+from cappy_export.graph import build_fused_graph, build_graph
 from cappy_export.half import convert_to_half
 from cappy_export.pairs import default_pairs, read_pairs
 from cappy_export.parity import (
@@ -181,10 +191,12 @@ def _write_files(
     if "fp16" in precisions:
         say("converting to fp16")
         encoder = PairTokenizer.from_file(staging / "tokenizer.json", max_length=tokenizer.model_max_length)
-        graphs["fp16"] = convert_to_half(fp32, staging / MODEL_FILES["fp16"], calibration_inputs(encoder, pairs))
+        inputs = calibration_inputs(encoder, pairs)
+        graphs["fp16"] = _write_half(checkpoint, fp32, fp32_facts, staging / MODEL_FILES["fp16"], inputs)
     if "int8" in precisions:
         say("quantising to int8")
-        graphs["int8"] = quantize(fp32, staging / MODEL_FILES["int8"], float32_products=float32_products)
+        int8_facts = quantize(fp32, staging / MODEL_FILES["int8"], float32_products=float32_products)
+        graphs["int8"] = {**int8_facts, "unpadded": fp32_facts["unpadded"]}
     return {
         "schema_version": SCHEMA_VERSION,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -206,6 +218,22 @@ def _write_files(
         "versions": _versions(),
         "machine": _machine(),
     }
+
+
+def _write_half(
+    checkpoint: Checkpoint,
+    fp32: Path,
+    fp32_facts: Mapping[str, Any],
+    out: Path,
+    inputs: Iterator[dict[str, npt.NDArray[np.int64]]],
+) -> dict[str, Any]:
+    """Write fp16 from a fused graph: the fp32 model if that is one, else one that is made for it."""
+    if not fp32_facts["unpadded"]:
+        return {**convert_to_half(fp32, out, inputs), "unpadded": False}
+    with tempfile.TemporaryDirectory(dir=out.parent.parent) as folder:
+        fused = Path(folder, "fused.onnx")
+        build_fused_graph(checkpoint, fused)
+        return {**convert_to_half(fused, out, inputs), "unpadded": False}
 
 
 def calibration_inputs(tokenizer: PairTokenizer, pairs: Sequence[Pair]) -> Iterator[dict[str, npt.NDArray[np.int64]]]:
@@ -261,8 +289,9 @@ def _keep_chosen(folder: Path, document: Mapping[str, Any], chosen: Sequence[str
     """Remove the fp32 model where it was only a step; write the final manifest with the digests that were proven."""
     files = dict(document["files"])
     for precision in sorted(set(document["precisions"]) - set(chosen)):
-        (folder / MODEL_FILES[precision]).unlink()
-        del files[MODEL_FILES[precision]]
+        for name in [name for name in files if name.removesuffix(EXTERNAL_SUFFIX) == MODEL_FILES[precision]]:
+            (folder / name).unlink()
+            del files[name]
     graphs = {precision: document["graphs"][precision] for precision in chosen}
     return _write_manifest(folder, {**document, "precisions": list(chosen), "graphs": graphs}, files)
 

@@ -1,63 +1,276 @@
-"""INT8: dynamic quantisation of a fused float32 graph.
+"""INT8: 8-bit products in place of a float32 graph's, so that a pair's score depends on nothing but the pair.
 
-Weights are 8 bits *unsigned* per output channel, activations 8 bits per tensor at run time; word embeddings are 8 bits
-with a scale per row; LayerNorm and the head stay in float32. Unsigned, since on CPUs without VNNI ONNX Runtime's signed
-kernel (u8s8) adds pairs of products in 16 bits and saturates. The usual remedy, 7-bit weights, is some 10% faster than
-this, but doubled the error on random weights. `python -m benchmarks.int8_options` measures the alternatives; README.md
-has the figures.
+Weights are signed 8 bits with a scale per output channel. Activations are unsigned 8 bits with a scale *per token*,
+taken when it runs: `quantize_dynamic` of ONNX Runtime, and so every tool built on it, takes one scale over the whole
+batch, so that a pair's score changes with its neighbours. Word embeddings are 8 bits with a scale per row. Attention's
+own products, layer norms and the head stay in float32.
+
+**No CPU saturates.** Without VNNI, x86's u8s8 kernels add pairs of neighbouring products in 16 bits: 255 times two
+weights of one sign must stay below 2**15. The usual remedy is 7-bit weights; here a channel's scale is chosen such that
+no two neighbours of one sign sum to more than 128 steps, which takes less of the precision (README has figures). So the
+sums are exact in 32 bits everywhere, and int8's scores do not depend on the CPU's integer kernels.
+
+`python -m benchmarks.int8_options` measures the alternatives.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx.numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnx import TensorProto, helper
 
 from cappy_engine.errors import GraphError
-from cappy_export.graph import check_graph, count_nodes, head_nodes, quiet
+from cappy_export.encoder import MICROSOFT
+from cappy_export.graph import check_graph, head_nodes, save
 
-QUANTIZED = ("MatMul", "Attention")
+Int8 = npt.NDArray[np.int8]
+Floats = npt.NDArray[np.float32]
+
+QUANTIZED = ("MatMul", "Gemm", "Attention")
 MIN_TABLE_ROWS = 1024
 """Tables of words have more rows than this, those of positions and token types fewer."""
-REPLACEMENTS = ("MatMulInteger", "DynamicQuantizeMatMul", "QAttention")
+MAX_WEIGHT = 127
+MAX_NEIGHBOURS = 128
+"""255 * 128 is the largest sum of two products that 16 bits hold."""
+GELUS = ("Gelu", "BiasGelu")
+GELU_MINIMUM = 0.17
+"""Gelu's smallest value is -0.16997."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen, for `benchmarks.int8_options`; the defaults are what an export uses."""
+
+    weight_bits: int = 8
+    avoids_saturation: bool = True
+    float32_products: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class _Range:
+    """How an activation goes into 8 bits: `zero_point`, the `steps` above it, and the least maximum of a token."""
+
+    zero_point: int
+    steps: int
+    least: float
+    is_signed: bool
+
+
+SIGNED = _Range(zero_point=128, steps=127, least=1e-12, is_signed=True)
+AFTER_GELU = _Range(zero_point=16, steps=239, least=GELU_MINIMUM * 239 / 16, is_signed=False)
+"""Gelu gives almost no negative values: 16 steps hold them, which leaves nearly twice the precision for the others."""
 
 
 def quantize(source: Path, out: Path, *, float32_products: Sequence[str] = ()) -> dict[str, Any]:
-    """Write the int8 model of the fused float32 model `source`; returns what is known of it, for the manifest.
+    """Write the int8 model of the float32 model `source`; returns what is known of it, for the manifest.
 
     Products whose names hold one of `float32_products` stay in float32. Raises GraphError if one of these fits no
     product, and unless every other product with weights but those of the head was quantised.
     """
-    products = products_with_weights(source)
-    kept = _fitting(products, float32_products)
-    quantize_with(
-        source,
-        out,
-        op_types=QUANTIZED,
-        per_channel=True,
-        reduce_range=False,
-        weight_type=QuantType.QUInt8,
-        excluded=kept,
-    )
+    kept, counts = quantize_products(source, out, Options(float32_products=float32_products))
     left = [name for name in products_with_weights(out) if name not in kept]
-    if not products or left:
-        raise GraphError(
-            f"{len(left)} of {len(products)} matrix products were not quantised: {', '.join(left) or 'none'}"
-        )
+    if not counts or left:
+        raise GraphError(f"{len(left)} matrix products were not quantised: {', '.join(left) or 'there are none'}")
     tables = quantize_embeddings(out)
     check_graph(out)
-    nodes = count_nodes(out)
-    replaced = {name: nodes[name] for name in REPLACEMENTS if nodes[name]}
     return {
-        "method": "dynamic, weights uint8 per channel, activations uint8 per tensor, word embeddings int8 per row",
-        "quantized": {**replaced, "embeddings": tables},
+        "method": "weights int8 per channel, activations uint8 per token, word embeddings int8 per row",
+        "quantized": {**counts, "embeddings": tables},
         "products_in_fp32": kept,
     }
+
+
+def quantize_products(source: Path, out: Path, options: Options = Options()) -> tuple[list[str], dict[str, int]]:
+    """Write `source` with its products in 8 bits; returns the names of those left in float32, and counts."""
+    model = onnx.load(str(source))
+    products = products_with_weights(source)
+    kept = _fitting(products, options.float32_products)
+    rewriter = _Rewriter(model, options)
+    counts: Counter[str] = Counter()
+    for node in list(model.graph.node):
+        if node.name in products and node.name not in kept:
+            counts[node.op_type] += 1
+            rewriter.replace(node)
+        elif not rewriter.is_dropped(node):
+            rewriter.nodes.append(node)
+    rewriter.finish()
+    save(model, out)
+    return kept, dict(counts)
+
+
+def quantize_weights(weights: Floats, options: Options = Options()) -> tuple[Int8, Floats]:
+    """`weights` (inputs, outputs) as int8 steps of a scale per output, (outputs,): the nearest multiples.
+
+    No two neighbours of one sign in a column sum to more than MAX_NEIGHBOURS steps.
+    """
+    limit = 2 ** (options.weight_bits - 1) - 1
+    scales = np.abs(weights).max(axis=0) / limit
+    if options.avoids_saturation and options.weight_bits == 8 and len(weights) > 1:
+        first, second = weights[:-1], weights[1:]
+        sums = np.where((first > 0) == (second > 0), np.abs(first) + np.abs(second), 0).max(axis=0)
+        scales = np.maximum(scales, sums / (MAX_NEIGHBOURS - 1))  # each of the two may round up by half a step
+    scales = np.maximum(scales, np.finfo(np.float32).tiny).astype(np.float32)
+    steps = np.clip(np.rint(weights / scales), -limit, limit)
+    return steps.astype(np.int8), scales
+
+
+class _Rewriter:
+    """Replaces products of a graph, one by one; what several products read is quantised once."""
+
+    def __init__(self, model: onnx.ModelProto, options: Options) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self._model = model
+        self._options = options
+        self._weights = {entry.name: entry for entry in model.graph.initializer}
+        self._producers = {name: node for node in model.graph.node for name in node.output}
+        self._readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in model.graph.node:
+            for name in node.input:
+                self._readers.setdefault(name, []).append(node)
+        self._constants: dict[str, onnx.TensorProto] = {}
+        self._activations: dict[str, tuple[str, str, str]] = {}
+        self._dropped: set[str] = set()
+
+    def replace(self, node: onnx.NodeProto) -> None:
+        """Put the 8-bit product, with its bias, in place of a MatMul, a Gemm or a fused Attention."""
+        if node.op_type == "Attention":
+            self._replace_attention(node)
+            return
+        weights = self._array(node.input[1])
+        if node.op_type == "Gemm":
+            weights = self._gemm_weights(node, weights)
+        has_bias = len(node.input) > 2
+        out = f"{node.name}/product" if has_bias else node.output[0]
+        product = self._product(node.input[0], node.input[1], weights, out, node.name)
+        if has_bias:
+            self._add_bias(node, product)
+
+    def is_dropped(self, node: onnx.NodeProto) -> bool:
+        """Whether the node was merged into one that was written."""
+        return node.name in self._dropped
+
+    def finish(self) -> None:
+        """Put the new nodes and constants into the model, and take out the weights that nobody reads."""
+        graph = self._model.graph
+        del graph.node[:]
+        graph.node.extend(self.nodes)
+        graph.initializer.extend(self._constants.values())
+        read = {name for node in _with_subgraphs(graph) for name in node.input}
+        for entry in [entry for entry in graph.initializer if entry.name not in read]:
+            graph.initializer.remove(entry)
+        if all(entry.domain != MICROSOFT for entry in self._model.opset_import):
+            self._model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+
+    def _gemm_weights(self, node: onnx.NodeProto, weights: Floats) -> Floats:
+        attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+        if attributes.pop("transB", 0):
+            weights = weights.T
+        if any(
+            attributes.get(name, neutral) != neutral for name, neutral in (("alpha", 1), ("beta", 1), ("transA", 0))
+        ):
+            raise GraphError(f"{node.name} is a Gemm with {attributes}, which is not known to the quantisation")
+        return weights
+
+    def _add_bias(self, node: onnx.NodeProto, product: str) -> None:
+        """Add the bias; where only a Gelu reads the sum, both at once."""
+        readers = self._readers.get(node.output[0], [])
+        if len(readers) == 1 and readers[0].op_type == "Gelu" and readers[0].domain == MICROSOFT:
+            gelu = readers[0]
+            self._dropped.add(gelu.name)
+            self._emit("BiasGelu", [product, node.input[2]], gelu.output[0], gelu.name, domain=MICROSOFT)
+            return
+        self._emit("Add", [product, node.input[2]], node.output[0], f"{node.name}/bias")
+
+    def _replace_attention(self, node: onnx.NodeProto) -> None:
+        """Attention is its three projections and MultiHeadAttention, which takes the same bias and masks."""
+        thirds = np.split(self._array(node.input[1]), 3, axis=1)
+        parts = [
+            self._product(node.input[0], f"{node.input[1]}/{role}", third, f"{node.name}/{role}", f"{node.name}/{role}")
+            for role, third in zip(("query", "key", "value"), thirds, strict=True)
+        ]
+        inputs = [*node.input, *[""] * 6]
+        bias, mask, past, attention_bias = inputs[2:6]
+        attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+        if past or len(node.output) > 1 or attributes.get("unidirectional", 0) or attributes.get("qkv_hidden_sizes"):
+            raise GraphError(f"{node.name} is an Attention of a kind that is not known to the quantisation")
+        known = {name: attributes[name] for name in ("num_heads", "scale", "mask_filter_value") if name in attributes}
+        self._emit(
+            "MultiHeadAttention",
+            [*parts, bias, mask, attention_bias],
+            node.output[0],
+            node.name,
+            domain=MICROSOFT,
+            **known,
+        )
+
+    def _product(self, source: str, matrix: str, weights: Floats, out: str, name: str) -> str:
+        """`source` times `weights`, which are known as `matrix`: layers that share it share its 8-bit form."""
+        if f"{matrix}/int8" not in self._constants:
+            steps, scales = quantize_weights(weights, self._options)
+            self._constant(f"{matrix}/int8", steps)
+            self._constant(f"{matrix}/scales", scales)
+        activation, scale, zero_point = self._quantized(source)
+        inputs = [
+            activation,
+            f"{matrix}/int8",
+            self._constant("unit_scale", np.float32(1)),
+            f"{matrix}/scales",
+            zero_point,
+        ]
+        whole = self._emit("MatMulIntegerToFloat", inputs, f"{name}/sums", f"{name}/sums", domain=MICROSOFT)
+        return self._emit("Mul", [whole, scale], out, name)
+
+    def _quantized(self, source: str) -> tuple[str, str, str]:
+        """The activation `source` in 8 bits, its scale per token (..., 1), and its zero point."""
+        if source not in self._activations:
+            producer = self._producers.get(source)
+            limits = AFTER_GELU if producer is not None and producer.op_type in GELUS else SIGNED
+            sized = self._emit("Abs", [source], f"{source}/size", f"{source}/size") if limits.is_signed else source
+            axis = self._constant("int8_axis", np.array([-1], np.int64))
+            largest = self._emit("ReduceMax", [sized, axis], f"{source}/max", f"{source}/max", keepdims=1)
+            least = self._constant(f"least_{limits.zero_point}", np.float32(limits.least))
+            bounded = self._emit("Max", [largest, least], f"{source}/bounded", f"{source}/bounded")
+            step = self._constant(f"step_{limits.zero_point}", np.float32(1 / limits.steps))
+            scale = self._emit("Mul", [bounded, step], f"{source}/scale", f"{source}/scale")
+            inverse = self._emit("Reciprocal", [scale], f"{source}/inverse", f"{source}/inverse")
+            scaled = self._emit("Mul", [source, inverse], f"{source}/scaled", f"{source}/scaled")
+            zero_point = self._constant(f"zero_point_{limits.zero_point}", np.uint8(limits.zero_point))
+            unit = self._constant("unit_scale", np.float32(1))
+            whole = self._emit("QuantizeLinear", [scaled, unit, zero_point], f"{source}/int8", f"{source}/int8")
+            self._activations[source] = (whole, scale, zero_point)
+        return self._activations[source]
+
+    def _emit(self, operator: str, inputs: Sequence[str], out: str, name: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(operator, inputs, [out], name, **attributes))
+        return out
+
+    def _constant(self, name: str, value: Any) -> str:
+        if name not in self._constants:
+            self._constants[name] = onnx.numpy_helper.from_array(np.asarray(value), name)
+        return name
+
+    def _array(self, name: str) -> Floats:
+        array: Floats = onnx.numpy_helper.to_array(self._weights[name])
+        return array
+
+
+def _with_subgraphs(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The graph's nodes, and those of all the branches and loop bodies in it."""
+    found: list[onnx.NodeProto] = []
+    for node in graph.node:
+        found.append(node)
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                found += _with_subgraphs(attribute.g)
+    return found
 
 
 def _fitting(products: Sequence[str], parts: Sequence[str]) -> list[str]:
@@ -90,12 +303,12 @@ def quantize_embeddings(path: Path) -> int:
         model.graph.initializer.remove(tables[name])
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    onnx.save(model, str(path))
+    save(model, path)
     return len(done)
 
 
 def _is_embedding(table: onnx.TensorProto) -> bool:
-    return table.data_type == onnx.TensorProto.FLOAT and len(table.dims) == 2 and table.dims[0] >= MIN_TABLE_ROWS
+    return table.data_type == TensorProto.FLOAT and len(table.dims) == 2 and table.dims[0] >= MIN_TABLE_ROWS
 
 
 def _quantized_rows(table: onnx.TensorProto) -> list[onnx.TensorProto]:
@@ -114,50 +327,20 @@ def _lookup(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     table, ids = node.input[0], node.input[1]
     rows, scales, numbers = (f"{node.output[0]}_{part}" for part in ("int8", "scale", "float"))
     return [
-        onnx.helper.make_node("Gather", [f"{table}_int8", ids], [rows], f"{node.name}_int8", axis=0),
-        onnx.helper.make_node("Gather", [f"{table}_scale", ids], [scales], f"{node.name}_scale", axis=0),
-        onnx.helper.make_node("Cast", [rows], [numbers], f"{node.name}_float", to=onnx.TensorProto.FLOAT),
-        onnx.helper.make_node("Mul", [numbers, scales], [node.output[0]], node.name),
+        helper.make_node("Gather", [f"{table}_int8", ids], [rows], f"{node.name}_int8", axis=0),
+        helper.make_node("Gather", [f"{table}_scale", ids], [scales], f"{node.name}_scale", axis=0),
+        helper.make_node("Cast", [rows], [numbers], f"{node.name}_float", to=TensorProto.FLOAT),
+        helper.make_node("Mul", [numbers, scales], [node.output[0]], node.name),
     ]
 
 
 def products_with_weights(path: Path) -> list[str]:
     """Names of the float products with weights, those of the head left out."""
     model = onnx.load(str(path), load_external_data=False)
-    weights = {entry.name for entry in model.graph.initializer}
+    weights = {entry.name for entry in model.graph.initializer if len(entry.dims) == 2}
     head = head_nodes(model)
     return [
         node.name
         for node in model.graph.node
         if node.op_type in QUANTIZED and node.input[1] in weights and node.name not in head
     ]
-
-
-def quantize_with(
-    source: Path,
-    out: Path,
-    *,
-    op_types: tuple[str, ...],
-    per_channel: bool,
-    reduce_range: bool,
-    weight_type: QuantType,
-    excluded: Sequence[str] = (),
-) -> None:
-    """ONNX Runtime's `quantize_dynamic` with the options that fused graphs need; the head and the nodes `excluded` are
-    left in float32.
-
-    A head's Gemm becomes a MatMul of a longer name before it is looked up, so both names are excluded.
-    """
-    head = head_nodes(onnx.load(str(source), load_external_data=False))
-    with quiet():
-        quantize_dynamic(
-            source,
-            out,
-            op_types_to_quantize=list(op_types),
-            per_channel=per_channel,
-            reduce_range=reduce_range,
-            weight_type=weight_type,
-            nodes_to_exclude=sorted({*head, *(f"{name}_MatMul" for name in head), *excluded}),
-            # products of two activations stay float32; outputs of fused operators have no inferred type
-            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
