@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,14 @@ MINI = ROOT / "models" / "cappy-mini"
 """The checkpoint of cappy-mini: small, with really trained weights."""
 DATA = Path(os.environ.get("CAPPY_DATA", ROOT.parent / "shared" / "data"))
 """Real data, where present: the genuine RoBERTa tokenizer and PromptSource pairs."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What `cappy tune` found on this machine must not decide what the tests see."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CAPPY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -134,7 +134,8 @@ def test_score_uses_the_options_given(
     options = "--device cpu --precision int8 --threads 1 --max-batch-tokens 77 --score-field cappy".split()
     assert main(["score", str(pairs_file), "--bundle", str(bundle), *options]) == 0
     out, err = capfdbinary.readouterr()
-    assert "int8 (asked for) on cpu (asked for), 1 threads, batches of up to 77 tokens" in err.decode()
+    assert "int8 (asked for) on cpu (asked for), 1 thread, mode latency" in err.decode()
+    assert "batches of up to 77 tokens, padding removed" in err.decode()
     assert all("cappy" in row and "score" not in row for row in rows_in(out))
 
 
@@ -320,7 +321,12 @@ def test_rank_prints_json(bundle: Path, capsys: pytest.CaptureFixture[str]) -> N
     with Scorer.open(bundle, device="cpu") as scorer:
         ranked = scorer.rank("Name a fruit.", ["Où?", LONG])
     assert json.loads(captured.out) == [
-        {"index": candidate.index, "response": candidate.response, "score": pytest.approx(candidate.score, abs=1e-5)}
+        {
+            "index": candidate.index,
+            "response": candidate.response,
+            "score": pytest.approx(candidate.score, abs=1e-5),
+            "is_exact": False,
+        }
         for candidate in ranked
     ]
     assert "Où?" in captured.out

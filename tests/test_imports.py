@@ -17,8 +17,9 @@ LAYERS = [
     {"pairs", "machine"},
     {"bundle", "tokenizer", "batching", "execution"},
     {"session"},
+    {"opening"},
     {"scorer"},
-    {"files"},
+    {"files", "tuning"},
     {"report"},
     {"cli"},
 ]
@@ -35,7 +36,7 @@ FENCES = {
 TRAINING = {"accelerate": {"adapt"}, "rouge_score": {"samples"}}
 """Packages of the extra `train`, and the modules of the exporter that may import them; no other imports these."""
 
-EXPORT_MAY_IMPORT = {"errors", "pairs", "machine", "bundle", "tokenizer", "batching", "session", "scorer"}
+EXPORT_MAY_IMPORT = {"errors", "pairs", "machine", "bundle", "tokenizer", "batching", "session", "opening", "scorer"}
 
 
 def imports(path: Path) -> set[str]:

@@ -6,6 +6,7 @@ import json
 import logging
 import random
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from cappy_engine import Candidate, CappyError, Scorer
 from cappy_engine.bundle import MANIFEST, MODEL_FILES, seal
 from cappy_engine.errors import BundleError, DeviceUnavailable, InvalidPair, PrecisionUnavailable, ScoringError
-from cappy_engine.scorer import choose_precision
+from cappy_engine.machine import usable_cores
+from cappy_engine.opening import choose_precision
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.pairs import default_pairs
 
@@ -68,6 +70,12 @@ def scorer(bundle: Path) -> Iterator[Scorer]:
 @pytest.fixture(scope="module")
 def half_scorer(bundle: Path) -> Iterator[Scorer]:
     with Scorer.open(bundle, device="cpu", precision="fp16") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def int8_scorer(bundle: Path) -> Iterator[Scorer]:
+    with Scorer.open(bundle, device="cpu", precision="int8") as opened:
         yield opened
 
 
@@ -197,15 +205,17 @@ def test_the_session_sees_batches_within_the_budget_longest_first_padded_on_the_
         assert not types.any()
         lengths += mask.sum(axis=1).tolist()
     encoded = tokenizer.encode(pairs)
-    assert lengths == sorted(encoded.lengths.tolist(), reverse=True)
+    distinct = {tuple(ids.tolist()) for ids in encoded.token_ids}
+    assert lengths == sorted(map(len, distinct), reverse=True)  # the same pair is not scored twice
     assert scores.tolist() == [float(ids.sum() % 1009) for ids in encoded.token_ids]
 
 
 def test_the_budget_of_one_call_replaces_the_scorers_own(tokenizer: PairTokenizer) -> None:
     session = FakeSession()
     opened = faked(tokenizer, session, max_batch_tokens=1)
-    opened.score_pairs([("a", "b")] * 6, max_batch_tokens=10_000)
-    opened.score_pairs([("a", "b")] * 6)
+    pairs = [("a", letter) for letter in "bcdefg"]
+    opened.score_pairs(pairs, max_batch_tokens=10_000)
+    opened.score_pairs(pairs)
     assert [len(batch["input_ids"]) for batch in session.batches] == [6] + [1] * 6
 
 
@@ -307,7 +317,8 @@ def test_auto_takes_the_cpu_and_fp32_here_and_says_why(bundle: Path) -> None:
     assert (info.bundle, info.device, info.precision) == (str(bundle), "cpu", "fp32")
     assert info.device_reason == "auto: this ONNX Runtime has no CUDA provider"
     assert info.precision_reason == "auto: the first of fp32, int8, fp16 in the bundle"
-    assert (info.threads, info.max_batch_tokens, info.max_length) == (None, 512, 512)
+    assert (info.threads, info.max_batch_tokens, info.max_length) == (usable_cores(), 512, 512)
+    assert info.padding == "removed"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -373,7 +384,7 @@ class PretendsToHaveCuda:
 def test_cuda_that_is_listed_but_does_not_open_is_refused_by_name_and_passed_over_by_auto(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for module in ("session", "scorer"):
+    for module in ("session", "opening"):
         monkeypatch.setattr(f"cappy_engine.{module}.load_runtime", PretendsToHaveCuda)
     with pytest.raises(DeviceUnavailable, match="came up with CPUExecutionProvider"):
         Scorer.open(bundle, device="cuda")
@@ -461,3 +472,126 @@ def test_leaving_the_context_closes_the_scorer_also_on_an_error(bundle: Path) ->
 def test_a_scorer_that_was_not_opened_from_a_bundle_has_no_info(tokenizer: PairTokenizer) -> None:
     with pytest.raises(AttributeError, match=r"not made by Scorer\.open"):
         _ = faked(tokenizer, FakeSession()).info
+
+
+# Modes, companions and exact winners
+
+
+class Recorder(FakeSession):
+    """Also remembers which thread ran each batch, and fails on one that holds `bad`."""
+
+    def __init__(self, bad: list[int] | None = None) -> None:
+        super().__init__()
+        self.threads: set[str] = set()
+        self._bad = bad
+
+    def run(self, inputs: Inputs) -> npt.NDArray[np.float32]:
+        self.threads.add(threading.current_thread().name)
+        if self._bad is not None and self._bad in [row.tolist()[: len(self._bad)] for row in inputs["input_ids"]]:
+            raise ScoringError("this batch is bad")
+        return super().run(inputs)
+
+
+def with_callers(tokenizer: PairTokenizer, wide: FakeSession, narrow: FakeSession) -> Scorer:
+    return Scorer(
+        tokenizer=tokenizer, session=wide, narrow_session=narrow, callers=3, pad_token_id=1, max_batch_tokens=100
+    )
+
+
+def test_several_batches_run_beside_each_other_and_one_alone_has_all_threads(tokenizer: PairTokenizer) -> None:
+    wide, narrow = FakeSession(), Recorder()
+    with with_callers(tokenizer, wide, narrow) as opened:
+        scores = opened.score(FEW)
+        assert not wide.batches
+        assert len(narrow.batches) > 3
+        assert all(name.startswith("cappy") for name in narrow.threads)
+        opened.score(FEW[:1])
+        assert len(wide.batches) == 1
+    np.testing.assert_array_equal(scores, faked(tokenizer, FakeSession()).score(FEW))
+
+
+def test_an_error_in_one_of_several_batches_is_raised(tokenizer: PairTokenizer) -> None:
+    bad = tokenizer.encode(FEW[3:4]).token_ids[0].tolist()
+    with (
+        with_callers(tokenizer, FakeSession(), Recorder(bad)) as opened,
+        pytest.raises(ScoringError, match="this batch is bad"),
+    ):
+        opened.score(FEW)
+
+
+@pytest.mark.parametrize("mode", ["latency", "throughput", "both"])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_every_mode_gives_the_same_scores(bundle: Path, scorer: Scorer, mode: str, precision: str) -> None:
+    with (
+        Scorer.open(bundle, device="cpu", precision=precision, threads=1) as one,
+        Scorer.open(bundle, device="cpu", precision=precision, threads=2, mode=mode) as opened,
+    ):
+        assert (opened.info.mode, opened.info.mode_reason) == (mode, "asked for")
+        np.testing.assert_allclose(opened.score(FEW), one.score(FEW), rtol=0, atol=TOLERANCE)
+
+
+@settings(deadline=None, max_examples=15)
+@given(seed=st.integers(0, 2**32 - 1), max_batch_tokens=st.sampled_from([1, 100, 513, 2000, 100_000]))
+def test_in_int8_too_a_pair_scores_the_same_alone_and_in_any_company(
+    int8_scorer: Scorer, seed: int, max_batch_tokens: int
+) -> None:
+    pairs = random.Random(seed).sample(PAIRS, 12)
+    together = int8_scorer.score_pairs(pairs, max_batch_tokens=max_batch_tokens).scores
+    alone = np.concatenate([int8_scorer.score([pair]) for pair in pairs])
+    np.testing.assert_allclose(together, alone, rtol=0, atol=TOLERANCE)
+
+
+def test_a_pair_that_comes_twice_is_scored_once(tokenizer: PairTokenizer) -> None:
+    session, told = FakeSession(), list[tuple[int, int]]()
+    pairs = [("a", "b"), ("c", "d"), ("a", "b"), ("a", "b")]
+    scored = faked(tokenizer, session).score_pairs(pairs, progress=lambda *counts: told.append(counts))
+    assert [len(batch["input_ids"]) for batch in session.batches] == [2]
+    assert scored.scores[0] == scored.scores[2] == scored.scores[3] != scored.scores[1]
+    assert told == [(4, int(scored.token_counts.sum()))]
+
+
+def test_an_exact_winner_is_fp32s_and_only_near_candidates_are_scored_again(bundle: Path, scorer: Scorer) -> None:
+    error = json.loads((bundle / MANIFEST).read_bytes())["parity"]["precisions"]["int8"]["max_error"]
+    with Scorer.open(bundle, device="cpu", precision="int8") as opened:
+        for instruction in ("Is the sky blue?", "Name a fruit.", ""):
+            candidates = [f"{response} {place}" for place, (_, response) in enumerate(FEW[:12])]
+            plain = opened.rank(instruction, candidates)
+            ranked = opened.rank(instruction, candidates, exact_winner=True)
+            exact = scorer.rank(instruction, candidates)
+            assert ranked[0].index == exact[0].index
+            near = {candidate.index for candidate in plain if candidate.score >= plain[0].score - 2 * error}
+            assert {candidate.index for candidate in ranked if candidate.is_exact} == (near if len(near) > 1 else set())
+            by_index = {candidate.index: candidate.score for candidate in exact}
+            for candidate in ranked[: len(near)]:
+                if candidate.is_exact:
+                    assert candidate.score == pytest.approx(by_index[candidate.index], abs=TOLERANCE)
+            assert sorted(candidate.index for candidate in ranked) == list(range(len(candidates)))
+
+
+def test_an_exact_winner_needs_nothing_more_in_fp32(scorer: Scorer) -> None:
+    candidates = ["Yes", "No", "Perhaps"]
+    assert scorer.rank("Is it?", candidates, exact_winner=True) == scorer.rank("Is it?", candidates)
+
+
+def test_an_exact_winner_needs_an_fp32_model(bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "int8")
+    document = json.loads((copy / MANIFEST).read_bytes())
+    document["precisions"] = ["int8"]
+    for precision in ("fp32", "fp16"):
+        (copy / MODEL_FILES[precision]).unlink()
+        del document["files"][MODEL_FILES[precision]]
+    document["parity"]["precisions"]["int8"]["max_error"] = 100.0
+    (copy / MANIFEST).write_text(json.dumps(seal(document)))
+    with (
+        Scorer.open(copy, device="cpu") as opened,
+        pytest.raises(PrecisionUnavailable, match="has no fp32 model"),
+    ):
+        opened.rank("Is it?", ["Yes", "No"], exact_winner=True)
+
+
+def test_a_closed_scorer_runs_nothing_in_any_mode(bundle: Path) -> None:
+    opened = Scorer.open(bundle, device="cpu", precision="int8", threads=2, mode="both")
+    opened.close()
+    opened.close()
+    with pytest.raises(ScoringError, match="was closed"):
+        opened.score(FEW)

@@ -33,9 +33,9 @@ class Spec:
 SORTED = "pairs sorted by length, at most 512 tokens a batch (our planner)"
 
 SPECS = (
-    Spec("cappy", OURS, "fp32", "Scorer, default settings", ("onnxruntime", "tokenizers")),
-    Spec("cappy-fp16", OURS, "fp16", "Scorer, default settings", ("onnxruntime", "tokenizers")),
-    Spec("cappy-int8", OURS, "int8", "Scorer, default settings", ("onnxruntime", "tokenizers")),
+    Spec("cappy", OURS, "fp32", "Scorer, default settings", ("onnxruntime", "tokenizers"), can_pad=False),
+    Spec("cappy-fp16", OURS, "fp16", "Scorer, default settings", ("onnxruntime", "tokenizers"), can_pad=False),
+    Spec("cappy-int8", OURS, "int8", "Scorer, default settings", ("onnxruntime", "tokenizers"), can_pad=False),
     Spec("torch", "torch_eager", "fp32", f"eager, SDPA; {SORTED}", ("torch", "transformers")),
     Spec("torch-compile", "torch_compile", "fp32", f"inductor, dynamic shapes; {SORTED}", ("torch", "transformers")),
     Spec(
@@ -95,7 +95,7 @@ SPECS = (
         "fastembed",
         "fastembed",
         "fp32",
-        "TextCrossEncoder.rerank_pairs on our bundle's fp32 model, batches of 1",
+        "TextCrossEncoder.rerank_pairs on optimum's export at O2, batches of 1",
         ("fastembed", "onnxruntime"),
         can_pad=False,
     ),
@@ -128,7 +128,7 @@ SPECS = (
         "transformers.js",
         "transformersjs.mjs",
         "fp32",
-        f"Node, our bundle's fp32 model, raw logits; {SORTED}",
+        f"Node, optimum's export at O2, raw logits; {SORTED}",
         ("@huggingface/transformers", "onnxruntime-node"),
         environment="node",
     ),
@@ -136,7 +136,7 @@ SPECS = (
         "transformers.js-int8",
         "transformersjs.mjs",
         "int8",
-        f"Node, our bundle's int8 model (dtype q8), raw logits; {SORTED}",
+        f"Node, optimum's dynamic int8 (dtype q8), raw logits; {SORTED}",
         ("@huggingface/transformers", "onnxruntime-node"),
         environment="node",
     ),

@@ -1,4 +1,6 @@
-"""fastembed's TextCrossEncoder on our bundle's onnx/model.onnx, added as a custom model: raw logits, no activation.
+"""fastembed's TextCrossEncoder on optimum's export at O2, added as a custom model: raw logits, no activation.
+
+It has no export of its own, and our bundle's graph is not what its users have.
 
 It leaves batching to its user but for the count of pairs: `rerank_pairs` takes them in input order and pads each batch
 to its longest pair. Unsorted, the smallest batch is the best: 64 pairs of cappy-mini took 1.19 s in batches of 1, 1.49
@@ -8,6 +10,8 @@ the `model_max_length` of tokenizer_config.json.
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +20,7 @@ from fastembed.common.model_description import ModelSource
 from fastembed.rerank.cross_encoder import TextCrossEncoder
 
 from benchmarks.runner import Model, Pair, Scores
+from benchmarks.runners import optimum_onnx
 
 BATCH = 1
 NAME = "benchmarked"
@@ -60,14 +65,26 @@ class TextCrossEncoderRunner:
         ]
 
 
+def prepare(model: Model, precision: str) -> None:
+    """Take what the optimum runner exports, and the tokenizer of our bundle."""
+    exported = dataclasses.replace(model, folder=model.folder.parent / "optimum_onnx")
+    optimum_onnx.prepare(exported, precision)
+    model.folder.mkdir(parents=True, exist_ok=True)
+    link = model.folder / "model.onnx"
+    link.unlink(missing_ok=True)
+    link.hardlink_to(exported.folder / precision / optimum_onnx.FILES[precision])
+    for path in model.bundle.glob("*.json"):
+        shutil.copyfile(path, model.folder / path.name)
+
+
 def open_runner(model: Model, precision: str) -> TextCrossEncoderRunner:
-    """Open the bundle's fp32 model; nothing is looked for outside of its folder."""
-    TextCrossEncoder.add_custom_model(NAME, sources=ModelSource(url="unused"), model_file="onnx/model.onnx")
+    """Open what `prepare` made; nothing is looked for outside of its folder."""
+    TextCrossEncoder.add_custom_model(NAME, sources=ModelSource(url="unused"), model_file="model.onnx")
     encoder = TextCrossEncoder(
         NAME,
         cache_dir=str(model.folder),
         threads=model.threads,
         providers=["CPUExecutionProvider"],
-        specific_model_path=str(model.bundle),
+        specific_model_path=str(model.folder),
     )
     return TextCrossEncoderRunner(encoder)

@@ -3,8 +3,8 @@
  *
  *     NODE_PACKAGES=FOLDER/node_modules node transformersjs.mjs PRECISION MODEL
  *
- * A runner for another language: it answers the JSON lines of benchmarks/worker.py, for the same MODEL. It reads our
- * bundle as it is, by the names that transformers.js gives its files: fp32 is onnx/model.onnx (dtype "fp32"), int8 is
+ * A runner for another language: it answers the JSON lines of benchmarks/worker.py, for the same MODEL. It reads what
+ * optimum exported, by the names that transformers.js gives its files: fp32 is onnx/model.onnx (dtype "fp32"), int8 is
  * onnx/model_quantized.onnx (dtype "q8"). Scores are raw logits; its pipeline would answer 1.0 for every pair, the
  * softmax of one label. Threads are set in `session_options`, which transformers.js hands to ONNX Runtime.
  *
@@ -18,13 +18,17 @@
  */
 
 import { Console } from "node:console";
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync, existsSync, linkSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync,
+} from "node:fs";
 import { createRequire } from "node:module";
 import path from "node:path";
 import { createInterface } from "node:readline";
 
 const BATCH_TOKENS = 512; // as in benchmarks/runners/batches.py
 const DTYPES = { fp32: "fp32", int8: "q8" };
+const MODEL_FILES = { fp32: "model.onnx", int8: "model_quantized.onnx" };
+const OPTIMUM_FILES = { fp32: "model_optimized.onnx", int8: "model_quantized.onnx" }; // as in optimum_onnx.py
 const PACKAGES = path.resolve(process.env.NODE_PACKAGES ?? "node_modules");
 
 /** transformers.js with the model loaded: the Runner of benchmarks/runner.py. */
@@ -95,13 +99,31 @@ function truncateLongestFirst(first, second, budget) {
   return first > second ? [budget - shorter, shorter] : [shorter, budget - shorter];
 }
 
-/** Load the bundle of `model` (benchmarks.runner.Model as JSON) from its folder, and from nowhere else. */
+/**
+ * Lay out optimum's exports by the names that transformers.js gives them, with our bundle's config and tokenizer: it has
+ * no export of its own, and our bundle's graph is not what its users have.
+ */
+function prepare(model, precision) {
+  const exported = path.join(model.folder, "..", "optimum_onnx", precision, OPTIMUM_FILES[precision]);
+  if (!existsSync(exported)) throw new Error(`${exported} is not there: prepare the optimum runners first`);
+  const folder = path.join(model.folder, precision);
+  mkdirSync(path.join(folder, "onnx"), { recursive: true });
+  for (const name of readdirSync(model.bundle).filter((name) => /\.(json|txt)$/.test(name))) {
+    copyFileSync(path.join(model.bundle, name), path.join(folder, name));
+  }
+  const link = path.join(folder, "onnx", MODEL_FILES[precision]);
+  rmSync(link, { force: true });
+  linkSync(exported, link);
+}
+
+/** Load what `prepare` made for `model` (benchmarks.runner.Model as JSON), and nothing else. */
 async function openRunner(model, precision) {
   const transformers = createRequire(path.join(PACKAGES, "..", "package.json"))("@huggingface/transformers");
   const { AutoModelForSequenceClassification, AutoTokenizer, Tensor, env } = transformers;
   env.allowRemoteModels = false;
-  const tokenizer = await AutoTokenizer.from_pretrained(model.bundle, { local_files_only: true });
-  const loaded = await AutoModelForSequenceClassification.from_pretrained(model.bundle, {
+  const folder = path.join(model.folder, precision);
+  const tokenizer = await AutoTokenizer.from_pretrained(folder, { local_files_only: true });
+  const loaded = await AutoModelForSequenceClassification.from_pretrained(folder, {
     dtype: DTYPES[precision],
     device: "cpu",
     local_files_only: true,
@@ -112,7 +134,10 @@ async function openRunner(model, precision) {
 
 /** Do what `message` asks for; `state` holds the runner once it is open. */
 async function answer(state, message) {
-  if (message.do === "prepare") return { seconds: 0 };
+  if (message.do === "prepare") {
+    prepare(state.model, state.precision);
+    return { seconds: 0 };
+  }
   if (message.do === "versions") return { versions: versions(message.packages) };
   if (message.do === "open") {
     state.runner = await openRunner(state.model, state.precision);

@@ -7,7 +7,8 @@
 """
 
 from cappy_engine.errors import CappyError
-from cappy_engine.scorer import Candidate, Scored, Scorer, ScorerInfo
+from cappy_engine.opening import ScorerInfo
+from cappy_engine.scorer import Candidate, Scored, Scorer
 
 __version__ = "0.1.0"
 __all__ = ["Candidate", "CappyError", "Scored", "Scorer", "ScorerInfo", "__version__"]

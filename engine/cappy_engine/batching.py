@@ -55,6 +55,8 @@ def plan_batches(lengths: Ids, *, max_batch_tokens: int, padding: Padding = "all
 
 def _fair_budget(total: int, budget: int, workers: int) -> int:
     """`budget`, or less: what makes the number of batches a multiple of `workers`, so that all end together."""
+    if workers == 1:
+        return budget
     rounds = max(1, -(-total // (budget * workers)))
     return min(budget, max(1, -(-total // (rounds * workers))))
 

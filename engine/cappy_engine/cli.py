@@ -9,6 +9,7 @@ import importlib
 import io
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -19,11 +20,13 @@ from typing import Any, BinaryIO
 
 from cappy_engine import __version__, report
 from cappy_engine.bundle import EMBEDDED, PRECISIONS, open_bundle
-from cappy_engine.errors import AdaptError, CappyError, InstallationError, ParityError
+from cappy_engine.errors import AdaptError, CappyError, InstallationError, InvalidLine, ParityError
 from cappy_engine.execution import MODES
 from cappy_engine.files import Totals, score_lines
+from cappy_engine.pairs import read_rows
 from cappy_engine.scorer import Scorer
 from cappy_engine.session import DEVICES
+from cappy_engine.tuning import tune
 
 EXIT_OK, EXIT_ERROR, EXIT_SKIPPED = 0, 1, 3
 
@@ -54,9 +57,15 @@ the defaults are Cappy's recipe (arXiv 2311.06720)""",
 
 a line of PAIRS: {"instruction": "Is the sky blue?", "response": "Yes"}
 exit status: 0 all lines scored, 1 stopped by an error, 2 wrong usage, 3 some lines were skipped""",
+    "tune": """examples:
+  cappy tune cappy-bundle
+  cappy tune cappy-bundle --precision int8 --pairs my-pairs.jsonl --seconds 60
+
+the answer is kept in CAPPY_CACHE, else in XDG_CACHE_HOME/cappy-engine or ~/.cache/cappy-engine""",
     "rank": """examples:
   cappy rank --bundle cappy-bundle --instruction "Is the sky blue?" --candidate Yes --candidate No
-  cappy rank --bundle cappy-bundle --instruction "Is the sky blue?" --candidate Yes --candidate No --json""",
+  cappy rank --bundle cappy-bundle --instruction "Is the sky blue?" --candidate Yes --candidate No --json
+  cappy rank --bundle cappy-bundle --precision int8 --exact-winner --instruction "Yes?" --candidate a --candidate b""",
 }
 
 
@@ -97,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print the manifest as JSON")
     _add_score(commands)
     _add_rank(commands)
+    _add_tune(commands)
     return parser
 
 
@@ -216,7 +226,21 @@ def _add_rank(commands: Any) -> None:
     _add_scorer_options(parser)
     parser.add_argument("--instruction", required=True)
     parser.add_argument("--candidate", action="append", required=True, dest="candidates", help="repeat for each")
-    parser.add_argument("--json", action="store_true", help="print a JSON list of {index, response, score}")
+    parser.add_argument("--json", action="store_true", help="print a JSON list of {index, response, score, is_exact}")
+    parser.add_argument(
+        "--exact-winner",
+        action="store_true",
+        help="score again in fp32 the candidates between which int8's error could decide",
+    )
+
+
+def _add_tune(commands: Any) -> None:
+    parser = _add(commands, "tune", _tune, "Measure how this machine scores a bundle fastest, and remember it.")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("--precision", choices=("auto", *PRECISIONS), default="auto")
+    parser.add_argument("--threads", type=_positive, help="CPU threads (default: one for each usable core)")
+    parser.add_argument("--pairs", type=Path, help="JSON Lines with instruction and response (default: made-up pairs)")
+    parser.add_argument("--seconds", type=_seconds, default=20.0, help="how long to measure (default: %(default)g)")
 
 
 def _add_scorer_options(parser: argparse.ArgumentParser) -> None:
@@ -239,6 +263,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
     return value
 
 
@@ -338,14 +369,37 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _rank(options: argparse.Namespace) -> int:
     with _open_scorer(options) as scorer:
-        ranked = scorer.rank(options.instruction, options.candidates)
+        ranked = scorer.rank(options.instruction, options.candidates, exact_winner=options.exact_winner)
     if options.json:
-        _print_json([{"index": c.index, "response": c.response, "score": c.score} for c in ranked])
+        _print_json(
+            [{"index": c.index, "response": c.response, "score": c.score, "is_exact": c.is_exact} for c in ranked]
+        )
     else:
         print(report.describe_ranking(ranked))
     truncated = sum(candidate.is_truncated for candidate in ranked)
     if truncated:
         _say(f"{truncated} of {len(ranked)} pairs were truncated")
+    if options.exact_winner:
+        _say(f"{sum(candidate.is_exact for candidate in ranked)} of {len(ranked)} candidates were scored again in fp32")
+    return EXIT_OK
+
+
+def _tune(options: argparse.Namespace) -> int:
+    pairs = None
+    if options.pairs is not None:
+        with options.pairs.open("rb") as lines:
+            pairs = [row.pair for row in read_rows(lines)]
+        if not pairs:
+            raise InvalidLine(1, f"{options.pairs} holds no pairs")
+    found = tune(
+        options.bundle,
+        precision=options.precision,
+        threads=options.threads,
+        pairs=pairs,
+        seconds=options.seconds,
+        say=_say if options.verbose else lambda text: None,
+    )
+    print(report.describe_tuned(found))
     return EXIT_OK
 
 

@@ -25,7 +25,7 @@ MODES = ("latency", "throughput", "both")
 """latency: the wide session only; throughput: the narrow one only; both: each for what it does best."""
 SMALL_MODEL_BYTES = 2**27
 """Models up to this size (cappy-mini's fp32 has 62 MB) are held twice where that is faster."""
-BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}
+BATCH_TOKENS = {"cpu": 512, "cuda": 16_384, "tensorrt": 16_384}
 """Default `max_batch_tokens`: on CPUs larger batches win nothing and wait longer for each other."""
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cappy_engine.files import Totals
-from cappy_engine.scorer import Candidate, ScorerInfo
+from cappy_engine.opening import ScorerInfo
+from cappy_engine.scorer import Candidate
+from cappy_engine.tuning import Tuned
 
 
 def describe_manifest(document: Mapping[str, Any]) -> str:
@@ -62,7 +64,10 @@ def describe_ranking(ranked: Sequence[Candidate]) -> str:
     """A table of candidates, best first."""
     lines = ["rank   score  index  response"]
     for place, candidate in enumerate(ranked, start=1):
-        lines.append(f"{place:>4}  {candidate.score:>6.3f}  {candidate.index:>5}  {shorten(candidate.response, 90)}")
+        exact = "  (fp32)" if candidate.is_exact else ""
+        lines.append(
+            f"{place:>4}  {candidate.score:>6.3f}  {candidate.index:>5}  {shorten(candidate.response, 90)}{exact}"
+        )
     return "\n".join(lines)
 
 
@@ -74,6 +79,16 @@ def describe_info(info: ScorerInfo) -> str:
         f"{threads}, mode {info.mode} ({info.mode_reason}), batches of up to {info.max_batch_tokens} tokens, padding "
         f"{info.padding}"
     )
+
+
+def describe_tuned(tuned: Tuned) -> str:
+    """What was measured, what was chosen, and where the answer is kept."""
+    lines = ["mode        tokens a batch  tokens/s"]
+    for trial in tuned.trials:
+        is_chosen = (trial.mode, trial.max_batch_tokens) == (tuned.execution.mode, tuned.execution.max_batch_tokens)
+        mark = "  chosen" if is_chosen else ""
+        lines.append(f"{trial.mode:<10}  {trial.max_batch_tokens:>14}  {trial.tokens_per_second:>8.0f}{mark}")
+    return "\n".join([*lines, f"kept in {tuned.path}"])
 
 
 def describe_totals(totals: Totals, seconds: float) -> str:

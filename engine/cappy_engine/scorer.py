@@ -15,44 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from cappy_engine import batching
-from cappy_engine.bundle import EMBEDDED, PRECISIONS, Bundle, open_bundle
-from cappy_engine.errors import BundleError, DeviceUnavailable, InvalidPair, ScoringError
-from cappy_engine.execution import (
-    MODES,
-    Execution,
-    choose_execution,
-    read_tuned,
-    tuned_folder,
-    tuned_key,
-)
-from cappy_engine.machine import cpu_name, usable_cores
-from cappy_engine.session import DEVICES, Session, load_runtime, open_session
+from cappy_engine.bundle import EMBEDDED, Bundle, open_bundle
+from cappy_engine.errors import BundleError, InvalidPair, ScoringError
+from cappy_engine.opening import ScorerInfo, check_positive, open_for_scoring
+from cappy_engine.session import Session
 from cappy_engine.tokenizer import EncodedPairs, PairTokenizer
 
 Scores = npt.NDArray[np.float32]
 
-AUTO_PRECISIONS = {"cpu": ("fp32", "int8", "fp16"), "cuda": ("fp32", "fp16"), "tensorrt": ("fp32", "fp16")}
-"""What precision="auto" takes, first found first, and what a device runs at all. Exact scores come before fast ones:
-int8 changes scores by more than rounding and must be asked for; fp16 is slow on a CPU, and not measured on CUDA."""
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ScorerInfo:
-    """What was chosen, and why; `padding` is what becomes of it (batching.Padding)."""
-
-    bundle: str
-    device: str
-    device_reason: str
-    precision: str
-    precision_reason: str
-    threads: int
-    mode: str
-    mode_reason: str
-    padding: batching.Padding
-    max_batch_tokens: int
-    max_length: int
 
 
 @dataclass(frozen=True)
@@ -93,7 +64,7 @@ class Scorer:
         exact: _Exact | None = None,
     ) -> None:
         """`session` runs a batch alone; where there are several, `narrow_session` runs `callers` of them at a time."""
-        _check_positive(max_batch_tokens=max_batch_tokens, callers=callers)
+        check_positive(max_batch_tokens=max_batch_tokens, callers=callers)
         self._tokenizer = tokenizer
         self._session: Session | None = session
         self._narrow_session = narrow_session if callers > 1 else None
@@ -130,39 +101,26 @@ class Scorer:
         Raises BundleError, PrecisionUnavailable, DeviceUnavailable, InstallationError, and ValueError for options out
         of range.
         """
-        _check_options(device, precision, mode, threads, max_batch_tokens)
-        opened = open_bundle(EMBEDDED if bundle is None else bundle)
-        cores = usable_cores() if threads is None else threads
-        device, device_reason, precision, precision_reason = _choose_device(opened, device, precision, cores)
-        found = read_tuned(tuned_folder(), tuned_key(tuning_facts(opened, precision, cores)))
-        size_bytes = sum(opened.manifest.files[name].size_bytes for name in opened.model_files(precision))
-        execution = choose_execution(
-            mode, device=device, threads=cores, model_bytes=size_bytes, tuned=found, max_batch_tokens=max_batch_tokens
-        )
-        session, narrow = _open_sessions(opened.model(precision), device, cores, execution)
-        info = ScorerInfo(
-            bundle="cappy-mini, the package's own small model" if bundle is None else str(bundle),
+        found = open_bundle(EMBEDDED if bundle is None else bundle)
+        opened = open_for_scoring(
+            found,
             device=device,
-            device_reason=device_reason,
             precision=precision,
-            precision_reason=precision_reason,
-            threads=cores,
-            mode=execution.mode,
-            mode_reason=execution.reason,
-            padding=choose_padding(device, is_unpadded=precision in opened.manifest.unpadded),
-            max_batch_tokens=execution.max_batch_tokens,
-            max_length=opened.manifest.max_length,
+            threads=threads,
+            mode=mode,
+            max_batch_tokens=max_batch_tokens,
+            name="cappy-mini, the package's own small model" if bundle is None else str(bundle),
         )
         return cls(
-            tokenizer=PairTokenizer.from_file(opened.file("tokenizer.json"), max_length=info.max_length),
-            session=session,
-            pad_token_id=opened.manifest.pad_token_id,
-            max_batch_tokens=info.max_batch_tokens,
-            padding=info.padding,
-            narrow_session=narrow,
-            callers=cores,
-            info=info,
-            exact=_Exact(opened, info),
+            tokenizer=PairTokenizer.from_file(found.file("tokenizer.json"), max_length=opened.info.max_length),
+            session=opened.session,
+            pad_token_id=found.manifest.pad_token_id,
+            max_batch_tokens=opened.info.max_batch_tokens,
+            padding=opened.info.padding,
+            narrow_session=opened.narrow_session,
+            callers=opened.info.threads,
+            info=opened.info,
+            exact=_Exact(found, opened.info),
         )
 
     @property
@@ -217,7 +175,7 @@ class Scorer:
     def plan(self, lengths: batching.Ids, *, max_batch_tokens: int | None = None) -> list[batching.Batch]:
         """The batches in which distinct pairs of these `lengths` (n,) int64 in tokens are run."""
         budget = self._max_batch_tokens if max_batch_tokens is None else max_batch_tokens
-        _check_positive(max_batch_tokens=budget)
+        check_positive(max_batch_tokens=budget)
         return batching.plan_batches(lengths, max_batch_tokens=budget, padding=self._padding, workers=self._workers)
 
     def rank(self, instruction: str, candidates: Sequence[str], *, exact_winner: bool = False) -> list[Candidate]:
@@ -334,23 +292,6 @@ class _Exact:
                 self._scorer.close()
 
 
-def tuning_facts(bundle: Bundle, precision: str, threads: int) -> dict[str, object]:
-    """All that the best mode and batch size depend on: processor, threads, ONNX Runtime, and the model's digests."""
-    return {
-        "cpu": cpu_name(),
-        "threads": threads,
-        "onnxruntime": str(load_runtime().__version__),
-        "model": [bundle.manifest.files[name].sha256 for name in bundle.model_files(precision)],
-    }
-
-
-def choose_padding(device: str, *, is_unpadded: bool) -> batching.Padding:
-    """What becomes of padding: the graph removes it, or the CPU's batches avoid it, or a GPU's allow it."""
-    if is_unpadded:
-        return "removed"
-    return "avoided" if device == "cpu" else "allowed"
-
-
 def _distinct(encoded: EncodedPairs) -> tuple[batching.Ids, batching.Ids]:
     """Rows of the first of each distinct pair, by its tokens, and for every row the place among those."""
     firsts: list[int] = []
@@ -362,61 +303,3 @@ def _distinct(encoded: EncodedPairs) -> tuple[batching.Ids, batching.Ids]:
             firsts.append(row)
         places[row] = place
     return np.array(firsts, dtype=np.int64), places
-
-
-def _open_sessions(model: Path, device: str, threads: int, execution: Execution) -> tuple[Session, Session | None]:
-    """The session for a batch alone, and the one for several at a time, where the mode has one."""
-    if execution.mode == "throughput":
-        narrow = open_session(model, device=device, threads=1)
-        return narrow, narrow
-    wide = open_session(model, device=device, threads=threads)
-    return wide, open_session(model, device=device, threads=1) if execution.mode == "both" else None
-
-
-def _check_options(device: str, precision: str, mode: str, threads: int | None, max_batch_tokens: int | None) -> None:
-    if device not in ("auto", *DEVICES):
-        raise ValueError(f"unknown device {device!r}; choose from auto, {', '.join(DEVICES)}")
-    if precision not in ("auto", *PRECISIONS):
-        raise ValueError(f"unknown precision {precision!r}; choose from auto, {', '.join(PRECISIONS)}")
-    if mode not in ("auto", *MODES):
-        raise ValueError(f"unknown mode {mode!r}; choose from auto, {', '.join(MODES)}")
-    if threads is not None:
-        _check_positive(threads=threads)
-    if max_batch_tokens is not None:
-        _check_positive(max_batch_tokens=max_batch_tokens)
-
-
-def _check_positive(**options: int) -> None:
-    for name, value in options.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-def _choose_device(bundle: Bundle, device: str, precision: str, threads: int) -> tuple[str, str, str, str]:
-    """The device and the reason for it, the precision and the reason for it. "auto" tries whether CUDA really opens."""
-    if device != "auto":
-        chosen, reason = choose_precision(precision, device, bundle.manifest.precisions)
-        return device, "asked for", chosen, reason
-    why_not = "this ONNX Runtime has no CUDA provider"
-    if "CUDAExecutionProvider" in load_runtime().get_available_providers():
-        try:
-            chosen, reason = choose_precision(precision, "cuda", bundle.manifest.precisions)
-            open_session(bundle.model(chosen), device="cuda", threads=threads)
-            return "cuda", "auto: CUDA works here", chosen, reason
-        except DeviceUnavailable as error:
-            why_not = str(error)
-            log.warning("device auto: using the CPU, since %s", why_not)
-    chosen, reason = choose_precision(precision, "cpu", bundle.manifest.precisions)
-    return "cpu", f"auto: {why_not}", chosen, reason
-
-
-def choose_precision(asked: str, device: str, available: Sequence[str]) -> tuple[str, str]:
-    """The precision to run, and why: `asked`, or for "auto" the first of AUTO_PRECISIONS that is available.
-
-    Raises DeviceUnavailable if the device does not run that precision.
-    """
-    order = AUTO_PRECISIONS[device]
-    found = asked if asked != "auto" else next((name for name in order if name in available), available[0])
-    if found not in order:
-        raise DeviceUnavailable(f"{found} runs on the CPU only: most of its operators have no {device} version")
-    return found, "asked for" if asked != "auto" else f"auto: the first of {', '.join(order)} in the bundle"

@@ -83,20 +83,30 @@ def take_census(source: Path, calibration: Iterable[Inputs]) -> Census:
         for entry in model.graph.initializer
         if entry.data_type == onnx.TensorProto.FLOAT and 0 not in entry.dims
     }
-    options = SessionOptions()
-    options.log_severity_level = 3
-    with tempfile.TemporaryDirectory(dir=source.parent) as folder:
-        exposed = Path(folder, "exposed.onnx")
-        onnx.save(model, str(exposed))
-        del model
-        session = InferenceSession(str(exposed), options, providers=["CPUExecutionProvider"])
+    session = session_for(model, source.parent)
+    del model
     tensors = session.get_outputs()
     for inputs in calibration:
-        values = session.run(None, {entry.name: inputs[entry.name] for entry in session.get_inputs()})
+        values = session.run(None, present_inputs(session, inputs))
         for tensor, value in zip(tensors, values, strict=True):
             if tensor.type == "tensor(float)" and value.size:
                 largest[tensor.name] = max(float(np.abs(value).max()), largest.get(tensor.name, 0.0))
     return Census(tensors, largest)
+
+
+def session_for(model: onnx.ModelProto, folder: Path) -> InferenceSession:
+    """A session on the CPU for a model in memory, which is written to `folder` for as long as it is read."""
+    options = SessionOptions()
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        path = Path(temporary, "exposed.onnx")
+        onnx.save(model, str(path))
+        return InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def present_inputs(session: InferenceSession, inputs: Inputs) -> dict[str, npt.NDArray[np.int64]]:
+    """Those of `inputs` that the session takes."""
+    return {entry.name: inputs[entry.name] for entry in session.get_inputs()}
 
 
 def overflowing_nodes(model: onnx.ModelProto, largest: Mapping[str, float]) -> set[str]:

@@ -29,6 +29,7 @@ from cappy_engine.bundle import (
     sha256_of,
 )
 from cappy_engine.errors import ExportError
+from cappy_engine.machine import cpu_name
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scorer
 from cappy_engine.tokenizer import PairTokenizer
@@ -52,7 +53,7 @@ from cappy_export.quantize import quantize
 from cappy_export.reference import Reference, score_with_torch
 
 CALIBRATION_PAIRS = 32
-"""Pairs on which the float32 graph is searched for values beyond fp16, the longest ones among them."""
+"""Pairs on which the float32 graph is searched for values beyond fp16, and int8's biases are corrected."""
 PACKAGES = (
     "torch",
     "transformers",
@@ -188,14 +189,15 @@ def _write_files(
     fp32 = staging / MODEL_FILES["fp32"]
     shape, fp32_facts = build_graph(checkpoint, fp32)
     graphs: dict[str, Any] = {"fp32": fp32_facts}
+    encoder = PairTokenizer.from_file(staging / "tokenizer.json", max_length=tokenizer.model_max_length)
     if "fp16" in precisions:
         say("converting to fp16")
-        encoder = PairTokenizer.from_file(staging / "tokenizer.json", max_length=tokenizer.model_max_length)
         inputs = calibration_inputs(encoder, pairs)
         graphs["fp16"] = _write_half(checkpoint, fp32, fp32_facts, staging / MODEL_FILES["fp16"], inputs)
     if "int8" in precisions:
         say("quantising to int8")
-        int8_facts = quantize(fp32, staging / MODEL_FILES["int8"], float32_products=float32_products)
+        inputs = calibration_inputs(encoder, pairs)
+        int8_facts = quantize(fp32, staging / MODEL_FILES["int8"], inputs, float32_products=float32_products)
         graphs["int8"] = {**int8_facts, "unpadded": fp32_facts["unpadded"]}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -306,9 +308,5 @@ def _versions() -> dict[str, str]:
 
 
 def _machine() -> dict[str, str]:
-    """The processor and system: int8 scores depend on them."""
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    return {"cpu": cpu, "system": f"{platform.system()} {platform.machine()}"}
+    """The processor and system: rounding depends on them."""
+    return {"cpu": cpu_name(), "system": f"{platform.system()} {platform.machine()}"}

@@ -16,9 +16,10 @@ sums are exact in 32 bits everywhere, and int8's scores do not depend on the CPU
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,11 @@ from onnx import TensorProto, helper
 from cappy_engine.errors import GraphError
 from cappy_export.encoder import MICROSOFT
 from cappy_export.graph import check_graph, head_nodes, save
+from cappy_export.half import Inputs, present_inputs, session_for
 
 Int8 = npt.NDArray[np.int8]
 Floats = npt.NDArray[np.float32]
+Means = Mapping[str, Floats]
 
 QUANTIZED = ("MatMul", "Gemm", "Attention")
 MIN_TABLE_ROWS = 1024
@@ -69,13 +72,19 @@ AFTER_GELU = _Range(zero_point=16, steps=239, least=GELU_MINIMUM * 239 / 16, is_
 """Gelu gives almost no negative values: 16 steps hold them, which leaves nearly twice the precision for the others."""
 
 
-def quantize(source: Path, out: Path, *, float32_products: Sequence[str] = ()) -> dict[str, Any]:
+def quantize(
+    source: Path, out: Path, calibration: Iterable[Inputs] = (), *, float32_products: Sequence[str] = ()
+) -> dict[str, Any]:
     """Write the int8 model of the float32 model `source`; returns what is known of it, for the manifest.
+
+    Rounded weights shift a product's mean. On the mean activations of `calibration` (model inputs by name) that shift
+    is known, and is taken out of the bias (bias correction, arXiv 1906.04721, section 4.2).
 
     Products whose names hold one of `float32_products` stay in float32. Raises GraphError if one of these fits no
     product, and unless every other product with weights but those of the head was quantised.
     """
-    kept, counts = quantize_products(source, out, Options(float32_products=float32_products))
+    means = mean_inputs(source, calibration)
+    kept, counts = quantize_products(source, out, Options(float32_products=float32_products), means)
     left = [name for name in products_with_weights(out) if name not in kept]
     if not counts or left:
         raise GraphError(f"{len(left)} matrix products were not quantised: {', '.join(left) or 'there are none'}")
@@ -88,12 +97,17 @@ def quantize(source: Path, out: Path, *, float32_products: Sequence[str] = ()) -
     }
 
 
-def quantize_products(source: Path, out: Path, options: Options = Options()) -> tuple[list[str], dict[str, int]]:
-    """Write `source` with its products in 8 bits; returns the names of those left in float32, and counts."""
+def quantize_products(
+    source: Path, out: Path, options: Options = Options(), means: Means = MappingProxyType({})
+) -> tuple[list[str], dict[str, int]]:
+    """Write `source` with its products in 8 bits; returns the names of those left in float32, and counts.
+
+    Biases of products whose input is in `means` are corrected.
+    """
     model = onnx.load(str(source))
     products = products_with_weights(source)
     kept = _fitting(products, options.float32_products)
-    rewriter = _Rewriter(model, options)
+    rewriter = _Rewriter(model, options, means)
     counts: Counter[str] = Counter()
     for node in list(model.graph.node):
         if node.name in products and node.name not in kept:
@@ -104,6 +118,26 @@ def quantize_products(source: Path, out: Path, options: Options = Options()) -> 
     rewriter.finish()
     save(model, out)
     return kept, dict(counts)
+
+
+def mean_inputs(source: Path, calibration: Iterable[Inputs]) -> dict[str, Floats]:
+    """The mean over all tokens of every product's input, (inputs,) each; empty without `calibration`."""
+    batches = list(calibration)
+    if not batches:
+        return {}
+    model = onnx.load(str(source))
+    products = set(products_with_weights(source))
+    names = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in products))
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    totals: dict[str, Any] = dict.fromkeys(names, 0.0)
+    counts: dict[str, int] = dict.fromkeys(names, 0)
+    session = session_for(model, source.parent)
+    for inputs in batches:
+        for name, value in zip(names, session.run(names, present_inputs(session, inputs)), strict=True):
+            rows = value.reshape(-1, value.shape[-1])
+            totals[name] = totals[name] + rows.sum(axis=0, dtype=np.float64)
+            counts[name] += len(rows)
+    return {name: (totals[name] / counts[name]).astype(np.float32) for name in names}
 
 
 def quantize_weights(weights: Floats, options: Options = Options()) -> tuple[Int8, Floats]:
@@ -125,7 +159,8 @@ def quantize_weights(weights: Floats, options: Options = Options()) -> tuple[Int
 class _Rewriter:
     """Replaces products of a graph, one by one; what several products read is quantised once."""
 
-    def __init__(self, model: onnx.ModelProto, options: Options) -> None:
+    def __init__(self, model: onnx.ModelProto, options: Options, means: Means) -> None:
+        self._means = means
         self.nodes: list[onnx.NodeProto] = []
         self._model = model
         self._options = options
@@ -151,7 +186,7 @@ class _Rewriter:
         out = f"{node.name}/product" if has_bias else node.output[0]
         product = self._product(node.input[0], node.input[1], weights, out, node.name)
         if has_bias:
-            self._add_bias(node, product)
+            self._add_bias(node, product, self._corrected_bias(node, weights))
 
     def is_dropped(self, node: onnx.NodeProto) -> bool:
         """Whether the node was merged into one that was written."""
@@ -179,15 +214,24 @@ class _Rewriter:
             raise GraphError(f"{node.name} is a Gemm with {attributes}, which is not known to the quantisation")
         return weights
 
-    def _add_bias(self, node: onnx.NodeProto, product: str) -> None:
+    def _corrected_bias(self, node: onnx.NodeProto, weights: Floats) -> str:
+        """The bias, less what the rounding of the weights adds to the product of the mean activation."""
+        source, matrix, bias = map(str, node.input[:3])
+        if source not in self._means or bias not in self._weights:
+            return bias
+        steps, scales = (onnx.numpy_helper.to_array(self._constants[f"{matrix}/{part}"]) for part in ("int8", "scales"))
+        shift = self._means[source] @ (steps * scales - weights)
+        return self._constant(f"{node.name}/corrected_bias", (self._array(bias) - shift).astype(np.float32))
+
+    def _add_bias(self, node: onnx.NodeProto, product: str, bias: str) -> None:
         """Add the bias; where only a Gelu reads the sum, both at once."""
         readers = self._readers.get(node.output[0], [])
         if len(readers) == 1 and readers[0].op_type == "Gelu" and readers[0].domain == MICROSOFT:
             gelu = readers[0]
             self._dropped.add(gelu.name)
-            self._emit("BiasGelu", [product, node.input[2]], gelu.output[0], gelu.name, domain=MICROSOFT)
+            self._emit("BiasGelu", [product, bias], gelu.output[0], gelu.name, domain=MICROSOFT)
             return
-        self._emit("Add", [product, node.input[2]], node.output[0], f"{node.name}/bias")
+        self._emit("Add", [product, bias], node.output[0], f"{node.name}/bias")
 
     def _replace_attention(self, node: onnx.NodeProto) -> None:
         """Attention is its three projections and MultiHeadAttention, which takes the same bias and masks."""

@@ -1,0 +1,107 @@
+"""`cappy tune`: which mode and batch size score a bundle's pairs fastest on this machine; the answer is kept.
+
+Every alternative scores the same pairs, in turn, so that what disturbs the machine disturbs all. Latency is not
+measured: a pair alone has all threads in every mode that is considered.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cappy_engine.bundle import EMBEDDED, open_bundle
+from cappy_engine.execution import Execution, tuned_folder, tuned_key, write_tuned
+from cappy_engine.opening import tuning_facts
+from cappy_engine.pairs import Pair
+from cappy_engine.scorer import Scorer
+
+MODES = ("latency", "both")
+BATCH_TOKENS = (256, 512, 1024)
+WORTH = 1.03
+"""A mode that holds the weights twice must be this much faster."""
+WORDS = "the sky is blue and what a response to this question would say about it depends on the text before".split()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One alternative, and the `tokens_per_second` of its median round."""
+
+    mode: str
+    max_batch_tokens: int
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was chosen, where the answer is kept, and all that was measured."""
+
+    execution: Execution
+    path: Path
+    trials: list[Trial]
+
+
+def tune(
+    bundle: str | Path | None = None,
+    *,
+    precision: str = "auto",
+    threads: int | None = None,
+    pairs: Sequence[Pair] | None = None,
+    seconds: float = 20.0,
+    say: Callable[[str], object] = lambda text: None,
+) -> Tuned:
+    """Measure the alternatives for about `seconds`, on `pairs` (None: made-up ones of 10 to 300 tokens), on the CPU.
+
+    The answer is what `Scorer.open` then takes for mode "auto" and for the batch size, for this bundle, precision,
+    processor, number of threads and ONNX Runtime. Raises what `Scorer.open` raises, and ValueError without pairs.
+    """
+    if pairs is not None and not pairs:
+        raise ValueError("there are no pairs to measure with")
+    chosen = list(pairs) if pairs is not None else made_up_pairs()
+    rates: dict[tuple[str, int], list[float]] = {}
+    scorers: dict[str, Scorer] = {}
+    try:
+        for mode in MODES:
+            scorers[mode] = Scorer.open(bundle, device="cpu", precision=precision, threads=threads, mode=mode)
+            scorers[mode].score_pairs(chosen[:2])
+        info = scorers["latency"].info
+        ends = time.perf_counter() + seconds
+        while not rates or time.perf_counter() < ends:
+            for mode, budget in _alternatives(info.threads):
+                started = time.perf_counter()
+                scored = scorers[mode].score_pairs(chosen, max_batch_tokens=budget)
+                rate = int(scored.token_counts.sum()) / (time.perf_counter() - started)
+                rates.setdefault((mode, budget), []).append(rate)
+                say(f"{mode}, {budget} tokens a batch: {rate:.0f} tokens/s")
+    finally:
+        for scorer in scorers.values():
+            scorer.close()
+    trials = [Trial(mode, budget, statistics.median(found)) for (mode, budget), found in rates.items()]
+    best = choose_trial(trials)
+    facts = tuning_facts(open_bundle(EMBEDDED if bundle is None else bundle), info.precision, info.threads)
+    execution = Execution(best.mode, best.max_batch_tokens, f"{best.tokens_per_second:.0f} tokens/s")
+    path = write_tuned(tuned_folder(), tuned_key(facts), execution, facts)
+    return Tuned(execution, path, trials)
+
+
+def choose_trial(trials: Sequence[Trial]) -> Trial:
+    """The fastest; but one that holds the weights once if it is within WORTH of it, and then the smallest batch."""
+    fastest = max(trials, key=lambda trial: trial.tokens_per_second)
+    near = [trial for trial in trials if trial.tokens_per_second * WORTH >= fastest.tokens_per_second]
+    return min(near, key=lambda trial: (MODES.index(trial.mode), trial.max_batch_tokens))
+
+
+def made_up_pairs() -> list[Pair]:
+    """24 pairs of about 10 to 300 tokens, most of them short, as in classification and re-ranking."""
+    lengths = [10 + 290 * (place / 23) ** 2 for place in range(24)]
+    return [
+        (" ".join(WORDS[(place + word) % len(WORDS)] for word in range(int(length))), f"answer {place}")
+        for place, length in enumerate(lengths)
+    ]
+
+
+def _alternatives(threads: int) -> list[tuple[str, int]]:
+    """With one thread the modes are the same."""
+    return [(mode, budget) for mode in (MODES if threads > 1 else MODES[:1]) for budget in BATCH_TOKENS]
