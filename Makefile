@@ -68,8 +68,7 @@ types: .venv-test/ready
 
 bench/mini-bundle/manifest.json: .venv-test/ready
 	rm -rf bench/mini-bundle
-	$(TEST)/cappy export models/cappy-mini bench/mini-bundle --precision fp32 --precision fp16 --precision int8 \
-		--float32-product layer.0/output/dense
+	$(TEST)/cappy export models/cappy-mini bench/mini-bundle --precision fp32 --precision fp16 --precision int8
 
 bench: bench/mini-bundle/manifest.json
 	$(TEST)/python -m benchmarks run --suite quick $(BENCH) --title cappy-mini --checkpoint models/cappy-mini \

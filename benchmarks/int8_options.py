@@ -1,8 +1,9 @@
-"""Why int8 is made the way it is: ONNX Runtime's dynamic quantisation, option by option, on this CPU.
+"""Why int8 is made the way it is: one thing changed at a time, on this CPU.
 
-Every option quantises the same float32 graph; each scores the same pairs, one pair per run, so that no neighbour shifts
-the activation scale. Errors are against the float32 graph (itself within 1e-4 of PyTorch). Options take turns, round by
-round, and the median time counts. On a CPU without VNNI, the signed kernel (u8s8) saturates with 8-bit weights.
+Every option quantises the same float32 graph; each scores the same pairs, one pair per run, since ONNX Runtime's own
+dynamic quantisation, here for comparison, lets a batch's pairs change each other's scores. Errors are against the
+float32 graph (itself within 1e-4 of PyTorch). Options take turns, round by round, and the median time counts. On a CPU
+without VNNI, 8-bit weights that may saturate do.
 
     python -m benchmarks.int8_options CHECKPOINT [--pairs PAIRS.jsonl] [--count 64] [--rounds 3] [--each-product]
 
@@ -21,46 +22,80 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
-from onnxruntime.quantization import QuantType
+from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from cappy_engine.batching import Padding
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scorer
 from cappy_engine.session import open_session
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.checkpoint import load_tokenizer, open_checkpoint
-from cappy_export.graph import build_graph
+from cappy_export.graph import build_graph, head_nodes, quiet
 from cappy_export.pairs import default_pairs, read_pairs
 from cappy_export.parity import measure
-from cappy_export.quantize import QUANTIZED, products_with_weights, quantize_with
+from cappy_export.pipeline import calibration_inputs
+from cappy_export.quantize import (
+    Means,
+    Options,
+    mean_inputs,
+    products_with_weights,
+    quantize_embeddings,
+    quantize_products,
+)
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    "u8 per channel (chosen)": {"weight_type": QuantType.QUInt8, "per_channel": True, "reduce_range": False},
-    "u8 per tensor": {"weight_type": QuantType.QUInt8, "per_channel": False, "reduce_range": False},
-    "s8 per channel": {"weight_type": QuantType.QInt8, "per_channel": True, "reduce_range": False},
-    "s8 per channel, 7 bits": {"weight_type": QuantType.QInt8, "per_channel": True, "reduce_range": True},
-    "s8 per tensor, 7 bits": {"weight_type": QuantType.QInt8, "per_channel": False, "reduce_range": True},
-    "u8 per channel, attention fp32": {
-        "weight_type": QuantType.QUInt8,
-        "per_channel": True,
-        "reduce_range": False,
-        "op_types": ("MatMul",),
-    },
+Make = Callable[[Path, Path, Means], object]
+"""Writes the option's model: from the float32 graph, to a path, with mean activations."""
+CHOSEN = "chosen"
+REMOVED: Padding = "removed"
+
+
+def _ours(options: Options, *, corrects_bias: bool = True, has_int8_words: bool = True) -> Make:
+    def make(fp32: Path, out: Path, means: Means) -> None:
+        quantize_products(fp32, out, options, means if corrects_bias else {})
+        if has_int8_words:
+            quantize_embeddings(out)
+
+    return make
+
+
+def _runtimes(weight_type: QuantType, *, reduce_range: bool) -> Make:
+    """ONNX Runtime's dynamic quantisation, per channel, of the same products."""
+
+    def make(fp32: Path, out: Path, means: Means) -> None:
+        head = head_nodes(onnx.load(str(fp32), load_external_data=False))
+        with quiet():
+            quantize_dynamic(
+                fp32,
+                out,
+                op_types_to_quantize=["MatMul"],
+                per_channel=True,
+                reduce_range=reduce_range,
+                weight_type=weight_type,
+                nodes_to_exclude=sorted({*head, *(f"{name}_MatMul" for name in head)}),
+                extra_options={"MatMulConstBOnly": True},
+            )
+
+    return make
+
+
+OPTIONS: dict[str, Make] = {
+    CHOSEN: _ours(Options()),
+    "weights of 7 bits": _ours(Options(weight_bits=7)),
+    "weights that may saturate": _ours(Options(avoids_saturation=False)),
+    "without bias correction": _ours(Options(), corrects_bias=False),
+    "word embeddings in fp32": _ours(Options(), has_int8_words=False),
+    "quantize_dynamic, signed": _runtimes(QuantType.QInt8, reduce_range=False),
+    "quantize_dynamic, signed, 7 bits": _runtimes(QuantType.QInt8, reduce_range=True),
+    "quantize_dynamic, unsigned": _runtimes(QuantType.QUInt8, reduce_range=False),
 }
-
-
-def product_options(fp32: Path) -> dict[str, dict[str, Any]]:
-    """The chosen option with one matrix product in float32, for each of them."""
-    chosen = OPTIONS["u8 per channel (chosen)"]
-    return {
-        f"{name.removesuffix('/MatMul')} fp32": {**chosen, "excluded": [name]} for name in products_with_weights(fp32)
-    }
 
 
 def compare(checkpoint: str, pairs: Sequence[Pair], rounds: int, *, is_each_product: bool = False) -> dict[str, Any]:
@@ -71,18 +106,27 @@ def compare(checkpoint: str, pairs: Sequence[Pair], rounds: int, *, is_each_prod
         saved = load_tokenizer(opened, max_length=512)
         saved.save_pretrained(folder)
         tokenizer = PairTokenizer.from_file(folder / "tokenizer.json", max_length=saved.model_max_length)
-        build_graph(opened, folder / "fp32.onnx")
+        fp32 = folder / "fp32.onnx"
+        build_graph(opened, fp32)
+        means = mean_inputs(fp32, calibration_inputs(tokenizer, default_pairs()))
+        options = dict(OPTIONS)
+        if is_each_product:
+            for product in products_with_weights(fp32):
+                options[f"{product} fp32"] = _ours(Options(float32_products=[product]))
         sizes, scorers = {}, {}
-        options = OPTIONS | (product_options(folder / "fp32.onnx") if is_each_product else {})
         for option in ("fp32", *options):
-            path = folder / "fp32.onnx"
+            path = fp32
             if option != "fp32":
                 path = folder / "option.onnx"
-                quantize_with(folder / "fp32.onnx", path, **{"op_types": QUANTIZED, **options[option]})
-            sizes[option] = path.stat().st_size
+                options[option](fp32, path, means)
+            sizes[option] = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))
             session = open_session(path, device="cpu")
             scorers[option] = Scorer(
-                tokenizer=tokenizer, session=session, pad_token_id=int(saved.pad_token_id), max_batch_tokens=1
+                tokenizer=tokenizer,
+                session=session,
+                pad_token_id=int(saved.pad_token_id),
+                max_batch_tokens=1,
+                padding=REMOVED,
             )
             print(f"ready: {option}", file=sys.stderr, flush=True)
         return _rows(scorers, sizes, pairs, rounds)

@@ -26,6 +26,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from cappy_engine import Scorer
 from cappy_engine.errors import ExportError, ParityError
 from cappy_export import export
+from cappy_export.checkpoint import open_checkpoint
+from cappy_export.graph import build_fused_graph, build_graph
 from cappy_export.pairs import default_pairs
 
 TEXTS = [text for pair in default_pairs() for text in pair]
@@ -108,8 +110,7 @@ def test_an_encoder_is_exported_with_pytorchs_scores(
     tmp_path: Path, model_type: str, tokenizer_of: Callable[[Path], PreTrainedTokenizerBase], shape: dict[str, Any]
 ) -> None:
     checkpoint = make(model_type, tmp_path / "checkpoint", tokenizer_of, **shape)
-    precisions = ["fp32"] if model_type == "deberta" else ["fp32", "int8"]
-    manifest = export(checkpoint, tmp_path / "bundle", precisions=precisions)
+    manifest = export(checkpoint, tmp_path / "bundle", precisions=["fp32", "int8"])
     assert manifest["parity"]["pairs"]["score_std"] > 0.05
 
     pairs = default_pairs()[::9]
@@ -127,16 +128,35 @@ def test_an_encoder_is_exported_with_pytorchs_scores(
 @pytest.mark.parametrize(("heads", "hidden"), [(2, 32), (4, 64)])
 def test_bert_is_fused_completely(tmp_path: Path, heads: int, hidden: int) -> None:
     checkpoint = make("bert", tmp_path / "checkpoint", wordpiece, num_attention_heads=heads, hidden_size=hidden)
-    fused = export(checkpoint, tmp_path / "bundle")["graphs"]["fp32"]["fused"]
+    _, facts = build_fused_graph(open_checkpoint(checkpoint), tmp_path / "model.onnx")
+    fused = facts["fused"]
     assert (fused["Attention"], fused["SkipLayerNormalization"], fused["BiasGelu"]) == (2, 4, 2)
 
 
+def test_bert_is_written_directly(tmp_path: Path) -> None:
+    checkpoint = make("bert", tmp_path / "checkpoint", wordpiece)
+    _, facts = build_graph(open_checkpoint(checkpoint), tmp_path / "model.onnx")
+    assert facts == {"written_by": "cappy-export", "opset": 18, "unpadded": True}
+
+
 @pytest.mark.slow
-def test_int8_of_deberta_is_refused_since_its_graph_is_not_sorted(tmp_path: Path) -> None:
-    """ONNX Runtime runs what its quantiser writes for DeBERTa's branches, but it is no valid ONNX."""
-    checkpoint = make("deberta", tmp_path / "checkpoint", unigram, relative_attention=True, pos_att_type=["p2c", "c2p"])
-    with pytest.raises(ExportError, match=r"onnx\.checker refuses model_quantized\.onnx"):
-        export(checkpoint, tmp_path / "bundle", precisions=["int8"])
+@pytest.mark.parametrize(
+    ("model_type", "tokenizer_of", "changes"),
+    [
+        ("bert", wordpiece, {"hidden_act": "gelu_new"}),
+        ("bert", wordpiece, {"position_embedding_type": "relative_key"}),
+        ("electra", wordpiece, {"embedding_size": 32}),
+    ],
+    ids=["gelu_new", "relative_key", "electra"],
+)
+def test_what_is_not_written_directly_has_parity_by_optimum(
+    tmp_path: Path, model_type: str, tokenizer_of: Callable[[Path], PreTrainedTokenizerBase], changes: dict[str, Any]
+) -> None:
+    checkpoint = make(model_type, tmp_path / "checkpoint", tokenizer_of, **changes)
+    manifest = export(checkpoint, tmp_path / "bundle", precisions=["fp32", "int8"])
+    for precision in ("fp32", "int8"):
+        assert manifest["graphs"][precision]["unpadded"] is False
+    assert manifest["graphs"]["fp32"]["written_by"] == "optimum"
 
 
 @pytest.mark.slow

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cappy_engine.batching import Batch, Ids, attention_mask, pad, plan_batches
+from cappy_engine.batching import Batch, Ids, Padding, attention_mask, pad, plan_batches
 
 lengths_of_rows = st.lists(st.integers(0, 600), max_size=200).map(lambda lengths: np.array(lengths, dtype=np.int64))
 budgets = st.integers(1, 5000)
+paddings: st.SearchStrategy[Padding] = st.sampled_from(("removed", "avoided", "allowed"))
+numbers_of_workers = st.integers(1, 9)
 
 
 @given(lengths=lengths_of_rows, budget=budgets)
@@ -53,6 +57,78 @@ def test_the_plan_depends_on_nothing_but_lengths_and_budget(lengths: Ids, budget
     first, second = ([(batch.rows.tolist(), batch.length) for batch in plan] for plan in plans)
     assert first == second
     assert lengths.tolist() == before.tolist()
+
+
+@given(lengths=lengths_of_rows, budget=budgets, padding=paddings, workers=numbers_of_workers)
+def test_every_row_runs_once_longest_first_whatever_is_asked(
+    lengths: Ids, budget: int, padding: Padding, workers: int
+) -> None:
+    batches = plan_batches(lengths, max_batch_tokens=budget, padding=padding, workers=workers)
+    order = [int(row) for batch in batches for row in batch.rows]
+    assert order == sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    assert all(batch.length == max(lengths[batch.rows]) for batch in batches)
+
+
+@given(lengths=lengths_of_rows, budget=budgets, workers=numbers_of_workers)
+def test_removed_padding_does_not_count_against_the_budget(lengths: Ids, budget: int, workers: int) -> None:
+    for batch in plan_batches(lengths, max_batch_tokens=budget, padding="removed", workers=workers):
+        assert lengths[batch.rows].sum() <= budget or len(batch.rows) == 1
+
+
+@given(lengths=lengths_of_rows, budget=budgets)
+def test_no_batch_without_padding_could_take_the_next_row_too(lengths: Ids, budget: int) -> None:
+    """A row of no tokens counts as one, so that batches end."""
+    counted = np.maximum(lengths, 1)
+    batches = plan_batches(lengths, max_batch_tokens=budget, padding="removed")
+    for batch, following in pairwise(batches):
+        assert counted[batch.rows].sum() + counted[following.rows[0]] > budget
+
+
+@given(lengths=lengths_of_rows, budget=budgets, workers=numbers_of_workers)
+def test_where_padding_is_avoided_there_is_none(lengths: Ids, budget: int, workers: int) -> None:
+    for batch in plan_batches(lengths, max_batch_tokens=budget, padding="avoided", workers=workers):
+        assert set(lengths[batch.rows]) == {batch.length}
+        assert batch.padded_tokens == lengths[batch.rows].sum()
+        assert batch.padded_tokens <= budget or len(batch.rows) == 1
+
+
+@given(lengths=lengths_of_rows, budget=budgets)
+def test_where_padding_is_avoided_no_batch_could_take_the_next_row_of_its_length(lengths: Ids, budget: int) -> None:
+    batches = plan_batches(np.maximum(lengths, 1), max_batch_tokens=budget, padding="avoided")
+    for batch, following in pairwise(batches):
+        assert following.length < batch.length or (len(batch.rows) + 1) * max(1, batch.length) > budget
+
+
+@given(lengths=lengths_of_rows, budget=budgets, workers=numbers_of_workers)
+def test_workers_do_not_make_batches_larger(lengths: Ids, budget: int, workers: int) -> None:
+    for batch in plan_batches(lengths, max_batch_tokens=budget, workers=workers):
+        assert batch.padded_tokens <= budget or len(batch.rows) == 1
+
+
+@given(
+    length=st.integers(1, 300),
+    rows_of_a_batch=st.integers(1, 12),
+    rounds=st.integers(1, 6),
+    workers=numbers_of_workers,
+    padding=paddings,
+)
+def test_equal_rows_give_every_worker_equally_many_batches(
+    length: int, rows_of_a_batch: int, rounds: int, workers: int, padding: Padding
+) -> None:
+    lengths = np.full(rows_of_a_batch * rounds * workers, length, dtype=np.int64)
+    budgets_that_hold_them = (rows_of_a_batch * length, (rows_of_a_batch + 1) * length - 1)
+    for budget in budgets_that_hold_them[: 1 if rounds > 1 else 2]:
+        batches = plan_batches(lengths, max_batch_tokens=budget, padding=padding, workers=workers)
+        assert len(batches) == rounds * workers
+        assert {len(batch.rows) for batch in batches} == {rows_of_a_batch}
+
+
+@pytest.mark.parametrize(("rows", "workers"), [(5, 2), (17, 8), (9, 4)])
+def test_rows_that_do_not_divide_evenly_still_run_in_one_round(rows: int, workers: int) -> None:
+    """All fit into one round at this budget, and a further round would be one batch with the other workers idle."""
+    lengths = np.full(rows, 64, dtype=np.int64)
+    batches = plan_batches(lengths, max_batch_tokens=512, padding="removed", workers=workers)
+    assert len(batches) <= workers
 
 
 def test_no_rows_make_no_batches() -> None:

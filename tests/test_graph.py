@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +16,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from cappy_engine.errors import GraphError
-from cappy_export import quantize as quantize_module
 from cappy_export.checkpoint import open_checkpoint
-from cappy_export.graph import build_graph, check_fusions, check_graph, count_nodes, demanded_fusions, head_nodes
+from cappy_export.graph import (
+    build_fused_graph,
+    build_graph,
+    check_fusions,
+    check_graph,
+    count_nodes,
+    demanded_fusions,
+    head_nodes,
+)
 from cappy_export.half import convert_to_half, take_census
 from cappy_export.quantize import quantize
 
@@ -49,10 +55,37 @@ def test_any_batch_and_length_gives_pytorchs_logits(checkpoint: Path, bundle: Pa
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_every_layer_is_fused(bundle: Path) -> None:
-    nodes = count_nodes(bundle / "onnx/model.onnx")
+@pytest.fixture(scope="module")
+def fused(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The graph that fp16 is made from."""
+    path = tmp_path_factory.mktemp("fused") / "fused.onnx"
+    _, facts = build_fused_graph(open_checkpoint(checkpoint), path)
+    assert (facts["written_by"], facts["unpadded"]) == ("optimum", False)
+    return path
+
+
+def test_roberta_is_written_without_padding_and_its_shape_is_told(checkpoint: Path, tmp_path: Path) -> None:
+    shape, facts = build_graph(open_checkpoint(checkpoint), tmp_path / "model.onnx")
+    assert facts == {"written_by": "cappy-export", "opset": 18, "unpadded": True}
+    assert (shape["layers"], shape["heads"], shape["hidden_size"]) == (2, 2, 32)
+    weights = load_file(checkpoint / "model.safetensors")
+    assert shape["parameters"] == sum(value.numel() for name, value in weights.items() if "position_ids" not in name)
+
+
+def test_every_layer_is_fused(fused: Path) -> None:
+    nodes = count_nodes(fused)
     assert (nodes["Attention"], nodes["SkipLayerNormalization"], nodes["BiasGelu"]) == (2, 4, 2)
     assert nodes["Softmax"] == nodes["Erf"] == 0
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 3), (5, 128)])
+def test_the_fused_graph_gives_the_written_ones_logits(bundle: Path, fused: Path, batch: int, length: int) -> None:
+    inputs = random_inputs(batch, length)
+    written, found = (
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(["logits"], inputs)[0]
+        for path in (bundle / "onnx/model.onnx", fused)
+    )
+    np.testing.assert_allclose(found, written, atol=1e-5)
 
 
 def test_fewer_fusions_than_layers_are_an_error() -> None:
@@ -103,9 +136,9 @@ def test_the_head_is_what_follows_the_last_layer(bundle: Path) -> None:
     assert kinds == ["Gemm", "Gemm", "Tanh"]
 
 
-def test_a_node_that_overflows_fp16_stays_in_fp32(bundle: Path, tmp_path: Path) -> None:
+def test_a_node_that_overflows_fp16_stays_in_fp32(fused: Path, tmp_path: Path) -> None:
     """Scale one value up to beyond 65504 and down again: the float32 scores stay, a plain fp16 graph gives NaN."""
-    source, big, half = bundle / "onnx/model.onnx", tmp_path / "big.onnx", tmp_path / "half.onnx"
+    source, big, half = fused, tmp_path / "big.onnx", tmp_path / "half.onnx"
     model = onnx.load(source)
     node = next(node for node in model.graph.node if node.op_type == "BiasGelu")
     output = node.output[0]
@@ -138,32 +171,20 @@ def test_the_census_sees_the_largest_value_of_every_tensor(tmp_path: Path) -> No
 
 def test_int8_quantises_every_product_with_weights_and_nothing_of_the_head(bundle: Path) -> None:
     nodes = count_nodes(bundle / "onnx/model_quantized.onnx")
-    assert nodes["QAttention"] == 2
-    assert nodes["MatMulInteger"] + nodes["DynamicQuantizeMatMul"] == 6
-    assert (nodes["Attention"], nodes["MatMul"] + nodes["Gemm"]) == (0, 2)
+    assert nodes["MatMulIntegerToFloat"] == 2 * 6
+    assert (nodes["MatMul"], nodes["Gemm"], nodes["BiasGelu"], nodes["Gelu"]) == (0, 2, 2, 0)
 
 
-def test_int8_weights_are_unsigned_and_per_channel(bundle: Path) -> None:
+def test_int8_weights_are_signed_and_per_channel(bundle: Path) -> None:
     model = onnx.load(bundle / "onnx/model_quantized.onnx")
-    quantized = [entry for entry in model.graph.initializer if entry.name.endswith("_quantized")]
-    scales = {entry.name: list(entry.dims) for entry in model.graph.initializer if entry.name.endswith("_scale")}
-    assert len(quantized) == 8
-    for entry in quantized:
-        assert entry.data_type == TensorProto.UINT8
-        assert scales[entry.name.replace("_quantized", "_scale")] == [entry.dims[1]]
-
-
-def test_a_product_that_is_left_in_float32_is_an_error(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    right = quantize_module.quantize_with
-
-    def only_attention(source: Path, out: Path, **options: Any) -> None:
-        right(source, out, **{**options, "op_types": ("Attention",)})
-
-    monkeypatch.setattr(quantize_module, "quantize_with", only_attention)
-    with pytest.raises(GraphError, match="6 of 8 matrix products were not quantised"):
-        quantize(bundle / "onnx/model.onnx", tmp_path / "q.onnx")
+    stored = {entry.name: entry for entry in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type == "MatMulIntegerToFloat"]
+    for node in products:
+        weights, scales = stored[node.input[1]], stored[node.input[3]]
+        assert weights.data_type == TensorProto.INT8
+        assert list(scales.dims) == [weights.dims[1]]
+    assert len({node.input[1] for node in products}) == 12
+    assert not [name for name in stored if name.endswith(".matrix") and "encoder" in name]
 
 
 def test_weights_beyond_one_file_are_refused_at_once(
@@ -189,5 +210,5 @@ def test_a_graph_without_products_cannot_be_quantised(tmp_path: Path) -> None:
     x, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in ("x", "logits"))
     graph = helper.make_graph([helper.make_node("Neg", ["x"], ["logits"])], "g", [x], [out])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
-    with pytest.raises(GraphError, match="0 of 0 matrix products"):
+    with pytest.raises(GraphError, match="there are none"):
         quantize(tmp_path / "m.onnx", tmp_path / "q.onnx")

@@ -36,7 +36,8 @@ def tree(folder: Path) -> dict[str, bytes]:
 def perturb(path: Path, amount: float) -> None:
     """Add `amount` to one row of the first layer's value weights in an ONNX file."""
     model = onnx.load(path)
-    entry = next(entry for entry in model.graph.initializer if entry.name == "Attention_0_qkv_weight")
+    names = ("roberta.encoder.layer.0.attention.self.value.matrix", "Attention_0_qkv_weight")
+    entry = next(entry for entry in model.graph.initializer if entry.name in names)
     weights = numpy_helper.to_array(entry).copy()
     weights[:, -1] += amount
     entry.CopyFrom(numpy_helper.from_array(weights, entry.name))

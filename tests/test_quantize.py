@@ -1,19 +1,33 @@
-"""int8: what is stored in 8 bits, and that looking up an embedding gives the row back."""
+"""int8: its weights and products against numpy, its scores in any batch, and embeddings that come back."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from onnx import TensorProto, helper, numpy_helper
 
+from cappy_engine import Scorer
 from cappy_engine.bundle import MODEL_FILES
-from cappy_engine.errors import ExportError
+from cappy_engine.errors import ExportError, GraphError
 from cappy_export import export
-from cappy_export.quantize import MIN_TABLE_ROWS, products_with_weights, quantize_embeddings
+from cappy_export.pairs import default_pairs
+from cappy_export.quantize import (
+    MIN_TABLE_ROWS,
+    Options,
+    products_with_weights,
+    quantize_embeddings,
+    quantize_products,
+    quantize_weights,
+)
 
 
 def lookup_model(path: Path, table: np.ndarray) -> Path:
@@ -76,7 +90,7 @@ def test_a_named_product_stays_in_float32_and_the_others_do_not(checkpoint: Path
     [kept] = manifest["graphs"]["int8"]["products_in_fp32"]
     assert "layer.1/output/dense" in kept
     assert products_with_weights(tmp_path / "bundle" / MODEL_FILES["int8"]) == [kept]
-    assert len(products_with_weights(tmp_path / "bundle" / MODEL_FILES["fp32"])) == 4 * 2
+    assert len(products_with_weights(tmp_path / "bundle" / MODEL_FILES["fp32"])) == 6 * 2
 
 
 @pytest.mark.parametrize(
@@ -89,3 +103,203 @@ def test_a_product_that_is_not_there_is_an_error(
     with pytest.raises(ExportError, match=message):
         export(checkpoint, tmp_path / "bundle", precisions=precisions, float32_products=["layer.7"])
     assert not (tmp_path / "bundle").exists()
+
+
+weights_of_any_shape = arrays(
+    np.float32, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.floats(-1e4, 1e4, width=32)
+)
+
+
+@settings(max_examples=200)
+@given(weights=weights_of_any_shape)
+def test_weights_come_back_to_half_a_step_and_no_neighbours_saturate(weights: np.ndarray) -> None:
+    steps, scales = quantize_weights(weights)
+    assert steps.dtype == np.int8
+    assert scales.dtype == np.float32
+    assert scales.shape == weights.shape[1:]
+    error = np.abs(steps * scales.astype(np.float64) - weights)
+    assert (error <= 0.5 * scales * (1 + 1e-4)).all()
+    whole = steps.astype(np.int64)
+    assert np.abs(whole).max() <= 127
+    first, second = whole[:-1], whole[1:]
+    worst = 255 * np.where(first * second > 0, np.abs(first + second), np.maximum(np.abs(first), np.abs(second)))
+    assert (worst <= np.iinfo(np.int16).max).all()
+    sums = 255 * first + 255 * second  # what a kernel adds in 16 bits where all activations are the largest
+    assert (sums == sums.astype(np.int16)).all()
+
+
+@given(weights=weights_of_any_shape)
+def test_seven_bits_stay_within_63_steps(weights: np.ndarray) -> None:
+    steps, scales = quantize_weights(weights, Options(weight_bits=7))
+    assert np.abs(steps.astype(np.int64)).max() <= 63
+    assert (np.abs(steps * scales.astype(np.float64) - weights) <= 0.5 * scales * (1 + 1e-4)).all()
+
+
+def test_neighbours_that_are_equal_have_64_steps_and_one_row_all_127() -> None:
+    steps, _ = quantize_weights(np.ones((4, 1), np.float32))
+    assert set(steps.ravel().tolist()) <= {63, 64}
+    steps, _ = quantize_weights(np.array([[1.0, -2.0, 0.0]], np.float32))
+    assert steps.tolist() == [[127, -127, 0]]
+    steps, _ = quantize_weights(np.array([[1.0], [-1.0], [1.0]], np.float32))
+    assert steps.ravel().tolist() == [127, -127, 127]
+
+
+def product_model(
+    path: Path, nodes: Sequence[onnx.NodeProto], outputs: Sequence[str], weights: dict[str, np.ndarray]
+) -> Path:
+    """x (batch, length, inputs) or (tokens, inputs) -> `outputs`, by `nodes` that read `weights`."""
+    graph = helper.make_graph(
+        nodes,
+        "products",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(path))
+    return path
+
+
+def body_end(*names: str) -> list[onnx.NodeProto]:
+    """What ends the body, so that the products before it are none of the head's."""
+    return [
+        helper.make_node("LayerNormalization", [name, f"{name}_ones"], [f"{name}_normed"], f"{name}_norm")
+        for name in names
+    ]
+
+
+def run(path: Path, x: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
+    """These outputs of the model, intermediate ones too."""
+    model = onnx.load(str(path))
+    known = {entry.name for entry in model.graph.output}
+    model.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs if name not in known
+    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found: list[np.ndarray] = session.run(list(outputs), {"x": x})
+    return found
+
+
+def int8_product(x: np.ndarray, weights: np.ndarray, *, zero_point: int, steps: int, least: float) -> np.ndarray:
+    """The arithmetic of an int8 product in numpy: a scale per token, sums in integers."""
+    rows, scales = quantize_weights(weights)
+    largest = (x if zero_point < 100 else np.abs(x)).max(axis=-1, keepdims=True)
+    scale = np.maximum(largest, np.float32(least)) * np.float32(1 / steps)
+    whole = np.clip(np.rint(x * (np.float32(1) / scale)) + zero_point, 0, 255).astype(np.int64) - zero_point
+    product: np.ndarray = (whole @ rows.astype(np.int64)).astype(np.float64) * scales * scale
+    return product
+
+
+RANDOM = np.random.default_rng(0)
+X = (RANDOM.standard_normal((5, 16)) * np.geomspace(1e-3, 1e2, 5)[:, None]).astype(np.float32)
+W1 = RANDOM.standard_normal((16, 24)).astype(np.float32)
+W2 = RANDOM.standard_normal((24, 16)).astype(np.float32)
+B1 = RANDOM.standard_normal(24).astype(np.float32)
+ONES = {"y_ones": np.ones(16, np.float32)}
+
+
+def test_an_int8_product_is_its_arithmetic_in_numpy(tmp_path: Path) -> None:
+    x = np.concatenate([X, np.zeros((1, 16), np.float32)])
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "layer/dense"), *body_end("y")]
+    source = product_model(tmp_path / "m.onnx", nodes, ["y_normed"], {"w": W1, "y_ones": np.ones(24, np.float32)})
+    kept, counts = quantize_products(source, tmp_path / "q.onnx", Options())
+    assert (kept, counts) == ([], {"MatMul": 1})
+    [found] = run(tmp_path / "q.onnx", x, ["y"])
+    expected = int8_product(x, W1, zero_point=128, steps=127, least=1e-12)
+    assert (np.abs(found - expected) <= 1e-5 * np.maximum(1, np.abs(expected))).all()
+    error = np.linalg.norm(found - x @ W1, axis=-1)
+    assert (error <= 0.03 * np.linalg.norm(x @ W1, axis=-1)).all()
+
+
+def test_a_product_after_gelu_uses_239_steps_above_16(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["wide"], "layer/up"),
+        helper.make_node("Gelu", ["wide"], ["active"], "layer/gelu", domain="com.microsoft"),
+        helper.make_node("MatMul", ["active", "w2"], ["y"], "layer/down"),
+        *body_end("y"),
+    ]
+    source = product_model(tmp_path / "m.onnx", nodes, ["y_normed"], {"w1": W1, "b1": B1, "w2": W2, **ONES})
+    quantize_products(source, tmp_path / "q.onnx")
+    kinds = [node.op_type for node in onnx.load(str(tmp_path / "q.onnx")).graph.node]
+    assert (kinds.count("BiasGelu"), kinds.count("Gelu"), kinds.count("Gemm")) == (1, 0, 0)
+    active, found = run(tmp_path / "q.onnx", X, ["active", "y"])
+    expected = int8_product(active, W2, zero_point=16, steps=239, least=0.17 * 239 / 16)
+    assert (np.abs(found - expected) <= 1e-5 * np.maximum(1, np.abs(expected))).all()
+
+
+def test_weights_that_several_products_read_are_stored_once(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], "layer.0/dense"),
+        helper.make_node("MatMul", ["a", "w"], ["y"], "layer.1/dense"),
+        *body_end("y"),
+    ]
+    source = product_model(tmp_path / "m.onnx", nodes, ["y_normed"], {"w": W1[:, :16], **ONES})
+    assert quantize_products(source, tmp_path / "q.onnx")[1] == {"MatMul": 2}
+    stored = onnx.load(str(tmp_path / "q.onnx")).graph.initializer
+    assert [list(entry.dims) for entry in stored if entry.data_type == TensorProto.INT8] == [[16, 16]]
+    assert not [entry for entry in stored if entry.name == "w"]
+
+
+def test_weights_read_as_they_are_and_transposed_are_not_confused(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], "layer.0/dense"),
+        helper.make_node("Gemm", ["a", "w"], ["y"], "layer.1/dense", transB=1),
+        *body_end("y"),
+    ]
+    weights = np.ascontiguousarray(W1[:, :16])
+    source = product_model(tmp_path / "m.onnx", nodes, ["y_normed"], {"w": weights, **ONES})
+    quantize_products(source, tmp_path / "q.onnx")
+    [exact], [found] = (run(path, X, ["y"]) for path in (source, tmp_path / "q.onnx"))
+    assert (np.linalg.norm(found - exact, axis=-1) <= 0.05 * np.linalg.norm(exact, axis=-1)).all()
+
+
+@pytest.mark.parametrize("attributes", [{"alpha": 0.5}, {"beta": 2.0}, {"transA": 1}], ids=str)
+def test_a_gemm_that_is_more_than_a_product_and_a_bias_is_an_error(tmp_path: Path, attributes: dict[str, Any]) -> None:
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "layer/dense", **attributes), *body_end("y")]
+    source = product_model(tmp_path / "m.onnx", nodes, ["y_normed"], {"w": W2, "b": B1[:16], **ONES})
+    with pytest.raises(GraphError, match="layer/dense is a Gemm with"):
+        quantize_products(source, tmp_path / "q.onnx")
+
+
+def test_a_mean_activation_comes_out_exact_but_for_its_own_rounding(tmp_path: Path) -> None:
+    """Bias correction: the rounding of the weights is taken out of the product of the mean."""
+    mean = np.full(16, 1, np.float32)  # 127 steps, so exact in 8 bits
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "layer/dense"), *body_end("y")]
+    stored = {"w": W1, "b": B1, "y_ones": np.ones(24, np.float32)}
+    source = product_model(tmp_path / "m.onnx", nodes, ["y_normed"], stored)
+    quantize_products(source, tmp_path / "q.onnx", Options(), {"x": mean})
+    [found] = run(tmp_path / "q.onnx", mean[None, :], ["y"])
+    np.testing.assert_allclose(found[0], mean @ W1 + B1, atol=1e-4)
+    quantize_products(source, tmp_path / "plain.onnx")
+    [plain] = run(tmp_path / "plain.onnx", mean[None, :], ["y"])
+    assert np.abs(plain[0] - (mean @ W1 + B1)).max() > 1e-3
+
+
+@pytest.mark.parametrize("budget", [1, 200, 100_000])
+@pytest.mark.parametrize("mode", ["latency", "throughput"])
+def test_an_int8_score_does_not_depend_on_the_batch(bundle: Path, budget: int, mode: str) -> None:
+    pairs = default_pairs()[::4]
+    with Scorer.open(bundle, device="cpu", precision="int8", threads=2, mode=mode) as scorer:
+        alone = np.concatenate([scorer.score([pair]) for pair in pairs])
+        for seed in range(3):
+            order = np.random.default_rng(seed).permutation(len(pairs))[: len(pairs) - 5 * seed]
+            found = scorer.score_pairs([pairs[place] for place in order], max_batch_tokens=budget).scores
+            np.testing.assert_allclose(found, alone[order], rtol=0, atol=1e-6)
+
+
+def test_int8_logits_do_not_depend_on_padding_or_neighbours(bundle: Path) -> None:
+    session = onnxruntime.InferenceSession(bundle / MODEL_FILES["int8"], providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(0)
+    lengths = np.array([3, 64, 17, 9, 30, 5, 48, 31])
+    mask = (np.arange(80) < lengths[:, None]).astype(np.int64)
+    ids = np.where(mask == 1, random.integers(5, 1000, mask.shape), 1)
+    feeds = {"input_ids": ids, "attention_mask": mask}
+    alone = np.concatenate(
+        [
+            session.run(["logits"], {name: value[row : row + 1, :length] for name, value in feeds.items()})[0]
+            for row, length in enumerate(lengths)
+        ]
+    )
+    for rows in (np.arange(8), np.arange(8)[::-1], np.array([0, 0, 5]), np.array([1])):
+        found = session.run(["logits"], {name: value[rows] for name, value in feeds.items()})[0]
+        np.testing.assert_allclose(found, alone[rows], rtol=0, atol=1e-6)

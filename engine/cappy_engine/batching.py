@@ -43,7 +43,7 @@ def plan_batches(lengths: Ids, *, max_batch_tokens: int, padding: Padding = "all
     """
     order = np.argsort(-lengths, kind="stable")
     ordered = lengths[order]
-    budget = _fair_budget(int(lengths.sum()), max_batch_tokens, workers)
+    budget = _fair_budget(lengths, max_batch_tokens, workers)
     batches: list[Batch] = []
     start = 0
     while start < len(order):
@@ -53,12 +53,14 @@ def plan_batches(lengths: Ids, *, max_batch_tokens: int, padding: Padding = "all
     return batches
 
 
-def _fair_budget(total: int, budget: int, workers: int) -> int:
-    """`budget`, or less: what makes the number of batches a multiple of `workers`, so that all end together."""
-    if workers == 1:
+def _fair_budget(lengths: Ids, budget: int, workers: int) -> int:
+    """`budget`, or less: what gives each of `workers` about the same number of tokens in as few rounds as possible."""
+    if workers == 1 or not len(lengths):
         return budget
+    total = int(lengths.sum())
     rounds = max(1, -(-total // (budget * workers)))
-    return min(budget, max(1, -(-total // (rounds * workers))))
+    share = -(-total // (rounds * workers))
+    return min(budget, share + int(lengths.max()) - 1)  # only whole rows fit, so a share may need one more
 
 
 def _count_fitting(lengths: Ids, budget: int, padding: Padding) -> int:
@@ -69,7 +71,7 @@ def _count_fitting(lengths: Ids, budget: int, padding: Padding) -> int:
         return max(1, int(np.searchsorted(np.cumsum(ahead), budget, side="right")))
     count = max(1, budget // longest)
     if padding == "avoided":
-        count = min(count, int(np.count_nonzero(lengths[:count] == longest)))
+        count = min(count, int(np.count_nonzero(lengths[:count] == lengths[0])))
     return max(1, count)
 
 

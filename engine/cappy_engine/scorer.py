@@ -152,12 +152,13 @@ class Scorer:
         pairs: Sequence[Sequence[str]],
         *,
         max_batch_tokens: int | None = None,
+        padding: batching.Padding | None = None,
         progress: Callable[[int, int], object] = lambda pairs, tokens: None,
     ) -> Scored:
         """Like `score`, with the number of tokens and the truncation of every pair.
 
-        `max_batch_tokens` replaces the scorer's own for this call. `progress` is called after every batch with how many
-        pairs and tokens (without padding) it held.
+        `max_batch_tokens` and `padding` replace the scorer's own for this call. `progress` is called after every batch
+        with how many pairs and tokens (without padding) it held.
         """
         if self._session is None:
             raise ScoringError("this scorer was closed; open another one with Scorer.open")
@@ -165,18 +166,26 @@ class Scorer:
         firsts, places = _distinct(encoded)
         scores = np.empty(len(firsts), dtype=np.float32)
         counts = np.bincount(places, minlength=len(firsts))
-        batches = self.plan(encoded.lengths[firsts], max_batch_tokens=max_batch_tokens)
+        batches = self.plan(encoded.lengths[firsts], max_batch_tokens=max_batch_tokens, padding=padding)
         for batch, found in zip(batches, self._run_all(self._session, encoded, firsts, batches), strict=True):
             scores[batch.rows] = found
             repeats = counts[batch.rows]
             progress(int(repeats.sum()), int((repeats * encoded.lengths[firsts[batch.rows]]).sum()))
         return Scored(scores[places], encoded.lengths, encoded.truncated)
 
-    def plan(self, lengths: batching.Ids, *, max_batch_tokens: int | None = None) -> list[batching.Batch]:
+    def plan(
+        self,
+        lengths: batching.Ids,
+        *,
+        max_batch_tokens: int | None = None,
+        padding: batching.Padding | None = None,
+    ) -> list[batching.Batch]:
         """The batches in which distinct pairs of these `lengths` (n,) int64 in tokens are run."""
         budget = self._max_batch_tokens if max_batch_tokens is None else max_batch_tokens
         check_positive(max_batch_tokens=budget)
-        return batching.plan_batches(lengths, max_batch_tokens=budget, padding=self._padding, workers=self._workers)
+        return batching.plan_batches(
+            lengths, max_batch_tokens=budget, padding=padding or self._padding, workers=self._workers
+        )
 
     def rank(self, instruction: str, candidates: Sequence[str], *, exact_winner: bool = False) -> list[Candidate]:
         """Score each candidate as the response to `instruction`, best first; the first wins a tie.

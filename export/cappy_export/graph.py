@@ -79,6 +79,8 @@ def build_fused_graph(checkpoint: Checkpoint, path: Path) -> tuple[dict[str, int
 
 def demanded_fusions(config: Mapping[str, Any], *, layers: int) -> dict[str, int]:
     """How many nodes of each fused kind a graph of this architecture must have."""
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        return {}  # attention adds relative positions to its scores, a pattern that is not known
     per_layer = FUSED_PER_LAYER.get(config["model_type"], {})
     has_gelu = config.get("hidden_act", config.get("activation", "gelu")) == "gelu"
     return {name: count * layers for name, count in per_layer.items() if name != "BiasGelu" or has_gelu}

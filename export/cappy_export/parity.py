@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cappy_engine.batching import Padding
 from cappy_engine.errors import ExportError, ParityError
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scored, Scorer
@@ -21,8 +22,9 @@ from cappy_export.reference import Reference
 Scores = npt.NDArray[np.float32]
 
 WORST_PAIRS = 5
-BATCH_TOKENS = (1, 512, 2048)
-"""Budgets of the batches in which parity is measured: one by one, as on a CPU, and wide."""
+SHAPES: Sequence[tuple[int, Padding | None]] = ((1, None), (512, None), (2048, "allowed"))
+"""Budgets of the batches in which parity is measured, and what becomes of padding: one by one, as the engine does, and
+wide with padding, as GPUs and other tools do."""
 
 
 @dataclass(frozen=True)
@@ -87,26 +89,27 @@ def describe_pairs(pairs: Sequence[Pair], reference: Reference, name: str) -> di
     }
 
 
-def score_in_shapes(scorer: Scorer, pairs: Sequence[Pair], budgets: Sequence[int] = BATCH_TOKENS) -> tuple[Scored, int]:
+def score_in_shapes(
+    scorer: Scorer, pairs: Sequence[Pair], shapes: Sequence[tuple[int, Padding | None]] = SHAPES
+) -> tuple[Scored, int]:
     """Score each pair once, in batches of many shapes; returns what was scored and the number of distinct shapes.
 
-    The pairs are dealt out in turn among `budgets` of padded tokens: with a budget of 1 they run one by one, with a
-    large one in wide batches with padding.
+    The pairs are dealt out in turn among `shapes`: budgets of tokens, and the padding (None: the scorer's own).
     """
     total = Scored(
         scores=np.empty(len(pairs), dtype=np.float32),
         token_counts=np.empty(len(pairs), dtype=np.int64),
         truncated=np.empty(len(pairs), dtype=np.bool_),
     )
-    shapes: set[tuple[int, int]] = set()
-    for place, budget in enumerate(budgets):
-        rows = list(range(place, len(pairs), len(budgets)))
-        scored = scorer.score_pairs([pairs[row] for row in rows], max_batch_tokens=budget)
+    seen: set[tuple[int, int]] = set()
+    for place, (budget, padding) in enumerate(shapes):
+        rows = list(range(place, len(pairs), len(shapes)))
+        scored = scorer.score_pairs([pairs[row] for row in rows], max_batch_tokens=budget, padding=padding)
         total.scores[rows] = scored.scores
         total.token_counts[rows], total.truncated[rows] = scored.token_counts, scored.truncated
-        batches = scorer.plan(scored.token_counts, max_batch_tokens=budget)
-        shapes.update((len(batch.rows), batch.length) for batch in batches)
-    return total, len(shapes)
+        batches = scorer.plan(scored.token_counts, max_batch_tokens=budget, padding=padding)
+        seen.update((len(batch.rows), batch.length) for batch in batches)
+    return total, len(seen)
 
 
 def require_same_tokens(scored: Scored, reference: Reference, pairs: Sequence[Pair]) -> None:

@@ -179,14 +179,14 @@ class _Rewriter:
         if node.op_type == "Attention":
             self._replace_attention(node)
             return
-        weights = self._array(node.input[1])
-        if node.op_type == "Gemm":
-            weights = self._gemm_weights(node, weights)
+        matrix, weights = node.input[1], self._array(node.input[1])
+        if node.op_type == "Gemm" and self._is_transposed(node):
+            matrix, weights = f"{matrix}/transposed", weights.T
         has_bias = len(node.input) > 2
         out = f"{node.name}/product" if has_bias else node.output[0]
-        product = self._product(node.input[0], node.input[1], weights, out, node.name)
+        product = self._product(node.input[0], matrix, weights, out, node.name)
         if has_bias:
-            self._add_bias(node, product, self._corrected_bias(node, weights))
+            self._add_bias(node, product, self._corrected_bias(node, matrix, weights))
 
     def is_dropped(self, node: onnx.NodeProto) -> bool:
         """Whether the node was merged into one that was written."""
@@ -204,19 +204,18 @@ class _Rewriter:
         if all(entry.domain != MICROSOFT for entry in self._model.opset_import):
             self._model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
 
-    def _gemm_weights(self, node: onnx.NodeProto, weights: Floats) -> Floats:
+    def _is_transposed(self, node: onnx.NodeProto) -> bool:
+        """Whether a Gemm reads its weights as (outputs, inputs); GraphError where it does more than it must."""
         attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-        if attributes.pop("transB", 0):
-            weights = weights.T
-        if any(
-            attributes.get(name, neutral) != neutral for name, neutral in (("alpha", 1), ("beta", 1), ("transA", 0))
-        ):
+        is_transposed = bool(attributes.pop("transB", 0))
+        neutral = {"alpha": 1, "beta": 1, "transA": 0}
+        if any(attributes.get(name, value) != value for name, value in neutral.items()):
             raise GraphError(f"{node.name} is a Gemm with {attributes}, which is not known to the quantisation")
-        return weights
+        return is_transposed
 
-    def _corrected_bias(self, node: onnx.NodeProto, weights: Floats) -> str:
+    def _corrected_bias(self, node: onnx.NodeProto, matrix: str, weights: Floats) -> str:
         """The bias, less what the rounding of the weights adds to the product of the mean activation."""
-        source, matrix, bias = map(str, node.input[:3])
+        source, bias = str(node.input[0]), str(node.input[2])
         if source not in self._means or bias not in self._weights:
             return bias
         steps, scales = (onnx.numpy_helper.to_array(self._constants[f"{matrix}/{part}"]) for part in ("int8", "scales"))
