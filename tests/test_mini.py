@@ -20,7 +20,8 @@ from cappy_export import export
 from cappy_export.adapt import Progress, Recipe, adapt
 from cappy_export.checkpoint import digest_of_files, open_checkpoint
 from cappy_export.examples import Examples, make_examples
-from cappy_export.parity import LIMITS
+from cappy_export.pairs import default_pairs
+from cappy_export.parity import LIMITS, candidate_groups, spearman, winner_agreement
 from tests.conftest import DATA, MINI, ROOT
 from training.evaluate import accuracies, chances
 from training.mixture import EASY
@@ -82,17 +83,35 @@ def test_both_are_small() -> None:
 @pytest.mark.slow
 def test_the_shipped_bundle_is_what_an_export_gives_here(tmp_path: Path) -> None:
     """The whole proof again, on this machine, from trained weights: and the same int8 scores."""
-    shipped_graph = open_bundle(EMBEDDED).manifest.document["graphs"]["int8"]
-    manifest = export(
-        MINI,
-        tmp_path / "bundle",
-        precisions=["fp32", "fp16", "int8"],
-        float32_products=shipped_graph["products_in_fp32"],
-    )
+    manifest = export(MINI, tmp_path / "bundle", precisions=["fp32", "fp16", "int8"])
     assert manifest["parity"]["precisions"]["fp32"]["winner_agreement"] == 1.0
     pairs = [(CARLYLE, topic) for topic in TOPICS]
     with Scorer.open(device="cpu") as shipped, Scorer.open(tmp_path / "bundle", precision="int8") as made:
         np.testing.assert_allclose(shipped.score(pairs), made.score(pairs), atol=1e-6)
+
+
+def test_in_int8_a_pair_scores_the_same_alone_and_in_any_company() -> None:
+    pairs = default_pairs()[::4]
+    with Scorer.open(device="cpu", precision="int8", threads=2) as scorer:
+        together = scorer.score_pairs(pairs, max_batch_tokens=2048).scores
+        alone = scorer.score_pairs(pairs, max_batch_tokens=1).scores
+        padded = scorer.score_pairs(pairs, max_batch_tokens=2048, padding="allowed").scores
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(padded, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_int8_keeps_the_order_and_the_winners_of_fp32_on_trained_weights(tmp_path: Path) -> None:
+    """On the held-out examples of the nine tasks that it was trained on."""
+    rows = [row for row in read_rows("heldout_mixture.jsonl.gz") if row["task"] in EASY]
+    pairs = [(row["instruction"], row["response"]) for row in rows]
+    export(MINI, tmp_path / "bundle", precisions=["fp32"])
+    with Scorer.open(device="cpu", precision="int8") as int8, Scorer.open(tmp_path / "bundle") as fp32:
+        found, exact = int8.score(pairs), fp32.score(pairs)
+    assert spearman(exact, found) >= 0.995
+    agreement = winner_agreement(exact, found, candidate_groups(pairs))
+    assert agreement is not None
+    assert agreement >= 0.99
 
 
 @pytest.mark.slow
