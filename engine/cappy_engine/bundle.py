@@ -5,7 +5,7 @@
     onnx/model.onnx_data ...                                  the weights of a large one
     manifest.json                                             schema version, source, versions, digests, parity
 
-Nothing of a bundle is used before its digest was checked. Knows nothing of ONNX Runtime.
+Nothing is scored with a file whose digest was not checked. Knows nothing of ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -75,19 +75,21 @@ class Bundle:
         return self.path / name
 
     def model(self, precision: str) -> Path:
-        """The path of the model of `precision`, after checking its digest.
+        """The path of the model of `precision`, which `check_model` must accept before anything is scored with it.
 
-        Raises PrecisionUnavailable if the bundle has none, BundleError if the file is not what was exported.
+        Raises PrecisionUnavailable if the bundle has none.
         """
         if precision not in self.manifest.precisions:
             raise PrecisionUnavailable(
                 f"bundle {self.path} has no {precision} model, only {', '.join(self.manifest.precisions)}; "
                 f"export it with --precision {precision}"
             )
-        path = self.file(MODEL_FILES[precision])
+        return self.file(MODEL_FILES[precision])
+
+    def check_model(self, precision: str) -> None:
+        """Raise BundleError unless the files of the model of `precision` are what was exported, byte by byte."""
         for name in self.model_files(precision):
             _check_digest(self.path, name, self.manifest.files[name])
-        return path
 
     def model_files(self, precision: str) -> list[str]:
         """Names of the files that hold the model of `precision`: the graph, and its weights if they lie beside it."""

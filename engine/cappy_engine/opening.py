@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from cappy_engine.batching import Padding
 from cappy_engine.bundle import PRECISIONS, Bundle
-from cappy_engine.errors import DeviceUnavailable
+from cappy_engine.errors import CappyError, DeviceUnavailable
 from cappy_engine.execution import MODES, Execution, choose_execution, read_tuned, tuned_folder, tuned_key
 from cappy_engine.machine import cpu_name, usable_cores
 from cappy_engine.session import DEVICES, Session, load_runtime, open_session
@@ -72,7 +72,7 @@ def open_for_scoring(
         tuned=read_tuned(tuned_folder(), tuned_key(tuning_facts(bundle, precision, cores))),
         max_batch_tokens=max_batch_tokens,
     )
-    session, narrow_session = _open_sessions(bundle.model(precision), device, cores, execution)
+    session, narrow_session = _open_sessions(bundle, precision, device, cores, execution)
     info = ScorerInfo(
         bundle=name,
         device=device,
@@ -155,10 +155,21 @@ def _choose_device(bundle: Bundle, device: str, precision: str, threads: int) ->
     return "cpu", f"auto: {why_not}", chosen, reason
 
 
-def _open_sessions(model: Path, device: str, threads: int, execution: Execution) -> tuple[Session, Session | None]:
-    """The session for a batch alone, and the one for several at a time, where the mode has one."""
-    if execution.mode == "throughput":
-        narrow = open_session(model, device=device, threads=1)
-        return narrow, narrow
-    wide = open_session(model, device=device, threads=threads)
-    return wide, open_session(model, device=device, threads=1) if execution.mode == "both" else None
+def _open_sessions(
+    bundle: Bundle, precision: str, device: str, threads: int, execution: Execution
+) -> tuple[Session, Session | None]:
+    """The session for a batch alone, and the one for several at a time, where the mode has one.
+
+    The model's digest is computed while it is loaded, which halves the time for cappy-large.
+    """
+    model = bundle.model(precision)
+    with ThreadPoolExecutor(1) as beside:
+        checked = beside.submit(bundle.check_model, precision)
+        try:
+            wide = open_session(model, device=device, threads=1 if execution.mode == "throughput" else threads)
+            narrow = open_session(model, device=device, threads=1) if execution.mode == "both" else None
+        except CappyError:
+            checked.result()  # that the file was changed explains more than that it cannot be loaded
+            raise
+        checked.result()
+    return wide, wide if execution.mode == "throughput" else narrow
