@@ -54,7 +54,7 @@ def test_a_batch_size_that_is_asked_for_comes_first() -> None:
 @pytest.mark.parametrize("mode", ["auto", *MODES])
 def test_with_one_thread_or_off_the_cpu_there_is_one_session(mode: str) -> None:
     assert chosen(mode, threads=1, tuned=TUNED).mode == "latency"
-    there = choose_execution(mode, device="cuda", threads=8, model_bytes=1, tuned=None, max_batch_tokens=None)
+    there = choose_execution(mode, device="cuda", threads=8, model_bytes=1, tuned=TUNED, max_batch_tokens=None)
     assert there == Execution("latency", BATCH_TOKENS["cuda"], "one session")
 
 

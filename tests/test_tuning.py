@@ -46,7 +46,7 @@ def test_the_command_shows_what_was_measured_and_chosen(bundle: Path, capsys: py
 def test_a_file_without_pairs_is_an_error(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "none.jsonl").write_text("\n")
     assert main(["tune", str(bundle), "--pairs", str(tmp_path / "none.jsonl")]) == 1
-    assert "holds no pairs" in capsys.readouterr().err
+    assert "none.jsonl holds no pairs" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no pairs"):
         tune(bundle, pairs=[])
 

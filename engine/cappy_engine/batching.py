@@ -39,7 +39,7 @@ def plan_batches(lengths: Ids, *, max_batch_tokens: int, padding: Padding = "all
 
     `lengths` is (n,) int64. Every row is in exactly one batch; a row longer than the budget runs alone. Padding counts
     where it is "allowed", as it is computed there. Longest first, so that memory peaks at the first batch and never
-    grows later. With several `workers`, which take batches in turn, no batch is larger than a fair share.
+    grows later. With several `workers`, which take batches in turn, a batch holds about a fair share, to a row.
     """
     order = np.argsort(-lengths, kind="stable")
     ordered = lengths[order]

@@ -50,13 +50,15 @@ class FileEntry:
 class Manifest:
     """What the engine needs of `manifest.json`; `document` is all of it, as parsed.
 
-    `unpadded` are the precisions whose graphs compute nothing for padding.
+    `unpadded` are the precisions whose graphs compute nothing for padding, `batch_dependent` those in which a pair's
+    score changes with its neighbours: int8 of bundles that were written before `unpadded` was noted in them.
     """
 
     max_length: int
     pad_token_id: int
     precisions: tuple[str, ...]
     unpadded: frozenset[str]
+    batch_dependent: frozenset[str]
     files: Mapping[str, FileEntry]
     document: Mapping[str, Any]
 
@@ -172,6 +174,7 @@ def _parse(document: Mapping[str, Any], path: Path) -> Manifest:
             unpadded=frozenset(
                 str(name) for name, graph in document.get("graphs", {}).items() if graph.get("unpadded") is True
             ),
+            batch_dependent=frozenset({"int8"} if "unpadded" not in document.get("graphs", {}).get("int8", {}) else ()),
             files=files,
             document=document,
         )

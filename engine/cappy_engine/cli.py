@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from cappy_engine import __version__, report
 from cappy_engine.bundle import EMBEDDED, PRECISIONS, open_bundle
-from cappy_engine.errors import AdaptError, CappyError, InstallationError, InvalidLine, ParityError
+from cappy_engine.errors import AdaptError, CappyError, InstallationError, ParityError
 from cappy_engine.execution import MODES
 from cappy_engine.files import Totals, score_lines
 from cappy_engine.pairs import read_rows
@@ -235,8 +235,8 @@ def _add_rank(commands: Any) -> None:
 
 
 def _add_tune(commands: Any) -> None:
-    parser = _add(commands, "tune", _tune, "Measure how this machine scores a bundle fastest, and remember it.")
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser = _add(commands, "tune", _tune, "measure how this machine scores a bundle fastest, and keep the answer")
+    parser.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE", help="default: cappy-mini, the package's own")
     parser.add_argument("--precision", choices=("auto", *PRECISIONS), default="auto")
     parser.add_argument("--threads", type=_positive, help="CPU threads (default: one for each usable core)")
     parser.add_argument("--pairs", type=Path, help="JSON Lines with instruction and response (default: made-up pairs)")
@@ -390,7 +390,7 @@ def _tune(options: argparse.Namespace) -> int:
         with options.pairs.open("rb") as lines:
             pairs = [row.pair for row in read_rows(lines)]
         if not pairs:
-            raise InvalidLine(1, f"{options.pairs} holds no pairs")
+            raise CappyError(f'{options.pairs} holds no pairs; a line is {{"instruction": ..., "response": ...}}')
     found = tune(
         options.bundle,
         precision=options.precision,

@@ -43,8 +43,10 @@ def choose_execution(
 ) -> Execution:
     """How to run: what was asked for, else what `cappy tune` found, else by the model's size.
 
-    With one thread, or off the CPU, there is but one session ("latency"): the modes are the same.
+    With one thread, or off the CPU, there is but one session, whatever the mode: it is called "latency".
     """
+    if device != "cpu":
+        tuned = None  # it was measured on the CPU
     budget = max_batch_tokens or (tuned.max_batch_tokens if tuned else BATCH_TOKENS[device])
     if device != "cpu" or threads == 1:
         return Execution("latency", budget, "one session")
@@ -63,11 +65,13 @@ def tuned_key(facts: Mapping[str, object]) -> str:
 
 
 def tuned_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where answers are kept: CAPPY_CACHE, else cappy-engine in XDG_CACHE_HOME or ~/.cache."""
+    """Where answers are kept: CAPPY_CACHE, else cappy-engine in XDG_CACHE_HOME, or in .cache of HOME (for users
+    without one, of the system's folder for temporary files)."""
     if environment.get("CAPPY_CACHE"):
         return Path(environment["CAPPY_CACHE"])
-    home = Path(environment.get("HOME") or Path.home())
-    return Path(environment.get("XDG_CACHE_HOME") or home / ".cache") / "cappy-engine"
+    if environment.get("XDG_CACHE_HOME"):
+        return Path(environment["XDG_CACHE_HOME"]) / "cappy-engine"
+    return Path(environment.get("HOME") or tempfile.gettempdir()) / ".cache" / "cappy-engine"
 
 
 def read_tuned(folder: Path, key: str) -> Execution | None:
@@ -78,9 +82,9 @@ def read_tuned(folder: Path, key: str) -> Execution | None:
         found = Execution(str(document["mode"]), int(document["max_batch_tokens"]), str(document["reason"]))
         if found.mode not in MODES or found.max_batch_tokens < 1:
             raise ValueError(f"mode {found.mode!r}, max_batch_tokens {found.max_batch_tokens}")
-    except FileNotFoundError:
+    except OSError:  # it is not there, or not ours to read
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         log.warning("ignoring %s, which is no answer of cappy tune (%r); run it again", path, error)
         return None
     return found

@@ -12,8 +12,8 @@ from cappy_engine.pairs import Row, read_row
 from cappy_engine.scorer import Scorer
 
 WINDOW_PAIRS = 128
-"""Rows that are read before they are scored: enough to find rows of similar length for a CPU's batches, and few enough
-that results of the full-size model on two cores come every minute."""
+"""Rows that are read before they are scored: enough to give every core full batches, and few enough that results of the
+full-size model on two cores come every minute."""
 
 log = logging.getLogger(__name__)
 

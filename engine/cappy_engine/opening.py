@@ -5,6 +5,7 @@ Nothing falls back: what is asked for by name is what runs; what "auto" chose st
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -72,6 +73,9 @@ def open_for_scoring(
         tuned=read_tuned(tuned_folder(), tuned_key(tuning_facts(bundle, precision, cores))),
         max_batch_tokens=max_batch_tokens,
     )
+    if precision in bundle.manifest.batch_dependent:
+        log.warning("int8 of %s has one scale for a whole batch, so pairs run one by one; export it again", name)
+        execution = dataclasses.replace(execution, max_batch_tokens=1)
     session, narrow_session = _open_sessions(bundle, precision, device, cores, execution)
     info = ScorerInfo(
         bundle=name,
@@ -119,6 +123,7 @@ def tuning_facts(bundle: Bundle, precision: str, threads: int) -> dict[str, obje
 
 
 def check_options(device: str, precision: str, mode: str, threads: int | None, max_batch_tokens: int | None) -> None:
+    """Raise ValueError, with the value and what may be chosen, for an option that no scorer has."""
     if device not in ("auto", *DEVICES):
         raise ValueError(f"unknown device {device!r}; choose from auto, {', '.join(DEVICES)}")
     if precision not in ("auto", *PRECISIONS):
@@ -132,6 +137,7 @@ def check_options(device: str, precision: str, mode: str, threads: int | None, m
 
 
 def check_positive(**options: int) -> None:
+    """Raise ValueError for an option below 1, by its name."""
     for name, value in options.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")

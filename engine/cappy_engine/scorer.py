@@ -17,11 +17,13 @@ import numpy.typing as npt
 from cappy_engine import batching
 from cappy_engine.bundle import EMBEDDED, Bundle, open_bundle
 from cappy_engine.errors import BundleError, InvalidPair, ScoringError
-from cappy_engine.opening import ScorerInfo, check_positive, open_for_scoring
+from cappy_engine.opening import Opened, ScorerInfo, check_positive, open_for_scoring
 from cappy_engine.session import Session
 from cappy_engine.tokenizer import EncodedPairs, PairTokenizer
 
 Scores = npt.NDArray[np.float32]
+
+CLOSED = "this scorer was closed; open another one with Scorer.open"
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +97,7 @@ class Scorer:
         `threads` is the number of CPU threads (None: one for each physical core that this process and its container
         may use). `mode` is "latency" (all threads on one batch), "throughput" (one thread for each of several batches),
         "both" (two sessions, which hold the weights twice) or "auto" (what `cappy tune` measured here, else "both" for
-        models up to 128 MB and "latency" for larger ones). A batch holds at most `max_batch_tokens` tokens (None: as
+        models up to 128 MB and "latency" for larger ones); with one thread, or off the CPU, they are one. A batch holds at most `max_batch_tokens` tokens (None: as
         tuned, else 512 on the CPU and 16,384 on CUDA).
 
         Raises BundleError, PrecisionUnavailable, DeviceUnavailable, InstallationError, and ValueError for options out
@@ -111,16 +113,21 @@ class Scorer:
             max_batch_tokens=max_batch_tokens,
             name="cappy-mini, the package's own small model" if bundle is None else str(bundle),
         )
+        tokenizer = PairTokenizer.from_file(found.file("tokenizer.json"), max_length=opened.info.max_length)
+        return cls._of(found, opened, tokenizer, exact=_Exact(found, opened.info, tokenizer))
+
+    @classmethod
+    def _of(cls, bundle: Bundle, opened: Opened, tokenizer: PairTokenizer, *, exact: _Exact | None) -> Self:
         return cls(
-            tokenizer=PairTokenizer.from_file(found.file("tokenizer.json"), max_length=opened.info.max_length),
+            tokenizer=tokenizer,
             session=opened.session,
-            pad_token_id=found.manifest.pad_token_id,
+            pad_token_id=bundle.manifest.pad_token_id,
             max_batch_tokens=opened.info.max_batch_tokens,
             padding=opened.info.padding,
             narrow_session=opened.narrow_session,
             callers=opened.info.threads,
             info=opened.info,
-            exact=_Exact(found, opened.info),
+            exact=exact,
         )
 
     @property
@@ -161,7 +168,7 @@ class Scorer:
         with how many pairs and tokens (without padding) it held.
         """
         if self._session is None:
-            raise ScoringError("this scorer was closed; open another one with Scorer.open")
+            raise ScoringError(CLOSED)
         encoded = self._tokenizer.encode(pairs)
         firsts, places = _distinct(encoded)
         scores = np.empty(len(firsts), dtype=np.float32)
@@ -191,17 +198,19 @@ class Scorer:
         """Score each candidate as the response to `instruction`, best first; the first wins a tie.
 
         With `exact_winner`, candidates that come so near to the best that int8's error could decide between them (twice
-        the largest error of the bundle's parity report) are scored again in fp32, which loads that model at the first
-        call, and are marked `is_exact`; where the best one is alone in that, nothing is. In fp32 it changes nothing.
+        the largest error on the bundle's parity pairs, which on other pairs is no bound) are scored again in fp32,
+        which loads that model at the first time. They are marked `is_exact` and come first, by their fp32 scores; the
+        others follow by theirs. Where the best one is alone, nothing is scored again; in fp32 it changes nothing.
 
-        Raises InvalidPair, whose index is the candidate's, ScoringError, and PrecisionUnavailable if the bundle has no
-        fp32 model.
+        Raises InvalidPair, whose index is the candidate's, ScoringError, and with `exact_winner` PrecisionUnavailable
+        if the bundle has no fp32 model, BundleError if it tells no errors.
         """
         if isinstance(candidates, str):
             raise InvalidPair(0, f"candidates must be a list of strings, got one str: {candidates[:40]!r}")
         pairs = [(instruction, candidate) for candidate in candidates]
+        margin = self._winner_margin() if exact_winner else 0.0
         scored = self.score_pairs(pairs)
-        exact = self._rescore_near_winners(pairs, scored.scores) if exact_winner else {}
+        exact = self._rescore_near_winners(pairs, scored.scores, margin) if margin and pairs else {}
         order = sorted(
             range(len(pairs)), key=lambda place: (place not in exact, -exact.get(place, float(scored.scores[place])))
         )
@@ -232,12 +241,18 @@ class Scorer:
     ) -> None:
         self.close()
 
-    def _rescore_near_winners(self, pairs: Sequence[tuple[str, str]], scores: Scores) -> dict[int, float]:
-        """Exact scores, by place, of the candidates that could be the best; empty where that is but one."""
+    def _winner_margin(self) -> float:
+        """How far below the best score fp32's winner may be; 0 in fp32."""
         if self._exact is None:
             raise AttributeError("exact_winner needs a scorer that was made by Scorer.open")
-        near = self._exact.near_winners(scores)
-        if len(near) < 2:
+        return self._exact.margin()
+
+    def _rescore_near_winners(
+        self, pairs: Sequence[tuple[str, str]], scores: Scores, margin: float
+    ) -> dict[int, float]:
+        """Exact scores, by place, of the candidates that could be the best; empty where that is but one."""
+        near = [int(place) for place in np.flatnonzero(scores >= scores.max() - margin)]
+        if self._exact is None or len(near) < 2:
             return {}
         found = self._exact.scorer().score_pairs([pairs[place] for place in near]).scores
         return {place: float(score) for place, score in zip(near, found, strict=True)}
@@ -249,7 +264,10 @@ class Scorer:
         narrow, callers = self._narrow_session, self._callers
         if narrow is None or callers is None or len(batches) < 2:
             return (self._run(session, encoded, firsts, batch) for batch in batches)
-        return callers.map(lambda batch: self._run(narrow, encoded, firsts, batch), batches)
+        try:
+            return callers.map(lambda batch: self._run(narrow, encoded, firsts, batch), batches)
+        except RuntimeError as error:  # another thread closed the scorer meanwhile
+            raise ScoringError(CLOSED) from error
 
     def _run(self, session: Session, encoded: EncodedPairs, firsts: batching.Ids, batch: batching.Batch) -> Scores:
         chosen = batching.Batch(firsts[batch.rows], batch.length)
@@ -267,36 +285,50 @@ class Scorer:
 
 
 class _Exact:
-    """What decides a winner exactly: the bundle's fp32 model, opened when it is first needed, and when it is needed."""
+    """What decides a winner exactly: the same bundle's fp32 model, opened when it is first needed."""
 
-    def __init__(self, bundle: Bundle, info: ScorerInfo) -> None:
+    def __init__(self, bundle: Bundle, info: ScorerInfo, tokenizer: PairTokenizer) -> None:
         self._bundle = bundle
         self._info = info
+        self._tokenizer = tokenizer
         self._lock = threading.Lock()
         self._scorer: Scorer | None = None
+        self._is_closed = False
 
-    def near_winners(self, scores: Scores) -> list[int]:
-        """Places of the candidates that may score best in fp32, given `scores` (n,) and their largest error."""
-        if self._info.precision == "fp32" or not len(scores):
-            return []
+    def margin(self) -> float:
+        """Twice the largest error of the parity report, 0 in fp32; raises unless the bundle can decide exactly."""
+        precision, manifest = self._info.precision, self._bundle.manifest
+        if precision == "fp32":
+            return 0.0
+        self._bundle.model("fp32")  # or PrecisionUnavailable
         try:
-            error = float(self._bundle.manifest.document["parity"]["precisions"][self._info.precision]["max_error"])
+            return 2 * float(manifest.document["parity"]["precisions"][precision]["max_error"])
         except (KeyError, TypeError, ValueError) as broken:
             raise BundleError(
-                f"bundle {self._bundle.path} says nothing of {self._info.precision}'s errors; export it again"
+                f"bundle {self._bundle.path} says nothing of {precision}'s errors; export it again"
             ) from broken
-        return [int(place) for place in np.flatnonzero(scores >= scores.max() - 2 * error)]
 
     def scorer(self) -> Scorer:
+        """The scorer in fp32, with the settings of the other one."""
         with self._lock:
+            if self._is_closed:
+                raise ScoringError(CLOSED)
             if self._scorer is None:
-                self._scorer = Scorer.open(
-                    self._bundle.path, device=self._info.device, precision="fp32", threads=self._info.threads
+                opened = open_for_scoring(
+                    self._bundle,
+                    device=self._info.device,
+                    precision="fp32",
+                    threads=self._info.threads,
+                    mode=self._info.mode,
+                    max_batch_tokens=self._info.max_batch_tokens,
+                    name=self._info.bundle,
                 )
+                self._scorer = Scorer._of(self._bundle, opened, self._tokenizer, exact=None)
             return self._scorer
 
     def close(self) -> None:
         with self._lock:
+            self._is_closed = True
             if self._scorer is not None:
                 self._scorer.close()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from cappy_engine.scorer import Scorer
 
 MODES = ("latency", "both")
 BATCH_TOKENS = (256, 512, 1024)
+MIN_ROUNDS = 3
+SAMPLE = 8
 WORTH = 1.03
 """A mode that holds the weights twice must be this much faster."""
 WORDS = "the sky is blue and what a response to this question would say about it depends on the text before".split()
@@ -54,6 +56,8 @@ def tune(
 ) -> Tuned:
     """Measure the alternatives for about `seconds`, on `pairs` (None: made-up ones of 10 to 300 tokens), on the CPU.
 
+    As many of the pairs are taken as leave time for three rounds, eight at least.
+
     The answer is what `Scorer.open` then takes for mode "auto" and for the batch size, for this bundle, precision,
     processor, number of threads and ONNX Runtime. Raises what `Scorer.open` raises, and ValueError without pairs.
     """
@@ -63,13 +67,15 @@ def tune(
     rates: dict[tuple[str, int], list[float]] = {}
     scorers: dict[str, Scorer] = {}
     try:
-        for mode in MODES:
-            scorers[mode] = Scorer.open(bundle, device="cpu", precision=precision, threads=threads, mode=mode)
-            scorers[mode].score_pairs(chosen[:2])
+        scorers["latency"] = Scorer.open(bundle, device="cpu", precision=precision, threads=threads, mode="latency")
         info = scorers["latency"].info
+        alternatives = _alternatives(info.threads)
+        if ("both", BATCH_TOKENS[0]) in alternatives:
+            scorers["both"] = Scorer.open(bundle, device="cpu", precision=precision, threads=threads, mode="both")
+        chosen = _fitting(chosen, scorers, seconds / (MIN_ROUNDS * len(alternatives)))
         ends = time.perf_counter() + seconds
-        while not rates or time.perf_counter() < ends:
-            for mode, budget in _alternatives(info.threads):
+        while len(rates) < len(alternatives) or time.perf_counter() < ends:
+            for mode, budget in alternatives:
                 started = time.perf_counter()
                 scored = scorers[mode].score_pairs(chosen, max_batch_tokens=budget)
                 rate = int(scored.token_counts.sum()) / (time.perf_counter() - started)
@@ -100,6 +106,19 @@ def made_up_pairs() -> list[Pair]:
         (" ".join(WORDS[(place + word) % len(WORDS)] for word in range(int(length))), f"answer {place}")
         for place, length in enumerate(lengths)
     ]
+
+
+def _fitting(pairs: list[Pair], scorers: Mapping[str, Scorer], seconds: float) -> list[Pair]:
+    """As many of the pairs, spread over all of them, as every scorer gets through in `seconds`; also a warm-up."""
+    sample = pairs[:: -(-len(pairs) // SAMPLE)]
+    slowest = 0.0
+    for scorer in scorers.values():
+        scorer.score_pairs(sample)
+        started = time.perf_counter()
+        scorer.score_pairs(sample)
+        slowest = max(slowest, time.perf_counter() - started)
+    count = max(len(sample), int(len(sample) * seconds / slowest))
+    return pairs[:: -(-len(pairs) // count)]
 
 
 def _alternatives(threads: int) -> list[tuple[str, int]]:

@@ -78,7 +78,8 @@ def quantize(
     """Write the int8 model of the float32 model `source`; returns what is known of it, for the manifest.
 
     Rounded weights shift a product's mean. On the mean activations of `calibration` (model inputs by name) that shift
-    is known, and is taken out of the bias (bias correction, arXiv 1906.04721, section 4.2).
+    is known, and is taken out of the bias of every Gemm (bias correction, arXiv 1906.04721, section 4.2); biases that
+    are added elsewhere, as those of query, key and value, stay as they are.
 
     Products whose names hold one of `float32_products` stay in float32. Raises GraphError if one of these fits no
     product, and unless every other product with weights but those of the head was quantised.
