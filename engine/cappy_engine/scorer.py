@@ -97,8 +97,8 @@ class Scorer:
         `threads` is the number of CPU threads (None: one for each physical core that this process and its container
         may use). `mode` is "latency" (all threads on one batch), "throughput" (one thread for each of several batches),
         "both" (two sessions, which hold the weights twice) or "auto" (what `cappy tune` measured here, else "both" for
-        models up to 128 MB and "latency" for larger ones); with one thread, or off the CPU, they are one. A batch holds at most `max_batch_tokens` tokens (None: as
-        tuned, else 512 on the CPU and 16,384 on CUDA).
+        models up to 128 MB and "latency" for larger ones); with one thread, or off the CPU, they are one. A batch holds
+        at most `max_batch_tokens` tokens (None: as tuned, else 512 on the CPU and 16,384 on CUDA).
 
         Raises BundleError, PrecisionUnavailable, DeviceUnavailable, InstallationError, and ValueError for options out
         of range.
