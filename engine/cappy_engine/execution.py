@@ -1,10 +1,11 @@
 """How a scorer uses the cores: which sessions are open, how large a batch is, and what was measured to be best here.
 
 One pair alone is fastest with all threads on it ("wide" session). Many batches are fastest with one thread each and as
-many callers as cores ("narrow" session): no thread waits for another inside of a layer. A session is a copy of the
-weights, so both are opened for small models only, where threads wait most; a large one takes the wide session for
-everything, which costs it little. `cappy tune` measures instead of assuming, and its answer is kept outside of the
-bundle, under a key of the processor, the threads, ONNX Runtime and the model.
+many callers as cores ("narrow" session): no thread waits for another inside of a layer, which costs most where
+something else takes a core now and then. A session is a copy of the weights, so both are opened for small models only,
+the second when it is first needed; a large one takes the wide session for everything. `cappy tune` measures instead of
+assuming, and its answer is kept outside of the bundle, under a key of the processor, the threads, ONNX Runtime and the
+model.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ log = logging.getLogger(__name__)
 
 MODES = ("latency", "throughput", "both")
 """latency: the wide session only; throughput: the narrow one only; both: each for what it does best."""
-SMALL_MODEL_BYTES = 2**27
-"""Models up to this size (cappy-mini's fp32 has 62 MB) are held twice where that is faster."""
+SMALL_MODEL_BYTES = 2**29
+"""Models up to this size (cappy-large's int8 has 363 MB) are held twice once there are several batches to run."""
 BATCH_TOKENS = {"cpu": 512, "cuda": 16_384, "tensorrt": 16_384}
 """Default `max_batch_tokens`: on CPUs larger batches win nothing and wait longer for each other."""
 

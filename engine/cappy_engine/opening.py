@@ -16,7 +16,7 @@ from cappy_engine.bundle import PRECISIONS, Bundle
 from cappy_engine.errors import CappyError, DeviceUnavailable
 from cappy_engine.execution import MODES, Execution, choose_execution, read_tuned, tuned_folder, tuned_key
 from cappy_engine.machine import cpu_name, usable_cores
-from cappy_engine.session import DEVICES, Session, load_runtime, open_session
+from cappy_engine.session import DEVICES, LazySession, Session, load_runtime, open_session
 
 AUTO_PRECISIONS = {"cpu": ("fp32", "int8", "fp16"), "cuda": ("fp32", "fp16"), "tensorrt": ("fp32", "fp16")}
 """What precision="auto" takes, first found first, and what a device runs at all. Exact scores come before fast ones:
@@ -166,16 +166,23 @@ def _open_sessions(
 ) -> tuple[Session, Session | None]:
     """The session for a batch alone, and the one for several at a time, where the mode has one.
 
-    The model's digest is computed while it is loaded, which halves the time for cappy-large.
+    The model's digest is computed while it is loaded, which halves the time for cappy-large. In mode "both" the second
+    session is opened when there first are several batches, after the file was checked again.
     """
     model = bundle.model(precision)
     with ThreadPoolExecutor(1) as beside:
         checked = beside.submit(bundle.check_model, precision)
         try:
-            wide = open_session(model, device=device, threads=1 if execution.mode == "throughput" else threads)
-            narrow = open_session(model, device=device, threads=1) if execution.mode == "both" else None
+            first = open_session(model, device=device, threads=1 if execution.mode == "throughput" else threads)
         except CappyError:
             checked.result()  # that the file was changed explains more than that it cannot be loaded
             raise
         checked.result()
-    return wide, wide if execution.mode == "throughput" else narrow
+    if execution.mode != "both":
+        return first, first if execution.mode == "throughput" else None
+
+    def open_narrow() -> Session:
+        bundle.check_model(precision)
+        return open_session(model, device=device, threads=1)
+
+    return first, LazySession(open_narrow, device=device)

@@ -96,9 +96,10 @@ class Scorer:
         What is asked for by name is what runs, or an error is raised; what "auto" chose stands in `info`.
         `threads` is the number of CPU threads (None: one for each physical core that this process and its container
         may use). `mode` is "latency" (all threads on one batch), "throughput" (one thread for each of several batches),
-        "both" (two sessions, which hold the weights twice) or "auto" (what `cappy tune` measured here, else "both" for
-        models up to 128 MB and "latency" for larger ones); with one thread, or off the CPU, they are one. A batch holds
-        at most `max_batch_tokens` tokens (None: as tuned, else 512 on the CPU and 16,384 on CUDA).
+        "both" (two sessions; the second is opened when there first are several batches, and holds the weights again) or
+        "auto" (what `cappy tune` measured here, else "both" for models up to 512 MB and "latency" for larger ones);
+        with one thread, or off the CPU, they are one. A batch holds at most `max_batch_tokens` tokens (None: as tuned,
+        else 512 on the CPU and 16,384 on CUDA).
 
         Raises BundleError, PrecisionUnavailable, DeviceUnavailable, InstallationError, and ValueError for options out
         of range.

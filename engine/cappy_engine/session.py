@@ -8,7 +8,8 @@ run rebuilds the session on other providers; `onnxruntime` and `onnxruntime-gpu`
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,6 +69,23 @@ class OrtSession:
             raise ScoringError(f"the model gave logits of shape {logits.shape} for {len(inputs['input_ids'])} pairs")
         scores: npt.NDArray[np.float32] = logits[:, 0].astype(np.float32)
         return scores
+
+
+class LazySession:
+    """A session that is opened, by `open_now`, when it is first run; safe to call from several threads."""
+
+    def __init__(self, open_now: Callable[[], Session], *, device: str) -> None:
+        self.device = device
+        self._open_now = open_now
+        self._lock = threading.Lock()
+        self._session: Session | None = None
+
+    def run(self, inputs: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
+        """Score one batch, as the session does; raises what opening it raises, too."""
+        with self._lock:
+            if self._session is None:
+                self._session = self._open_now()
+        return self._session.run(inputs)
 
 
 def open_session(model: Path, *, device: str = "cpu", threads: int | None = None) -> OrtSession:
