@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cappy_engine.batching import Batch, Ids, Padding, attention_mask, pad, plan_batches
+from cappy_engine.batching import Batch, Ids, Padding, attention_mask, keeps_busy, pad, plan_batches
 
 lengths_of_rows = st.lists(st.integers(0, 600), max_size=200).map(lambda lengths: np.array(lengths, dtype=np.int64))
 budgets = st.integers(1, 5000)
@@ -168,3 +168,28 @@ def test_pad_takes_only_the_rows_of_the_batch_in_their_order() -> None:
     batch = Batch(np.array([2, 0], dtype=np.int64), 3)
     assert pad(sequences, batch, value=9).tolist() == [[4, 5, 6], [1, 9, 9]]
     assert attention_mask(np.array([1, 2, 3], dtype=np.int64), batch).tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+@given(count=st.integers(1, 40), length=st.integers(1, 300), workers=st.integers(2, 16))
+def test_equal_batches_keep_workers_busy_only_in_full_rounds(count: int, length: int, workers: int) -> None:
+    lengths = np.full(count, length, dtype=np.int64)
+    batches = plan_batches(lengths, max_batch_tokens=1)
+    rounds = -(-count // workers)
+    assert keeps_busy(batches, lengths, workers) == (rounds * workers <= 1.3 * count)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "workers", "is_shared"),
+    [
+        ([100], 2, False),  # one pair has all cores
+        ([100, 90], 2, True),
+        ([300, 40], 2, False),  # one core would wait for the other
+        ([60, 60, 60, 60], 16, False),  # 12 cores would do nothing
+        ([60] * 32, 16, True),
+        ([], 2, True),
+    ],
+)
+def test_work_is_shared_where_no_core_waits_for_long(lengths: list[int], workers: int, is_shared: bool) -> None:
+    found = np.array(lengths, dtype=np.int64)
+    batches = plan_batches(found, max_batch_tokens=512, padding="removed", workers=workers)
+    assert keeps_busy(batches, found, workers) is is_shared

@@ -191,9 +191,11 @@ class Scorer:
         """The batches in which distinct pairs of these `lengths` (n,) int64 in tokens are run."""
         budget = self._max_batch_tokens if max_batch_tokens is None else max_batch_tokens
         check_positive(max_batch_tokens=budget)
-        return batching.plan_batches(
-            lengths, max_batch_tokens=budget, padding=padding or self._padding, workers=self._workers
-        )
+        padding = padding or self._padding
+        shared = batching.plan_batches(lengths, max_batch_tokens=budget, padding=padding, workers=self._workers)
+        if self._workers == 1 or batching.keeps_busy(shared, lengths, self._workers):
+            return shared
+        return batching.plan_batches(lengths, max_batch_tokens=budget, padding=padding)
 
     def rank(self, instruction: str, candidates: Sequence[str], *, exact_winner: bool = False) -> list[Candidate]:
         """Score each candidate as the response to `instruction`, best first; the first wins a tie.
@@ -263,7 +265,11 @@ class Scorer:
     ) -> Iterator[Scores]:
         """Scores of each batch, in their order; several at a time where there are callers for it."""
         narrow, callers = self._narrow_session, self._callers
-        if narrow is None or callers is None or len(batches) < 2:
+        if (
+            narrow is None
+            or callers is None
+            or not batching.keeps_busy(batches, encoded.lengths[firsts], self._workers)
+        ):
             return (self._run(session, encoded, firsts, batch) for batch in batches)
         try:
             return callers.map(lambda batch: self._run(narrow, encoded, firsts, batch), batches)
