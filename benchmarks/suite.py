@@ -67,7 +67,8 @@ class Workers:
         try:
             worker.ask({"do": "open"})
             self.load_seconds.setdefault(spec.name, []).append(time.perf_counter() - started)
-            worker.ask({"do": "score", "requests": [[pair] for pair in self._warm_up], "pad_to": None})
+            requests = [*([pair] for pair in self._warm_up), self._warm_up]  # one by one, and all at once
+            worker.ask({"do": "score", "requests": requests, "pad_to": None})
         except RunnerFailed:
             worker.close()
             raise
