@@ -80,7 +80,7 @@ def _runtimes(weight_type: QuantType, *, reduce_range: bool) -> Make:
                 reduce_range=reduce_range,
                 weight_type=weight_type,
                 nodes_to_exclude=sorted({*head, *(f"{name}_MatMul" for name in head)}),
-                extra_options={"MatMulConstBOnly": True},
+                extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
             )
 
     return make
