@@ -514,6 +514,13 @@ def test_several_batches_run_beside_each_other_and_one_alone_has_all_threads(tok
     np.testing.assert_array_equal(scores, faked(tokenizer, FakeSession()).score(FEW))
 
 
+def test_where_no_session_has_all_threads_uneven_batches_run_beside_each_other_too(tokenizer: PairTokenizer) -> None:
+    narrow = Recorder()
+    with with_callers(tokenizer, narrow, narrow) as opened:
+        opened.score([("word " * 90, "a"), ("word " * 30, "b"), ("c", "d")])
+    assert len(narrow.threads) == 3
+
+
 def test_an_error_in_one_of_several_batches_is_raised(tokenizer: PairTokenizer) -> None:
     bad = tokenizer.encode(FEW[3:4]).token_ids[0].tolist()
     with (

@@ -193,7 +193,7 @@ class Scorer:
         check_positive(max_batch_tokens=budget)
         padding = padding or self._padding
         shared = batching.plan_batches(lengths, max_batch_tokens=budget, padding=padding, workers=self._workers)
-        if self._workers == 1 or batching.keeps_busy(shared, lengths, self._workers):
+        if self._workers == 1 or self._is_shared(shared, lengths):
             return shared
         return batching.plan_batches(lengths, max_batch_tokens=budget, padding=padding)
 
@@ -244,6 +244,11 @@ class Scorer:
     ) -> None:
         self.close()
 
+    def _is_shared(self, batches: Sequence[batching.Batch], lengths: batching.Ids) -> bool:
+        """Whether callers run the batches beside each other: always where no session has more than one thread."""
+        has_wide = self._session is not self._narrow_session
+        return len(batches) > 1 and (not has_wide or batching.keeps_busy(batches, lengths, self._workers))
+
     def _winner_margin(self) -> float:
         """How far below the best score fp32's winner may be; 0 in fp32."""
         if self._exact is None:
@@ -265,11 +270,7 @@ class Scorer:
     ) -> Iterator[Scores]:
         """Scores of each batch, in their order; several at a time where there are callers for it."""
         narrow, callers = self._narrow_session, self._callers
-        if (
-            narrow is None
-            or callers is None
-            or not batching.keeps_busy(batches, encoded.lengths[firsts], self._workers)
-        ):
+        if narrow is None or callers is None or not self._is_shared(batches, encoded.lengths[firsts]):
             return (self._run(session, encoded, firsts, batch) for batch in batches)
         try:
             return callers.map(lambda batch: self._run(narrow, encoded, firsts, batch), batches)
