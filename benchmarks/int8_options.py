@@ -108,7 +108,7 @@ def compare(checkpoint: str, pairs: Sequence[Pair], rounds: int, *, is_each_prod
         tokenizer = PairTokenizer.from_file(folder / "tokenizer.json", max_length=saved.model_max_length)
         fp32 = folder / "fp32.onnx"
         build_graph(opened, fp32)
-        means = mean_inputs(fp32, calibration_inputs(tokenizer, default_pairs()))
+        means = mean_inputs(fp32, calibration_inputs(tokenizer, default_pairs(), pad_token_id=saved.pad_token_id))
         options = dict(OPTIONS)
         if is_each_product:
             for product in products_with_weights(fp32):

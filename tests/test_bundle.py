@@ -326,7 +326,9 @@ def test_a_precision_that_is_not_there_is_refused_and_nothing_else_runs(copy: Pa
         del document["files"][MODEL_FILES["int8"]]
 
     change_manifest(copy, drop_int8)
-    with pytest.raises(PrecisionUnavailable, match="has no int8 model, only fp32, fp16; export it with --precision"):
+    with pytest.raises(
+        PrecisionUnavailable, match="has no int8 model for cpu, only fp32, fp16; export it with --precision"
+    ):
         open_bundle(copy).model("int8")
     with pytest.raises(PrecisionUnavailable):
         Scorer.open(copy, precision="int8")

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from transformers import BertConfig, PreTrainedModel, RobertaConfig
 from transformers.models.auto.modeling_auto import AutoModelForSequenceClassification
 
-from cappy_export.encoder import encoder_model, is_written_directly
+from cappy_export.encoder import encoder_model
+from cappy_export.graph_writer import is_written_directly
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]

@@ -115,3 +115,13 @@ def pad(sequences: Sequence[Ids], batch: Batch, *, value: int) -> Ids:
 def attention_mask(lengths: Ids, batch: Batch) -> Ids:
     """1 for the batch's real tokens, 0 for padding: (batch, length) int64."""
     return (np.arange(batch.length) < lengths[batch.rows][:, None]).astype(np.int64)
+
+
+def position_ids(token_ids: Ids, *, pad_token_id: int) -> Ids:
+    """The places of tokens as RoBERTa counts them, (batch, length) int64: from the padding's id on, which padding has.
+
+    transformers' create_position_ids_from_input_ids; a token in a text that is the padding's has no place either.
+    """
+    is_text = (token_ids != pad_token_id).astype(np.int64)
+    places: Ids = np.cumsum(is_text, axis=1) * is_text + pad_token_id
+    return places

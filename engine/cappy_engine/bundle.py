@@ -1,8 +1,9 @@
 """The bundle: a folder that other tools can read too, and a manifest that says what every file in it must be.
 
     config.json tokenizer.json tokenizer_config.json ...      as transformers names them
-    onnx/model.onnx  model_fp16.onnx  model_quantized.onnx    one per precision (fp32, fp16, int8)
+    onnx/model.onnx  model_fp16.onnx  model_quantized.onnx    for CPUs, one per precision (fp32, fp16, int8)
     onnx/model.onnx_data ...                                  the weights of a large one
+    cuda/model.onnx ...  tensorrt/model.onnx ...              the same for GPUs, where the export was asked for them
     manifest.json                                             schema version, source, versions, digests, parity
 
 Nothing is scored with a file whose digest was not checked. Knows nothing of ONNX Runtime.
@@ -27,12 +28,24 @@ MODEL_FILES: Mapping[str, str] = {
     "fp16": "onnx/model_fp16.onnx",
     "int8": "onnx/model_quantized.onnx",
 }
+TARGETS: Mapping[str, Mapping[str, str]] = {
+    "cpu": MODEL_FILES,
+    "cuda": {"fp32": "cuda/model.onnx", "fp16": "cuda/model_fp16.onnx"},
+    "tensorrt": {
+        "fp32": "tensorrt/model.onnx",
+        "fp16": "tensorrt/model_fp16.onnx",
+        "int8": "tensorrt/model_int8.onnx",
+    },
+}
+"""The model files by the device they are made for, and the precisions that it runs."""
 EXTERNAL_SUFFIX = "_data"
 """A model's weights may lie in a file beside it, whose name is the model's and this."""
 PRECISIONS = tuple(MODEL_FILES)
 MIN_LENGTH = 8
 """The shortest `max_length`: a few special tokens, and some of each text."""
 
+_ALL_MODELS = frozenset(name for files in TARGETS.values() for name in files.values())
+_MODEL_FOLDERS = sorted({name.partition("/")[0] for name in _ALL_MODELS})
 
 EMBEDDED = Path(__file__).parent / "mini"
 """The bundle that ships with the package: cappy-mini, a small model in int8."""
@@ -50,17 +63,25 @@ class FileEntry:
 class Manifest:
     """What the engine needs of `manifest.json`; `document` is all of it, as parsed.
 
-    `unpadded` are the precisions whose graphs compute nothing for padding, `batch_dependent` those in which a pair's
-    score changes with its neighbours: int8 of bundles that were written before `unpadded` was noted in them.
+    `precisions` are those of the models for CPUs, `targets` has them for GPUs. `unpadded` are the models (target and
+    precision) whose graphs compute nothing for padding, `batch_dependent` the CPU's precisions in which a pair's score
+    changes with its neighbours: int8 of bundles that were written before `unpadded` was noted in them. `buckets` are
+    the lengths that TensorRT's engines are built for.
     """
 
     max_length: int
     pad_token_id: int
     precisions: tuple[str, ...]
-    unpadded: frozenset[str]
+    targets: Mapping[str, tuple[str, ...]]
+    unpadded: frozenset[tuple[str, str]]
     batch_dependent: frozenset[str]
+    buckets: tuple[int, ...]
     files: Mapping[str, FileEntry]
     document: Mapping[str, Any]
+
+    def precisions_for(self, target: str) -> tuple[str, ...]:
+        """The precisions of the models that were made for `target`."""
+        return self.precisions if target == "cpu" else self.targets.get(target, ())
 
 
 @dataclass(frozen=True)
@@ -76,34 +97,35 @@ class Bundle:
             raise BundleError(f"bundle {self.path} has no {name}; it is not complete")
         return self.path / name
 
-    def model(self, precision: str) -> Path:
-        """The path of the model of `precision`, which `check_model` must accept before anything is scored with it.
+    def model(self, precision: str, target: str = "cpu") -> Path:
+        """The path of the model of `precision` for `target`, which `check_model` must accept before it scores anything.
 
         Raises PrecisionUnavailable if the bundle has none.
         """
-        if precision not in self.manifest.precisions:
+        there = self.manifest.precisions_for(target)
+        if precision not in there:
             raise PrecisionUnavailable(
-                f"bundle {self.path} has no {precision} model, only {', '.join(self.manifest.precisions)}; "
-                f"export it with --precision {precision}"
+                f"bundle {self.path} has no {precision} model for {target}, only {', '.join(there) or 'none'}; "
+                f"export it with --precision {precision}{'' if target == 'cpu' else f' --target {target}'}"
             )
-        return self.file(MODEL_FILES[precision])
+        return self.file(TARGETS[target][precision])
 
-    def check_model(self, precision: str) -> None:
-        """Raise BundleError unless the files of the model of `precision` are what was exported, byte by byte."""
-        for name in self.model_files(precision):
+    def check_model(self, precision: str, target: str = "cpu") -> None:
+        """Raise BundleError unless the model's files are what was exported, byte by byte."""
+        for name in self.model_files(precision, target):
             _check_digest(self.path, name, self.manifest.files[name])
 
-    def model_files(self, precision: str) -> list[str]:
-        """Names of the files that hold the model of `precision`: the graph, and its weights if they lie beside it."""
-        names = (MODEL_FILES[precision], MODEL_FILES[precision] + EXTERNAL_SUFFIX)
-        return [name for name in names if name in self.manifest.files]
+    def model_files(self, precision: str, target: str = "cpu") -> list[str]:
+        """Names of the files that hold the model: the graph, and its weights if they lie beside it."""
+        name = TARGETS[target][precision]
+        return [found for found in (name, name + EXTERNAL_SUFFIX) if found in self.manifest.files]
 
 
 def open_bundle(path: str | Path) -> Bundle:
     """Open the bundle in the folder `path`.
 
-    All files must exist in the right size, and nothing may lie in `onnx/` that the manifest does not name (a model
-    could read it as external data). The digests of all small files are checked here, that of a model when it is used.
+    All files must exist in the right size, and nothing may lie beside a model that the manifest does not name (it could
+    be read as external data). The digests of all small files are checked here, that of a model when it is used.
     Raises BundleError, naming the file and what to do.
     """
     folder = Path(path)
@@ -112,9 +134,9 @@ def open_bundle(path: str | Path) -> Bundle:
     manifest = _read_manifest(folder)
     for name, entry in manifest.files.items():
         _check_size(folder, name, entry)
-        if name.removesuffix(EXTERNAL_SUFFIX) not in MODEL_FILES.values():
+        if name.removesuffix(EXTERNAL_SUFFIX) not in _ALL_MODELS:
             _check_digest(folder, name, entry)
-    for found in sorted((folder / "onnx").rglob("*")):
+    for found in sorted(path for parent in _MODEL_FOLDERS for path in (folder / parent).rglob("*")):
         name = found.relative_to(folder).as_posix()
         if (found.is_symlink() or not found.is_dir()) and name not in manifest.files:
             raise BundleError(
@@ -167,14 +189,21 @@ def _parse(document: Mapping[str, Any], path: Path) -> Manifest:
         files = {
             name: FileEntry(str(entry["sha256"]), int(entry["bytes"])) for name, entry in document["files"].items()
         }
+        targets = {"cpu": document, **document.get("targets", {})}
+        precisions = {target: tuple(map(str, part["precisions"])) for target, part in targets.items()}
         manifest = Manifest(
             max_length=int(document["model"]["max_length"]),
             pad_token_id=int(document["model"]["pad_token_id"]),
-            precisions=tuple(map(str, document["precisions"])),
+            precisions=precisions["cpu"],
+            targets={target: found for target, found in precisions.items() if target != "cpu"},
             unpadded=frozenset(
-                str(name) for name, graph in document.get("graphs", {}).items() if graph.get("unpadded") is True
+                (target, str(name))
+                for target, part in targets.items()
+                for name, graph in part.get("graphs", {}).items()
+                if graph.get("unpadded") is True
             ),
             batch_dependent=frozenset({"int8"} if "unpadded" not in document.get("graphs", {}).get("int8", {}) else ()),
+            buckets=tuple(map(int, targets.get("tensorrt", {}).get("buckets", ()))),
             files=files,
             document=document,
         )
@@ -189,9 +218,15 @@ def _parse(document: Mapping[str, Any], path: Path) -> Manifest:
             f"{path} has max_length {manifest.max_length} (at least {MIN_LENGTH} is needed) and pad_token_id "
             f"{manifest.pad_token_id} (at least 0); export the bundle again"
         )
-    unknown = [name for name in manifest.precisions if name not in MODEL_FILES]
-    if unknown or not manifest.precisions:
-        raise BundleError(f"{path} names the precisions {list(manifest.precisions)}; known are {', '.join(PRECISIONS)}")
+    for target, precisions_there in precisions.items():
+        known = TARGETS.get(target, {})
+        if not known or not set(precisions_there) <= set(known):
+            raise BundleError(
+                f"{path} names the precisions {list(precisions_there)} for {target}; known are "
+                f"{', '.join(known) or 'none: a newer cappy-engine may know them'}"
+            )
+    if not any(precisions.values()):
+        raise BundleError(f"{path} names no precisions at all; known are {', '.join(PRECISIONS)}")
     return manifest
 
 

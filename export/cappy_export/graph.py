@@ -13,7 +13,7 @@ import logging
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from cappy_engine.bundle import EXTERNAL_SUFFIX
 from cappy_engine.errors import GraphError
 from cappy_engine.session import INPUTS
 from cappy_export.checkpoint import Checkpoint, load_model
-from cappy_export.encoder import MICROSOFT, OPSET, encoder_model, is_written_directly
+from cappy_export.encoder import encoder_model
+from cappy_export.graph_writer import MICROSOFT, OPSET, Weights, is_written_directly
 
 MAX_BYTES = 2**31 - 2**24
 """What one ONNX file can hold (protobuf's limit), less some space for the graph itself."""
@@ -53,13 +54,26 @@ def build_graph(checkpoint: Checkpoint, path: Path) -> tuple[dict[str, int], dic
     """
     if not is_written_directly(checkpoint.config):
         return build_fused_graph(checkpoint, path)
+    shape = build_direct_graph(checkpoint, path, encoder_model)
+    return shape, {"written_by": "cappy-export", "opset": OPSET, "unpadded": True}
+
+
+def build_direct_graph(
+    checkpoint: Checkpoint, path: Path, write: Callable[[Any, Weights], onnx.ModelProto]
+) -> dict[str, int]:
+    """Write to `path` the graph that `write` makes of the checkpoint's config and weights; returns its shape."""
     model = _load(checkpoint)
     shape, config = _shape(model), model.config
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     del model
-    save(encoder_model(config, weights), path)
+    save(write(config, weights), path)
     check_graph(path)
-    return shape, {"written_by": "cappy-export", "opset": OPSET, "unpadded": True}
+    return shape
+
+
+def model_shape(checkpoint: Checkpoint) -> dict[str, int]:
+    """Layers, heads, hidden size and number of parameters."""
+    return _shape(_load(checkpoint))
 
 
 def build_fused_graph(checkpoint: Checkpoint, path: Path) -> tuple[dict[str, int], dict[str, Any]]:

@@ -34,14 +34,16 @@ class Census:
     largest: Mapping[str, float]
 
 
-def convert_to_half(source: Path, out: Path, calibration: Iterable[Inputs]) -> dict[str, Any]:
+def convert_to_half(
+    source: Path, out: Path, calibration: Iterable[Inputs], *, runnable: Path | None = None
+) -> dict[str, Any]:
     """Write the fp16 model of the float32 model `source`; inputs and output keep their types.
 
     The regression head stays in float32, and so does every node that reads or writes a value beyond fp16's range
-    on `calibration` (model inputs by name). Values inside a fused operator cannot be seen. Returns what is known of the
-    model, for the manifest.
+    on `calibration` (model inputs by name). Values inside a fused operator cannot be seen. `runnable` is the same graph
+    for the CPU, where `source` does not run there. Returns what is known of the model, for the manifest.
     """
-    census = take_census(source, calibration)
+    census = take_census(runnable or source, calibration)
     model = onnx.load(str(source))
     _declare_types(model, census)
     head, overflowing = head_nodes(model), overflowing_nodes(model, census.largest)

@@ -22,6 +22,7 @@ from cappy_export.reference import Reference
 Scores = npt.NDArray[np.float32]
 
 WORST_PAIRS = 5
+CANARY_PAIRS = 8
 SHAPES: Sequence[tuple[int, Padding | None]] = ((1, None), (512, None), (2048, "allowed"))
 """Budgets of the batches in which parity is measured, and what becomes of padding: one by one, as the engine does, and
 wide with padding, as GPUs and other tools do."""
@@ -123,6 +124,22 @@ def require_same_tokens(scored: Scored, reference: Reference, pairs: Sequence[Pa
         )
 
 
+def canary_rows(scores: Scores, counts: npt.NDArray[np.int64]) -> list[int]:
+    """Rows of CANARY_PAIRS pairs for the canary, from the lowest score to the highest, and none longer than need be.
+
+    Of pairs up to the median length and the longest one: together they are fast, and show long shapes too.
+    """
+    short = np.flatnonzero(counts <= np.median(counts))
+    by_score = short[np.argsort(scores[short], kind="stable")]
+    places = np.linspace(0, len(by_score) - 1, min(CANARY_PAIRS - 1, len(by_score))).round().astype(int)
+    return list(dict.fromkeys([*by_score[places].tolist(), int(counts.argmax())]))
+
+
+def canary_tolerance(row: Mapping[str, Any], limits: Limits) -> float:
+    """How far a GPU's score may be from PyTorch's: the absolute limit, else twice the largest measured error."""
+    return limits.max_error if limits.max_error is not None else max(2 * float(row["max_error"]), 1e-3)
+
+
 def candidate_groups(pairs: Sequence[Pair]) -> list[list[int]]:
     """The rows that share an instruction, where there are two or more."""
     groups: dict[str, list[int]] = {}
@@ -145,16 +162,23 @@ def spearman(first: Scores, second: Scores) -> float:
     return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
 
 
+def rows_of(parity: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Target, precision and figures of every model in a parity report."""
+    targets = {"cpu": parity["precisions"], **parity.get("targets", {})}
+    return [(target, precision, row) for target, rows in targets.items() for precision, row in rows.items()]
+
+
 def violations(parity: Mapping[str, Any], limits: Mapping[str, Limits]) -> list[str]:
     """The limits that the report does not keep, in words."""
     found = []
-    for precision, row in parity["precisions"].items():
+    for target, precision, row in rows_of(parity):
+        name_of_model = precision if target == "cpu" else f"{precision} of {target}"
         allowed = limits[precision]
         if allowed.max_error is not None and not row["max_error"] <= allowed.max_error:
-            found.append(f"{precision}: max error {row['max_error']:.3g} is above {allowed.max_error:g}")
+            found.append(f"{name_of_model}: max error {row['max_error']:.3g} is above {allowed.max_error:g}")
         for name, least in (("spearman", allowed.min_spearman), ("winner_agreement", allowed.min_winner_agreement)):
             if least is not None and row[name] is not None and not row[name] >= least:
-                found.append(f"{precision}: {name.replace('_', ' ')} {row[name]:.4f} is below {least:g}")
+                found.append(f"{name_of_model}: {name.replace('_', ' ')} {row[name]:.4f} is below {least:g}")
     return found
 
 

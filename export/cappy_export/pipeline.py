@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cappy_engine import __version__
+from cappy_engine.batching import position_ids
+from cappy_engine.buckets import choose_buckets, default_buckets
 from cappy_engine.bundle import (
     EXTERNAL_SUFFIX,
     MANIFEST,
@@ -29,18 +31,21 @@ from cappy_engine.bundle import (
     sha256_of,
 )
 from cappy_engine.errors import ExportError
-from cappy_engine.machine import cpu_name
+from cappy_engine.machine import cpu_name, usable_cores
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scorer
+from cappy_engine.session import open_session
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.checkpoint import Checkpoint, digest_of_files, load_tokenizer, open_checkpoint
 from cappy_export.config import bundle_config
-from cappy_export.graph import build_fused_graph, build_graph
+from cappy_export.graph import build_fused_graph, build_graph, model_shape
 from cappy_export.half import convert_to_half
 from cappy_export.pairs import default_pairs, read_pairs
 from cappy_export.parity import (
     LIMITS,
     Limits,
+    canary_rows,
+    canary_tolerance,
     describe_pairs,
     measure,
     parse_limits,
@@ -51,7 +56,9 @@ from cappy_export.parity import (
 from cappy_export.publish import check_target, publish, staging_folder
 from cappy_export.quantize import quantize
 from cappy_export.reference import Reference, score_with_torch
+from cappy_export.targets import check_target_precisions, runnable_on_cpu, write_target
 
+DEFAULT_BUCKETS = 4
 CALIBRATION_PAIRS = 32
 """Pairs on which the float32 graph is searched for values beyond fp16, and int8's biases are corrected."""
 PACKAGES = (
@@ -79,11 +86,13 @@ def export(
     bundle: str | Path,
     *,
     precisions: Sequence[str] = ("fp32",),
+    targets: Sequence[str] = ("cpu",),
     keep: Sequence[str] | None = None,
     float32_products: Sequence[str] = (),
     revision: str | None = None,
     max_length: int = 512,
     pairs: str | Path | None = None,
+    buckets: int = DEFAULT_BUCKETS,
     limits: Mapping[str, Limits] = LIMITS,
     force: bool = False,
     say: Say = log.info,
@@ -93,13 +102,19 @@ def export(
     Every precision scores the parity pairs (the package's own, or those of the JSON Lines file `pairs`) before the
     bundle appears; scores beyond `limits` (LIMITS where a precision is not named) raise ParityError and nothing is
     written. With `keep` only these of `precisions` are written; the manifest has the parity of all. Matrix
-    products whose names hold one of `float32_products` stay in float32 under int8. A bundle that
-    exists is kept unless `force` is set, and then replaced only by a proven one. `say` is told of every step.
+    products whose names hold one of `float32_products` stay in float32 under the CPU's int8. `targets` are the devices
+    to export for, each in those of `precisions` that it runs; TensorRT gets at most `buckets` lengths, chosen for those
+    of `pairs`. A bundle that exists is kept unless `force` is set, and then replaced only by a proven one. `say` is
+    told of every step.
 
     Raises ExportError (CheckpointError, GraphError, ParityError), ScoringError where a model gives no number, OSError
     where files cannot be written, and ValueError for options out of range.
     """
-    chosen, limits = _check_precisions(precisions), {**LIMITS, **limits}
+    asked, limits = _check_precisions(precisions), {**LIMITS, **limits}
+    by_target = check_target_precisions(targets, asked)
+    if buckets < 1:
+        raise ValueError(f"buckets must be at least 1, got {buckets}")
+    chosen = by_target.pop("cpu", [])
     kept = chosen if keep is None else _check_precisions(keep)
     if not set(kept) <= set(chosen):
         raise ExportError(f"cannot keep {', '.join(kept)} of {', '.join(chosen)}; name it as a precision too")
@@ -116,12 +131,18 @@ def export(
     reference = score_with_torch(opened, parity_pairs, max_length=max_length)
     with staging_folder(target, say) as staging:
         document = _write_files(staging, opened, files, chosen, float32_products, parity_pairs, max_length, say)
+        if by_target:
+            lengths = _lengths(reference.token_counts) if pairs is not None else None
+            shape = (document["model"]["max_length"], document["model"]["pad_token_id"])
+            document["targets"] = _write_targets(staging, opened, shape, by_target, parity_pairs, lengths, buckets, say)
         written = _write_manifest(staging, document, _entries(staging))
-        parity = _prove(staging, document["precisions"], reference, parity_pairs, pairs_name, limits, say)
+        models = {"cpu": document["precisions"], **by_target}
+        parity = _prove(staging, models, reference, parity_pairs, pairs_name, limits, say)
         require(parity, limits, f"the export of {opened.name}")
         if opened.files != files:
             raise ExportError(f"{checkpoint} changed during the export; run it again")
-        manifest = _keep_chosen(staging, {**written, "parity": parity}, kept)
+        canary = _canary(staging, parity, reference, parity_pairs, limits) if by_target else {}
+        manifest = _keep_chosen(staging, {**written, **canary, "parity": parity}, kept)
         publish(staging, target, force=force)
     return manifest
 
@@ -138,18 +159,19 @@ def verify(
 ) -> dict[str, Any]:
     """Measure the parity of an existing bundle with its checkpoint on this machine; returns the report.
 
-    `precisions` are all of the bundle's by default. Raises ParityError beyond `limits`, BundleError for a damaged
-    bundle, and ExportError.
+    `precisions` are the CPU's; by default all of the bundle's models are measured, those for GPUs on the CPU provider.
+    Raises ParityError beyond `limits`, BundleError for a damaged bundle, and ExportError.
     """
     manifest, limits = open_bundle(bundle).manifest, {**LIMITS, **limits}
-    chosen = _check_precisions(manifest.precisions if precisions is None else precisions)
+    chosen = [*manifest.precisions] if precisions is None else _check_precisions(precisions)
+    targets = {"cpu": chosen, **{name: [*there] for name, there in manifest.targets.items() if precisions is None}}
     parity_pairs, pairs_name = _pairs(pairs)
     opened = open_checkpoint(checkpoint, revision=revision)
     if digest_of_files(opened.files) != manifest.document["source"]["sha256"]:
         say(f"note: {checkpoint} is not, file for file, the checkpoint that the bundle was exported from")
     say(f"scoring {len(parity_pairs)} pairs with PyTorch")
     reference = score_with_torch(opened, parity_pairs, max_length=manifest.max_length)
-    parity = _prove(Path(bundle), chosen, reference, parity_pairs, pairs_name, limits, say)
+    parity = _prove(Path(bundle), targets, reference, parity_pairs, pairs_name, limits, say)
     require(parity, limits, f"bundle {bundle}")
     return parity
 
@@ -177,28 +199,30 @@ def _write_files(
 ) -> dict[str, Any]:
     """Write all of the bundle but the manifest; returns what the manifest says but for files and parity.
 
-    The fp32 model, from which the others are made, is written and so proven even where it was not asked for.
+    The CPU's fp32 model, from which its others are made, is written and so proven even where it was not asked for.
     """
     tokenizer = load_tokenizer(checkpoint, max_length=max_length)
     tokenizer.save_pretrained(staging)
     (staging / "config.json").write_text(
         json.dumps(bundle_config(checkpoint.config), indent=2) + "\n", encoding="utf-8"
     )
-    (staging / "onnx").mkdir()
-    say("building the fp32 graph")
-    fp32 = staging / MODEL_FILES["fp32"]
-    shape, fp32_facts = build_graph(checkpoint, fp32)
-    graphs: dict[str, Any] = {"fp32": fp32_facts}
     encoder = PairTokenizer.from_file(staging / "tokenizer.json", max_length=tokenizer.model_max_length)
+    graphs: dict[str, Any] = {}
+    shape: dict[str, int] = {}
+    if precisions:
+        (staging / "onnx").mkdir()
+        say("building the fp32 graph")
+        fp32 = staging / MODEL_FILES["fp32"]
+        shape, graphs["fp32"] = build_graph(checkpoint, fp32)
     if "fp16" in precisions:
         say("converting to fp16")
-        inputs = calibration_inputs(encoder, pairs)
-        graphs["fp16"] = _write_half(checkpoint, fp32, fp32_facts, staging / MODEL_FILES["fp16"], inputs)
+        inputs = calibration_inputs(encoder, pairs, pad_token_id=tokenizer.pad_token_id)
+        graphs["fp16"] = _write_half(checkpoint, fp32, graphs["fp32"], staging / MODEL_FILES["fp16"], inputs)
     if "int8" in precisions:
         say("quantising to int8")
-        inputs = calibration_inputs(encoder, pairs)
+        inputs = calibration_inputs(encoder, pairs, pad_token_id=tokenizer.pad_token_id)
         int8_facts = quantize(fp32, staging / MODEL_FILES["int8"], inputs, float32_products=float32_products)
-        graphs["int8"] = {**int8_facts, "unpadded": fp32_facts["unpadded"]}
+        graphs["int8"] = {**int8_facts, "unpadded": graphs["fp32"]["unpadded"]}
     return {
         "schema_version": SCHEMA_VERSION,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -206,7 +230,7 @@ def _write_files(
             "architecture": checkpoint.config["architectures"][0],
             "max_length": tokenizer.model_max_length,
             "pad_token_id": tokenizer.pad_token_id,
-            **shape,
+            **(shape or model_shape(checkpoint)),
         },
         "source": {
             "name": checkpoint.name,
@@ -220,6 +244,41 @@ def _write_files(
         "versions": _versions(),
         "machine": _machine(),
     }
+
+
+def _write_targets(
+    staging: Path,
+    checkpoint: Checkpoint,
+    shape: tuple[int, int],
+    by_target: Mapping[str, Sequence[str]],
+    pairs: Sequence[Pair],
+    lengths: Mapping[int, int] | None,
+    buckets: int,
+    say: Say,
+) -> dict[str, Any]:
+    """Write the models for GPUs; returns what the manifest says of them. `shape` is max_length and pad_token_id."""
+    max_length, pad_token_id = shape
+    encoder = PairTokenizer.from_file(staging / "tokenizer.json", max_length=max_length)
+    chosen = default_buckets(max_length)[-buckets:]
+    if lengths is not None:
+        chosen = choose_buckets(lengths, buckets, max_length=max_length)
+    found: dict[str, Any] = {}
+    for target, precisions in by_target.items():
+        say(f"building the graphs for {target}: {', '.join(precisions)}")
+
+        def calibration() -> Iterator[dict[str, npt.NDArray[np.int64]]]:
+            return calibration_inputs(encoder, pairs, pad_token_id=pad_token_id)
+
+        graphs = write_target(checkpoint, staging, target, precisions, calibration, chosen)
+        found[target] = {"precisions": list(precisions), "graphs": graphs}
+        if target == "tensorrt":
+            found[target]["buckets"] = list(chosen)
+    return found
+
+
+def _lengths(token_counts: npt.NDArray[np.int64]) -> dict[int, int]:
+    """How many pairs there are of each length."""
+    return {int(length): int(count) for length, count in zip(*np.unique(token_counts, return_counts=True), strict=True)}
 
 
 def _write_half(
@@ -238,39 +297,107 @@ def _write_half(
         return {**convert_to_half(fused, out, inputs), "unpadded": False}
 
 
-def calibration_inputs(tokenizer: PairTokenizer, pairs: Sequence[Pair]) -> Iterator[dict[str, npt.NDArray[np.int64]]]:
+def calibration_inputs(
+    tokenizer: PairTokenizer, pairs: Sequence[Pair], *, pad_token_id: int
+) -> Iterator[dict[str, npt.NDArray[np.int64]]]:
     """Model inputs of CALIBRATION_PAIRS of `pairs`, one pair each: every n-th by length, and so the longest."""
     encoded = tokenizer.encode(pairs)
     order = np.argsort(encoded.lengths, kind="stable")
     for row in order[:: -max(1, len(order) // CALIBRATION_PAIRS)]:
         ids = encoded.token_ids[row][None, :]
-        yield {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": encoded.type_ids[row][None, :]}
+        yield {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "token_type_ids": encoded.type_ids[row][None, :],
+            "position_ids": position_ids(ids, pad_token_id=pad_token_id),
+        }
 
 
 def _prove(
     folder: Path,
-    precisions: Sequence[str],
+    models: Mapping[str, Sequence[str]],
     reference: Reference,
     pairs: Sequence[Pair],
     pairs_name: str,
     limits: Mapping[str, Limits],
     say: Say,
 ) -> dict[str, Any]:
-    """Score `pairs` with the bundle in `folder` and compare: the parity report."""
-    rows = {}
-    for precision in precisions:
-        say(f"scoring {len(pairs)} pairs in {precision}")
-        with Scorer.open(folder, device="cpu", precision=precision) as scorer:
-            scored, shapes = score_in_shapes(scorer, pairs)
-        require_same_tokens(scored, reference, pairs)
-        measured = measure(reference.scores, scored.scores, pairs, reference.token_counts)
-        rows[precision] = {**measured, "batch_shapes": shapes, "limits": dataclasses.asdict(limits[precision])}
+    """Score `pairs` with the models (target to precisions) of the bundle in `folder` and compare: the parity report.
+
+    Models for GPUs are run on the CPU provider: `targets` says how.
+    """
+    rows: dict[str, dict[str, Any]] = {target: {} for target in models}
+    for target, precisions in models.items():
+        for precision in precisions:
+            where = "" if target == "cpu" else f" of {target}, on the CPU provider"
+            say(f"scoring {len(pairs)} pairs in {precision}{where}")
+            with _open_for_proof(folder, target, precision) as scorer:
+                scored, shapes = score_in_shapes(scorer, pairs)
+            require_same_tokens(scored, reference, pairs)
+            measured = measure(reference.scores, scored.scores, pairs, reference.token_counts)
+            rows[target][precision] = {
+                **measured,
+                "batch_shapes": shapes,
+                "limits": dataclasses.asdict(limits[precision]),
+            }
     facts = describe_pairs(pairs, reference, pairs_name)
     if facts["score_std"] < MEANINGFUL_STD:
         log.warning("the scores hardly vary (standard deviation %.2g): parity says little here", facts["score_std"])
     if not facts["truncated"]:
         log.warning("none of the pairs of %s is long enough to be truncated: that is not proven here", pairs_name)
-    return {"reference": reference.description, "machine": _machine(), "pairs": facts, "precisions": rows}
+    report = {"reference": reference.description, "machine": _machine(), "pairs": facts, "precisions": rows.pop("cpu")}
+    return {**report, "targets": rows} if rows else report
+
+
+@contextlib.contextmanager
+def _open_for_proof(folder: Path, target: str, precision: str) -> Iterator[Scorer]:
+    """A scorer on the CPU for a model of the bundle in `folder`, whatever it was made for."""
+    if target == "cpu":
+        with Scorer.open(folder, device="cpu", precision=precision) as scorer:
+            yield scorer
+        return
+    bundle = open_bundle(folder)
+    bundle.check_model(precision, target)
+    with tempfile.TemporaryDirectory() as temporary:
+        model = runnable_on_cpu(bundle.model(precision, target), target, Path(temporary))
+        with Scorer(
+            tokenizer=PairTokenizer.from_file(bundle.file("tokenizer.json"), max_length=bundle.manifest.max_length),
+            session=open_session(model, threads=usable_cores()),
+            pad_token_id=bundle.manifest.pad_token_id,
+            max_batch_tokens=512,
+        ) as scorer:
+            yield scorer
+
+
+def _canary(
+    staging: Path,
+    parity: Mapping[str, Any],
+    reference: Reference,
+    pairs: Sequence[Pair],
+    limits: Mapping[str, Limits],
+) -> dict[str, Any]:
+    """Pairs with PyTorch's scores, and how far a GPU's may be from them (see cappy_engine.canary)."""
+    manifest = open_bundle(staging).manifest
+    rows = canary_rows(reference.scores, reference.token_counts)
+    encoder = PairTokenizer.from_file(staging / "tokenizer.json", max_length=manifest.max_length)
+    encoded = encoder.encode([pairs[row] for row in rows])
+    tolerance = {
+        target: {precision: canary_tolerance(row, limits[precision]) for precision, row in measured.items()}
+        for target, measured in parity["targets"].items()
+    }
+    return {
+        "canary": {
+            "tolerance": tolerance,
+            "pairs": [
+                {
+                    "input_ids": encoded.token_ids[place].tolist(),
+                    "token_type_ids": encoded.type_ids[place].tolist(),
+                    "score": float(reference.scores[row]),
+                }
+                for place, row in enumerate(rows)
+            ],
+        }
+    }
 
 
 def _entries(folder: Path) -> dict[str, dict[str, Any]]:

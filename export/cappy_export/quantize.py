@@ -29,8 +29,8 @@ import onnx.numpy_helper
 from onnx import TensorProto, helper
 
 from cappy_engine.errors import GraphError
-from cappy_export.encoder import MICROSOFT
 from cappy_export.graph import check_graph, head_nodes, save
+from cappy_export.graph_writer import MICROSOFT
 from cappy_export.half import Inputs, present_inputs, session_for
 
 Int8 = npt.NDArray[np.int8]

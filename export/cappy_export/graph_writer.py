@@ -1,0 +1,173 @@
+"""Writing an encoder's graph operator by operator: nodes, constants, and the pieces that all of its graphs share.
+
+Knows the layout of the weights in transformers' models; knows nothing of attention, quantisation or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 18
+IR_VERSION = 8
+MICROSOFT = "com.microsoft"
+ACTIVATIONS = {"gelu": ("Gelu", MICROSOFT), "relu": ("Relu", "")}
+COUNTS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
+"""Their position ids begin after the padding's id, and a token that is padding's has none."""
+HEADS = {
+    "roberta": ("classifier.dense", "classifier.out_proj"),
+    "xlm-roberta": ("classifier.dense", "classifier.out_proj"),
+    "camembert": ("classifier.dense", "classifier.out_proj"),
+    "bert": ("bert.pooler.dense", "classifier"),
+}
+"""By model type: the names of the head's two linear layers, a tanh between them."""
+PREFIXES = {"roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta", "bert": "bert"}
+
+Weights = Mapping[str, npt.NDArray[np.float32]]
+
+
+def is_written_directly(config: Mapping[str, Any]) -> bool:
+    """Whether `write_encoder` knows this architecture: its layers, its activation, and absolute positions."""
+    return (
+        config["model_type"] in HEADS
+        and config.get("hidden_act", "gelu") in ACTIVATIONS
+        and config.get("position_embedding_type", "absolute") == "absolute"
+        and not config.get("is_decoder")
+    )
+
+
+class GraphWriter:
+    """Nodes and constants of one graph (or of a branch of it, whose constants are its parent's)."""
+
+    def __init__(self, parent: GraphWriter | None = None, prefix: str = "", *, opset: int = OPSET) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {} if parent is None else parent.constants
+        self._prefix = prefix
+        self._opset = opset
+
+    def add(self, operator: str, inputs: Sequence[str], name: str, *, domain: str = "", **attributes: Any) -> str:
+        """Add a node, and return the name of its output, which is the node's."""
+        name = self._prefix + name
+        self.nodes.append(helper.make_node(operator, inputs, [name], name, domain=domain, **attributes))
+        return name
+
+    def add_all(self, operator: str, inputs: Sequence[str], outputs: Sequence[str], name: str, *, domain: str) -> None:
+        """Add a node with several outputs, by their names."""
+        self.nodes.append(helper.make_node(operator, inputs, outputs, name, domain=domain))
+
+    def constant(self, name: str, value: Any) -> str:
+        """The name of an initializer with `value`; integers are int64."""
+        if name not in self.constants:
+            array = np.array(value, order="C")
+            if array.dtype == np.float64:
+                array = array.astype(np.float32)
+            self.constants[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def model(self, name: str, inputs: Sequence[str]) -> onnx.ModelProto:
+        """The finished model."""
+        axes = ["batch_size", "sequence_length"]
+        graph = helper.make_graph(
+            self.nodes,
+            name,
+            [helper.make_tensor_value_info(entry, TensorProto.INT64, axes) for entry in inputs],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [axes[0], 1])],
+            list(self.constants.values()),
+        )
+        opsets = [helper.make_opsetid("", self._opset), helper.make_opsetid(MICROSOFT, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="cappy-export")
+
+
+class Parts:
+    """An encoder's weights as constants of a graph, and the operators that each of its pieces is made of."""
+
+    def __init__(self, graph: GraphWriter, config: Any, weights: Weights) -> None:
+        """`weights` are by their names in PyTorch; `config` is transformers'."""
+        self._graph = graph
+        self._weights = {name: np.asarray(value, np.float32) for name, value in weights.items()}
+        self.config = config
+        self.prefix = PREFIXES[config.model_type]
+        self.counts_from_padding = config.model_type in COUNTS_FROM_PADDING
+        others = ["position_ids"] if self.counts_from_padding else ["token_type_ids"]
+        self.inputs = ["input_ids", "attention_mask", *others]
+
+    def weight(self, name: str) -> npt.NDArray[np.float32]:
+        """A weight by its name in PyTorch."""
+        return self._weights[name]
+
+    def types(self) -> str | None:
+        """The constant row of the token types where there is but one of them, else None: `rows` looks them up."""
+        if not self.counts_from_padding:
+            return None
+        name = f"{self.prefix}.embeddings.token_type_embeddings"
+        return self._graph.constant(f"{name}.row", self._weights[f"{name}.weight"][0])
+
+    def rows(self, table: str, ids: str) -> str:
+        """The rows `ids` of the embeddings `table` ("word_embeddings")."""
+        name = f"{self.prefix}.embeddings.{table}"
+        return self._graph.add(
+            "Gather", [self._graph.constant(f"{name}.weight", self._weights[f"{name}.weight"]), ids], name
+        )
+
+    def padded_embeddings(self) -> str:
+        """Words, types and positions summed, padding included: (batch, length, hidden).
+
+        `position_ids` is an input where they depend on the tokens: GPUs are slow to count, and TensorRT cannot.
+        """
+        graph, words = self._graph, self.rows("word_embeddings", "input_ids")
+        types = self.types() or self.rows("token_type_embeddings", "token_type_ids")
+        if self.counts_from_padding:
+            positions = self.rows("position_embeddings", "position_ids")
+        else:
+            # In float, since TensorRT counts nothing else; it sees the shape in this, and not in a Slice up to a Shape.
+            zeros = graph.add(
+                "Mul",
+                [
+                    graph.add("Cast", ["input_ids"], "ids_float", to=TensorProto.FLOAT),
+                    graph.constant("zero_float", 0.0),
+                ],
+                "zeros",
+            )
+            ones = graph.add("Add", [zeros, graph.constant("one_float", 1.0)], "ones")
+            running = graph.add("CumSum", [ones, graph.constant("axis_1", 1)], "running")
+            places = graph.add("Sub", [running, graph.constant("one_float", 1.0)], "places_float")
+            positions = self.rows("position_embeddings", graph.add("Cast", [places], "places", to=TensorProto.INT64))
+        return graph.add("Add", [graph.add("Add", [words, types], "words_and_types"), positions], "embeddings")
+
+    def matrix(self, name: str) -> str:
+        """The weights of a linear layer, (inputs, outputs)."""
+        return self._graph.constant(f"{name}.matrix", self._weights[f"{name}.weight"].T)
+
+    def bias(self, name: str) -> str:
+        """The bias of a linear layer, (outputs,)."""
+        return self._graph.constant(f"{name}.bias", self._weights[f"{name}.bias"])
+
+    def linear(self, weights: str, hidden: str, name: str) -> str:
+        """A linear layer on (rows, inputs)."""
+        return self._graph.add("Gemm", [hidden, self.matrix(weights), self.bias(weights)], name)
+
+    def norm(self, weights: str, hidden: str) -> str:
+        """Layer normalisation over the last axis."""
+        return self._graph.add(
+            "LayerNormalization", [hidden, *self.norm_weights(weights)], weights, axis=-1, epsilon=self.epsilon
+        )
+
+    def norm_weights(self, name: str) -> list[str]:
+        """Scale and shift of a layer normalisation."""
+        return [self._graph.constant(f"{name}.{part}", self._weights[f"{name}.{part}"]) for part in ("weight", "bias")]
+
+    @property
+    def epsilon(self) -> float:
+        """Of all layer normalisations."""
+        return float(self.config.layer_norm_eps)
+
+    def head(self, first: str) -> None:
+        """Logits (batch, 1) of the first tokens (batch, hidden)."""
+        dense, out = HEADS[self.config.model_type]
+        active = self._graph.add("Tanh", [self.linear(dense, first, "head/dense")], "head/activation")
+        self.linear(out, active, "logits")
