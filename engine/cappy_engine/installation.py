@@ -1,0 +1,249 @@
+"""What is installed on this machine for ONNX Runtime's devices: packages, driver, GPUs, and libraries.
+
+Asks the driver, and the loader for every library that the providers are linked with; imports no ONNX Runtime, decides
+nothing, and raises nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import io
+import mmap
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+RUNTIME_PACKAGES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-directml",
+    "onnxruntime-openvino",
+    "onnxruntime-qnn",
+)
+PROVIDER_LIBRARIES: Mapping[str, tuple[str, ...]] = {
+    "cpu": (),
+    "cuda": ("libonnxruntime_providers_cuda.so",),
+    "tensorrt": ("libonnxruntime_providers_cuda.so", "libonnxruntime_providers_tensorrt.so"),
+}
+"""What ONNX Runtime loads for a device; TensorRT's provider comes with CUDA's (microsoft/onnxruntime #22960)."""
+TENSORRT_LIBRARIES = ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10")
+"""In the order in which they need each other. The second is not linked, but opened by name."""
+ALWAYS_THERE = (
+    *("libc.", "libm.", "libdl.", "librt.", "libpthread.", "libstdc++.", "libgcc_s.", "ld-linux", "libonnxruntime"),
+    "libcuda.so",  # the driver, which has a finding of its own
+)
+COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute in cuda.h
+PT_LOAD, PT_DYNAMIC, DT_NULL, DT_NEEDED, DT_STRTAB = 1, 2, 0, 1, 5  # elf(5)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU as the driver describes it; `compute_capability` is like "9.0"."""
+
+    name: str
+    compute_capability: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The CUDA version that the driver supports, as "13.0" (None: no driver), what it complains of, and its GPUs."""
+
+    version: str | None
+    problem: str | None
+    gpus: tuple[Gpu, ...] = ()
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What is installed here. Providers are those that ONNX Runtime lists, which proves nothing.
+
+    `runtime_packages` maps packages of ONNX Runtime to versions, `onnxruntime` is the version of the first.
+    `needed_libraries` maps a provider's library to what it is linked with, leaving out what every system has;
+    `missing_libraries` to those of them that the loader cannot find.
+    """
+
+    runtime_packages: Mapping[str, str]
+    providers: tuple[str, ...]
+    driver: str | None
+    driver_problem: str | None
+    gpus: tuple[Gpu, ...]
+    missing_libraries: Mapping[str, tuple[str, ...]]
+    onnxruntime: str | None
+    needed_libraries: Mapping[str, tuple[str, ...]]
+
+
+def inspect_installation(
+    *,
+    device: str = "tensorrt",
+    available_providers: Callable[[], Sequence[str]],
+    preload: Callable[[], object],
+    load: Callable[[str], Any] = ctypes.CDLL,
+) -> Installation:
+    """Gather what `device` depends on: for "cpu" no more than packages, for "tensorrt" everything. Never raises.
+
+    `available_providers` and `preload` are ONNX Runtime's get_available_providers and preload_dlls; where they raise,
+    there are no providers, and nothing is preloaded. Initialises CUDA and leaves the libraries that were found loaded.
+    """
+    packages = installed_packages()
+    providers: tuple[str, ...] = ()
+    with contextlib.suppress(Exception):  # whatever a broken ONNX Runtime raises when it is imported
+        providers = tuple(available_providers())
+    driver = Driver(None, "not looked for")
+    folder = runtime_folder()
+    needed = library_needs(folder, device) if folder else {}
+    if device != "cpu":
+        driver = read_driver(load)
+        with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot load
+            preload()
+        if device == "tensorrt" and (tensorrt := tensorrt_folder()):
+            preload_tensorrt(tensorrt)
+    return Installation(
+        runtime_packages=packages,
+        providers=providers,
+        driver=driver.version,
+        driver_problem=driver.problem,
+        gpus=driver.gpus,
+        missing_libraries=find_missing(needed, load),
+        onnxruntime=next(iter(packages.values()), None),
+        needed_libraries=needed,
+    )
+
+
+def installed_packages() -> dict[str, str]:
+    """The installed packages of ONNX Runtime, with their versions."""
+    found = {}
+    for name in RUNTIME_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def runtime_folder() -> Path | None:
+    """Where ONNX Runtime has its libraries; does not import it."""
+    folder = _package_folder("onnxruntime")
+    return folder / "capi" if folder else None
+
+
+def tensorrt_folder() -> Path | None:
+    """Where pip put TensorRT's libraries, which the loader does not search; None if they are not installed by pip."""
+    return _package_folder("tensorrt_libs")
+
+
+def preload_tensorrt(folder: Path) -> None:
+    """Load TensorRT's libraries from `folder`, as far as they are there, so that its provider finds them by name."""
+    for name in TENSORRT_LIBRARIES:
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
+
+
+def library_needs(folder: Path, device: str) -> dict[str, tuple[str, ...]]:
+    """What each provider library for `device` in `folder` is linked with, leaving out what every system has."""
+    needs = {}
+    for name in PROVIDER_LIBRARIES[device]:
+        with (
+            contextlib.suppress(OSError, ValueError),  # not there; empty, which cannot be mapped
+            (folder / name).open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as image,  # CUDA's has 284 MB; few pages are read
+        ):
+            needs[name] = tuple(library for library in needed_libraries(image) if not library.startswith(ALWAYS_THERE))
+    return needs
+
+
+def find_missing(needs: Mapping[str, Sequence[str]], load: Callable[[str], Any]) -> dict[str, tuple[str, ...]]:
+    """Those of the libraries that `load` cannot load, by provider library; only where there are some."""
+    absent = {library for libraries in needs.values() for library in libraries if not _loads(library, load)}
+    missing = {name: tuple(library for library in libraries if library in absent) for name, libraries in needs.items()}
+    return {name: libraries for name, libraries in missing.items() if libraries}
+
+
+def needed_libraries(image: bytes | mmap.mmap) -> tuple[str, ...]:
+    """The libraries that a 64-bit little-endian ELF file is linked with (DT_NEEDED); none for any other file."""
+    if image[:6] != b"\x7fELF\x02\x01":
+        return ()
+    try:
+        return _read_needed(image)
+    except (struct.error, OverflowError):  # cut short, or offsets that no file has
+        return ()
+
+
+def read_driver(load: Callable[[str], Any] = ctypes.CDLL) -> Driver:
+    """What the CUDA driver says. Initialises it in this process, but takes no memory of any GPU."""
+    try:
+        cuda = load("libcuda.so.1")
+    except OSError as error:
+        return Driver(None, str(error))
+    version = None
+    try:
+        number = ctypes.c_int()
+        _call(cuda, "cuDriverGetVersion", ctypes.byref(number))
+        version = f"{number.value // 1000}.{number.value % 1000 // 10}"
+        _call(cuda, "cuInit", 0)
+        _call(cuda, "cuDeviceGetCount", ctypes.byref(number))
+        return Driver(version, None, tuple(_read_gpu(cuda, ordinal) for ordinal in range(number.value)))
+    except (OSError, AttributeError) as error:  # it refuses, or is a libcuda.so.1 without these functions
+        return Driver(version, str(error))
+
+
+def _package_folder(package: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(package)
+    except ValueError:  # a module of that name that was not imported from anywhere
+        return None
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+
+
+def _read_needed(image: bytes | mmap.mmap) -> tuple[str, ...]:
+    """Read through the program headers, which a stripped file has, too; `struct.error` where the file is cut short."""
+    (headers,) = struct.unpack_from("<Q", image, 32)
+    size, count = struct.unpack_from("<HH", image, 54)
+    segments = [struct.unpack_from("<IIQQQQ", image, headers + size * place) for place in range(count)]
+    entries: list[tuple[Any, ...]] = []
+    for kind, _, offset, _, _, length in segments:
+        if kind == PT_DYNAMIC:
+            entries += takewhile(
+                lambda entry: entry[0] != DT_NULL, struct.iter_unpack("<QQ", image[offset : offset + length])
+            )
+    table = next((value for tag, value in entries if tag == DT_STRTAB), 0)
+    for kind, _, offset, address, _, length in segments:
+        if kind == PT_LOAD and address <= table < address + length:  # the table's address, as an offset in the file
+            names = offset + table - address
+            return tuple(_string_at(image, names + value) for tag, value in entries if tag == DT_NEEDED)
+    return ()
+
+
+def _loads(library: str, load: Callable[[str], Any]) -> bool:
+    try:
+        load(library)
+    except OSError:
+        return False
+    return True
+
+
+def _string_at(image: bytes | mmap.mmap, start: int) -> str:
+    return image[start : start + 256].partition(b"\0")[0].decode("ascii", errors="replace")
+
+
+def _read_gpu(cuda: Any, ordinal: int) -> Gpu:
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
+    _call(cuda, "cuDeviceGet", ctypes.byref(device), ordinal)
+    _call(cuda, "cuDeviceGetName", name, len(name), device)
+    _call(cuda, "cuDeviceGetAttribute", ctypes.byref(major), COMPUTE_CAPABILITY_MAJOR, device)
+    _call(cuda, "cuDeviceGetAttribute", ctypes.byref(minor), COMPUTE_CAPABILITY_MINOR, device)
+    _call(cuda, "cuDeviceTotalMem_v2", ctypes.byref(memory), device)
+    return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", memory.value)
+
+
+def _call(cuda: Any, function: str, *arguments: Any) -> None:
+    code = getattr(cuda, function)(*arguments)
+    if code != 0:
+        name = ctypes.c_char_p()
+        cuda.cuGetErrorName(code, ctypes.byref(name))
+        raise OSError(f"{function} failed with {name.value.decode() if name.value else f'error {code}'}")
