@@ -14,9 +14,12 @@ ENGINE, EXPORT = ROOT / "engine" / "cappy_engine", ROOT / "export" / "cappy_expo
 
 LAYERS = [
     {"errors"},
-    {"pairs", "machine"},
-    {"bundle", "tokenizer", "batching", "execution"},
+    {"pairs", "machine", "buckets", "providers", "installation"},
+    {"bundle", "tokenizer", "batching", "execution", "preflight"},
+    {"placement", "engine_cache"},
     {"session"},
+    {"canary"},
+    {"gpu"},
     {"opening"},
     {"scorer"},
     {"files", "tuning"},
@@ -29,14 +32,17 @@ FENCES = {
     "onnxruntime": {"session"},
     "tokenizers": {"tokenizer"},
     "tqdm": {"cli"},
-    "numpy": {"tokenizer", "batching", "session", "scorer"},
+    "numpy": {"tokenizer", "batching", "buckets", "session", "canary", "gpu", "scorer"},
 }
-"""Packages that the engine may import, and its modules that may."""
+"""Packages that the engine may import, and its modules that do."""
 
 TRAINING = {"accelerate": {"adapt"}, "rouge_score": {"samples"}}
 """Packages of the extra `train`, and the modules of the exporter that may import them; no other imports these."""
 
-EXPORT_MAY_IMPORT = {"errors", "pairs", "machine", "bundle", "tokenizer", "batching", "session", "opening", "scorer"}
+EXPORT_MAY_IMPORT = {
+    *("errors", "pairs", "machine", "buckets", "bundle", "tokenizer", "batching", "session", "scorer"),
+}
+"""Modules of the engine that the exporter imports: nothing of GPUs, for which it writes models, but runs none there."""
 
 
 def imports(path: Path) -> set[str]:
@@ -84,6 +90,14 @@ def test_the_engine_imports_nothing_heavy(path: Path) -> None:
     assert third_party <= set(FENCES)
     for package in third_party:
         assert path.stem in FENCES[package]
+
+
+def test_no_fence_is_open_for_a_module_that_does_not_need_it() -> None:
+    imported = {path.stem: {name.split(".")[0] for name in imports(path)} for path in ENGINE_FILES}
+    for package, modules in FENCES.items():
+        assert modules == {name for name, packages in imported.items() if package in packages}
+    used = set().union(*(modules_of("cappy_engine", imports(path)) for path in EXPORT_FILES))
+    assert used & {path.stem for path in ENGINE_FILES} == EXPORT_MAY_IMPORT
 
 
 def test_the_cli_imports_the_exporter_only_inside_a_function() -> None:

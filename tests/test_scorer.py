@@ -21,10 +21,14 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cappy_engine import Candidate, CappyError, Scorer
-from cappy_engine.bundle import MANIFEST, MODEL_FILES, seal
+from cappy_engine.batching import position_ids
+from cappy_engine.bundle import MANIFEST, MODEL_FILES, TARGETS, Bundle, seal, sha256_of
 from cappy_engine.errors import BundleError, DeviceUnavailable, InvalidPair, PrecisionUnavailable, ScoringError
+from cappy_engine.gpu import GpuPlan, plan_gpu
+from cappy_engine.installation import Gpu, Installation
 from cappy_engine.machine import usable_cores
 from cappy_engine.opening import choose_precision
+from cappy_engine.session import INPUTS
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.pairs import default_pairs
 
@@ -193,10 +197,11 @@ def test_the_session_sees_batches_within_the_budget_longest_first_padded_on_the_
     scores = faked(tokenizer, session, max_batch_tokens=max_batch_tokens).score(pairs)
     lengths = []
     for batch in session.batches:
-        ids, mask, types = (batch[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
-        assert set(batch) == {"input_ids", "attention_mask", "token_type_ids"}
-        assert ids.dtype == mask.dtype == types.dtype == np.int64
+        ids, mask, types, positions = (batch[name] for name in INPUTS)
+        assert set(batch) == {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
+        assert ids.dtype == mask.dtype == types.dtype == positions.dtype == np.int64
         assert ids.shape == mask.shape == types.shape
+        np.testing.assert_array_equal(positions, position_ids(ids, pad_token_id=1))
         assert ids.size <= max_batch_tokens or len(ids) == 1
         assert (ids[mask == 0] == 1).all()
         assert (ids[mask == 1] != 1).all()
@@ -338,7 +343,7 @@ def test_what_is_asked_for_is_what_runs(bundle: Path, precision: str, tmp_path: 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_precision_that_the_bundle_lacks_is_refused(fp32_bundle: Path, precision: str) -> None:
-    with pytest.raises(PrecisionUnavailable, match=f"has no {precision} model, only fp32; export it with --precision"):
+    with pytest.raises(PrecisionUnavailable, match=f"has no {precision} model for cpu, only fp32; export it"):
         Scorer.open(fp32_bundle, precision=precision)
     with Scorer.open(fp32_bundle, precision="auto") as opened:
         assert opened.info.precision == "fp32"
@@ -352,6 +357,9 @@ def test_a_precision_that_the_bundle_lacks_is_refused(fp32_bundle: Path, precisi
         ("cpu", ("fp16",), "fp16"),
         ("cuda", ("fp32", "fp16", "int8"), "fp32"),
         ("cuda", ("fp16", "int8"), "fp16"),
+        ("tensorrt", ("int8", "fp16", "fp32"), "fp32"),
+        ("tensorrt", ("int8", "fp16"), "fp16"),
+        ("tensorrt", ("int8",), "int8"),
     ],
 )
 def test_auto_precision_is_the_first_of_the_documented_order(
@@ -365,8 +373,15 @@ def test_auto_precision_is_the_first_of_the_documented_order(
 
 def test_int8_is_refused_where_it_would_run_on_the_cpu_unseen() -> None:
     for asked in ("int8", "auto"):
-        with pytest.raises(DeviceUnavailable, match="int8 runs on the CPU only"):
+        with pytest.raises(DeviceUnavailable, match="int8 does not run on cuda, which runs fp32, fp16"):
             choose_precision(asked, "cuda", ("int8",))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "tensorrt"])
+def test_a_bundle_without_a_model_for_the_device_tells_how_to_get_one(device: str) -> None:
+    problem = f"the bundle has no model for {device}; export it with --target {device}"
+    with pytest.raises(PrecisionUnavailable, match=problem):
+        choose_precision("auto", device, ())
 
 
 class PretendsToHaveCuda:
@@ -379,30 +394,170 @@ class PretendsToHaveCuda:
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
-@needs_cpu_package
-@pytest.mark.filterwarnings("ignore:Specified provider")
-def test_cuda_that_is_listed_but_does_not_open_is_refused_by_name_and_passed_over_by_auto(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+class FakeGpus:
+    """Four GPUs on which fake sessions open, or `error` is raised; remembers what was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, tuple[int, ...], int]] = []
+        self.sessions: list[FakeSession] = []
+        self.error: Exception | None = None
+        self.there = (Gpu("some GPU", "9.0", 2**30),) * 4
+
+    def require_installation(self, device: str) -> Installation:
+        return Installation({}, (), "13.0", None, self.there, {}, None, {})
+
+    def open_for_gpus(
+        self,
+        bundle: Bundle,
+        device: str,
+        precision: str,
+        installation: Installation,
+        *,
+        gpus: Sequence[int],
+        max_batch_tokens: int,
+    ) -> tuple[FakeSession, GpuPlan]:
+        self.asked.append((device, precision, tuple(gpus), max_batch_tokens))
+        plan = plan_gpu(
+            bundle,
+            device=device,
+            precision=precision,
+            gpus=gpus,
+            max_batch_tokens=max_batch_tokens,
+            there=installation.gpus,
+        )
+        if self.error is not None:
+            raise self.error
+        self.sessions.append(FakeSession())
+        return self.sessions[-1], plan
+
+
+@pytest.fixture
+def fake_gpus(monkeypatch: pytest.MonkeyPatch) -> FakeGpus:
+    gpus = FakeGpus()
+    monkeypatch.setattr("cappy_engine.opening.load_runtime", PretendsToHaveCuda)
+    monkeypatch.setattr("cappy_engine.opening.require_installation", gpus.require_installation)
+    monkeypatch.setattr("cappy_engine.opening.open_for_gpus", gpus.open_for_gpus)
+    return gpus
+
+
+@pytest.fixture
+def gpu_bundle(bundle: Path, tmp_path: Path) -> Path:
+    """The bundle, with models for GPUs that no device could open: for CUDA no fp32, for TensorRT all."""
+    copy = shutil.copytree(bundle, tmp_path / "gpu")
+    document = json.loads((copy / MANIFEST).read_bytes())
+    document["targets"] = {
+        "cuda": {"precisions": ["fp16"], "graphs": {"fp16": {"unpadded": True}}},
+        "tensorrt": {"precisions": ["fp32", "fp16", "int8"], "buckets": [16, 64, 512], "graphs": {}},
+    }
+    document["parity"]["targets"] = {"tensorrt": {"int8": {"max_error": 1e9}}}
+    for target, part in document["targets"].items():
+        (copy / target).mkdir()
+        for precision in part["precisions"]:
+            name = TARGETS[target][precision]
+            (copy / name).write_bytes(b"model")
+            document["files"][name] = {"sha256": sha256_of(copy / name), "bytes": 5}
+    (copy / MANIFEST).write_text(json.dumps(seal(document)))
+    return copy
+
+
+def test_auto_takes_cuda_where_it_works(gpu_bundle: Path, fake_gpus: FakeGpus, tokenizer: PairTokenizer) -> None:
+    with Scorer.open(gpu_bundle) as opened:
+        info = opened.info
+        scores = opened.score(FEW)
+    assert fake_gpus.asked == [("cuda", "fp16", (0,), 16_384)]
+    assert (info.device, info.device_reason) == ("cuda", "auto: CUDA works here")
+    assert (info.precision, info.precision_reason) == ("fp16", "auto: the first of fp32, fp16 in the bundle")
+    assert (info.mode, info.mode_reason) == ("latency", "one session")
+    assert (info.padding, info.max_batch_tokens, info.gpus, info.buckets) == ("allowed", 16_384, (0,), ())
+    assert all(batch["input_ids"].size <= 16_384 for batch in fake_gpus.sessions[0].batches)
+    assert scores.tolist() == [float(ids.sum() % 1009) for ids in tokenizer.encode(FEW).token_ids]
+
+
+def test_tensorrt_runs_in_buckets_on_all_of_the_gpus(
+    gpu_bundle: Path, fake_gpus: FakeGpus, tokenizer: PairTokenizer
 ) -> None:
-    for module in ("session", "opening"):
-        monkeypatch.setattr(f"cappy_engine.{module}.load_runtime", PretendsToHaveCuda)
-    with pytest.raises(DeviceUnavailable, match="came up with CPUExecutionProvider"):
+    with Scorer.open(gpu_bundle, device="tensorrt", gpus=[2, 0], max_batch_tokens=1024) as opened:
+        info = opened.info
+        scores = opened.score_pairs(FEW, max_batch_tokens=100_000, padding="allowed").scores
+    assert fake_gpus.asked == [("tensorrt", "fp32", (2, 0), 1024)]
+    assert (info.device, info.device_reason) == ("tensorrt", "asked for")
+    assert info.mode_reason == "one session on each of 2 GPUs"
+    assert (info.padding, info.gpus, info.buckets) == ("avoided", (2, 0), (16, 64, 512))
+    shapes = {batch["input_ids"].shape for batch in fake_gpus.sessions[0].batches}
+    assert {length for _, length in shapes} <= {16, 64, 512}
+    assert all(rows * length <= 1024 for rows, length in shapes)
+    assert scores.tolist() == [float(ids.sum() % 1009) for ids in tokenizer.encode(FEW).token_ids]
+
+
+def test_auto_passes_over_a_gpu_that_cannot_be_used_and_says_why(
+    gpu_bundle: Path, fake_gpus: FakeGpus, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake_gpus.error = DeviceUnavailable("device 'cuda' gives wrong scores:\n    0.5")
+    with Scorer.open(gpu_bundle, device="auto") as opened:
+        assert (opened.info.device, opened.info.precision, opened.info.gpus) == ("cpu", "fp32", ())
+        assert opened.info.device_reason == "auto: device 'cuda' gives wrong scores: 0.5"
+    assert "using the CPU, since device 'cuda' gives wrong scores" in caplog.text
+    for device, precision in (("cuda", "fp16"), ("tensorrt", "fp32")):
+        with pytest.raises(DeviceUnavailable, match="gives wrong scores"):
+            Scorer.open(gpu_bundle, device=device, precision=precision)
+
+
+def test_auto_takes_the_cpu_where_the_bundle_has_no_model_for_cuda(
+    bundle: Path, gpu_bundle: Path, fake_gpus: FakeGpus
+) -> None:
+    for path, precision, reason in (
+        (bundle, "auto", "the bundle has no model for cuda; export it with --target cuda"),
+        (gpu_bundle, "fp32", "has no fp32 model for cuda, only fp16; export it with --precision fp32 --target cuda"),
+        (gpu_bundle, "int8", "int8 does not run on cuda, which runs fp32, fp16"),
+    ):
+        with Scorer.open(path, precision=precision) as opened:
+            assert opened.info.device == "cpu"
+            assert opened.info.device_reason.startswith("auto: ")
+            assert opened.info.device_reason.endswith(reason)
+    with pytest.raises(PrecisionUnavailable, match="no model for cuda; export it with --target cuda"):
         Scorer.open(bundle, device="cuda")
-    with Scorer.open(bundle, device="auto") as opened:
-        assert opened.info.device == "cpu"
-        assert "came up with CPUExecutionProvider" in opened.info.device_reason
-    assert "using the CPU, since" in caplog.text
+    assert not fake_gpus.sessions
 
 
+def test_auto_does_not_hide_that_the_bundle_or_a_run_is_at_fault(gpu_bundle: Path, fake_gpus: FakeGpus) -> None:
+    for error in (BundleError("cuda/model_fp16.onnx is not the file that was exported"), ScoringError("out of memory")):
+        fake_gpus.error = error
+        with pytest.raises(type(error), match=str(error)):
+            Scorer.open(gpu_bundle)
+
+
+def test_an_exact_winner_is_found_on_the_same_gpus(gpu_bundle: Path, fake_gpus: FakeGpus) -> None:
+    candidates = ["A pear", "granite", "ocean"]
+    with Scorer.open(gpu_bundle, device="tensorrt", precision="int8", gpus=[1], max_batch_tokens=600) as opened:
+        ranked = opened.rank("Name a fruit.", candidates, exact_winner=True)
+    assert fake_gpus.asked == [("tensorrt", "int8", (1,), 600), ("tensorrt", "fp32", (1,), 600)]
+    assert all(candidate.is_exact for candidate in ranked)
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
 @needs_cpu_package
-def test_cuda_asked_for_by_name_does_not_fall_back(bundle: Path) -> None:
-    with pytest.raises(DeviceUnavailable, match="CUDAExecutionProvider"):
-        Scorer.open(bundle, device="cuda")
+def test_a_gpu_asked_for_by_name_does_not_fall_back(bundle: Path, gpu_bundle: Path, device: str) -> None:
+    provider = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}[device]
+    for path in (bundle, gpu_bundle):  # that there is no device comes before that there is no model
+        with pytest.raises(DeviceUnavailable, match=f"(?s)device '{device}' cannot be used here:.* no {provider}: "):
+            Scorer.open(path, device=device)
 
 
-def test_tensorrt_asked_for_by_name_does_not_fall_back(bundle: Path) -> None:
-    with pytest.raises(DeviceUnavailable, match="tensorrt"):
-        Scorer.open(bundle, device="tensorrt")
+def test_cuda_that_is_listed_but_has_no_driver_is_refused_by_name_and_passed_over_by_auto(
+    gpu_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    providers = tuple(PretendsToHaveCuda().get_available_providers())
+    without_driver = Installation({"onnxruntime-gpu": "9.9"}, providers, None, "no libcuda.so.1", (), {}, "9.9", {})
+    for module in ("gpu", "opening"):
+        monkeypatch.setattr(f"cappy_engine.{module}.load_runtime", PretendsToHaveCuda)
+    monkeypatch.setattr("cappy_engine.gpu.inspect_installation", lambda **asked: without_driver)
+    with pytest.raises(DeviceUnavailable, match=r"device 'cuda' cannot be used here:\n  driver: no libcuda\.so\.1\n"):
+        Scorer.open(gpu_bundle, device="cuda")
+    with Scorer.open(gpu_bundle, device="auto") as opened:
+        assert opened.info.device == "cpu"
+        assert opened.info.device_reason.startswith("auto: device 'cuda' cannot be used here: driver: no libcuda.so.1")
+        assert "\n" not in opened.info.device_reason
+    assert "using the CPU, since device 'cuda' cannot be used here" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from cappy_engine.batching import position_ids
 from cappy_engine.bundle import MODEL_FILES
 from cappy_engine.errors import BundleError, DeviceUnavailable, InstallationError, ScoringError
 from cappy_engine.session import (
@@ -42,6 +44,7 @@ def inputs_of(ids: list[list[int]]) -> dict[str, npt.NDArray[np.int64]]:
         "input_ids": input_ids,
         "attention_mask": np.ones_like(input_ids),
         "token_type_ids": np.zeros_like(input_ids),
+        "position_ids": position_ids(input_ids, pad_token_id=1),
     }
 
 
@@ -73,8 +76,8 @@ def test_a_session_gives_one_float32_score_for_each_row(model: Path) -> None:
 
 
 def test_a_model_is_given_only_the_inputs_that_it_takes(tmp_path: Path) -> None:
-    ids = inputs_of([[1, 2], [3, 4]])
-    for names, expected in ((["input_ids"], [3, 7]), (["input_ids", "attention_mask"], [5, 9]), (INPUTS, [5, 9])):
+    ids = inputs_of([[1, 2], [3, 4]])  # at the positions [[1, 2], [2, 3]], since 1 is padding's
+    for names, expected in ((["input_ids"], [3, 7]), (["input_ids", "attention_mask"], [5, 9]), (INPUTS, [8, 14])):
         session = open_session(save_model(tmp_path / "model.onnx", inputs=list(names), output="logits"))
         assert session.run(ids).tolist() == expected
 
@@ -109,32 +112,56 @@ for threads in (1, 1, 2, 4):
 # Devices
 
 
+OWN = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+
 @needs_cpu_package
-def test_cuda_on_a_cpu_installation_is_refused_with_the_reason(model: Path) -> None:
-    with pytest.raises(DeviceUnavailable, match=r"'cuda' needs CUDAExecutionProvider.*has only .*CPUExecutionProvider"):
-        open_session(model, device="cuda")
+@pytest.mark.parametrize("device", OWN)
+def test_a_gpu_on_a_cpu_installation_is_refused_with_the_reason(model: Path, device: str) -> None:
+    with pytest.raises(DeviceUnavailable, match=f"'{device}' needs {OWN[device]}.*has only .*CPUExecutionProvider"):
+        open_session(model, device=device)
 
 
-def test_tensorrt_is_refused(model: Path) -> None:
-    with pytest.raises(DeviceUnavailable, match=r"'tensorrt' is not supported.*use cuda or cpu"):
-        open_session(model, device="tensorrt")
+class PretendsToHaveGpus:
+    """The real ONNX Runtime, but it lists providers where there are none, as onnxruntime-gpu does without a GPU."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(onnxruntime, name)
+
+    def get_available_providers(self) -> list[str]:
+        return [*OWN.values(), "CPUExecutionProvider"]
+
+
+@needs_cpu_package
+@pytest.mark.parametrize("device", OWN)
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_gpu_that_is_listed_but_does_not_open_is_refused(
+    model: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cappy_engine.session.load_runtime", PretendsToHaveGpus)
+    for providers in (None, [(OWN[device], {"device_id": "0"})]):
+        with pytest.raises(DeviceUnavailable, match="came up with CPUExecutionProvider"):
+            open_session(model, device=device, providers=providers)
 
 
 @pytest.mark.parametrize("device", ["gpu", "CPU", "", "auto"])
 def test_an_unknown_device_is_a_wrong_argument(model: Path, device: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown device {device!r}; choose from auto, cpu, cuda"):
+    with pytest.raises(ValueError, match=f"unknown device {device!r}; choose from auto, cpu, cuda, tensorrt"):
         open_session(model, device=device)
 
 
 def test_a_device_without_its_provider_is_refused_with_what_to_install() -> None:
     with pytest.raises(DeviceUnavailable, match=r"ONNX Runtime 9\.9 has only A, B; install cappy-engine\[gpu\]"):
         check_device("cuda", ["A", "B"], "9.9")
-    assert check_device("cuda", ["CUDAExecutionProvider", "B"], "9.9") == "CUDAExecutionProvider"
+    for device, provider in OWN.items():
+        assert check_device(device, [provider, "B"], "9.9") == provider
 
 
 def test_a_session_that_came_up_on_another_device_is_refused() -> None:
     with pytest.raises(DeviceUnavailable, match=r"'cuda' was asked for, but ONNX Runtime came up with CPUExec.*driver"):
         check_providers("cuda", ["CPUExecutionProvider"])
+    with pytest.raises(DeviceUnavailable, match="'tensorrt' was asked for, but ONNX Runtime came up with CUDAExec"):
+        check_providers("tensorrt", ["CUDAExecutionProvider", "CPUExecutionProvider"])
     check_providers("cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"])
     check_providers("cpu", ["CPUExecutionProvider"])
 

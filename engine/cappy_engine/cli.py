@@ -19,13 +19,20 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cappy_engine import __version__, report
-from cappy_engine.bundle import EMBEDDED, PRECISIONS, open_bundle
+from cappy_engine.bundle import EMBEDDED, PRECISIONS, TARGETS, open_bundle
 from cappy_engine.errors import AdaptError, CappyError, InstallationError, ParityError
 from cappy_engine.execution import MODES
 from cappy_engine.files import Totals, score_lines
+from cappy_engine.installation import (
+    inspect_installation,
+)
 from cappy_engine.pairs import read_rows
+from cappy_engine.preflight import (
+    describe,
+    diagnose,
+)
 from cappy_engine.scorer import Scorer
-from cappy_engine.session import DEVICES
+from cappy_engine.session import DEVICES, load_runtime
 from cappy_engine.tuning import tune
 
 EXIT_OK, EXIT_ERROR, EXIT_SKIPPED = 0, 1, 3
@@ -34,7 +41,9 @@ EXAMPLES = {
     "export": """examples:
   cappy export btan2/cappy-large cappy-bundle --precision fp32 --precision int8
   cappy export ./my-checkpoint my-bundle --pairs my-pairs.jsonl --force
-  cappy export ./my-checkpoint my-bundle --precision int8 --limit int8.min_spearman=0.99""",
+  cappy export ./my-checkpoint my-bundle --precision int8 --limit int8.min_spearman=0.99
+  cappy export btan2/cappy-large cappy-bundle --target cpu --target cuda --precision fp32 --precision fp16
+  cappy export btan2/cappy-large cappy-bundle --target tensorrt --precision fp16 --pairs my-pairs.jsonl --buckets 4""",
     "adapt": """examples:
   cappy adapt btan2/cappy-large train.jsonl my-cappy
   cappy adapt ./my-checkpoint train.jsonl my-cappy --held-out held-out.jsonl --epochs 3 --learning-rate 5e-5
@@ -62,6 +71,11 @@ exit status: 0 all lines scored, 1 stopped by an error, 2 wrong usage, 3 some li
   cappy tune cappy-bundle --precision int8 --pairs my-pairs.jsonl --seconds 60
 
 the answer is kept in CAPPY_CACHE, else in XDG_CACHE_HOME/cappy-engine or ~/.cache/cappy-engine""",
+    "doctor": """examples:
+  cappy doctor
+  cappy doctor --device tensorrt
+
+exit status: 0, whatever was found; with --device 1 if that device cannot be used""",
     "rank": """examples:
   cappy rank --bundle cappy-bundle --instruction "Is the sky blue?" --candidate Yes --candidate No
   cappy rank --bundle cappy-bundle --instruction "Is the sky blue?" --candidate Yes --candidate No --json
@@ -107,6 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_score(commands)
     _add_rank(commands)
     _add_tune(commands)
+    doctor = _add(commands, "doctor", _doctor, "say what each device needs, what is missing here, and how to get it")
+    doctor.add_argument("--device", choices=DEVICES, help="only this one, and exit with 1 if it cannot be used")
     return parser
 
 
@@ -133,7 +149,15 @@ def _add_export(commands: Any) -> None:
         "--precision", action="append", choices=PRECISIONS, help="repeat for several (default: fp32)", dest="precisions"
     )
     parser.add_argument(
-        "--keep", action="append", choices=PRECISIONS, help="write only these of the precisions (default: all)"
+        "--target", action="append", choices=tuple(TARGETS), dest="targets",
+        help="a device to export for, in those of the precisions that it runs; repeatable (default: cpu)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--buckets", type=_positive, default=4,
+        help="at most so many lengths for TensorRT's engines, chosen for those of --pairs (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--keep", action="append", choices=PRECISIONS, help="write only these of the CPU's precisions (default: all)"
     )
     parser.add_argument(
         "--float32-product", action="append", default=[], dest="float32_products", metavar="PART",
@@ -246,6 +270,9 @@ def _add_tune(commands: Any) -> None:
 def _add_scorer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, help="default: cappy-mini, the package's own")
     parser.add_argument("--device", choices=("auto", *DEVICES), default="auto")
+    parser.add_argument(
+        "--gpu", type=int, action="append", dest="gpus", metavar="NUMBER", help="repeat to share work (default: 0)"
+    )
     parser.add_argument("--precision", choices=("auto", *PRECISIONS), default="auto")
     parser.add_argument("--threads", type=_positive, help="CPU threads (default: one for each usable core)")
     parser.add_argument(
@@ -293,6 +320,8 @@ def _export(options: argparse.Namespace) -> int:
             options.checkpoint,
             options.bundle,
             precisions=options.precisions or ("fp32",),
+            targets=options.targets or ("cpu",),
+            buckets=options.buckets,
             keep=options.keep,
             float32_products=options.float32_products,
             revision=options.revision,
@@ -428,6 +457,7 @@ def _open_scorer(options: argparse.Namespace) -> Scorer:
     scorer = Scorer.open(
         options.bundle,
         device=options.device,
+        gpus=options.gpus or (0,),
         precision=options.precision,
         threads=options.threads,
         mode=options.mode,
@@ -476,6 +506,18 @@ def _output(path: Path | None, source: BinaryIO) -> Iterator[BinaryIO]:
         _say(f"what was scored before this is in {partial}")
         raise
     partial.replace(path)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    """The installation is looked at without ONNX Runtime where that cannot be imported: then this is the finding."""
+    installation = inspect_installation(
+        available_providers=lambda: load_runtime().get_available_providers(),
+        preload=lambda: getattr(load_runtime(), "preload_dlls", lambda: None)(),
+    )
+    findings = {device: diagnose(installation, device) for device in DEVICES}
+    print(describe(findings, installation))
+    is_usable = options.device is None or all(finding.is_ok for finding in findings[options.device])
+    return EXIT_OK if is_usable else EXIT_ERROR
 
 
 @contextlib.contextmanager

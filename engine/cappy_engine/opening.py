@@ -13,14 +13,23 @@ from dataclasses import dataclass
 
 from cappy_engine.batching import Padding
 from cappy_engine.bundle import PRECISIONS, Bundle
-from cappy_engine.errors import CappyError, DeviceUnavailable
-from cappy_engine.execution import MODES, Execution, choose_execution, read_tuned, tuned_folder, tuned_key
+from cappy_engine.errors import CappyError, DeviceUnavailable, PrecisionUnavailable
+from cappy_engine.execution import (
+    BATCH_TOKENS,
+    MODES,
+    Execution,
+    choose_execution,
+    read_tuned,
+    tuned_folder,
+    tuned_key,
+)
+from cappy_engine.gpu import GpuPlan, open_for_gpus, require_installation
 from cappy_engine.machine import cpu_name, usable_cores
 from cappy_engine.session import DEVICES, LazySession, Session, load_runtime, open_session
 
-AUTO_PRECISIONS = {"cpu": ("fp32", "int8", "fp16"), "cuda": ("fp32", "fp16"), "tensorrt": ("fp32", "fp16")}
+AUTO_PRECISIONS = {"cpu": ("fp32", "int8", "fp16"), "cuda": ("fp32", "fp16"), "tensorrt": ("fp32", "fp16", "int8")}
 """What precision="auto" takes, first found first, and what a device runs at all. Exact scores come before fast ones:
-int8 changes scores by more than rounding and must be asked for; fp16 is slow on a CPU, and not measured on CUDA."""
+int8 changes scores by more than rounding and must be asked for; fp16 is slow on a CPU, and not measured on a GPU."""
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +49,30 @@ class ScorerInfo:
     padding: Padding
     max_batch_tokens: int
     max_length: int
+    gpus: tuple[int, ...] = ()
+    buckets: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Opened:
-    """The session for a batch alone, the one for several at a time where the mode has one, and what was chosen."""
+    """The session for a batch alone, the one that takes `callers` at a time where there is one, and what was chosen."""
 
     session: Session
     narrow_session: Session | None
+    callers: int
     info: ScorerInfo
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The device and the precision, with reasons; on a GPU the session, which is how it was found out."""
+
+    device: str
+    device_reason: str
+    precision: str
+    precision_reason: str
+    session: Session | None = None
+    plan: GpuPlan | None = None
 
 
 def open_for_scoring(
@@ -60,14 +84,18 @@ def open_for_scoring(
     mode: str,
     max_batch_tokens: int | None,
     name: str,
+    gpus: Sequence[int] = (0,),
 ) -> Opened:
     """Open what `Scorer.open` asks for, with its options and errors; `name` is the bundle's in the info."""
     check_options(device, precision, mode, threads, max_batch_tokens)
     cores = usable_cores() if threads is None else threads
-    device, device_reason, precision, precision_reason = _choose_device(bundle, device, precision, cores)
+    chosen = _choose(bundle, device, precision, gpus, max_batch_tokens)
+    if chosen.session is not None and chosen.plan is not None:
+        return _opened_on_gpus(bundle, chosen, chosen.session, chosen.plan, cores, name)
+    precision = chosen.precision
     execution = choose_execution(
         mode,
-        device=device,
+        device="cpu",
         threads=cores,
         model_bytes=sum(bundle.manifest.files[file].size_bytes for file in bundle.model_files(precision)),
         tuned=read_tuned(tuned_folder(), tuned_key(tuning_facts(bundle, precision, cores))),
@@ -76,40 +104,35 @@ def open_for_scoring(
     if precision in bundle.manifest.batch_dependent:
         log.warning("int8 of %s has one scale for a whole batch, so pairs run one by one; export it again", name)
         execution = dataclasses.replace(execution, max_batch_tokens=1)
-    session, narrow_session = _open_sessions(bundle, precision, device, cores, execution)
+    session, narrow_session = _open_sessions(bundle, precision, cores, execution)
     info = ScorerInfo(
         bundle=name,
-        device=device,
-        device_reason=device_reason,
+        device="cpu",
+        device_reason=chosen.device_reason,
         precision=precision,
-        precision_reason=precision_reason,
+        precision_reason=chosen.precision_reason,
         threads=cores,
         mode=execution.mode,
         mode_reason=execution.reason,
-        padding=choose_padding(device, is_unpadded=precision in bundle.manifest.unpadded),
+        padding="removed" if ("cpu", precision) in bundle.manifest.unpadded else "avoided",
         max_batch_tokens=execution.max_batch_tokens,
         max_length=bundle.manifest.max_length,
     )
-    return Opened(session, narrow_session, info)
+    return Opened(session, narrow_session, cores, info)
 
 
 def choose_precision(asked: str, device: str, available: Sequence[str]) -> tuple[str, str]:
     """The precision to run, and why: `asked`, or for "auto" the first of AUTO_PRECISIONS that is available.
 
-    Raises DeviceUnavailable if the device does not run that precision.
+    Raises DeviceUnavailable if the device does not run that precision, PrecisionUnavailable if nothing is available.
     """
     order = AUTO_PRECISIONS[device]
+    if asked == "auto" and not available:
+        raise PrecisionUnavailable(f"the bundle has no model for {device}; export it with --target {device}")
     found = asked if asked != "auto" else next((name for name in order if name in available), available[0])
     if found not in order:
-        raise DeviceUnavailable(f"{found} runs on the CPU only: most of its operators have no {device} version")
+        raise DeviceUnavailable(f"{found} does not run on {device}, which runs {', '.join(order)}")
     return found, "asked for" if asked != "auto" else f"auto: the first of {', '.join(order)} in the bundle"
-
-
-def choose_padding(device: str, *, is_unpadded: bool) -> Padding:
-    """What becomes of padding: the graph removes it, or the CPU's batches avoid it, or a GPU's allow it."""
-    if is_unpadded:
-        return "removed"
-    return "avoided" if device == "cpu" else "allowed"
 
 
 def tuning_facts(bundle: Bundle, precision: str, threads: int) -> dict[str, object]:
@@ -143,28 +166,58 @@ def check_positive(**options: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def _choose_device(bundle: Bundle, device: str, precision: str, threads: int) -> tuple[str, str, str, str]:
-    """The device and the reason for it, the precision and the reason for it. "auto" tries whether CUDA really opens."""
+def _choose(bundle: Bundle, device: str, precision: str, gpus: Sequence[int], max_batch_tokens: int | None) -> _Chosen:
+    """What to run on; a GPU is chosen by opening it. "auto" takes CUDA where that works, else the CPU."""
+    available = bundle.manifest.precisions_for
+    if device == "cpu":
+        return _Chosen("cpu", "asked for", *choose_precision(precision, "cpu", available("cpu")))
     if device != "auto":
-        chosen, reason = choose_precision(precision, device, bundle.manifest.precisions)
-        return device, "asked for", chosen, reason
+        return _open_gpus(bundle, device, "asked for", precision, gpus, max_batch_tokens)
     why_not = "this ONNX Runtime has no CUDA provider"
     if "CUDAExecutionProvider" in load_runtime().get_available_providers():
         try:
-            chosen, reason = choose_precision(precision, "cuda", bundle.manifest.precisions)
-            open_session(bundle.model(chosen), device="cuda", threads=threads)
-            return "cuda", "auto: CUDA works here", chosen, reason
-        except DeviceUnavailable as error:
-            why_not = str(error)
+            return _open_gpus(bundle, "cuda", "auto: CUDA works here", precision, gpus, max_batch_tokens)
+        except (DeviceUnavailable, PrecisionUnavailable) as error:
+            what, *causes = (line.strip() for line in str(error).splitlines())
+            # The fixes are what cappy doctor is for.
+            why_not = f"{what} {'; '.join(cause for cause in causes if not cause.startswith('fix:'))}".strip()
             log.warning("device auto: using the CPU, since %s", why_not)
-    chosen, reason = choose_precision(precision, "cpu", bundle.manifest.precisions)
-    return "cpu", f"auto: {why_not}", chosen, reason
+    return _Chosen("cpu", f"auto: {why_not}", *choose_precision(precision, "cpu", available("cpu")))
+
+
+def _open_gpus(
+    bundle: Bundle, device: str, reason: str, precision: str, gpus: Sequence[int], max_batch_tokens: int | None
+) -> _Chosen:
+    installation = require_installation(device)
+    found, why = choose_precision(precision, device, bundle.manifest.precisions_for(device))
+    budget = max_batch_tokens or BATCH_TOKENS[device]
+    session, plan = open_for_gpus(bundle, device, found, installation, gpus=gpus, max_batch_tokens=budget)
+    return _Chosen(device, reason, found, why, session, plan)
+
+
+def _opened_on_gpus(bundle: Bundle, chosen: _Chosen, session: Session, plan: GpuPlan, cores: int, name: str) -> Opened:
+    info = ScorerInfo(
+        bundle=name,
+        device=plan.device,
+        device_reason=chosen.device_reason,
+        precision=plan.precision,
+        precision_reason=chosen.precision_reason,
+        threads=cores,
+        mode="latency",
+        mode_reason="one session" if len(plan.gpus) == 1 else f"one session on each of {len(plan.gpus)} GPUs",
+        padding=plan.padding,
+        max_batch_tokens=plan.max_batch_tokens,
+        max_length=bundle.manifest.max_length,
+        gpus=plan.gpus,
+        buckets=plan.buckets,
+    )
+    return Opened(session, session if len(plan.gpus) > 1 else None, len(plan.gpus), info)
 
 
 def _open_sessions(
-    bundle: Bundle, precision: str, device: str, threads: int, execution: Execution
+    bundle: Bundle, precision: str, threads: int, execution: Execution
 ) -> tuple[Session, Session | None]:
-    """The session for a batch alone, and the one for several at a time, where the mode has one.
+    """The CPU's session for a batch alone, and the one for several at a time, where the mode has one.
 
     The model's digest is computed while it is loaded, which halves the time for cappy-large. In mode "both" the second
     session is opened when there first are several batches, after the file was checked again.
@@ -173,7 +226,7 @@ def _open_sessions(
     with ThreadPoolExecutor(1) as beside:
         checked = beside.submit(bundle.check_model, precision)
         try:
-            first = open_session(model, device=device, threads=1 if execution.mode == "throughput" else threads)
+            first = open_session(model, threads=1 if execution.mode == "throughput" else threads)
         except CappyError:
             checked.result()  # that the file was changed explains more than that it cannot be loaded
             raise
@@ -183,6 +236,6 @@ def _open_sessions(
 
     def open_narrow() -> Session:
         bundle.check_model(precision)
-        return open_session(model, device=device, threads=1)
+        return open_session(model, threads=1)
 
-    return first, LazySession(open_narrow, device=device)
+    return first, LazySession(open_narrow, device="cpu")

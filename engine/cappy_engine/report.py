@@ -27,33 +27,42 @@ def describe_manifest(document: Mapping[str, Any]) -> str:
     for name, entry in document["files"].items():
         lines.append(f"  {entry['bytes']:>13,} bytes  {entry['sha256'][:16]}  {name}")
     lines += ["", "graphs"]
-    for precision, graph in document["graphs"].items():
-        facts = ", ".join(f"{key} {_shown(value)}" for key, value in graph.items())
-        lines.append(f"  {precision}  {facts}")
+    targets = document.get("targets", {})
+    for target, part in {"cpu": document, **targets}.items():
+        for precision, graph in part["graphs"].items():
+            facts = ", ".join(f"{key} {_shown(value)}" for key, value in graph.items())
+            lines.append(f"  {_model(target, precision)}  {facts}")
+    if "tensorrt" in targets:
+        lines += ["", f"buckets     {', '.join(map(str, targets['tensorrt']['buckets']))} tokens, for TensorRT"]
     return "\n".join([*map(_printable, lines), "", describe_parity(document["parity"])])
 
 
 def describe_parity(parity: Mapping[str, Any]) -> str:
     """A parity report: one row per precision, then the worst pairs."""
     pairs = parity["pairs"]
+    models = {"cpu": parity["precisions"], **parity.get("targets", {})}
+    rows = {_model(target, name): row for target, found in models.items() for name, row in found.items()}
+    width = max(9, *map(len, rows))
     lines = [
         f"parity with {parity['reference']} on {parity['machine']['cpu']}",
         f"over {pairs['count']} pairs ({pairs['name']}) of {pairs['shortest']} to {pairs['longest']} tokens, "
         f"{pairs['truncated']} truncated, {pairs['groups']} groups of candidates, score std {pairs['score_std']:.3f}",
-        "  precision  max error  mean error  Spearman  winners kept  batch shapes  limits",
+        f"  {'precision':<{width}}  max error  mean error  Spearman  winners kept  batch shapes  limits",
     ]
-    for precision, row in parity["precisions"].items():
+    for name, row in rows.items():
         winners = "-" if row["winner_agreement"] is None else f"{100 * row['winner_agreement']:.1f}%"
         limits = ", ".join(f"{name} {value:g}" for name, value in row["limits"].items() if value is not None)
         lines.append(
-            f"  {precision:<9}  {row['max_error']:>9.2e}  {row['mean_error']:>10.2e}  {row['spearman']:>8.5f}  "
+            f"  {name:<{width}}  {row['max_error']:>9.2e}  {row['mean_error']:>10.2e}  {row['spearman']:>8.5f}  "
             f"{winners:>12}  {row['batch_shapes']:>12}  {limits or 'none'}"
         )
-    for precision, row in parity["precisions"].items():
-        lines += ["", f"  worst pairs, {precision}:"]
+    if "targets" in parity:
+        lines.append("  models for GPUs were run on the CPU provider, with stand-ins for what it lacks")
+    for name, row in rows.items():
+        lines += ["", f"  worst pairs, {name}:"]
         for worst in row["worst"]:
             lines.append(
-                f"    {worst['error']:.2e}  PyTorch {worst['reference']:+.5f}  {precision} {worst['score']:+.5f}  "
+                f"    {worst['error']:.2e}  PyTorch {worst['reference']:+.5f}  {name} {worst['score']:+.5f}  "
                 f"pair {worst['pair']}, {worst['tokens']} tokens: {shorten(worst['instruction'])} -> "
                 f"{shorten(worst['response'])}"
             )
@@ -73,11 +82,12 @@ def describe_ranking(ranked: Sequence[Candidate]) -> str:
 
 def describe_info(info: ScorerInfo) -> str:
     """What a scorer runs, and why."""
+    device = " ".join([info.device, *map(str, info.gpus)])
     threads = f"{info.threads} thread{'s' if info.threads > 1 else ''}"
     return (
-        f"{info.bundle}: {info.precision} ({info.precision_reason}) on {info.device} ({info.device_reason}), "
+        f"{info.bundle}: {info.precision} ({info.precision_reason}) on {device} ({info.device_reason}), "
         f"{threads}, mode {info.mode} ({info.mode_reason}), batches of up to {info.max_batch_tokens} tokens, padding "
-        f"{info.padding}"
+        f"{info.padding}" + (f" up to {', '.join(map(str, info.buckets))} tokens" if info.buckets else "")
     )
 
 
@@ -109,6 +119,10 @@ def shorten(text: str, width: int = 48) -> str:
     """`text` on one printable line of at most `width` characters."""
     line = _printable(text)
     return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _model(target: str, precision: str) -> str:
+    return precision if target == "cpu" else f"{target} {precision}"
 
 
 def _printable(text: str) -> str:

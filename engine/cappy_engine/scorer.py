@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cappy_engine import batching
+from cappy_engine.buckets import bucket_lengths
 from cappy_engine.bundle import EMBEDDED, Bundle, open_bundle
 from cappy_engine.errors import BundleError, InvalidPair, ScoringError
 from cappy_engine.opening import Opened, ScorerInfo, check_positive, open_for_scoring
-from cappy_engine.session import Session
+from cappy_engine.session import Session, model_inputs
 from cappy_engine.tokenizer import EncodedPairs, PairTokenizer
 
 Scores = npt.NDArray[np.float32]
@@ -60,12 +61,16 @@ class Scorer:
         pad_token_id: int,
         max_batch_tokens: int,
         padding: batching.Padding = "allowed",
+        buckets: Sequence[int] = (),
         narrow_session: Session | None = None,
         callers: int = 1,
         info: ScorerInfo | None = None,
         exact: _Exact | None = None,
     ) -> None:
-        """`session` runs a batch alone; where there are several, `narrow_session` runs `callers` of them at a time."""
+        """`session` runs a batch alone; where there are several, `narrow_session` runs `callers` of them at a time.
+
+        With `buckets`, which ascend to the tokenizer's longest pair, rows are padded to the next of these lengths.
+        """
         check_positive(max_batch_tokens=max_batch_tokens, callers=callers)
         self._tokenizer = tokenizer
         self._session: Session | None = session
@@ -75,6 +80,7 @@ class Scorer:
         self._pad_token_id = pad_token_id
         self._max_batch_tokens = max_batch_tokens
         self._padding = padding
+        self._buckets = tuple(buckets)
         self._info = info
         self._exact = exact
 
@@ -88,21 +94,24 @@ class Scorer:
         threads: int | None = None,
         mode: str = "auto",
         max_batch_tokens: int | None = None,
+        gpus: Sequence[int] = (0,),
     ) -> Self:
         """Open a bundle for scoring; None is cappy-mini, the small model in the package.
 
-        `device` is "cpu", "cuda" or "auto" (CUDA where it really works, else the CPU). `precision` is "fp32", "fp16",
-        "int8" or "auto" (the first that the bundle has of fp32, int8, fp16 on the CPU; of fp32, fp16 on CUDA).
+        `device` is "cpu", "cuda", "tensorrt" or "auto" (CUDA where the bundle has a model for it and it really works,
+        else the CPU). `precision` is "fp32", "fp16", "int8" or "auto" (the first that the bundle has of fp32, int8,
+        fp16 on the CPU; of fp32, fp16 on CUDA; of fp32, fp16, int8 on TensorRT). `gpus` are the numbers of the GPUs
+        that share the work.
         What is asked for by name is what runs, or an error is raised; what "auto" chose stands in `info`.
         `threads` is the number of CPU threads (None: one for each physical core that this process and its container
         may use). `mode` is "latency" (all threads on one batch), "throughput" (one thread for each of several batches),
         "both" (two sessions; the second is opened when there first are several batches, and holds the weights again) or
         "auto" (what `cappy tune` measured here, else "both" for models up to 512 MB and "latency" for larger ones);
         with one thread, or off the CPU, they are one. A batch holds at most `max_batch_tokens` tokens (None: as tuned,
-        else 512 on the CPU and 16,384 on CUDA).
+        else 512 on the CPU and 16,384 on GPUs).
 
-        Raises BundleError, PrecisionUnavailable, DeviceUnavailable, InstallationError, and ValueError for options out
-        of range.
+        Raises BundleError, PrecisionUnavailable, DeviceUnavailable, InstallationError, ScoringError where a GPU fails
+        on its first batches, and ValueError for options out of range.
         """
         found = open_bundle(EMBEDDED if bundle is None else bundle)
         opened = open_for_scoring(
@@ -113,6 +122,7 @@ class Scorer:
             mode=mode,
             max_batch_tokens=max_batch_tokens,
             name="cappy-mini, the package's own small model" if bundle is None else str(bundle),
+            gpus=gpus,
         )
         tokenizer = PairTokenizer.from_file(found.file("tokenizer.json"), max_length=opened.info.max_length)
         return cls._of(found, opened, tokenizer, exact=_Exact(found, opened.info, tokenizer))
@@ -125,8 +135,9 @@ class Scorer:
             pad_token_id=bundle.manifest.pad_token_id,
             max_batch_tokens=opened.info.max_batch_tokens,
             padding=opened.info.padding,
+            buckets=opened.info.buckets,
             narrow_session=opened.narrow_session,
-            callers=opened.info.threads,
+            callers=opened.callers,
             info=opened.info,
             exact=exact,
         )
@@ -192,6 +203,9 @@ class Scorer:
         budget = self._max_batch_tokens if max_batch_tokens is None else max_batch_tokens
         check_positive(max_batch_tokens=budget)
         padding = padding or self._padding
+        if self._buckets:  # there are engines for these lengths only, and for no larger batches
+            lengths, padding = bucket_lengths(lengths, self._buckets), "avoided"
+            budget = min(budget, self._max_batch_tokens)
         shared = batching.plan_batches(lengths, max_batch_tokens=budget, padding=padding, workers=self._workers)
         if self._workers == 1 or self._is_shared(shared, lengths):
             return shared
@@ -280,11 +294,7 @@ class Scorer:
     def _run(self, session: Session, encoded: EncodedPairs, firsts: batching.Ids, batch: batching.Batch) -> Scores:
         chosen = batching.Batch(firsts[batch.rows], batch.length)
         scores = session.run(
-            {
-                "input_ids": batching.pad(encoded.token_ids, chosen, value=self._pad_token_id),
-                "attention_mask": batching.attention_mask(encoded.lengths, chosen),
-                "token_type_ids": batching.pad(encoded.type_ids, chosen, value=0),
-            }
+            model_inputs(encoded.token_ids, encoded.type_ids, encoded.lengths, chosen, pad_token_id=self._pad_token_id)
         )
         if not np.isfinite(scores).all():
             row = int(chosen.rows[np.flatnonzero(~np.isfinite(scores))[0]])
@@ -308,9 +318,11 @@ class _Exact:
         precision, manifest = self._info.precision, self._bundle.manifest
         if precision == "fp32":
             return 0.0
-        self._bundle.model("fp32")  # or PrecisionUnavailable
+        self._bundle.model("fp32", self._info.device)  # or PrecisionUnavailable
+        parity = manifest.document["parity"]
         try:
-            return 2 * float(manifest.document["parity"]["precisions"][precision]["max_error"])
+            rows = parity["precisions"] if self._info.device == "cpu" else parity["targets"][self._info.device]
+            return 2 * float(rows[precision]["max_error"])
         except (KeyError, TypeError, ValueError) as broken:
             raise BundleError(
                 f"bundle {self._bundle.path} says nothing of {precision}'s errors; export it again"
@@ -330,6 +342,7 @@ class _Exact:
                     mode=self._info.mode,
                     max_batch_tokens=self._info.max_batch_tokens,
                     name=self._info.bundle,
+                    gpus=self._info.gpus or (0,),
                 )
                 self._scorer = Scorer._of(self._bundle, opened, self._tokenizer, exact=None)
             return self._scorer

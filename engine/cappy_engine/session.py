@@ -9,30 +9,29 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from importlib import import_module, metadata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from cappy_engine import batching
 from cappy_engine.errors import BundleError, DeviceUnavailable, InstallationError, ScoringError
-
-DEVICES = ("cpu", "cuda", "tensorrt")
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-PROVIDERS: Mapping[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-PROVIDER_OPTIONS: Mapping[str, Mapping[str, str]] = {
-    "cpu": {},
-    "cuda": {"use_tf32": "0"},  # on by default, and it would make fp32 a format of 10 bits
-}
-RUNTIME_PACKAGES = (
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxruntime-directml",
-    "onnxruntime-openvino",
-    "onnxruntime-qnn",
+from cappy_engine.installation import (
+    installed_packages,
 )
+from cappy_engine.placement import census
+from cappy_engine.preflight import (
+    PROVIDERS,
+)
+from cappy_engine.providers import session_entries
+
+DEVICES = tuple(PROVIDERS)
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+Providers = Sequence[tuple[str, Mapping[str, str]]]
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +52,11 @@ class OrtSession:
         self.device = device
         self._session = session
         self._inputs = [entry.name for entry in session.get_inputs()]
+
+    @property
+    def placed(self) -> dict[str, Counter[str]]:
+        """Which provider runs which operators, counted; known off the CPU only."""
+        return census(self._session.get_provider_graph_assignment_info())
 
     def run(self, inputs: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
         """Score one batch: `INPUTS` by name, each (batch, length) int64; returns (batch,) float32.
@@ -88,23 +92,30 @@ class LazySession:
         return self._session.run(inputs)
 
 
-def open_session(model: Path, *, device: str = "cpu", threads: int | None = None) -> OrtSession:
-    """Load `model` on `device` ("cpu" or "cuda"), with `threads` threads (None: one for each physical core).
+def open_session(
+    model: Path, *, device: str = "cpu", threads: int | None = None, providers: Providers | None = None
+) -> OrtSession:
+    """Load `model` on `device`, with `threads` CPU threads (None: one for each physical core).
+
+    `providers` are ONNX Runtime's with their options, the device's own first; on the CPU there is one, without options.
 
     Raises DeviceUnavailable if the device cannot be used, BundleError if the file is no model with the inputs and
     output of a bundle, InstallationError if there is no ONNX Runtime, or more than one.
     """
     runtime = load_runtime()
     provider = check_device(device, runtime.get_available_providers(), runtime.__version__)
-    if device != "cpu" and hasattr(runtime, "preload_dlls"):
-        runtime.preload_dlls()  # CUDA and cuDNN from site-packages, where the loader does not look
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only: its warnings go to stderr and are about graph optimisation
+    for key, value in session_entries(device).items():
+        options.add_session_config_entry(key, value)
     try:
         session = runtime.InferenceSession(
-            str(model), options, providers=[(provider, dict(PROVIDER_OPTIONS[device]))], enable_fallback=0
+            str(model),
+            options,
+            providers=[(name, dict(chosen)) for name, chosen in providers or [(provider, {})]],
+            enable_fallback=0,
         )
     except Exception as error:  # ONNX Runtime has no common base class for its errors
         if device != "cpu":
@@ -116,9 +127,27 @@ def open_session(model: Path, *, device: str = "cpu", threads: int | None = None
     return OrtSession(session, device=device)
 
 
+def model_inputs(
+    token_ids: Sequence[npt.NDArray[np.int64]],
+    type_ids: Sequence[npt.NDArray[np.int64]],
+    lengths: npt.NDArray[np.int64],
+    batch: batching.Batch,
+    *,
+    pad_token_id: int,
+) -> dict[str, npt.NDArray[np.int64]]:
+    """What a session is run with: `INPUTS` of the batch's rows by name, each (batch, length) int64."""
+    ids = batching.pad(token_ids, batch, value=pad_token_id)
+    return {
+        "input_ids": ids,
+        "attention_mask": batching.attention_mask(lengths, batch),
+        "token_type_ids": batching.pad(type_ids, batch, value=0),
+        "position_ids": batching.position_ids(ids, pad_token_id=pad_token_id),
+    }
+
+
 def load_runtime() -> Any:
     """Import ONNX Runtime; raises InstallationError unless exactly one of its packages is installed."""
-    installed = [name for name in RUNTIME_PACKAGES if _is_installed(name)]
+    installed = list(installed_packages())
     if len(installed) > 1:
         raise InstallationError(
             f"{' and '.join(installed)} are both installed and overwrite each other's files; "
@@ -132,12 +161,10 @@ def load_runtime() -> Any:
         ) from error
 
 
-def check_device(device: str, available: list[str], version: str) -> str:
+def check_device(device: str, available: Sequence[str], version: str) -> str:
     """The provider for `device`; raises DeviceUnavailable where this ONNX Runtime has none, else ValueError."""
     if device not in DEVICES:
         raise ValueError(f"unknown device {device!r}; choose from auto, {', '.join(DEVICES)}")
-    if device not in PROVIDERS:
-        raise DeviceUnavailable(f"device {device!r} is not supported by this version of cappy-engine; use cuda or cpu")
     provider = PROVIDERS[device]
     if provider not in available:
         raise DeviceUnavailable(
@@ -147,7 +174,7 @@ def check_device(device: str, available: list[str], version: str) -> str:
     return provider
 
 
-def check_providers(device: str, registered: list[str]) -> None:
+def check_providers(device: str, registered: Sequence[str]) -> None:
     """Raise DeviceUnavailable if a session that was opened for `device` came up without it."""
     if PROVIDERS[device] not in registered:
         raise DeviceUnavailable(
@@ -163,11 +190,3 @@ def check_signature(model: Path, inputs: list[str], outputs: list[str]) -> None:
         raise BundleError(
             f"{model} takes {inputs} and gives {outputs}; a bundle's model takes {INPUTS} and gives logits"
         )
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True

@@ -1,0 +1,77 @@
+"""The canary: a few pairs with PyTorch's scores, carried by the bundle, that a GPU must get right before it serves.
+
+A driver, a library or an engine can be wrong in ways that no error tells; a score that is off does. The pairs are kept
+as tokens, so that this needs no tokenizer (whose file has a digest of its own).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cappy_engine import batching
+from cappy_engine.errors import BundleError, DeviceUnavailable
+from cappy_engine.session import Session, model_inputs
+
+
+@dataclass(frozen=True)
+class Canary:
+    """`token_ids` and `type_ids` hold n arrays (length,) int64, `scores` (n,) float32 are PyTorch's; `tolerance` is the
+    largest difference that is accepted."""
+
+    token_ids: list[npt.NDArray[np.int64]]
+    type_ids: list[npt.NDArray[np.int64]]
+    scores: npt.NDArray[np.float32]
+    tolerance: float
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each pair, (n,) int64."""
+        return np.array([len(ids) for ids in self.token_ids], dtype=np.int64)
+
+
+def read_canary(document: Mapping[str, Any], device: str, precision: str) -> Canary:
+    """The canary of a bundle's manifest for one of its models; BundleError where it has none."""
+    try:
+        canary = document["canary"]
+        found = Canary(
+            [np.array(pair["input_ids"], dtype=np.int64) for pair in canary["pairs"]],
+            [np.array(pair["token_type_ids"], dtype=np.int64) for pair in canary["pairs"]],
+            np.array([pair["score"] for pair in canary["pairs"]], dtype=np.float32),
+            float(canary["tolerance"][device][precision]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"the bundle has no canary for {precision} on {device} ({error!r}), so nothing could tell whether its "
+            f"scores are right there; export it again with --target {device}"
+        ) from error
+    if not len(found.scores) or not found.tolerance > 0 or not np.isfinite(found.scores).all():
+        raise BundleError(f"the bundle's canary for {precision} on {device} is empty or no number; export it again")
+    return found
+
+
+def check_canary(
+    session: Session, canary: Canary, batches: Sequence[batching.Batch], *, device: str, pad_token_id: int
+) -> float:
+    """Score the canary in `batches`; returns the largest difference from PyTorch.
+
+    Raises DeviceUnavailable if it is above the canary's tolerance, or a score is no number, and ScoringError.
+    """
+    scores = np.full(len(canary.scores), np.nan, dtype=np.float32)
+    for batch in batches:
+        scores[batch.rows] = session.run(
+            model_inputs(canary.token_ids, canary.type_ids, canary.lengths, batch, pad_token_id=pad_token_id)
+        )
+    errors = np.abs(scores.astype(np.float64) - canary.scores)
+    if errors.max() <= canary.tolerance:  # false for NaN
+        return float(errors.max())
+    worst = int(np.nanargmax(np.where(np.isnan(errors), np.inf, errors)))
+    raise DeviceUnavailable(
+        f"device {device!r} gives wrong scores: {scores[worst]:.5f} for a pair of the bundle's canary whose score is "
+        f"{canary.scores[worst]:.5f}, and {canary.tolerance:g} is allowed; nothing was scored. Run 'cappy doctor', and "
+        "use device='cpu' until this is mended"
+    )
