@@ -12,7 +12,11 @@ RESULTS ?= bench/results
 # What keeps `make bench` short; with BENCH= it measures the tools of all installed environments, each workload 3 times.
 BENCH ?= --environment main --max-seconds 8
 
-.PHONY: help demo test lint types fast bench bench-full bench-micro clean
+# Where make gpu-check writes its result; GPU_CHECK= takes its other options, such as --only and --keep-engines.
+GPU_RESULT ?= bench/gpu-check.json
+GPU_CHECK ?=
+
+.PHONY: help demo test lint types fast bench bench-full bench-micro gpu-check clean
 help:
 	@echo "make demo   export cappy-mini, prove its scores, score pairs and rank candidates with it"
 	@echo "make test   lint, types and all tests"
@@ -20,6 +24,7 @@ help:
 	@echo "make bench  parity and speed of cappy-mini beside other tools, in under 10 minutes"
 	@echo "make bench-full   the same for a model of cappy-large's size, beside every tool that can be installed"
 	@echo "make bench-micro  tokenisation, planning and single batches (pytest-benchmark)"
+	@echo "make gpu-check    on a machine with an NVIDIA GPU: parity, speed and failure drills of CHECKPOINT= on CUDA and TensorRT"
 	@echo "make clean  remove what the other targets made"
 
 # torch comes first and by its exact version, so that nothing else chooses another build of it.
@@ -97,5 +102,24 @@ bench-full: $(FULL)-bundle/manifest.json .venv-bench-openvino/ready .venv-bench-
 bench-micro: .venv-test/ready
 	$(TEST)/pytest benchmarks/micro --benchmark-columns=median,iqr,rounds
 
+# With onnxruntime-gpu, which cannot be installed beside onnxruntime, and the TensorRT that it is linked with.
+.venv-gpu/ready: pyproject.toml constraints.txt
+	rm -rf .venv-gpu
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/pip install --quiet --constraint constraints.txt torch==2.13.0
+	.venv-gpu/bin/pip install --quiet --constraint constraints.txt --editable '.[gpu,export]' 'tensorrt-cu13<11'
+	touch $@
+
+# Made once: an export of cappy-large's size takes minutes. Remove the folder to export again.
+GPU_BUNDLE := bench/$(notdir $(CHECKPOINT))-gpu-bundle
+$(GPU_BUNDLE)/manifest.json: | .venv-gpu/ready $(if $(filter bench/large,$(CHECKPOINT)),bench/large/config.json)
+	rm -rf $(GPU_BUNDLE)
+	.venv-gpu/bin/cappy export $(CHECKPOINT) $(GPU_BUNDLE) --target cpu --target cuda --target tensorrt \
+		--precision fp32 --precision fp16 --precision int8
+
+gpu-check: $(GPU_BUNDLE)/manifest.json | .venv-gpu/ready
+	.venv-gpu/bin/python -m benchmarks.gpu_check --checkpoint $(CHECKPOINT) --bundle $(GPU_BUNDLE) \
+		--title "GPU check of $(notdir $(CHECKPOINT))" --out $(GPU_RESULT) $(if $(DATA),--data $(DATA)) $(GPU_CHECK)
+
 clean:
-	rm -rf .venv-demo .venv-test .venv-bench-* demo bench
+	rm -rf .venv-demo .venv-test .venv-gpu .venv-bench-* demo bench

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -25,12 +24,20 @@ from typing import Any
 
 from benchmarks.figures import useful_flops
 from benchmarks.machine import describe_machine
-from benchmarks.process import ROOT
+from benchmarks.process import ROOT, current_commit
 from benchmarks.report import write_report
 from benchmarks.runner import Model
 from benchmarks.runners import SPECS, Spec
 from benchmarks.tables import change_table, markdown, missing_table, runner_table, workload_table
-from benchmarks.workloads import DESCRIPTIONS, Sizes, Workload, make_pool, make_workloads, read_pairs_file, read_pool
+from benchmarks.workloads import (
+    DESCRIPTIONS,
+    Sizes,
+    Workload,
+    make_pool_like,
+    make_workloads,
+    read_pairs_file,
+    read_pool,
+)
 from cappy_engine.bundle import MANIFEST, sha256_of
 from cappy_engine.tokenizer import PairTokenizer
 
@@ -48,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
     """Measure, write the result to `--out`, print the tables and the result."""
     from benchmarks.suite import Plan, measure_peak, run_suite  # it needs PyTorch, which tables and reports do not
 
-    started, clock, commit = datetime.now(UTC), time.monotonic(), _commit()
+    started, clock, commit = datetime.now(UTC), time.monotonic(), current_commit()
     rounds, sizes = SUITES[options.suite]
     model = Model(options.checkpoint, options.bundle, options.work, options.threads)
     tokenizer = PairTokenizer.from_file(options.bundle / "tokenizer.json", max_length=model.max_length)
@@ -182,9 +189,7 @@ def _pool(options: argparse.Namespace) -> tuple[list[tuple[str, str]], str]:
         return found, "PromptSource's and BIG-Bench's tasks"
     from cappy_export.pairs import default_pairs
 
-    words = {word for pair in default_pairs() for text in pair for word in text.split() if len(word) < 20}
-    words = {word for word in words if "<" not in word}  # "<pad>" in a text is something else to every tool
-    return make_pool(sorted(words), seed=options.seed), "made of words of the package's parity pairs"
+    return make_pool_like(default_pairs(), seed=options.seed), "made of words of the package's parity pairs"
 
 
 def _key(machine: dict[str, Any], model: Model, described: dict[str, Any], workloads: Sequence[Workload]) -> str:
@@ -193,11 +198,6 @@ def _key(machine: dict[str, Any], model: Model, described: dict[str, Any], workl
     bundle = sha256_of(model.bundle / MANIFEST)
     text = json.dumps([machine, model.threads, described, bundle, [workload.sha256 for workload in workloads]])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _commit() -> str | None:
-    done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)  # noqa: S607
-    return done.stdout.strip() or None
 
 
 def _say(line: str) -> None:

@@ -104,6 +104,12 @@ def in_short(reason: str) -> str:
     return " ".join(reason.replace(f"{ROOT}{os.sep}", "").split())[:600]
 
 
+def current_commit() -> str | None:
+    """The commit that is checked out; None where there is no repository."""
+    done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)  # noqa: S607
+    return done.stdout.strip() or None
+
+
 def start_worker(spec: Spec, model: Model) -> WorkerProcess:
     """Start a runner's process in its environment. Raises RunnerFailed, with what to do, if that is not set up."""
     variables = {

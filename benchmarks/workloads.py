@@ -179,6 +179,13 @@ def make_pool(words: Sequence[str], *, seed: int, count: int = 4000) -> list[Pai
     )
 
 
+def make_pool_like(pairs: Iterable[Pair], *, seed: int, count: int = 4000) -> list[Pair]:
+    """As `make_pool`, of the words of `pairs`."""
+    words = {word for pair in pairs for text in pair for word in text.split() if len(word) < 20}
+    words = {word for word in words if "<" not in word}  # "<pad>" in a text is something else to every tool
+    return make_pool(sorted(words), seed=seed, count=count)
+
+
 def read_pairs_file(path: Path) -> list[Pair]:
     """Pairs of a user's JSON Lines file with `instruction` and `response`, stripped."""
     return _distinct((str(row["instruction"]).strip(), str(row["response"]).strip()) for row in _rows(path))
