@@ -200,7 +200,8 @@ def _engine_files(folder: Path) -> list[Path]:
     found = []
     for manifest in engine_folder().glob(f"*/{MANIFEST}"):
         facts = json.loads(manifest.read_text(encoding="utf-8"))["facts"]
-        if facts["model_sha256"] == digests and facts["profile"].endswith(f"x {bundle.manifest.max_length}"):
+        is_ours = facts["model_sha256"] == digests and facts["precision"] == PRECISION
+        if is_ours and facts["profile"].endswith(f"x {bundle.manifest.max_length}"):
             found += [path for path in manifest.parent.iterdir() if path.name != MANIFEST]
     return found
 
