@@ -273,3 +273,10 @@ def test_smoothing_leaves_the_product_as_it_is(activation: list[float], weights:
     assert (factors > 0).all()
     assert np.isfinite(factors).all()
     np.testing.assert_allclose((first / factors) * (second * factors), first * second, rtol=1e-5)
+
+
+def test_smoothing_moves_the_differences_between_channels_into_the_weights() -> None:
+    activation, weights = np.array([30, 1, 4], np.float32), np.array([0.5, 2, 1], np.float32)
+    all_moved, none_moved = (smoothing_factors(activation, weights, share) for share in (1.0, 0.0))
+    np.testing.assert_allclose(activation / all_moved, (activation / all_moved)[0], rtol=1e-5)
+    np.testing.assert_allclose(weights * none_moved, (weights * none_moved)[0], rtol=1e-5)

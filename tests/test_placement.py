@@ -162,5 +162,9 @@ def test_a_gpu_at_the_floor_or_above_it_passes(device: str) -> None:
     check_speed(device, flops=SPEED_FLOOR, seconds=0.01)
 
 
+def test_a_batch_that_is_mostly_launches_is_not_judged() -> None:
+    check_speed("cuda", flops=1e9, seconds=0.01)
+
+
 def test_a_cpu_may_be_as_slow_as_it_is() -> None:
     check_speed("cpu", flops=1.0, seconds=1.0)

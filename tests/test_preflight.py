@@ -159,7 +159,7 @@ def test_each_device_has_its_findings_in_the_order_of_mending() -> None:
         ),
         (
             changed(gpus=(P100, L4)), "cuda", "compute capability", r"Tesla P100",
-            r"^set CUDA_VISIBLE_DEVICES so that NVIDIA L4 comes first$",
+            r"^choose the NVIDIA L4, by its number",
         ),
         (
             changed(missing_libraries={CUDA: ("libcublas.so.13", "libcurand.so.10")}), "cuda", "CUDA",
@@ -561,3 +561,11 @@ def test_this_machine_is_inspected_as_it_is() -> None:
                 require_device(installation, device)
     else:
         assert installation.driver is not None
+
+
+def test_the_gpus_that_are_to_be_used_are_judged() -> None:
+    mixed = changed(gpus=(Gpu("Tesla P100", "6.0", 2**34), Gpu("NVIDIA L4", "8.9", 2**34)))
+    assert not all(finding.is_ok for finding in diagnose(mixed, "cuda"))
+    assert all(finding.is_ok for finding in diagnose(mixed, "cuda", [1]))
+    assert not all(finding.is_ok for finding in diagnose(mixed, "cuda", [1, 0]))
+    require_device(mixed, "cuda", [1])

@@ -403,7 +403,7 @@ class FakeGpus:
         self.error: Exception | None = None
         self.there = (Gpu("some GPU", "9.0", 2**30),) * 4
 
-    def require_installation(self, device: str) -> Installation:
+    def require_installation(self, device: str, gpus: Sequence[int] = (0,)) -> Installation:
         return Installation({}, (), "13.0", None, self.there, {}, None, {})
 
     def open_for_gpus(
@@ -449,7 +449,8 @@ def gpu_bundle(bundle: Path, tmp_path: Path) -> Path:
         "cuda": {"precisions": ["fp16"], "graphs": {"fp16": {"unpadded": True}}},
         "tensorrt": {"precisions": ["fp32", "fp16", "int8"], "buckets": [16, 64, 512], "graphs": {}},
     }
-    document["parity"]["targets"] = {"tensorrt": {"int8": {"max_error": 1e9}}}
+    pair = {"input_ids": [0, 4, 2], "token_type_ids": [0, 0, 0], "score": 0.5}
+    document["canary"] = {"pairs": [pair], "tolerance": {"tensorrt": {"int8": 1e9}}}
     for target, part in document["targets"].items():
         (copy / target).mkdir()
         for precision in part["precisions"]:
@@ -563,6 +564,8 @@ def test_cuda_that_is_listed_but_has_no_driver_is_refused_by_name_and_passed_ove
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
+        ({"gpus": [1]}, r"gpus \[1\] need a device that has some: cuda or tensorrt, not 'auto'"),
+        ({"device": "cpu", "gpus": [0]}, r"gpus \[0\] need a device that has some"),
         ({"device": "gpu"}, "unknown device 'gpu'; choose from auto, cpu, cuda"),
         ({"precision": "bf16"}, "unknown precision 'bf16'; choose from auto, fp32, fp16, int8"),
         ({"threads": 0}, "threads must be at least 1, got 0"),

@@ -57,21 +57,30 @@ def read_canary(document: Mapping[str, Any], device: str, precision: str) -> Can
 def check_canary(
     session: Session, canary: Canary, batches: Sequence[batching.Batch], *, device: str, pad_token_id: int
 ) -> float:
-    """Score the canary in `batches`; returns the largest difference from PyTorch.
+    """Score the canary in `batches`, which may hold a pair several times; returns the largest difference from PyTorch.
 
     Raises DeviceUnavailable if it is above the canary's tolerance, or a score is no number, and ScoringError.
     """
-    scores = np.full(len(canary.scores), np.nan, dtype=np.float32)
+    left = set(range(len(canary.scores)))
+    largest = 0.0
     for batch in batches:
-        scores[batch.rows] = session.run(
+        left.difference_update(batch.rows.tolist())
+        scores = session.run(
             model_inputs(canary.token_ids, canary.type_ids, canary.lengths, batch, pad_token_id=pad_token_id)
         )
-    errors = np.abs(scores.astype(np.float64) - canary.scores)
-    if errors.max() <= canary.tolerance:  # false for NaN
-        return float(errors.max())
-    worst = int(np.nanargmax(np.where(np.isnan(errors), np.inf, errors)))
-    raise DeviceUnavailable(
-        f"device {device!r} gives wrong scores: {scores[worst]:.5f} for a pair of the bundle's canary whose score is "
-        f"{canary.scores[worst]:.5f}, and {canary.tolerance:g} is allowed; nothing was scored. Run 'cappy doctor', and "
-        "use device='cpu' until this is mended"
-    )
+        expected = canary.scores[batch.rows]
+        errors = np.abs(scores.astype(np.float64) - expected)
+        if not errors.max() <= canary.tolerance:  # true for NaN
+            worst = int(np.where(np.isnan(errors), np.inf, errors).argmax())
+            raise DeviceUnavailable(
+                f"device {device!r} gives wrong scores: {scores[worst]:.5f} for a pair of the bundle's canary whose "
+                f"score is {expected[worst]:.5f}, and {canary.tolerance:g} is allowed, at {len(batch.rows)} x "
+                f"{batch.length} tokens; nothing was scored. Run 'cappy doctor', and use device='cpu' until this is "
+                "mended"
+            )
+        largest = max(largest, float(errors.max()))
+    if left:
+        raise DeviceUnavailable(
+            f"{len(left)} of {len(canary.scores)} pairs of the canary were not scored on {device!r}"
+        )
+    return largest

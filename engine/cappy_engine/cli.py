@@ -457,7 +457,7 @@ def _open_scorer(options: argparse.Namespace) -> Scorer:
     scorer = Scorer.open(
         options.bundle,
         device=options.device,
-        gpus=options.gpus or (0,),
+        gpus=options.gpus,
         precision=options.precision,
         threads=options.threads,
         mode=options.mode,

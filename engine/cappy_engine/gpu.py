@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cappy_engine import batching
-from cappy_engine.buckets import bucket_lengths, default_buckets
+from cappy_engine.buckets import default_buckets
 from cappy_engine.bundle import Bundle
 from cappy_engine.canary import check_canary, read_canary
 from cappy_engine.engine_cache import EngineCache, engine_facts, engine_folder, engine_key
@@ -186,7 +186,7 @@ def open_on_gpus(
     return sessions[0] if len(sessions) == 1 else SharedSession(sessions, device=plan.device)
 
 
-def require_installation(device: str) -> Installation:
+def require_installation(device: str, gpus: Sequence[int] = (0,)) -> Installation:
     """What is installed on this machine; raises what `require_device` does unless it is all that `device` needs."""
     runtime = load_runtime()
     installation = inspect_installation(
@@ -194,7 +194,7 @@ def require_installation(device: str) -> Installation:
         available_providers=runtime.get_available_providers,
         preload=getattr(runtime, "preload_dlls", lambda: None),  # CUDA and cuDNN from site-packages
     )
-    require_device(installation, device)
+    require_device(installation, device, gpus)
     return installation
 
 
@@ -233,10 +233,16 @@ def open_for_gpus(
 
 
 def canary_batches(lengths: npt.NDArray[np.int64], plan: GpuPlan) -> list[batching.Batch]:
-    """The canary's batches, as the scorer would plan them."""
-    if plan.buckets:
-        lengths = bucket_lengths(lengths, plan.buckets)
-    return batching.plan_batches(lengths, max_batch_tokens=plan.max_batch_tokens, padding=plan.padding)
+    """The canary's batches: as the scorer would plan them; with buckets every pair in each that it fits into, since
+    each of those has an engine of its own."""
+    if not plan.buckets:
+        return batching.plan_batches(lengths, max_batch_tokens=plan.max_batch_tokens, padding=plan.padding)
+    batches = []
+    for bucket in plan.buckets:
+        rows = np.flatnonzero(lengths <= bucket)
+        most = max_rows(bucket, plan.max_batch_tokens)
+        batches += [batching.Batch(rows[start : start + most], bucket) for start in range(0, len(rows), most)]
+    return batches
 
 
 def full_batch(rows: int, length: int, *, pad_token_id: int) -> dict[str, npt.NDArray[np.int64]]:
@@ -292,7 +298,11 @@ def _open_tensorrt(
             precision=plan.precision,
             profile_text=f"{profile.min_rows} to {profile.max_rows} x {profile.length}",
             options=options(Path()),
-            gpu={"name": described.name, "compute_capability": described.compute_capability},
+            gpu={
+                "name": described.name,
+                "compute_capability": described.compute_capability,
+                "memory_bytes": str(described.memory_bytes),
+            },
             versions=versions,
         )
         log.info("opening the engine for %d x %d tokens; the first time takes minutes", profile.max_rows, bucket)
@@ -312,7 +322,7 @@ def _input_names(bundle: Bundle, precision: str) -> list[str]:
 
 
 def _warm_up(session: Session, bundle: Bundle, plan: GpuPlan, clock: Callable[[], float]) -> None:
-    """Run a full batch of every bucket twice; the second run of the largest must be as fast as a GPU's."""
+    """Run a full batch of every bucket twice; the second run must be as fast as a GPU's."""
     model, pad_token_id = bundle.manifest.document["model"], bundle.manifest.pad_token_id
     for length in plan.buckets or (bundle.manifest.max_length,):
         rows = max_rows(length, plan.max_batch_tokens)
@@ -320,8 +330,7 @@ def _warm_up(session: Session, bundle: Bundle, plan: GpuPlan, clock: Callable[[]
         session.run(inputs)
         began = clock()
         session.run(inputs)
-        seconds = clock() - began
-    check_speed(plan.device, flops=batch_flops(model, rows, length), seconds=seconds)
+        check_speed(plan.device, flops=batch_flops(model, rows, length), seconds=clock() - began)
 
 
 def tensorrt_version(load: Callable[[str], Any] = ctypes.CDLL) -> str:

@@ -138,9 +138,11 @@ def tensorrt_folder() -> Path | None:
 
 def preload_tensorrt(folder: Path) -> None:
     """Load TensorRT's libraries from `folder`, as far as they are there, so that its provider finds them by name."""
-    for name in TENSORRT_LIBRARIES:
+    # The builder opens its resources by name when it first builds; its wheel's folder is not searched then.
+    resources = sorted(folder.glob("libnvinfer_builder_resource*.so.*"))
+    for path in (*(folder / name for name in TENSORRT_LIBRARIES), *resources):
         with contextlib.suppress(OSError):
-            ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
+            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
 
 def library_needs(folder: Path, device: str) -> dict[str, tuple[str, ...]]:

@@ -84,12 +84,14 @@ def open_for_scoring(
     mode: str,
     max_batch_tokens: int | None,
     name: str,
-    gpus: Sequence[int] = (0,),
+    gpus: Sequence[int] | None = None,
 ) -> Opened:
     """Open what `Scorer.open` asks for, with its options and errors; `name` is the bundle's in the info."""
     check_options(device, precision, mode, threads, max_batch_tokens)
+    if gpus is not None and device not in ("cuda", "tensorrt"):
+        raise ValueError(f"gpus {list(gpus)} need a device that has some: cuda or tensorrt, not {device!r}")
     cores = usable_cores() if threads is None else threads
-    chosen = _choose(bundle, device, precision, gpus, max_batch_tokens)
+    chosen = _choose(bundle, device, precision, (0,) if gpus is None else gpus, max_batch_tokens)
     if chosen.session is not None and chosen.plan is not None:
         return _opened_on_gpus(bundle, chosen, chosen.session, chosen.plan, cores, name)
     precision = chosen.precision
@@ -188,7 +190,7 @@ def _choose(bundle: Bundle, device: str, precision: str, gpus: Sequence[int], ma
 def _open_gpus(
     bundle: Bundle, device: str, reason: str, precision: str, gpus: Sequence[int], max_batch_tokens: int | None
 ) -> _Chosen:
-    installation = require_installation(device)
+    installation = require_installation(device, gpus)
     found, why = choose_precision(precision, device, bundle.manifest.precisions_for(device))
     budget = max_batch_tokens or BATCH_TOKENS[device]
     session, plan = open_for_gpus(bundle, device, found, installation, gpus=gpus, max_batch_tokens=budget)

@@ -37,6 +37,8 @@ ALLOWED_BESIDE: Mapping[str, frozenset[str]] = {
 SPEED_FLOOR = 1e12
 """Floating-point operations per second. A GPU of the last ten years does several times that on a full batch, in fp32
 too; a few cores do not. Many server cores may: what runs on a CPU is for `check_placement` to find."""
+LEAST_JUDGED_SECONDS = 0.02
+"""A batch that takes a GPU at the floor less than this is mostly launches and copies, and tells nothing."""
 
 
 class AssignedNode(Protocol):
@@ -95,9 +97,9 @@ def check_placement(device: str, placed: Mapping[str, Counter[str]]) -> None:
 def check_speed(device: str, *, flops: float, seconds: float) -> None:
     """Raise DeviceUnavailable if a full batch of `flops` operations took so many seconds that no GPU computed it.
 
-    Call it with the second run of a batch: the first one loads kernels.
+    Call it with the second run of a batch: the first one loads kernels. A batch that is too small is not judged.
     """
-    if device == "cpu" or flops >= SPEED_FLOOR * seconds:
+    if device == "cpu" or flops < SPEED_FLOOR * LEAST_JUDGED_SECONDS or flops >= SPEED_FLOOR * seconds:
         return
     raise DeviceUnavailable(
         f"device {device!r} computes {flops / seconds / 1e12:.3f} TFLOP/s on a full batch, and any GPU that is free "

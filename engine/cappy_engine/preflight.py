@@ -34,17 +34,21 @@ class Finding:
     fix: str = ""
 
 
-def diagnose(installation: Installation, device: str) -> list[Finding]:
-    """What `device` ("cpu", "cuda" or "tensorrt") needs, one finding for each; those that are not ok have a fix."""
+def diagnose(installation: Installation, device: str, gpus: Sequence[int] = (0,)) -> list[Finding]:
+    """What `device` ("cpu", "cuda" or "tensorrt") needs, one finding for each; those that are not ok have a fix.
+
+    `gpus` are the numbers of those that are to be used; ones that are not there are not looked at.
+    """
     findings = [_package(installation, device), _provider(installation, device)]
     if device != "cpu":
         findings += [_driver(installation), _gpu(installation)]
-        findings += [_compute_capability(installation, device)] if installation.gpus else []
+        used = [installation.gpus[number] for number in gpus if 0 <= number < len(installation.gpus)]
+        findings += [_compute_capability(installation, device, gpu) for gpu in used]
         findings += [found for family in FAMILIES[device] if (found := _libraries(installation, device, family))]
     return findings
 
 
-def require_device(installation: Installation, device: str) -> None:
+def require_device(installation: Installation, device: str, gpus: Sequence[int] = (0,)) -> None:
     """Raise DeviceUnavailable, with every cause and its fix, unless all is there that `device` needs.
 
     Raises InstallationError if packages of ONNX Runtime clash, since nothing else can be told then; it is the only
@@ -53,7 +57,7 @@ def require_device(installation: Installation, device: str) -> None:
     if len(installation.runtime_packages) > 1:
         package = _package(installation, device)
         raise InstallationError(f"{package.detail}; run: {package.fix}")
-    lacking = [finding for finding in diagnose(installation, device) if not finding.is_ok]
+    lacking = [finding for finding in diagnose(installation, device, gpus) if not finding.is_ok]
     if device != "cpu" and lacking:
         lines = [f"  {finding.name}: {finding.detail}\n    fix: {finding.fix}" for finding in lacking]
         raise DeviceUnavailable("\n".join([f"device {device!r} cannot be used here:", *lines]))
@@ -163,9 +167,8 @@ def _gpu(installation: Installation) -> Finding:
     return Finding("GPU", True, _gpu_text(installation.gpus[0]) + others)
 
 
-def _compute_capability(installation: Installation, device: str) -> Finding:
-    """Judges the first GPU, which is the one that is used."""
-    name, gpu, major = "compute capability", installation.gpus[0], cuda_major(installation)
+def _compute_capability(installation: Installation, device: str, gpu: Gpu) -> Finding:
+    name, major = "compute capability", cuda_major(installation)
     floor, reason = (0, 0), ""
     if major is not None and major >= 13:
         floor, reason = (7, 5), f"CUDA {major} dropped GPUs below 7.5"
@@ -174,7 +177,7 @@ def _compute_capability(installation: Installation, device: str) -> Finding:
     if _capability(gpu) < floor:
         others = [other for other in installation.gpus if _capability(other) >= floor]
         fix = (
-            f"set CUDA_VISIBLE_DEVICES so that {others[0].name} comes first"
+            f"choose the {others[0].name}, by its number (--gpu) or with CUDA_VISIBLE_DEVICES"
             if others
             else f"use a GPU of compute capability {floor[0]}.{floor[1]} or higher, or device='cpu'"
         )

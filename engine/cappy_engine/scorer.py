@@ -17,6 +17,7 @@ import numpy.typing as npt
 from cappy_engine import batching
 from cappy_engine.buckets import bucket_lengths
 from cappy_engine.bundle import EMBEDDED, Bundle, open_bundle
+from cappy_engine.canary import read_canary
 from cappy_engine.errors import BundleError, InvalidPair, ScoringError
 from cappy_engine.opening import Opened, ScorerInfo, check_positive, open_for_scoring
 from cappy_engine.session import Session, model_inputs
@@ -94,14 +95,14 @@ class Scorer:
         threads: int | None = None,
         mode: str = "auto",
         max_batch_tokens: int | None = None,
-        gpus: Sequence[int] = (0,),
+        gpus: Sequence[int] | None = None,
     ) -> Self:
         """Open a bundle for scoring; None is cappy-mini, the small model in the package.
 
         `device` is "cpu", "cuda", "tensorrt" or "auto" (CUDA where the bundle has a model for it and it really works,
         else the CPU). `precision` is "fp32", "fp16", "int8" or "auto" (the first that the bundle has of fp32, int8,
         fp16 on the CPU; of fp32, fp16 on CUDA; of fp32, fp16, int8 on TensorRT). `gpus` are the numbers of the GPUs
-        that share the work.
+        that share the work (None: the first).
         What is asked for by name is what runs, or an error is raised; what "auto" chose stands in `info`.
         `threads` is the number of CPU threads (None: one for each physical core that this process and its container
         may use). `mode` is "latency" (all threads on one batch), "throughput" (one thread for each of several batches),
@@ -314,15 +315,18 @@ class _Exact:
         self._is_closed = False
 
     def margin(self) -> float:
-        """Twice the largest error of the parity report, 0 in fp32; raises unless the bundle can decide exactly."""
+        """Twice the largest error of the parity report, on a GPU twice the canary's tolerance; 0 in fp32.
+
+        Raises unless the bundle can decide exactly.
+        """
         precision, manifest = self._info.precision, self._bundle.manifest
         if precision == "fp32":
             return 0.0
         self._bundle.model("fp32", self._info.device)  # or PrecisionUnavailable
-        parity = manifest.document["parity"]
+        if self._info.device != "cpu":  # errors were measured on the CPU; this is what the start made sure of
+            return 2 * read_canary(manifest.document, self._info.device, precision).tolerance
         try:
-            rows = parity["precisions"] if self._info.device == "cpu" else parity["targets"][self._info.device]
-            return 2 * float(rows[precision]["max_error"])
+            return 2 * float(manifest.document["parity"]["precisions"][precision]["max_error"])
         except (KeyError, TypeError, ValueError) as broken:
             raise BundleError(
                 f"bundle {self._bundle.path} says nothing of {precision}'s errors; export it again"
@@ -342,7 +346,7 @@ class _Exact:
                     mode=self._info.mode,
                     max_batch_tokens=self._info.max_batch_tokens,
                     name=self._info.bundle,
-                    gpus=self._info.gpus or (0,),
+                    gpus=self._info.gpus or None,
                 )
                 self._scorer = Scorer._of(self._bundle, opened, self._tokenizer, exact=None)
             return self._scorer

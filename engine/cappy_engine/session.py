@@ -56,7 +56,12 @@ class OrtSession:
     @property
     def placed(self) -> dict[str, Counter[str]]:
         """Which provider runs which operators, counted; known off the CPU only."""
-        return census(self._session.get_provider_graph_assignment_info())
+        try:
+            return census(self._session.get_provider_graph_assignment_info())
+        except Exception as error:  # ONNX Runtime has no common base class for its errors
+            raise DeviceUnavailable(
+                f"ONNX Runtime does not tell which nodes run on {self.device} ({error}); install cappy-engine[gpu]"
+            ) from error
 
     def run(self, inputs: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
         """Score one batch: `INPUTS` by name, each (batch, length) int64; returns (batch,) float32.

@@ -125,14 +125,9 @@ class Parts:
             positions = self.rows("position_embeddings", "position_ids")
         else:
             # In float, since TensorRT counts nothing else; it sees the shape in this, and not in a Slice up to a Shape.
-            zeros = graph.add(
-                "Mul",
-                [
-                    graph.add("Cast", ["input_ids"], "ids_float", to=TensorProto.FLOAT),
-                    graph.constant("zero_float", 0.0),
-                ],
-                "zeros",
-            )
+            # From the mask, since ids may be too large for fp16.
+            mask = graph.add("Cast", ["attention_mask"], "mask_as_float", to=TensorProto.FLOAT)
+            zeros = graph.add("Mul", [mask, graph.constant("zero_float", 0.0)], "zeros")
             ones = graph.add("Add", [zeros, graph.constant("one_float", 1.0)], "ones")
             running = graph.add("CumSum", [ones, graph.constant("axis_1", 1)], "running")
             places = graph.add("Sub", [running, graph.constant("one_float", 1.0)], "places_float")
