@@ -22,7 +22,7 @@ LAYERS = [
     {"gpu"},
     {"opening"},
     {"scorer"},
-    {"files", "tuning"},
+    {"files", "tuning", "promptsource"},
     {"report"},
     {"cli"},
 ]
@@ -32,7 +32,7 @@ FENCES = {
     "onnxruntime": {"session"},
     "tokenizers": {"tokenizer"},
     "tqdm": {"cli"},
-    "numpy": {"tokenizer", "batching", "buckets", "session", "canary", "gpu", "scorer"},
+    "numpy": {"tokenizer", "batching", "buckets", "session", "canary", "gpu", "scorer", "promptsource"},
 }
 """Packages that the engine may import, and its modules that do."""
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cappy_engine import __version__, report
+from cappy_engine import __version__, promptsource, report
 from cappy_engine.bundle import EMBEDDED, PRECISIONS, TARGETS, open_bundle
 from cappy_engine.errors import AdaptError, CappyError, InstallationError, ParityError
 from cappy_engine.execution import MODES
@@ -71,6 +71,12 @@ exit status: 0 all lines scored, 1 stopped by an error, 2 wrong usage, 3 some li
   cappy tune cappy-bundle --precision int8 --pairs my-pairs.jsonl --seconds 60
 
 the answer is kept in CAPPY_CACHE, else in XDG_CACHE_HOME/cappy-engine or ~/.cache/cappy-engine""",
+    "evaluate": """examples:
+  cappy evaluate promptsource promptsource.jsonl --bundle cappy-bundle --precision fp32 --precision int8
+  cappy evaluate promptsource promptsource.jsonl --bundle cappy-bundle --against btan2/cappy-large --examples 500
+
+a line: {"dataset_name": "RTE", "template_name": "GPT-3 style", "example_idx": 0, "instruction": ..., "response": ...,
+"label": 1}; candidates of one example agree in the first three, and the best-scoring one is the answer""",
     "doctor": """examples:
   cappy doctor
   cappy doctor --device tensorrt
@@ -121,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_score(commands)
     _add_rank(commands)
     _add_tune(commands)
+    _add_evaluate(commands)
     doctor = _add(commands, "doctor", _doctor, "say what each device needs, what is missing here, and how to get it")
     doctor.add_argument("--device", choices=DEVICES, help="only this one, and exit with 1 if it cannot be used")
     return parser
@@ -265,6 +272,22 @@ def _add_tune(commands: Any) -> None:
     parser.add_argument("--threads", type=_positive, help="CPU threads (default: one for each usable core)")
     parser.add_argument("--pairs", type=Path, help="JSON Lines with instruction and response (default: made-up pairs)")
     parser.add_argument("--seconds", type=_seconds, default=20.0, help="how long to measure (default: %(default)g)")
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = _add(commands, "evaluate", _evaluate, "measure accuracy by Cappy's zero-shot protocol")
+    parser.add_argument("protocol", choices=("promptsource",))
+    parser.add_argument("examples_file", metavar="FILE", help="JSON Lines file, - for stdin")
+    parser.add_argument("--bundle", type=Path, help="default: cappy-mini, the package's own")
+    parser.add_argument("--device", choices=("auto", *DEVICES), default="auto")
+    parser.add_argument(
+        "--precision", action="append", choices=PRECISIONS, dest="precisions", help="repeat to compare (default: auto)"
+    )
+    parser.add_argument("--threads", type=_positive, help="CPU threads (default: one for each usable core)")
+    parser.add_argument("--against", metavar="CHECKPOINT", help="score with PyTorch too, and compare the decisions")
+    parser.add_argument("--revision", help="hub revision of CHECKPOINT: a branch, tag or commit")
+    parser.add_argument("--examples", type=_positive, help="only so many of each dataset, the first ones")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
 def _add_scorer_options(parser: argparse.ArgumentParser) -> None:
@@ -506,6 +529,33 @@ def _output(path: Path | None, source: BinaryIO) -> Iterator[BinaryIO]:
         _say(f"what was scored before this is in {partial}")
         raise
     partial.replace(path)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    with _input(options.examples_file) as lines:
+        pairs, examples = promptsource.read_examples(lines)
+    if not examples:
+        raise CappyError(f"{options.examples_file} holds no examples; see 'cappy evaluate --help' for a line's form")
+    pairs, examples = promptsource.first_examples(pairs, examples, options.examples)
+    scores = {}
+    if options.against is not None:
+        _say(f"scoring {len(pairs)} pairs with PyTorch")
+        score = _import_export("reference").score_checkpoint
+        scores["PyTorch"] = score(options.against, pairs, revision=options.revision)
+    for precision in options.precisions or ["auto"]:
+        with Scorer.open(options.bundle, device=options.device, precision=precision, threads=options.threads) as scorer:
+            _say(report.describe_info(scorer.info))
+            scores[scorer.info.precision] = scorer.score(pairs)
+    columns = {name: promptsource.accuracies(examples, found) for name, found in scores.items()}
+    first, *others = scores
+    agreements = {
+        f"{name} against {first}": promptsource.compare(examples, scores[first], scores[name]) for name in others
+    }
+    if options.json:
+        _print_json(report.evaluation_document(columns, agreements))
+    else:
+        print(report.describe_evaluation(columns, agreements))
+    return EXIT_OK
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ import torch
 
 from cappy_engine.errors import CheckpointError
 from cappy_engine.pairs import Pair
-from cappy_export.checkpoint import Checkpoint, load_model, load_tokenizer
+from cappy_export.checkpoint import Checkpoint, load_model, load_tokenizer, open_checkpoint
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,13 @@ class Reference:
     def description(self) -> str:
         """What computed the scores."""
         return f"PyTorch {torch.__version__} (float32, eager, one pair at a time)"
+
+
+def score_checkpoint(
+    source: str | Path, pairs: Sequence[Pair], *, revision: str | None = None, max_length: int = 512
+) -> npt.NDArray[np.float32]:
+    """PyTorch's scores (n,) float32 of `pairs`, with the checkpoint in a folder, or of a hub id at `revision`."""
+    return score_with_torch(open_checkpoint(source, revision=revision), pairs, max_length=max_length).scores
 
 
 def score_with_torch(checkpoint: Checkpoint, pairs: Sequence[Pair], *, max_length: int) -> Reference:

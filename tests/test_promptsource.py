@@ -1,0 +1,210 @@
+"""Cappy's zero-shot protocol: the numbers of its definition, written again in the plainest way."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from cappy_engine.cli import main
+from cappy_engine.errors import InvalidLine
+from cappy_engine.promptsource import (
+    Example,
+    accuracies,
+    compare,
+    first_examples,
+    mean_accuracy,
+    read_examples,
+    wilson,
+)
+from cappy_export import export
+from tests.conftest import DATA, MINI
+
+Row = dict[str, Any]
+
+
+def row(dataset: str, index: int, label: object, *, template: str = "t", response: str = "r") -> Row:
+    return {
+        "dataset_name": dataset,
+        "template_name": template,
+        "example_idx": index,
+        "instruction": f"{dataset} {template} {index}",
+        "response": response,
+        "label": label,
+    }
+
+
+def lines_of(rows: list[Row]) -> list[bytes]:
+    return [json.dumps(fields).encode() for fields in rows]
+
+
+def by_definition(rows: list[Row], scores: list[float]) -> dict[str, float]:
+    """Accuracy by dataset: group by the three keys, take the strictly greatest score's candidate, is its label 1?"""
+    best: dict[tuple[str, str, int], tuple[float, int]] = {}
+    for fields, score in zip(rows, scores, strict=True):
+        key = (fields["dataset_name"], fields["template_name"], fields["example_idx"])
+        if key not in best or score > best[key][0]:
+            best[key] = (score, fields["label"])
+    found: dict[str, list[int]] = {}
+    for (dataset, _, _), (_, label) in best.items():
+        found.setdefault(dataset, []).append(label)
+    return {dataset: sum(labels) / len(labels) for dataset, labels in found.items()}
+
+
+rows_of_files = st.lists(
+    st.builds(
+        row,
+        st.sampled_from(["RTE", "CB", "WiC"]),
+        st.integers(0, 3),
+        st.sampled_from([0, 0, 1]),
+        template=st.sampled_from(["a", "b"]),
+        response=st.text(max_size=3),
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+@given(rows=rows_of_files, data=st.data())
+def test_accuracy_is_that_of_the_definition_with_ties_and_examples_without_a_right_candidate(
+    rows: list[Row], data: st.DataObject
+) -> None:
+    few = st.sampled_from([0.0, 0.25, 0.5])  # so that many tie
+    scores = data.draw(st.lists(few, min_size=len(rows), max_size=len(rows)))
+    pairs, examples = read_examples(lines_of(rows))
+    assert pairs == [(fields["instruction"], fields["response"]) for fields in rows]
+    found = accuracies(examples, np.array(scores, np.float32))
+    expected = by_definition(rows, scores)
+    assert {dataset: cell.accuracy for dataset, cell in found.items()} == pytest.approx(expected)
+    mean = mean_accuracy(found)
+    assert mean.accuracy == pytest.approx(sum(expected.values()) / len(expected))
+    assert 0 <= mean.low <= mean.accuracy <= mean.high <= 1
+    assert mean.count == len({(r["dataset_name"], r["template_name"], r["example_idx"]) for r in rows})
+
+
+def test_candidates_of_one_example_may_stand_anywhere() -> None:
+    rows = [row("RTE", 0, 0), row("CB", 0, 1), row("RTE", 1, 1), row("RTE", 0, 1), row("RTE", 0, 0, template="other")]
+    _, examples = read_examples([lines_of(rows)[0], b"\n", *lines_of(rows)[1:]])
+    assert [example.rows for example in examples] == [(0, 3), (1,), (2,), (4,)]
+
+
+def test_the_first_candidate_wins_a_tie_and_an_example_without_a_right_one_is_wrong() -> None:
+    tied, hopeless = Example("RTE", (0, 1), (True, False)), Example("RTE", (2, 3), (False, False))
+    found = accuracies([tied, hopeless], np.array([0.5, 0.5, 0.9, 0.1], np.float32))["RTE"]
+    assert (found.count, found.accuracy, found.chance) == (2, 0.5, 0.25)
+
+
+@given(st.integers(1, 3000).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
+def test_the_bounds_are_wilsons(case: tuple[int, int]) -> None:
+    right, count = case
+    expected = binomtest(right, count).proportion_ci(confidence_level=0.95, method="wilson")
+    assert wilson(right, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"label": None}, "label must be 0 or 1, got None"),
+        ({"label": 0.5}, r"label must be 0 or 1, got 0\.5"),
+        ({"label": "1"}, "label must be 0 or 1, got '1'"),
+        ({"dataset_name": 3}, "dataset_name must be a str"),
+    ],
+)
+def test_a_line_that_is_not_of_the_protocol_is_named(change: Row, problem: str) -> None:
+    with pytest.raises(InvalidLine, match=f"line 2: {problem}"):
+        read_examples(lines_of([row("RTE", 0, 1), {**row("RTE", 0, 0), **change}]))
+
+
+@pytest.mark.parametrize("name", ["label", "example_idx", "template_name"])
+def test_a_line_without_a_field_is_named(name: str) -> None:
+    fields = row("RTE", 0, 1)
+    del fields[name]
+    with pytest.raises(InvalidLine, match=f"line 1: has no field '{name}'"):
+        read_examples(lines_of([fields]))
+
+
+def test_flips_are_counted_in_both_directions_with_their_margin() -> None:
+    examples = [
+        Example("RTE", (0, 1), (True, False)),
+        Example("RTE", (2, 3), (False, True)),
+        Example("CB", (4, 5), (False, False)),
+        Example("CB", (6, 7), (True, False)),
+    ]
+    first = np.array([0.9, 0.2, 0.6, 0.5, 0.4, 0.1, 0.8, 0.1], np.float32)
+    second = np.array([0.1, 0.2, 0.4, 0.5, 0.0, 0.1, 0.8, 0.1], np.float32)
+    found = compare(examples, first, second)
+    assert found.share == 0.25
+    assert [(flip.dataset, flip.change) for flip in found.flips] == [("RTE", "gained"), ("CB", "none"), ("RTE", "lost")]
+    assert [flip.margin for flip in found.flips] == pytest.approx([0.1, 0.3, 0.7], abs=1e-6)
+    assert compare(examples, first, first).share == 1
+
+
+def test_the_first_examples_of_each_dataset_are_taken_with_their_pairs() -> None:
+    rows = [row("RTE", place // 2, place % 2, response=str(place)) for place in range(6)] + [row("CB", 0, 1)]
+    pairs, examples = first_examples(*read_examples(lines_of(rows)), 2)
+    assert [response for _, response in pairs] == ["0", "1", "2", "3", "r"]
+    assert [(example.dataset, example.rows) for example in examples] == [("RTE", (0, 1)), ("RTE", (2, 3)), ("CB", (4,))]
+
+
+@pytest.fixture
+def some_file(tmp_path: Path) -> Path:
+    words = ["Yes", "No", "It depends on the weather", "maybe"]
+    rows = [
+        row("RTE" if place < 40 else "CB", place // 4, int(place % 4 == place // 4 % 4), response=words[place % 4])
+        for place in range(80)
+    ]
+    (tmp_path / "some.jsonl").write_bytes(b"\n".join(lines_of(rows)))
+    return tmp_path / "some.jsonl"
+
+
+def test_the_command_compares_precisions_with_pytorch(
+    some_file: Path, bundle: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", "promptsource", str(some_file), "--bundle", str(bundle), "--against", str(checkpoint)]
+    assert main([*command, "--precision", "fp32", "--precision", "int8"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0].split() == ["dataset", "examples", "chance", "PyTorch", "fp32", "int8"]
+    assert [line.split()[:3] for line in shown.splitlines()[1:4]] == [
+        ["RTE", "10", "25.0"],
+        ["CB", "10", "25.0"],
+        ["mean", "20", "25.0"],
+    ]
+    assert "fp32 against PyTorch: the same decision in 20 of 20 examples (100.00%)" in shown
+    assert "int8 against PyTorch: the same decision in" in shown
+
+
+def test_the_command_gives_the_same_as_json(some_file: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", "promptsource", str(some_file), "--bundle", str(bundle), "--json", "--examples", "3"]
+    assert main([*command, "--precision", "fp32", "--precision", "fp16"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["accuracy"]["fp32"]["mean"]["count"] == 6
+    assert document["agreement"]["fp16 against fp32"]["examples"] == 6
+
+
+def test_an_empty_file_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    assert main(["evaluate", "promptsource", str(tmp_path / "empty.jsonl")]) == 1
+    assert "holds no examples" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_on_trained_weights_and_real_tasks_fp32_decides_as_pytorch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = DATA / "promptsource_test.jsonl.gz"
+    if not source.is_file():
+        pytest.skip(f"needs {source}")
+    (tmp_path / "tasks.jsonl").write_bytes(gzip.decompress(source.read_bytes()))
+    export(MINI, tmp_path / "bundle", precisions=["fp32", "int8"])
+    command = ["evaluate", "promptsource", str(tmp_path / "tasks.jsonl"), "--bundle", str(tmp_path / "bundle")]
+    assert main([*command, "--against", str(MINI), "--precision", "fp32", "--examples", "25", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert len(document["accuracy"]["PyTorch"]["datasets"]) == 11
+    assert document["agreement"]["fp32 against PyTorch"]["share"] == 1
