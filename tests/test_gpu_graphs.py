@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from transformers import BertConfig, PreTrainedModel, RobertaConfig
-from transformers.models.auto.modeling_auto import AutoModelForSequenceClassification
+from transformers import PreTrainedModel
 from transformers.models.roberta.modeling_roberta import create_position_ids_from_input_ids
 
 from cappy_engine.batching import position_ids
@@ -29,6 +28,7 @@ from cappy_export.packed import packed_model, packing_counts
 from cappy_export.parity import LIMITS
 from cappy_export.plain import PARSED, check_operators, check_shapes, plain_model
 from cappy_export.qdq import smoothing_factors
+from tests.small_models import LONGEST, SHAPE, WORDS, random_model, torch_logits
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -36,31 +36,8 @@ Inputs = dict[str, Ids]
 
 WRITERS = {"packed": packed_model, "plain": plain_model}
 KINDS = ("roberta", "bert")
-LONGEST, WORDS, LAYERS = 48, 200, 3
 ATOL = LIMITS["fp32"].max_error or 0.0
 """What an export allows; these scores vary by a thousand times that."""
-SHAPE = {
-    "vocab_size": WORDS,
-    "hidden_size": 32,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "num_labels": 1,
-}
-
-
-def random_model(kind: str, **changes: Any) -> PreTrainedModel:
-    """A small model with random weights, biases and norms, and scores that vary."""
-    config = (
-        RobertaConfig(**{**SHAPE, "max_position_embeddings": LONGEST + 2, "type_vocab_size": 1, **changes})
-        if kind == "roberta"
-        else BertConfig(**{**SHAPE, "max_position_embeddings": LONGEST, **changes})
-    )
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, 1.0 if name.endswith("LayerNorm.weight") else 0.0, 0.4)
-    return model
 
 
 def written(writer: str, model: PreTrainedModel) -> onnx.ModelProto:
@@ -90,12 +67,6 @@ def random_inputs(model: PreTrainedModel, lengths: Sequence[int], *, columns: in
     if model.config.model_type == "bert":
         inputs["token_type_ids"] = random.integers(0, 2, mask.shape) * mask
     return inputs
-
-
-def torch_logits(model: PreTrainedModel, inputs: Mapping[str, Ids]) -> Floats:
-    with torch.inference_mode():
-        logits: Floats = model(**{name: torch.from_numpy(value) for name, value in inputs.items()}).logits.numpy()
-    return logits
 
 
 def logits_of(session: onnxruntime.InferenceSession, model: PreTrainedModel, inputs: Inputs) -> Floats:
@@ -169,8 +140,9 @@ def test_position_ids_are_those_of_transformers(rows: list[list[int]], padding: 
 
 def test_the_graph_for_cuda_is_made_of_the_fused_operators() -> None:
     counts = Counter(node.op_type for node in GRAPHS["packed", "roberta"].graph.node)
-    wanted = packing_counts(LAYERS, has_gelu=True)
-    assert wanted == {"RemovePadding": 1, "PackedAttention": 3, "SkipLayerNormalization": 6, "BiasGelu": 3}
+    assert SHAPE["num_hidden_layers"] == 2
+    wanted = packing_counts(2, has_gelu=True)
+    assert wanted == {"RemovePadding": 1, "PackedAttention": 2, "SkipLayerNormalization": 4, "BiasGelu": 2}
     assert {name: counts[name] for name in wanted} == wanted
     assert not counts.keys() & {"Softmax", "Erf", "Loop", "If"}
 

@@ -1,0 +1,47 @@
+"""Small random models of the architectures whose graphs are written directly, and what PyTorch makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import BertConfig, PreTrainedModel, RobertaConfig
+from transformers.models.auto.modeling_auto import AutoModelForSequenceClassification
+
+Ids = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+LONGEST = 48
+WORDS = 200
+SHAPE = {
+    "vocab_size": WORDS,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "num_labels": 1,
+}
+
+
+def random_model(kind: str, **changes: Any) -> PreTrainedModel:
+    """A small model with random weights, biases and norms, and scores that vary."""
+    config = (
+        RobertaConfig(**{**SHAPE, "max_position_embeddings": LONGEST + 2, "type_vocab_size": 1, **changes})
+        if kind == "roberta"
+        else BertConfig(**{**SHAPE, "max_position_embeddings": LONGEST, **changes})
+    )
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, 1.0 if name.endswith("LayerNorm.weight") else 0.0, 0.4)
+    return model
+
+
+def torch_logits(model: PreTrainedModel, inputs: Mapping[str, Ids]) -> Floats:
+    """PyTorch's logits (batch, 1)."""
+    with torch.inference_mode():
+        logits: Floats = model(**{name: torch.from_numpy(value) for name, value in inputs.items()}).logits.numpy()
+    return logits
