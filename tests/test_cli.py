@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import pty
 import subprocess
 import sys
 import termios
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,29 @@ def test_score_reads_stdin(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(pairs_file.read_bytes())))
     assert main(["score", "-", "--bundle", str(bundle)]) == 0
     assert rows_in(capfdbinary.readouterr().out) == expected_rows(bundle, pairs_file)
+
+
+def test_score_unpacks_a_gz_file(
+    bundle: Path, pairs_file: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    packed = tmp_path / "pairs.jsonl.gz"
+    packed.write_bytes(gzip.compress(pairs_file.read_bytes()))
+    assert main(["score", str(packed), "--bundle", str(bundle)]) == 0
+    assert rows_in(capfdbinary.readouterr().out) == expected_rows(bundle, pairs_file)
+
+
+@pytest.mark.parametrize(
+    "cut", [lambda whole: whole[:-9], lambda whole: b"no gzip", lambda whole: whole[:30] + b"~" * 9]
+)
+def test_score_of_a_damaged_gz_file_is_an_error_that_names_it(
+    cut: Callable[[bytes], bytes], bundle: Path, pairs_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    packed = tmp_path / "pairs.jsonl.gz"
+    packed.write_bytes(cut(gzip.compress(pairs_file.read_bytes())))
+    assert main(["score", str(packed), "--bundle", str(bundle)]) == 1
+    err = capfd.readouterr().err
+    assert "pairs.jsonl.gz is no complete gzip file" in err
+    assert "Traceback" not in err
 
 
 def test_score_stops_at_a_bad_line_after_writing_what_came_before(

@@ -1,0 +1,110 @@
+"""What the commands share: how one is added, what its arguments may be, where it reads and what it says."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import importlib
+import json
+import math
+import signal
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from cappy_engine.errors import CappyError, InstallationError
+
+EXIT_OK, EXIT_ERROR, EXIT_SKIPPED = 0, 1, 3
+
+
+def add_command(commands: Any, name: str, run: Any, text: str, examples: str) -> argparse.ArgumentParser:
+    """Add a command that calls `run` with its options and returns the exit status; `text` says what it does."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--verbose", action="store_true", help="say more on stderr")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def positive(text: str) -> int:
+    """The type of an argument that is a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def seconds_above_0(text: str) -> float:
+    """The type of an argument in seconds, above 0 and finite."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value
+
+
+def fraction(text: str) -> float:
+    """The type of an argument of 0 or more and less than 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be 0 or more and less than 1, got {value}")
+    return value
+
+
+@contextlib.contextmanager
+def open_input(name: str) -> Iterator[BinaryIO]:
+    """Yield the file's bytes, unpacked where its name ends in .gz; `-` is stdin."""
+    if name == "-":
+        yield sys.stdin.buffer
+    elif name.endswith(".gz"):
+        try:
+            with gzip.open(name) as file:
+                yield cast(BinaryIO, file)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise CappyError(f"{name} is no complete gzip file: {error}") from error
+    else:
+        with Path(name).open("rb") as plain:
+            yield plain
+
+
+@contextlib.contextmanager
+def exit_on_termination() -> Iterator[None]:
+    """Leave by an exception at SIGTERM, so that unfinished files are removed."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def import_export(module: str = "pipeline", extras: str = "cpu,export") -> Any:
+    """Import a module of cappy_export, whose packages are not installed in production."""
+    try:
+        return importlib.import_module(f"cappy_export.{module}")
+    except ModuleNotFoundError as error:
+        raise InstallationError(
+            f"this command needs the package {error.name!r}; run: pip install 'cappy-engine[{extras}]'"
+        ) from error
+
+
+def import_training(module: str) -> Any:
+    """Import a module of cappy_export that needs the extra `train`."""
+    return import_export(module, "cpu,export,train")
+
+
+def print_json(value: object) -> None:
+    """Print a result; JSON is UTF-8 whatever the terminal's encoding is."""
+    sys.stdout.buffer.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def say(text: str) -> None:
+    """Tell people something that is no result."""
+    print(text, file=sys.stderr, flush=True)
