@@ -14,7 +14,7 @@ ENGINE, EXPORT = ROOT / "engine" / "cappy_engine", ROOT / "export" / "cappy_expo
 
 LAYERS = [
     {"errors"},
-    {"pairs", "machine", "buckets", "providers", "installation"},
+    {"pairs", "lines", "machine", "buckets", "providers", "installation"},
     {"bundle", "tokenizer", "batching", "execution", "preflight"},
     {"placement", "engine_cache"},
     {"session"},
@@ -22,8 +22,9 @@ LAYERS = [
     {"gpu"},
     {"opening"},
     {"scorer"},
-    {"files", "tuning", "promptsource"},
-    {"report", "command_line"},
+    {"files", "tuning", "picking"},
+    {"promptsource", "report", "command_line"},
+    {"evaluation"},
     {"build_commands", "score_commands", "evaluate_commands"},
     {"cli"},
 ]
@@ -33,15 +34,19 @@ FENCES = {
     "onnxruntime": {"session"},
     "tokenizers": {"tokenizer"},
     "tqdm": {"build_commands", "score_commands"},
-    "numpy": {"tokenizer", "batching", "buckets", "session", "canary", "gpu", "scorer", "promptsource"},
+    "numpy": {"tokenizer", "batching", "buckets", "session", "canary", "gpu", "scorer", "picking"},
 }
 """Packages that the engine may import, and its modules that do."""
 
-TRAINING = {"accelerate": {"adapt"}, "rouge_score": {"samples"}}
-"""Packages of the extra `train`, and the modules of the exporter that may import them; no other imports these."""
+EXTRAS = {"accelerate": {"adapt"}, "rouge_score": {"rouge"}, "matplotlib": {"plots"}}
+"""Packages of the extras `train` and `llm`, and the modules of the exporter that may import them."""
+
+EXPORTING = {"pipeline", "reference"}
+"""What `cappy export` and `cappy verify` start from: nothing that these import may need an extra's package."""
 
 EXPORT_MAY_IMPORT = {
-    *("errors", "pairs", "machine", "buckets", "bundle", "tokenizer", "batching", "session", "scorer"),
+    *("errors", "pairs", "lines", "machine", "buckets", "bundle", "tokenizer", "batching", "session", "scorer"),
+    *("picking", "evaluation"),
 }
 """Modules of the engine that the exporter imports: nothing of GPUs, for which it writes models, but runs none there."""
 
@@ -114,8 +119,14 @@ def test_the_exporter_imports_the_engine_only_up_to_the_scorer(path: Path) -> No
 
 
 @pytest.mark.parametrize("path", EXPORT_FILES, ids=lambda path: path.stem)
-def test_exporting_needs_nothing_of_the_extra_for_training(path: Path) -> None:
-    names = imports(path)
-    for package, modules in TRAINING.items():
-        assert path.stem in modules or package not in {name.split(".")[0] for name in names}
-        assert not modules_of("cappy_export", names) & modules
+def test_packages_of_the_extras_are_imported_by_their_modules_only(path: Path) -> None:
+    packages = {name.split(".")[0] for name in imports(path)}
+    assert {package for package, modules in EXTRAS.items() if path.stem not in modules}.isdisjoint(packages)
+
+
+def test_exporting_needs_nothing_of_the_extras() -> None:
+    imported = {path.stem: modules_of("cappy_export", imports(path)) for path in EXPORT_FILES}
+    reached: set[str] = set()
+    while found := set().union(EXPORTING, *(imported.get(name, set()) for name in reached)) - reached:
+        reached |= found
+    assert reached.isdisjoint(set().union(*EXTRAS.values()))

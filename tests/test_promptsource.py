@@ -11,19 +11,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 
 from cappy_engine.cli import main
 from cappy_engine.errors import InvalidLine
-from cappy_engine.promptsource import (
+from cappy_engine.picking import (
     Example,
-    accuracies,
-    compare,
+    average_by_dataset,
+    average_over_datasets,
     first_examples,
-    mean_accuracy,
-    read_examples,
-    wilson,
+    worths_by_chance,
+    worths_of_picks,
 )
+from cappy_engine.promptsource import read_examples
 from cappy_export import export
 from tests.conftest import DATA, MINI
 
@@ -80,12 +79,12 @@ def test_accuracy_is_that_of_the_definition_with_ties_and_examples_without_a_rig
     scores = data.draw(st.lists(few, min_size=len(rows), max_size=len(rows)))
     pairs, examples = read_examples(lines_of(rows))
     assert pairs == [(fields["instruction"], fields["response"]) for fields in rows]
-    found = accuracies(examples, np.array(scores, np.float32))
+    values = worths_of_picks(examples, np.array(scores, np.float32))
     expected = by_definition(rows, scores)
-    assert {dataset: cell.accuracy for dataset, cell in found.items()} == pytest.approx(expected)
-    mean = mean_accuracy(found)
-    assert mean.accuracy == pytest.approx(sum(expected.values()) / len(expected))
-    assert 0 <= mean.low <= mean.accuracy <= mean.high <= 1
+    assert {key: cell.mean for key, cell in average_by_dataset(examples, values).items()} == pytest.approx(expected)
+    mean = average_over_datasets(examples, values)
+    assert mean.mean == pytest.approx(sum(expected.values()) / len(expected))
+    assert 0 <= mean.low <= mean.mean <= mean.high <= 1
     assert mean.count == len({(r["dataset_name"], r["template_name"], r["example_idx"]) for r in rows})
 
 
@@ -96,16 +95,10 @@ def test_candidates_of_one_example_may_stand_anywhere() -> None:
 
 
 def test_the_first_candidate_wins_a_tie_and_an_example_without_a_right_one_is_wrong() -> None:
-    tied, hopeless = Example("RTE", (0, 1), (True, False)), Example("RTE", (2, 3), (False, False))
-    found = accuracies([tied, hopeless], np.array([0.5, 0.5, 0.9, 0.1], np.float32))["RTE"]
-    assert (found.count, found.accuracy, found.chance) == (2, 0.5, 0.25)
-
-
-@given(st.integers(1, 3000).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
-def test_the_bounds_are_wilsons(case: tuple[int, int]) -> None:
-    right, count = case
-    expected = binomtest(right, count).proportion_ci(confidence_level=0.95, method="wilson")
-    assert wilson(right, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    examples = [Example("RTE", (0, 1), (1.0, 0.0)), Example("RTE", (2, 3), (0.0, 0.0))]
+    picked = worths_of_picks(examples, np.array([0.5, 0.5, 0.9, 0.1], np.float32))
+    assert picked.tolist() == [1.0, 0.0]
+    assert worths_by_chance(examples).tolist() == [0.5, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -128,22 +121,6 @@ def test_a_line_without_a_field_is_named(name: str) -> None:
     del fields[name]
     with pytest.raises(InvalidLine, match=f"line 1: has no field '{name}'"):
         read_examples(lines_of([fields]))
-
-
-def test_flips_are_counted_in_both_directions_with_their_margin() -> None:
-    examples = [
-        Example("RTE", (0, 1), (True, False)),
-        Example("RTE", (2, 3), (False, True)),
-        Example("CB", (4, 5), (False, False)),
-        Example("CB", (6, 7), (True, False)),
-    ]
-    first = np.array([0.9, 0.2, 0.6, 0.5, 0.4, 0.1, 0.8, 0.1], np.float32)
-    second = np.array([0.1, 0.2, 0.4, 0.5, 0.0, 0.1, 0.8, 0.1], np.float32)
-    found = compare(examples, first, second)
-    assert found.share == 0.25
-    assert [(flip.dataset, flip.change) for flip in found.flips] == [("RTE", "gained"), ("CB", "none"), ("RTE", "lost")]
-    assert [flip.margin for flip in found.flips] == pytest.approx([0.1, 0.3, 0.7], abs=1e-6)
-    assert compare(examples, first, first).share == 1
 
 
 def test_the_first_examples_of_each_dataset_are_taken_with_their_pairs() -> None:
@@ -184,7 +161,7 @@ def test_the_command_gives_the_same_as_json(some_file: Path, bundle: Path, capsy
     command = ["evaluate", "promptsource", str(some_file), "--bundle", str(bundle), "--json", "--examples", "3"]
     assert main([*command, "--precision", "fp32", "--precision", "fp16"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["accuracy"]["fp32"]["mean"]["count"] == 6
+    assert document["averages"]["fp32"]["mean"]["count"] == 6
     assert document["agreement"]["fp16 against fp32"]["examples"] == 6
 
 
@@ -206,5 +183,5 @@ def test_on_trained_weights_and_real_tasks_fp32_decides_as_pytorch(
     command = ["evaluate", "promptsource", str(tmp_path / "tasks.jsonl"), "--bundle", str(tmp_path / "bundle")]
     assert main([*command, "--against", str(MINI), "--precision", "fp32", "--examples", "25", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert len(document["accuracy"]["PyTorch"]["datasets"]) == 11
+    assert len(document["averages"]["PyTorch"]["datasets"]) == 11
     assert document["agreement"]["fp32 against PyTorch"]["share"] == 1

@@ -98,7 +98,9 @@ def _add_adapt(commands: Any) -> None:
         commands, "adapt", _adapt, "fine-tune a checkpoint on your own pairs with labels", ADAPT_EXAMPLES
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a local folder, or a hub id")
-    parser.add_argument("train", type=Path, metavar="TRAIN", help="JSON Lines with instruction, response and label")
+    parser.add_argument(
+        "train", type=Path, metavar="TRAIN", help="JSON Lines with instruction, response and label; may be a .gz"
+    )
     parser.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write")
     parser.add_argument("--revision", help="hub revision: a branch, tag or commit")
     parser.add_argument(

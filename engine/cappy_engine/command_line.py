@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gzip
 import importlib
 import json
 import math
 import signal
 import sys
-import zlib
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
-from cappy_engine.errors import CappyError, InstallationError
+from cappy_engine.errors import InstallationError
+from cappy_engine.lines import open_lines
 
 EXIT_OK, EXIT_ERROR, EXIT_SKIPPED = 0, 1, 3
 
@@ -63,15 +61,9 @@ def open_input(name: str) -> Iterator[BinaryIO]:
     """Yield the file's bytes, unpacked where its name ends in .gz; `-` is stdin."""
     if name == "-":
         yield sys.stdin.buffer
-    elif name.endswith(".gz"):
-        try:
-            with gzip.open(name) as file:
-                yield cast(BinaryIO, file)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise CappyError(f"{name} is no complete gzip file: {error}") from error
     else:
-        with Path(name).open("rb") as plain:
-            yield plain
+        with open_lines(name) as lines:
+            yield lines
 
 
 @contextlib.contextmanager

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from cappy_engine.files import Totals
 from cappy_engine.opening import ScorerInfo
-from cappy_engine.promptsource import Accuracy, Agreement, mean_accuracy
 from cappy_engine.scorer import Candidate
 from cappy_engine.tuning import Tuned
-
-WIDEST_FLIPS = 5
 
 
 def describe_manifest(document: Mapping[str, Any]) -> str:
@@ -38,7 +34,7 @@ def describe_manifest(document: Mapping[str, Any]) -> str:
             lines.append(f"  {_model(target, precision)}  {facts}")
     if "tensorrt" in targets:
         lines += ["", f"buckets     {', '.join(map(str, targets['tensorrt']['buckets']))} tokens, for TensorRT"]
-    return "\n".join([*map(_printable, lines), "", describe_parity(document["parity"])])
+    return "\n".join([*map(printable, lines), "", describe_parity(document["parity"])])
 
 
 def describe_parity(parity: Mapping[str, Any]) -> str:
@@ -70,7 +66,7 @@ def describe_parity(parity: Mapping[str, Any]) -> str:
                 f"pair {worst['pair']}, {worst['tokens']} tokens: {shorten(worst['instruction'])} -> "
                 f"{shorten(worst['response'])}"
             )
-    return "\n".join(map(_printable, lines))
+    return "\n".join(map(printable, lines))
 
 
 def describe_ranking(ranked: Sequence[Candidate]) -> str:
@@ -93,51 +89,6 @@ def describe_info(info: ScorerInfo) -> str:
         f"{threads}, mode {info.mode} ({info.mode_reason}), batches of up to {info.max_batch_tokens} tokens, padding "
         f"{info.padding}" + (f" up to {', '.join(map(str, info.buckets))} tokens" if info.buckets else "")
     )
-
-
-def describe_evaluation(columns: Mapping[str, Mapping[str, Accuracy]], agreements: Mapping[str, Agreement]) -> str:
-    """Accuracies by dataset and their mean, in percent with 95% bounds; then how often decisions agree, and the flips.
-
-    `columns` and `agreements` are by what scored, as in "int8" and "int8 against PyTorch".
-    """
-    first = next(iter(columns.values()))
-    width = max(7, *(len(dataset) for dataset in first))
-    lines = [f"{'dataset':<{width}}  examples  chance" + "".join(f"  {name:<20}" for name in columns)]
-    rows = {dataset: [column[dataset] for column in columns.values()] for dataset in first}
-    rows["mean"] = [mean_accuracy(column) for column in columns.values()]
-    for dataset, cells in rows.items():
-        shown = "".join(f"  {_percent(cell):<20}" for cell in cells)
-        lines.append(f"{dataset:<{width}}  {cells[0].count:>8}  {100 * cells[0].chance:>6.1f}{shown}".rstrip())
-    for name, found in agreements.items():
-        changes = [flip.change for flip in found.flips]
-        lines += [
-            "",
-            f"{name}: the same decision in {found.count - len(found.flips)} of {found.count} examples "
-            f"({100 * found.share:.2f}%); {changes.count('lost')} right answers lost, {changes.count('gained')} gained",
-        ]
-        if found.flips:
-            margins = ", ".join(f"{flip.margin:.2g}" for flip in found.flips[-WIDEST_FLIPS:][::-1])
-            lines.append(f"  margins of the widest flips, in the first one's scores: {margins}")
-    return "\n".join(map(_printable, lines))
-
-
-def evaluation_document(
-    columns: Mapping[str, Mapping[str, Accuracy]], agreements: Mapping[str, Agreement]
-) -> dict[str, Any]:
-    """The same as JSON, with every flip."""
-    return {
-        "accuracy": {
-            name: {
-                "datasets": {dataset: asdict(cell) for dataset, cell in column.items()},
-                "mean": asdict(mean_accuracy(column)),
-            }
-            for name, column in columns.items()
-        },
-        "agreement": {
-            name: {"share": found.share, "examples": found.count, "flips": [asdict(flip) for flip in found.flips]}
-            for name, found in agreements.items()
-        },
-    }
 
 
 def describe_tuned(tuned: Tuned) -> str:
@@ -166,19 +117,15 @@ def describe_totals(totals: Totals, seconds: float) -> str:
 
 def shorten(text: str, width: int = 48) -> str:
     """`text` on one printable line of at most `width` characters."""
-    line = _printable(text)
+    line = printable(text)
     return line if len(line) <= width else line[: width - 1] + "…"
-
-
-def _percent(cell: Accuracy) -> str:
-    return f"{100 * cell.accuracy:.1f} ({100 * cell.low:.1f} to {100 * cell.high:.1f})"
 
 
 def _model(target: str, precision: str) -> str:
     return precision if target == "cpu" else f"{target} {precision}"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """`text` with a dot for what is no printable character: a manifest must not steer a terminal."""
     return "".join(character if character.isprintable() else "·" for character in text)
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cappy_engine.errors import AdaptError, InvalidLine
+from cappy_engine.lines import open_lines
 from cappy_engine.pairs import Pair, Row, read_rows
 
 Rows = npt.NDArray[np.int64]
@@ -46,7 +47,7 @@ def read_examples(path: str | Path) -> Examples:
     Raises AdaptError that names the line, for a bad line, a label out of range, and a file without examples.
     """
     try:
-        with Path(path).open("rb") as file:
+        with open_lines(path) as file:
             rows = list(read_rows(file))
         labels = [read_label(row) for row in rows]
     except InvalidLine as error:

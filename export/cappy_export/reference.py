@@ -36,8 +36,13 @@ class Reference:
 def score_checkpoint(
     source: str | Path, pairs: Sequence[Pair], *, revision: str | None = None, max_length: int = 512
 ) -> npt.NDArray[np.float32]:
-    """PyTorch's scores (n,) float32 of `pairs`, with the checkpoint in a folder, or of a hub id at `revision`."""
-    return score_with_torch(open_checkpoint(source, revision=revision), pairs, max_length=max_length).scores
+    """PyTorch's scores (n,) float32 of `pairs`, with the checkpoint in a folder, or of a hub id at `revision`.
+
+    A pair that comes twice is scored once.
+    """
+    rows = {pair: row for row, pair in enumerate(dict.fromkeys(pairs))}
+    found = score_with_torch(open_checkpoint(source, revision=revision), list(rows), max_length=max_length)
+    return found.scores[[rows[pair] for pair in pairs]]
 
 
 def score_with_torch(checkpoint: Checkpoint, pairs: Sequence[Pair], *, max_length: int) -> Reference:

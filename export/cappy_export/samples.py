@@ -1,7 +1,7 @@
-"""Training pairs from an LLM's samples, the way of Cappy's adaptation (arXiv 2311.06720, section 3.3).
+"""What an LLM answered, read from JSON Lines, and the training pairs of it (arXiv 2311.06720, section 3.3).
 
 Each reference of an example gets the label 1, references of other examples 0, and each sample of the LLM its ROUGE-L
-with the references: stemmed, f-measure, the best over references, by the `rouge-score` package.
+with the references.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rouge_score.rouge_scorer import RougeScorer
-
 from cappy_engine.errors import AdaptError, InvalidLine
+from cappy_engine.lines import open_lines
 from cappy_engine.pairs import Pair, read_fields, text_problem
 from cappy_export.examples import Examples, make_examples
+from cappy_export.rouge import has_words, rouge_l
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +37,9 @@ def read_samples(path: str | Path) -> list[Sampled]:
     Raises AdaptError that names the line.
     """
     try:
-        with Path(path).open("rb") as file:
+        with open_lines(path) as file:
             lines = ((number, read_fields(line, number, ("instruction",))) for number, line in enumerate(file, start=1))
-            sampled = [_sampled(fields, number) for number, fields in lines if fields is not None]
+            sampled = [sampled_from(fields, number) for number, fields in lines if fields is not None]
     except InvalidLine as error:
         raise AdaptError(f"{path}, {error}") from error
     except OSError as error:
@@ -49,6 +49,14 @@ def read_samples(path: str | Path) -> list[Sampled]:
     return sampled
 
 
+def sampled_from(fields: Mapping[str, Any], number: int) -> Sampled:
+    """The samples in the fields of line `number`; raises InvalidLine if they are not of the form."""
+    references = _texts(fields, "references", number)
+    if not references:
+        raise InvalidLine(number, "has no references; an example needs at least one right answer")
+    return Sampled(fields["instruction"], references, _texts(fields, "samples", number))
+
+
 def examples_from_samples(sampled: Sequence[Sampled], *, negatives: int = 1, seed: int = 0) -> Examples:
     """Build examples: references with label 1, `negatives` references of other examples with 0, samples with ROUGE-L.
 
@@ -56,7 +64,6 @@ def examples_from_samples(sampled: Sequence[Sampled], *, negatives: int = 1, see
     warning says how many references have none, since every sample for them gets the label 0.
     """
     draw = random.Random(seed)  # noqa: S311 - a sample, no secret
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
     right: dict[str, set[str]] = {}  # an instruction may stand on several lines
     for entry in sampled:
         right.setdefault(entry.instruction, set()).update(entry.references)
@@ -66,24 +73,16 @@ def examples_from_samples(sampled: Sequence[Sampled], *, negatives: int = 1, see
     for entry in sampled:
         for reference in entry.references:
             labelled.setdefault((entry.instruction, reference), 1.0)
-            wordless += scorer.score(reference, reference)["rougeL"].fmeasure == 0
+            wordless += not has_words(reference)
         references = right[entry.instruction]
         others = draw.sample(pool, min(len(pool), negatives + len(references)))
         for other in [text for text in others if text not in references][:negatives]:
             labelled.setdefault((entry.instruction, other), 0.0)
         for sample in entry.samples:
-            best = scorer.score_multi(list(entry.references), sample)["rougeL"].fmeasure
-            labelled.setdefault((entry.instruction, sample), float(best))
+            labelled.setdefault((entry.instruction, sample), rouge_l(entry.references, sample))
     if wordless:
         log.warning("ROUGE-L sees no word (a to z, digits) in %d references: samples for them get label 0", wordless)
     return make_examples(list(labelled), list(labelled.values()))
-
-
-def _sampled(fields: Mapping[str, Any], number: int) -> Sampled:
-    references = _texts(fields, "references", number)
-    if not references:
-        raise InvalidLine(number, "has no references; an example needs at least one right answer")
-    return Sampled(fields["instruction"], references, _texts(fields, "samples", number))
 
 
 def _texts(fields: Mapping[str, Any], name: str, number: int) -> tuple[str, ...]:
