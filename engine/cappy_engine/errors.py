@@ -8,6 +8,7 @@ CappyError
 │   └── PrecisionUnavailable the bundle has no model of the precision asked for
 ├── DeviceUnavailable        the device asked for cannot be used; nothing falls back
 ├── AdaptError               training cannot start, go on or end as asked; no checkpoint was written
+├── SampleError              candidates cannot be sampled as asked; what was complete is kept
 ├── ScoringError             ONNX Runtime failed, or returned something that is no score
 └── ExportError              no bundle was written
     ├── CheckpointError      not a checkpoint that can be exported, or not a safe one
@@ -67,6 +68,10 @@ class ScoringError(CappyError):
 
 class AdaptError(CappyError):
     """Training cannot start, go on or end as it was asked to; no checkpoint was written."""
+
+
+class SampleError(CappyError):
+    """Candidates cannot be sampled as asked; what was complete is kept."""
 
 
 class ExportError(CappyError):
