@@ -1,0 +1,145 @@
+"""A file of lines that grows batch by batch and survives being stopped: OUT.partial, with its settings beside it.
+
+A line counts once it is on the disk, up to its newline. A run goes on only with the settings it began with. Knows
+nothing of what the lines hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cappy_engine.errors import SampleError
+
+
+@dataclass(frozen=True)
+class Names:
+    """The three files of a run: `target` appears last, when all is complete; `settings` stays beside it."""
+
+    target: Path
+
+    @property
+    def partial(self) -> Path:
+        """Where lines are written."""
+        return self.target.with_name(self.target.name + ".partial")
+
+    @property
+    def settings(self) -> Path:
+        """What decides the lines."""
+        return self.target.with_name(self.target.name + ".settings.json")
+
+
+def check_names(names: Names, *, resume: bool) -> None:
+    """Raise SampleError if there is something that would be overwritten, or nothing to resume."""
+    if os.path.lexists(names.target):
+        raise SampleError(f"{names.target} exists; choose another name, or remove it")
+    if resume and not names.partial.is_file():
+        raise SampleError(f"there is nothing to resume: {names.partial} does not exist; leave out --resume")
+    if not resume and os.path.lexists(names.partial):
+        raise SampleError(f"{names.partial} holds what a stopped run left; go on with --resume, or remove it")
+
+
+@contextlib.contextmanager
+def open_alone(names: Names, *, resume: bool) -> Iterator[BinaryIO]:
+    """Open the partial file to read and write; two runs must not write to it at once."""
+    try:
+        names.partial.parent.mkdir(parents=True, exist_ok=True)
+        file = names.partial.open("r+b" if resume else "x+b")
+    except OSError as error:
+        raise SampleError(f"{names.partial} cannot be written: {error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SampleError(f"another run writes to {names.partial}; wait for it, or stop it") from error
+        yield file
+
+
+def begin(names: Names, settings: Mapping[str, Any], versions: Mapping[str, str]) -> None:
+    """Write the settings of a new run; `versions` are kept besides, and do not keep a run from going on."""
+    _write_json(names.settings, {**settings, "versions": dict(versions)})
+
+
+def check_settings(
+    names: Names, settings: Mapping[str, Any], versions: Mapping[str, str], say: Callable[[str], object]
+) -> None:
+    """Raise SampleError that names all settings which are not those that the partial file began with."""
+    try:
+        before = json.loads(names.settings.read_bytes())
+        versions_before, others = before.pop("versions"), before.pop("resumed_with", [])
+        old = _flat(before)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SampleError(f"{names.partial} has lost its settings ({error!r}); remove it and start anew") from error
+    new = _flat(json.loads(json.dumps(settings)))
+    changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    if changed:
+        shown = "; ".join(f"{name} was {old.get(name)}, is {new.get(name)}" for name in changed)
+        raise SampleError(f"{names.partial} belongs to another run ({shown}); it can only go on as it began")
+    if versions != (others[-1] if others else versions_before):
+        say(f"note: {names.partial} was begun with {versions_before}; it goes on with {dict(versions)}")
+        begun = {**before, "versions": versions_before, "resumed_with": [*others, dict(versions)]}
+        _write_json(names.settings, begun)
+
+
+def complete_lines(file: BinaryIO, say: Callable[[str], object]) -> list[bytes]:
+    """All complete lines; a torn last one is dropped from the file, which then stands at its end."""
+    lines = file.readlines()
+    if lines and not lines[-1].endswith(b"\n"):
+        say(f"the last line of {file.name} is torn; it is made again")
+        lines.pop()
+    file.seek(sum(map(len, lines)))
+    file.truncate()
+    return lines
+
+
+def append(file: BinaryIO, lines: bytes) -> None:
+    """Write `lines`, to the disk."""
+    try:
+        file.write(lines)
+        _flush(file)
+    except OSError as error:
+        raise SampleError(f"{file.name} cannot be written: {error}; go on with --resume once that is mended") from error
+
+
+def finish(names: Names) -> None:
+    """Give the complete file its name."""
+    if os.path.lexists(names.target):
+        raise SampleError(f"{names.target} has appeared meanwhile; move it away, and finish with --resume")
+    names.partial.rename(names.target)
+    _sync_folder(names.target)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings of any depth in one level: "sampler.dtype" and the like."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    unfinished = path.with_name(path.name + ".new")
+    with unfinished.open("wb") as file:
+        file.write(json.dumps(document, indent=2).encode() + b"\n")
+        _flush(file)
+    unfinished.replace(path)
+    _sync_folder(path)
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
