@@ -38,7 +38,7 @@ FENCES = {
 }
 """Packages that the engine may import, and its modules that do."""
 
-EXTRAS = {"accelerate": {"adapt"}, "rouge_score": {"rouge"}, "matplotlib": {"plots"}}
+EXTRAS = {"accelerate": {"adapt"}, "rouge_score": {"rouge"}, "matplotlib": {"plots"}, "openai": {"endpoint"}}
 """Packages of the extras `train` and `llm`, and the modules of the exporter that may import them."""
 
 EXPORTING = {"pipeline", "reference"}
@@ -130,3 +130,12 @@ def test_exporting_needs_nothing_of_the_extras() -> None:
     while found := set().union(EXPORTING, *(imported.get(name, set()) for name in reached)) - reached:
         reached |= found
     assert reached.isdisjoint(set().union(*EXTRAS.values()))
+
+
+def test_decodings_and_files_of_candidates_need_no_llm() -> None:
+    """What is sampled, and how files grow, is known apart from the LLMs: they meet in `decodings.Sampler` only."""
+    for name in ("decodings", "partial", "sampling", "endpoint"):
+        names = imports(EXPORT / f"{name}.py")
+        third_party = {each.split(".")[0] for each in names} - set(sys.stdlib_module_names) - {"cappy_engine"}
+        assert third_party <= {"cappy_export"} | ({"openai"} if name == "endpoint" else set())
+        assert modules_of("cappy_export", names) & {path.stem for path in EXPORT_FILES} <= {"decodings", "partial"}

@@ -23,7 +23,7 @@ from cappy_export.sampling import Totals, sample_file
 from tests.conftest import ROOT
 from tests.small_llms import make_llm
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"dataset": "count", "example_idx": number, "instruction": f"\nCount {number} ", "references": [str(number), "é"]}
     for number in range(7)
 ]
