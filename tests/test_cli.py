@@ -137,7 +137,7 @@ def test_score_keeps_the_old_file_and_names_the_partial_one_on_an_error(
     assert [row["id"] for row in rows_in(partial.read_bytes())] == [0, 1, 2, 3, 4]
     out, err = capfdbinary.readouterr()
     assert out == b""
-    assert f"what was scored before this is in {partial}".encode() in err
+    assert f"what was written before this is in {partial}".encode() in err
 
 
 def test_score_skips_bad_lines_where_asked_and_says_so_in_its_exit_status(
@@ -199,7 +199,7 @@ def test_score_into_a_folder_that_is_not_there_is_an_error_that_names_it(
     err = capfdbinary.readouterr().err
     assert b"cappy score: " in err
     assert b"absent" in err
-    assert b"what was scored before" not in err  # nothing was
+    assert b"what was written before" not in err  # nothing was
 
 
 def test_score_with_a_checkpoint_instead_of_a_bundle_is_an_error(

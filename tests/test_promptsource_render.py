@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from jinja2.meta import find_undeclared_variables
 
 from cappy_engine.errors import CappyError, InstallationError
-from cappy_engine.promptsource import accuracies, read_examples
+from cappy_engine.picking import worths_of_picks
+from cappy_engine.promptsource import read_examples
 from cappy_export.promptsource_render import choose_templates, draw, render, rows_of
 from cappy_export.promptsource_tasks import TASKS
 from tests.conftest import DATA
@@ -151,7 +152,7 @@ def test_what_is_rendered_is_what_evaluate_reads(tmp_path: Path) -> None:
     ]
     pairs, examples = read_examples(json.dumps(row).encode() for row in rows)
     scores = np.array([response in ("Yes", "True") for _, response in pairs], np.float32)
-    assert accuracies(examples, scores)["RTE"].accuracy == 2 / 5
+    assert worths_of_picks(examples, scores).mean() == 2 / 5
     assert said == [
         "RTE: 3 of 3 examples, 2 templates; the protocol's split has 277 examples; left out 1, with no prompt or no "
         "target among the choices"

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cappy_engine import __version__, build_commands, evaluate_commands, report, score_commands
+from cappy_engine import __version__, build_commands, evaluate_commands, report, score_commands, task_commands
 from cappy_engine.command_line import EXIT_ERROR, say
 from cappy_engine.errors import CappyError, ParityError
 
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cappy", description="Score (instruction, response) pairs with Cappy.")
     parser.add_argument("--version", action="version", version=f"cappy {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (build_commands, score_commands, evaluate_commands):
+    for module in (build_commands, score_commands, task_commands, evaluate_commands):
         module.add_commands(commands)
     return parser
 

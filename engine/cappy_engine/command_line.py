@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib
 import json
 import math
+import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from cappy_engine.errors import InstallationError
@@ -64,6 +67,39 @@ def open_input(name: str) -> Iterator[BinaryIO]:
     else:
         with open_lines(name) as lines:
             yield lines
+
+
+@contextlib.contextmanager
+def open_output(path: Path | None, source: BinaryIO | None = None) -> Iterator[BinaryIO]:
+    """Yield stdout, or a file that appears under its name only when everything was written.
+
+    What is there and no regular file (a pipe, a device) is written to as it is. `source` is what is read meanwhile: it
+    must not be our unfinished file.
+    """
+    if path is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "the output must be a file, not a folder", str(path))
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        with path.open("wb") as stream:
+            yield stream
+        return
+    partial = path.with_name(path.name + ".partial")
+    if source and partial.exists() and os.path.samestat(os.fstat(source.fileno()), partial.stat()):
+        raise FileExistsError(errno.EEXIST, "the input has the name of our unfinished output; rename it", str(partial))
+    file = partial.open("wb")
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        say(f"what was written before this is in {partial}")
+        raise
+    partial.replace(path)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import gzip
 import os
 import sys
@@ -21,6 +20,7 @@ from cappy_engine.command_line import (
     EXIT_SKIPPED,
     add_command,
     open_input,
+    open_output,
     positive,
     print_json,
     say,
@@ -145,7 +145,7 @@ def _score(options: argparse.Namespace) -> int:
     with (
         _open_scorer(options) as scorer,
         open_input(options.pairs) as lines,
-        _output(options.output, lines) as output,
+        open_output(options.output, lines) as output,
         _progress_bar(lines) as progress,
     ):
         started = time.monotonic()
@@ -222,38 +222,6 @@ def _open_scorer(options: argparse.Namespace) -> Scorer:
     )
     say(report.describe_info(scorer.info))
     return scorer
-
-
-@contextlib.contextmanager
-def _output(path: Path | None, source: BinaryIO) -> Iterator[BinaryIO]:
-    """Stdout, or a file that appears under its name only when everything was written.
-
-    What is there and no regular file (a pipe, a device) is written to as it is.
-    """
-    if path is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "the output must be a file, not a folder", str(path))
-    path = path.resolve()
-    if path.exists() and not path.is_file():
-        with path.open("wb") as stream:
-            yield stream
-        return
-    partial = path.with_name(path.name + ".partial")
-    if partial.exists() and os.path.samestat(os.fstat(source.fileno()), partial.stat()):
-        raise FileExistsError(errno.EEXIST, "the input has the name of our unfinished output; rename it", str(partial))
-    file = partial.open("wb")
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        say(f"what was scored before this is in {partial}")
-        raise
-    partial.replace(path)
 
 
 @contextlib.contextmanager

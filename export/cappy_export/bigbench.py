@@ -32,7 +32,7 @@ PATTERNS = ("*.jsonl", "*.jsonl.gz")
 
 
 @dataclass(frozen=True)
-class Candidates:
+class Answers:
     """What an LLM answered to one instruction of the task `dataset`: the way, the log-likelihood and tokens by sample.
 
     `log_likelihoods` are sums over tokens in nats; empty, as `token_counts` is, if one of the two is not known.
@@ -50,7 +50,7 @@ class Candidates:
         return [(self.sampled.instruction, sample) for sample in self.sampled.samples]
 
 
-def read_tasks(source: str | Path, *, say: Callable[[str], object] = log.info) -> list[Candidates]:
+def read_tasks(source: str | Path, *, say: Callable[[str], object] = log.info) -> list[Answers]:
     """Read a folder of `.jsonl` or `.jsonl.gz` files, or one such file.
 
     Unfinished files (`.partial`) are left out, and said. Raises CappyError that names file and line: for a line of
@@ -63,7 +63,7 @@ def read_tasks(source: str | Path, *, say: Callable[[str], object] = log.info) -
         raise CappyError(f"{folder} holds no file {' or '.join(PATTERNS)} with samples; 'cappy sample' makes them")
     for partial in sorted(folder.glob("*.partial")):
         say(f"leaving out {partial}: it is not finished")
-    found: list[Candidates] = []
+    found: list[Answers] = []
     origins: dict[str, Path] = {}
     for path in paths:
         before = len(found)
@@ -81,7 +81,7 @@ def read_tasks(source: str | Path, *, say: Callable[[str], object] = log.info) -
     return found
 
 
-def first_of_each(tasks: Sequence[Candidates], most: int | None) -> list[Candidates]:
+def first_of_each(tasks: Sequence[Answers], most: int | None) -> list[Answers]:
     """At most `most` examples of each task, the first ones; all for None."""
     taken: Counter[str] = Counter()
     found = []
@@ -92,7 +92,7 @@ def first_of_each(tasks: Sequence[Candidates], most: int | None) -> list[Candida
     return found
 
 
-def examples_of(tasks: Sequence[Candidates]) -> tuple[list[Pair], list[Example]]:
+def examples_of(tasks: Sequence[Answers]) -> tuple[list[Pair], list[Example]]:
     """All pairs to score, and the examples, whose candidates are worth their ROUGE-L."""
     pairs: list[Pair] = []
     examples = []
@@ -104,7 +104,7 @@ def examples_of(tasks: Sequence[Candidates]) -> tuple[list[Pair], list[Example]]
     return pairs, examples
 
 
-def ways_without_scores(tasks: Sequence[Candidates], examples: Sequence[Example]) -> dict[str, Values]:
+def ways_without_scores(tasks: Sequence[Answers], examples: Sequence[Example]) -> dict[str, Values]:
     """Each decoding alone that all examples have, and the LLM's own score by sum and mean if all samples have one."""
     names = dict.fromkeys(name for entry in tasks for name in entry.decodings)
     ways = {
@@ -121,7 +121,7 @@ def ways_without_scores(tasks: Sequence[Candidates], examples: Sequence[Example]
     return ways
 
 
-def notes_on(tasks: Sequence[Candidates]) -> list[str]:
+def notes_on(tasks: Sequence[Answers]) -> list[str]:
     """What a reader of the figures must know of the samples."""
     notes = []
     wordless = sum(not any(map(has_words, entry.sampled.references)) for entry in tasks)
@@ -140,20 +140,20 @@ def notes_on(tasks: Sequence[Candidates]) -> list[str]:
     return notes
 
 
-def _mean_of(decoding: str, entry: Candidates, example: Example) -> float:
+def _mean_of(decoding: str, entry: Answers, example: Example) -> float:
     return float(
         np.mean([worth for worth, name in zip(example.worths, entry.decodings, strict=True) if name == decoding])
     )
 
 
-def _read_file(path: Path) -> Iterator[Candidates]:
+def _read_file(path: Path) -> Iterator[Answers]:
     decodings: dict[str, list[str]] = {}
     with open_lines(path) as lines:
         for number, line in enumerate(lines, start=1):
             fields = read_fields(line, number, ("instruction",))
             if fields is None:
                 continue
-            entry = _candidates(fields, number, path.name.split(".")[0])
+            entry = _answers(fields, number, path.name.split(".")[0])
             first = decodings.setdefault(entry.dataset, sorted(entry.decodings))
             if sorted(entry.decodings) != first:
                 raise InvalidLine(
@@ -163,7 +163,7 @@ def _read_file(path: Path) -> Iterator[Candidates]:
             yield entry
 
 
-def _candidates(fields: Mapping[str, Any], number: int, name: str) -> Candidates:
+def _answers(fields: Mapping[str, Any], number: int, name: str) -> Answers:
     sampled = sampled_from(fields, number)
     count = len(sampled.samples)
     if not count:
@@ -180,7 +180,7 @@ def _candidates(fields: Mapping[str, Any], number: int, name: str) -> Candidates
         log_likelihoods, token_counts = [], []
     elif min(token_counts) < 1:
         raise InvalidLine(number, f"token_counts must be at least 1, got {min(token_counts)}")
-    return Candidates(dataset, sampled, tuple(decodings), tuple(log_likelihoods), tuple(token_counts))
+    return Answers(dataset, sampled, tuple(decodings), tuple(log_likelihoods), tuple(token_counts))
 
 
 def _list(fields: Mapping[str, Any], name: str, number: int, count: int, kind: type) -> list[Any]:

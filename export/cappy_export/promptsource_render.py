@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cappy_engine.errors import CappyError, InstallationError, InvalidLine
+from cappy_engine.lines import open_lines
 from cappy_engine.pairs import read_fields
 from cappy_export.promptsource_tasks import CSV_FIELDS, CSV_LABELS, TASKS, Task
 
@@ -128,7 +129,7 @@ def read_examples(name: str, path: str | Path) -> list[dict[str, Any]]:
         if Path(path).suffix == ".csv":
             with Path(path).open(encoding="utf-8-sig", newline="") as file:
                 return [_from_csv(TASKS[name], fields) for fields in csv.DictReader(file, strict=True)]
-        with Path(path).open("rb") as lines:
+        with open_lines(path) as lines:
             found = (read_fields(line, number, ()) for number, line in enumerate(lines, start=1))
             return [fields for fields in found if fields is not None]
     except InvalidLine as error:

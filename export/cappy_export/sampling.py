@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gzip
 import hashlib
 import json
 import logging
@@ -18,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cappy_engine.errors import InvalidLine, SampleError
+from cappy_engine.errors import CappyError, InvalidLine, SampleError
+from cappy_engine.lines import open_lines
 from cappy_engine.pairs import read_fields
 from cappy_export import partial
 from cappy_export.decodings import Candidates, Decoding, Sampler, derive_seed
@@ -122,7 +122,7 @@ def _read(source: str | Path | Iterable[bytes]) -> tuple[list[Fields], str]:
                     examples.append(fields)
     except InvalidLine as error:
         raise SampleError(f"{name}, {error}") from error
-    except (OSError, EOFError) as error:
+    except (OSError, CappyError) as error:
         raise SampleError(f"the instructions cannot be read: {error}") from error
     if not examples:
         raise SampleError(f"{name} holds no instructions")
@@ -134,7 +134,7 @@ def _lines(source: str | Path | Iterable[bytes]) -> Iterator[Iterable[bytes]]:
     if not isinstance(source, (str, Path)):
         yield source
         return
-    with gzip.open(source) if str(source).endswith(".gz") else Path(source).open("rb") as file:
+    with open_lines(source) as file:
         yield file
 
 
