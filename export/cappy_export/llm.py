@@ -21,12 +21,9 @@ from cappy_engine.errors import CheckpointError, DeviceUnavailable, SampleError
 from cappy_export.decodings import Candidates, Decoding, Sample, derive_seed
 from cappy_export.likelihoods import log_likelihoods, pad
 from cappy_export.llm_checkpoint import load_llm, load_llm_tokenizer, open_llm_checkpoint, special_ids
-from cappy_export.prompts import Prompt, PromptRules, encode_prompt
+from cappy_export.prompts import Prompt, PromptRules, encode_prompt, response_text
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-TAIL_TOKENS = 8
-"""Tokens of the prompt that a response is decoded behind, so that its first space is kept."""
-
 log = logging.getLogger(__name__)
 Ids = list[int]
 
@@ -106,7 +103,8 @@ class LocalLLM:
 
     def check(self, instructions: Sequence[str], decodings: Sequence[Decoding]) -> None:
         """Raise SampleError for the first instruction that cannot be a prompt; every decoding can be had."""
-        self._prompts(instructions)
+        for place, text in enumerate(instructions, start=1):
+            encode_prompt(self._tokenizer, text, self._rules, place=place)
 
     def sample(self, instructions: Sequence[str], decodings: Sequence[Decoding], *, seed: int) -> list[Candidates]:
         """Candidates for each instruction; all of them are generated together, once for each decoding.
@@ -124,7 +122,8 @@ class LocalLLM:
                 sources = [place for place in range(len(prompts)) for _ in range(decoding.count)]
                 sums = self._log_likelihoods([prompts[place].tokens for place in sources], responses)
                 for place, tokens, total in zip(sources, responses, sums, strict=True):
-                    text = self._text(prompts[place].tokens, tokens)
+                    behind = [] if self._is_seq2seq else prompts[place].tokens
+                    text = response_text(self._tokenizer, tokens, behind=behind)
                     is_cut = tokens[-1] not in self._ends
                     found[place].append(Sample(text, decoding.name, total, len(tokens), is_cut))
         except torch.OutOfMemoryError as error:
@@ -166,19 +165,6 @@ class LocalLLM:
         if broken:
             raise SampleError(f"{self.name} gives a log-likelihood of {broken[0]}; try the dtype float32")
         return sums
-
-    def _text(self, prompt: Ids, response: Ids) -> str:
-        """The response's text, without special tokens and with its own spaces.
-
-        SentencePiece drops the first space of what it decodes, so a causal model's response, which goes on from the
-        prompt, is decoded behind the prompt's last tokens.
-        """
-        tail = [] if self._is_seq2seq else prompt[-TAIL_TOKENS:]
-        before, whole = self._decode(tail), self._decode([*tail, *response])
-        return whole[len(before) :] if whole.startswith(before) else self._decode(response)
-
-    def _decode(self, tokens: Ids) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def generation_config(decoding: Decoding, ids: Mapping[str, Any], *, max_new_tokens: int) -> GenerationConfig:

@@ -1,16 +1,20 @@
-"""An instruction as the tokens that an LLM reads: taken as it is, or as the user's message of a chat.
+"""An instruction as the tokens that an LLM reads, taken as it is or as the user's message of a chat; and texts back.
 
 A prompt that is too long is refused, or cut on the right where a limit was given. Knows nothing of models.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from cappy_engine.errors import SampleError
+
+TAIL_TOKENS = 8
+"""Tokens of the prompt that a response is decoded behind."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,22 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str, rules: P
             "it out, ask for fewer new tokens, or cut long prompts on the right with max_prompt_tokens"
         )
     return Prompt(tokens)
+
+
+def response_text(tokenizer: PreTrainedTokenizerBase, response: Sequence[int], *, behind: Sequence[int]) -> str:
+    """The text of a response to the prompt `behind` (empty for seq2seq models), without special tokens, nothing else
+    taken off or tidied up.
+
+    SentencePiece drops the first space of what it decodes. A causal model's response goes on from the prompt, so it is
+    decoded behind the prompt's last tokens, and keeps that space as with byte-level BPE.
+    """
+    tail = list(behind[-TAIL_TOKENS:])
+    before, whole = _decode(tokenizer, tail), _decode(tokenizer, [*tail, *response])
+    return whole[len(before) :] if whole.startswith(before) else _decode(tokenizer, response)
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _plain(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
