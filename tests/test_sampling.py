@@ -162,6 +162,15 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_file(error: BaseException, t
     assert dataclasses.replace(totals, seconds=0) == Totals(7, 7, 21, cut=7, empty=14, prompts_cut=1, resumed=3)
 
 
+def test_an_error_says_which_examples_it_is_about_and_what_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(SampleError) as caught:
+        sample(LINES, tmp_path / "out", Echo(stop=ROWS[6]["instruction"], error=SampleError("no answer")))
+    assert str(caught.value) == (
+        f"in the batch of examples 7 to 7: no answer\n6 complete examples are in {tmp_path / 'out.partial'}; "
+        "go on with --resume"
+    )
+
+
 def test_a_real_llm_gives_the_same_candidates_after_a_stop(llm: LocalLLM, tmp_path: Path) -> None:
     sample(LINES, tmp_path / "expected", llm, decodings=PAPER)
 

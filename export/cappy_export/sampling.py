@@ -99,7 +99,13 @@ def sample_file(
         for first in range(totals.examples - totals.examples % batch_size, len(examples), batch_size):
             batch = examples[first : first + batch_size]
             texts = [fields["instruction"] for fields in batch]
-            found = sampler.sample(texts, decodings, seed=derive_seed(seed, first))
+            try:
+                found = sampler.sample(texts, decodings, seed=derive_seed(seed, first))
+            except SampleError as error:
+                raise SampleError(
+                    f"in the batch of examples {first + 1} to {first + len(batch)}: {error}\n{totals.examples} complete "
+                    f"examples are in {names.partial}; go on with --resume"
+                ) from error
             lines = [_line(*each) for each in zip(batch, found, strict=True)][totals.examples - first :]
             partial.append(file, b"".join(map(_encoded, lines)))
             totals = dataclasses.replace(_count(totals, lines), seconds=time.monotonic() - started)
