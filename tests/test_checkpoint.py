@@ -358,16 +358,38 @@ def hub(repositories: dict[str, Path], asked: list[str]) -> Iterator[str]:
         server.server_close()
 
 
+def hub_environment(endpoint: str, home: Path, *, offline: bool = False) -> dict[str, str]:
+    own = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": str(int(offline)), "NO_PROXY": "127.0.0.1"}
+    return {**os.environ, **own}
+
+
 def run_export(source: str, bundle: Path, endpoint: str, home: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cappy_engine.cli", "export", source, str(bundle)]
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(home),
-        "HF_HUB_OFFLINE": "0",
-        "NO_PROXY": "127.0.0.1",
-    }
+    environment = hub_environment(endpoint, home)
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def run_open(*arguments: str | None, environment: dict[str, str]) -> Any:
+    """What `open_checkpoint` says in a process of its own, since the hub's client reads its environment once:
+    [commit, weight files, files] for each of several revisions, or the error's text.
+    """
+    code = """
+import json, sys
+from cappy_engine.errors import CheckpointError
+from cappy_export.checkpoint import open_checkpoint
+def opened(source, revision):
+    try:
+        found = open_checkpoint(source, revision=revision)
+    except CheckpointError as error:
+        return str(error)
+    return [found.revision, found.weight_files, sorted(path.name for path in found.folder.iterdir())]
+source, *revisions = json.loads(sys.argv[1])
+print(json.dumps([opened(source, revision) for revision in revisions]))
+"""
+    command = [sys.executable, "-c", code, json.dumps(arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @pytest.mark.slow
@@ -390,3 +412,22 @@ def test_a_hub_id_downloads_one_format_and_is_recorded_with_its_commit(checkpoin
     assert not fetched & {"flax_model.msgpack", "modeling_evil.py"}
     assert missing.returncode == 1
     assert "neither a local folder nor a hub checkpoint" in missing.stderr
+
+
+@pytest.mark.slow
+def test_offline_a_downloaded_checkpoint_is_used_with_its_commit(checkpoint: Path, tmp_path: Path) -> None:
+    commit, home = "0123456789abcdef0123456789abcdef01234567", tmp_path / "home"
+    with hub({"someone/cappy-tiny": checkpoint}, []) as endpoint:
+        (online,) = run_open("someone/cappy-tiny", None, environment=hub_environment(endpoint, home))
+    offline = hub_environment(endpoint, home, offline=True)
+    found = run_open("someone/cappy-tiny", None, commit, "v2", environment=offline)
+    assert found[:2] == [online, online]
+    assert online[:2] == [commit, ["model.safetensors"]]
+    assert "someone/cappy-tiny is not downloaded at revision v2, and HF_HUB_OFFLINE is set" in found[2]
+
+
+@pytest.mark.slow
+def test_offline_a_checkpoint_that_is_not_downloaded_is_an_error_that_says_so(tmp_path: Path) -> None:
+    offline = hub_environment("http://127.0.0.1:9", tmp_path, offline=True)
+    (found,) = run_open("someone/else", None, environment=offline)
+    assert "someone/else is not downloaded, and HF_HUB_OFFLINE is set; unset it, download it first" in found

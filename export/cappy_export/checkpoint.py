@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -80,6 +80,7 @@ def digest_of_files(files: Mapping[str, str]) -> str:
 def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Checkpoint:
     """Find and judge a checkpoint: a local folder, or a hub id, downloaded at `revision`.
 
+    With HF_HUB_OFFLINE set, a hub id is one that was downloaded before; its commit is the one in the hub's cache.
     Weights are taken from safetensors, else .bin, else Flax's msgpack. Raises CheckpointError that says what was found
     and what is needed.
     """
@@ -160,23 +161,41 @@ def _judge(name: str, revision: str | None, folder: Path) -> Checkpoint:
 
 
 def _download(source: str, revision: str | None) -> tuple[Path, str]:
-    """Fetch only what is needed of a hub repository: one format of weights, no code."""
+    """The folder of a hub repository with what is needed of it, and its commit; offline, as it was downloaded before.
+
+    Downloads by the revision's name, not by its commit: only then the cache keeps what offline mode looks up.
+    """
+    commit, patterns = None, None
     try:
-        info = HfApi().model_info(source, revision=revision)
-        listed = [entry.rfilename for entry in info.siblings or []]
-        patterns = ["config.json", *TOKENIZER_FILES]
-        for format_, names in WEIGHT_FILES.items():
-            if any(name in listed for name in names):
-                stem, ending = names[0].rsplit(".", 1)
-                patterns += [*names, f"{stem}-*-of-*.{ending}"]
-                log.info("downloading %s (%s weights)", source, format_)
-                break
-        folder = snapshot_download(source, revision=info.sha, allow_patterns=patterns)
+        if not constants.HF_HUB_OFFLINE:
+            commit, patterns = _needed_files(source, revision)
+        folder = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise CheckpointError(
-            f"{source} is neither a local folder nor a hub checkpoint that can be downloaded: {error}"
-        ) from error
-    return Path(folder), str(info.sha)
+        if constants.HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError):
+            problem = (
+                f"is not downloaded{f' at revision {revision}' if revision else ''}, and HF_HUB_OFFLINE is set; "
+                "unset it, download it first, or set HF_HOME to where it was downloaded"
+            )
+        else:
+            problem = f"is neither a local folder nor a hub checkpoint that can be downloaded: {error}"
+        raise CheckpointError(f"{source} {problem}") from error
+    if commit not in (None, folder.name):  # the hub went away after it was asked, and an older download is there
+        raise CheckpointError(f"{source} is at commit {commit}, but only {folder.name} is downloaded; run it again")
+    return folder, folder.name
+
+
+def _needed_files(source: str, revision: str | None) -> tuple[str | None, list[str]]:
+    """The commit of a hub repository, and patterns for what is needed of it: one format of weights, no code."""
+    info = HfApi().model_info(source, revision=revision)
+    listed = [entry.rfilename for entry in info.siblings or []]
+    patterns = ["config.json", *TOKENIZER_FILES]
+    for format_, names in WEIGHT_FILES.items():
+        if any(name in listed for name in names):
+            stem, ending = names[0].rsplit(".", 1)
+            patterns += [*names, f"{stem}-*-of-*.{ending}"]
+            log.info("downloading %s (%s weights)", source, format_)
+            break
+    return info.sha, patterns
 
 
 def _weight_files(folder: Path, name: str) -> tuple[str, tuple[str, ...]]:
