@@ -423,7 +423,7 @@ def test_offline_a_downloaded_checkpoint_is_used_with_its_commit(checkpoint: Pat
     found = run_open("someone/cappy-tiny", None, commit, "v2", environment=offline)
     assert found[:2] == [online, online]
     assert online[:2] == [commit, ["model.safetensors"]]
-    assert "someone/cappy-tiny is not downloaded at revision v2, and HF_HUB_OFFLINE is set" in found[2]
+    assert "someone/cappy-tiny at revision v2 is not downloaded, and HF_HUB_OFFLINE is set" in found[2]
 
 
 @pytest.mark.slow

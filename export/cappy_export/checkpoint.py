@@ -172,13 +172,13 @@ def _download(source: str, revision: str | None) -> tuple[Path, str]:
         folder = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         if constants.HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError):
-            problem = (
-                f"is not downloaded{f' at revision {revision}' if revision else ''}, and HF_HUB_OFFLINE is set; "
-                "unset it, download it first, or set HF_HOME to where it was downloaded"
-            )
-        else:
-            problem = f"is neither a local folder nor a hub checkpoint that can be downloaded: {error}"
-        raise CheckpointError(f"{source} {problem}") from error
+            raise CheckpointError(
+                f"{source}{f' at revision {revision}' if revision else ''} is not downloaded, and HF_HUB_OFFLINE is "
+                "set; unset it, download it first, or set HF_HOME to where it was downloaded"
+            ) from error
+        raise CheckpointError(
+            f"{source} is neither a local folder nor a hub checkpoint that can be downloaded: {error}"
+        ) from error
     if commit not in (None, folder.name):  # the hub went away after it was asked, and an older download is there
         raise CheckpointError(f"{source} is at commit {commit}, but only {folder.name} is downloaded; run it again")
     return folder, folder.name
