@@ -99,6 +99,8 @@ def test_candidates_come_from_an_endpoint(prompts: Path, tmp_path: Path, monkeyp
         (["--llm", "x", "--no-log-likelihoods"], "--no-log-likelihoods goes with --endpoint"),
         (["--endpoint", "http://localhost/v1", "--model", "m", "--dtype", "float32"], "--dtype goes with --llm"),
         (["--endpoint", "http://localhost/v1"], "--endpoint needs --model"),
+        (["--endpoint", "http://localhost/v1", "--model", "m", "--extra-body", "[1]"], "must be a JSON object"),
+        (["--endpoint", "http://localhost/v1", "--model", "m", "--extra-body", "{"], "must be JSON, got '{'"),
         (["--endpoint", "http://localhost/v1", "--llm", "x"], "not allowed with argument"),
         ([], "one of the arguments --llm --endpoint is required"),
     ],

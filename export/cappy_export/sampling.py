@@ -103,8 +103,8 @@ def sample_file(
                 found = sampler.sample(texts, decodings, seed=derive_seed(seed, first))
             except SampleError as error:
                 raise SampleError(
-                    f"in the batch of examples {first + 1} to {first + len(batch)}: {error}\n{totals.examples} complete "
-                    f"examples are in {names.partial}; go on with --resume"
+                    f"in the batch of examples {first + 1} to {first + len(batch)}: {error}\n{totals.examples} "
+                    f"complete examples are in {names.partial}; go on with --resume"
                 ) from error
             lines = [_line(*each) for each in zip(batch, found, strict=True)][totals.examples - first :]
             partial.append(file, b"".join(map(_encoded, lines)))
