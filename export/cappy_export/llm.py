@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cappy_engine.errors import CheckpointError, DeviceUnavailable, SampleError
 from cappy_export.decodings import Candidates, Decoding, Sample, derive_seed
 from cappy_export.likelihoods import log_likelihoods, pad
-from cappy_export.llm_checkpoint import load_llm, load_llm_tokenizer, open_llm_checkpoint, special_ids
+from cappy_export.llm_checkpoint import load_llm, load_llm_config, load_llm_tokenizer, open_llm_checkpoint, special_ids
 from cappy_export.prompts import Prompt, PromptRules, encode_prompt, response_text
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -59,14 +59,15 @@ def open_llm(
     ids = special_ids(checkpoint, tokenizer)
     if checkpoint.is_seq2seq and not isinstance(ids.get("decoder_start_token_id"), int):
         raise CheckpointError(f"the config of {checkpoint.name} has no decoder_start_token_id")
-    identity = checkpoint.identity()
-    model = load_llm(checkpoint, device=device, dtype=torch_dtype)
-    room = _room(model, is_seq2seq=checkpoint.is_seq2seq, max_new_tokens=max_new_tokens)
+    config = load_llm_config(checkpoint)
+    room = _room(config, is_seq2seq=checkpoint.is_seq2seq, max_new_tokens=max_new_tokens)
     if room is not None and max(1, max_prompt_tokens or 0) > room:
         raise SampleError(
             f"{max_new_tokens} new tokens leave room for prompts of {max(0, room)} tokens in {checkpoint.name}"
             + (f"; max_prompt_tokens is {max_prompt_tokens}" if max_prompt_tokens else "")
         )
+    identity = checkpoint.identity()
+    model = load_llm(checkpoint, config, device=device, dtype=torch_dtype)
     facts = {
         **identity,
         "kind": "seq2seq" if checkpoint.is_seq2seq else "causal",
@@ -197,13 +198,11 @@ def _choose_dtype(asked: str, device: str) -> torch.dtype:
     return DTYPES[chosen]
 
 
-def _room(model: PreTrainedModel, *, is_seq2seq: bool, max_new_tokens: int) -> int | None:
+def _room(config: PretrainedConfig, *, is_seq2seq: bool, max_new_tokens: int) -> int | None:
     """The longest prompt, in tokens, that the model has positions for; None: any."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(positions, int):
         return None
-    if not is_seq2seq:
-        return positions - max_new_tokens
-    if max_new_tokens > positions:
-        raise CheckpointError(f"the model has {positions} positions; max_new_tokens is {max_new_tokens}")
-    return positions
+    if is_seq2seq:  # encoder and decoder have positions of their own
+        return positions if max_new_tokens <= positions else 0
+    return positions - max_new_tokens

@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -116,7 +123,17 @@ def load_llm_tokenizer(checkpoint: LLMCheckpoint) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_llm(checkpoint: LLMCheckpoint, *, device: str, dtype: torch.dtype) -> PreTrainedModel:
+def load_llm_config(checkpoint: LLMCheckpoint) -> PretrainedConfig:
+    """The checkpoint's config; raises CheckpointError if there is something wrong with it."""
+    try:
+        return AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # a config can be wrong in as many ways as there are architectures
+        raise CheckpointError(f"config.json of {checkpoint.name} describes no model: {error!r}") from error
+
+
+def load_llm(
+    checkpoint: LLMCheckpoint, config: PretrainedConfig, *, device: str, dtype: torch.dtype
+) -> PreTrainedModel:
     """The model in evaluation mode, on `device` ("cpu" or "cuda"); several GPUs share it.
 
     Raises CheckpointError if the weights do not fit the config, and DeviceUnavailable if the GPUs cannot hold it.
@@ -125,7 +142,6 @@ def load_llm(checkpoint: LLMCheckpoint, *, device: str, dtype: torch.dtype) -> P
     auto = AutoModelForSeq2SeqLM if checkpoint.is_seq2seq else AutoModelForCausalLM
     classes = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if checkpoint.is_seq2seq else MODEL_FOR_CAUSAL_LM_MAPPING
     try:
-        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
         model, loaded = auto.from_pretrained(
             checkpoint.folder,
             config=config,
@@ -143,7 +159,7 @@ def load_llm(checkpoint: LLMCheckpoint, *, device: str, dtype: torch.dtype) -> P
         raise InstallationError(f"{error}; run: pip install 'cappy-engine[cpu,export,llm]'") from error
     except torch.OutOfMemoryError as error:
         raise DeviceUnavailable(f"{checkpoint.name} does not fit into the memory of {device}: {error}") from error
-    except Exception as error:  # configs and weights can be wrong in as many ways as there are architectures
+    except Exception as error:  # weights can be wrong in as many ways as there are architectures
         raise CheckpointError(f"{checkpoint.name} cannot be loaded: {error}") from error
     _check_loaded(checkpoint, loaded)
     placed = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
