@@ -186,14 +186,14 @@ def test_a_server_that_refuses_log_likelihoods_is_an_error_that_names_the_option
 )
 def test_log_likelihoods_that_are_silently_missing_are_an_error(logprobs: Any, server: Server) -> None:
     server.answer = lambda body: answered(body, logprobs=logprobs)
-    with pytest.raises(SampleError, match="no log-likelihoods for instruction 1, though .*--no-log-likelihoods"):
+    with pytest.raises(SampleError, match=r"no log-likelihoods for instruction 1, though .*--no-log-likelihoods"):
         ask(server, ["a"])
 
 
 @pytest.mark.parametrize("values", [None, [], [None, -1.0]], ids=str)
 def test_so_are_those_of_completions(values: Any, server: Server) -> None:
     server.answer = lambda body: answered(body, logprobs={"token_logprobs": values})
-    with pytest.raises(SampleError, match="no log-likelihoods for instruction 1, though .*--no-log-likelihoods"):
+    with pytest.raises(SampleError, match=r"no log-likelihoods for instruction 1, though .*--no-log-likelihoods"):
         ask(server, ["a"], api="completions")
 
 

@@ -40,7 +40,7 @@ RENDER_EXAMPLES = """examples:
 needs Hugging Face's datasets and PromptSource; without them an error says how to install them"""
 
 LOCAL_ONLY = ("revision", "device", "dtype", "max_prompt_tokens", "chat_template")
-ENDPOINT_ONLY = ("model", "api", "concurrent", "max_choices", "max_completion_tokens", "no_log_likelihoods")
+ENDPOINT_ONLY = tuple("model api concurrent max_choices max_completion_tokens extra_body no_log_likelihoods".split())
 """Options of one kind of LLM: an error with the other."""
 
 
@@ -109,6 +109,10 @@ def _add_sample(commands: Any) -> None:
         help="send the limit by this name: OpenAI's newer models refuse max_tokens",
     )  # fmt: skip
     endpoint.add_argument(
+        "--extra-body", type=_json_object, metavar="JSON",
+        help="more fields of each request, as in '{\"top_k\": -1}', which vLLM needs to sample from all tokens",
+    )  # fmt: skip
+    endpoint.add_argument(
         "--no-log-likelihoods", action="store_true", default=None, help="for servers that do not give them"
     )
 
@@ -118,6 +122,16 @@ def _named_path(text: str) -> tuple[str, Path]:
     if not (name and equals and path):
         raise argparse.ArgumentTypeError(f"must be NAME=PATH, got {text!r}")
     return name, Path(path)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be JSON, got {text!r} ({error})") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"must be a JSON object, got {text!r}")
+    return value
 
 
 def _render(options: argparse.Namespace) -> int:
@@ -200,6 +214,7 @@ def _open_endpoint(options: argparse.Namespace) -> tuple[Any, list[str]]:
         concurrent=options.concurrent or 8,
         max_choices=options.max_choices,
         uses_max_completion_tokens=bool(options.max_completion_tokens),
+        extra_body=options.extra_body,
     )
     return found, [decoding.name for decoding in endpoint.ENDPOINT_DECODINGS]
 

@@ -171,14 +171,14 @@ class Endpoint:
             found = "none" if not values else str(values)[:60]
             raise SampleError(
                 f"the endpoint gave no log-likelihoods for instruction {place}, though asked to (logprobs: {found}); "
-                "do without them by --no-logprobs"
+                "do without them by --no-log-likelihoods"
             )
         return values
 
     def _explained(self, error: Exception, instruction: str, place: int, decoding: Decoding) -> str:
         message = str(error)[:500]
         hints = {
-            "logprob": " Do without log-likelihoods by --no-logprobs." if self._has_likelihoods else "",
+            "logprob": " Do without log-likelihoods by --no-log-likelihoods." if self._has_likelihoods else "",
             "top_k": " Leave out the decoding 'top-k'." if decoding.top_k is not None else "",
             "max_completion_tokens": " Give the option for max_completion_tokens.",
         }
