@@ -103,7 +103,7 @@ rows_of_files = st.lists(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(rows=rows_of_files, data=st.data())
 def test_every_figure_is_that_of_the_definition_ties_included(
     rows: list[Row], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
@@ -136,8 +136,9 @@ def test_samples_without_log_likelihoods_have_no_self_score_and_it_is_said(tmp_p
 
 def test_plain_samples_of_any_origin_are_enough(tmp_path: Path) -> None:
     plain = {name: GOOD[name] for name in ("instruction", "references", "samples")}
-    found = evaluation_of(write(tmp_path / "tasks", [plain], "mine.jsonl"), [0.0, 3.0, 0.0, 0.0])
-    assert list(found.ways) == ["samples", "random", "fp32", "oracle"]
+    rows = [plain, {**plain, "samples": ["dogs", "cats"]}]
+    found = evaluation_of(write(tmp_path / "tasks", rows, "mine.jsonl"), [0.0, 3.0, 0.0, 0.0, 0.0, 0.0])
+    assert list(found.ways) == ["random", "fp32", "oracle"]
     assert {example.dataset for example in found.examples} == {"mine"}
 
 
@@ -162,7 +163,7 @@ def test_the_first_examples_of_each_task_are_taken(tmp_path: Path) -> None:
         ({"samples": ["a"]}, r"decodings must be a list with an entry for each of 1 samples, got \['beam'"),
         (
             {"decodings": ["beam", "beam", "beam", "beam"]},
-            r"has the decodings \['beam', .*, the task's first example \[",
+            r"has the decodings \['beam'\], the task's first example \[",
         ),
         ({"decodings": ["beam", 1, "sampling", "top-k"]}, "decodings must hold str or null, got 1"),
         ({"decodings": ["beam", None, "sampling", "top-k"]}, "has a sample without a decoding"),

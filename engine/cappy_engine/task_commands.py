@@ -145,7 +145,10 @@ def _render(options: argparse.Namespace) -> int:
 
 
 def _sample(options: argparse.Namespace) -> int:
-    decodings, sampling = (import_export(name, "cpu,export,llm") for name in ("decodings", "sampling"))
+    decodings, partial, sampling = (
+        import_export(name, "cpu,export,llm") for name in ("decodings", "partial", "sampling")
+    )
+    partial.check_names(partial.Names(options.output), resume=options.resume)  # before an LLM is loaded for minutes
     with exit_on_termination():
         sampler, default = _open_llm(options) if options.llm else _open_endpoint(options)
         chosen = decodings.choose_decodings(options.decodings or default, count=options.count)

@@ -36,6 +36,7 @@ class Answers:
     """What an LLM answered to one instruction of the task `dataset`: the way, the log-likelihood and tokens by sample.
 
     `log_likelihoods` are sums over tokens in nats; empty, as `token_counts` is, if one of the two is not known.
+    `decodings` are empty if not known.
     """
 
     dataset: str
@@ -147,18 +148,19 @@ def _mean_of(decoding: str, entry: Answers, example: Example) -> float:
 
 
 def _read_file(path: Path) -> Iterator[Answers]:
-    decodings: dict[str, list[str]] = {}
+    decodings: dict[str, set[str]] = {}
     with open_lines(path) as lines:
         for number, line in enumerate(lines, start=1):
             fields = read_fields(line, number, ("instruction",))
             if fields is None:
                 continue
             entry = _answers(fields, number, path.name.split(".")[0])
-            first = decodings.setdefault(entry.dataset, sorted(entry.decodings))
-            if sorted(entry.decodings) != first:
+            names = set(entry.decodings)
+            first = decodings.setdefault(entry.dataset, names)
+            if names != first:
                 raise InvalidLine(
                     number,
-                    f"has the decodings {sorted(entry.decodings)}, the task's first example {first}; sample it again",
+                    f"has the decodings {sorted(names)}, the task's first example {sorted(first)}; sample it again",
                 )
             yield entry
 
@@ -171,7 +173,7 @@ def _answers(fields: Mapping[str, Any], number: int, name: str) -> Answers:
     dataset = fields.get("dataset", name)
     if not isinstance(dataset, str):
         raise InvalidLine(number, f"dataset must be a string, got {dataset!r:.60}")
-    decodings = _list(fields, "decodings", number, count, str) or ["samples"] * count
+    decodings = _list(fields, "decodings", number, count, str)
     log_likelihoods = _list(fields, "log_likelihoods", number, count, float)
     token_counts = _list(fields, "token_counts", number, count, int)
     if None in decodings:
