@@ -16,7 +16,7 @@
 # one epoch. THIS WAS NOT RUN BY US. What it takes, by reckoning:
 # - sample: FLAN-T5-XXL has 11.3 B parameters: 22.5 GB in bf16, 45 GB in float32, besides activations. In bf16 that is one
 #   GPU of 40 GB or more, in float32 one of 80 GB, or several GPUs that share the layers (device_map). Each example is
-#   answered 17 times. It runs in float32 or bf16: FLAN-T5 is known to overflow in fp16.
+#   answered 17 times.
 # - adapt: cappy-large has 355 M parameters, 1.4 GB in float32. With gradients and AdamW's two moments that is four times
 #   as much, 5.7 GB, and activations, which --max-batch-tokens bounds.
 # - export: once, on the CPU, some 9 GB of memory.

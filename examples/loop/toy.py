@@ -8,10 +8,10 @@ The task is to name the kinds of two words, in their order:
 
 OUT gets `toy_train.jsonl` and `toy_validation.jsonl`, with rows {dataset, example_idx, instruction, references} as
 BIG-Bench's, and `llm`, a T5 of 0.2 M parameters. The LLM learns from texts by careless writers: each word has a wrong
-kind that they give it instead of its own, half of the words more often than not. So the LLM knows the task and its own
-likelihood repeats the writers' mistakes, while the references have none: what a scorer can learn here and the LLM
-cannot is put in by construction. No instruction stands in two of the three sets. Everything comes from the seed, nothing
-is downloaded, and nothing here says how an LLM or a scorer would do on a real task.
+kind that they give it instead of its own, half of the words more often than not. So the LLM's own likelihood repeats
+the writers' mistakes, while the references have none: what a scorer can learn here beyond the LLM is put in by
+construction. No instruction stands in two of the three sets. Everything comes from the seed, nothing is downloaded, and
+nothing here says how an LLM or a scorer would do on a real task.
 """
 
 from __future__ import annotations
@@ -97,13 +97,13 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     split = pre_tokenizers.BertPreTokenizer()
     words = {word for word, _ in split.pre_tokenize_str(texts)} | {","} | set(KINDS) | set(KIND_OF)
     vocabulary = ["<pad>", "</s>", "<unk>", *sorted(words)]
-    core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    numbers = {word: index for index, word in enumerate(vocabulary)}
+    core = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))  # noqa: S106 - no password
     core.pre_tokenizer = split
     core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     core.decoder = decoders.WordPiece(cleanup=True)  # "apple , pear" becomes "apple, pear"
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=64
-    )
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=64, **special)
 
 
 def make_model(vocabulary: int) -> T5ForConditionalGeneration:
