@@ -4,7 +4,7 @@
 #   bash examples/loop/run.sh
 #
 # As it stands it runs on a made-up task with a tiny LLM (toy.py) and cappy-mini, and needs the extras cpu, export and
-# train. A step whose output exists is skipped, so a run that was stopped goes on when it is started again; remove OUT (or
+# llm. A step whose output exists is skipped, so a run that was stopped goes on when it is started again; remove OUT (or
 # choose another) to start afresh, also after changing a variable.
 #
 # For a real run, set (files with rows {dataset, example_idx, instruction, references}, one BIG-Bench task):
@@ -39,15 +39,14 @@ CAPPY=${CAPPY:-cappy}
 
 say() { printf '%s\n' "== $*" >&2; }
 
-# Samples appear under their name only when they are complete; what is left of a stopped run is gone on with.
+# Samples appear under their name only when they are complete; what a stopped run left is gone on with.
 sample() { # INPUT OUTPUT
     [[ -e $2 ]] && { say "$2 exists"; return; }
     say "sampling for $1"
     local resume=()
-    [[ -e $2.part ]] && resume=(--resume)
+    [[ -e $2.partial ]] && resume=(--resume)
     # shellcheck disable=SC2086 # options are words
-    "$CAPPY" sample "$1" --llm "$LLM" -o "$2.part" --seed "$SEED" "${resume[@]}" $SAMPLE_OPTIONS
-    mv "$2.part" "$2"
+    "$CAPPY" sample "$1" --llm "$LLM" -o "$2" --seed "$SEED" "${resume[@]}" $SAMPLE_OPTIONS
 }
 
 mkdir -p "$OUT/samples"
@@ -83,4 +82,4 @@ fi
 
 # 5: ROUGE-L of the best-scoring answers, beside a random pick, the LLM's own likelihood and the best possible.
 say "evaluating"
-"$CAPPY" evaluate bigbench "$OUT/samples" --bundle "$OUT/bundle" --precision fp32 --precision int8
+"$CAPPY" evaluate bigbench "$OUT/samples" --bundle "$OUT/bundle" --precision fp32 --precision int8 --plot "$OUT/rouge.svg"
