@@ -11,58 +11,52 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from cappy_engine.picking import Example, Scores, Values, average_by_dataset, worths_by_chance, worths_of_picks
 from cappy_engine.scorer import Scorer
 from cappy_export.checkpoint import open_checkpoint
 from cappy_export.reference import score_with_torch
 from training.mixture import EASY
 
-Scores = npt.NDArray[np.float32]
 
-
-def group_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[list[int]]]:
-    """By task: the places of each group's rows, for groups whose labels differ."""
+def examples_of(rows: Sequence[Mapping[str, Any]]) -> list[Example]:
+    """The groups whose labels differ, by task; a candidate is worth 1 if it has its group's best label, else 0."""
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for place, row in enumerate(rows):
         groups[row["task"], row["group"]].append(place)
-    tasks: dict[str, list[list[int]]] = defaultdict(list)
+    examples = []
     for (task, _), places in groups.items():
-        if len({rows[place]["label"] for place in places}) > 1:
-            tasks[task].append(places)
-    return dict(sorted(tasks.items()))
+        labels = [rows[place]["label"] for place in places]
+        if len(set(labels)) > 1:
+            examples.append(Example(task, tuple(places), tuple(float(label == max(labels)) for label in labels)))
+    return sorted(examples, key=lambda example: example.dataset)
 
 
 def accuracies(rows: Sequence[Mapping[str, Any]], scores: Scores) -> dict[str, float]:
     """By task: the share of groups whose best-scoring candidate (the first, in a tie) has the best label."""
-    return {
-        task: float(np.mean([_is_right([rows[place]["label"] for place in group], scores[group]) for group in groups]))
-        for task, groups in group_rows(rows).items()
-    }
+    examples = examples_of(rows)
+    return _means(examples, worths_of_picks(examples, scores))
 
 
 def chances(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """By task: the accuracy of a random pick."""
-    found = {}
-    for task, groups in group_rows(rows).items():
-        labels = [[rows[place]["label"] for place in group] for group in groups]
-        found[task] = float(np.mean([group.count(max(group)) / len(group) for group in labels]))
-    return found
+    examples = examples_of(rows)
+    return _means(examples, worths_by_chance(examples))
 
 
-def _is_right(labels: Sequence[float], scores: Scores) -> bool:
-    return labels[int(scores.argmax())] == max(labels)
+def _means(examples: Sequence[Example], values: Values) -> dict[str, float]:
+    return {task: found.mean for task, found in average_by_dataset(examples, values).items()}
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Mapping[str, float]]) -> str:
     """Accuracies in percent, one row per task, then the means over the easy tasks and over all."""
-    groups = group_rows(rows)
+    groups = Counter(example.dataset for example in examples_of(rows))
     chance = chances(rows)
     lines = [
         f"| task | groups | chance | {' | '.join(columns)} |",
@@ -70,7 +64,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Mapping[str, 
     ]
     for task in groups:
         shown = " | ".join(f"{100 * column[task]:.1f}" for column in columns.values())
-        lines.append(f"| {task} | {len(groups[task])} | {100 * chance[task]:.1f} | {shown} |")
+        lines.append(f"| {task} | {groups[task]} | {100 * chance[task]:.1f} | {shown} |")
     for name, tasks in (("mean of the nine", [task for task in EASY if task in groups]), ("mean of all", list(groups))):
         shown = " | ".join(f"{100 * _mean(column, tasks):.2f}" for column in columns.values())
         lines.append(f"| **{name}** | | {100 * _mean(chance, tasks):.1f} | {shown} |")
