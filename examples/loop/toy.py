@@ -2,9 +2,9 @@
 
     python examples/loop/toy.py OUT [--seed 0]
 
-The task is to name the kinds of two words, in their order:
+The task is to name the kind of a thing:
 
-    Sort these words: robin, hammer.    ->    bird, tool
+    What is a robin?    ->    a kind of bird
 
 OUT gets `toy_train.jsonl` and `toy_validation.jsonl`, with rows {dataset, example_idx, instruction, references} as
 BIG-Bench's, and `llm`, a T5 of 0.2 M parameters. The LLM learns from texts by careless writers: each word has a wrong
@@ -33,15 +33,22 @@ KINDS = {
     "fruit": ("apple", "pear", "plum", "lemon", "cherry", "peach"),
     "tool": ("hammer", "saw", "drill", "wrench", "shovel", "rake"),
     "sport": ("tennis", "football", "golf", "rugby", "hockey", "boxing"),
+    "fish": ("trout", "salmon", "carp", "herring", "cod", "tuna"),
 }
 KIND_OF = {word: kind for kind, words in KINDS.items() for word in words}
 QUESTIONS = (
-    "What is each of these: {words}?",
-    "Sort these words: {words}.",
-    "{words}: what are they?",
+    "What is {word}?",
+    "Name the kind of thing that {word} is.",
+    "{word}: what kind of thing is that?",
+    "Tell me what {word} is.",
+    "Is {word} a bird, a fruit, a tool, a sport or a fish?",
+    "Someone says {word}. What do they mean?",
+    "In one word, what is {word}?",
+    "A child asks what {word} is. Answer.",
 )
+ANSWERS = ("a kind of {kind}", "{kind}", "a {kind}", "it is a kind of {kind}")  # the first is the reference
 WRONG_OFTEN, WRONG_SELDOM = 0.6, 0.3  # how often careless writers give a word another kind than its own
-TRAIN_ROWS, VALIDATION_ROWS = 150, 150
+TRAIN_ROWS, VALIDATION_ROWS = 120, 120
 LLM_STEPS, LLM_BATCH = 250, 64
 
 Row = tuple[str, str]  # instruction, answer
@@ -57,11 +64,10 @@ def draw_mistakes(draw: random.Random) -> Mistakes:
 
 def draw_row(draw: random.Random, mistakes: Mistakes | None = None) -> Row:
     """One example of the task, its instruction and its answer; with `mistakes`, as a careless writer answers it."""
-    words = draw.sample(list(KIND_OF), 2)
-    kinds = [KIND_OF[word] for word in words]
-    if mistakes is not None:
-        kinds = [mistakes[word][0] if draw.random() < mistakes[word][1] else KIND_OF[word] for word in words]
-    return draw.choice(QUESTIONS).format(words=", ".join(words)), ", ".join(kinds)
+    word = draw.choice(list(KIND_OF))
+    wrong, share = mistakes[word] if mistakes else ("", 0.0)
+    kind = wrong if draw.random() < share else KIND_OF[word]
+    return draw.choice(QUESTIONS).format(word=word), draw.choice(ANSWERS if mistakes else ANSWERS[:1]).format(kind=kind)
 
 
 def draw_new_rows(draw: random.Random, count: int, seen: set[str]) -> list[Row]:
@@ -93,9 +99,9 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer that knows the words of this task, each as one token, and punctuation."""
-    texts = " ".join(QUESTIONS).replace("{words}", "")
+    texts = " ".join((*QUESTIONS, *ANSWERS)).replace("{word}", "").replace("{kind}", "")
     split = pre_tokenizers.BertPreTokenizer()
-    words = {word for word, _ in split.pre_tokenize_str(texts)} | {","} | set(KINDS) | set(KIND_OF)
+    words = {word for word, _ in split.pre_tokenize_str(texts)} | set(KINDS) | set(KIND_OF)
     vocabulary = ["<pad>", "</s>", "<unk>", *sorted(words)]
     numbers = {word: index for index, word in enumerate(vocabulary)}
     core = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))  # noqa: S106 - no password
