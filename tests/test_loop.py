@@ -31,7 +31,7 @@ def test_the_loop_improves_rouge_l_over_a_random_pick(tmp_path: Path, capsys: py
     command = ["evaluate", "bigbench", str(out / "samples"), "--bundle", str(out / "bundle"), "--json"]
     assert main([*command, "--precision", "fp32", "--precision", "int8", "--against", str(out / "adapted")]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["differences"]["PyTorch above random"]["low"] > 0.03
+    assert found["differences"]["PyTorch above random"]["low"] > 0.1
     assert found["agreement"]["fp32 against PyTorch"]["share"] == 1
     means = {name: part["mean"]["mean"] for name, part in found["averages"].items()}
     assert means["random"] < means["int8"] <= means["oracle"]

@@ -31,8 +31,8 @@ LLM=${LLM:-$OUT/toy/llm}         # a folder or hub id
 CHECKPOINT=${CHECKPOINT:-$here/../../models/cappy-mini}
 SEED=${SEED:-0}
 SAMPLE_OPTIONS=${SAMPLE_OPTIONS-}
-# Unset: what the toy needs to be learnt in 60 small steps. Set but empty: the paper's.
-ADAPT_OPTIONS=${ADAPT_OPTIONS---batch-size 32 --epochs 4 --max-steps 60 --learning-rate 2e-4 --dropout 0}
+# Unset: what the toy needs to be learnt in 80 small steps. Set but empty: the paper's.
+ADAPT_OPTIONS=${ADAPT_OPTIONS---batch-size 32 --epochs 20 --max-steps 80 --learning-rate 5e-4 --dropout 0}
 EXPORT_OPTIONS=${EXPORT_OPTIONS-}
 PYTHON=${PYTHON:-python}
 CAPPY=${CAPPY:-cappy}
@@ -58,7 +58,8 @@ fi
 
 # 1 and 2: 17 answers of the LLM to each instruction.
 sample "$TRAIN" "$OUT/train-samples.jsonl"
-sample "$VALIDATION" "$OUT/samples/$(basename "$VALIDATION")"
+task=$(basename "${VALIDATION%.gz}")
+sample "$VALIDATION" "$OUT/samples/${task%.*}.jsonl"
 
 # 3: the scorer learns the task from references and from the ROUGE-L of the samples.
 if [[ -e $OUT/adapted ]]; then

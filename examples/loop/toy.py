@@ -4,7 +4,7 @@
 
 The task is to name the kind of a thing:
 
-    What is a robin?    ->    a kind of bird
+    What is robin?    ->    bird
 
 OUT gets `toy_train.jsonl` and `toy_validation.jsonl`, with rows {dataset, example_idx, instruction, references} as
 BIG-Bench's, and `llm`, a T5 of 0.2 M parameters. The LLM learns from texts by careless writers: each word has a wrong
@@ -45,8 +45,11 @@ QUESTIONS = (
     "Someone says {word}. What do they mean?",
     "In one word, what is {word}?",
     "A child asks what {word} is. Answer.",
+    "Which kind of thing is {word}?",
+    "Say what {word} is.",
+    "Do you know what {word} is?",
+    "{word} is what?",
 )
-ANSWERS = ("a kind of {kind}", "{kind}", "a {kind}", "it is a kind of {kind}")  # the first is the reference
 WRONG_OFTEN, WRONG_SELDOM = 0.6, 0.3  # how often careless writers give a word another kind than its own
 TRAIN_ROWS, VALIDATION_ROWS = 120, 120
 LLM_STEPS, LLM_BATCH = 250, 64
@@ -67,7 +70,7 @@ def draw_row(draw: random.Random, mistakes: Mistakes | None = None) -> Row:
     word = draw.choice(list(KIND_OF))
     wrong, share = mistakes[word] if mistakes else ("", 0.0)
     kind = wrong if draw.random() < share else KIND_OF[word]
-    return draw.choice(QUESTIONS).format(word=word), draw.choice(ANSWERS if mistakes else ANSWERS[:1]).format(kind=kind)
+    return draw.choice(QUESTIONS).format(word=word), kind
 
 
 def draw_new_rows(draw: random.Random, count: int, seen: set[str]) -> list[Row]:
@@ -83,9 +86,12 @@ def draw_new_rows(draw: random.Random, count: int, seen: set[str]) -> list[Row]:
 
 def draw_careless_rows(draw: random.Random, count: int, held_back: set[str]) -> list[Row]:
     """`count` examples as careless writers answer them, none with an instruction of `held_back`."""
-    mistakes = draw_mistakes(draw)
-    rows = [draw_row(draw, mistakes) for _ in range(2 * count)]
-    return [row for row in rows if row[0] not in held_back][:count]
+    mistakes, rows = draw_mistakes(draw), list[Row]()
+    while len(rows) < count:
+        row = draw_row(draw, mistakes)
+        if row[0] not in held_back:
+            rows.append(row)
+    return rows
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -99,7 +105,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer that knows the words of this task, each as one token, and punctuation."""
-    texts = " ".join((*QUESTIONS, *ANSWERS)).replace("{word}", "").replace("{kind}", "")
+    texts = " ".join(QUESTIONS).replace("{word}", "")
     split = pre_tokenizers.BertPreTokenizer()
     words = {word for word, _ in split.pre_tokenize_str(texts)} | set(KINDS) | set(KIND_OF)
     vocabulary = ["<pad>", "</s>", "<unk>", *sorted(words)]
