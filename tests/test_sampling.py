@@ -105,33 +105,33 @@ def test_adaptation_reads_what_was_written(llm: LocalLLM, tmp_path: Path) -> Non
 
 def test_each_batch_has_a_seed_of_its_own_that_comes_from_the_seed_and_its_place(tmp_path: Path) -> None:
     for name, seed in (("one", 1), ("same", 1), ("other", 2)):
-        sample(LINES, tmp_path / name, seed=seed)
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "same").read_bytes()
-    seeds = [line["samples"][2].split()[2] for line in read(tmp_path / "one")]
+        sample(LINES, tmp_path / f"{name}.jsonl", seed=seed)
+    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "same.jsonl").read_bytes()
+    seeds = [line["samples"][2].split()[2] for line in read(tmp_path / "one.jsonl")]
     assert seeds[0] == seeds[1] == seeds[2] != seeds[3]
     assert len(set(seeds)) == 3
-    assert not set(seeds) & {line["samples"][2].split()[2] for line in read(tmp_path / "other")}
+    assert not set(seeds) & {line["samples"][2].split()[2] for line in read(tmp_path / "other.jsonl")}
 
 
 @pytest.mark.parametrize("name", ["in.jsonl", "in.jsonl.gz"])
 def test_a_file_plain_or_gzipped_is_as_good_as_its_lines(name: str, tmp_path: Path) -> None:
     content = b"\xef\xbb\xbf" + b"\n".join(LINES)  # a BOM and blank lines
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
-    sample(tmp_path / name, tmp_path / "out")
-    sample(LINES, tmp_path / "expected")
-    assert (tmp_path / "out").read_bytes() == (tmp_path / "expected").read_bytes()
+    sample(tmp_path / name, tmp_path / "out.jsonl")
+    sample(LINES, tmp_path / "expected.jsonl")
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
 
 
 def test_other_fields_come_back_as_they_were(tmp_path: Path) -> None:
     row = {"instruction": "日本", "x": {"a": [1, None, 0.1, 10**30]}, "lone": "\ud800", "references": None}
-    sample([json.dumps(row).encode()], tmp_path / "out")
-    (line,) = read(tmp_path / "out")
+    sample([json.dumps(row).encode()], tmp_path / "out.jsonl")
+    (line,) = read(tmp_path / "out.jsonl")
     assert {name: line[name] for name in row} == row
 
 
 def test_settings_keep_what_decided_the_candidates(tmp_path: Path) -> None:
-    sample(LINES, tmp_path / "out", seed=5)
-    settings = json.loads((tmp_path / "out.settings.json").read_text())
+    sample(LINES, tmp_path / "out.jsonl", seed=5)
+    settings = json.loads((tmp_path / "out.jsonl.settings.json").read_text())
     assert settings["sampler"] == {"model": "echo", "limits": {"new": 3}}
     assert [Decoding(**each) for each in settings["decodings"]] == list(TWO)
     assert (settings["seed"], settings["batch_size"], settings["versions"]) == (5, 3, {"echo": "1"})
@@ -140,7 +140,7 @@ def test_settings_keep_what_decided_the_candidates(tmp_path: Path) -> None:
 
 def test_progress_is_told_after_every_batch(tmp_path: Path) -> None:
     told: list[Totals] = []
-    totals = sample(LINES, tmp_path / "out", progress=told.append)
+    totals = sample(LINES, tmp_path / "out.jsonl", progress=told.append)
     assert [each.examples for each in told] == [0, 3, 6, 7]
     assert told[-1] == totals
 
@@ -150,51 +150,51 @@ def test_progress_is_told_after_every_batch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [SampleError("no answer"), KeyboardInterrupt(), SystemExit(143)], ids=repr)
 def test_a_run_that_was_stopped_goes_on_to_the_same_file(error: BaseException, tmp_path: Path) -> None:
-    sample(LINES, tmp_path / "expected")
+    sample(LINES, tmp_path / "expected.jsonl")
     with pytest.raises(type(error)):
-        sample(LINES, tmp_path / "out", Echo(stop=ROWS[4]["instruction"], error=error))
-    assert len(read(tmp_path / "out.partial")) == 3
-    assert not (tmp_path / "out").exists()
+        sample(LINES, tmp_path / "out.jsonl", Echo(stop=ROWS[4]["instruction"], error=error))
+    assert len(read(tmp_path / "out.jsonl.partial")) == 3
+    assert not (tmp_path / "out.jsonl").exists()
     again = Echo()
-    totals = sample(LINES, tmp_path / "out", again, resume=True)
-    assert (tmp_path / "out").read_bytes() == (tmp_path / "expected").read_bytes()
+    totals = sample(LINES, tmp_path / "out.jsonl", again, resume=True)
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
     assert again.asked == [row["instruction"] for row in ROWS[3:]]
     assert dataclasses.replace(totals, seconds=0) == Totals(7, 7, 21, cut=7, empty=14, prompts_cut=1, resumed=3)
 
 
 def test_an_error_says_which_examples_it_is_about_and_what_is_kept(tmp_path: Path) -> None:
     with pytest.raises(SampleError) as caught:
-        sample(LINES, tmp_path / "out", Echo(stop=ROWS[6]["instruction"], error=SampleError("no answer")))
+        sample(LINES, tmp_path / "out.jsonl", Echo(stop=ROWS[6]["instruction"], error=SampleError("no answer")))
     assert str(caught.value) == (
-        f"in the batch of examples 7 to 7: no answer\n6 complete examples are in {tmp_path / 'out.partial'}; "
-        "go on with --resume"
+        f"in the batch of examples 7 to 7: no answer\n6 complete examples are in {tmp_path / 'out.jsonl.partial'}; "
+        "--resume goes on from there, also where a line of PROMPTS behind them was taken out"
     )
 
 
 def test_a_real_llm_gives_the_same_candidates_after_a_stop(llm: LocalLLM, tmp_path: Path) -> None:
-    sample(LINES, tmp_path / "expected", llm, decodings=PAPER)
+    sample(LINES, tmp_path / "expected.jsonl", llm, decodings=PAPER)
 
     def stop(totals: Totals) -> None:
         if totals.examples == 6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sample(LINES, tmp_path / "out", llm, decodings=PAPER, progress=stop)
-    sample(LINES, tmp_path / "out", llm, decodings=PAPER, resume=True)
-    assert (tmp_path / "out").read_bytes() == (tmp_path / "expected").read_bytes()
+        sample(LINES, tmp_path / "out.jsonl", llm, decodings=PAPER, progress=stop)
+    sample(LINES, tmp_path / "out.jsonl", llm, decodings=PAPER, resume=True)
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("kept", [0, 1, 40, 250, 500, 10_000], ids=lambda kept: f"{kept} bytes left")
 def test_a_file_torn_anywhere_goes_on_to_the_same_file(kept: int, tmp_path: Path) -> None:
     """Also within a batch: its complete lines stay, and the others are what they would have been."""
-    sample(LINES, tmp_path / "expected")
-    whole = (tmp_path / "expected").read_bytes()
+    sample(LINES, tmp_path / "expected.jsonl")
+    whole = (tmp_path / "expected.jsonl").read_bytes()
     with pytest.raises(SampleError):
-        sample(LINES, tmp_path / "out", Echo(stop=ROWS[6]["instruction"]))
-    (tmp_path / "out.partial").write_bytes(whole[:kept])
+        sample(LINES, tmp_path / "out.jsonl", Echo(stop=ROWS[6]["instruction"]))
+    (tmp_path / "out.jsonl.partial").write_bytes(whole[:kept])
     said: list[str] = []
-    totals = sample(LINES, tmp_path / "out", resume=True, say=said.append)
-    assert (tmp_path / "out").read_bytes() == whole
+    totals = sample(LINES, tmp_path / "out.jsonl", resume=True, say=said.append)
+    assert (tmp_path / "out.jsonl").read_bytes() == whole
     assert totals.resumed == whole[:kept].count(b"\n")
     is_torn = bool(whole[:kept]) and not whole[:kept].endswith(b"\n")
     assert any("is torn; it is made again" in line for line in said) == is_torn
@@ -208,86 +208,124 @@ def test_a_file_torn_anywhere_goes_on_to_the_same_file(kept: int, tmp_path: Path
         ({"sampler": Echo(facts={"model": "echo", "limits": {"new": 4}})}, "sampler.limits.new was 3, is 4"),
         ({"sampler": Echo(facts={"model": "echo"})}, "sampler.limits.new was 3, is None"),
         ({"decodings": TWO[:1]}, "decodings was .*, is "),
-        ({"source": LINES[:6]}, "input.examples was 7, is 6; input.sha256 was .*, is "),
-        ({"source": [*LINES[:6], LINES[6].replace(b"Count", b"count")]}, r"\(input.sha256 was [^;]*\)"),
     ],
     ids=lambda value: str(value)[:30],
 )
 def test_a_run_goes_on_only_with_its_own_settings(change: dict[str, Any], shown: str, tmp_path: Path) -> None:
     with pytest.raises(SampleError):
-        sample(LINES, tmp_path / "out", Echo(stop=ROWS[4]["instruction"]))
-    before = (tmp_path / "out.partial").read_bytes()
+        sample(LINES, tmp_path / "out.jsonl", Echo(stop=ROWS[4]["instruction"]))
+    before = (tmp_path / "out.jsonl.partial").read_bytes()
     arguments = {"source": LINES, "resume": True, **change}
-    with pytest.raises(SampleError, match=f"out.partial belongs to another run .*{shown}"):
-        sample(out=tmp_path / "out", **arguments)
-    assert (tmp_path / "out.partial").read_bytes() == before
+    with pytest.raises(SampleError, match=f"out.jsonl.partial belongs to another run .*{shown}"):
+        sample(out=tmp_path / "out.jsonl", **arguments)
+    assert (tmp_path / "out.jsonl.partial").read_bytes() == before
 
 
 def test_other_versions_may_go_on_and_are_kept(tmp_path: Path) -> None:
     with pytest.raises(SampleError):
-        sample(LINES, tmp_path / "out", Echo(stop=ROWS[4]["instruction"]))
+        sample(LINES, tmp_path / "out.jsonl", Echo(stop=ROWS[4]["instruction"]))
     said: list[str] = []
-    sample(LINES, tmp_path / "out", Echo(versions={"echo": "2"}), resume=True, say=said.append)
-    settings = json.loads((tmp_path / "out.settings.json").read_text())
-    assert (settings["versions"], settings["resumed_with"]) == ({"echo": "1"}, [{"echo": "2"}])
-    assert any("was begun with {'echo': '1'}; it goes on with {'echo': '2'}" in line for line in said)
+    sample(LINES, tmp_path / "out.jsonl", Echo(versions={"echo": "2"}), resume=True, say=said.append)
+    settings = json.loads((tmp_path / "out.jsonl.settings.json").read_text())
+    assert settings["versions"] == {"echo": "1"}
+    assert [each["versions"] for each in settings["resumed_with"]] == [{"echo": "2"}]
+    assert any("goes on with what is not as before: versions.echo was 1, is 2" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("later", "shown"),
+    [
+        ([*LINES[3:4], *LINES[5:]], "input.examples was 7, is 6; input.sha256 was"),
+        ([*LINES[3:4], LINES[4].replace(b"Count", b"Count to"), *LINES[5:]], "before: input.sha256 was"),
+        ([], "input.examples was 7, is 3; input.sha256 was"),
+    ],
+    ids=["taken out", "changed", "all taken out"],
+)
+def test_a_run_goes_on_where_a_line_behind_the_finished_ones_was_changed_or_taken_out(
+    later: list[bytes], shown: str, tmp_path: Path
+) -> None:
+    """So that one prompt which the LLM refuses does not cost what is finished."""
+    with pytest.raises(SampleError):
+        sample(LINES, tmp_path / "out.jsonl", Echo(stop=ROWS[4]["instruction"]))
+    said: list[str] = []
+    sample([*LINES[:3], *later], tmp_path / "out.jsonl", resume=True, say=said.append)
+    sample([*LINES[:3], *later], tmp_path / "expected.jsonl")
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
+    assert any(shown in line for line in said)
+    settings = json.loads((tmp_path / "out.jsonl.settings.json").read_text())
+    expected = json.loads((tmp_path / "expected.jsonl.settings.json").read_text())
+    assert settings["input"]["examples"] == 7
+    assert [each["input"] for each in settings["resumed_with"]] == [expected["input"]]
+
+
+@pytest.mark.parametrize("source", [LINES[:2], LINES[1:], [LINES[0], b'{"instruction": "other"}', *LINES[2:]]])
+def test_a_run_does_not_go_on_where_a_finished_line_was_changed_or_taken_out(
+    source: list[bytes], tmp_path: Path
+) -> None:
+    with pytest.raises(SampleError):
+        sample(LINES, tmp_path / "out.jsonl", Echo(stop=ROWS[4]["instruction"]))
+    before = (tmp_path / "out.jsonl.settings.json").read_bytes()
+    with pytest.raises(SampleError, match=r"out.jsonl.partial is not of this run.* give the input as it was"):
+        sample(source, tmp_path / "out.jsonl", resume=True)
+    assert len(read(tmp_path / "out.jsonl.partial")) == 3
+    assert (tmp_path / "out.jsonl.settings.json").read_bytes() == before
 
 
 def spoil_line(folder: Path) -> None:
-    path = folder / "out.partial"
+    path = folder / "out.jsonl.partial"
     path.write_bytes(path.read_bytes().replace(b"Count 1", b"Count 9"))
 
 
 def lose_settings(folder: Path) -> None:
-    (folder / "out.settings.json").unlink()
+    (folder / "out.jsonl.settings.json").unlink()
 
 
 def spoil_settings(folder: Path) -> None:
-    (folder / "out.settings.json").write_text("[]")
+    (folder / "out.jsonl.settings.json").write_text("[]")
 
 
 def too_many_lines(folder: Path) -> None:
-    path = folder / "out.partial"
+    path = folder / "out.jsonl.partial"
     path.write_bytes(path.read_bytes() * 3)
 
 
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
-        (spoil_line, "line 2 of .*out.partial is not of this run"),
-        (too_many_lines, "line 4 of .*out.partial is not of this run"),
-        (lose_settings, "out.partial has lost its settings"),
-        (spoil_settings, "out.partial has lost its settings"),
+        (spoil_line, "line 2 of .*out.jsonl.partial is not of this run"),
+        (too_many_lines, "line 4 of .*out.jsonl.partial is not of this run"),
+        (lose_settings, "out.jsonl.partial has lost its settings"),
+        (spoil_settings, "out.jsonl.partial has lost its settings"),
     ],
 )
 def test_a_partial_file_that_was_spoilt_is_refused(spoil: Callable[[Path], None], problem: str, tmp_path: Path) -> None:
     with pytest.raises(SampleError):
-        sample(LINES, tmp_path / "out", Echo(stop=ROWS[4]["instruction"]))
+        sample(LINES, tmp_path / "out.jsonl", Echo(stop=ROWS[4]["instruction"]))
     spoil(tmp_path)
     with pytest.raises(SampleError, match=problem):
-        sample(LINES, tmp_path / "out", resume=True)
+        sample(LINES, tmp_path / "out.jsonl", resume=True)
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
-    with pytest.raises(SampleError, match=r"nothing to resume: .*out.partial does not exist; leave out --resume"):
-        sample(LINES, tmp_path / "out", resume=True)
+    with pytest.raises(SampleError, match=r"nothing to resume: .*out.jsonl.partial does not exist; leave out --resume"):
+        sample(LINES, tmp_path / "out.jsonl", resume=True)
     with pytest.raises(SampleError):
-        sample(LINES, tmp_path / "out", Echo(stop=ROWS[4]["instruction"]))
-    with pytest.raises(SampleError, match=r"out.partial holds what a stopped run left; go on with --resume, or"):
-        sample(LINES, tmp_path / "out")
-    sample(LINES, tmp_path / "out", resume=True)
+        sample(LINES, tmp_path / "out.jsonl", Echo(stop=ROWS[4]["instruction"]))
+    with pytest.raises(SampleError, match=r"out.jsonl.partial holds what a stopped run left; go on with --resume, or"):
+        sample(LINES, tmp_path / "out.jsonl")
+    sample(LINES, tmp_path / "out.jsonl", resume=True)
     for resume in (True, False):
-        with pytest.raises(SampleError, match="out exists; choose another name, or remove it"):
-            sample(LINES, tmp_path / "out", resume=resume)
+        with pytest.raises(SampleError, match=r"out.jsonl exists; choose another name, or remove it"):
+            sample(LINES, tmp_path / "out.jsonl", resume=resume)
 
 
 def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:
     def again(totals: Totals) -> None:
         with pytest.raises(SampleError, match="another run writes to"):
-            sample(LINES, tmp_path / "out", resume=True)
+            sample(LINES, tmp_path / "out.jsonl", resume=True)
 
-    sample(LINES, tmp_path / "out", progress=again)
-    assert len(read(tmp_path / "out")) == 7
+    sample(LINES, tmp_path / "out.jsonl", progress=again)
+    assert len(read(tmp_path / "out.jsonl")) == 7
 
 
 @pytest.mark.slow
@@ -297,15 +335,15 @@ def test_a_run_that_is_killed_goes_on_to_the_same_file(tmp_path: Path) -> None:
         "def progress(totals):\n    if totals.examples == 6:\n        print('half', flush=True); time.sleep(60)\n"
         "sample(LINES, Path(sys.argv[1]), progress=progress)"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    command = [sys.executable, "-c", code, str(tmp_path / "out.jsonl")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     with subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE) as running:
         assert running.stdout is not None
         assert running.stdout.readline() == b"half\n"
         running.send_signal(signal.SIGKILL)
-    assert sample(LINES, tmp_path / "out", resume=True).resumed == 6
-    sample(LINES, tmp_path / "expected")
-    assert (tmp_path / "out").read_bytes() == (tmp_path / "expected").read_bytes()
+    assert sample(LINES, tmp_path / "out.jsonl", resume=True).resumed == 6
+    sample(LINES, tmp_path / "expected.jsonl")
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
 
 
 # What is refused
@@ -326,22 +364,23 @@ def test_a_bad_line_is_refused_before_anything_is_sampled(line: bytes, problem: 
     (tmp_path / "in.jsonl").write_bytes(LINES[0] + line)
     sampler = Echo()
     with pytest.raises(SampleError, match=problem):
-        sample(tmp_path / "in.jsonl", tmp_path / "out", sampler, batch_size=1)
+        sample(tmp_path / "in.jsonl", tmp_path / "out.jsonl", sampler, batch_size=1)
     assert sampler.asked == []
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_what_cannot_be_read_or_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SampleError, match=r"the instructions cannot be read: .*none\.jsonl"):
-        sample(tmp_path / "none.jsonl", tmp_path / "out")
+        sample(tmp_path / "none.jsonl", tmp_path / "out.jsonl")
     (tmp_path / "torn.gz").write_bytes(gzip.compress(b"".join(LINES))[:-9])
     with pytest.raises(SampleError, match="the instructions cannot be read"):
-        sample(tmp_path / "torn.gz", tmp_path / "out")
+        sample(tmp_path / "torn.gz", tmp_path / "out.jsonl")
     with pytest.raises(SampleError, match="the input holds no instructions"):
-        sample([b" \n"], tmp_path / "out")
-    with pytest.raises(SampleError, match=r"choose a name without \.gz"):
-        sample(LINES, tmp_path / "out.jsonl.gz")
+        sample([b" \n"], tmp_path / "out.jsonl")
+    for name in ("out.jsonl.gz", "out.json", "out"):
+        with pytest.raises(SampleError, match=rf"choose a name that ends in \.jsonl, not .*{name}$"):
+            sample(LINES, tmp_path / name)
     with pytest.raises(SampleError, match="cannot be written"):
-        sample(LINES, tmp_path / "torn.gz" / "out")
+        sample(LINES, tmp_path / "torn.gz" / "out.jsonl")
     with pytest.raises(SampleError, match="batch_size must be at least 1 and seed at least 0, got 0 and -1"):
-        sample(LINES, tmp_path / "out", batch_size=0, seed=-1)
+        sample(LINES, tmp_path / "out.jsonl", batch_size=0, seed=-1)

@@ -68,15 +68,15 @@ def test_sampling_is_repeatable_and_never_overwrites(
         "2",
     ]
     for name in ("a", "b"):
-        assert main([*command, "-o", str(tmp_path / name)]) == 0
-    assert rows_in(tmp_path / "a") == rows_in(tmp_path / "b")
-    assert {len(row["samples"]) for row in rows_in(tmp_path / "a")} == {2}
-    assert main([*command, "-o", str(tmp_path / "other"), "--seed", "1"]) == 0
-    assert rows_in(tmp_path / "other") != rows_in(tmp_path / "a")
-    before = (tmp_path / "a").read_bytes()
-    assert main([*command, "-o", str(tmp_path / "a")]) == 1
-    assert (tmp_path / "a").read_bytes() == before
-    assert f"{tmp_path / 'a'} exists" in capsys.readouterr().err
+        assert main([*command, "-o", str(tmp_path / f"{name}.jsonl")]) == 0
+    assert rows_in(tmp_path / "a.jsonl") == rows_in(tmp_path / "b.jsonl")
+    assert {len(row["samples"]) for row in rows_in(tmp_path / "a.jsonl")} == {2}
+    assert main([*command, "-o", str(tmp_path / "other.jsonl"), "--seed", "1"]) == 0
+    assert rows_in(tmp_path / "other.jsonl") != rows_in(tmp_path / "a.jsonl")
+    before = (tmp_path / "a.jsonl").read_bytes()
+    assert main([*command, "-o", str(tmp_path / "a.jsonl")]) == 1
+    assert (tmp_path / "a.jsonl").read_bytes() == before
+    assert f"{tmp_path / 'a.jsonl'} exists" in capsys.readouterr().err
 
 
 def test_candidates_come_from_an_endpoint(prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def test_options_that_do_not_go_together_are_wrong_usage(
 def test_an_unknown_decoding_names_those_there_are(
     llm: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["sample", str(prompts), "--llm", str(llm), "-o", str(tmp_path / "out"), "--decoding", "nucleus"]
+    command = ["sample", str(prompts), "--llm", str(llm), "-o", str(tmp_path / "out.jsonl"), "--decoding", "nucleus"]
     assert main(command) == 1
     assert "unknown decoding 'nucleus'; choose from beam, sampling" in capsys.readouterr().err
 

@@ -1,7 +1,7 @@
 """A file of lines that grows batch by batch and survives being stopped: OUT.partial, with its settings beside it.
 
-A line counts once it is on the disk, up to its newline. A run goes on only with the settings it began with. Knows
-nothing of what the lines hold.
+A line counts once it is on the disk, up to its newline. A run goes on only with the settings it began with; where it
+came from (versions, input) may change, and every change is kept. Knows nothing of what the lines hold.
 """
 
 from __future__ import annotations
@@ -61,30 +61,33 @@ def open_alone(names: Names, *, resume: bool) -> Iterator[BinaryIO]:
         yield file
 
 
-def begin(names: Names, settings: Mapping[str, Any], versions: Mapping[str, str]) -> None:
-    """Write the settings of a new run; `versions` are kept besides, and do not keep a run from going on."""
-    _write_json(names.settings, {**settings, "versions": dict(versions)})
+def begin(names: Names, settings: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
+    """Write the settings of a new run; what is in `origin` is kept besides, and does not keep a run from going on."""
+    _write_json(names.settings, {**settings, **origin})
 
 
 def check_settings(
-    names: Names, settings: Mapping[str, Any], versions: Mapping[str, str], say: Callable[[str], object]
+    names: Names, settings: Mapping[str, Any], origin: Mapping[str, Any], say: Callable[[str], object]
 ) -> None:
-    """Raise SampleError that names all settings which are not those that the partial file began with."""
+    """Raise SampleError that names all settings which are not those that the partial file began with.
+
+    An `origin` of its own may go on: that is said, and added to the settings as an entry of "resumed_with".
+    """
     try:
         before = json.loads(names.settings.read_bytes())
-        versions_before, others = before.pop("versions"), before.pop("resumed_with", [])
-        old = _flat(before)
+        others = before.pop("resumed_with", [])
+        begun = {name: before.pop(name) for name in origin}
+        changed = _changes(before, settings)
+        moved = _changes(others[-1] if others else begun, origin)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise SampleError(f"{names.partial} has lost its settings ({error!r}); remove it and start anew") from error
-    new = _flat(json.loads(json.dumps(settings)))
-    changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     if changed:
-        shown = "; ".join(f"{name} was {old.get(name)}, is {new.get(name)}" for name in changed)
-        raise SampleError(f"{names.partial} belongs to another run ({shown}); it can only go on as it began")
-    if versions != (others[-1] if others else versions_before):
-        say(f"note: {names.partial} was begun with {versions_before}; it goes on with {dict(versions)}")
-        begun = {**before, "versions": versions_before, "resumed_with": [*others, dict(versions)]}
-        _write_json(names.settings, begun)
+        raise SampleError(
+            f"{names.partial} belongs to another run ({changed}); go on as it began, or remove it and start anew"
+        )
+    if moved:
+        say(f"note: {names.partial} goes on with what is not as before: {moved}")
+        _write_json(names.settings, {**before, **begun, "resumed_with": [*others, dict(origin)]})
 
 
 def complete_lines(file: BinaryIO, say: Callable[[str], object]) -> list[bytes]:
@@ -113,6 +116,13 @@ def finish(names: Names) -> None:
         raise SampleError(f"{names.target} has appeared meanwhile; move it away, and finish with --resume")
     names.partial.rename(names.target)
     _sync_folder(names.target)
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """What is not the same in both, as text; empty if all is."""
+    old, new = _flat(before), _flat(json.loads(json.dumps(after)))
+    names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    return "; ".join(f"{name} was {old.get(name)}, is {new.get(name)}" for name in names)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -48,74 +48,27 @@ class Totals:
     seconds: float = 0.0
 
 
-def sample_file(
-    source: str | Path | Iterable[bytes],
-    out: str | Path,
-    sampler: Sampler,
-    decodings: Sequence[Decoding],
-    *,
-    seed: int = 0,
-    batch_size: int = 8,
-    resume: bool = False,
-    say: Callable[[str], object] = log.info,
-    progress: Callable[[Totals], object] = lambda totals: None,
-) -> Totals:
-    """Sample candidates for each instruction of `source`, JSON Lines (.gz too) or their lines, into the new file `out`.
+@dataclass(frozen=True)
+class Prompts:
+    """The fields of all lines that are not blank, and the `sha256` of the whole input."""
 
-    A line of `out` is the input's fields and `samples`, `decodings`, `log_likelihoods`, `token_counts` and `cut`, lists
-    of one length and order; `prompt_cut` is there, and true, where the LLM saw a part of the instruction only. All
-    lines are checked before the first is sampled. What is complete is in OUT.partial, on the disk after every batch;
-    `resume` goes on from there. OUT.settings.json keeps what decided the candidates. `progress` is called after every
-    batch, and once before the first.
+    examples: Sequence[Fields]
+    sha256: str
 
-    Raises SampleError.
-    """
+
+def check_run(out: str | Path, *, seed: int = 0, batch_size: int = 8, resume: bool = False) -> partial.Names:
+    """The names of a run's files. Raises SampleError for what is no name, would be overwritten or cannot go on."""
     if batch_size < 1 or seed < 0:
         raise SampleError(f"batch_size must be at least 1 and seed at least 0, got {batch_size} and {seed}")
     names = partial.Names(Path(out))
-    if names.target.name.endswith(".gz"):
-        raise SampleError(f"candidates are written as plain JSON Lines; choose a name without .gz, not {out}")
+    if names.target.suffix != ".jsonl":
+        raise SampleError(f"candidates are written as plain JSON Lines; choose a name that ends in .jsonl, not {out}")
     partial.check_names(names, resume=resume)
-    examples, digest = _read(source)
-    sampler.check([fields["instruction"] for fields in examples], decodings)
-    settings = {
-        "sampler": dict(sampler.facts),
-        "decodings": [dataclasses.asdict(decoding) for decoding in decodings],
-        "seed": seed,
-        "batch_size": batch_size,
-        "input": {"examples": len(examples), "sha256": digest},
-    }
-    with partial.open_alone(names, resume=resume) as file:
-        totals = Totals(len(examples))
-        if resume:
-            partial.check_settings(names, settings, sampler.versions, say)
-            totals = _count(totals, _own_lines(partial.complete_lines(file, say), examples, names.partial))
-            totals = dataclasses.replace(totals, resumed=totals.examples)
-            say(f"going on after {totals.examples} of {len(examples)} examples")
-        else:
-            partial.begin(names, settings, sampler.versions)
-        progress(totals)
-        started = time.monotonic()
-        for first in range(totals.examples - totals.examples % batch_size, len(examples), batch_size):
-            batch = examples[first : first + batch_size]
-            texts = [fields["instruction"] for fields in batch]
-            try:
-                found = sampler.sample(texts, decodings, seed=derive_seed(seed, first))
-            except SampleError as error:
-                raise SampleError(
-                    f"in the batch of examples {first + 1} to {first + len(batch)}: {error}\n{totals.examples} "
-                    f"complete examples are in {names.partial}; go on with --resume"
-                ) from error
-            lines = [_line(*each) for each in zip(batch, found, strict=True)][totals.examples - first :]
-            partial.append(file, b"".join(map(_encoded, lines)))
-            totals = dataclasses.replace(_count(totals, lines), seconds=time.monotonic() - started)
-            progress(totals)
-    partial.finish(names)
-    return totals
+    return names
 
 
-def _read(source: str | Path | Iterable[bytes]) -> tuple[list[Fields], str]:
-    """The fields of all lines that are not blank, and the sha256 of all bytes."""
+def read_prompts(source: str | Path | Iterable[bytes]) -> Prompts:
+    """Read and check the instructions of `source`, JSON Lines (.gz too) or their lines. Raises SampleError."""
     name = str(source) if isinstance(source, (str, Path)) else "the input"
     digest, examples = hashlib.sha256(), []
     try:
@@ -132,7 +85,75 @@ def _read(source: str | Path | Iterable[bytes]) -> tuple[list[Fields], str]:
         raise SampleError(f"the instructions cannot be read: {error}") from error
     if not examples:
         raise SampleError(f"{name} holds no instructions")
-    return examples, digest.hexdigest()
+    return Prompts(examples, digest.hexdigest())
+
+
+def sample_file(
+    source: Prompts | str | Path | Iterable[bytes],
+    out: str | Path,
+    sampler: Sampler,
+    decodings: Sequence[Decoding],
+    *,
+    seed: int = 0,
+    batch_size: int = 8,
+    resume: bool = False,
+    say: Callable[[str], object] = log.info,
+    progress: Callable[[Totals], object] = lambda totals: None,
+) -> Totals:
+    """Sample candidates for each instruction of `source`, read or to be read by `read_prompts`, into the new `out`.
+
+    A line of `out` is the input's fields and `samples`, `decodings`, `log_likelihoods`, `token_counts` and `cut`, lists
+    of one length and order; `prompt_cut` is there, and true, where the LLM saw a part of the instruction only. All
+    lines are checked before the first is sampled. What is complete is in OUT.partial, on the disk after every batch;
+    `resume` goes on from there; lines of the input behind the finished ones may then be others, or fewer, than before.
+    OUT.settings.json keeps what decided the candidates. `progress` is called after every batch, and once before the
+    first.
+
+    Raises SampleError.
+    """
+    names = check_run(out, seed=seed, batch_size=batch_size, resume=resume)
+    prompts = source if isinstance(source, Prompts) else read_prompts(source)
+    examples = prompts.examples
+    sampler.check([fields["instruction"] for fields in examples], decodings)
+    settings = {
+        "sampler": dict(sampler.facts),
+        "decodings": [dataclasses.asdict(decoding) for decoding in decodings],
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    origin = {
+        "versions": dict(sampler.versions),
+        "input": {"examples": len(examples), "sha256": prompts.sha256},
+    }
+    with partial.open_alone(names, resume=resume) as file:
+        totals = Totals(len(examples))
+        if resume:
+            own = _own_lines(partial.complete_lines(file, say), examples, names.partial)
+            partial.check_settings(names, settings, origin, say)
+            totals = _count(totals, own)
+            totals = dataclasses.replace(totals, resumed=totals.examples)
+            say(f"going on after {totals.examples} of {len(examples)} examples")
+        else:
+            partial.begin(names, settings, origin)
+        progress(totals)
+        started = time.monotonic()
+        for first in range(totals.examples - totals.examples % batch_size, len(examples), batch_size):
+            batch = examples[first : first + batch_size]
+            texts = [fields["instruction"] for fields in batch]
+            try:
+                found = sampler.sample(texts, decodings, seed=derive_seed(seed, first))
+            except SampleError as error:
+                raise SampleError(
+                    f"in the batch of examples {first + 1} to {first + len(batch)}: {error}\n{totals.examples} "
+                    f"complete examples are in {names.partial}; --resume goes on from there, also where a line of "
+                    "PROMPTS behind them was taken out"
+                ) from error
+            lines = [_line(*each) for each in zip(batch, found, strict=True)][totals.examples - first :]
+            partial.append(file, b"".join(map(_encoded, lines)))
+            totals = dataclasses.replace(_count(totals, lines), seconds=time.monotonic() - started)
+            progress(totals)
+    partial.finish(names)
+    return totals
 
 
 @contextlib.contextmanager
@@ -160,7 +181,10 @@ def _own_lines(lines: Sequence[bytes], examples: Sequence[Fields], path: Path) -
         except (ValueError, TypeError, IndexError):
             is_own = False
         if not is_own:
-            raise SampleError(f"line {number} of {path} is not of this run; remove the file and start anew")
+            raise SampleError(
+                f"line {number} of {path} is not of this run: it does not answer example {number} of the input; give "
+                "the input as it was up to there, or remove the file and start anew"
+            )
         found.append(fields)
     return found
 
