@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from cappy_engine.errors import CheckpointError, DeviceUnavailable, SampleError
@@ -487,6 +487,24 @@ def test_what_is_no_llm_is_refused(
             (folder / name).write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=problem):
         open_small(folder)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "advice"), [("float32", "take its line out of PROMPTS"), ("bfloat16", "start anew with --dtype float32")]
+)
+def test_a_log_likelihood_that_is_no_number_names_the_instruction_and_what_helps(
+    dtype: str, advice: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """The weights of one letter are spoilt, so that only the prompt with that letter fails."""
+    folder = shutil.copytree(folders["t5"], tmp_path / "t5")
+    weights = load_file(folder / "model.safetensors")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    (odd, *_) = set(tokenizer("日")["input_ids"]) - set(tokenizer("Count")["input_ids"])
+    weights["shared.weight"][odd] = math.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    llm = open_small(folder, dtype=dtype)
+    with pytest.raises(SampleError, match=f"t5 gives a log-likelihood of nan for instruction 2; {advice}"):
+        llm.sample(["Count", "日"], [DECODINGS["greedy"]], seed=0)
 
 
 def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:

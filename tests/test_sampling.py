@@ -171,6 +171,14 @@ def test_an_error_says_which_examples_it_is_about_and_what_is_kept(tmp_path: Pat
     )
 
 
+def test_a_run_that_fails_before_its_first_example_is_complete_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    """What mends it is often another option, with which a run cannot go on."""
+    with pytest.raises(SampleError, match="no example is complete, so nothing was kept"):
+        sample(LINES, tmp_path / "out.jsonl", Echo(stop=ROWS[0]["instruction"]))
+    assert list(tmp_path.iterdir()) == []
+    sample(LINES, tmp_path / "out.jsonl", Echo(facts={"model": "echo"}))
+
+
 def test_a_real_llm_gives_the_same_candidates_after_a_stop(llm: LocalLLM, tmp_path: Path) -> None:
     sample(LINES, tmp_path / "expected.jsonl", llm, decodings=PAPER)
 

@@ -122,6 +122,7 @@ class LocalLLM:
                 responses = self._generate(prompts, decoding, derive_seed(seed, decoding.name))
                 sources = [place for place in range(len(prompts)) for _ in range(decoding.count)]
                 sums = self._log_likelihoods([prompts[place].tokens for place in sources], responses)
+                self._check_finite(sums, sources)
                 for place, tokens, total in zip(sources, responses, sums, strict=True):
                     behind = [] if self._is_seq2seq else prompts[place].tokens
                     text = response_text(self._tokenizer, tokens, behind=behind)
@@ -129,7 +130,8 @@ class LocalLLM:
                     found[place].append(Sample(text, decoding.name, total, len(tokens), is_cut))
         except torch.OutOfMemoryError as error:
             raise SampleError(
-                f"the GPU's memory does not hold {len(prompts)} instructions at a time: {error}; lower the batch size"
+                f"the GPU's memory does not hold {len(prompts)} instructions at a time: {error}; start anew with a "
+                "smaller --batch-size"
             ) from error
         except (RuntimeError, ValueError, IndexError) as error:
             raise SampleError(f"{self.name} failed to generate: {error}") from error
@@ -161,11 +163,16 @@ class LocalLLM:
     def _log_likelihoods(self, prompts: Sequence[Ids], responses: Sequence[Ids]) -> list[float]:
         start = self._ids["decoder_start_token_id"] if self._is_seq2seq else None
         pad_id = self._ids["pad_token_id"]
-        sums = log_likelihoods(self._model, prompts, responses, pad_id=pad_id, decoder_start_id=start)
-        broken = [total for total in sums if not math.isfinite(total)]
-        if broken:
-            raise SampleError(f"{self.name} gives a log-likelihood of {broken[0]}; try the dtype float32")
-        return sums
+        return log_likelihoods(self._model, prompts, responses, pad_id=pad_id, decoder_start_id=start)
+
+    def _check_finite(self, sums: Sequence[float], sources: Sequence[int]) -> None:
+        for total, place in zip(sums, sources, strict=True):
+            if not math.isfinite(total):
+                is_exact = self.facts["dtype"] == "float32"
+                raise SampleError(
+                    f"{self.name} gives a log-likelihood of {total} for instruction {place + 1}; "
+                    + ("take its line out of PROMPTS" if is_exact else "start anew with --dtype float32")
+                )
 
 
 def generation_config(decoding: Decoding, ids: Mapping[str, Any], *, max_new_tokens: int) -> GenerationConfig:

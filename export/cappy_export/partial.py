@@ -110,6 +110,12 @@ def append(file: BinaryIO, lines: bytes) -> None:
         raise SampleError(f"{file.name} cannot be written: {error}; go on with --resume once that is mended") from error
 
 
+def remove(names: Names) -> None:
+    """Leave nothing of a run."""
+    names.partial.unlink()
+    names.settings.unlink()
+
+
 def finish(names: Names) -> None:
     """Give the complete file its name."""
     if os.path.lexists(names.target):

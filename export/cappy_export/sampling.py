@@ -104,10 +104,10 @@ def sample_file(
 
     A line of `out` is the input's fields and `samples`, `decodings`, `log_likelihoods`, `token_counts` and `cut`, lists
     of one length and order; `prompt_cut` is there, and true, where the LLM saw a part of the instruction only. All
-    lines are checked before the first is sampled. What is complete is in OUT.partial, on the disk after every batch;
-    `resume` goes on from there; lines of the input behind the finished ones may then be others, or fewer, than before.
-    OUT.settings.json keeps what decided the candidates. `progress` is called after every batch, and once before the
-    first.
+    lines are checked before the first is sampled. What is complete is in OUT.partial, on the disk after every batch (an
+    error before that leaves nothing); `resume` goes on from there, also where lines of the input behind the finished
+    ones were changed or taken out. OUT.settings.json keeps what decided the candidates. `progress` is called after
+    every batch, and once before the first.
 
     Raises SampleError.
     """
@@ -143,10 +143,10 @@ def sample_file(
             try:
                 found = sampler.sample(texts, decodings, seed=derive_seed(seed, first))
             except SampleError as error:
+                if not totals.examples:  # its settings would only be in the way of those that work
+                    partial.remove(names)
                 raise SampleError(
-                    f"in the batch of examples {first + 1} to {first + len(batch)}: {error}\n{totals.examples} "
-                    f"complete examples are in {names.partial}; --resume goes on from there, also where a line of "
-                    "PROMPTS behind them was taken out"
+                    f"in the batch of examples {first + 1} to {first + len(batch)}: {error}\n{_kept(totals, names)}"
                 ) from error
             lines = [_line(*each) for each in zip(batch, found, strict=True)][totals.examples - first :]
             partial.append(file, b"".join(map(_encoded, lines)))
@@ -187,6 +187,15 @@ def _own_lines(lines: Sequence[bytes], examples: Sequence[Fields], path: Path) -
             )
         found.append(fields)
     return found
+
+
+def _kept(totals: Totals, names: partial.Names) -> str:
+    if not totals.examples:
+        return "no example is complete, so nothing was kept"
+    return (
+        f"{totals.examples} complete examples are in {names.partial}; --resume goes on from there, also where a line "
+        "of PROMPTS behind them was taken out"
+    )
 
 
 def _line(fields: Mapping[str, Any], found: Candidates) -> Fields:
