@@ -113,12 +113,24 @@ def test_options_that_do_not_go_together_are_wrong_usage(
     assert problem in capsys.readouterr().err
 
 
-def test_an_unknown_decoding_names_those_there_are(
-    llm: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (["--decoding", "nucleus"], "unknown decoding 'nucleus'; choose from beam, sampling"),
+        (["--seed", "-1"], "seed at least 0, got 8 and -1"),
+        (["-o", "x.jsonl.gz"], "choose a name that ends in .jsonl, not x.jsonl.gz"),
+        (["--resume"], "there is nothing to resume"),
+        ([], "prompts.jsonl, line 6: not JSON"),
+    ],
+)
+def test_what_can_be_known_at_once_is_refused_before_an_llm_is_opened(
+    changes: list[str], problem: str, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["sample", str(prompts), "--llm", str(llm), "-o", str(tmp_path / "out.jsonl"), "--decoding", "nucleus"]
+    """There is no such LLM, which would be the error if it was looked for."""
+    prompts.write_text(prompts.read_text() + "{\n")
+    command = ["sample", str(prompts), "--llm", str(tmp_path / "none"), "-o", str(tmp_path / "out.jsonl"), *changes]
     assert main(command) == 1
-    assert "unknown decoding 'nucleus'; choose from beam, sampling" in capsys.readouterr().err
+    assert problem in capsys.readouterr().err
 
 
 def test_rendering_says_how_to_install_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,3 +149,18 @@ def test_a_file_of_examples_is_named_with_its_task(text: str, status: int, capsy
         found = int(stop.code or 0)
     assert found == status
     assert ("must be NAME=PATH" if status == 2 else "there is no task 'Nonesuch'") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--task", "RTE", "--file", "CB=cb.csv"], "--file names CB, which is not among --task RTE"),
+        (["--file", "RTE=a.csv", "--file", "CB=cb.csv", "--file", "RTE=b.csv"], "--file names RTE 2 times"),
+    ],
+)
+def test_a_file_that_would_not_be_read_is_wrong_usage(
+    options: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["render", "promptsource", *options])
+    assert problem in capsys.readouterr().err

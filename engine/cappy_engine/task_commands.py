@@ -55,6 +55,7 @@ def _add_render(commands: Any) -> None:
         commands, "render", _render, "write a protocol's tasks from datasets and PromptSource's templates",
         RENDER_EXAMPLES,
     )  # fmt: skip
+    parser.set_defaults(refuse=parser.error)
     parser.add_argument("protocol", choices=("promptsource",))
     parser.add_argument("--task", action="append", dest="tasks", metavar="NAME", help="repeatable (default: all 11)")
     parser.add_argument("--examples", type=positive, help="at most so many of each task, drawn by --seed")
@@ -102,7 +103,10 @@ def _add_sample(commands: Any) -> None:
     endpoint = parser.add_argument_group("with --endpoint")
     endpoint.add_argument("--model", help="the model's name there")
     endpoint.add_argument("--api", choices=("chat", "completions"), help="default: chat")
-    endpoint.add_argument("--concurrent", type=positive, metavar="COUNT", help="requests at once (default: 8)")
+    endpoint.add_argument(
+        "--concurrent", type=positive, metavar="COUNT",
+        help="requests at once, of those of one batch: --batch-size times the number of decodings (default: 8)",
+    )  # fmt: skip
     endpoint.add_argument("--max-choices", type=positive, metavar="COUNT", help="samples asked for in one request")
     endpoint.add_argument(
         "--max-completion-tokens", action="store_true", default=None,
@@ -134,7 +138,18 @@ def _json_object(text: str) -> dict[str, Any]:
     return value
 
 
+def _check_files(options: argparse.Namespace) -> None:
+    """Refuse, as wrong usage, files that would not be read."""
+    names = [name for name, _ in options.files]
+    for name in names:
+        if names.count(name) > 1:
+            options.refuse(f"--file names {name} {names.count(name)} times; a task has one file")
+        if options.tasks and name not in options.tasks:
+            options.refuse(f"--file names {name}, which is not among --task {', '.join(options.tasks)}")
+
+
 def _render(options: argparse.Namespace) -> int:
+    _check_files(options)
     rows = import_export("promptsource_render").render(
         options.tasks, examples=options.examples, seed=options.seed, files=dict(options.files), say=say
     )
@@ -145,25 +160,17 @@ def _render(options: argparse.Namespace) -> int:
 
 
 def _sample(options: argparse.Namespace) -> int:
-    decodings, partial, sampling = (
-        import_export(name, "cpu,export,llm") for name in ("decodings", "partial", "sampling")
-    )
-    partial.check_names(partial.Names(options.output), resume=options.resume)  # before an LLM is loaded for minutes
+    _check_kind(options)
+    decodings, sampling = (import_export(name, "cpu,export,llm") for name in ("decodings", "sampling"))
+    run = {"seed": options.seed, "batch_size": options.batch_size, "resume": options.resume}
+    # All that can be known at once is refused before an LLM is loaded for minutes.
+    sampling.check_run(options.output, **run)
+    chosen = decodings.choose_decodings(options.decodings or _default_decodings(options), count=options.count)
+    prompts = sampling.read_prompts(options.prompts)
     with exit_on_termination():
-        sampler, default = _open_llm(options) if options.llm else _open_endpoint(options)
-        chosen = decodings.choose_decodings(options.decodings or default, count=options.count)
+        sampler = _open_llm(options) if options.llm else _open_endpoint(options)
         with _sampling_bar() as progress:
-            totals = sampling.sample_file(
-                options.prompts,
-                options.output,
-                sampler,
-                chosen,
-                seed=options.seed,
-                batch_size=options.batch_size,
-                resume=options.resume,
-                say=say,
-                progress=progress,
-            )
+            totals = sampling.sample_file(prompts, options.output, sampler, chosen, **run, say=say, progress=progress)
     say(_described(totals))
     print(f"wrote {options.output}")
     return EXIT_OK
@@ -185,11 +192,26 @@ def _described(totals: Any) -> str:
     return ", ".join(facts)
 
 
-def _open_llm(options: argparse.Namespace) -> tuple[Any, list[str]]:
-    """A local LLM, and the names of its default decodings."""
-    _refuse(options, ENDPOINT_ONLY, "--endpoint")
-    decodings, llm = import_export("decodings", "cpu,export,llm"), import_export("llm", "cpu,export,llm")
-    found = llm.open_llm(
+def _check_kind(options: argparse.Namespace) -> None:
+    """Refuse, as wrong usage, options that go with the other kind of LLM."""
+    others, kind = (ENDPOINT_ONLY, "--endpoint") if options.llm else (LOCAL_ONLY, "--llm")
+    for name in others:
+        if getattr(options, name) is not None:
+            options.refuse(f"--{name.replace('_', '-')} goes with {kind}")
+    if options.endpoint and options.model is None:
+        options.refuse("--endpoint needs --model, the model's name there")
+
+
+def _default_decodings(options: argparse.Namespace) -> list[str]:
+    if options.llm:
+        found = import_export("decodings", "cpu,export,llm").PAPER
+    else:
+        found = import_export("endpoint", "cpu,export,llm").ENDPOINT_DECODINGS
+    return [decoding.name for decoding in found]
+
+
+def _open_llm(options: argparse.Namespace) -> Any:
+    return import_export("llm", "cpu,export,llm").open_llm(
         options.llm,
         revision=options.revision,
         device=options.device or "auto",
@@ -199,16 +221,10 @@ def _open_llm(options: argparse.Namespace) -> tuple[Any, list[str]]:
         is_chat=bool(options.chat_template),
         say=say,
     )
-    return found, [decoding.name for decoding in decodings.PAPER]
 
 
-def _open_endpoint(options: argparse.Namespace) -> tuple[Any, list[str]]:
-    """An endpoint, and the names of its default decodings."""
-    _refuse(options, LOCAL_ONLY, "--llm")
-    if options.model is None:
-        options.refuse("--endpoint needs --model, the model's name there")
-    endpoint = import_export("endpoint", "cpu,export,llm")
-    found = endpoint.Endpoint(
+def _open_endpoint(options: argparse.Namespace) -> Any:
+    return import_export("endpoint", "cpu,export,llm").Endpoint(
         options.endpoint,
         options.model,
         api=options.api or "chat",
@@ -219,13 +235,6 @@ def _open_endpoint(options: argparse.Namespace) -> tuple[Any, list[str]]:
         uses_max_completion_tokens=bool(options.max_completion_tokens),
         extra_body=options.extra_body,
     )
-    return found, [decoding.name for decoding in endpoint.ENDPOINT_DECODINGS]
-
-
-def _refuse(options: argparse.Namespace, names: tuple[str, ...], kind: str) -> None:
-    for name in names:
-        if getattr(options, name) is not None:
-            options.refuse(f"--{name.replace('_', '-')} goes with {kind}")
 
 
 @contextlib.contextmanager
