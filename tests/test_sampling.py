@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import gzip
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -334,6 +337,37 @@ def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:
 
     sample(LINES, tmp_path / "out.jsonl", progress=again)
     assert len(read(tmp_path / "out.jsonl")) == 7
+
+
+def test_a_disk_that_is_full_is_an_error_that_names_the_file_and_how_to_go_on(tmp_path: Path) -> None:
+    """What the buffer still holds fails again when the file is closed; that must not hide the first error."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(totals: Totals) -> None:
+        if totals.examples == 3:
+            size = (tmp_path / "out.jsonl.partial").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))
+
+    try:
+        with pytest.raises(SampleError, match=r"out.jsonl.partial cannot be written: .*; go on with --resume once"):
+            sample(LINES, tmp_path / "out.jsonl", progress=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sample(LINES, tmp_path / "out.jsonl", resume=True).resumed == 3
+    sample(LINES, tmp_path / "expected.jsonl")
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(file: Any, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(SampleError, match=r"out.jsonl.partial cannot be locked: .*No locks available; choose a folder"):
+        sample(LINES, tmp_path / "out.jsonl")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

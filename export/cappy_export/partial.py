@@ -53,12 +53,27 @@ def open_alone(names: Names, *, resume: bool) -> Iterator[BinaryIO]:
         file = names.partial.open("r+b" if resume else "x+b")
     except OSError as error:
         raise SampleError(f"{names.partial} cannot be written: {error}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SampleError(f"another run writes to {names.partial}; wait for it, or stop it") from error
+    try:
+        _lock(file, names)
         yield file
+    except BaseException:
+        with contextlib.suppress(OSError):  # of what an error left in the buffer, and was told already
+            file.close()
+        raise
+    file.close()
+
+
+def _lock(file: BinaryIO, names: Names) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise SampleError(f"another run writes to {names.partial}; wait for it, or stop it") from error
+    except OSError as error:
+        if not os.fstat(file.fileno()).st_size:  # made just now
+            names.partial.unlink()
+        raise SampleError(
+            f"{names.partial} cannot be locked: {error}; choose a folder on a file system that has locks"
+        ) from error
 
 
 def begin(names: Names, settings: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
