@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,7 +155,7 @@ def test_a_refusal_is_an_empty_candidate_and_a_warning(server: Server, caplog: p
     caplog.set_level(logging.WARNING, logger="cappy_export.endpoint")
     (each,) = ask(server, ["a"], "greedy")
     assert each.samples == (Sample("", "greedy", None, None, False),)
-    assert "instruction 1 (greedy) was refused: I will not." in caplog.text
+    assert "an instruction was refused (greedy): I will not. It begins with 'a'" in caplog.text
 
 
 # Errors
@@ -218,6 +223,57 @@ def test_an_error_names_the_instruction_and_drops_what_was_not_asked_yet(server:
     assert len(server.bodies) < 10
 
 
+def test_an_error_does_not_wait_for_requests_that_run(server: Server) -> None:
+    come, over = threading.Event(), threading.Event()
+
+    def answer(body: Body) -> Answer:
+        if text_of(body) == "slow":
+            come.set()
+            over.wait(30)
+            return answered(body)
+        come.wait(30)
+        return refused("no")
+
+    server.answer = answer
+    try:
+        with pytest.raises(SampleError, match="instruction 2"):
+            ask(server, ["slow", "bad"], concurrent=2)
+        assert server.running == 1
+    finally:
+        over.set()
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_the_command_while_a_server_hangs(server: Server, tmp_path: Path) -> None:
+    come, over = threading.Event(), threading.Event()
+
+    def answer(body: Body) -> Answer:
+        come.set()
+        over.wait(60)
+        return answered(body)
+
+    server.answer = answer
+    (tmp_path / "prompts.jsonl").write_text('{"instruction": "a"}\n')
+    command = [sys.executable, "-m", "cappy_engine.cli", "sample", "prompts.jsonl", "-o", "out.jsonl"]
+    command += ["--endpoint", server.url, "--model", "m"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    try:
+        with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as running:
+            assert come.wait(60)
+            running.send_signal(signal.SIGINT)
+            _, said = running.communicate()
+        assert server.running > 0
+        assert (running.returncode, said) == (130, "cappy sample: interrupted\n")
+    finally:
+        over.set()
+
+
+def test_a_prompt_that_a_server_refuses_is_an_error_that_says_how_to_go_on_without_it(server: Server) -> None:
+    server.answer = lambda body: refused("maximum context length is 10 tokens")
+    with pytest.raises(SampleError, match=r"is 10 tokens.* take its line out of PROMPTS"):
+        ask(server, ["a"])
+
+
 def test_no_server_is_an_error(server: Server) -> None:
     with pytest.raises(SampleError, match=r"http://127\.0\.0\.1:9/v1 failed on instruction 1 .*Connection error"):
         Endpoint("http://127.0.0.1:9/v1", "small", max_retries=0).sample(["a"], ENDPOINT_DECODINGS, seed=0)
@@ -228,6 +284,18 @@ def test_no_server_is_an_error(server: Server) -> None:
     [
         ("localhost:8000/v1", {}, "'localhost:8000/v1' is no endpoint: needed is"),
         ("http://me:secret@host/v1", {}, r"'host/v1' is no endpoint.*OPENAI_API_KEY"),
+        ("http://host:abc/v1", {}, "'http://host:abc/v1' is no endpoint"),
+        ("http://host:99999/v1", {}, "'http://host:99999/v1' is no endpoint"),
+        ("http://[::1/v1", {}, r"'http://\[::1/v1' is no endpoint"),
+        ("http://me:secret@[::1/v1", {}, "is no endpoint"),
+        ("http://ho\x01st/v1", {}, "is no endpoint"),
+        (
+            "http://host/v1",
+            {"extra_body": {"min_p": 0, "temperature": 2, "n": 1}},
+            "extra_body must not hold n, temperature: the command sends",
+        ),
+        ("http://host/v1", {"extra_body": {"max_completion_tokens": 9}}, "must not hold max_completion_tokens: the"),
+        ("http://host/v1", {"api": "completions", "uses_max_completion_tokens": True}, "'completions' has max_tokens"),
         ("http://host/v1", {"api": "responses"}, "unknown api 'responses'; choose from chat, completions"),
         ("http://host/v1", {"max_new_tokens": 0}, "must be above 0"),
         ("http://host/v1", {"concurrent": 0}, "must be above 0"),

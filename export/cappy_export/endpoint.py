@@ -8,11 +8,14 @@ take it. Log-likelihoods are the server's: whether they count the end token, and
 
 from __future__ import annotations
 
+import collections
+import functools
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +28,10 @@ ENDPOINT_DECODINGS = tuple(DECODINGS[name] for name in ("sampling", "temperature
 """The paper's decodings that every endpoint has."""
 
 APIS = ("chat", "completions")
+SENT = frozenset(
+    "model messages prompt n temperature top_p seed logprobs max_tokens max_completion_tokens stream".split()
+)
+"""Fields that the command decides on; `extra_body` would override them."""
 
 log = logging.getLogger(__name__)
 
@@ -55,27 +62,24 @@ class Endpoint:
         uses_max_completion_tokens: bool = False,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
+        is_chat = api == "chat"
         if api not in APIS:
             raise SampleError(f"unknown api {api!r}; choose from {', '.join(APIS)}")
         if min(max_new_tokens, concurrent, max_choices or 1) < 1 or max_retries < 0 or not timeout_seconds > 0:
             raise SampleError("max_new_tokens, concurrent, max_choices and timeout_seconds must be above 0")
-        url = urlsplit(base_url)
-        if url.scheme not in ("http", "https") or not url.hostname or url.username is not None:
+        if not is_chat and uses_max_completion_tokens:
+            raise SampleError("the api 'completions' has max_tokens only; leave max_completion_tokens out")
+        taken = sorted(SENT & set(extra_body or {}))
+        if taken:
             raise SampleError(
-                f"{base_url.rpartition('@')[2]!r} is no endpoint: needed is http(s)://HOST/v1 without a user name; a "
-                "key goes into the environment variable OPENAI_API_KEY"
+                f"extra_body must not hold {', '.join(taken)}: the command sends these by its own options and decodings"
             )
-        self._is_chat, self._has_likelihoods = api == "chat", with_log_likelihoods
+        self._is_chat, self._has_likelihoods = is_chat, with_log_likelihoods
         self._concurrent, self._most = concurrent, max_choices
-        limit = "max_completion_tokens" if self._is_chat and uses_max_completion_tokens else "max_tokens"
+        limit = "max_completion_tokens" if uses_max_completion_tokens else "max_tokens"
         self._fields = {"model": model, limit: max_new_tokens}
         self._extra = dict(extra_body or {})
-        self._client = openai.OpenAI(
-            base_url=base_url,
-            api_key=os.environ.get("OPENAI_API_KEY") or "none",
-            max_retries=max_retries,
-            timeout=timeout_seconds,
-        )
+        self._client = _client(base_url, max_retries, timeout_seconds)
         self.name = model
         self.facts: Mapping[str, Any] = {
             "base_url": base_url,
@@ -100,18 +104,17 @@ class Endpoint:
     def sample(self, instructions: Sequence[str], decodings: Sequence[Decoding], *, seed: int) -> list[Candidates]:
         """Candidates for each instruction, in order. `seed` is sent, but whether it is heeded is the server's affair.
 
-        Raises SampleError; requests that were not sent yet are then dropped.
+        Raises SampleError; requests that were not sent yet are then dropped, and those that run are not waited for.
         """
         self.check(instructions, decodings)
-        pool = ThreadPoolExecutor(max_workers=self._concurrent)
-        try:
-            asked = [
-                [pool.submit(self._ask, text, place, decoding, seed) for decoding in decodings]
-                for place, text in enumerate(instructions, start=1)
-            ]
-            return [Candidates(tuple(one for each in row for one in each.result())) for row in asked]
-        finally:
-            pool.shutdown(cancel_futures=True)
+        jobs = [
+            functools.partial(self._ask, text, place, decoding, seed)
+            for place, text in enumerate(instructions, start=1)
+            for decoding in decodings
+        ]
+        found = _run_all(jobs, self._concurrent)
+        rows = [found[first : first + len(decodings)] for first in range(0, len(found), len(decodings))]
+        return [Candidates(tuple(one for each in row for one in each)) for row in rows]
 
     def _ask(self, instruction: str, place: int, decoding: Decoding, seed: int) -> list[Sample]:
         """All candidates of one decoding; what a server gives at once may be fewer than asked for."""
@@ -131,7 +134,7 @@ class Endpoint:
                 raise SampleError(self._explained(error, instruction, place, decoding)) from error
             if not choices:
                 raise SampleError(f"the endpoint gave no choice for instruction {place} ({decoding.name})")
-            found += [self._sample(choice, decoding, place) for choice in choices[:missing]]
+            found += [self._sample(choice, decoding, instruction, place) for choice in choices[:missing]]
         return found
 
     def _choices(self, instruction: str, fields: dict[str, Any], extra: dict[str, Any]) -> list[Any]:
@@ -147,12 +150,13 @@ class Endpoint:
         choices = getattr(answer, "choices", None)
         return list(choices) if isinstance(choices, list) else []
 
-    def _sample(self, choice: Any, decoding: Decoding, place: int) -> Sample:
+    def _sample(self, choice: Any, decoding: Decoding, instruction: str, place: int) -> Sample:
         message = getattr(choice, "message", None)
         text = getattr(message, "content", None) if self._is_chat else getattr(choice, "text", None)
         text, refusal = text or "", getattr(message, "refusal", None)
         if refusal or choice.finish_reason == "content_filter":
-            log.warning("instruction %d (%s) was refused: %s", place, decoding.name, f"{refusal or 'filtered'}"[:80])
+            why = f"{refusal or 'filtered'}"[:80]
+            log.warning("an instruction was refused (%s): %s It begins with %.60r", decoding.name, why, instruction)
         values = self._values(choice, text, place) if self._has_likelihoods else None
         total = None if values is None else math.fsum(values)
         is_cut = choice.finish_reason in ("length", "content_filter")
@@ -183,8 +187,62 @@ class Endpoint:
             "max_completion_tokens": " Give the option for max_completion_tokens.",
         }
         hint = "".join(text for word, text in hints.items() if word in message)
+        if isinstance(error, openai.BadRequestError) and not hint:
+            hint = " If it is the prompt that it does not take, take its line out of PROMPTS."
         cause = f" ({error.__cause__})" if isinstance(error, openai.APIConnectionError) and error.__cause__ else ""
         return (
             f"{self.facts['base_url']} failed on instruction {place} ({decoding.name}; {len(instruction)} characters): "
             f"{message}{cause}{hint}"
         )
+
+
+def _client(base_url: str, max_retries: int, timeout_seconds: float) -> openai.OpenAI:
+    """Raises SampleError, without a password that the URL may hold, for what is no URL of an endpoint."""
+    try:
+        url = urlsplit(base_url)
+        is_endpoint = url.scheme in ("http", "https") and url.hostname and url.username is None
+        if is_endpoint and url.port != 0:  # reading the port raises ValueError for what is none
+            key = os.environ.get("OPENAI_API_KEY") or "none"
+            return openai.OpenAI(base_url=base_url, api_key=key, max_retries=max_retries, timeout=timeout_seconds)
+    except Exception as error:  # ValueError of urlsplit, or an InvalidURL of the client's HTTP library, which is none
+        raise _no_endpoint(base_url) from error
+    raise _no_endpoint(base_url)
+
+
+def _no_endpoint(base_url: str) -> SampleError:
+    return SampleError(
+        f"{base_url.rpartition('@')[2]!r} is no endpoint: needed is http(s)://HOST/v1 without a user name; a key goes "
+        "into the environment variable OPENAI_API_KEY"
+    )
+
+
+def _run_all(jobs: Sequence[Callable[[], list[Sample]]], concurrent: int) -> list[list[Sample]]:
+    """The results of `jobs`, in order, at most `concurrent` at once.
+
+    At the first error, or an interrupt, jobs that have not begun are dropped and those that run are left behind: their
+    threads are daemons, which a process does not wait for at its end, as it does for those of a ThreadPoolExecutor.
+    """
+    results: list[Future[list[Sample]]] = [Future() for _ in jobs]
+    waiting = collections.deque(zip(jobs, results, strict=True))
+
+    def work() -> None:
+        while True:
+            try:
+                job, result = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                result.set_result(job())
+            except BaseException as error:  # whatever it is, who waits for the result must get it
+                result.set_exception(error)
+
+    for _ in range(min(concurrent, len(jobs))):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        done, _ = wait(results, return_when=FIRST_EXCEPTION)
+        for result in results:
+            if result in done:
+                result.result()  # raises
+        return [result.result() for result in results]
+    finally:
+        waiting.clear()
