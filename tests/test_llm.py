@@ -305,6 +305,25 @@ def test_a_chat_without_a_template_is_refused(folders: dict[str, Path]) -> None:
         open_small(folders["llama"], is_chat=True)
 
 
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{ raise_exception('no users here') }}", "no users here"),
+        ("{% for %}", "Expected"),
+        ("{{ messages[0]['content'] + 1 }}", "str"),
+        ({"tools": "{{ messages }}"}, "default"),
+    ],
+    ids=["raises", "syntax", "type", "no default"],
+)
+def test_a_chat_template_that_fails_is_an_error_that_shows_the_instruction(
+    template: Any, problem: str, folders: dict[str, Path]
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folders["llama"])
+    tokenizer.chat_template = template
+    with pytest.raises(SampleError, match=f"chat template fails on the instruction 'Count': .*{problem}.*take the"):
+        encode_prompt(tokenizer, "Count", PromptRules(is_chat=True, max_tokens=None, room=None), place=1)
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_a_prompt_for_which_there_are_no_positions_is_refused_by_place_and_lengths(
     kind: str, llms: dict[str, LocalLLM]
@@ -468,6 +487,7 @@ def test_weights_that_the_config_ties_need_not_be_there_twice(folders: dict[str,
         ({"config.json": None}, "has no config.json"),
         ({"config.json": {"model_type": "wizard"}}, "model type 'wizard', which this transformers does not know"),
         ({"config.json": {"model_type": "vit"}}, "generates no text"),
+        ({"config.json": {"model_type": "encoder-decoder"}}, "describes no model that could be sampled from"),
         ({"adapter_config.json": {"base_model_name_or_path": "a/b"}}, "is an adapter"),
         ({"tokenizer.json": None}, "has no usable tokenizer"),
         (

@@ -97,10 +97,13 @@ def open_llm_checkpoint(source: str | Path, *, revision: str | None = None) -> L
 
 
 def special_ids(checkpoint: LLMCheckpoint, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """SPECIAL_IDS by generation_config.json, else config.json, else the tokenizer; there is always a padding id."""
+    """SPECIAL_IDS by generation_config.json, else config.json, else the tokenizer; there is always a padding id.
+
+    Raises CheckpointError.
+    """
     path = checkpoint.folder / "generation_config.json"
     shipped = read_json(path) if path.exists() else {}
-    default = CONFIG_MAPPING[checkpoint.config["model_type"]]()
+    default = _default_config(checkpoint)
     found: dict[str, Any] = {}
     for name in SPECIAL_IDS:
         by_config = checkpoint.config.get(name, getattr(default, name, None))
@@ -121,6 +124,16 @@ def load_llm_tokenizer(checkpoint: LLMCheckpoint) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"{checkpoint.name} has no usable tokenizer: {error}") from error
     tokenizer.truncation_side = "right"
     return tokenizer
+
+
+def _default_config(checkpoint: LLMCheckpoint) -> PretrainedConfig:
+    model_type = checkpoint.config["model_type"]
+    try:
+        return CONFIG_MAPPING[model_type]()
+    except ValueError as error:  # of "encoder-decoder" and others that are put together from two models
+        raise CheckpointError(
+            f"the model type {model_type!r} of {checkpoint.name} describes no model that could be sampled from: {error}"
+        ) from error
 
 
 def load_llm_config(checkpoint: LLMCheckpoint) -> PretrainedConfig:

@@ -77,7 +77,14 @@ def _plain(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> lis
 
 def _chat(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     messages = [{"role": "user", "content": text}]
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
+    try:
+        tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    except Exception as error:  # a template is a program, which can fail in any way
+        raise SampleError(
+            f"the tokenizer's chat template fails on the instruction {text!r:.60}: {error}; take the instructions as "
+            "they are, without a chat template"
+        ) from error
+    return list(tokens)
 
 
 def _shorten_plain(tokenizer: PreTrainedTokenizerBase, text: str, most: int, count: int, place: int) -> list[int]:
