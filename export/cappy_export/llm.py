@@ -169,9 +169,9 @@ class LocalLLM:
         for total, place in zip(sums, sources, strict=True):
             if not math.isfinite(total):
                 is_exact = self.facts["dtype"] == "float32"
+                advice = "take its line out of PROMPTS" if is_exact else "start anew with --dtype float32"
                 raise SampleError(
-                    f"{self.name} gives a log-likelihood of {total} for instruction {place + 1}; "
-                    + ("take its line out of PROMPTS" if is_exact else "start anew with --dtype float32")
+                    f"{self.name} gives a log-likelihood of {total} for instruction {place + 1}; {advice}"
                 )
 
 
