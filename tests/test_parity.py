@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import unicodedata
 from pathlib import Path
@@ -142,6 +143,8 @@ def test_the_users_pairs_are_read_and_too_few_or_bad_ones_refused(tmp_path: Path
     rows = [{"instruction": "q", "response": str(number), "label": 1} for number in range(MIN_PAIRS)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert read_pairs(path) == [("q", str(number)) for number in range(MIN_PAIRS)]
+    (tmp_path / "pairs.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert read_pairs(tmp_path / "pairs.jsonl.gz") == read_pairs(path)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
     with pytest.raises(ExportError, match=f"has {MIN_PAIRS - 1} pairs; parity needs at least {MIN_PAIRS}"):
         read_pairs(path)

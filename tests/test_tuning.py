@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,14 @@ def test_the_command_shows_what_was_measured_and_chosen(bundle: Path, capsys: py
     assert header.split() == ["mode", "tokens", "a", "batch", "tokens/s"]
     assert sum(line.endswith("chosen") for line in lines) == 1
     assert last.startswith("kept in ")
+
+
+def test_the_users_pairs_may_be_packed(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packed = tmp_path / "pairs.jsonl.gz"
+    packed.write_bytes(gzip.compress(b'{"instruction": "Is it?", "response": "Yes"}\n'))
+    command = ["tune", str(bundle), "--precision", "int8", "--threads", "1", "--seconds", "0.1"]
+    assert main([*command, "--pairs", str(packed)]) == 0
+    assert "kept in" in capsys.readouterr().out
 
 
 def test_a_file_without_pairs_is_an_error(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

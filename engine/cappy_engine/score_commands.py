@@ -30,6 +30,7 @@ from cappy_engine.errors import CappyError
 from cappy_engine.execution import MODES
 from cappy_engine.files import Totals, score_lines
 from cappy_engine.installation import inspect_installation
+from cappy_engine.lines import open_lines
 from cappy_engine.pairs import read_rows
 from cappy_engine.preflight import describe, diagnose
 from cappy_engine.scorer import Scorer
@@ -182,7 +183,7 @@ def _rank(options: argparse.Namespace) -> int:
 def _tune(options: argparse.Namespace) -> int:
     pairs = None
     if options.pairs is not None:
-        with options.pairs.open("rb") as lines:
+        with open_lines(options.pairs) as lines:
             pairs = [row.pair for row in read_rows(lines)]
         if not pairs:
             raise CappyError(f'{options.pairs} holds no pairs; a line is {{"instruction": ..., "response": ...}}')

@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from cappy_engine.errors import ExportError, InvalidLine
+from cappy_engine.lines import open_lines
 from cappy_engine.pairs import Pair, read_rows
 
 MIN_PAIRS = 256
@@ -23,12 +24,12 @@ def default_pairs() -> list[Pair]:
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """Read parity pairs from JSON Lines with `instruction` and `response`.
+    """Read parity pairs from JSON Lines with `instruction` and `response`, unpacked where the name ends in .gz.
 
-    Raises ExportError for a bad line, and for fewer than MIN_PAIRS pairs.
+    Raises ExportError for a bad line, and for fewer than MIN_PAIRS pairs; CappyError for a .gz that is not complete.
     """
     try:
-        with Path(path).open("rb") as file:
+        with open_lines(path) as file:
             pairs = [row.pair for row in read_rows(file)]
     except InvalidLine as error:
         raise ExportError(f"{path}, {error}") from error
