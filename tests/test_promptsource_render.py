@@ -32,7 +32,7 @@ REAL_FILE = DATA / "promptsource_test.jsonl.gz"
 RTE = [
     {"premise": "It rained.", "hypothesis": "It was wet.", "label": 0, "idx": 7},
     {"premise": "It rained.", "hypothesis": "It was dry.", "label": 1, "idx": 8},
-    {"premise": "It rained.", "hypothesis": "Who knows?", "label": -1, "idx": 9},
+    {"premise": "It rained.", "hypothesis": "Who knows?", "label": 1, "idx": 9},
 ]
 
 
@@ -59,7 +59,8 @@ class StandIn:
 
 QUESTION = StandIn(
     "question",
-    " {{premise}}\nIs it true that {{hypothesis}} ||| {% if label != -1 %}{{answer_choices[label]}}{% endif %}",
+    " {{premise}}\nIs it true that {{hypothesis}} ||| "
+    "{% if hypothesis != 'Who knows?' %}{{answer_choices[label]}}{% endif %}",
 )
 GIVEN = StandIn("given", "Given {{premise}} {{hypothesis}} ||| {{answer_choices[label]}}", "True ||| False")
 REVERSED = StandIn("reversed", "{{hypothesis}} Why? ||| {{premise}}", metadata=SimpleNamespace(original_task=False))
@@ -147,7 +148,7 @@ def test_what_is_rendered_is_what_evaluate_reads(tmp_path: Path) -> None:
     said: list[str] = []
     rows = list(render(["RTE"], files={"RTE": write_jsonl(tmp_path / "rte.jsonl", RTE)}, say=said.append))
     assert [(row["template_name"], row["example_idx"]) for row in rows[::2]] == [
-        *(("given", 0), ("given", 1), ("given", 2)),  # this template takes the label -1 for the last answer choice
+        *(("given", 0), ("given", 1), ("given", 2)),
         *(("question", 0), ("question", 1)),
     ]
     pairs, examples = read_examples(json.dumps(row).encode() for row in rows)
@@ -172,8 +173,10 @@ def test_all_templates_of_a_task_get_the_same_drawn_examples(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_a_task_of_which_nothing_can_be_rendered_is_an_error(tmp_path: Path) -> None:
-    for rows in ([], [{"premise": "", "hypothesis": "", "label": 5}]):
+def test_a_task_of_which_nothing_can_be_rendered_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = SimpleNamespace(templates={"foreign": StandIn("foreign", "{{premise}} ||| Maybe")})
+    monkeypatch.setattr(sys.modules["promptsource.templates"], "DatasetTemplates", lambda *names: foreign)
+    for rows in ([], RTE[:1]):
         path = write_jsonl(tmp_path / "rte.jsonl", rows)
         with pytest.raises(CappyError, match=rf"RTE: {len(rows)} of {len(rows)} examples.*nothing could be rendered"):
             list(render(["RTE"], files={"RTE": path}, say=silent))
@@ -246,6 +249,26 @@ def test_a_field_of_another_type_is_an_error(change: dict[str, Any], problem: st
     path = write_jsonl(tmp_path / "rte.jsonl", [RTE[0], RTE[1] | change])
     with pytest.raises(CappyError, match=problem):
         list(render(["RTE"], files={"RTE": path}, say=silent))
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("RTE", {"label": -1}, "the label -1 is none of 0, 1"),
+        ("RTE", {"label": 2}, "the label 2 is none of 0, 1"),
+        ("CB", {"label": 3}, "the label 3 is none of 0, 1, 2"),
+        ("Winogrande", {"answer": ""}, "the answer '' is none of '1', '2'"),
+        ("StoryCloze", {"answer_right_ending": 0}, "the answer_right_ending 0 is none of 1, 2"),
+    ],
+)
+def test_a_label_that_the_task_does_not_have_is_an_error_and_not_the_last_choice(
+    name: str, change: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    fields = {field: kind() for field, kind in TASKS[name].fields.items()}
+    path = write_jsonl(tmp_path / "examples.jsonl", [fields | change])
+    with pytest.raises(CappyError, match=f"{name}, example 0: {problem}; .*splits without labels"):
+        list(render([name], files={name: path}, say=silent))
 
 
 @pytest.mark.usefixtures("stand_ins")

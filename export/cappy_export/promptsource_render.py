@@ -142,13 +142,21 @@ def checked(name: str, index: int, example: Mapping[str, Any]) -> dict[str, Any]
     """The fields of an example that the templates of the task `name` read.
 
     Raises CappyError for one that is missing or of another type: a template would show nothing in its place, or take
-    another target (Winogrande's ask for `answer == '1'`, which the number 1 is not).
+    another target (Winogrande's ask for `answer == '1'`, which the number 1 is not). And for a label that the task does
+    not have: hidden ones are often -1, which a template would take for the last answer choice.
     """
-    for field, kind in TASKS[name].fields.items():
+    task = TASKS[name]
+    for field, kind in task.fields.items():
         if type(example.get(field)) is not kind:
             found = f"{example[field]!r:.60}" if field in example else f"only {', '.join(map(str, example))}"
             raise CappyError(f"{name}, example {index}: needs {field!r}, of type {kind.__name__}; has {found}")
-    return {field: example[field] for field in TASKS[name].fields}
+    label = example[task.label_field]
+    if label not in task.labels:
+        raise CappyError(
+            f"{name}, example {index}: the {task.label_field} {label!r:.60} is none of "
+            f"{', '.join(map(repr, task.labels))}; splits without labels (often called test) cannot be used"
+        )
+    return {field: example[field] for field in task.fields}
 
 
 def _rows(names: Sequence[str], most: int | None, seed: int, files: Files, say: Say) -> Iterator[Row]:

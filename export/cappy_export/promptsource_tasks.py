@@ -19,8 +19,9 @@ class Task:
     """One task of the protocol.
 
     `place`, `config` and `split` are the hub's; without a `place` the examples must be given, and `advice` says where
-    they can be had. `fields` are those that the templates read, with their types; `count` is how many examples the
-    split has. `template_names` are given where the templates' metadata do not tell which of them belong to the task.
+    they can be had. `fields` are those that the templates read, with their types; the one called `label_field` says
+    which choice is right, by one of `labels`. `count` is how many examples the split has. `template_names` are given
+    where the templates' metadata do not tell which of them belong to the task.
     """
 
     place: str | None
@@ -28,7 +29,9 @@ class Task:
     split: str
     templates: tuple[str, str | None]
     fields: Mapping[str, type]
+    labels: tuple[int | str, ...]
     count: int
+    label_field: str = "label"
     template_names: tuple[str, ...] | None = None
     advice: str = ""
 
@@ -44,17 +47,26 @@ def _anli(part: str, count: int) -> Task:
         split=f"dev_{part}",
         templates=("anli", None),
         fields=_ENTAILMENT,
+        labels=(0, 1, 2),
         count=count,
     )
 
 
-def _super_glue(config: str, count: int, fields: Mapping[str, type], *, split: str = "validation") -> Task:
+def _super_glue(
+    config: str,
+    count: int,
+    fields: Mapping[str, type],
+    *,
+    labels: tuple[int, ...] = (0, 1),
+    split: str = "validation",
+) -> Task:
     return Task(
         place="aps/super_glue",
         config=config,
         split=split,
         templates=("super_glue", config),
         fields=fields,
+        labels=labels,
         count=count,
     )
 
@@ -63,7 +75,7 @@ TASKS: Mapping[str, Task] = {
     "ANLI R1": _anli("r1", 1000),
     "ANLI R2": _anli("r2", 1000),
     "ANLI R3": _anli("r3", 1200),
-    "CB": _super_glue("cb", 56, _ENTAILMENT),
+    "CB": _super_glue("cb", 56, _ENTAILMENT, labels=(0, 1, 2)),
     "RTE": _super_glue("rte", 277, _ENTAILMENT),
     "StoryCloze": Task(
         place=None,
@@ -71,6 +83,8 @@ TASKS: Mapping[str, Task] = {
         split="validation",
         templates=("story_cloze", "2016"),
         fields={**_STORY, "sentence_quiz1": str, "sentence_quiz2": str, "answer_right_ending": int},
+        label_field="answer_right_ending",
+        labels=(1, 2),
         count=1871,
         advice="ask for 'cloze_test_val__spring2016 - cloze_test_ALL_val.csv' at https://cs.rochester.edu/nlp/rocstories",
     ),
@@ -84,6 +98,8 @@ TASKS: Mapping[str, Task] = {
         split="validation",
         templates=("winogrande", "winogrande_xl"),
         fields=dict.fromkeys(("sentence", "option1", "option2", "answer"), str),
+        label_field="answer",
+        labels=("1", "2"),
         count=1267,
     ),
     "WinoGender": _super_glue("axg", 356, _ENTAILMENT, split="test"),
@@ -93,6 +109,8 @@ TASKS: Mapping[str, Task] = {
         split="test",
         templates=("crows_pairs", None),
         fields={"sent_more": str, "sent_less": str, "stereo_antistereo": int},
+        label_field="stereo_antistereo",
+        labels=(0, 1),
         count=1508,
         template_names=(  # none of these claims to ask for the original task, which was made for language models
             *("anti_stereotype", "anti_stereotype_confirm", "demontraste_or_violate"),
