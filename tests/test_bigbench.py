@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from cappy_engine.cli import main
 from cappy_engine.errors import CappyError
 from cappy_engine.evaluation import Evaluation, describe_rouge, evaluate, evaluation_document
 from cappy_export.bigbench import examples_of, first_of_each, notes_on, read_tasks, ways_without_scores
+from cappy_export.plots import check_path, plot_evaluation
 from cappy_export.samples import read_samples
 
 Row = dict[str, Any]
@@ -172,6 +174,10 @@ def test_the_first_examples_of_each_task_are_taken(tmp_path: Path) -> None:
         ({"log_likelihoods": [float("nan"), 1, 1, 2]}, "log_likelihoods must hold float or null, got nan"),
         ({"token_counts": [1, 1, 0, 1]}, "token_counts must be at least 1, got 0"),
         ({"dataset": 3}, "dataset must be a string, got 3"),
+        ({"decodings": ["beam", "fp32", "x", "y"]}, "a decoding is called 'fp32', as a column of the table is"),
+        ({"decodings": ["self sum", "a", "a", "b"]}, "a decoding is called 'self sum', as a column"),
+        ({"decodings": ["a", "b", "PyTorch", "c"]}, "a decoding is called 'PyTorch', as a column"),
+        ({"decodings": ["a", "b", "c", "oracle"]}, "a decoding is called 'oracle', as a column"),
         ({"instruction": 3}, "instruction must be a str"),
     ],
 )
@@ -198,6 +204,19 @@ def test_an_unfinished_file_is_left_out_and_said(tmp_path: Path) -> None:
     read_tasks(folder, say=said.append)
     assert len(said) == 1
     assert "beta.jsonl.partial: it is not finished" in said[0]
+
+
+def test_files_of_another_kind_are_left_out_and_said(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tasks", [GOOD])
+    for name in ("beta.json", "gamma.jsonl.zst", "tasks.jsonl.settings.json", ".DS_Store"):
+        (folder / name).touch()
+    (folder / "more").mkdir()
+    said: list[str] = []
+    assert len(read_tasks(folder, say=said.append)) == 1
+    assert said == [
+        f"leaving out {folder / name}: only files *.jsonl and *.jsonl.gz are read"
+        for name in ("beta.json", "gamma.jsonl.zst", "more")
+    ]
 
 
 def test_a_folder_without_samples_is_an_error(tmp_path: Path) -> None:
@@ -251,14 +270,48 @@ def test_the_command_draws_and_prints_json(
     assert plot.read_text() == drawn
 
 
-@pytest.mark.parametrize(("name", "problem"), [("a.jpeg", "must end in"), ("none/a.svg", "does not exist")])
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("a.jpeg", "must end in"),
+        ("none/a.svg", "does not exist"),
+        ("folder.svg", "the plot cannot be written: .*Is a directory"),
+        (f"{'a' * 300}.svg", "the plot cannot be written: .*File name too long"),
+    ],
+)
 def test_a_plot_that_cannot_be_written_is_refused_before_anything_is_scored(
     name: str, problem: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "folder.svg").mkdir()
     assert main(["evaluate", "bigbench", str(folder), "--plot", str(tmp_path / name)]) == 1
     err = capsys.readouterr().err
-    assert problem in err
+    assert re.search(problem, err)
     assert "threads" not in err
+
+
+def test_asking_whether_a_plot_can_be_written_leaves_nothing_and_changes_nothing(tmp_path: Path) -> None:
+    check_path(tmp_path / "new.svg")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "old.svg").write_text("old")
+    check_path(tmp_path / "old.svg")
+    assert (tmp_path / "old.svg").read_text() == "old"
+
+
+def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    found = evaluation_of(write(tmp_path / "tasks", [{**GOOD, "dataset": "cost_$5_to_$10_{"}]), [0.0] * 4)
+    plot_evaluation(found, tmp_path / "rouge.svg")
+    assert ">cost_$5_to_$10_{<" in (tmp_path / "rouge.svg").read_text()
+
+
+def test_figures_that_cannot_be_drawn_are_an_error_after_they_were_printed(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "tasks", [{**GOOD, "dataset": "a lone surrogate \ud800"}])
+    command = ["evaluate", "bigbench", str(folder), "--bundle", str(bundle), "--plot", str(tmp_path / "a.svg")]
+    assert main(command) == 1
+    shown = capsys.readouterr()
+    assert "mean over tasks" in shown.out
+    assert f"the plot {tmp_path / 'a.svg'} cannot be drawn" in shown.err
 
 
 def test_what_is_evaluated_can_be_adapted_to(folder: Path) -> None:

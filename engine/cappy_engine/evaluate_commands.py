@@ -112,13 +112,13 @@ def _evaluate_bigbench(options: argparse.Namespace) -> int:
         others=bigbench.ways_without_scores(tasks, examples),
         notes=bigbench.notes_on(tasks),
     )
-    if plots:
-        plots.plot_evaluation(found, options.plot)
-        say(f"wrote {options.plot}")
     if options.json:
         print_json(evaluation_document(found))
     else:
-        print(describe_rouge(found))
+        print(describe_rouge(found), flush=True)
+    if plots:
+        plots.plot_evaluation(found, options.plot)
+        say(f"wrote {options.plot}")
     return EXIT_OK
 
 

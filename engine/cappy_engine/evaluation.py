@@ -25,7 +25,7 @@ from cappy_engine.picking import (
 )
 from cappy_engine.report import printable
 
-CHANCE, BEST = "random", "oracle"
+CHANCE, BEST, PYTORCH = "random", "oracle", "PyTorch"
 WIDEST_FLIPS = 5
 
 

@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from cappy_engine.bundle import PRECISIONS
 from cappy_engine.errors import CappyError, InvalidLine
+from cappy_engine.evaluation import BEST, CHANCE, PYTORCH
 from cappy_engine.lines import open_lines
 from cappy_engine.pairs import Pair, read_fields
 from cappy_engine.picking import Example, Values
@@ -29,6 +31,9 @@ from cappy_export.samples import Sampled, sampled_from
 log = logging.getLogger(__name__)
 
 PATTERNS = ("*.jsonl", "*.jsonl.gz")
+SUM, MEAN = "self sum", "self mean"
+RESERVED = frozenset({CHANCE, BEST, PYTORCH, SUM, MEAN, *PRECISIONS})
+"""The names of other ways to answer, which no decoding can have."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +59,19 @@ class Answers:
 def read_tasks(source: str | Path, *, say: Callable[[str], object] = log.info) -> list[Answers]:
     """Read a folder of `.jsonl` or `.jsonl.gz` files, or one such file.
 
-    Unfinished files (`.partial`) are left out, and said. Raises CappyError that names file and line: for a line of
-    another form, for a task in two files, and if the examples of a task do not have the same decodings (their means
-    would be of different examples).
+    Unfinished files (`.partial`) and all others that are neither hidden nor a sample's settings are left out, and said.
+    Raises CappyError that names file and line: for a line of another form, for a task in two files, and if the examples
+    of a task do not have the same decodings (their means would be of different examples).
     """
     folder = Path(source)
     paths = sorted({path for pattern in PATTERNS for path in folder.glob(pattern)}) if folder.is_dir() else [folder]
     if not paths:
         raise CappyError(f"{folder} holds no file {' or '.join(PATTERNS)} with samples; 'cappy sample' makes them")
-    for partial in sorted(folder.glob("*.partial")):
-        say(f"leaving out {partial}: it is not finished")
+    for other in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if other.suffix == ".partial":
+            say(f"leaving out {other}: it is not finished")
+        elif other not in paths and not other.name.startswith(".") and not other.name.endswith(".settings.json"):
+            say(f"leaving out {other}: only files {' and '.join(PATTERNS)} are read")
     found: list[Answers] = []
     origins: dict[str, Path] = {}
     for path in paths:
@@ -116,7 +124,7 @@ def ways_without_scores(tasks: Sequence[Answers], examples: Sequence[Example]) -
     if all(entry.log_likelihoods for entry in tasks):
         sums = [np.array(entry.log_likelihoods) for entry in tasks]
         means = [total / np.array(entry.token_counts) for total, entry in zip(sums, tasks, strict=True)]
-        for name, scores in (("self sum", sums), ("self mean", means)):
+        for name, scores in ((SUM, sums), (MEAN, means)):
             picks = [int(found.argmax()) for found in scores]
             ways[name] = np.array([example.worths[place] for example, place in zip(examples, picks, strict=True)])
     return ways
@@ -178,6 +186,9 @@ def _answers(fields: Mapping[str, Any], number: int, name: str) -> Answers:
     token_counts = _list(fields, "token_counts", number, count, int)
     if None in decodings:
         raise InvalidLine(number, "has a sample without a decoding")
+    for name in decodings:
+        if name in RESERVED:
+            raise InvalidLine(number, f"a decoding is called {name!r}, as a column of the table is; call it otherwise")
     if None in (*log_likelihoods, *token_counts) or not log_likelihoods or not token_counts:
         log_likelihoods, token_counts = [], []
     elif min(token_counts) < 1:

@@ -26,6 +26,7 @@ STYLE: Mapping[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 8,
+    "text.parse_math": False,  # names are drawn as they are, with any $ in them
     "text.color": INK,
     "axes.edgecolor": OTHER,
     "axes.labelcolor": INK,
@@ -42,11 +43,26 @@ def check_path(path: Path) -> None:
         raise CappyError(f"the plot {path} must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
     if not path.parent.is_dir():
         raise CappyError(f"the plot cannot be written: the folder {path.parent} does not exist")
+    try:
+        is_new = not path.exists()
+        with path.open("ab"):
+            pass
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise CappyError(f"the plot cannot be written: {error}") from error
 
 
 def plot_evaluation(found: Evaluation, path: Path) -> None:
-    """Write the picture to `path`; its ending says the format."""
+    """Write the picture to `path`; its ending says the format. Raises CappyError if it cannot be drawn or written."""
     check_path(path)
+    try:
+        _draw(found, path)
+    except Exception as error:  # whatever Matplotlib raises: the figures were not at fault
+        raise CappyError(f"the plot {path} cannot be drawn: {error!r:.300}") from error
+
+
+def _draw(found: Evaluation, path: Path) -> None:
     tasks = list(dict.fromkeys(example.dataset for example in found.examples))
     rows = (len(found.ways), len(tasks))
     with matplotlib.rc_context(dict(STYLE)):
