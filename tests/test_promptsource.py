@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,54 @@ def test_the_command_gives_the_same_as_json(some_file: Path, bundle: Path, capsy
     document = json.loads(capsys.readouterr().out)
     assert document["averages"]["fp32"]["mean"]["count"] == 6
     assert document["agreement"]["fp16 against fp32"]["examples"] == 6
+
+
+def test_pytorch_cuts_pairs_where_the_bundle_does(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(checkpoint, tmp_path / "short", precisions=["fp32"], max_length=24)
+    words = "the sky is blue or green and nobody knows why it was so long ago".split()
+    rows = [
+        {**row("RTE", place // 4, int(place % 4 == 0), response=" ".join(words[place % 13 :] * 3) + words[place % 7])}
+        | {"instruction": " ".join(words[place // 4 % 13 :] * 4)}
+        for place in range(80)
+    ]
+    (tmp_path / "long.jsonl").write_bytes(b"\n".join(lines_of(rows)))
+    command = ["evaluate", "promptsource", str(tmp_path / "long.jsonl"), "--bundle", str(tmp_path / "short")]
+    assert main([*command, "--against", str(checkpoint), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["agreement"]["fp32 against PyTorch"]["share"] == 1
+
+
+def test_a_precision_that_the_bundle_lacks_is_found_before_anything_is_scored(
+    some_file: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", "promptsource", str(some_file), "--against", str(checkpoint)]
+    assert main([*command, "--precision", "int8", "--precision", "fp32"]) == 1
+    err = capsys.readouterr().err
+    assert "has no fp32 model for cpu, only int8" in err
+    assert "threads" not in err
+    assert "scoring" not in err
+
+
+def test_a_revision_of_no_checkpoint_is_wrong_usage(some_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for protocol in ("promptsource", "bigbench"):
+        with pytest.raises(SystemExit) as caught:
+            main(["evaluate", protocol, str(some_file), "--revision", "main"])
+        assert caught.value.code == 2
+        assert "--revision is the CHECKPOINT's of --against, which is not given" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "before", [["evaluate", "--verbose", "promptsource"], ["evaluate", "promptsource", "--verbose"]]
+)
+def test_verbose_may_stand_before_and_after_the_protocol(
+    before: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels: list[int] = []
+    monkeypatch.setattr(logging, "basicConfig", lambda *, format, level: levels.append(level))
+    main([*before, str(tmp_path / "none.jsonl")])
+    main(["evaluate", "promptsource", str(tmp_path / "none.jsonl")])
+    assert levels == [logging.INFO, logging.WARNING]
 
 
 def test_an_empty_file_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cappy", description="Score (instruction, response) pairs with Cappy.")
     parser.add_argument("--version", action="version", version=f"cappy {__version__}")
+    parser.set_defaults(verbose=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (build_commands, score_commands, task_commands, evaluate_commands):
         module.add_commands(commands)

@@ -22,7 +22,11 @@ EXIT_OK, EXIT_ERROR, EXIT_SKIPPED = 0, 1, 3
 
 
 def add_command(commands: Any, name: str, run: Any, text: str, examples: str) -> argparse.ArgumentParser:
-    """Add a command that calls `run` with its options and returns the exit status; `text` says what it does."""
+    """Add a command that calls `run` with its options and returns the exit status; `text` says what it does.
+
+    `run` is None for a command whose own commands do the work. --verbose has no default here: a command of a command
+    would reset what was said before it.
+    """
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=text,
@@ -30,7 +34,7 @@ def add_command(commands: Any, name: str, run: Any, text: str, examples: str) ->
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--verbose", action="store_true", help="say more on stderr")
+    parser.add_argument("--verbose", action="store_true", default=argparse.SUPPRESS, help="say more on stderr")
     parser.set_defaults(run=run)
     return parser
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cappy_engine import promptsource, report
-from cappy_engine.bundle import PRECISIONS
+from cappy_engine.bundle import EMBEDDED, PRECISIONS, open_bundle
 from cappy_engine.command_line import (
     EXIT_OK,
     add_command,
@@ -19,7 +19,7 @@ from cappy_engine.command_line import (
     say,
 )
 from cappy_engine.errors import CappyError
-from cappy_engine.evaluation import describe_accuracy, describe_rouge, evaluate, evaluation_document
+from cappy_engine.evaluation import PYTORCH, describe_accuracy, describe_rouge, evaluate, evaluation_document
 from cappy_engine.pairs import Pair
 from cappy_engine.picking import Scores, first_examples
 from cappy_engine.scorer import Scorer
@@ -50,7 +50,7 @@ SAMPLES is a folder with a JSON Lines file for each task, as 'cappy sample' writ
 def add_commands(commands: Any) -> None:
     """Add evaluate, with a command of its own for each protocol."""
     parser = add_command(
-        commands, "evaluate", _evaluate_promptsource, "measure what Cappy's picks are worth by the paper's protocols",
+        commands, "evaluate", None, "measure what Cappy's picks are worth by the paper's protocols",
         EVALUATE_EXAMPLES,
     )  # fmt: skip
     protocols = parser.add_subparsers(dest="protocol", required=True, metavar="PROTOCOL")
@@ -80,9 +80,11 @@ def _add_scorers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="hub revision of CHECKPOINT: a branch, tag or commit")
     parser.add_argument("--examples", type=positive, help="only so many of each dataset, the first ones")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.set_defaults(refuse=parser.error)
 
 
 def _evaluate_promptsource(options: argparse.Namespace) -> int:
+    _check_usage(options)
     with open_input(options.examples_file) as lines:
         pairs, examples = promptsource.read_examples(lines)
     if not examples:
@@ -99,6 +101,7 @@ def _evaluate_promptsource(options: argparse.Namespace) -> int:
 
 
 def _evaluate_bigbench(options: argparse.Namespace) -> int:
+    _check_usage(options)
     bigbench = import_export("bigbench", "cpu,export,llm")
     plots = import_export("plots", "cpu,export,llm") if options.plot else None
     if plots:
@@ -125,12 +128,26 @@ def _evaluate_bigbench(options: argparse.Namespace) -> int:
 def _score(options: argparse.Namespace, pairs: Sequence[Pair]) -> dict[str, Scores]:
     """Scores (pairs,) of PyTorch, where asked for, and of each precision."""
     scores: dict[str, Scores] = {}
+    precisions = list(dict.fromkeys(options.precisions or ["auto"]))
+    if options.against is not None or len(precisions) > 1:
+        for precision in precisions:  # what cannot run is found before hours of scoring, and not by two models at once
+            _open_scorer(options, precision).close()
     if options.against is not None:
-        say(f"scoring {len(set(pairs))} pairs with PyTorch")
         score = import_export("reference").score_checkpoint
-        scores["PyTorch"] = score(options.against, pairs, revision=options.revision)
-    for precision in options.precisions or ["auto"]:
-        with Scorer.open(options.bundle, device=options.device, precision=precision, threads=options.threads) as scorer:
+        max_length = open_bundle(options.bundle or EMBEDDED).manifest.max_length
+        say(f"scoring {len(set(pairs))} pairs with PyTorch")
+        scores[PYTORCH] = score(options.against, pairs, revision=options.revision, max_length=max_length)
+    for precision in precisions:
+        with _open_scorer(options, precision) as scorer:
             say(report.describe_info(scorer.info))
             scores[scorer.info.precision] = scorer.score(pairs)
     return scores
+
+
+def _open_scorer(options: argparse.Namespace, precision: str) -> Scorer:
+    return Scorer.open(options.bundle, device=options.device, precision=precision, threads=options.threads)
+
+
+def _check_usage(options: argparse.Namespace) -> None:
+    if options.revision is not None and options.against is None:
+        options.refuse("--revision is the CHECKPOINT's of --against, which is not given")
