@@ -154,6 +154,7 @@ def test_the_first_examples_of_each_task_are_taken(tmp_path: Path) -> None:
     tasks = first_of_each(read_tasks(write(tmp_path / "tasks", rows)), 2)
     assert [entry.dataset for entry in tasks] == ["a", "a", "b", "b"]
     assert first_of_each(tasks, None) == tasks
+    assert [example.name for example in examples_of(tasks)[1]] == [f"tasks.jsonl, line {n}" for n in (1, 2, 3, 5)]
 
 
 @pytest.mark.parametrize(

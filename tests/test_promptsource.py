@@ -93,6 +93,7 @@ def test_candidates_of_one_example_may_stand_anywhere() -> None:
     rows = [row("RTE", 0, 0), row("CB", 0, 1), row("RTE", 1, 1), row("RTE", 0, 1), row("RTE", 0, 0, template="other")]
     _, examples = read_examples([lines_of(rows)[0], b"\n", *lines_of(rows)[1:]])
     assert [example.rows for example in examples] == [(0, 3), (1,), (2,), (4,)]
+    assert [(example.cluster, example.name) for example in examples[2:]] == [("1", "t, 1"), ("0", "other, 0")]
 
 
 def test_the_first_candidate_wins_a_tie_and_an_example_without_a_right_one_is_wrong() -> None:

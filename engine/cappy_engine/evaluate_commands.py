@@ -78,7 +78,9 @@ def _add_scorers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, help="CPU threads (default: one for each usable core)")
     parser.add_argument("--against", metavar="CHECKPOINT", help="score with PyTorch too, and compare the decisions")
     parser.add_argument("--revision", help="hub revision of CHECKPOINT: a branch, tag or commit")
-    parser.add_argument("--examples", type=positive, help="only so many of each dataset, the first ones")
+    parser.add_argument(
+        "--examples", type=positive, help="only so many of each dataset, the first ones (with all templates)"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.set_defaults(refuse=parser.error)
 

@@ -126,7 +126,7 @@ def _averages(found: Evaluation, name: str) -> list[tuple[str, Average]]:
 
 
 def _difference(found: Evaluation, name: str, other: str) -> Average:
-    return average_over_datasets(found.examples, found.ways[name] - found.ways[other])
+    return average_over_datasets(found.examples, found.ways[name] - found.ways[other], least=-1.0)
 
 
 def _mean_lines(found: Evaluation) -> list[str]:

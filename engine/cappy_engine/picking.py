@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from cappy_engine.pairs import Pair
 Scores = npt.NDArray[np.floating]
 Values = npt.NDArray[np.float64]
 """What an answer is worth, (examples,)."""
+Places = npt.NDArray[np.int64]
 
 NORMAL_95 = 1.959964
 """The quantile of the normal distribution for intervals of 95%."""
@@ -26,11 +27,17 @@ NORMAL_95 = 1.959964
 
 @dataclass(frozen=True)
 class Example:
-    """An example's `rows`, the places of its candidates among all pairs, and what each is worth, 0 to 1."""
+    """An example's `rows`, the places of its candidates among all pairs, and what each is worth, 0 to 1.
+
+    `name` says where it is from. Examples of a dataset with the same `cluster` ask the same thing in other words, so
+    their answers are not independent; None is alone.
+    """
 
     dataset: str
     rows: tuple[int, ...]
     worths: tuple[float, ...]
+    cluster: str | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class Flip:
     """
 
     dataset: str
+    name: str
     rows: tuple[int, ...]
     margin: float
     gain: float
@@ -91,22 +99,30 @@ def worths_at_best(examples: Sequence[Example]) -> Values:
 
 
 def average_by_dataset(examples: Sequence[Example], values: Values) -> dict[str, Average]:
-    """The mean of `values` (examples,) by dataset, in the order in which datasets appear.
+    """The mean of `values` (examples,), 0 to 1, by dataset, in the order in which datasets appear.
 
-    Bounds are Wilson's where all values are 0 or 1, else the normal distribution's.
+    Clusters are taken as independent, not examples. Where all values are 0 or 1, bounds are Wilson's for as many
+    examples as would vary alike if they were independent (for as many as there are clusters, if all values are equal).
+    Else they are the normal distribution's, of the sums over clusters, so too narrow for a few and of no width where
+    all values are equal; one cluster alone says nothing, and has the whole range.
     """
-    return {dataset: _average(found) for dataset, found in _by_dataset(examples, values).items()}
+    found = _by_dataset(examples, values)
+    return {dataset: _clipped(_average(*part, least=0.0), least=0.0) for dataset, part in found.items()}
 
 
-def average_over_datasets(examples: Sequence[Example], values: Values) -> Average:
+def average_over_datasets(examples: Sequence[Example], values: Values, *, least: float = 0.0) -> Average:
     """The plain mean over datasets of the mean of `values` (examples,), as published.
 
-    Its bounds take the datasets as given and their examples as independent.
+    Values go from `least` to 1: 0 for worths, -1 for differences of worths. The bounds take the datasets as given, and
+    add up the squares of how far each one's bounds are from its mean, or of half their width if that is more: unlike a
+    variance this does not collapse where all values of a dataset are equal. For few examples they are rather too wide.
     """
-    found = _by_dataset(examples, values).values()
-    mean = math.fsum(float(part.mean()) for part in found) / len(found)
-    half = NORMAL_95 * math.sqrt(math.fsum(float(part.var()) / len(part) for part in found)) / len(found)
-    return _bounded(values, mean, half)
+    found = [_average(*part, least=least) for part in _by_dataset(examples, values).values()]
+    mean = math.fsum(part.mean for part in found) / len(found)
+    below = [max(part.mean - part.low, (part.high - part.low) / 2) for part in found]
+    above = [max(part.high - part.mean, (part.high - part.low) / 2) for part in found]
+    low, high = mean - math.hypot(*below) / len(found), mean + math.hypot(*above) / len(found)
+    return _clipped(Average(len(values), mean, low, high), least=least)
 
 
 def compare(examples: Sequence[Example], first: Scores, second: Scores) -> Agreement:
@@ -117,28 +133,31 @@ def compare(examples: Sequence[Example], first: Scores, second: Scores) -> Agree
         if one == other:
             continue
         margin = float(first[example.rows[one]]) - float(first[example.rows[other]])
-        flips.append(Flip(example.dataset, example.rows, margin, example.worths[other] - example.worths[one]))
+        gain = example.worths[other] - example.worths[one]
+        flips.append(Flip(example.dataset, example.name, example.rows, margin, gain))
     return Agreement(len(examples), tuple(sorted(flips, key=lambda flip: flip.margin)))
 
 
 def first_examples(
     pairs: Sequence[Pair], examples: Sequence[Example], most: int | None
 ) -> tuple[list[Pair], list[Example]]:
-    """At most `most` examples of each dataset, the first ones (None: all), and the pairs that they need."""
-    taken: dict[str, int] = {}
+    """The examples of at most `most` clusters of each dataset, the first ones (None: all), and the pairs they need."""
+    taken: dict[str, set[str | int]] = {}
     chosen: list[Pair] = []
     found: list[Example] = []
-    for example in examples:
-        taken[example.dataset] = taken.get(example.dataset, 0) + 1
-        if most is not None and taken[example.dataset] > most:
+    for place, example in enumerate(examples):
+        key = place if example.cluster is None else example.cluster
+        clusters = taken.setdefault(example.dataset, set())
+        if most is not None and key not in clusters and len(clusters) >= most:
             continue
+        clusters.add(key)
         rows = tuple(range(len(chosen), len(chosen) + len(example.rows)))
         chosen += [pairs[row] for row in example.rows]
-        found.append(Example(example.dataset, rows, example.worths))
+        found.append(replace(example, rows=rows))
     return chosen, found
 
 
-def wilson(right: float, count: int) -> tuple[float, float]:
+def wilson(right: float, count: float) -> tuple[float, float]:
     """The 95% interval of `right` of `count` (Wilson's score interval), which holds for few and for extreme ones."""
     share, square = right / count, NORMAL_95**2
     middle = (share + square / (2 * count)) / (1 + square / count)
@@ -146,21 +165,39 @@ def wilson(right: float, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _by_dataset(examples: Iterable[Example], values: Values) -> Mapping[str, Values]:
+def _by_dataset(examples: Iterable[Example], values: Values) -> Mapping[str, tuple[Values, Places]]:
+    """The values of each dataset, and the number of each one's cluster."""
     found: dict[str, list[float]] = {}
-    for example, value in zip(examples, values.tolist(), strict=True):
+    numbers: dict[str, dict[str | int, int]] = {}
+    places: dict[str, list[int]] = {}
+    for place, (example, value) in enumerate(zip(examples, values.tolist(), strict=True)):
+        known = numbers.setdefault(example.dataset, {})
+        key = place if example.cluster is None else example.cluster
+        places.setdefault(example.dataset, []).append(known.setdefault(key, len(known)))
         found.setdefault(example.dataset, []).append(value)
-    return {dataset: np.array(part) for dataset, part in found.items()}
+    return {dataset: (np.array(part), np.array(places[dataset])) for dataset, part in found.items()}
 
 
-def _average(values: Values) -> Average:
-    count, mean = len(values), float(values.mean())
-    if np.isin(values, (0, 1)).all():
-        return Average(count, mean, *wilson(float(values.sum()), count))
-    return _bounded(values, mean, NORMAL_95 * math.sqrt(float(values.var()) / count))
+def _average(values: Values, clusters: Places, *, least: float) -> Average:
+    """The mean and its bounds, which may lie beyond the range of the values."""
+    count, groups, mean = len(values), int(clusters.max()) + 1, float(values.mean())
+    sums = np.bincount(clusters, weights=values - mean)
+    variance = float((sums**2).sum()) / count**2 * groups / (groups - 1) if groups > 1 else math.inf
+    if least == 0 and np.isin(values, (0, 1)).all():
+        independent = _independent(mean * (1 - mean), variance, groups, count)
+        return Average(count, mean, *wilson(mean * independent, independent))
+    if groups == 1:
+        return Average(count, mean, least, 1.0)
+    half = NORMAL_95 * math.sqrt(variance)
+    return Average(count, mean, mean - half, mean + half)
 
 
-def _bounded(values: Values, mean: float, half: float) -> Average:
-    """Worths lie in 0 to 1, differences of worths in -1 to 1; so do their means."""
-    least = -1.0 if (values < 0).any() else 0.0
-    return Average(len(values), mean, max(least, mean - half), min(1.0, mean + half))
+def _independent(alone: float, variance: float, groups: int, count: int) -> float:
+    """How many independent examples with the variance `alone` have a mean with `variance`; at least 1, at most all."""
+    if groups in (1, count) or not alone:
+        return groups
+    return max(1.0, min(count, alone / variance)) if variance else count
+
+
+def _clipped(found: Average, *, least: float) -> Average:
+    return replace(found, low=max(least, found.low), high=min(1.0, found.high))

@@ -38,7 +38,13 @@ def read_examples(lines: Iterable[bytes]) -> tuple[list[Pair], list[Example]]:
         groups.setdefault(key, []).append((len(pairs), float(fields["label"])))
         pairs.append((fields["instruction"], fields["response"]))
     examples = [
-        Example(dataset, tuple(row for row, _ in found), tuple(label for _, label in found))
-        for (dataset, _, _), found in groups.items()
+        Example(
+            dataset,
+            tuple(row for row, _ in found),
+            tuple(label for _, label in found),
+            cluster=index,
+            name=f"{template}, {index}",
+        )
+        for (dataset, template, index), found in groups.items()
     ]
     return pairs, examples

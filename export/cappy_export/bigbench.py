@@ -41,7 +41,7 @@ class Answers:
     """What an LLM answered to one instruction of the task `dataset`: the way, the log-likelihood and tokens by sample.
 
     `log_likelihoods` are sums over tokens in nats; empty, as `token_counts` is, if one of the two is not known.
-    `decodings` are empty if not known.
+    `decodings` are empty if not known. `name` is the file and the line.
     """
 
     dataset: str
@@ -49,6 +49,7 @@ class Answers:
     decodings: tuple[str, ...]
     log_likelihoods: tuple[float, ...]
     token_counts: tuple[int, ...]
+    name: str
 
     @property
     def pairs(self) -> list[Pair]:
@@ -108,7 +109,8 @@ def examples_of(tasks: Sequence[Answers]) -> tuple[list[Pair], list[Example]]:
     for entry in tasks:
         rows = tuple(range(len(pairs), len(pairs) + len(entry.sampled.samples)))
         worths = {sample: rouge_l(entry.sampled.references, sample) for sample in set(entry.sampled.samples)}
-        examples.append(Example(entry.dataset, rows, tuple(worths[sample] for sample in entry.sampled.samples)))
+        found = tuple(worths[sample] for sample in entry.sampled.samples)
+        examples.append(Example(entry.dataset, rows, found, name=entry.name))
         pairs += entry.pairs
     return pairs, examples
 
@@ -162,7 +164,7 @@ def _read_file(path: Path) -> Iterator[Answers]:
             fields = read_fields(line, number, ("instruction",))
             if fields is None:
                 continue
-            entry = _answers(fields, number, path.name.split(".")[0])
+            entry = _answers(fields, number, path.name)
             names = set(entry.decodings)
             first = decodings.setdefault(entry.dataset, names)
             if names != first:
@@ -174,11 +176,12 @@ def _read_file(path: Path) -> Iterator[Answers]:
 
 
 def _answers(fields: Mapping[str, Any], number: int, name: str) -> Answers:
+    """The answers in line `number` of the file `name`."""
     sampled = sampled_from(fields, number)
     count = len(sampled.samples)
     if not count:
         raise InvalidLine(number, "has no samples; there is nothing to pick from")
-    dataset = fields.get("dataset", name)
+    dataset = fields.get("dataset", name.split(".")[0])
     if not isinstance(dataset, str):
         raise InvalidLine(number, f"dataset must be a string, got {dataset!r:.60}")
     decodings = _list(fields, "decodings", number, count, str)
@@ -186,14 +189,15 @@ def _answers(fields: Mapping[str, Any], number: int, name: str) -> Answers:
     token_counts = _list(fields, "token_counts", number, count, int)
     if None in decodings:
         raise InvalidLine(number, "has a sample without a decoding")
-    for name in decodings:
-        if name in RESERVED:
-            raise InvalidLine(number, f"a decoding is called {name!r}, as a column of the table is; call it otherwise")
+    taken = [decoding for decoding in decodings if decoding in RESERVED]
+    if taken:
+        raise InvalidLine(number, f"a decoding is called {taken[0]!r}, as a column of the table is; call it otherwise")
     if None in (*log_likelihoods, *token_counts) or not log_likelihoods or not token_counts:
         log_likelihoods, token_counts = [], []
     elif min(token_counts) < 1:
         raise InvalidLine(number, f"token_counts must be at least 1, got {min(token_counts)}")
-    return Answers(dataset, sampled, tuple(decodings), tuple(log_likelihoods), tuple(token_counts))
+    likelihoods = (tuple(log_likelihoods), tuple(token_counts))
+    return Answers(dataset, sampled, tuple(decodings), *likelihoods, f"{name}, line {number}")
 
 
 def _list(fields: Mapping[str, Any], name: str, number: int, count: int, kind: type) -> list[Any]:
