@@ -132,12 +132,14 @@ def make_t5(folder: Path) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """What a clone holds, without what was made in it."""
+def folder(tmp_path: Path, checkpoint: Path) -> Path:
+    """What a clone holds, without what was made in it, and with a smaller model in place of cappy-mini's checkpoint."""
     made = {".git", ".gitignore", ".venv-demo", ".venv-test", "bench", "demo"}
     for entry in ROOT.iterdir():
-        if entry.name not in made:
+        if entry.name not in {*made, "models"}:
             (tmp_path / entry.name).symlink_to(entry)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "cappy-mini").symlink_to(checkpoint)
     return tmp_path
 
 

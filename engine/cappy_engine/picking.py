@@ -115,7 +115,8 @@ def average_over_datasets(examples: Sequence[Example], values: Values, *, least:
 
     Values go from `least` to 1: 0 for worths, -1 for differences of worths. The bounds take the datasets as given, and
     add up the squares of how far each one's bounds are from its mean, or of half their width if that is more: unlike a
-    variance this does not collapse where all values of a dataset are equal. For few examples they are rather too wide.
+    variance this does not collapse where all answers of a dataset are right. For few examples they are rather too wide;
+    where all differences of all datasets are equal they have no width.
     """
     found = [_average(*part, least=least) for part in _by_dataset(examples, values).values()]
     mean = math.fsum(part.mean for part in found) / len(found)
