@@ -1,7 +1,8 @@
 """The pages: what they tell a newcomer to run runs, what they show is of that form, and their links lead somewhere.
 
 The commands of a page run in order in a folder with the clone's files, without a network: the hub's cache holds small
-random models under the names of the large ones. What they print is not compared.
+random models under the names of the large ones, and one in place of cappy-mini's checkpoint. What they print is not
+compared.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def _add_sample(commands: Any) -> None:
         commands, "sample", _sample, "let an LLM answer instructions, several times each", SAMPLE_EXAMPLES
     )
     parser.add_argument("prompts", type=Path, metavar="PROMPTS", help="JSON Lines file, may be a .gz")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write, .jsonl")
     parser.set_defaults(refuse=parser.error)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--llm", metavar="LLM", help="a local folder or hub id: seq2seq or causal, run by transformers")
