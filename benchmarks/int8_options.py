@@ -38,30 +38,26 @@ from cappy_engine.scorer import Scorer
 from cappy_engine.session import open_session
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.checkpoint import load_tokenizer, open_checkpoint
+from cappy_export.embeddings import Small, quantize_embeddings
 from cappy_export.graph import build_graph, head_nodes, quiet
+from cappy_export.half import Inputs
 from cappy_export.pairs import default_pairs, read_pairs
 from cappy_export.parity import measure
-from cappy_export.pipeline import calibration_inputs
-from cappy_export.quantize import (
-    Means,
-    Options,
-    mean_inputs,
-    products_with_weights,
-    quantize_embeddings,
-    quantize_products,
-)
+from cappy_export.pipeline import ACCURATE_CALIBRATION_PAIRS, CALIBRATION_PAIRS, calibration_inputs
+from cappy_export.quantize import Options, products_with_weights, quantize_products
 
-Make = Callable[[Path, Path, Means], object]
-"""Writes the option's model: from the float32 graph, to a path, with mean activations."""
+Make = Callable[[Path, Path, Sequence[Inputs]], object]
+"""Writes the option's model: from the float32 graph, to a path, with model inputs of the pairs to calibrate on."""
 CHOSEN = "chosen"
 REMOVED: Padding = "removed"
 
 
-def _ours(options: Options, *, corrects_bias: bool = True, has_int8_words: bool = True) -> Make:
-    def make(fp32: Path, out: Path, means: Means) -> None:
-        quantize_products(fp32, out, options, means if corrects_bias else {})
-        if has_int8_words:
-            quantize_embeddings(out)
+def _ours(options: Options, *, corrects_bias: bool = True, words: Small | None = np.int8) -> Make:
+    def make(fp32: Path, out: Path, calibration: Sequence[Inputs]) -> None:
+        every = 1 if options.needs_moments else max(1, len(calibration) // CALIBRATION_PAIRS)
+        quantize_products(fp32, out, options, calibration[::every] if corrects_bias else ())
+        if words is not None:
+            quantize_embeddings(out, words)
 
     return make
 
@@ -69,7 +65,7 @@ def _ours(options: Options, *, corrects_bias: bool = True, has_int8_words: bool 
 def _runtimes(weight_type: QuantType, *, reduce_range: bool) -> Make:
     """ONNX Runtime's dynamic quantisation, per channel, of the same products."""
 
-    def make(fp32: Path, out: Path, means: Means) -> None:
+    def make(fp32: Path, out: Path, calibration: Sequence[Inputs]) -> None:
         head = head_nodes(onnx.load(str(fp32), load_external_data=False))
         with quiet():
             quantize_dynamic(
@@ -91,7 +87,11 @@ OPTIONS: dict[str, Make] = {
     "weights of 7 bits": _ours(Options(weight_bits=7)),
     "weights that may saturate": _ours(Options(avoids_saturation=False)),
     "without bias correction": _ours(Options(), corrects_bias=False),
-    "word embeddings in fp32": _ours(Options(), has_int8_words=False),
+    "word embeddings in fp32": _ours(Options(), words=None),
+    "word embeddings in fp16": _ours(Options(), words=np.float16),
+    "compensated, words in fp16": _ours(Options(compensates=True), words=np.float16),
+    "rotated, words in fp16": _ours(Options(rotates=True), words=np.float16),
+    "accurate": _ours(Options(rotates=True, compensates=True), words=np.float16),
     "quantize_dynamic, signed": _runtimes(QuantType.QInt8, reduce_range=False),
     "quantize_dynamic, signed, 7 bits": _runtimes(QuantType.QInt8, reduce_range=True),
     "quantize_dynamic, unsigned": _runtimes(QuantType.QUInt8, reduce_range=False),
@@ -108,7 +108,11 @@ def compare(checkpoint: str, pairs: Sequence[Pair], rounds: int, *, is_each_prod
         tokenizer = PairTokenizer.from_file(folder / "tokenizer.json", max_length=saved.model_max_length)
         fp32 = folder / "fp32.onnx"
         build_graph(opened, fp32)
-        means = mean_inputs(fp32, calibration_inputs(tokenizer, default_pairs(), pad_token_id=saved.pad_token_id))
+        calibration = list(
+            calibration_inputs(
+                tokenizer, default_pairs(), pad_token_id=saved.pad_token_id, count=ACCURATE_CALIBRATION_PAIRS
+            )
+        )
         options = dict(OPTIONS)
         if is_each_product:
             for product in products_with_weights(fp32):
@@ -118,7 +122,7 @@ def compare(checkpoint: str, pairs: Sequence[Pair], rounds: int, *, is_each_prod
             path = fp32
             if option != "fp32":
                 path = folder / "option.onnx"
-                options[option](fp32, path, means)
+                options[option](fp32, path, calibration)
             sizes[option] = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))
             session = open_session(path, device="cpu")
             scorers[option] = Scorer(

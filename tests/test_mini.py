@@ -75,6 +75,16 @@ def test_the_manifest_has_the_parity_of_every_precision_within_the_default_limit
     assert rows["int8"]["spearman"] >= 0.97
 
 
+@pytest.mark.slow
+def test_accurate_int8_errs_less_than_half_as_much_on_trained_weights(tmp_path: Path) -> None:
+    manifest = export(MINI, tmp_path / "bundle", precisions=["int8"], is_int8_accurate=True)
+    accurate = manifest["parity"]["precisions"]["int8"]
+    plain = open_bundle(EMBEDDED).manifest.document["parity"]["precisions"]["int8"]
+    assert accurate["mean_error"] < plain["mean_error"] / 2
+    assert accurate["max_error"] < plain["max_error"] / 2
+    assert accurate["winner_agreement"] > plain["winner_agreement"]
+
+
 def test_both_are_small() -> None:
     for folder, limit in ((EMBEDDED, 20e6), (MINI, 32e6)):
         assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= limit

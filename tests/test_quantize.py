@@ -10,24 +10,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
 from onnx import TensorProto, helper, numpy_helper
 
 from cappy_engine import Scorer
-from cappy_engine.bundle import MODEL_FILES
+from cappy_engine.bundle import MODEL_FILES, open_bundle
 from cappy_engine.errors import ExportError, GraphError
 from cappy_export import export
+from cappy_export.embeddings import MIN_TABLE_ROWS, quantize_embeddings
+from cappy_export.int8_weights import quantize_weights
 from cappy_export.pairs import default_pairs
-from cappy_export.quantize import (
-    MIN_TABLE_ROWS,
-    Options,
-    products_with_weights,
-    quantize_embeddings,
-    quantize_products,
-    quantize_weights,
-)
+from cappy_export.quantize import Options, products_with_weights, quantize, quantize_products
 
 
 def lookup_model(path: Path, table: np.ndarray) -> Path:
@@ -103,45 +95,6 @@ def test_a_product_that_is_not_there_is_an_error(
     with pytest.raises(ExportError, match=message):
         export(checkpoint, tmp_path / "bundle", precisions=precisions, float32_products=["layer.7"])
     assert not (tmp_path / "bundle").exists()
-
-
-weights_of_any_shape = arrays(
-    np.float32, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.floats(-1e4, 1e4, width=32)
-)
-
-
-@settings(max_examples=200)
-@given(weights=weights_of_any_shape)
-def test_weights_come_back_to_half_a_step_and_no_neighbours_saturate(weights: np.ndarray) -> None:
-    steps, scales = quantize_weights(weights)
-    assert steps.dtype == np.int8
-    assert scales.dtype == np.float32
-    assert scales.shape == weights.shape[1:]
-    error = np.abs(steps * scales.astype(np.float64) - weights)
-    assert (error <= 0.5 * scales * (1 + 1e-4)).all()
-    whole = steps.astype(np.int64)
-    assert np.abs(whole).max() <= 127
-    first, second = whole[:-1], whole[1:]
-    worst = 255 * np.where(first * second > 0, np.abs(first + second), np.maximum(np.abs(first), np.abs(second)))
-    assert (worst <= np.iinfo(np.int16).max).all()
-    sums = 255 * first + 255 * second  # what a kernel adds in 16 bits where all activations are the largest
-    assert (sums == sums.astype(np.int16)).all()
-
-
-@given(weights=weights_of_any_shape)
-def test_seven_bits_stay_within_63_steps(weights: np.ndarray) -> None:
-    steps, scales = quantize_weights(weights, Options(weight_bits=7))
-    assert np.abs(steps.astype(np.int64)).max() <= 63
-    assert (np.abs(steps * scales.astype(np.float64) - weights) <= 0.5 * scales * (1 + 1e-4)).all()
-
-
-def test_neighbours_that_are_equal_have_64_steps_and_one_row_all_127() -> None:
-    steps, _ = quantize_weights(np.ones((4, 1), np.float32))
-    assert set(steps.ravel().tolist()) <= {63, 64}
-    steps, _ = quantize_weights(np.array([[1.0, -2.0, 0.0]], np.float32))
-    assert steps.tolist() == [[127, -127, 0]]
-    steps, _ = quantize_weights(np.array([[1.0], [-1.0], [1.0]], np.float32))
-    assert steps.ravel().tolist() == [127, -127, 127]
 
 
 def product_model(
@@ -267,7 +220,8 @@ def test_a_mean_activation_comes_out_exact_but_for_its_own_rounding(tmp_path: Pa
     nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "layer/dense"), *body_end("y")]
     stored = {"w": W1, "b": B1, "y_ones": np.ones(24, np.float32)}
     source = product_model(tmp_path / "m.onnx", nodes, ["y_normed"], stored)
-    quantize_products(source, tmp_path / "q.onnx", Options(), {"x": mean})
+    calibration: list[Any] = [{"x": mean[None, :]}]
+    quantize_products(source, tmp_path / "q.onnx", Options(), calibration)
     [found] = run(tmp_path / "q.onnx", mean[None, :], ["y"])
     np.testing.assert_allclose(found[0], mean @ W1 + B1, atol=1e-4)
     quantize_products(source, tmp_path / "plain.onnx")
@@ -275,11 +229,67 @@ def test_a_mean_activation_comes_out_exact_but_for_its_own_rounding(tmp_path: Pa
     assert np.abs(plain[0] - (mean @ W1 + B1)).max() > 1e-3
 
 
+@pytest.fixture(scope="module")
+def accurate_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("accurate") / "tiny"
+    export(checkpoint, path, precisions=["int8"], is_int8_accurate=True)
+    return path
+
+
+def test_an_accurate_product_is_the_product_of_what_was_rotated(tmp_path: Path) -> None:
+    """Inputs with one channel far above the others, in batches: much closer, the bias corrected, two readers of one."""
+    random = np.random.default_rng(1)
+    x = random.standard_normal((3, 40, 64)).astype(np.float32)
+    x[..., 5] *= 50
+    weights = {name: random.standard_normal((64, 32)).astype(np.float32) / 8 for name in ("v", "w")}
+    nodes = [
+        helper.make_node("Gemm", ["flat", "v", "b"], ["y"], "layer.0/dense"),
+        helper.make_node("MatMul", ["flat", "w"], ["z"], "layer.1/dense"),
+        helper.make_node("Reshape", ["x", "shape"], ["flat"], "flat"),
+        *body_end("y", "z"),
+    ]
+    nodes = [nodes[2], *nodes[:2], *nodes[3:]]
+    ones = {f"{name}_ones": np.ones(32, np.float32) for name in "yz"}
+    stored: dict[str, np.ndarray] = {**weights, **ones, "b": np.ones(32, np.float32), "shape": np.array([-1, 64])}
+    source = product_model(tmp_path / "m.onnx", nodes, ["y_normed", "z_normed"], stored)
+    calibration: list[Any] = [{"x": part[None]} for part in x]
+    options = {"plain": Options(), "accurate": Options(rotates=True, compensates=True)}
+    exact = run(source, x, ["y", "z"])
+    errors = {}
+    for name, option in options.items():
+        assert quantize_products(source, tmp_path / "q.onnx", option, calibration)[1] == {"Gemm": 1, "MatMul": 1}
+        found = run(tmp_path / "q.onnx", x, ["y", "z"])
+        errors[name] = [float(np.sqrt(np.mean((a - b) ** 2))) for a, b in zip(found, exact, strict=True)]
+    kinds = [node.op_type for node in onnx.load(str(tmp_path / "q.onnx")).graph.node]
+    assert (kinds.count("QuantizeLinear"), kinds.count("MatMul"), kinds.count("Gemm")) == (1, 1, 0)
+    assert all(accurate < plain / 3 for plain, accurate in zip(*errors.values(), strict=True))
+
+
+def test_accurate_int8_has_its_words_in_16_bits_and_the_manifest_says_how_it_was_made(accurate_bundle: Path) -> None:
+    model = onnx.load(str(accurate_bundle / MODEL_FILES["int8"]))
+    tables = [entry for entry in model.graph.initializer if len(entry.dims) == 2 and entry.dims[0] >= MIN_TABLE_ROWS]
+    assert {entry.data_type for entry in tables if entry.dims[1] > 1} == {TensorProto.FLOAT16}
+    assert "rotated in blocks" in open_bundle(accurate_bundle).manifest.document["graphs"]["int8"]["method"]
+
+
+def test_accuracy_without_int8_is_an_error(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="accuracy is for the CPU's int8; name it as a precision too"):
+        export(checkpoint, tmp_path / "bundle", precisions=["fp32"], is_int8_accurate=True)
+
+
+def test_accuracy_without_calibration_is_an_error(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(GraphError, match="needs pairs to calibrate on"):
+        quantize(bundle / MODEL_FILES["fp32"], tmp_path / "q.onnx", is_accurate=True)
+
+
 @pytest.mark.parametrize("budget", [1, 200, 100_000])
 @pytest.mark.parametrize("mode", ["latency", "throughput"])
-def test_an_int8_score_does_not_depend_on_the_batch(bundle: Path, budget: int, mode: str) -> None:
+@pytest.mark.parametrize("made", ["bundle", "accurate_bundle"])
+def test_an_int8_score_does_not_depend_on_the_batch(
+    made: str, budget: int, mode: str, request: pytest.FixtureRequest
+) -> None:
     pairs = default_pairs()[::4]
-    with Scorer.open(bundle, device="cpu", precision="int8", threads=2, mode=mode) as scorer:
+    with Scorer.open(request.getfixturevalue(made), device="cpu", precision="int8", threads=2, mode=mode) as scorer:
         alone = np.concatenate([scorer.score([pair]) for pair in pairs])
         for seed in range(3):
             order = np.random.default_rng(seed).permutation(len(pairs))[: len(pairs) - 5 * seed]

@@ -61,6 +61,8 @@ from cappy_export.targets import check_target_precisions, runnable_on_cpu, write
 DEFAULT_BUCKETS = 4
 CALIBRATION_PAIRS = 32
 """Pairs on which the float32 graph is searched for values beyond fp16, and int8's biases are corrected."""
+ACCURATE_CALIBRATION_PAIRS = 512
+"""Pairs on which accurate int8 weighs its errors: with a few it would fit what these have by chance."""
 PACKAGES = (
     "torch",
     "transformers",
@@ -89,6 +91,7 @@ def export(
     targets: Sequence[str] = ("cpu",),
     keep: Sequence[str] | None = None,
     float32_products: Sequence[str] = (),
+    is_int8_accurate: bool = False,
     revision: str | None = None,
     max_length: int = 512,
     pairs: str | Path | None = None,
@@ -101,11 +104,11 @@ def export(
 
     Every precision scores the parity pairs (the package's own, or those of the JSON Lines file `pairs`) before the
     bundle appears; scores beyond `limits` (LIMITS where a precision is not named) raise ParityError and nothing is
-    written. With `keep` only these of `precisions` are written; the manifest has the parity of all. Matrix
-    products whose names hold one of `float32_products` stay in float32 under the CPU's int8. `targets` are the devices
-    to export for, each in those of `precisions` that it runs; TensorRT gets at most `buckets` lengths, chosen for those
-    of `pairs`. A bundle that exists is kept unless `force` is set, and then replaced only by a proven one. `say` is
-    told of every step.
+    written. With `keep` only these of `precisions` are written; the manifest has the parity of all. Under the CPU's
+    int8 matrix products whose names hold one of `float32_products` stay in float32, and `is_int8_accurate` halves the
+    errors of the others (see `quantize`). `targets` are the devices to export for, each in those of `precisions` that
+    it runs; TensorRT gets at most `buckets` lengths, chosen for those of `pairs`. A bundle that exists is kept unless
+    `force` is set, and then replaced only by a proven one. `say` is told of every step.
 
     Raises ExportError (CheckpointError, GraphError, ParityError), ScoringError where a model gives no number, OSError
     where files cannot be written, and ValueError for options out of range.
@@ -118,8 +121,9 @@ def export(
     kept = chosen if keep is None else _check_precisions(keep)
     if not set(kept) <= set(chosen):
         raise ExportError(f"cannot keep {', '.join(kept)} of {', '.join(chosen)}; name it as a precision too")
-    if float32_products and "int8" not in chosen:
-        raise ExportError("float32 products are for int8; name it as a precision too")
+    if (float32_products or is_int8_accurate) and "int8" not in chosen:
+        what = "float32 products are" if float32_products else "accuracy is"
+        raise ExportError(f"{what} for the CPU's int8; name it as a precision too")
     target = Path(bundle)
     check_target(target, force=force)
     parity_pairs, pairs_name = _pairs(pairs)
@@ -130,7 +134,8 @@ def export(
     say(f"scoring {len(parity_pairs)} pairs with PyTorch")
     reference = score_with_torch(opened, parity_pairs, max_length=max_length)
     with staging_folder(target, say) as staging:
-        document = _write_files(staging, opened, files, chosen, float32_products, parity_pairs, max_length, say)
+        int8_options = {"float32_products": float32_products, "is_accurate": is_int8_accurate}
+        document = _write_files(staging, opened, files, chosen, int8_options, parity_pairs, max_length, say)
         if by_target:
             lengths = _lengths(reference.token_counts) if pairs is not None else None
             shape = (document["model"]["max_length"], document["model"]["pad_token_id"])
@@ -192,7 +197,7 @@ def _write_files(
     checkpoint: Checkpoint,
     files: Mapping[str, str],
     precisions: Sequence[str],
-    float32_products: Sequence[str],
+    int8_options: Mapping[str, Any],
     pairs: Sequence[Pair],
     max_length: int,
     say: Say,
@@ -220,8 +225,9 @@ def _write_files(
         graphs["fp16"] = _write_half(checkpoint, fp32, graphs["fp32"], staging / MODEL_FILES["fp16"], inputs)
     if "int8" in precisions:
         say("quantising to int8")
-        inputs = calibration_inputs(encoder, pairs, pad_token_id=tokenizer.pad_token_id)
-        int8_facts = quantize(fp32, staging / MODEL_FILES["int8"], inputs, float32_products=float32_products)
+        count = ACCURATE_CALIBRATION_PAIRS if int8_options["is_accurate"] else CALIBRATION_PAIRS
+        inputs = calibration_inputs(encoder, pairs, pad_token_id=tokenizer.pad_token_id, count=count)
+        int8_facts = quantize(fp32, staging / MODEL_FILES["int8"], inputs, **int8_options)
         graphs["int8"] = {**int8_facts, "unpadded": graphs["fp32"]["unpadded"]}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -298,12 +304,12 @@ def _write_half(
 
 
 def calibration_inputs(
-    tokenizer: PairTokenizer, pairs: Sequence[Pair], *, pad_token_id: int
+    tokenizer: PairTokenizer, pairs: Sequence[Pair], *, pad_token_id: int, count: int = CALIBRATION_PAIRS
 ) -> Iterator[dict[str, npt.NDArray[np.int64]]]:
-    """Model inputs of CALIBRATION_PAIRS of `pairs`, one pair each: every n-th by length, and so the longest."""
+    """Model inputs of about `count` of `pairs`, one pair each: every n-th by length, and so the longest."""
     encoded = tokenizer.encode(pairs)
     order = np.argsort(encoded.lengths, kind="stable")
-    for row in order[:: -max(1, len(order) // CALIBRATION_PAIRS)]:
+    for row in order[:: -max(1, len(order) // count)]:
         ids = encoded.token_ids[row][None, :]
         yield {
             "input_ids": ids,

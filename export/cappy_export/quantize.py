@@ -5,10 +5,8 @@ taken when it runs: `quantize_dynamic` of ONNX Runtime, and so every tool built 
 batch, so that a pair's score changes with its neighbours. Word embeddings are 8 bits with a scale per row. Attention's
 own products, layer norms and the head stay in float32.
 
-**No CPU saturates.** Without VNNI, x86's u8s8 kernels add pairs of neighbouring products in 16 bits: 255 times two
-weights of one sign must stay below 2**15. The usual remedy is 7-bit weights; here a channel's scale is chosen such that
-no two neighbours of one sign sum to more than 128 steps, which takes less of the precision (README has figures). So the
-sums are exact in 32 bits everywhere, and int8's scores do not depend on the CPU's integer kernels.
+**No CPU saturates**: see `int8_weights`. What `quantize` can do beyond rounding, `rotation` and `compensate_weights`,
+halves the errors, for minutes of the export and a little of the speed.
 
 `python -m benchmarks.int8_options` measures the alternatives.
 """
@@ -19,33 +17,30 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx.numpy_helper
-from onnx import TensorProto, helper
+from onnx import helper
 
 from cappy_engine.errors import GraphError
+from cappy_export.embeddings import quantize_embeddings
 from cappy_export.graph import check_graph, head_nodes, save
 from cappy_export.graph_writer import MICROSOFT
-from cappy_export.half import Inputs, present_inputs, session_for
-
-Int8 = npt.NDArray[np.int8]
-Floats = npt.NDArray[np.float32]
-Means = Mapping[str, Floats]
+from cappy_export.half import Inputs
+from cappy_export.int8_weights import Floats, Int8, compensate_weights, quantize_weights
+from cappy_export.rotation import BLOCK, Activations, Rotation, measure_activations, rotation_for
 
 QUANTIZED = ("MatMul", "Gemm", "Attention")
-MIN_TABLE_ROWS = 1024
-"""Tables of words have more rows than this, those of positions and token types fewer."""
-MAX_WEIGHT = 127
-MAX_NEIGHBOURS = 128
-"""255 * 128 is the largest sum of two products that 16 bits hold."""
 GELUS = ("Gelu", "BiasGelu")
 GELU_MINIMUM = 0.17
 """Gelu's smallest value is -0.16997."""
+METHOD = "weights int8 per channel, activations uint8 per token, word embeddings int8 per row"
+ACCURATE_METHOD = (
+    "weights int8 per channel with compensated rounding (GPTQ), activations uint8 per token, scaled and rotated in "
+    f"blocks of at most {BLOCK} channels, word embeddings fp16"
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +50,12 @@ class Options:
     weight_bits: int = 8
     avoids_saturation: bool = True
     float32_products: Sequence[str] = ()
+    rotates: bool = False
+    compensates: bool = False
+
+    @property
+    def needs_moments(self) -> bool:
+        return self.rotates or self.compensates
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,12 @@ AFTER_GELU = _Range(zero_point=16, steps=239, least=GELU_MINIMUM * 239 / 16, is_
 
 
 def quantize(
-    source: Path, out: Path, calibration: Iterable[Inputs] = (), *, float32_products: Sequence[str] = ()
+    source: Path,
+    out: Path,
+    calibration: Iterable[Inputs] = (),
+    *,
+    float32_products: Sequence[str] = (),
+    is_accurate: bool = False,
 ) -> dict[str, Any]:
     """Write the int8 model of the float32 model `source`; returns what is known of it, for the manifest.
 
@@ -81,34 +87,43 @@ def quantize(
     is known, and is taken out of the bias of every Gemm (bias correction, arXiv 1906.04721, section 4.2); biases that
     are added elsewhere, as those of query, key and value, stay as they are.
 
+    With `is_accurate` errors are about half as large: activations are rotated in blocks (`rotation`), weights rounded
+    such that they make up for each other's errors on `calibration` (`compensate_weights`), and words stay in 16 bits.
+
     Products whose names hold one of `float32_products` stay in float32. Raises GraphError if one of these fits no
-    product, and unless every other product with weights but those of the head was quantised.
+    product, if `is_accurate` lacks calibration, and unless every other product with weights but those of the head was
+    quantised.
     """
-    means = mean_inputs(source, calibration)
-    kept, counts = quantize_products(source, out, Options(float32_products=float32_products), means)
-    left = [name for name in products_with_weights(out) if name not in kept]
+    options = Options(float32_products=float32_products, rotates=is_accurate, compensates=is_accurate)
+    kept, counts = quantize_products(source, out, options, calibration)
+    expected = {*products_with_weights(source)} - {*kept}
+    left = [name for name in products_with_weights(out) if name in expected]
     if not counts or left:
         raise GraphError(f"{len(left)} matrix products were not quantised: {', '.join(left) or 'there are none'}")
-    tables = quantize_embeddings(out)
+    tables = quantize_embeddings(out, np.float16 if is_accurate else np.int8)
     check_graph(out)
     return {
-        "method": "weights int8 per channel, activations uint8 per token, word embeddings int8 per row",
+        "method": ACCURATE_METHOD if is_accurate else METHOD,
         "quantized": {**counts, "embeddings": tables},
         "products_in_fp32": kept,
     }
 
 
 def quantize_products(
-    source: Path, out: Path, options: Options = Options(), means: Means = MappingProxyType({})
+    source: Path, out: Path, options: Options = Options(), calibration: Iterable[Inputs] = ()
 ) -> tuple[list[str], dict[str, int]]:
     """Write `source` with its products in 8 bits; returns the names of those left in float32, and counts.
 
-    Biases of products whose input is in `means` are corrected.
+    Biases of Gemms are corrected where there is `calibration`.
     """
     model = onnx.load(str(source))
     products = products_with_weights(source)
     kept = _fitting(products, options.float32_products)
-    rewriter = _Rewriter(model, options, means)
+    read = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in {*products} - {*kept}))
+    activations = measure_activations(source, read, calibration, has_moments=options.needs_moments)
+    if options.needs_moments and len(activations) < len(read):
+        raise GraphError("accurate int8 needs pairs to calibrate on, and there are none")
+    rewriter = _Rewriter(model, options, activations)
     counts: Counter[str] = Counter()
     for node in list(model.graph.node):
         if node.name in products and node.name not in kept:
@@ -121,47 +136,12 @@ def quantize_products(
     return kept, dict(counts)
 
 
-def mean_inputs(source: Path, calibration: Iterable[Inputs]) -> dict[str, Floats]:
-    """The mean over all tokens of every product's input, (inputs,) each; empty without `calibration`."""
-    batches = list(calibration)
-    if not batches:
-        return {}
-    model = onnx.load(str(source))
-    products = set(products_with_weights(source))
-    names = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in products))
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    totals: dict[str, Any] = dict.fromkeys(names, 0.0)
-    counts: dict[str, int] = dict.fromkeys(names, 0)
-    session = session_for(model, source.parent)
-    for inputs in batches:
-        for name, value in zip(names, session.run(names, present_inputs(session, inputs)), strict=True):
-            rows = value.reshape(-1, value.shape[-1])
-            totals[name] = totals[name] + rows.sum(axis=0, dtype=np.float64)
-            counts[name] += len(rows)
-    return {name: (totals[name] / counts[name]).astype(np.float32) for name in names}
-
-
-def quantize_weights(weights: Floats, options: Options = Options()) -> tuple[Int8, Floats]:
-    """`weights` (inputs, outputs) as int8 steps of a scale per output, (outputs,): the nearest multiples.
-
-    No two neighbours of one sign in a column sum to more than MAX_NEIGHBOURS steps.
-    """
-    limit = 2 ** (options.weight_bits - 1) - 1
-    scales = np.abs(weights).max(axis=0) / limit
-    if options.avoids_saturation and options.weight_bits == 8 and len(weights) > 1:
-        first, second = weights[:-1], weights[1:]
-        sums = np.where((first > 0) == (second > 0), np.abs(first) + np.abs(second), 0).max(axis=0)
-        scales = np.maximum(scales, sums / (MAX_NEIGHBOURS - 1))  # each of the two may round up by half a step
-    scales = np.maximum(scales, np.finfo(np.float32).tiny).astype(np.float32)
-    steps = np.clip(np.rint(weights / scales), -limit, limit)
-    return steps.astype(np.int8), scales
-
-
 class _Rewriter:
     """Replaces products of a graph, one by one; what several products read is quantised once."""
 
-    def __init__(self, model: onnx.ModelProto, options: Options, means: Means) -> None:
-        self._means = means
+    def __init__(self, model: onnx.ModelProto, options: Options, activations: Mapping[str, Activations]) -> None:
+        """`activations` are those that the products to replace will read, by name."""
+        self._activations = activations
         self.nodes: list[onnx.NodeProto] = []
         self._model = model
         self._options = options
@@ -172,7 +152,9 @@ class _Rewriter:
             for name in node.input:
                 self._readers.setdefault(name, []).append(node)
         self._constants: dict[str, onnx.TensorProto] = {}
-        self._activations: dict[str, tuple[str, str, str]] = {}
+        self._shifts: dict[str, Floats] = {}
+        self._rotations: dict[str, Rotation] = {}
+        self._quantized: dict[str, tuple[str, str, str]] = {}
         self._dropped: set[str] = set()
 
     def replace(self, node: onnx.NodeProto) -> None:
@@ -180,14 +162,13 @@ class _Rewriter:
         if node.op_type == "Attention":
             self._replace_attention(node)
             return
-        matrix, weights = node.input[1], self._array(node.input[1])
-        if node.op_type == "Gemm" and self._is_transposed(node):
-            matrix, weights = f"{matrix}/transposed", weights.T
+        weights, is_transposed = self._weights_of(node)
+        matrix = f"{node.input[1]}/transposed" if is_transposed else node.input[1]
         has_bias = len(node.input) > 2
         out = f"{node.name}/product" if has_bias else node.output[0]
         product = self._product(node.input[0], matrix, weights, out, node.name)
         if has_bias:
-            self._add_bias(node, product, self._corrected_bias(node, matrix, weights))
+            self._add_bias(node, product, self._corrected_bias(node))
 
     def is_dropped(self, node: onnx.NodeProto) -> bool:
         """Whether the node was merged into one that was written."""
@@ -205,6 +186,12 @@ class _Rewriter:
         if all(entry.domain != MICROSOFT for entry in self._model.opset_import):
             self._model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
 
+    def _weights_of(self, node: onnx.NodeProto) -> tuple[Floats, bool]:
+        """A product's weights (inputs, outputs), and whether they are stored transposed."""
+        weights = self._array(node.input[1])
+        is_transposed = node.op_type == "Gemm" and self._is_transposed(node)
+        return (weights.T if is_transposed else weights), is_transposed
+
     def _is_transposed(self, node: onnx.NodeProto) -> bool:
         """Whether a Gemm reads its weights as (outputs, inputs); GraphError where it does more than it must."""
         attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
@@ -214,14 +201,12 @@ class _Rewriter:
             raise GraphError(f"{node.name} is a Gemm with {attributes}, which is not known to the quantisation")
         return is_transposed
 
-    def _corrected_bias(self, node: onnx.NodeProto, matrix: str, weights: Floats) -> str:
+    def _corrected_bias(self, node: onnx.NodeProto) -> str:
         """The bias, less what the rounding of the weights adds to the product of the mean activation."""
-        source, bias = str(node.input[0]), str(node.input[2])
-        if source not in self._means or bias not in self._weights:
+        bias = str(node.input[2])
+        if node.name not in self._shifts or bias not in self._weights:
             return bias
-        steps, scales = (onnx.numpy_helper.to_array(self._constants[f"{matrix}/{part}"]) for part in ("int8", "scales"))
-        shift = self._means[source] @ (steps * scales - weights)
-        return self._constant(f"{node.name}/corrected_bias", (self._array(bias) - shift).astype(np.float32))
+        return self._constant(f"{node.name}/corrected_bias", self._array(bias) - self._shifts[node.name])
 
     def _add_bias(self, node: onnx.NodeProto, product: str, bias: str) -> None:
         """Add the bias; where only a Gelu reads the sum, both at once."""
@@ -256,12 +241,25 @@ class _Rewriter:
         )
 
     def _product(self, source: str, matrix: str, weights: Floats, out: str, name: str) -> str:
-        """`source` times `weights`, which are known as `matrix`: layers that share it share its 8-bit form."""
+        """`source` times `weights`, which are known as `matrix`: layers that share it share its 8-bit form.
+
+        What depends on what it reads, too, is shared by none.
+        """
+        rotation, known = self._rotation(source), self._activations.get(source)
+        if self._options.needs_moments:
+            matrix = name
+        if rotation is not None and known is not None:
+            weights, known = rotation.of_weights(weights), rotation.of_activations(known)
         if f"{matrix}/int8" not in self._constants:
-            steps, scales = quantize_weights(weights, self._options)
+            steps, scales = self._rounded(weights, known)
             self._constant(f"{matrix}/int8", steps)
             self._constant(f"{matrix}/scales", scales)
-        activation, scale, zero_point = self._quantized(source)
+        if known is not None:
+            steps, scales = (
+                onnx.numpy_helper.to_array(self._constants[f"{matrix}/{part}"]) for part in ("int8", "scales")
+            )
+            self._shifts[name] = (known.mean @ (steps * scales - weights)).astype(np.float32)
+        activation, scale, zero_point = self._in_8_bits(source)
         inputs = [
             activation,
             f"{matrix}/int8",
@@ -272,9 +270,41 @@ class _Rewriter:
         whole = self._emit("MatMulIntegerToFloat", inputs, f"{name}/sums", f"{name}/sums", domain=MICROSOFT)
         return self._emit("Mul", [whole, scale], out, name)
 
-    def _quantized(self, source: str) -> tuple[str, str, str]:
+    def _rounded(self, weights: Floats, activations: Activations | None) -> tuple[Int8, Floats]:
+        if self._options.compensates and activations is not None and activations.moments is not None:
+            return compensate_weights(weights, activations.moments)
+        return quantize_weights(
+            weights, bits=self._options.weight_bits, avoids_saturation=self._options.avoids_saturation
+        )
+
+    def _rotation(self, source: str) -> Rotation | None:
+        """How `source` is rotated before it is quantised: once for all products that read it."""
+        known = self._activations.get(source)
+        if not self._options.rotates or known is None or known.moments is None:
+            return None
+        if source not in self._rotations:
+            readers = [node for node in self._readers[source] if node.op_type in QUANTIZED and node.input[0] == source]
+            weights = [self._weights_of(node)[0] for node in readers if node.input[1] in self._weights]
+            self._rotations[source] = rotation_for(known.moments, weights)
+        return self._rotations[source]
+
+    def _rotated(self, source: str, rotation: Rotation) -> str:
+        inverse = self._constant(f"{source}/inverse_factors", 1 / rotation.factors)
+        scaled = self._emit("Mul", [source, inverse], f"{source}/divided", f"{source}/divided")
+        block = len(rotation.matrix)
+        shape = self._emit("Shape", [source], f"{source}/shape", f"{source}/shape")
+        shape_of_blocks = self._constant(f"blocks_of_{block}", np.array([-1, block], np.int64))
+        blocks = self._emit("Reshape", [scaled, shape_of_blocks], f"{source}/blocks", f"{source}/blocks")
+        matrix = self._constant(f"hadamard_{block}", rotation.matrix)
+        turned = self._emit("MatMul", [blocks, matrix], f"{source}/turned", f"{source}/turned")
+        return self._emit("Reshape", [turned, shape], f"{source}/rotated", f"{source}/rotated")
+
+    def _in_8_bits(self, source: str) -> tuple[str, str, str]:
         """The activation `source` in 8 bits, its scale per token (..., 1), and its zero point."""
-        if source not in self._activations:
+        if source not in self._quantized:
+            activation, rotation = source, self._rotation(source)
+            if rotation is not None:
+                source = self._rotated(source, rotation)
             producer = self._producers.get(source)
             limits = AFTER_GELU if producer is not None and producer.op_type in GELUS else SIGNED
             sized = self._emit("Abs", [source], f"{source}/size", f"{source}/size") if limits.is_signed else source
@@ -289,8 +319,9 @@ class _Rewriter:
             zero_point = self._constant(f"zero_point_{limits.zero_point}", np.uint8(limits.zero_point))
             unit = self._constant("unit_scale", np.float32(1))
             whole = self._emit("QuantizeLinear", [scaled, unit, zero_point], f"{source}/int8", f"{source}/int8")
-            self._activations[source] = (whole, scale, zero_point)
-        return self._activations[source]
+            self._quantized[activation] = (whole, scale, zero_point)
+            source = activation
+        return self._quantized[source]
 
     def _emit(self, operator: str, inputs: Sequence[str], out: str, name: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(operator, inputs, [out], name, **attributes))
@@ -322,60 +353,6 @@ def _fitting(products: Sequence[str], parts: Sequence[str]) -> list[str]:
         if not any(part in name for name in products):
             raise GraphError(f"no matrix product is named {part!r}; there are {', '.join(products)}")
     return [name for name in products if any(part in name for part in parts)]
-
-
-def quantize_embeddings(path: Path) -> int:
-    """Store float tables of at least MIN_TABLE_ROWS rows as int8 with a scale per row; returns how many there were.
-
-    Only the rows that are looked up are turned back into floats, so this costs nothing to speak of at run time. It is
-    a quarter of a small model's file, and exact to a 254th of each row's largest value.
-    """
-    model = onnx.load(str(path))
-    tables = {entry.name: entry for entry in model.graph.initializer}
-    nodes: list[onnx.NodeProto] = []
-    done: list[str] = []
-    for node in model.graph.node:
-        table = tables.get(node.input[0]) if node.op_type == "Gather" else None
-        if table is None or not _is_embedding(table):
-            nodes.append(node)
-            continue
-        if node.input[0] not in done:
-            done.append(node.input[0])
-            model.graph.initializer.extend(_quantized_rows(table))
-        nodes += _lookup(node)
-    for name in done:
-        model.graph.initializer.remove(tables[name])
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    save(model, path)
-    return len(done)
-
-
-def _is_embedding(table: onnx.TensorProto) -> bool:
-    return table.data_type == TensorProto.FLOAT and len(table.dims) == 2 and table.dims[0] >= MIN_TABLE_ROWS
-
-
-def _quantized_rows(table: onnx.TensorProto) -> list[onnx.TensorProto]:
-    """The table as int8 (rows, hidden), and its scales as float32 (rows, 1)."""
-    values = onnx.numpy_helper.to_array(table)
-    scales = np.maximum(np.abs(values).max(axis=1, keepdims=True), np.finfo(np.float32).tiny) / 127
-    rows = np.rint(values / scales).astype(np.int8)
-    return [
-        onnx.numpy_helper.from_array(rows, f"{table.name}_int8"),
-        onnx.numpy_helper.from_array(scales.astype(np.float32), f"{table.name}_scale"),
-    ]
-
-
-def _lookup(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Gather rows and scales, and multiply: the float rows of the node's output."""
-    table, ids = node.input[0], node.input[1]
-    rows, scales, numbers = (f"{node.output[0]}_{part}" for part in ("int8", "scale", "float"))
-    return [
-        helper.make_node("Gather", [f"{table}_int8", ids], [rows], f"{node.name}_int8", axis=0),
-        helper.make_node("Gather", [f"{table}_scale", ids], [scales], f"{node.name}_scale", axis=0),
-        helper.make_node("Cast", [rows], [numbers], f"{node.name}_float", to=TensorProto.FLOAT),
-        helper.make_node("Mul", [numbers, scales], [node.output[0]], node.name),
-    ]
 
 
 def products_with_weights(path: Path) -> list[str]:
