@@ -289,6 +289,7 @@ class _Rewriter:
         return self._rotations[source]
 
     def _rotated(self, source: str, rotation: Rotation) -> str:
+        """The nodes of `rotation`, whatever the dimensions before the last."""
         inverse = self._constant(f"{source}/inverse_factors", 1 / rotation.factors)
         scaled = self._emit("Mul", [source, inverse], f"{source}/divided", f"{source}/divided")
         block = len(rotation.matrix)
@@ -300,28 +301,31 @@ class _Rewriter:
         return self._emit("Reshape", [turned, shape], f"{source}/rotated", f"{source}/rotated")
 
     def _in_8_bits(self, source: str) -> tuple[str, str, str]:
-        """The activation `source` in 8 bits, its scale per token (..., 1), and its zero point."""
+        """The activation `source`, rotated if it is to be, in 8 bits, its scale per token (..., 1), and zero point."""
         if source not in self._quantized:
-            activation, rotation = source, self._rotation(source)
-            if rotation is not None:
-                source = self._rotated(source, rotation)
-            producer = self._producers.get(source)
+            producer, rotation = self._producers.get(source), self._rotation(source)
             limits = AFTER_GELU if producer is not None and producer.op_type in GELUS else SIGNED
-            sized = self._emit("Abs", [source], f"{source}/size", f"{source}/size") if limits.is_signed else source
-            axis = self._constant("int8_axis", np.array([-1], np.int64))
-            largest = self._emit("ReduceMax", [sized, axis], f"{source}/max", f"{source}/max", keepdims=1)
-            least = self._constant(f"least_{limits.zero_point}", np.float32(limits.least))
-            bounded = self._emit("Max", [largest, least], f"{source}/bounded", f"{source}/bounded")
-            step = self._constant(f"step_{limits.zero_point}", np.float32(1 / limits.steps))
-            scale = self._emit("Mul", [bounded, step], f"{source}/scale", f"{source}/scale")
-            inverse = self._emit("Reciprocal", [scale], f"{source}/inverse", f"{source}/inverse")
-            scaled = self._emit("Mul", [source, inverse], f"{source}/scaled", f"{source}/scaled")
-            zero_point = self._constant(f"zero_point_{limits.zero_point}", np.uint8(limits.zero_point))
-            unit = self._constant("unit_scale", np.float32(1))
-            whole = self._emit("QuantizeLinear", [scaled, unit, zero_point], f"{source}/int8", f"{source}/int8")
-            self._quantized[activation] = (whole, scale, zero_point)
-            source = activation
+            self._quantized[source] = (
+                self._steps(source, limits)
+                if rotation is None
+                else self._steps(self._rotated(source, rotation), SIGNED)
+            )
         return self._quantized[source]
+
+    def _steps(self, source: str, limits: _Range) -> tuple[str, str, str]:
+        sized = self._emit("Abs", [source], f"{source}/size", f"{source}/size") if limits.is_signed else source
+        axis = self._constant("int8_axis", np.array([-1], np.int64))
+        largest = self._emit("ReduceMax", [sized, axis], f"{source}/max", f"{source}/max", keepdims=1)
+        least = self._constant(f"least_{limits.zero_point}", np.float32(limits.least))
+        bounded = self._emit("Max", [largest, least], f"{source}/bounded", f"{source}/bounded")
+        step = self._constant(f"step_{limits.zero_point}", np.float32(1 / limits.steps))
+        scale = self._emit("Mul", [bounded, step], f"{source}/scale", f"{source}/scale")
+        inverse = self._emit("Reciprocal", [scale], f"{source}/inverse", f"{source}/inverse")
+        scaled = self._emit("Mul", [source, inverse], f"{source}/scaled", f"{source}/scaled")
+        zero_point = self._constant(f"zero_point_{limits.zero_point}", np.uint8(limits.zero_point))
+        unit = self._constant("unit_scale", np.float32(1))
+        whole = self._emit("QuantizeLinear", [scaled, unit, zero_point], f"{source}/int8", f"{source}/int8")
+        return whole, scale, zero_point
 
     def _emit(self, operator: str, inputs: Sequence[str], out: str, name: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(operator, inputs, [out], name, **attributes))
