@@ -105,10 +105,10 @@ def export(
     Every precision scores the parity pairs (the package's own, or those of the JSON Lines file `pairs`) before the
     bundle appears; scores beyond `limits` (LIMITS where a precision is not named) raise ParityError and nothing is
     written. With `keep` only these of `precisions` are written; the manifest has the parity of all. Under the CPU's
-    int8 matrix products whose names hold one of `float32_products` stay in float32, and `is_int8_accurate` halves the
-    errors of the others (see `quantize`). `targets` are the devices to export for, each in those of `precisions` that
-    it runs; TensorRT gets at most `buckets` lengths, chosen for those of `pairs`. A bundle that exists is kept unless
-    `force` is set, and then replaced only by a proven one. `say` is told of every step.
+    int8 matrix products whose names hold one of `float32_products` stay in float32; with `is_int8_accurate` the others
+    lose less (see `quantize`). `targets` are the devices to export for, each in those of `precisions` that it runs;
+    TensorRT gets at most `buckets` lengths, chosen for those of `pairs`. A bundle that exists is kept unless `force` is
+    set, and then replaced only by a proven one. `say` is told of every step.
 
     Raises ExportError (CheckpointError, GraphError, ParityError), ScoringError where a model gives no number, OSError
     where files cannot be written, and ValueError for options out of range.
