@@ -5,9 +5,11 @@ dynamic quantisation, here for comparison, lets a batch's pairs change each othe
 float32 graph (itself within 1e-4 of PyTorch). Options take turns, round by round, and the median time counts. On a CPU
 without VNNI, 8-bit weights that may saturate do.
 
-    python -m benchmarks.int8_options CHECKPOINT [--pairs PAIRS.jsonl] [--count 64] [--rounds 3] [--each-product]
+    python -m benchmarks.int8_options CHECKPOINT [--pairs PAIRS.jsonl] [--count 64] [--rounds 3] [--option NAME]
+        [--each-product]
 
-With --each-product the chosen option is tried again with each matrix product left in float32 in turn: which of them
+All options are calibrated on the package's own pairs. With --option only those that are named are tried. With
+--each-product the chosen option is tried again with each matrix product left in float32 in turn: which of them
 costs the accuracy?
 
 The last line of the output is one JSON document.
@@ -92,14 +94,24 @@ OPTIONS: dict[str, Make] = {
     "compensated, words in fp16": _ours(Options(compensates=True), words=np.float16),
     "rotated, words in fp16": _ours(Options(rotates=True), words=np.float16),
     "accurate": _ours(Options(rotates=True, compensates=True), words=np.float16),
+    "accurate, layer 0 in fp32": _ours(
+        Options(rotates=True, compensates=True, float32_products=["layer.0/"]), words=np.float16
+    ),
     "quantize_dynamic, signed": _runtimes(QuantType.QInt8, reduce_range=False),
     "quantize_dynamic, signed, 7 bits": _runtimes(QuantType.QInt8, reduce_range=True),
     "quantize_dynamic, unsigned": _runtimes(QuantType.QUInt8, reduce_range=False),
 }
 
 
-def compare(checkpoint: str, pairs: Sequence[Pair], rounds: int, *, is_each_product: bool = False) -> dict[str, Any]:
-    """Quantise, score and time every option; returns one row per option, float32 first."""
+def compare(
+    checkpoint: str,
+    pairs: Sequence[Pair],
+    rounds: int,
+    *,
+    chosen: Sequence[str] = tuple(OPTIONS),
+    is_each_product: bool = False,
+) -> dict[str, Any]:
+    """Quantise, score and time the `chosen` options; returns one row per option, float32 first."""
     opened = open_checkpoint(checkpoint)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -113,7 +125,7 @@ def compare(checkpoint: str, pairs: Sequence[Pair], rounds: int, *, is_each_prod
                 tokenizer, default_pairs(), pad_token_id=saved.pad_token_id, count=ACCURATE_CALIBRATION_PAIRS
             )
         )
-        options = dict(OPTIONS)
+        options = {name: OPTIONS[name] for name in chosen}
         if is_each_product:
             for product in products_with_weights(fp32):
                 options[f"{product} fp32"] = _ours(Options(float32_products=[product]))
@@ -121,7 +133,7 @@ def compare(checkpoint: str, pairs: Sequence[Pair], rounds: int, *, is_each_prod
         for option in ("fp32", *options):
             path = fp32
             if option != "fp32":
-                path = folder / "option.onnx"
+                path = folder / f"{len(sizes)}.onnx"  # of its own: ONNX Runtime maps the weights of large ones
                 options[option](fp32, path, calibration)
             sizes[option] = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))
             session = open_session(path, device="cpu")
@@ -160,11 +172,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=Path, help="JSON Lines (default: the package's parity pairs)")
     parser.add_argument("--count", type=int, default=64, help="score about so many of the pairs")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--option", action="append", choices=OPTIONS, dest="options", help="repeatable (default: all)")
     parser.add_argument("--each-product", action="store_true", help="find the product that costs the accuracy")
     options = parser.parse_args(argv)
     pairs = default_pairs() if options.pairs is None else read_pairs(options.pairs)
     pairs = pairs[:: max(1, len(pairs) // options.count)]
-    result = compare(options.checkpoint, pairs, options.rounds, is_each_product=options.each_product)
+    result = compare(
+        options.checkpoint,
+        pairs,
+        options.rounds,
+        chosen=options.options or tuple(OPTIONS),
+        is_each_product=options.each_product,
+    )
     fp32 = result["options"]["fp32"]["seconds"]
     print(
         f"{len(pairs)} pairs, {result['tokens']} tokens, score std {result['score_std']:.3f}, {options.rounds} rounds"
