@@ -172,7 +172,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=Path, help="JSON Lines (default: the package's parity pairs)")
     parser.add_argument("--count", type=int, default=64, help="score about so many of the pairs")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--option", action="append", choices=OPTIONS, dest="options", help="repeatable (default: all)")
+    parser.add_argument(
+        "--option", action="append", choices=OPTIONS, dest="options", metavar="NAME",
+        help=f"repeatable (default: all): {'; '.join(OPTIONS)}",
+    )  # fmt: skip
     parser.add_argument("--each-product", action="store_true", help="find the product that costs the accuracy")
     options = parser.parse_args(argv)
     pairs = default_pairs() if options.pairs is None else read_pairs(options.pairs)
