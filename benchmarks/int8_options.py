@@ -129,7 +129,8 @@ def compare(
         if is_each_product:
             for product in products_with_weights(fp32):
                 options[f"{product} fp32"] = _ours(Options(float32_products=[product]))
-        sizes, scorers = {}, {}
+        sizes: dict[str, int] = {}
+        scorers: dict[str, Scorer] = {}
         for option in ("fp32", *options):
             path = fp32
             if option != "fp32":

@@ -72,6 +72,12 @@ def test_no_compensated_neighbours_saturate(weights: np.ndarray, seed: int) -> N
     require_no_saturation(steps)
 
 
+def test_no_compensated_neighbours_saturate_however_many_there_are() -> None:
+    x = correlated_inputs(0, 600, 200)
+    weights = np.random.default_rng(1).uniform(-1, 1, (200, 64)).astype(np.float32)
+    require_no_saturation(compensate_weights(weights, x.T @ x / 600)[0])
+
+
 @pytest.mark.parametrize("moments", [np.eye(150, dtype=np.float32), np.zeros((150, 150), np.float32)], ids=["1", "0"])
 def test_inputs_that_are_not_correlated_compensate_for_nothing(moments: np.ndarray) -> None:
     weights = np.random.default_rng(0).standard_normal((150, 8)).astype(np.float32)

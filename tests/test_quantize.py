@@ -42,20 +42,21 @@ def lookup_model(path: Path, table: np.ndarray) -> Path:
     return path
 
 
-def test_rows_come_back_to_half_a_step_of_their_own_scale(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "part"), [(np.int8, 253), (np.float16, 2047)])
+def test_rows_come_back_to_half_a_step_of_their_own_scale(tmp_path: Path, kind: Any, part: int) -> None:
     random = np.random.default_rng(0)
     table = random.standard_normal((MIN_TABLE_ROWS, 16)).astype(np.float32) * np.geomspace(1e-3, 1e3, MIN_TABLE_ROWS)[
         :, None
     ].astype(np.float32)
     table[1] = 0.0  # the padding's
     path = lookup_model(tmp_path / "lookup.onnx", table)
-    assert quantize_embeddings(path) == 1
+    assert quantize_embeddings(path, kind) == 1
     ids = random.integers(0, MIN_TABLE_ROWS, (3, 50))
     ids[0, 0] = 1
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     first, second, third = session.run(None, {"ids": ids})
     wanted = table[ids]
-    assert (np.abs(first - wanted) <= np.abs(wanted).max(axis=-1, keepdims=True) / 253).all()
+    assert (np.abs(first - wanted) <= np.abs(wanted).max(axis=-1, keepdims=True) / part).all()
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(third, np.broadcast_to(np.eye(1, 16, dtype=np.float32), third.shape))
 
@@ -236,33 +237,115 @@ def accurate_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     return path
 
 
-def test_an_accurate_product_is_the_product_of_what_was_rotated(tmp_path: Path) -> None:
-    """Inputs with one channel far above the others, in batches: much closer, the bias corrected, two readers of one."""
+def correlated_tokens(seed: int, tokens: int) -> np.ndarray:
+    """(tokens, 64): a few directions carry most of the variance, the mean is not 0, one channel is far above others."""
+    mixing = np.random.default_rng(0).standard_normal((4, 64))
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((tokens, 4)) @ mixing + 0.2 * random.standard_normal((tokens, 64)) + 0.5
+    x[:, 5] *= 20
+    made: np.ndarray = x.astype(np.float32)
+    return made
+
+
+ROTATED = Options(rotates=True)
+ACCURATE = Options(rotates=True, compensates=True)
+
+
+def two_products(path: Path) -> Path:
+    """x (batch, length, 64) -> y, by a product with a bias, and z, by one without."""
     random = np.random.default_rng(1)
-    x = random.standard_normal((3, 40, 64)).astype(np.float32)
-    x[..., 5] *= 50
-    weights = {name: random.standard_normal((64, 32)).astype(np.float32) / 8 for name in ("v", "w")}
     nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["flat"], "flat"),
         helper.make_node("Gemm", ["flat", "v", "b"], ["y"], "layer.0/dense"),
         helper.make_node("MatMul", ["flat", "w"], ["z"], "layer.1/dense"),
-        helper.make_node("Reshape", ["x", "shape"], ["flat"], "flat"),
         *body_end("y", "z"),
     ]
-    nodes = [nodes[2], *nodes[:2], *nodes[3:]]
-    ones = {f"{name}_ones": np.ones(32, np.float32) for name in "yz"}
+    weights = {name: random.standard_normal((64, 32)).astype(np.float32) / 8 for name in ("v", "w")}
+    ones = {f"{name}_ones": np.ones(32, np.float32) for name in ("y", "z")}
     stored: dict[str, np.ndarray] = {**weights, **ones, "b": np.ones(32, np.float32), "shape": np.array([-1, 64])}
-    source = product_model(tmp_path / "m.onnx", nodes, ["y_normed", "z_normed"], stored)
-    calibration: list[Any] = [{"x": part[None]} for part in x]
-    options = {"plain": Options(), "accurate": Options(rotates=True, compensates=True)}
-    exact = run(source, x, ["y", "z"])
-    errors = {}
-    for name, option in options.items():
-        assert quantize_products(source, tmp_path / "q.onnx", option, calibration)[1] == {"Gemm": 1, "MatMul": 1}
-        found = run(tmp_path / "q.onnx", x, ["y", "z"])
-        errors[name] = [float(np.sqrt(np.mean((a - b) ** 2))) for a, b in zip(found, exact, strict=True)]
+    return product_model(path, nodes, ["y_normed", "z_normed"], stored)
+
+
+def errors(source: Path, options: Options, seen: np.ndarray, fresh: np.ndarray) -> tuple[float, float]:
+    """How far y and z are from float32's on `fresh`, calibrated on `seen`; both (1, tokens, 64)."""
+    out = source.with_name("q.onnx")
+    calibration: list[Any] = [{"x": part} for part in np.split(seen, 4, axis=1)]
+    assert quantize_products(source, out, options, calibration)[1] == {"Gemm": 1, "MatMul": 1}
+    y, z = (a - b for a, b in zip(run(out, fresh, ["y", "z"]), run(source, fresh, ["y", "z"]), strict=True))
+    return float(np.sqrt(np.mean(y**2))), float(np.sqrt(np.mean(z**2)))
+
+
+def test_rotation_and_compensation_each_make_products_closer(tmp_path: Path) -> None:
+    source = two_products(tmp_path / "m.onnx")
+    seen, fresh = correlated_tokens(2, 400)[None], correlated_tokens(3, 200)[None]
+    plain, rotated, accurate = (errors(source, each, seen, fresh) for each in (Options(), ROTATED, ACCURATE))
+    assert all(later < 0.75 * before for before, later in zip(plain, rotated, strict=True))
+    assert all(later < 0.75 * before for before, later in zip(rotated, accurate, strict=True))
+
+
+def test_products_that_read_the_same_share_its_rotation(tmp_path: Path) -> None:
+    source = two_products(tmp_path / "m.onnx")
+    errors(source, ACCURATE, correlated_tokens(2, 400)[None], correlated_tokens(3, 8)[None])
     kinds = [node.op_type for node in onnx.load(str(tmp_path / "q.onnx")).graph.node]
     assert (kinds.count("QuantizeLinear"), kinds.count("MatMul"), kinds.count("Gemm")) == (1, 1, 0)
-    assert all(accurate < plain / 3 for plain, accurate in zip(*errors.values(), strict=True))
+
+
+@pytest.mark.parametrize("loudness", [0.0, 1e-3, 1e-2])
+def test_a_channel_that_calibration_hardly_saw_may_be_alive_later(tmp_path: Path, loudness: float) -> None:
+    source = two_products(tmp_path / "m.onnx")
+    seen, fresh = correlated_tokens(2, 400)[None], correlated_tokens(3, 200)[None]
+    seen[..., 7:11] *= loudness
+    plain, accurate = (errors(source, each, seen, fresh) for each in (Options(), ACCURATE))
+    assert all(later < before for before, later in zip(plain, accurate, strict=True))
+
+
+def test_a_rotated_product_is_right_in_the_mean_where_it_has_a_bias(tmp_path: Path) -> None:
+    """The bias is corrected for the weights as they are rotated, on the mean as it is rotated."""
+    source = two_products(tmp_path / "m.onnx")
+    seen = correlated_tokens(2, 4000)[None]
+    errors(source, ROTATED, seen, seen)
+    found, exact = (run(path, seen, ["y", "z"]) for path in (tmp_path / "q.onnx", source))
+    y, z = (np.linalg.norm((a - b).mean(axis=0)) for a, b in zip(found, exact, strict=True))
+    assert y < z / 3
+
+
+@pytest.mark.parametrize("is_accurate", [False, True])
+def test_that_every_product_stays_in_float32_is_an_error(tmp_path: Path, is_accurate: bool) -> None:
+    source = two_products(tmp_path / "m.onnx")
+    calibration: list[Any] = [{"x": correlated_tokens(2, 40)[None]}]
+    with pytest.raises(GraphError, match="0 matrix products were not quantised: there are none"):
+        quantize(source, tmp_path / "q.onnx", calibration, float32_products=["layer"], is_accurate=is_accurate)
+
+
+def test_a_product_that_stays_in_float32_may_be_of_a_kind_that_is_not_known(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["y"], "layer.0/dense", alpha=0.5),
+        helper.make_node("MatMul", ["x", "w"], ["z"], "layer.1/dense"),
+        *body_end("y", "z"),
+    ]
+    stored = {"w": W1, "b": B1, "y_ones": np.ones(24, np.float32), "z_ones": np.ones(24, np.float32)}
+    source = product_model(tmp_path / "m.onnx", nodes, ["y_normed", "z_normed"], stored)
+    options = Options(rotates=True, compensates=True, float32_products=["layer.0"])
+    calibration: list[Any] = [{"x": X}]
+    assert quantize_products(source, tmp_path / "q.onnx", options, calibration)[1] == {"MatMul": 1}
+
+
+def test_compensated_products_may_follow_each_other(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "v"], ["layer.0/dense"], "layer.0/dense"),
+        helper.make_node("MatMul", ["layer.0/dense", "w"], ["y"], "layer.1/dense"),
+        *body_end("y"),
+    ]
+    source = product_model(tmp_path / "m.onnx", nodes, ["y_normed"], {"v": W1, "w": W2, **ONES})
+    calibration: list[Any] = [{"x": X}]
+    quantize_products(source, tmp_path / "q.onnx", Options(compensates=True), calibration)
+    run(tmp_path / "q.onnx", X, ["y"])
+
+
+def test_calibration_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
+    calibration: list[Any] = [{"x": np.full((1, 4, 64), np.inf, np.float32)}]
+    with pytest.raises(GraphError, match="flat is not finite on the pairs to calibrate on"):
+        quantize_products(two_products(tmp_path / "m.onnx"), tmp_path / "q.onnx", ACCURATE, calibration)
 
 
 def test_accurate_int8_has_its_words_in_16_bits_and_the_manifest_says_how_it_was_made(accurate_bundle: Path) -> None:
@@ -273,7 +356,7 @@ def test_accurate_int8_has_its_words_in_16_bits_and_the_manifest_says_how_it_was
 
 
 def test_accuracy_without_int8_is_an_error(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="accuracy is for the CPU's int8; name it as a precision too"):
+    with pytest.raises(ExportError, match="accurate int8 is for the CPU's int8; name it as a precision too"):
         export(checkpoint, tmp_path / "bundle", precisions=["fp32"], is_int8_accurate=True)
 
 

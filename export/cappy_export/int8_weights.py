@@ -68,7 +68,8 @@ def compensate_weights(weights: Floats, moments: Floats, *, damping: float = DAM
 
 def _inverse_factor(moments: Floats, damping: float) -> Doubles:
     """The upper Cholesky factor of the inverse of the damped moments."""
-    added = damping * float(np.mean(np.diag(moments))) or 1.0
+    mean = float(np.mean(np.diag(moments)))
+    added = damping * mean if mean > 0 else 1.0
     inverse = np.linalg.inv(moments + added * np.eye(len(moments)))  # in float64
     return np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float64)
 

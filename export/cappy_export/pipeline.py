@@ -122,7 +122,7 @@ def export(
     if not set(kept) <= set(chosen):
         raise ExportError(f"cannot keep {', '.join(kept)} of {', '.join(chosen)}; name it as a precision too")
     if (float32_products or is_int8_accurate) and "int8" not in chosen:
-        what = "float32 products are" if float32_products else "accuracy is"
+        what = "float32 products are" if float32_products else "accurate int8 is"
         raise ExportError(f"{what} for the CPU's int8; name it as a precision too")
     target = Path(bundle)
     check_target(target, force=force)
@@ -134,8 +134,9 @@ def export(
     say(f"scoring {len(parity_pairs)} pairs with PyTorch")
     reference = score_with_torch(opened, parity_pairs, max_length=max_length)
     with staging_folder(target, say) as staging:
-        int8_options = {"float32_products": float32_products, "is_accurate": is_int8_accurate}
-        document = _write_files(staging, opened, files, chosen, int8_options, parity_pairs, max_length, say)
+        document = _write_files(
+            staging, opened, files, chosen, float32_products, is_int8_accurate, parity_pairs, max_length, say
+        )
         if by_target:
             lengths = _lengths(reference.token_counts) if pairs is not None else None
             shape = (document["model"]["max_length"], document["model"]["pad_token_id"])
@@ -197,7 +198,8 @@ def _write_files(
     checkpoint: Checkpoint,
     files: Mapping[str, str],
     precisions: Sequence[str],
-    int8_options: Mapping[str, Any],
+    float32_products: Sequence[str],
+    is_int8_accurate: bool,
     pairs: Sequence[Pair],
     max_length: int,
     say: Say,
@@ -225,9 +227,15 @@ def _write_files(
         graphs["fp16"] = _write_half(checkpoint, fp32, graphs["fp32"], staging / MODEL_FILES["fp16"], inputs)
     if "int8" in precisions:
         say("quantising to int8")
-        count = ACCURATE_CALIBRATION_PAIRS if int8_options["is_accurate"] else CALIBRATION_PAIRS
+        count = ACCURATE_CALIBRATION_PAIRS if is_int8_accurate else CALIBRATION_PAIRS
         inputs = calibration_inputs(encoder, pairs, pad_token_id=tokenizer.pad_token_id, count=count)
-        int8_facts = quantize(fp32, staging / MODEL_FILES["int8"], inputs, **int8_options)
+        int8_facts = quantize(
+            fp32,
+            staging / MODEL_FILES["int8"],
+            inputs,
+            float32_products=float32_products,
+            is_accurate=is_int8_accurate,
+        )
         graphs["int8"] = {**int8_facts, "unpadded": graphs["fp32"]["unpadded"]}
     return {
         "schema_version": SCHEMA_VERSION,

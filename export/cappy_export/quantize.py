@@ -6,7 +6,7 @@ batch, so that a pair's score changes with its neighbours. Word embeddings are 8
 own products, layer norms and the head stay in float32.
 
 **No CPU saturates**: see `int8_weights`. What accurate int8 does beyond rounding (`rotation`, `compensate_weights`)
-leaves a third of cappy-mini's error, for about a tenth of the speed and a longer export.
+leaves a third of cappy-mini's error; it is about 10% slower.
 
 `python -m benchmarks.int8_options` measures the alternatives.
 """
@@ -14,7 +14,7 @@ leaves a third of cappy-mini's error, for about a tenth of the speed and a longe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,14 +120,15 @@ def quantize_products(
     model = onnx.load(str(source))
     products = products_with_weights(source)
     kept = _fitting(products, options.float32_products)
-    read = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in {*products} - {*kept}))
+    replaced = {*products} - {*kept}
+    read = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in replaced))
     activations = measure_activations(source, read, calibration, has_moments=options.needs_moments)
     if options.needs_moments and len(activations) < len(read):
         raise GraphError("accurate int8 needs pairs to calibrate on, and there are none")
-    rewriter = _Rewriter(model, options, activations)
+    rewriter = _Rewriter(model, options, replaced, activations)
     counts: Counter[str] = Counter()
     for node in list(model.graph.node):
-        if node.name in products and node.name not in kept:
+        if node.name in replaced:
             counts[node.op_type] += 1
             rewriter.replace(node)
         elif not rewriter.is_dropped(node):
@@ -140,8 +141,15 @@ def quantize_products(
 class _Rewriter:
     """Replaces products of a graph, one by one; what several products read is quantised once."""
 
-    def __init__(self, model: onnx.ModelProto, options: Options, activations: Mapping[str, Activations]) -> None:
-        """`activations` are those that the products to replace will read, by name."""
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        options: Options,
+        products: Collection[str],
+        activations: Mapping[str, Activations],
+    ) -> None:
+        """`products` are the names of those to replace, `activations` what they read, by name."""
+        self._products = products
         self._activations = activations
         self.nodes: list[onnx.NodeProto] = []
         self._model = model
@@ -248,7 +256,7 @@ class _Rewriter:
         """
         rotation, known = self._rotation(source), self._activations.get(source)
         if self._options.needs_moments:
-            matrix = name
+            matrix = f"{name}/weights"
         if rotation is not None and known is not None:
             weights, known = rotation.of_weights(weights), rotation.of_activations(known)
         if f"{matrix}/int8" not in self._constants:
@@ -284,8 +292,8 @@ class _Rewriter:
         if not self._options.rotates or known is None or known.moments is None:
             return None
         if source not in self._rotations:
-            readers = [node for node in self._readers[source] if node.op_type in QUANTIZED and node.input[0] == source]
-            weights = [self._weights_of(node)[0] for node in readers if node.input[1] in self._weights]
+            readers = [node for node in self._readers[source] if node.name in self._products]
+            weights = [self._weights_of(node)[0] for node in readers]
             self._rotations[source] = rotation_for(known.moments, weights)
         return self._rotations[source]
 
