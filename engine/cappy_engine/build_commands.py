@@ -87,7 +87,7 @@ def _add_export(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--accurate-int8", action="store_true",
-        help="smaller errors in the CPU's int8 (a third of cappy-mini's); it is about 10%% slower, and exports longer",
+        help="smaller errors in the CPU's int8 (a third of cappy-mini's); it is 3 to 15%% slower, and exports longer",
     )  # fmt: skip
     parser.add_argument("--revision", help="hub revision: a branch, tag or commit")
     parser.add_argument(

@@ -6,7 +6,7 @@ batch, so that a pair's score changes with its neighbours. Word embeddings are 8
 own products, layer norms and the head stay in float32.
 
 **No CPU saturates**: see `int8_weights`. What accurate int8 does beyond rounding (`rotation`, `compensate_weights`)
-leaves a third of cappy-mini's error; it is about 10% slower.
+leaves a third of cappy-mini's error; it is some 3 to 15% slower.
 
 `python -m benchmarks.int8_options` measures the alternatives.
 """
