@@ -25,12 +25,13 @@ import onnx.numpy_helper
 from onnx import helper
 
 from cappy_engine.errors import GraphError
+from cappy_export.activations import Activations, measure_activations
 from cappy_export.embeddings import quantize_embeddings
 from cappy_export.graph import check_graph, head_nodes, save
 from cappy_export.graph_writer import MICROSOFT
 from cappy_export.half import Inputs
 from cappy_export.int8_weights import Floats, Int8, compensate_weights, quantize_weights
-from cappy_export.rotation import BLOCK, Activations, Rotation, measure_activations, rotation_for
+from cappy_export.rotation import BLOCK, Rotation, rotation_for
 
 QUANTIZED = ("MatMul", "Gemm", "Attention")
 GELUS = ("Gelu", "BiasGelu")
