@@ -231,7 +231,7 @@ def test_on_trained_weights_and_real_tasks_fp32_decides_as_pytorch(
     (tmp_path / "tasks.jsonl").write_bytes(gzip.decompress(source.read_bytes()))
     export(MINI, tmp_path / "bundle", precisions=["fp32", "int8"])
     command = ["evaluate", "promptsource", str(tmp_path / "tasks.jsonl"), "--bundle", str(tmp_path / "bundle")]
-    assert main([*command, "--against", str(MINI), "--precision", "fp32", "--examples", "5", "--json"]) == 0
+    assert main([*command, "--against", str(MINI), "--precision", "fp32", "--examples", "3", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert len(document["averages"]["PyTorch"]["datasets"]) == 11
     assert document["agreement"]["fp32 against PyTorch"]["share"] == 1
