@@ -9,6 +9,9 @@ DATA ?= $(wildcard ../shared/data)
 CHECKPOINT ?= bench/large
 ROBERTA ?= $(DATA)/roberta-tokenizer
 RESULTS ?= bench/results
+# Tests share the cores by files: what a file's tests share is made once, and PyTorch's threads do not fight for a core.
+PYTEST := OMP_NUM_THREADS=1 $(TEST)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
 # What keeps `make bench` short; with BENCH= it measures the tools of all installed environments, each workload 3 times.
 BENCH ?= --environment main --max-seconds 8
 
@@ -44,10 +47,10 @@ demo: .venv-demo/ready
 		--candidate World --candidate Sports --candidate Business --candidate "Science and technology"
 
 test: lint types
-	$(TEST)/pytest
+	$(PYTEST)
 
 fast: .venv-test/ready
-	$(TEST)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: .venv-test/ready
 	$(TEST)/ruff check .
