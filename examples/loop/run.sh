@@ -32,7 +32,7 @@ CHECKPOINT=${CHECKPOINT:-$here/../../models/cappy-mini}
 SEED=${SEED:-0}
 SAMPLE_OPTIONS=${SAMPLE_OPTIONS-}
 # Unset: what the toy needs to be learnt in 80 small steps. Set but empty: the paper's.
-ADAPT_OPTIONS=${ADAPT_OPTIONS---batch-size 32 --epochs 20 --max-steps 80 --learning-rate 5e-4 --dropout 0}
+ADAPT_OPTIONS=${ADAPT_OPTIONS---batch-size 16 --epochs 20 --max-steps 80 --learning-rate 3e-4 --dropout 0}
 EXPORT_OPTIONS=${EXPORT_OPTIONS-}
 PYTHON=${PYTHON:-python}
 CAPPY=${CAPPY:-cappy}
