@@ -58,6 +58,7 @@ def same_weights(first: Path, second: Path) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_a_few_hundred_examples_lower_the_held_out_loss(checkpoint: Path, tmp_path: Path) -> None:
     document = adapt(checkpoint, colour_examples(300), tmp_path / "out", recipe=RECIPE, held_out_fraction=0.1)
     first, last = document["log"][0], document["log"][-1]

@@ -153,6 +153,7 @@ def test_the_command_shows_the_report_of_a_failed_parity(
 STEPS: list[str] = ["build_graph", "convert_to_half", "quantize", "_prove", "require", "_write_manifest", "publish"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_a_failure_at_any_step_leaves_no_bundle_and_no_litter(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str

@@ -175,6 +175,7 @@ def test_a_file_that_the_manifest_does_not_name_is_refused(gpu_bundle: Path, tmp
         open_bundle(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_verify_measures_the_models_for_gpus_too(gpu_bundle: Path, checkpoint: Path) -> None:
     parity = verify(gpu_bundle, checkpoint, pairs=None)
     assert parity["targets"].keys() == {"cuda", "tensorrt"}

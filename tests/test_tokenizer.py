@@ -207,6 +207,7 @@ def test_bert_ids_of_the_parity_pairs_are_those_of_transformers(bert: Family) ->
 # Truncation
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(first=words, second=words, max_length=st.integers(4, 60), kind=st.sampled_from(["roberta", "bert"]))
 def test_truncation_is_that_of_the_tokenizers_library(

@@ -115,6 +115,7 @@ def test_a_word_is_the_mean_of_its_tokens() -> None:
     assert have.tolist() == [True, True, False, True]
 
 
+@pytest.mark.slow
 def test_distillation_brings_the_student_nearer_to_its_teacher(minilm: Path, start: Path, tmp_path: Path) -> None:
     texts = ["the film was good.", "was the film bad?", "the film was bad. was good?", "a good film"]
     ends = [" ".join(words) for words in itertools.product(("the", "good", "bad", "film"), repeat=3)]
