@@ -41,9 +41,9 @@ comma := ,
 
 demo: .venv-demo/ready
 	rm -rf demo
-	$(DEMO)/cappy export models/cappy-mini demo/bundle --precision fp32 --precision int8
-	$(DEMO)/cappy score examples/pairs.jsonl --bundle demo/bundle
-	$(DEMO)/cappy rank --bundle demo/bundle --precision int8 --instruction "$$(cat examples/news.txt)" \
+	$(DEMO)/cappy export export/cappy_mini/checkpoint demo/bundle --precision fp32 --precision int8
+	$(DEMO)/cappy score docs/examples/pairs.jsonl --bundle demo/bundle
+	$(DEMO)/cappy rank --bundle demo/bundle --precision int8 --instruction "$$(cat docs/examples/news.txt)" \
 		--candidate World --candidate Sports --candidate Business --candidate "Science and technology"
 
 test: lint types
@@ -76,19 +76,19 @@ types: .venv-test/ready
 
 bench/mini-bundle/manifest.json: .venv-test/ready
 	rm -rf bench/mini-bundle
-	$(TEST)/cappy export models/cappy-mini bench/mini-bundle --precision fp32 --precision fp16 --precision int8
+	$(TEST)/cappy export export/cappy_mini/checkpoint bench/mini-bundle --precision fp32 --precision fp16 --precision int8
 
 bench: bench/mini-bundle/manifest.json
-	$(TEST)/python -m benchmarks run --suite quick $(BENCH) --title cappy-mini --checkpoint models/cappy-mini \
+	$(TEST)/cappy bench run --suite quick $(BENCH) --title cappy-mini --checkpoint export/cappy_mini/checkpoint \
 		--bundle bench/mini-bundle --work bench/mini --out $(RESULTS)/cappy-mini.json $(if $(DATA),--data $(DATA)) \
 		> bench/mini.txt
-	$(TEST)/python -m benchmarks compare $(RESULTS)/cappy-mini.json
-	$(TEST)/python -m benchmarks report --results $(RESULTS)
+	$(TEST)/cappy bench compare $(RESULTS)/cappy-mini.json
+	$(TEST)/cappy bench report --results $(RESULTS)
 
 bench/large/config.json: .venv-test/ready
 	@test -f "$(ROBERTA)/vocab.json" || { echo "set ROBERTA to a folder with RoBERTa's vocab.json and merges.txt" >&2; exit 1; }
 	rm -rf bench/large
-	$(TEST)/python -m benchmarks.make_checkpoint bench/large --size large --tokenizer $(ROBERTA)
+	$(TEST)/python -m cappy_bench.make_checkpoint bench/large --size large --tokenizer $(ROBERTA)
 
 FULL := bench/$(notdir $(CHECKPOINT))
 $(FULL)-bundle/manifest.json: $(if $(filter bench/large,$(CHECKPOINT)),bench/large/config.json)
@@ -96,11 +96,11 @@ $(FULL)-bundle/manifest.json: $(if $(filter bench/large,$(CHECKPOINT)),bench/lar
 	$(TEST)/cappy export $(CHECKPOINT) $(FULL)-bundle --precision fp32 --precision int8
 
 bench-full: $(FULL)-bundle/manifest.json .venv-bench-openvino/ready .venv-bench-infinity/ready .venv-bench-node/ready
-	$(TEST)/python -m benchmarks run --suite full --max-seconds 30 --title "cappy-large's size" --checkpoint $(CHECKPOINT) \
+	$(TEST)/cappy bench run --suite full --max-seconds 30 --title "cappy-large's size" --checkpoint $(CHECKPOINT) \
 		--bundle $(FULL)-bundle --work $(FULL)-work --out $(RESULTS)/cappy-large.json $(if $(DATA),--data $(DATA)) \
 		> bench/full.txt
-	$(TEST)/python -m benchmarks compare $(RESULTS)/cappy-large.json
-	$(TEST)/python -m benchmarks report --results $(RESULTS)
+	$(TEST)/cappy bench compare $(RESULTS)/cappy-large.json
+	$(TEST)/cappy bench report --results $(RESULTS)
 
 bench-micro: .venv-test/ready
 	$(TEST)/pytest benchmarks/micro --benchmark-columns=median,iqr,rounds
@@ -121,7 +121,7 @@ $(GPU_BUNDLE)/manifest.json: | .venv-gpu/ready $(if $(filter bench/large,$(CHECK
 		--precision fp32 --precision fp16 --precision int8
 
 gpu-check: $(GPU_BUNDLE)/manifest.json | .venv-gpu/ready
-	.venv-gpu/bin/python -m benchmarks.gpu_check --checkpoint $(CHECKPOINT) --bundle $(GPU_BUNDLE) \
+	.venv-gpu/bin/python -m cappy_bench.gpu.check --checkpoint $(CHECKPOINT) --bundle $(GPU_BUNDLE) \
 		--title "GPU check of $(notdir $(CHECKPOINT))" --out $(GPU_RESULT) $(if $(DATA),--data $(DATA)) $(GPU_CHECK)
 
 clean:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks.make_checkpoint import make_checkpoint
+from cappy_bench.make_checkpoint import make_checkpoint
 from cappy_export import export
-
-ROOT = Path(__file__).resolve().parent.parent
-MINI = ROOT / "models" / "cappy-mini"
-"""The checkpoint of cappy-mini: small, with really trained weights."""
-DATA = Path(os.environ.get("CAPPY_DATA", ROOT.parent / "shared" / "data"))
-"""Real data, where present: the genuine RoBERTa tokenizer and PromptSource pairs."""
+from tests.support.places import DATA
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,7 +18,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from cappy_engine import Scorer
 from cappy_engine.batching import Batch, Ids, attention_mask, pad, plan_batches
 from cappy_engine.bundle import EMBEDDED, open_bundle
-from cappy_engine.execution import BATCH_TOKENS
+from cappy_engine.cpu.execution import BATCH_TOKENS
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scored
 from cappy_engine.session import INPUTS, OrtSession, open_session

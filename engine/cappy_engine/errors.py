@@ -89,7 +89,7 @@ class GraphError(ExportError):
 class ParityError(ExportError):
     """The scores are further from PyTorch's than the limits allow.
 
-    `report` is the parity report (see `cappy_export.parity`).
+    `report` is the parity report (see `cappy_export.proof.parity`).
     """
 
     def __init__(self, message: str, report: Any) -> None:

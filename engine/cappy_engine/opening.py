@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from cappy_engine.batching import Padding
 from cappy_engine.bundle import PRECISIONS, Bundle
-from cappy_engine.errors import CappyError, DeviceUnavailable, PrecisionUnavailable
-from cappy_engine.execution import (
+from cappy_engine.cpu.cores import cpu_name, usable_cores
+from cappy_engine.cpu.execution import (
     BATCH_TOKENS,
     MODES,
     Execution,
@@ -23,8 +23,8 @@ from cappy_engine.execution import (
     tuned_folder,
     tuned_key,
 )
-from cappy_engine.gpu import GpuPlan, open_for_gpus, require_installation
-from cappy_engine.machine import cpu_name, usable_cores
+from cappy_engine.errors import CappyError, DeviceUnavailable, PrecisionUnavailable
+from cappy_engine.gpu.start import GpuPlan, open_for_gpus, require_installation
 from cappy_engine.session import DEVICES, LazySession, Session, load_runtime, open_session
 
 AUTO_PRECISIONS = {"cpu": ("fp32", "int8", "fp16"), "cuda": ("fp32", "fp16"), "tensorrt": ("fp32", "fp16", "int8")}

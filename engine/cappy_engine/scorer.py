@@ -17,8 +17,8 @@ import numpy.typing as npt
 from cappy_engine import batching
 from cappy_engine.buckets import bucket_lengths
 from cappy_engine.bundle import EMBEDDED, Bundle, open_bundle
-from cappy_engine.canary import read_canary
 from cappy_engine.errors import BundleError, InvalidPair, ScoringError
+from cappy_engine.gpu.canary import read_canary
 from cappy_engine.opening import Opened, ScorerInfo, check_positive, open_for_scoring
 from cappy_engine.session import Session, model_inputs
 from cappy_engine.tokenizer import EncodedPairs, PairTokenizer

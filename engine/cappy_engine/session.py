@@ -20,14 +20,14 @@ import numpy.typing as npt
 
 from cappy_engine import batching
 from cappy_engine.errors import BundleError, DeviceUnavailable, InstallationError, ScoringError
-from cappy_engine.installation import (
+from cappy_engine.gpu.installation import (
     installed_packages,
 )
-from cappy_engine.placement import census
-from cappy_engine.preflight import (
+from cappy_engine.gpu.placement import census
+from cappy_engine.gpu.preflight import (
     PROVIDERS,
 )
-from cappy_engine.providers import session_entries
+from cappy_engine.gpu.providers import session_entries
 
 DEVICES = tuple(PROVIDERS)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")

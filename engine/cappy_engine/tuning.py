@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cappy_engine.bundle import EMBEDDED, open_bundle
-from cappy_engine.execution import Execution, tuned_folder, tuned_key, write_tuned
+from cappy_engine.cpu.execution import Execution, tuned_folder, tuned_key, write_tuned
 from cappy_engine.opening import tuning_facts
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scorer

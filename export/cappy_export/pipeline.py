@@ -30,18 +30,20 @@ from cappy_engine.bundle import (
     seal,
     sha256_of,
 )
+from cappy_engine.cpu.cores import cpu_name, usable_cores
 from cappy_engine.errors import ExportError
-from cappy_engine.machine import cpu_name, usable_cores
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scorer
 from cappy_engine.session import open_session
 from cappy_engine.tokenizer import PairTokenizer
-from cappy_export.checkpoint import Checkpoint, digest_of_files, load_tokenizer, open_checkpoint
-from cappy_export.config import bundle_config
-from cappy_export.graph import build_fused_graph, build_graph, model_shape
-from cappy_export.half import convert_to_half
-from cappy_export.pairs import default_pairs, read_pairs
-from cappy_export.parity import (
+from cappy_export.checkpoints.checkpoint import Checkpoint, digest_of_files, load_tokenizer, open_checkpoint
+from cappy_export.checkpoints.config import bundle_config
+from cappy_export.gpu_models import check_target_precisions, runnable_on_cpu, write_target
+from cappy_export.graphs.optimum import build_fused_graph, build_graph, model_shape
+from cappy_export.precisions.fp16 import convert_to_half
+from cappy_export.precisions.int8 import quantize
+from cappy_export.proof.pairs import default_pairs, read_pairs
+from cappy_export.proof.parity import (
     LIMITS,
     Limits,
     canary_rows,
@@ -53,10 +55,8 @@ from cappy_export.parity import (
     require_same_tokens,
     score_in_shapes,
 )
+from cappy_export.proof.reference import Reference, score_with_torch
 from cappy_export.publish import check_target, publish, staging_folder
-from cappy_export.quantize import quantize
-from cappy_export.reference import Reference, score_with_torch
-from cappy_export.targets import check_target_precisions, runnable_on_cpu, write_target
 
 DEFAULT_BUCKETS = 4
 CALIBRATION_PAIRS = 32
@@ -390,7 +390,7 @@ def _canary(
     pairs: Sequence[Pair],
     limits: Mapping[str, Limits],
 ) -> dict[str, Any]:
-    """Pairs with PyTorch's scores, and how far a GPU's may be from them (see cappy_engine.canary)."""
+    """Pairs with PyTorch's scores, and how far a GPU's may be from them (see cappy_engine.gpu.canary)."""
     manifest = open_bundle(staging).manifest
     rows = canary_rows(reference.scores, reference.token_counts)
     encoder = PairTokenizer.from_file(staging / "tokenizer.json", max_length=manifest.max_length)

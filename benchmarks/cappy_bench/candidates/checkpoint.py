@@ -1,0 +1,252 @@
+"""A generative checkpoint, found, judged and loaded: a local folder or a hub id, seq2seq (T5 and its kin) or causal.
+
+Its config files are read here before transformers sees them, and nothing of the checkpoint is run; of
+generation_config.json only the ids of special tokens are taken.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+)
+
+from cappy_engine.bundle import sha256_of
+from cappy_engine.errors import CheckpointError, DeviceUnavailable, InstallationError
+from cappy_export.checkpoints.checkpoint import TOKENIZER_FILES, digest_of_files
+from cappy_export.checkpoints.config import read_json, read_tokenizer_config, refuse_code
+
+log = logging.getLogger(__name__)
+
+CONFIG_FILES = ("config.json", "generation_config.json", "chat_template.jinja", "tokenizer.model", *TOKENIZER_FILES)
+WEIGHT_FILES = {
+    "safetensors": ("model.safetensors", "model.safetensors.index.json"),
+    "bin": ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+}
+"""Formats in order of preference, with the files that tell them."""
+
+SPECIAL_IDS = ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
+"""What is taken of generation_config.json. Not `forced_eos_token_id`: it would make a cut response look complete."""
+
+
+@dataclass(frozen=True)
+class LLMCheckpoint:
+    """A generative checkpoint on disk, judged but not loaded; `commit` is the hub's, `weight_files` are in `folder`."""
+
+    name: str
+    commit: str | None
+    folder: Path
+    config: Mapping[str, Any]
+    is_seq2seq: bool
+    format: str
+    weight_files: tuple[str, ...]
+
+    def identity(self) -> dict[str, str]:
+        """What the checkpoint is: the hub's id and commit, or a folder's name and the sha256 of its files."""
+        if self.commit is not None:
+            return {"model": self.name, "commit": self.commit}
+        present = [name for name in CONFIG_FILES if (self.folder / name).exists()]
+        files = {name: sha256_of(self.folder / name) for name in sorted({*present, *self.weight_files})}
+        return {"model": self.name, "sha256": digest_of_files(files)}
+
+
+def open_llm_checkpoint(source: str | Path, *, revision: str | None = None) -> LLMCheckpoint:
+    """Find and judge a generative checkpoint: a local folder, or a hub id, downloaded at `revision` where needed.
+
+    With HF_HUB_OFFLINE=1 only what was downloaded before is used. Raises CheckpointError.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        if revision is not None:
+            raise CheckpointError(f"{source} is a local folder; --revision is for hub ids")
+        name, commit = folder.resolve().name, None
+    elif folder.exists() or str(source).count("/") > 1 or str(source).startswith((".", "/", "~")):
+        raise CheckpointError(f"{source} is no checkpoint: {'no folder' if folder.exists() else 'it does not exist'}")
+    else:
+        folder = _download(str(source), revision, CONFIG_FILES)
+        name, commit = str(source), folder.name
+    config, is_seq2seq = _judge(folder, name)
+    if commit is not None:
+        _download(name, commit, ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"))
+        if not any((folder / file).exists() for file in WEIGHT_FILES["safetensors"]):
+            _download(name, commit, ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"))
+    format_, files = _weight_files(folder, name)
+    return LLMCheckpoint(name, commit, folder, config, is_seq2seq, format_, files)
+
+
+def special_ids(checkpoint: LLMCheckpoint, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """SPECIAL_IDS by generation_config.json, else config.json, else the tokenizer; there is always a padding id.
+
+    Raises CheckpointError.
+    """
+    path = checkpoint.folder / "generation_config.json"
+    shipped = read_json(path) if path.exists() else {}
+    default = _default_config(checkpoint)
+    found: dict[str, Any] = {}
+    for name in SPECIAL_IDS:
+        by_config = checkpoint.config.get(name, getattr(default, name, None))
+        by_tokenizer = getattr(tokenizer, name, None)
+        order = (by_tokenizer, shipped.get(name)) if name == "pad_token_id" else (shipped.get(name), by_config)
+        found[name] = next((value for value in (*order, by_config, by_tokenizer) if value is not None), None)
+    ends = found["eos_token_id"]
+    if found["pad_token_id"] is None:  # padding is masked, so that any token will do
+        found["pad_token_id"] = ends[0] if isinstance(ends, list) else ends if ends is not None else 0
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def load_llm_tokenizer(checkpoint: LLMCheckpoint) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer, which cuts on the right; raises CheckpointError if it has none that can be used."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # as many kinds as there are tokenizers
+        raise CheckpointError(f"{checkpoint.name} has no usable tokenizer: {error}") from error
+    tokenizer.truncation_side = "right"
+    return tokenizer
+
+
+def _default_config(checkpoint: LLMCheckpoint) -> PretrainedConfig:
+    model_type = checkpoint.config["model_type"]
+    try:
+        return CONFIG_MAPPING[model_type]()
+    except ValueError as error:  # of "encoder-decoder" and others that are put together from two models
+        raise CheckpointError(
+            f"the model type {model_type!r} of {checkpoint.name} describes no model that could be sampled from: {error}"
+        ) from error
+
+
+def load_llm_config(checkpoint: LLMCheckpoint) -> PretrainedConfig:
+    """The checkpoint's config; raises CheckpointError if there is something wrong with it."""
+    try:
+        return AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # a config can be wrong in as many ways as there are architectures
+        raise CheckpointError(f"config.json of {checkpoint.name} describes no model: {error!r}") from error
+
+
+def load_llm(
+    checkpoint: LLMCheckpoint, config: PretrainedConfig, *, device: str, dtype: torch.dtype
+) -> PreTrainedModel:
+    """The model in evaluation mode, on `device` ("cpu" or "cuda"); several GPUs share it.
+
+    Raises CheckpointError if the weights do not fit the config, and DeviceUnavailable if the GPUs cannot hold it.
+    """
+    is_shared = device == "cuda" and torch.cuda.device_count() > 1
+    auto = AutoModelForSeq2SeqLM if checkpoint.is_seq2seq else AutoModelForCausalLM
+    classes = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if checkpoint.is_seq2seq else MODEL_FOR_CAUSAL_LM_MAPPING
+    try:
+        model, loaded = auto.from_pretrained(
+            checkpoint.folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation="sdpa" if classes[type(config)]._supports_sdpa else "eager",
+            generation_config=GenerationConfig(),  # given, so that neither the checkpoint's nor its code is looked for
+            use_safetensors=checkpoint.format == "safetensors",
+            weights_only=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **({"device_map": "auto"} if is_shared else {}),
+        )
+    except ImportError as error:
+        raise InstallationError(f"{error}; run: pip install 'cappy-engine[cpu,export,llm]'") from error
+    except torch.OutOfMemoryError as error:
+        raise DeviceUnavailable(f"{checkpoint.name} does not fit into the memory of {device}: {error}") from error
+    except Exception as error:  # weights can be wrong in as many ways as there are architectures
+        raise CheckpointError(f"{checkpoint.name} cannot be loaded: {error}") from error
+    _check_loaded(checkpoint, loaded)
+    placed = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    if placed & {"cpu", "disk"}:
+        raise DeviceUnavailable(f"the GPUs cannot hold {checkpoint.name}: parts of it were put on {sorted(placed)}")
+    try:
+        return (model if is_shared else model.to(device)).eval()
+    except torch.OutOfMemoryError as error:
+        raise DeviceUnavailable(f"{checkpoint.name} does not fit into the memory of {device}: {error}") from error
+
+
+def _check_loaded(checkpoint: LLMCheckpoint, loaded: Mapping[str, Any]) -> None:
+    """transformers would fill in what is missing with random numbers."""
+    missing, misshapen = sorted(loaded["missing_keys"]), sorted(map(str, loaded["mismatched_keys"]))
+    if missing or misshapen:
+        shown = ", ".join([*missing, *misshapen][:8])
+        raise CheckpointError(
+            f"the weights of {checkpoint.name} do not fit config.json: {len(missing)} missing, {len(misshapen)} of "
+            f"another shape, such as {shown}"
+        )
+    if loaded["unexpected_keys"]:
+        log.warning(
+            "%s has weights that its model does not use: %s", checkpoint.name, sorted(loaded["unexpected_keys"])
+        )
+
+
+def _judge(folder: Path, name: str) -> tuple[dict[str, Any], bool]:
+    """(config, is_seq2seq); refuses what could fetch or run code, and what does not generate."""
+    for file in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        if (folder / file).exists():
+            refuse_code(read_json(folder / file), folder / file)
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(f"{name} is an adapter, which fetches the model it belongs to; merge it into that first")
+    if not (folder / "config.json").exists():
+        raise CheckpointError(f"{name} is no checkpoint: it has no config.json")
+    config = read_json(folder / "config.json")
+    read_tokenizer_config(folder, name, config)  # for its checks
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise CheckpointError(f"{name} is of the model type {model_type!r}, which this transformers does not know")
+    architectures = [str(each) for each in config.get("architectures") or []]
+    is_causal = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return config, not (is_causal and any(each.endswith("ForCausalLM") for each in architectures))
+    if not is_causal:
+        raise CheckpointError(f"{name} generates no text: {', '.join(architectures) or 'model type ' + model_type}")
+    return config, False
+
+
+def _download(source: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise CheckpointError(
+            f"{source} is neither a local folder nor a hub checkpoint that can be downloaded: {error}"
+        ) from error
+
+
+def _weight_files(folder: Path, name: str) -> tuple[str, tuple[str, ...]]:
+    for format_, files in WEIGHT_FILES.items():
+        for file in files:
+            if (folder / file).exists():
+                return format_, (file, *_shards(folder / file))
+    raise CheckpointError(
+        f"{name} has no weights; needed is {' or '.join(names[0] for names in WEIGHT_FILES.values())}"
+    )
+
+
+def _shards(index: Path) -> list[str]:
+    if not index.name.endswith(".index.json"):
+        return []
+    weight_map = read_json(index).get("weight_map")
+    shards = sorted({str(shard) for shard in weight_map.values()}) if isinstance(weight_map, dict) else []
+    outside = [shard for shard in shards if Path(shard).name != shard or not (index.parent / shard).is_file()]
+    if outside or not shards:
+        raise CheckpointError(f"{index} names {', '.join(outside[:3]) or 'no shards'}: not files beside it")
+    return shards

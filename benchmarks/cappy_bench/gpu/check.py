@@ -1,0 +1,262 @@
+"""The whole truth about a machine with an NVIDIA GPU: does it run, are the scores right, how fast, what does it refuse?
+
+    python -m cappy_bench.gpu.check --checkpoint CHECKPOINT --bundle BUNDLE --out RESULT.json [--data DATA]
+
+BUNDLE is exported from CHECKPOINT for cpu, cuda and tensorrt in fp32, fp16 and int8; `make gpu-check` makes it first.
+Every step runs in a process of its own, in an environment of its own, and a step that fails stops no other; only where
+there is no GPU, all are skipped. What was not measured is null. The result is written after every step; at the end, the
+tables and, as the last line on standard output, the result as one JSON document. Exit status: 0 if every step that was
+asked for is ok, else 1.
+
+Building engines takes minutes: with little time, run one group after the other (`--only open --keep-engines`, then
+`--only parity --keep-engines`, ...).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cappy_bench.gpu.drills import drill_steps
+from cappy_bench.gpu.host import Machine, this_machine
+from cappy_bench.gpu.results import Figures, beside_published, summary
+from cappy_bench.gpu.steps import FULL, QUICK, Check, CheckFailed, Step, measuring_steps
+from cappy_bench.machine import describe_machine
+from cappy_bench.peers.process import current_commit, in_short
+from cappy_engine.buckets import default_buckets
+from cappy_engine.bundle import MANIFEST, Bundle, open_bundle, sha256_of
+from cappy_engine.errors import CappyError
+from cappy_engine.gpu.installation import Installation
+from cappy_engine.gpu.preflight import diagnose
+from cappy_engine.gpu.start import NO_TF32
+
+SCHEMA = 1
+DEVICES = ("cuda", "tensorrt")
+GROUPS = ("open", "parity", "throughput", "drill")
+NOT_ASKED = "not asked for (--only)"
+PACKAGES = (
+    *("cappy-engine", "onnxruntime-gpu", "onnxruntime", "tensorrt-cu13", "tensorrt-cu12", "torch", "transformers"),
+    *("nvidia-cudnn-cu13", "nvidia-cudnn-cu12", "nvidia-cublas", "nvidia-cublas-cu12", "onnx", "numpy"),
+)
+
+Entry = dict[str, Any]
+Say = Callable[[str], object]
+
+
+def run_all(options: argparse.Namespace, check: Check, bundle: Bundle, say: Say) -> Entry:
+    """Run every step that was asked for, write the document after each, and return it."""
+    began, started = time.monotonic(), datetime.now(UTC)
+    installation = check.machine.inspect()  # before anything imports PyTorch, which brings CUDA's libraries with it
+    entries = [{**_preflight(installation), "seconds": _rounded(time.monotonic() - began)}]
+    lacking = why_unusable(installation)
+
+    def document(is_complete: bool) -> Entry:
+        return {
+            "schema": SCHEMA,
+            "title": options.title,
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": _rounded(time.monotonic() - began),
+            "is_complete": is_complete,
+            "commit": current_commit(),
+            "machine": {
+                **describe_machine(),
+                "gpus": [asdict(gpu) for gpu in installation.gpus],
+                "cuda_of_driver": installation.driver,
+            },
+            "versions": {name: _version(name) for name in PACKAGES},
+            "model": describe_bundle(bundle),
+            "settings": {
+                "effort": asdict(check.effort),
+                "max_seconds": options.max_seconds,
+                "only": options.only,
+                "keep_engines": options.keep_engines,
+            },
+            "steps": entries,
+        }
+
+    for step in all_steps(bundle):
+        left = options.max_seconds - (time.monotonic() - began)
+        reason = why_not(step, lacking, options.only, left)
+        if reason is None:
+            say(step.name)
+            entries.append(_in_child(step, check, options, left))
+        else:
+            entries.append(_entry(step.name, "skipped", reason))
+        _write(options.out, document(is_complete=False))
+    entries.append(_beside_published(entries, lacking, options.only))
+    found = document(is_complete=True)
+    _write(options.out, found)
+    return found
+
+
+def run_one(name: str, check: Check, bundle: Bundle) -> Entry:
+    """Run the step of that name in this process: its status, reason and figures."""
+    step = next(step for step in all_steps(bundle) if step.name == name)
+    try:
+        return _entry(name, "ok", None, step.run(check))
+    except CheckFailed as error:
+        return _entry(name, "failed", in_short(str(error)), error.figures)
+    except Exception as error:  # whatever the libraries raise, the other steps go on
+        traceback.print_exc()
+        return _entry(name, "failed", in_short(f"{type(error).__name__}: {error}"))
+
+
+def all_steps(bundle: Bundle) -> list[Step]:
+    """The steps for this bundle, in the order in which they run."""
+    buckets = bundle.manifest.buckets or default_buckets(bundle.manifest.max_length)
+    return [*measuring_steps(buckets), *drill_steps()]
+
+
+def why_unusable(installation: Installation) -> dict[str, str | None]:
+    """Why each device cannot be used, on one line; None where nothing is missing. Without a GPU it is that alone."""
+    reasons: dict[str, str | None] = {}
+    for device in DEVICES:
+        lacking = [finding for finding in diagnose(installation, device) if not finding.is_ok]
+        if not installation.gpus:
+            lacking = [finding for finding in lacking if finding.name in ("driver", "GPU")]
+        causes = in_short("; ".join(f"{finding.name}: {finding.detail}" for finding in lacking))
+        reasons[device] = (causes if installation.gpus else f"there is no GPU here: {causes}") if lacking else None
+    return reasons
+
+
+def why_not(
+    step: Step, lacking: Mapping[str, str | None], only: Sequence[str] | None, seconds_left: float
+) -> str | None:
+    """Why the step is skipped; None if it is to run."""
+    if lacking[step.device] is not None:
+        return lacking[step.device]
+    if only and step.group not in only:
+        return NOT_ASKED
+    return "the time was used up (--max-seconds)" if seconds_left <= 0 else None
+
+
+def exit_status(entries: Sequence[Mapping[str, Any]]) -> int:
+    """0 if every step that was asked for is ok."""
+    return int(any(entry["status"] != "ok" and entry["reason"] != NOT_ASKED for entry in entries))
+
+
+def describe_bundle(bundle: Bundle) -> dict[str, Any]:
+    """What the bundle was made from, and its models."""
+    document = bundle.manifest.document
+    source, model = document.get("source", {}), document["model"]
+    return {
+        "name": source.get("name"),
+        "weights_sha256": source.get("sha256"),
+        "manifest_sha256": sha256_of(bundle.path / MANIFEST),
+        "precisions": {target: list(bundle.manifest.precisions_for(target)) for target in ("cpu", *DEVICES)},
+        **{name: model.get(name) for name in ("layers", "heads", "hidden_size", "parameters", "max_length")},
+    }
+
+
+def _preflight(installation: Installation) -> Entry:
+    findings = {device: [asdict(found) for found in diagnose(installation, device)] for device in DEVICES}
+    figures = {"installation": asdict(installation), "findings": findings}
+    reasons = dict.fromkeys(reason for reason in why_unusable(installation).values() if reason)
+    return _entry("preflight", "failed" if reasons else "ok", " | ".join(reasons) or None, figures)
+
+
+def _in_child(step: Step, check: Check, options: argparse.Namespace, seconds: float) -> Entry:
+    """Run the step in a process of its own, which may crash or hang; what it printed is kept in the work folder."""
+    file = check.work / f"{step.name.replace('/', '-')}.json"
+    file.unlink(missing_ok=True)
+    arguments = ["--checkpoint", check.checkpoint, "--bundle", check.bundle, "--work", check.work, "--out", options.out]
+    arguments += ["--data", check.data] if check.data else []
+    arguments += ["--quick"] if check.effort == QUICK else []
+    environment = {"CAPPY_CACHE": str(check.work / "cache"), NO_TF32: None, "HF_HUB_OFFLINE": "1", **step.environment}
+    began = time.monotonic()
+    child = check.machine.run_child([*map(str, arguments), "--step", step.name], environment, seconds)
+    took = _rounded(time.monotonic() - began)
+    file.with_suffix(".log").write_text(child.output, encoding="utf-8")
+    entry = json.loads(file.read_text(encoding="utf-8")) if file.exists() else _entry(step.name, "failed", None)
+    if child.status == 0 and file.exists():
+        return {**entry, "seconds": took}
+    ended = f"was ended after {seconds:.0f} s" if child.status is None else f"ended with status {child.status}"
+    last = in_short(" | ".join(child.output.strip().splitlines()[-3:]))
+    reason = "; ".join(filter(None, (entry["reason"], f"its process {ended}: {last}")))
+    return {**entry, "status": "failed", "reason": reason, "seconds": took}
+
+
+def _beside_published(entries: Sequence[Entry], lacking: Mapping[str, str | None], only: Sequence[str] | None) -> Entry:
+    figures = beside_published(entries)
+    if figures is not None:
+        return _entry("published", "ok", None, figures)
+    is_asked = not only or "throughput" in only
+    reason = lacking["cuda"] or ("no throughput was measured" if is_asked else NOT_ASKED)
+    return _entry("published", "skipped", reason)
+
+
+def _entry(name: str, status: str, reason: str | None, figures: Figures | None = None) -> Entry:
+    return {"name": name, "status": status, "seconds": None, "reason": reason, "figures": figures}
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, allow_nan=False, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _version(package: str) -> str | None:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None
+
+
+def _rounded(seconds: float) -> float:
+    return round(seconds, 1)
+
+
+def _say(line: str) -> None:
+    print(f"{datetime.now(UTC):%H:%M:%S} {line}", file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="for PyTorch: the reference, and a peer")
+    parser.add_argument("--bundle", type=Path, required=True, help="exported from it, for all devices and precisions")
+    parser.add_argument("--out", type=Path, required=True, help="the result, as JSON")
+    parser.add_argument("--data", type=Path, help="folder with PromptSource's and BIG-Bench's tasks, for real texts")
+    parser.add_argument("--title", default="GPU check")
+    parser.add_argument("--work", type=Path, default=Path("bench/gpu"), help="engines, and what every step printed")
+    parser.add_argument("--max-seconds", type=float, default=7200.0, help="no step goes on after this; default: 7200")
+    parser.add_argument("--only", action="append", choices=GROUPS, help="only the steps of this group (repeat)")
+    parser.add_argument("--keep-engines", action="store_true", help="use an earlier run's: no first opening then")
+    parser.add_argument("--quick", action="store_true", help="few runs: does all of it work?")
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    paths = {name: getattr(options, name).resolve() for name in ("checkpoint", "bundle", "work")}
+    check = Check(
+        machine=machine or this_machine(),
+        data=options.data.resolve() if options.data else None,
+        effort=QUICK if options.quick else FULL,
+        **paths,
+    )
+    try:
+        bundle = open_bundle(check.bundle)
+    except CappyError as error:
+        sys.exit(f"error: {error}")
+    if options.step:
+        _write(check.work / f"{options.step.replace('/', '-')}.json", run_one(options.step, check, bundle))
+        return 0
+    check.work.mkdir(parents=True, exist_ok=True)
+    if not options.keep_engines:
+        shutil.rmtree(check.work / "cache", ignore_errors=True)
+    document = run_all(options, check, bundle, _say)
+    print(summary(document), "\n")
+    print(json.dumps(document, allow_nan=False, ensure_ascii=False))
+    return exit_status(document["steps"])
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""The machine that `cappy_bench.gpu.check` looks at, and the one seam that its tests fake: `Machine`.
+
+PyTorch is imported only where it is asked for: it brings CUDA's libraries with it, and a check that had loaded it would
+not see that ONNX Runtime cannot find them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cappy_bench.peers.peer import Pair
+from cappy_bench.peers.process import ROOT
+from cappy_engine.bundle import open_bundle
+from cappy_engine.cpu.execution import BATCH_TOKENS
+from cappy_engine.gpu.installation import Installation, inspect_installation
+from cappy_engine.gpu.placement import check_placement
+from cappy_engine.gpu.providers import cuda_options
+from cappy_engine.gpu.start import GpuPlan, open_for_gpus, plan_gpu, require_installation
+from cappy_engine.scorer import Scorer
+from cappy_engine.session import Session, load_runtime, open_session
+from cappy_engine.tokenizer import PairTokenizer
+
+if TYPE_CHECKING:
+    from cappy_export.proof.reference import Reference
+
+Environment = Mapping[str, str | None]
+"""Variables of a child process beside this process's own; None removes one."""
+TORCH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class Child:
+    """How a child process ended: its exit status (None: it was ended after its time), and what it printed."""
+
+    status: int | None
+    output: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """All that is done with GPUs, and with PyTorch.
+
+    `inspect()` tells what is installed, `open_scorer(bundle, device, precision)` is `Scorer.open`,
+    `open_session(bundle, device, precision, tf32)` opens the session below it, where CUDA's fp32 may be TF32.
+    `open_torch(checkpoint)` is PyTorch in fp16 on the GPU, `score_reference(checkpoint, pairs, max_length)` in fp32 on
+    the CPU. `run_child(arguments, environment, seconds)` runs `cappy_bench.gpu.check` in a process of its own.
+    """
+
+    inspect: Callable[[], Installation]
+    open_scorer: Callable[[Path, str, str], Scorer]
+    open_session: Callable[[Path, str, str, bool], tuple[Session, GpuPlan]]
+    open_torch: Callable[[Path], Session]
+    score_reference: Callable[[Path, Sequence[Pair], int], Reference]
+    run_child: Callable[[Sequence[str], Environment, float], Child]
+
+
+class TorchSession:
+    """transformers' model in fp16 on the GPU, as a session: numpy arrays in, scores out, as ours take and give them."""
+
+    device = "cuda"
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def run(self, inputs: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
+        """Score one batch; returns (batch,) float32 when the GPU is done."""
+        import torch
+
+        with torch.inference_mode():
+            taken = {name: torch.from_numpy(inputs[name]).to("cuda") for name in TORCH_INPUTS}
+            logits = self._module(**taken).logits[:, 0].float()
+            torch.cuda.synchronize()
+            scores: npt.NDArray[np.float32] = logits.cpu().numpy()
+        return scores
+
+
+def this_machine() -> Machine:
+    """This machine as it is."""
+    return Machine(_inspect, _open_scorer, _open_session, _open_torch, _score_reference, _run_child)
+
+
+def scorer_of(bundle: Path, session: Session, plan: GpuPlan) -> Scorer:
+    """A scorer on a session that is open, with the batches of `plan`."""
+    found = open_bundle(bundle)
+    return Scorer(
+        tokenizer=PairTokenizer.from_file(found.file("tokenizer.json"), max_length=found.manifest.max_length),
+        session=session,
+        pad_token_id=found.manifest.pad_token_id,
+        max_batch_tokens=plan.max_batch_tokens,
+        padding=plan.padding,
+        buckets=plan.buckets,
+    )
+
+
+def load_half(checkpoint: Path) -> Any:
+    """The checkpoint's model in fp16 with scaled-dot-product attention; read as for the reference, from any format."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from cappy_export.checkpoints.checkpoint import load_model, open_checkpoint
+
+    loaded = load_model(open_checkpoint(checkpoint))
+    module = AutoModelForSequenceClassification.from_config(
+        loaded.config, attn_implementation="sdpa", dtype=torch.float16
+    )
+    module.load_state_dict(loaded.state_dict())
+    return module.eval()
+
+
+def _inspect() -> Installation:
+    return inspect_installation(
+        available_providers=lambda: load_runtime().get_available_providers(),
+        preload=lambda: getattr(load_runtime(), "preload_dlls", lambda: None)(),
+    )
+
+
+def _open_scorer(bundle: Path, device: str, precision: str) -> Scorer:
+    return Scorer.open(bundle, device=device, precision=precision)
+
+
+def _open_session(bundle: Path, device: str, precision: str, tf32: bool) -> tuple[Session, GpuPlan]:
+    """As `Scorer.open` does. With `tf32` without a canary, whose tolerance for fp32 TF32 cannot keep."""
+    found, budget, installation = open_bundle(bundle), BATCH_TOKENS[device], require_installation(device)
+    if not tf32:
+        return open_for_gpus(found, device, precision, installation, gpus=(0,), max_batch_tokens=budget)
+    there = installation.gpus
+    plan = plan_gpu(found, device=device, precision=precision, gpus=(0,), max_batch_tokens=budget, there=there)
+    found.check_model(precision, device)
+    session = open_session(
+        found.model(precision, device),
+        device=device,
+        providers=[("CUDAExecutionProvider", cuda_options(tf32=True))],
+    )
+    check_placement(device, session.placed)
+    return session, plan
+
+
+def _open_torch(checkpoint: Path) -> Session:
+    return TorchSession(load_half(checkpoint).to("cuda"))
+
+
+def _score_reference(checkpoint: Path, pairs: Sequence[Pair], max_length: int) -> Reference:
+    from cappy_export.checkpoints.checkpoint import open_checkpoint
+    from cappy_export.proof.reference import score_with_torch
+
+    return score_with_torch(open_checkpoint(checkpoint), pairs, max_length=max_length)
+
+
+def _run_child(arguments: Sequence[str], environment: Environment, seconds: float) -> Child:
+    merged = {**os.environ, **environment}
+    command = [sys.executable, "-m", "cappy_bench.gpu.check", *arguments]
+    try:
+        done = subprocess.run(  # noqa: S603, the command is ours
+            command,
+            cwd=ROOT,
+            env={name: value for name, value in merged.items() if value is not None},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        return Child(None, (error.stdout or b"").decode(errors="replace"))
+    return Child(done.returncode, done.stdout.decode(errors="replace"))

@@ -1,0 +1,189 @@
+"""What a GPU check says: cells from seconds, what was published beside it, and the summary. Pure: the document in, text
+out. Where nothing was measured there is None, never 0."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cappy_bench.speed.figures import useful_flops
+from cappy_bench.speed.tables import error, markdown, number
+
+Figures = dict[str, Any]
+Entry = Mapping[str, Any]
+
+OURS = ("cuda fp16", "tensorrt fp16", "tensorrt int8")
+TORCH = "pytorch fp16"
+CONTESTANTS = (*OURS, TORCH)
+DEMOBERT = "NVIDIA's demoBERT (TensorRT), BERT-large, A100-40GB"
+MLPERF = "MLPerf Inference v3.1 (MLCommons), BERT-large, one H100, tokenisation not timed"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure of others: latency of a batch or pairs per second, at a shape where one was named."""
+
+    source: str
+    precision: str | None
+    length: int | None
+    rows: int | None
+    milliseconds: float | None = None
+    pairs_per_second: float | None = None
+
+
+PUBLISHED = (
+    Published(DEMOBERT, "fp16", 128, 1, milliseconds=1.54),
+    Published(DEMOBERT, "fp16", 128, 128, pairs_per_second=2629),
+    Published(DEMOBERT, "fp16", 384, 1, milliseconds=2.96),
+    Published(DEMOBERT, "fp16", 384, 128, pairs_per_second=823),
+    Published(DEMOBERT, "int8", 128, 1, milliseconds=1.23),
+    Published(DEMOBERT, "int8", 128, 128, pairs_per_second=5122),
+    Published(DEMOBERT, "int8", 384, 1, milliseconds=2.55),
+    Published(DEMOBERT, "int8", 384, 128, pairs_per_second=1460),
+    Published(f"{MLPERF}, offline, 99% of the accuracy", None, None, None, pairs_per_second=9102),
+    Published(f"{MLPERF}, offline, 99.9% of the accuracy", None, None, None, pairs_per_second=7878),
+    Published(f"{MLPERF}, server", None, None, None, pairs_per_second=7004),
+)
+"""Of other machines, and of BERT-large, which has the layers of cappy-large: a scale, and no race."""
+
+
+def make_cell(contestant: str, lengths: Sequence[int], seconds: Sequence[float], shape: Mapping[str, int]) -> Figures:
+    """The figures of one contestant on rows of these `lengths`; `seconds` of every run, or none if it did not run."""
+    cell: Figures = {
+        "contestant": contestant,
+        "length": lengths[0] if len(set(lengths)) == 1 else None,
+        "rows": len(lengths),
+        "tokens": sum(lengths),
+        "runs": len(seconds) or None,
+    }
+    derived = ("seconds", "fastest", "slowest", "pairs_per_second", "tokens_per_second", "tflops")
+    if not seconds:
+        return {**cell, **dict.fromkeys(derived)}
+    middle = statistics.median(seconds)
+    values = (middle, min(seconds), max(seconds), len(lengths) / middle, sum(lengths) / middle)
+    return {**cell, **dict(zip(derived, (*values, useful_flops(shape, lengths) / middle / 1e12), strict=True))}
+
+
+def cells_of(steps: Iterable[Entry], *, is_mixed: bool) -> list[Figures]:
+    """The cells of all steps that measured throughput, of the mixed workload or of single lengths."""
+    return [
+        cell
+        for step in steps
+        if step["name"].startswith("throughput/") and step["figures"] is not None
+        for cell in step["figures"].get("cells", ())
+        if (step["name"] == "throughput/mixed") == is_mixed
+    ]
+
+
+def beside_published(steps: Sequence[Entry]) -> Figures | None:
+    """Every published figure with ours at the nearest shape, or, where it names none, on the mixed workload; None where
+    nothing of ours was measured."""
+    single = [cell for cell in cells_of(steps, is_mixed=False) if _is_ours(cell)]
+    mixed = [cell for cell in cells_of(steps, is_mixed=True) if _is_ours(cell)]
+    if not single and not mixed:
+        return None
+    return {"rows": [{**asdict(entry), "ours": _nearest(entry, single, mixed)} for entry in PUBLISHED]}
+
+
+def summary(document: Mapping[str, Any]) -> str:
+    """The whole of it as text: every step, what is missing, throughput, and what was published."""
+    steps = document["steps"]
+    gpus = ", ".join(gpu["name"] for gpu in document["machine"]["gpus"]) or "no GPU"
+    parts = [f"{document['title']}: {gpus}, {document['machine']['cpu']}, commit {document['commit'] or 'unknown'}"]
+    rows = [(step["name"], step["status"], _seconds(step["seconds"]), _outcome(step)) for step in steps]
+    parts.append(markdown(("step", "status", "seconds", "outcome"), rows))
+    lacking = [
+        f"  {device}: {finding['name']}: {finding['detail']}\n    fix: {finding['fix']}"
+        for device, findings in ((steps[0]["figures"] or {}).get("findings") or {}).items()
+        for finding in findings
+        if not finding["is_ok"]
+    ]
+    if lacking:
+        parts.append("\n".join(["What is missing:", *lacking]))
+    parts += [table for table in (_throughput_table(steps), _published_table(steps)) if table]
+    return "\n\n".join(parts)
+
+
+def _is_ours(cell: Figures) -> bool:
+    return cell["contestant"] in OURS and cell["seconds"] is not None
+
+
+def _nearest(entry: Published, single: Sequence[Figures], mixed: Sequence[Figures]) -> Figures | None:
+    """Our fastest cell at the nearest shape: of two as near, the longer and the smaller batch, which flatter less."""
+    length, rows = entry.length, entry.rows
+    if length is None or rows is None:
+        found = max(mixed, key=lambda cell: float(cell["pairs_per_second"]), default=None)
+    else:
+        found = min(
+            (cell for cell in single if cell["contestant"].endswith(str(entry.precision))),
+            key=lambda cell: (abs(cell["length"] - length), -cell["length"], abs(cell["rows"] - rows), cell["seconds"]),
+            default=None,
+        )
+    if found is None:
+        return None
+    kept = {name: found[name] for name in ("contestant", "length", "rows", "pairs_per_second")}
+    return {**kept, "milliseconds": 1000 * found["seconds"] if length is not None else None}
+
+
+def _outcome(step: Entry) -> str:
+    if step["reason"]:
+        return str(step["reason"])
+    figures = step["figures"] or {}
+    if "max_error" in figures:
+        kept = figures["winner_agreement"]
+        winners = "" if kept is None else f", winners kept {kept:.1%}"
+        errors = f"max error {error(figures['max_error'])}, mean {error(figures['mean_error'])}"
+        return f"{errors}, Spearman {figures['spearman']:.5f}{winners}{'' if figures['limits'] else ' (no limit)'}"
+    if "opened_seconds" in figures:
+        built = figures["engines_built"]
+        engines = "" if built is None else f", {built} engines built"
+        return str(figures["note"] or f"opened in {figures['opened_seconds']:.1f} s{engines}")
+    return str(figures.get("outcome") or "")
+
+
+def _throughput_table(steps: Sequence[Entry]) -> str:
+    """Pairs per second and TFLOP/s of every shape; a batch of one with its median latency; wrong scores are named."""
+    wrong = {
+        step["name"].removeprefix("parity/").replace("/", " ")
+        for step in steps
+        if step["name"].startswith("parity/") and step["status"] == "failed"
+    }
+    cells = cells_of(steps, is_mixed=False) + cells_of(steps, is_mixed=True)
+    if not cells:
+        return ""
+    shapes = dict.fromkeys((cell["length"], cell["rows"]) for cell in cells)
+    by_place = {(cell["length"], cell["rows"], cell["contestant"]): cell for cell in cells}
+    rows = [
+        (str(length or "mixed"), str(count), *(_speed(by_place.get((length, count, name))) for name in CONTESTANTS))
+        for length, count in shapes
+    ]
+    names = [f"{name} (PARITY FAILED)" if name in wrong else name for name in CONTESTANTS]
+    return "Pairs/s (TFLOP/s), medians:\n\n" + markdown(("length", "rows", *names), rows)
+
+
+def _speed(cell: Figures | None) -> str:
+    if cell is None or cell["seconds"] is None:
+        return "-"
+    latency = f", {1000 * cell['seconds']:.2f} ms" if cell["rows"] == 1 else ""
+    return f"{number(cell['pairs_per_second'])} ({number(cell['tflops'])}{latency})"
+
+
+def _published_table(steps: Sequence[Entry]) -> str:
+    figures = next((step["figures"] for step in steps if step["name"] == "published"), None)
+    if figures is None:
+        return ""
+    rows = []
+    for entry in figures["rows"]:
+        ours, unit = entry["ours"], "milliseconds" if entry["milliseconds"] is not None else "pairs_per_second"
+        where = "" if ours is None else f"{ours['contestant']}, {ours['rows']} x {ours['length'] or 'mixed'}"
+        asked = "" if entry["length"] is None else f"{entry['precision']}, {entry['rows']} x {entry['length']}"
+        shown = {"milliseconds": "ms", "pairs_per_second": "/s"}[unit]
+        mine = "-" if ours is None or ours[unit] is None else f"{number(ours[unit])} {shown}"
+        rows.append((entry["source"], asked, f"{number(entry[unit])} {shown}", mine, where))
+    return "Published, on other machines:\n\n" + markdown(("source", "shape", "theirs", "ours here", "at"), rows)
+
+
+def _seconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.1f}"

@@ -1,0 +1,179 @@
+"""Make a checkpoint of Cappy's shape from a seed: real formats, real size, random weights.
+
+`btan2/cappy-large` cannot always be downloaded, and speed and numerical parity do not need trained weights. They do
+need scores that *vary*: with transformers' default initialisation (standard deviation 0.02 throughout) every pair gets
+nearly the same score, and any exporter would look right. So each layer keeps the variance of its input, and the head is
+calibrated on the package's parity pairs until their scores have mean 0.5 and standard deviation 0.35.
+
+    python -m cappy_bench.make_checkpoint OUT --size large --tokenizer ROBERTA --format safetensors --format msgpack
+
+ROBERTA is a folder with the genuine `vocab.json` and `merges.txt` (50,265 entries): part of cappy-large's 355 M
+parameters. Without it a vocabulary of 4,000 is trained on the parity pairs, which is enough for the smaller sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from tokenizers import ByteLevelBPETokenizer
+from transformers import PreTrainedModel, RobertaConfig, RobertaForSequenceClassification, RobertaTokenizerFast
+
+from cappy_export.proof.pairs import default_pairs
+
+SHAPES: dict[str, dict[str, int]] = {
+    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+    "small": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024},
+    "tiny": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
+}
+FORMATS = ("safetensors", "bin", "msgpack")
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def make_checkpoint(
+    out: Path,
+    *,
+    size: str = "small",
+    seed: int = 0,
+    formats: Sequence[str] = ("safetensors",),
+    tokenizer: Path | None = None,
+    vocab_size: int = 4000,
+) -> Path:
+    """Write a checkpoint folder like `btan2/cappy-large`'s, with the same float32 weights in each of `formats`.
+
+    `tokenizer` is a folder with RoBERTa's `vocab.json` and `merges.txt`; without it a byte-level BPE of `vocab_size`
+    entries is trained on the package's own parity pairs. Raises FileExistsError if `out` exists.
+    """
+    out.mkdir(parents=True)
+    fast = _save_tokenizer(out, tokenizer, vocab_size)
+    config = RobertaConfig(
+        vocab_size=len(fast),
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        num_labels=1,
+        layer_norm_eps=1e-5,
+        **SHAPES[size],
+    )
+    model = RobertaForSequenceClassification._from_config(config, attn_implementation="eager").eval()
+    _fill(model, seed)
+    _calibrate_head(model, fast)
+    config.architectures = ["RobertaForSequenceClassification"]
+    config.save_pretrained(out)
+    for name in formats:
+        save_weights(model.state_dict(), out, name)
+    return out
+
+
+def save_weights(weights: dict[str, torch.Tensor], out: Path, name: str) -> None:
+    """Write `weights` (PyTorch's names) to `out` in the format `name`, one of FORMATS."""
+    if name == "safetensors":
+        save_file(
+            {key: value.contiguous() for key, value in weights.items()}, out / "model.safetensors", {"format": "pt"}
+        )
+    elif name == "bin":
+        torch.save(dict(weights), out / "pytorch_model.bin")
+    elif name == "msgpack":
+        (out / "flax_model.msgpack").write_bytes(flax_bytes(weights))
+    else:
+        raise ValueError(f"unknown format {name!r}; choose from {', '.join(FORMATS)}")
+
+
+def flax_bytes(weights: dict[str, torch.Tensor]) -> bytes:
+    """The bytes that `flax.serialization.to_bytes` writes for these weights under Flax's parameter names."""
+    tree: dict[str, Any] = {}
+    for key, value in weights.items():
+        *parents, leaf = key.split(".")
+        array = value.numpy()
+        if leaf == "weight":
+            is_norm, is_embedding = array.ndim == 1, parents[-1].endswith("embeddings")
+            leaf = "scale" if is_norm else "embedding" if is_embedding else "kernel"
+            array = array.T if leaf == "kernel" else array
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = _flax_array(array)
+    return bytes(msgpack.packb(tree, strict_types=True))
+
+
+def _flax_array(array: np.ndarray[Any, Any]) -> msgpack.ExtType:
+    return msgpack.ExtType(1, msgpack.packb((array.shape, array.dtype.name, array.tobytes()), use_bin_type=True))
+
+
+def _save_tokenizer(out: Path, source: Path | None, vocab_size: int) -> RobertaTokenizerFast:
+    if source is None:
+        bpe = ByteLevelBPETokenizer()
+        texts = [text for pair in default_pairs() for text in pair]
+        special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        bpe.train_from_iterator(texts, vocab_size=vocab_size, show_progress=False, special_tokens=special)
+        bpe.save_model(str(out))
+    else:
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copyfile(source / name, out / name)
+    fast = RobertaTokenizerFast(str(out / "vocab.json"), str(out / "merges.txt"), model_max_length=512)
+    fast.save_pretrained(out)
+    return fast
+
+
+def _fill(model: PreTrainedModel, seed: int) -> None:
+    """Random weights, each tensor from its own stream: adding or renaming one leaves the others as they are."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            random = np.random.default_rng([seed, zlib.crc32(name.encode())])
+            values = random.standard_normal(tuple(parameter.shape), dtype=np.float32)
+            parameter.copy_(
+                torch.from_numpy(values * _spread(name, parameter) + (1.0 if _is_norm_scale(name) else 0.0))
+            )
+        embeddings = model.base_model.embeddings
+        embeddings.word_embeddings.weight[embeddings.padding_idx] = 0.0
+
+
+def _is_norm_scale(name: str) -> bool:
+    return name.endswith("LayerNorm.weight")
+
+
+def _spread(name: str, parameter: torch.Tensor) -> float:
+    if _is_norm_scale(name) or parameter.ndim == 1:
+        return 0.05
+    if "embeddings" in name:
+        return 1.0 if "word" in name else 0.3
+    return float(1.0 / np.sqrt(parameter.shape[1]))
+
+
+def _calibrate_head(
+    model: PreTrainedModel, tokenizer: RobertaTokenizerFast, mean: float = 0.5, std: float = 0.35
+) -> None:
+    pairs = [pair for pair in default_pairs() if len(pair[0]) + len(pair[1]) < 400][::4]
+    with torch.no_grad():
+        scores = torch.cat([model(**tokenizer([pair], return_tensors="pt")).logits[:, 0] for pair in pairs])
+        head = model.classifier.out_proj
+        head.weight.mul_(std / scores.std())
+        head.bias.copy_(mean - (scores.mean() - head.bias) * std / scores.std())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--size", choices=sorted(SHAPES), default="small")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--format", dest="formats", action="append", choices=FORMATS)
+    parser.add_argument("--tokenizer", type=Path, help="folder with RoBERTa's vocab.json and merges.txt")
+    options = parser.parse_args(argv)
+    if options.size == "large" and options.tokenizer is None:
+        parser.error("--size large needs --tokenizer: with a small vocabulary it would not be cappy-large's size")
+    formats = options.formats or ["safetensors"]
+    make_checkpoint(options.out, size=options.size, seed=options.seed, formats=formats, tokenizer=options.tokenizer)
+    sizes = {path.name: path.stat().st_size for path in sorted(options.out.iterdir())}
+    print(json.dumps({"checkpoint": str(options.out), "seed": options.seed, "size": options.size, "bytes": sizes}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Ours: `Scorer.open` on a bundle with its default settings. It computes nothing for padding, and cannot be made to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cappy_bench.peers.peer import Model, Pair, Scores
+from cappy_engine.scorer import Scorer
+from cappy_engine.tokenizer import PairTokenizer
+
+
+class CappyRunner:
+    """The engine's own scorer."""
+
+    def __init__(self, model: Model, precision: str) -> None:
+        self.computed_tokens: int | None = 0
+        self._scorer = Scorer.open(model.bundle, device="cpu", precision=precision, threads=model.threads)
+        self._tokenizer = PairTokenizer.from_file(model.bundle / "tokenizer.json", max_length=model.max_length)
+
+    def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:
+        """Raw scores of n pairs: (n,) float32, in input order."""
+        if pad_to is not None:
+            raise NotImplementedError("the engine computes nothing for padding")
+        scored = self._scorer.score_pairs(pairs)
+        self.computed_tokens = (self.computed_tokens or 0) + int(scored.token_counts.sum())
+        return scored.scores
+
+    def token_ids(self, pairs: Sequence[Pair]) -> list[list[int]]:
+        """The token ids, without padding, that `score` gives the model for each pair."""
+        return [row.tolist() for row in self._tokenizer.encode(pairs).token_ids]
+
+
+def open_runner(model: Model, precision: str) -> CappyRunner:
+    """Open the bundle's model of `precision`."""
+    return CappyRunner(model, precision)

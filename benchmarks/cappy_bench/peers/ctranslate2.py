@@ -1,0 +1,121 @@
+"""CTranslate2's Encoder: RobertaModel converted by its TransformersConverter, with the scoring head in numpy.
+
+CTranslate2 has no sequence classification for RoBERTa, so the head (dense, tanh, out_proj on the first token's last
+hidden state) is read from the checkpoint and kept in float32. Int8 is its `int8_float32`: linear layers and embeddings
+with 8-bit weights, activations quantised token by token. Still a pair's score moves with its batch (by 0.007 on
+cappy-mini, 0.06 at cappy-large's size).
+
+On a CPU it takes padding out of a batch before the first layer and computes real tokens only, but for the attention's
+own products (Padder in its src/layers/transformer.cc). So `computed_tokens` counts real tokens, and every pair cannot
+be made to cost a padded one. On an AMD CPU it multiplies with oneDNN; with MKL instead (CT2_USE_MKL=1) 64 pairs of
+cappy-mini took 1.8 s for 1.5 s in fp32, and 3.4 s for 0.8 s in int8.
+
+Its position ids count tokens from the left; RoBERTa's count only those that are not padding, so a text that holds a
+literal `<pad>` scores differently.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ctranslate2
+import numpy as np
+import numpy.typing as npt
+from safetensors import safe_open
+
+from cappy_bench.peers.batches import Batched, Ids
+from cappy_bench.peers.peer import Model, Pair, Scores
+
+COMPUTE_TYPES = {"fp32": "float32", "int8": "int8_float32"}
+
+Floats = npt.NDArray[np.float32]
+Head = Callable[[Floats], Scores]
+"""first tokens' hidden states (batch, hidden) to scores (batch,)"""
+
+
+class EncoderRunner:
+    """`Encoder.forward_batch` on sorted batches; `computed_tokens` are those of the linear layers."""
+
+    def __init__(self, model: Model, encoder: ctranslate2.Encoder, head: Head, *, pad_token_id: int) -> None:
+        self.computed_tokens: int | None = 0
+        self._batched = Batched(model, self._run, pad_token_id=pad_token_id)
+        self._encoder, self._head = encoder, head
+
+    def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:
+        """Raw scores of n pairs: (n,) float32, in input order."""
+        if pad_to is not None:
+            raise NotImplementedError("CTranslate2 takes padding out before it computes")
+        return self._batched.score(pairs)
+
+    def token_ids(self, pairs: Sequence[Pair]) -> list[list[int]]:
+        """The token ids, without padding, that `score` gives the model for each pair."""
+        return self._batched.token_ids(pairs)
+
+    def _run(self, ids: Ids, mask: Ids, type_ids: Ids) -> Scores:
+        lengths = mask.sum(axis=1)
+        output = self._encoder.forward_batch(_view(ids), _view(lengths))  # without token types: all 0, RoBERTa's only
+        self.computed_tokens = (self.computed_tokens or 0) + int(lengths.sum())
+        return self._head(np.asarray(output.last_hidden_state)[:, 0])  # not copied but for the first tokens
+
+
+def prepare(model: Model, precision: str) -> None:
+    """Convert the checkpoint, with its weights stored as they will be computed."""
+    folder = model.folder / precision
+    if folder.exists():
+        return
+    making = model.folder / f"{precision}-making"
+    shutil.rmtree(making, ignore_errors=True)
+    _convert(model.checkpoint, making, COMPUTE_TYPES[precision])
+    making.rename(folder)
+
+
+def open_runner(model: Model, precision: str) -> EncoderRunner:
+    """Load what `prepare` made, and the head from the checkpoint."""
+    encoder = ctranslate2.Encoder(
+        str(model.folder / precision),
+        device="cpu",
+        intra_threads=model.threads,
+        inter_threads=1,
+        compute_type=COMPUTE_TYPES[precision],
+    )
+    config = json.loads((model.checkpoint / "config.json").read_text(encoding="utf-8"))
+    head = load_head(model.checkpoint / "model.safetensors")
+    return EncoderRunner(model, encoder, head, pad_token_id=int(config["pad_token_id"]))
+
+
+def load_head(path: Path) -> Head:
+    """RobertaClassificationHead in float32."""
+    names = ("dense.weight", "dense.bias", "out_proj.weight", "out_proj.bias")
+    with safe_open(path, framework="numpy") as weights:
+        dense, dense_bias, out, out_bias = (
+            weights.get_tensor(f"classifier.{name}").astype(np.float32) for name in names
+        )
+
+    def head(states: Floats) -> Scores:
+        scores: Scores = (np.tanh(states @ dense.T + dense_bias) @ out.T + out_bias)[:, 0]
+        return scores
+
+    return head
+
+
+def _convert(checkpoint: Path, folder: Path, quantization: str) -> None:
+    """Convert RobertaModel without its pooler, which the checkpoint has no weights for and the score does not use.
+
+    Imported here because the converter imports PyTorch, 250 MB that the measured process must not carry.
+    """
+    from ctranslate2.converters import TransformersConverter
+
+    class EncoderConverter(TransformersConverter):  # type: ignore[misc]
+        def load_model(self, model_class: Any, model_name_or_path: str, **options: Any) -> Any:
+            return model_class.from_pretrained(model_name_or_path, add_pooling_layer=False, **options)
+
+    EncoderConverter(str(checkpoint)).convert(str(folder), quantization=quantization)
+
+
+def _view(values: Ids) -> ctranslate2.StorageView:
+    """The int32 array that CTranslate2 reads, kept alive by the view."""
+    return ctranslate2.StorageView.from_array(np.ascontiguousarray(values, dtype=np.int32))

@@ -1,0 +1,43 @@
+"""What every score is compared with: PyTorch, float32, eager attention, one pair at a time, transformers' tokenizer.
+
+The same model and tokenizer as `cappy_export.proof.reference`, by which a bundle is proven. It is no contestant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from cappy_bench.peers.batches import Batched
+from cappy_bench.peers.peer import Model, Pair, Scores
+from cappy_bench.peers.torch_model import pad_token_id, runs
+from cappy_export.checkpoints.checkpoint import load_model, load_tokenizer, open_checkpoint
+
+
+class ReferenceRunner:
+    """One pair at a time."""
+
+    def __init__(self, model: Model) -> None:
+        torch.set_num_threads(model.threads)
+        checkpoint = open_checkpoint(model.checkpoint)
+        module = load_model(checkpoint)
+        self.computed_tokens: int | None = None
+        self._tokenizer = load_tokenizer(checkpoint, max_length=model.max_length)
+        self._batched = Batched(model, runs(module), pad_token_id=pad_token_id(module), batch_tokens=1)
+
+    def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:
+        """Raw scores of n pairs: (n,) float32, in input order; `pad_to` changes nothing, since no score needs it."""
+        return self._batched.score(pairs)
+
+    def token_ids(self, pairs: Sequence[Pair]) -> list[list[int]]:
+        """The token ids of transformers' tokenizer."""
+        found: list[list[int]] = self._tokenizer(
+            list(pairs), truncation=True, max_length=self._tokenizer.model_max_length
+        )["input_ids"]
+        return found
+
+
+def open_runner(model: Model, precision: str) -> ReferenceRunner:
+    """Load the checkpoint."""
+    return ReferenceRunner(model)

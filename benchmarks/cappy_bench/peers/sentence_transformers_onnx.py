@@ -1,0 +1,50 @@
+"""sentence-transformers' CrossEncoder on ONNX Runtime: the model that it exports and optimises itself.
+
+O2 is the highest level that changes no score; O3 approximates GELU.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import onnxruntime
+from sentence_transformers import CrossEncoder
+from sentence_transformers.backend import export_optimized_onnx_model
+
+from cappy_bench.peers.peer import Model
+from cappy_bench.peers.sentence_transformers_torch import CrossEncoderRunner
+
+FILE = "onnx/model_O2.onnx"
+
+
+def prepare(model: Model, precision: str) -> None:
+    """Export the checkpoint with sentence-transformers, and optimise it."""
+    if (_folder(model) / FILE).exists():
+        return
+    raw = model.folder / "raw"
+    shutil.rmtree(raw, ignore_errors=True)
+    encoder = CrossEncoder(str(model.checkpoint), backend="onnx", local_files_only=True, model_kwargs={"export": True})
+    encoder.save_pretrained(str(raw))
+    export_optimized_onnx_model(encoder, "O2", str(raw))
+    raw.rename(_folder(model))
+
+
+def open_runner(model: Model, precision: str) -> CrossEncoderRunner:
+    """Load the optimised model."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = model.threads
+    return CrossEncoderRunner(
+        CrossEncoder(
+            str(_folder(model)),
+            backend="onnx",
+            device="cpu",
+            max_length=model.max_length,
+            local_files_only=True,
+            model_kwargs={"file_name": FILE, "provider": "CPUExecutionProvider", "session_options": options},
+        )
+    )
+
+
+def _folder(model: Model) -> Path:
+    return model.folder / "optimised"

@@ -1,0 +1,50 @@
+"""Cappy's zero-shot protocol on PromptSource's tasks (arXiv 2311.06720, section 4.1): the lines of its file.
+
+A line is {dataset_name, template_name, example_idx, instruction, response, label}. Lines that agree in the first three
+are the candidates of one example, wherever they stand in the file; one is right if its label is 1. What picking gives
+is in `picking`: accuracy by dataset, then the plain mean over datasets.
+
+An example without a right candidate is wrong whatever is picked, and counts: leaving it out would flatter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cappy_bench.quality.picking import Example
+from cappy_engine.errors import InvalidLine
+from cappy_engine.pairs import Pair, read_fields
+
+TEXTS = ("dataset_name", "template_name", "instruction", "response")
+
+
+def read_examples(lines: Iterable[bytes]) -> tuple[list[Pair], list[Example]]:
+    """The pairs of all lines, in their order, and the examples, in the order in which they first appear.
+
+    Raises InvalidLine for a line that is not of the protocol's form, and for a label other than 0 and 1.
+    """
+    pairs: list[Pair] = []
+    groups: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
+    for number, line in enumerate(lines, start=1):
+        fields = read_fields(line, number, TEXTS)
+        if fields is None:
+            continue
+        for name in ("example_idx", "label"):
+            if name not in fields:
+                raise InvalidLine(number, f"has no field {name!r}")
+        if fields["label"] not in (0, 1):  # True and 1.0 are 1, too
+            raise InvalidLine(number, f"label must be 0 or 1, got {fields['label']!r:.60}")
+        key = (fields["dataset_name"], fields["template_name"], repr(fields["example_idx"]))
+        groups.setdefault(key, []).append((len(pairs), float(fields["label"])))
+        pairs.append((fields["instruction"], fields["response"]))
+    examples = [
+        Example(
+            dataset,
+            tuple(row for row, _ in found),
+            tuple(label for _, label in found),
+            cluster=index,
+            name=f"{template}, {index}",
+        )
+        for (dataset, template, index), found in groups.items()
+    ]
+    return pairs, examples

@@ -1,0 +1,117 @@
+"""Draws an evaluation by ROUGE-L: each way to answer with its bounds, and by task how far picking by score gets.
+
+Knows nothing of how the figures came about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from cappy_bench.quality.evaluation import BEST, CHANCE, Evaluation
+from cappy_bench.quality.picking import average_by_dataset, average_over_datasets
+from cappy_engine.errors import CappyError
+
+ENDINGS = (".svg", ".png", ".pdf")
+CAPPY, OTHER, LIMIT, INK, PALE = "#0072b2", "#8a8a8a", "#d55e00", "#222222", "#dddddd"
+"""Colours that the colour-blind can tell apart, too: picked by Cappy, in another way, the best possible."""
+STYLE: Mapping[Any, Any] = {
+    "svg.hashsalt": "cappy",  # the same figures give the same file
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 8,
+    "text.parse_math": False,  # names are drawn as they are, with any $ in them
+    "text.color": INK,
+    "axes.edgecolor": OTHER,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+}
+ROW_INCHES = 0.2
+
+
+def check_path(path: Path) -> None:
+    """Raise CappyError if a plot cannot be written to `path`: better before hours of scoring than after."""
+    if path.suffix not in ENDINGS:
+        raise CappyError(f"the plot {path} must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
+    if not path.parent.is_dir():
+        raise CappyError(f"the plot cannot be written: the folder {path.parent} does not exist")
+    try:
+        is_new = not path.exists()
+        with path.open("ab"):
+            pass
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise CappyError(f"the plot cannot be written: {error}") from error
+
+
+def plot_evaluation(found: Evaluation, path: Path) -> None:
+    """Write the picture to `path`; its ending says the format. Raises CappyError if it cannot be drawn or written."""
+    check_path(path)
+    try:
+        _draw(found, path)
+    except Exception as error:  # whatever Matplotlib raises: the figures were not at fault
+        raise CappyError(f"the plot {path} cannot be drawn: {error!r:.300}") from error
+
+
+def _draw(found: Evaluation, path: Path) -> None:
+    tasks = list(dict.fromkeys(example.dataset for example in found.examples))
+    rows = (len(found.ways), len(tasks))
+    with matplotlib.rc_context(dict(STYLE)):
+        figure = Figure(figsize=(7.5, (sum(rows) + 5) * ROW_INCHES + 0.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        above, below = figure.subplots(2, 1, height_ratios=[count + 1 for count in rows])
+        _draw_ways(above, found)
+        _draw_tasks(below, found, tasks)
+        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix, {})
+        figure.savefig(path, dpi=150, metadata=metadata)
+
+
+def _draw_ways(axes: Axes, found: Evaluation) -> None:
+    for place, (name, values) in enumerate(found.ways.items()):
+        cell = average_over_datasets(found.examples, values)
+        colour = _colour(found, name)
+        axes.plot([100 * cell.low, 100 * cell.high], [place, place], color=colour, linewidth=1.5)
+        axes.plot([100 * cell.mean], [place], "o", color=colour, markersize=5)
+        axes.annotate(
+            f"{100 * cell.mean:.1f}", (100 * cell.high, place), (4, 0), textcoords="offset points", va="center"
+        )
+    _finish(axes, [*found.ways], f"{found.measure} x 100: mean over tasks, 95% bounds")
+    for label, name in zip(axes.get_yticklabels(), found.ways, strict=True):
+        label.set_color(_colour(found, name))
+
+
+def _draw_tasks(axes: Axes, found: Evaluation, tasks: list[str]) -> None:
+    """Per task from a random pick to the best possible, with the first scorer's picks between."""
+    first = found.scorers[0]
+    cells = {name: average_by_dataset(found.examples, found.ways[name]) for name in (CHANCE, first, BEST)}
+    for place, task in enumerate(tasks):
+        ends = [100 * cells[name][task].mean for name in (CHANCE, BEST)]
+        axes.plot(ends, [place, place], color=PALE, linewidth=2, zorder=1)
+    for name, marker in ((CHANCE, "|"), (BEST, "|"), (first, "o")):
+        means = [100 * cells[name][task].mean for task in tasks]
+        colour = _colour(found, name)
+        axes.plot(means, range(len(tasks)), marker, color=colour, markersize=5, markeredgewidth=1.5, label=name)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0.1)
+    _finish(axes, tasks, f"{found.measure} x 100 by task")
+
+
+def _finish(axes: Axes, names: list[str], label: str) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel(label)
+    axes.grid(axis="x", color=PALE, linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)
+
+
+def _colour(found: Evaluation, name: str) -> str:
+    return CAPPY if name in found.scorers else LIMIT if name == BEST else OTHER

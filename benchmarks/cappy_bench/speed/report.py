@@ -1,0 +1,187 @@
+"""Results as a page that explains itself: Markdown with plots, beside the JSON files that it is made of."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+
+from cappy_bench.speed.figures import Result, figures
+from cappy_bench.speed.plots import Bar, Line, Point, draw_error_speed, draw_latency, draw_throughput
+from cappy_bench.speed.tables import missing_table, ratio_table, runner_table, share_table, workload_table
+from cappy_bench.speed.workloads import LENGTHS
+
+PAGE = "README.md"
+PLOTTED = ("bulk", "rerank", "interactive", "long", "padded")
+
+INTRODUCTION = """# Benchmarks
+
+Parity and speed of this engine beside what one would use instead, from the JSON files in this folder; made by
+`cappy bench report`. How to read it:
+
+- *Useful tokens* are those of the pairs; what a runner pads counts for nothing (but in `padded`, where padding is asked
+  for). Texts go in and scores come out: tokenisation is part of every time, loading is not.
+- Every runner scores the same pairs, and gives the model the same token ids (checked). Scores are compared with PyTorch
+  in float32, eager, one pair at a time; max error is the greatest over all pairs of all workloads and all rounds.
+- **A runner whose scores are wrong has no speed**: its row reads "wrong", everywhere. Wrong is an error above 1e-4 in
+  fp32 or 5e-3 in fp16, a Spearman correlation below 0.97 in int8, another tokenisation, or a score that is no number.
+- *Ours against it*: the peer's time over ours, taking our fastest precision whose parity is equal to the peer's or
+  better (errors up to 1e-4 count as equal: they are rounding). The median of the rounds' ratios, with their least and
+  greatest. Where every round says so, one of the two wins; else they are even.
+- *Of peak*: useful operations per second over the most that a matrix product reached in the same run, in int8 for int8
+  and in float32 for the others.
+- All runners of a run take turns, in the reverse order in the next round, in processes of their own, which stay loaded
+  while memory allows (a reload shows as a second load time in the JSON).
+- Memory is the most that was resident in the runner's process while it scored, the model included.
+- 95th percentiles are given from 20 requests on, 99th from 100 on.
+"""
+
+
+def write_report(folder: Path) -> Path:
+    """Render every result of `folder` into its README.md and plots; returns the page's path.
+
+    Raises FileNotFoundError if there is no result.
+    """
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise FileNotFoundError(f"no result (*.json) in {folder}; make one with 'cappy bench run'")
+    sections = [INTRODUCTION]
+    for path in paths:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        draw_plots(result, folder, path.stem)
+        sections.append(section(result, path.stem))
+    page = folder / PAGE
+    page.write_text("\n".join(sections), encoding="utf-8")
+    return page
+
+
+def section(result: Result, stem: str) -> str:
+    """One result in Markdown; its plots are files of `stem`."""
+    parts = [
+        f"## {result['title']}\n",
+        _conditions(result),
+        *(f"![{what}]({stem}-{name}.svg)\n" for name, what in _plots(result).items()),
+        "### Ours against each peer\n",
+        "The peer's time over ours, by workload, at equal or better parity. Above 1 ours is faster. Which precision of "
+        "ours it was stands in the tables of the workloads: where our int8 is less right than a peer's, it is fp32.\n",
+        ratio_table(result) + "\n",
+        "### Share of the machine's peak\n",
+        _peaks(result),
+        share_table(result) + "\n",
+        "### Runners, and how right they are\n",
+        runner_table(result) + "\n",
+    ]
+    missing = missing_table(result)
+    parts += ["### Did not run\n", missing + "\n"] if missing else ["All runners ran.\n"]
+    for workload in result["workloads"]:
+        lengths = workload["lengths"]
+        parts += [
+            f"### {workload['name']}\n",
+            f"{workload['description']}. {workload['pairs']} pairs in {workload['requests']} requests, "
+            f"{workload['tokens']:,} tokens that count (lengths p5 {lengths['p5']:.0f}, p50 {lengths['p50']:.0f}, "
+            f"p95 {lengths['p95']:.0f}, max {lengths['max']}).\n",
+            workload_table(result, workload["name"]) + "\n",
+        ]
+    return "\n".join(parts)
+
+
+def draw_plots(result: Result, folder: Path, stem: str) -> None:
+    """The result's plots, as SVG files of `stem`; those that nothing can be drawn in are left out."""
+    title = f"{result['title']} ({result['machine']['cpu']}, {result['settings']['threads']} threads)"
+    plots = _plots(result)
+    if "throughput" in plots:
+        draw_throughput(_bars(result), folder / f"{stem}-throughput.svg", title=title)
+    if "latency" in plots:
+        draw_latency(_lines(result), folder / f"{stem}-latency.svg", title=title)
+    if "error" in plots:
+        draw_error_speed(_points(result), folder / f"{stem}-error.svg", title=title)
+
+
+def _plots(result: Result) -> dict[str, str]:
+    """The plots that something can be drawn in."""
+    plots = {}
+    if any(not bar.is_wrong for bar in _bars(result)):
+        plots["throughput"] = "Useful tokens per second by workload and runner"
+    if _lines(result):
+        plots["latency"] = "Median latency of one pair against its length"
+    if _points(result):
+        plots["error"] = "Error against speed"
+    return plots
+
+
+def _bars(result: Result) -> list[Bar]:
+    bars = []
+    for workload in result["workloads"]:
+        for runner in result["runners"]:
+            found = figures(result, runner, workload)
+            if workload["name"] in PLOTTED and (found is not None or runner["status"] == "wrong"):
+                bars.append(
+                    Bar(
+                        workload=workload["name"],
+                        runner=runner["name"],
+                        precision=runner["precision"],
+                        is_ours=runner["is_ours"],
+                        tokens_per_second=0.0 if found is None else found.tokens_per_second,
+                        spread=(0.0, 0.0) if found is None else found.spread,
+                        is_wrong=found is None,
+                    )
+                )
+    return bars
+
+
+def _lines(result: Result) -> list[Line]:
+    """Median latency at each length of the workload `lengths`: its requests come length by length, as many of each."""
+    lines = []
+    for runner in result["runners"]:
+        cell = next((cell for cell in runner["cells"] if cell["workload"] == "lengths"), None)
+        if runner["status"] == "ok" and cell is not None and cell["status"] == "ok":
+            seconds = np.median(np.array(cell["seconds"]), axis=0)
+            groups = np.array_split(seconds, len(LENGTHS))
+            milliseconds = [1000 * float(np.median(group)) for group in groups]
+            lines.append(Line(runner["name"], runner["precision"], runner["is_ours"], list(LENGTHS), milliseconds))
+    return lines
+
+
+def _points(result: Result) -> list[Point]:
+    bulk = [workload for workload in result["workloads"] if workload["name"] == "bulk"]
+    found = [(runner, figures(result, runner, workload)) for workload in bulk for runner in result["runners"]]
+    return [
+        Point(
+            runner["name"],
+            runner["precision"],
+            runner["is_ours"],
+            runner["parity"]["max_error"],
+            figure.tokens_per_second,
+        )
+        for runner, figure in found
+        if figure is not None
+    ]
+
+
+def _conditions(result: Result) -> str:
+    machine, settings, model = result["machine"], result["settings"], result["model"]
+    shape = model["shape"]
+    when = f"started {result['started']}, {result['seconds'] / 60:.0f} minutes"
+    if result["is_resumed"]:
+        when = f"interrupted, and resumed {result['started']}"
+    return (
+        f"{model['name']}: {shape['layers']} layers, hidden {shape['hidden_size']}, {model['parameters'] / 1e6:.0f} M "
+        f"parameters. {machine['cpu']}, {machine['cores']} cores ({', '.join(machine['instruction_sets'])}), "
+        f"{machine['memory_bytes'] / 2**30:.0f} GiB, {machine['system']}, Python {machine['python']}; "
+        f"{settings['threads']} threads. Texts: {settings['pairs']}, seed {settings['seed']}. "
+        f"{settings['rounds']} rounds (one for a workload that took a runner over {settings['max_seconds']:.0f} s), "
+        f"{when}. Commit {result['commit']}.\n"
+    )
+
+
+def _peaks(result: Result) -> str:
+    texts = []
+    for precision, best in result["peak"].items():
+        rounds = ", ".join(f"{flops / 1e9:.0f}" for flops in best["rounds"])
+        texts.append(
+            f"{precision}: {best['flops'] / 1e9:.0f} Gop/s ({best['how']}; by round {rounds}, "
+            f"median {statistics.median(best['rounds']) / 1e9:.0f})"
+        )
+    return f"The peak that was measured in this run, {'; '.join(texts)}.\n"

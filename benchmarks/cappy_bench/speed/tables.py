@@ -1,0 +1,218 @@
+"""A result as tables: what `compare` prints and the report shows. Pure: a result in, text out."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cappy_bench.speed.figures import Figures, Ratio, Result, compare_with_peer, figures
+
+Row = tuple[str, ...]
+WORKLOAD_COLUMNS = (
+    "runner",
+    "precision",
+    "pairs/s",
+    "useful tokens/s",
+    "p50 ms",
+    "p95 ms",
+    "p99 ms",
+    "padding",
+    "of peak",
+    "memory",
+    "max error",
+    "Spearman",
+    "ours against it",
+)
+SINGLE = ("interactive", "rerank")
+"""Workloads of like requests, whose latencies mean something."""
+LEAST_REQUESTS = (1, 20, 100)
+"""How many requests a 50th, 95th and 99th percentile needs to be shown."""
+
+
+def workload_table(result: Result, name: str) -> str:
+    """Every runner on one workload, fastest first; then those that were wrong, and those that did not run there."""
+    workload = next(entry for entry in result["workloads"] if entry["name"] == name)
+    ran: list[tuple[float, Row]] = []
+    others: list[Row] = []
+    for runner in result["runners"]:
+        found = figures(result, runner, workload)
+        if found is not None:
+            ran.append((-found.tokens_per_second, _row(result, runner, found)))
+        elif runner["status"] == "wrong":
+            others.append(
+                (_name(runner), runner["precision"], *["wrong"] * (len(WORKLOAD_COLUMNS) - 3), runner["reason"])
+            )
+        elif runner["status"] == "ok":
+            cell = next(cell for cell in runner["cells"] if cell["workload"] == name)
+            reason = cell["reason"] or cell["status"]
+            others.append((_name(runner), runner["precision"], *["-"] * (len(WORKLOAD_COLUMNS) - 3), reason))
+    return markdown(WORKLOAD_COLUMNS, [row for _, row in sorted(ran)] + others)
+
+
+def _row(result: Result, runner: Mapping[str, Any], found: Figures) -> Row:
+    has_latency = found.workload in SINGLE
+    low, high = found.spread
+    return (
+        _name(runner),
+        runner["precision"],
+        number(found.pairs_per_second),
+        f"{number(found.tokens_per_second)} ({number(low)} to {number(high)})",
+        *(
+            number(latency) if has_latency and found.requests >= least else ""
+            for latency, least in zip(found.latency, LEAST_REQUESTS, strict=True)
+        ),
+        "?" if found.padding_share is None else f"{found.padding_share:.0%}",
+        f"{found.peak_share:.0%}",
+        size(found.peak_bytes),
+        error(runner["parity"]["max_error"]),
+        f"{runner['parity']['spearman']:.4f}",
+        "" if runner["is_ours"] else verdict(compare_with_peer(result, runner, found.workload)),
+    )
+
+
+def verdict(ratio: Ratio | str | None) -> str:
+    """Who is faster, in words: a peer wins or loses where every round says so, else they are even."""
+    if not isinstance(ratio, Ratio):
+        return ratio or ""
+    times = f"{ratio.median:.2f}x ({ratio.least:.2f} to {ratio.greatest:.2f})"
+    if ratio.greatest < 1:
+        return f"**{times}: the peer wins** over {ratio.ours}"
+    return f"{times} {ratio.ours}" if ratio.least > 1 else f"{times} {ratio.ours}, even"
+
+
+def ratio_table(result: Result) -> str:
+    """Our ratio against each peer on each workload, at equal or better parity."""
+    names = [workload["name"] for workload in result["workloads"]]
+    rows = []
+    for runner in result["runners"]:
+        if runner["is_ours"] or runner["status"] not in ("ok", "wrong"):
+            continue
+        cells = [
+            "wrong" if runner["status"] == "wrong" else _short(compare_with_peer(result, runner, name))
+            for name in names
+        ]
+        rows.append((runner["name"], runner["precision"], *cells))
+    return markdown(("peer", "precision", *names), rows)
+
+
+def _short(ratio: Ratio | str | None) -> str:
+    if not isinstance(ratio, Ratio):
+        return ratio or "-"
+    if ratio.greatest < 1:
+        return f"**{ratio.median:.2f} peer wins**"
+    return f"{ratio.median:.2f}" if ratio.least > 1 else f"{ratio.median:.2f} even"
+
+
+def share_table(result: Result) -> str:
+    """Every runner's share of the machine's peak on each workload."""
+    names = [workload["name"] for workload in result["workloads"]]
+    rows = []
+    for runner in result["runners"]:
+        if runner["status"] != "ok":
+            continue
+        found = [figures(result, runner, workload) for workload in result["workloads"]]
+        rows.append(
+            (_name(runner), runner["precision"], *("-" if each is None else f"{each.peak_share:.0%}" for each in found))
+        )
+    return markdown(("runner", "precision", *names), rows)
+
+
+def runner_table(result: Result) -> str:
+    """Settings, versions, start-up and parity of every runner that ran."""
+    rows = []
+    for runner in result["runners"]:
+        if runner["status"] not in ("ok", "wrong"):
+            continue
+        parity = runner["parity"]
+        rows.append(
+            (
+                _name(runner),
+                runner["precision"],
+                runner["setting"],
+                ", ".join(f"{name} {version}" for name, version in runner["versions"].items()),
+                f"{statistics.median(runner['load_seconds']):.1f}" if runner["load_seconds"] else "-",
+                *_parity_cells(parity),
+                "" if runner["status"] == "ok" else f"**wrong**: {runner['reason']}",
+            )
+        )
+    columns = (
+        "runner",
+        "precision",
+        "setting",
+        "versions",
+        "load s",
+        "max error",
+        "mean error",
+        "Spearman",
+        "winners kept",
+    )
+    return markdown((*columns, ""), rows)
+
+
+def _parity_cells(parity: Mapping[str, Any] | None) -> Row:
+    if parity is None:
+        return ("-",) * 4
+    kept = parity["winner_agreement"]
+    return (
+        error(parity["max_error"]),
+        error(parity["mean_error"]),
+        f"{parity['spearman']:.5f}",
+        "-" if kept is None else f"{kept:.1%}",
+    )
+
+
+def missing_table(result: Result) -> str:
+    """The runners that could not run, with the exact reason; empty if all ran."""
+    rows = [
+        (runner["name"], runner["precision"], runner["status"], runner["reason"])
+        for runner in result["runners"]
+        if runner["status"] in ("skipped", "failed")
+    ]
+    return markdown(("runner", "precision", "status", "reason"), rows) if rows else ""
+
+
+def change_table(before: Result, after: Result) -> str:
+    """How the useful tokens per second of each runner changed between two results, for the workloads they share."""
+    shared = {entry["sha256"]: entry for entry in before["workloads"]}
+    workloads = [entry for entry in after["workloads"] if entry["sha256"] in shared]
+    earlier = {runner["name"]: runner for runner in before["runners"]}
+    rows = []
+    for runner in after["runners"]:
+        cells = []
+        for workload in workloads:
+            new = figures(after, runner, workload)
+            old = figures(before, earlier[runner["name"]], workload) if runner["name"] in earlier else None
+            cells.append("-" if new is None or old is None else f"{new.tokens_per_second / old.tokens_per_second:.2f}x")
+        rows.append((runner["name"], runner["precision"], *cells))
+    return markdown(("runner", "precision", *(workload["name"] for workload in workloads)), rows)
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Row]) -> str:
+    """A Markdown table, padded so that it can be read as text too."""
+    cells = [tuple(columns), *[tuple(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in rows]]
+    widths = [max(3, *(len(row[place]) for row in cells)) for place in range(len(columns))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def number(value: float) -> str:
+    """Three significant digits or whole: 0.123, 1.23, 12.3, 1,234."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def error(value: float) -> str:
+    """An error of a score: two significant digits."""
+    return f"{value:.1e}" if value < 1e-3 else f"{value:.2g}"
+
+
+def size(count: int) -> str:
+    """Bytes in MB or GB."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _name(runner: Mapping[str, Any]) -> str:
+    return f"**{runner['name']}**" if runner["is_ours"] else str(runner["name"])

@@ -1,0 +1,224 @@
+"""What is scored: named workloads, the same pairs for every runner, from a seed.
+
+A workload is a list of requests, each a list of pairs that are scored in one call. Lengths are drawn first, from what
+the workload stands for; then each request takes the pair of the pool whose length is nearest. The pool is real text
+where there is some (`read_pool`), else made of words (`make_pool`). No pair is truncated, and none begins or ends in
+white space, so that tools which strip or cut otherwise score the same tokens.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cappy_bench.peers.peer import Pair
+from cappy_engine.tokenizer import PairTokenizer
+
+MAX_LENGTH = 512
+CANDIDATES = 16
+LENGTHS = (16, 32, 64, 128, 256, 512)
+DESCRIPTIONS: Mapping[str, str] = {
+    "interactive": "one pair at a time, lengths as in real use (PromptSource's tasks where the text is real)",
+    "lengths": f"one pair at a time, of {', '.join(map(str, LENGTHS))} tokens",
+    "rerank": f"one instruction with {CANDIDATES} candidates in each request",
+    "bulk": "all pairs in one request, their lengths drawn lognormal (median 70 tokens, 95th percentile 300)",
+    "long": "all pairs in one request, all of 480 to 512 tokens or the nearest there are",
+    "padded": "pairs of bulk's lengths, every one computed at 512 tokens; here padding counts as work, equal for all",
+}
+POOL = 12_000
+"""Pairs that are looked at, of those that a pool has."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many requests (interactive, rerank), pairs (bulk, long, padded) or pairs of each length (lengths)."""
+
+    interactive: int
+    lengths: int
+    rerank: int
+    bulk: int
+    long: int
+    padded: int
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`requests` are scored one after another, each in one call; `token_counts` (pairs,) int64 in the same order."""
+
+    name: str
+    requests: tuple[tuple[Pair, ...], ...]
+    token_counts: npt.NDArray[np.int64]
+    pad_to: int | None = None
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """All pairs, request after request."""
+        return [pair for request in self.requests for pair in request]
+
+    @property
+    def worked_lengths(self) -> npt.NDArray[np.int64]:
+        """The tokens of each pair that count as work: its own, or `pad_to` where padding is asked for."""
+        return self.token_counts if self.pad_to is None else np.full_like(self.token_counts, self.pad_to)
+
+    @property
+    def sha256(self) -> str:
+        """Of the requests as JSON."""
+        return hashlib.sha256(json.dumps(self.requests, ensure_ascii=True).encode()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Counts and lengths, for the report; `tokens` are those that count as work."""
+        low, middle, high = (float(np.percentile(self.token_counts, share)) for share in (5, 50, 95))
+        return {
+            "name": self.name,
+            "description": DESCRIPTIONS[self.name],
+            "requests": len(self.requests),
+            "pairs": len(self.token_counts),
+            "tokens": int(self.worked_lengths.sum()),
+            "pad_to": self.pad_to,
+            "lengths": {"p5": low, "p50": middle, "p95": high, "max": int(self.token_counts.max())},
+            "sha256": self.sha256,
+        }
+
+
+class Pool:
+    """Pairs with their lengths in tokens, from which workloads take the nearest in length, none twice."""
+
+    def __init__(self, pairs: Sequence[Pair], tokenizer: PairTokenizer) -> None:
+        encoded = tokenizer.encode(pairs)
+        order = [row for row in np.argsort(encoded.lengths, kind="stable") if not encoded.truncated[row]]
+        self._pairs = [pairs[row] for row in order]
+        self._lengths = encoded.lengths[order]
+        self._is_taken = np.zeros(len(order), dtype=np.bool_)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """All pairs that are not too long, shortest first."""
+        return self._pairs
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Their lengths in tokens, (n,) int64."""
+        return self._lengths
+
+    def take(self, lengths: Iterable[int]) -> list[Pair]:
+        """For each length the nearest pair that was not taken yet. Raises ValueError when the pool is used up."""
+        found = []
+        for length in lengths:
+            distance = np.where(self._is_taken, np.iinfo(np.int64).max, np.abs(self._lengths - length))
+            row = int(distance.argmin())
+            if self._is_taken[row]:
+                raise ValueError(f"the pool has only {len(self._pairs)} pairs that fit; give more with --pairs")
+            self._is_taken[row] = True
+            found.append(self._pairs[row])
+        return found
+
+
+def make_workloads(pairs: Sequence[Pair], tokenizer: PairTokenizer, sizes: Sizes, *, seed: int) -> list[Workload]:
+    """Every workload, from the same pool. Interactive lengths are those of the pool's first pairs (`read_pool` puts
+    the ones of real use first).
+
+    Raises ValueError if there are too few pairs.
+    """
+    random = np.random.default_rng(seed)
+    pool = Pool(pairs, tokenizer)
+    usual = tokenizer.encode(pairs[: max(1, len(pairs) // 4)]).lengths
+    singles = {
+        "interactive": pool.take(random.choice(usual, sizes.interactive)),
+        "lengths": pool.take(np.repeat(LENGTHS, sizes.lengths).tolist()),
+    }
+    many = {
+        "bulk": pool.take(_bulk_lengths(random, sizes.bulk)),
+        "long": pool.take(random.integers(480, MAX_LENGTH + 1, sizes.long)),
+        "padded": pool.take(_bulk_lengths(random, sizes.padded)),
+    }
+    requests = {name: [[pair] for pair in found] for name, found in singles.items()}
+    requests["rerank"] = _rerank_requests(pool, random, sizes.rerank)
+    requests |= {name: [found] for name, found in many.items()}
+    return [_workload(name, requests[name], tokenizer) for name in DESCRIPTIONS]
+
+
+def read_pool(folder: Path, *, seed: int) -> list[Pair]:
+    """Real pairs from the files of `folder`: first PromptSource's tasks, then BIG-Bench's, whose instructions are long.
+
+    Returns an empty list where the folder has none of them.
+    """
+    usual = _rows(folder / "promptsource_test.jsonl.gz")
+    long = [
+        {"instruction": row["instruction"], "response": row["references"][0]}
+        for path in sorted(folder.glob("bigbench/*_train.jsonl.gz"))
+        for row in _rows(path)
+    ]
+    pairs = []
+    for rows, share in ((usual, POOL // 4), (long + usual, POOL - POOL // 4)):
+        order = np.random.default_rng(seed).permutation(len(rows))[:share]
+        pairs += [(str(rows[row]["instruction"]).strip(), str(rows[row]["response"]).strip()) for row in order]
+    return _distinct(pairs)
+
+
+def make_pool(words: Sequence[str], *, seed: int, count: int = 4000) -> list[Pair]:
+    """Pairs of random words: a quarter of everyday lengths first, then up to 450 words."""
+    random = np.random.default_rng(seed)
+    longest = np.where(np.arange(count) < count // 4, 110, 450)
+    return _distinct(
+        (
+            " ".join(random.choice(words, random.integers(3, most))),
+            " ".join(random.choice(words, random.integers(1, 12))),
+        )
+        for most in longest
+    )
+
+
+def make_pool_like(pairs: Iterable[Pair], *, seed: int, count: int = 4000) -> list[Pair]:
+    """As `make_pool`, of the words of `pairs`."""
+    words = {word for pair in pairs for text in pair for word in text.split() if len(word) < 20}
+    words = {word for word in words if "<" not in word}  # "<pad>" in a text is something else to every tool
+    return make_pool(sorted(words), seed=seed, count=count)
+
+
+def read_pairs_file(path: Path) -> list[Pair]:
+    """Pairs of a user's JSON Lines file with `instruction` and `response`, stripped."""
+    return _distinct((str(row["instruction"]).strip(), str(row["response"]).strip()) for row in _rows(path))
+
+
+def _bulk_lengths(random: np.random.Generator, count: int) -> list[int]:
+    """Lognormal: exp(4.25) is 70, and exp(4.25 + 1.645 * 0.885) is 300."""
+    drawn = random.lognormal(mean=4.25, sigma=0.885, size=count)
+    return np.clip(drawn, 8, MAX_LENGTH).astype(np.int64).tolist()  # type: ignore[no-any-return]
+
+
+def _rerank_requests(pool: Pool, random: np.random.Generator, count: int) -> list[list[Pair]]:
+    """Instructions of everyday length, each with the same number of distinct responses of other pairs."""
+    responses = sorted({response for _, response in pool.pairs if response and len(response) < 200})
+    instructions = pool.take(random.integers(30, 150, count).tolist())
+    return [
+        [(instruction, responses[at]) for at in random.choice(len(responses), CANDIDATES, replace=False)]
+        for instruction, _ in instructions
+    ]
+
+
+def _workload(name: str, requests: Sequence[Sequence[Pair]], tokenizer: PairTokenizer) -> Workload:
+    frozen = tuple(tuple(request) for request in requests)
+    counts = tokenizer.encode([pair for request in frozen for pair in request]).lengths
+    return Workload(name, frozen, counts, pad_to=MAX_LENGTH if name == "padded" else None)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return [json.loads(line) for line in content.decode().split("\n") if line.strip()]
+
+
+def _distinct(pairs: Iterable[Pair]) -> list[Pair]:
+    return [pair for pair in dict.fromkeys(pairs) if pair[0] and pair[1]]

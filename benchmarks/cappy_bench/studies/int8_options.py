@@ -1,0 +1,207 @@
+"""Why int8 is made the way it is: one thing changed at a time, on this CPU.
+
+Every option quantises the same float32 graph; each scores the same pairs, one pair per run, since ONNX Runtime's own
+dynamic quantisation, here for comparison, lets a batch's pairs change each other's scores. Errors are against the
+float32 graph (itself within 1e-4 of PyTorch). Options take turns, round by round, and the median time counts. On a CPU
+without VNNI, 8-bit weights that may saturate do.
+
+    python -m cappy_bench.studies.int8_options CHECKPOINT [--pairs PAIRS.jsonl] [--count 64] [--rounds 3] [--option NAME]
+        [--each-product]
+
+All options are calibrated on the package's own pairs. With --option only those that are named are tried. With
+--each-product the chosen option is tried again with each matrix product left in float32 in turn: which of them
+costs the accuracy?
+
+The last line of the output is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from cappy_engine.batching import Padding
+from cappy_engine.pairs import Pair
+from cappy_engine.scorer import Scorer
+from cappy_engine.session import open_session
+from cappy_engine.tokenizer import PairTokenizer
+from cappy_export.checkpoints.checkpoint import load_tokenizer, open_checkpoint
+from cappy_export.graphs.optimum import build_graph, head_nodes, quiet
+from cappy_export.pipeline import ACCURATE_CALIBRATION_PAIRS, CALIBRATION_PAIRS, calibration_inputs
+from cappy_export.precisions.embeddings import Small, quantize_embeddings
+from cappy_export.precisions.fp16 import Inputs
+from cappy_export.precisions.int8 import Options, products_with_weights, quantize_products
+from cappy_export.proof.pairs import default_pairs, read_pairs
+from cappy_export.proof.parity import measure
+
+Make = Callable[[Path, Path, Sequence[Inputs]], object]
+"""Writes the option's model: from the float32 graph, to a path, with model inputs of the pairs to calibrate on."""
+CHOSEN = "chosen"
+REMOVED: Padding = "removed"
+
+
+def _ours(options: Options, *, corrects_bias: bool = True, words: Small | None = np.int8) -> Make:
+    def make(fp32: Path, out: Path, calibration: Sequence[Inputs]) -> None:
+        every = 1 if options.needs_moments else max(1, len(calibration) // CALIBRATION_PAIRS)
+        quantize_products(fp32, out, options, calibration[::every] if corrects_bias else ())
+        if words is not None:
+            quantize_embeddings(out, words)
+
+    return make
+
+
+def _runtimes(weight_type: QuantType, *, reduce_range: bool) -> Make:
+    """ONNX Runtime's dynamic quantisation, per channel, of the same products."""
+
+    def make(fp32: Path, out: Path, calibration: Sequence[Inputs]) -> None:
+        head = head_nodes(onnx.load(str(fp32), load_external_data=False))
+        with quiet():
+            quantize_dynamic(
+                fp32,
+                out,
+                op_types_to_quantize=["MatMul"],
+                per_channel=True,
+                reduce_range=reduce_range,
+                weight_type=weight_type,
+                nodes_to_exclude=sorted({*head, *(f"{name}_MatMul" for name in head)}),
+                extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
+            )
+
+    return make
+
+
+OPTIONS: dict[str, Make] = {
+    CHOSEN: _ours(Options()),
+    "weights of 7 bits": _ours(Options(weight_bits=7)),
+    "weights that may saturate": _ours(Options(avoids_saturation=False)),
+    "without bias correction": _ours(Options(), corrects_bias=False),
+    "word embeddings in fp32": _ours(Options(), words=None),
+    "word embeddings in fp16": _ours(Options(), words=np.float16),
+    "compensated, words in fp16": _ours(Options(compensates=True), words=np.float16),
+    "rotated, words in fp16": _ours(Options(rotates=True), words=np.float16),
+    "accurate": _ours(Options(rotates=True, compensates=True), words=np.float16),
+    "accurate, layer 0 in fp32": _ours(
+        Options(rotates=True, compensates=True, float32_products=["layer.0/"]), words=np.float16
+    ),
+    "quantize_dynamic, signed": _runtimes(QuantType.QInt8, reduce_range=False),
+    "quantize_dynamic, signed, 7 bits": _runtimes(QuantType.QInt8, reduce_range=True),
+    "quantize_dynamic, unsigned": _runtimes(QuantType.QUInt8, reduce_range=False),
+}
+
+
+def compare(
+    checkpoint: str,
+    pairs: Sequence[Pair],
+    rounds: int,
+    *,
+    chosen: Sequence[str] = tuple(OPTIONS),
+    is_each_product: bool = False,
+) -> dict[str, Any]:
+    """Quantise, score and time the `chosen` options; returns one row per option, float32 first."""
+    opened = open_checkpoint(checkpoint)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        saved = load_tokenizer(opened, max_length=512)
+        saved.save_pretrained(folder)
+        tokenizer = PairTokenizer.from_file(folder / "tokenizer.json", max_length=saved.model_max_length)
+        fp32 = folder / "fp32.onnx"
+        build_graph(opened, fp32)
+        calibration = list(
+            calibration_inputs(
+                tokenizer, default_pairs(), pad_token_id=saved.pad_token_id, count=ACCURATE_CALIBRATION_PAIRS
+            )
+        )
+        options = {name: OPTIONS[name] for name in chosen}
+        if is_each_product:
+            for product in products_with_weights(fp32):
+                options[f"{product} fp32"] = _ours(Options(float32_products=[product]))
+        sizes: dict[str, int] = {}
+        scorers: dict[str, Scorer] = {}
+        for option in ("fp32", *options):
+            path = fp32
+            if option != "fp32":
+                path = folder / f"{len(sizes)}.onnx"  # of its own: ONNX Runtime maps the weights of large ones
+                options[option](fp32, path, calibration)
+            sizes[option] = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))
+            session = open_session(path, device="cpu")
+            scorers[option] = Scorer(
+                tokenizer=tokenizer,
+                session=session,
+                pad_token_id=int(saved.pad_token_id),
+                max_batch_tokens=1,
+                padding=REMOVED,
+            )
+            print(f"ready: {option}", file=sys.stderr, flush=True)
+        return _rows(scorers, sizes, pairs, rounds)
+
+
+def _rows(scorers: dict[str, Scorer], sizes: dict[str, int], pairs: Sequence[Pair], rounds: int) -> dict[str, Any]:
+    seconds: dict[str, list[float]] = {option: [] for option in scorers}
+    scores: dict[str, npt.NDArray[np.float32]] = {}
+    counts = scorers["fp32"].score_pairs(pairs[:1]).token_counts
+    for _ in range(rounds):
+        for option, scorer in scorers.items():
+            started = time.perf_counter()
+            scored = scorer.score_pairs(pairs)
+            seconds[option].append(time.perf_counter() - started)
+            scores[option], counts = scored.scores, scored.token_counts
+    rows = {}
+    for option in scorers:
+        measured = measure(scores["fp32"], scores[option], pairs, counts)
+        rows[option] = {name: measured[name] for name in ("max_error", "mean_error", "spearman", "winner_agreement")}
+        rows[option] |= {"seconds": statistics.median(seconds[option]), "bytes": sizes[option]}
+    return {"tokens": int(counts.sum()), "score_std": float(scores["fp32"].std()), "options": rows}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--pairs", type=Path, help="JSON Lines (default: the package's parity pairs)")
+    parser.add_argument("--count", type=int, default=64, help="score about so many of the pairs")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--option", action="append", choices=OPTIONS, dest="options", metavar="NAME",
+        help=f"repeatable (default: all): {'; '.join(OPTIONS)}",
+    )  # fmt: skip
+    parser.add_argument("--each-product", action="store_true", help="find the product that costs the accuracy")
+    options = parser.parse_args(argv)
+    pairs = default_pairs() if options.pairs is None else read_pairs(options.pairs)
+    pairs = pairs[:: max(1, len(pairs) // options.count)]
+    result = compare(
+        options.checkpoint,
+        pairs,
+        options.rounds,
+        chosen=options.options or tuple(OPTIONS),
+        is_each_product=options.each_product,
+    )
+    fp32 = result["options"]["fp32"]["seconds"]
+    print(
+        f"{len(pairs)} pairs, {result['tokens']} tokens, score std {result['score_std']:.3f}, {options.rounds} rounds"
+    )
+    width = max(map(len, result["options"]))
+    print(f"{'option':<{width}}  max error  mean error  Spearman  seconds  speed-up      MB")
+    for name, row in result["options"].items():
+        print(
+            f"{name:<{width}}  {row['max_error']:>9.4f}  {row['mean_error']:>10.4f}  {row['spearman']:>8.4f}  "
+            f"{row['seconds']:>7.2f}  {fp32 / row['seconds']:>8.2f}  {row['bytes'] / 1e6:>6.1f}"
+        )
+    versions = {"python": platform.python_version(), "onnxruntime": onnxruntime.__version__}
+    print(json.dumps({"checkpoint": options.checkpoint, "pairs": len(pairs), "versions": versions, **result}))
+
+
+if __name__ == "__main__":
+    main()

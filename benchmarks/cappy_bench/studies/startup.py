@@ -1,0 +1,78 @@
+"""How long a process takes until its first score, and how much memory it then holds: each precision in a fresh process.
+
+    python -m cappy_bench.studies.startup BUNDLE [--rounds 3]
+
+`open` is `Scorer.open` alone, digests included, `ready` the whole process from its start to its first score. The files
+are in the system's cache from the first, discarded, round on.
+
+The last line of the output is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cappy_bench.peers.worker import peak_bytes
+from cappy_engine.bundle import open_bundle
+from cappy_engine.scorer import Scorer
+
+
+def measure(bundle: Path, precision: str, started: float) -> dict[str, float]:
+    """In this process: open the bundle, score one pair; `started` is when the process was (time.time)."""
+    before = time.perf_counter()
+    scorer = Scorer.open(bundle, device="cpu", precision=precision)
+    opened = time.perf_counter() - before
+    scorer.score([("Is the sky blue?", "Yes")])
+    return {
+        "open_seconds": opened,
+        "ready_seconds": time.time() - started,
+        "resident_bytes": resident_bytes(),
+        "peak_bytes": peak_bytes(),
+    }
+
+
+def resident_bytes() -> int:
+    """The memory that this process holds now (Linux), else its peak."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return peak_bytes()
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--measure", nargs=2, metavar=("PRECISION", "STARTED"), help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.measure:
+        print(json.dumps(measure(options.bundle, options.measure[0], float(options.measure[1]))))
+        return
+    found: dict[str, dict[str, float]] = {}
+    for precision in open_bundle(options.bundle).manifest.precisions:
+        rounds = []
+        for _ in range(options.rounds + 1):
+            command = [sys.executable, "-m", "cappy_bench.studies.startup", str(options.bundle), "--measure", precision]
+            command.append(str(time.time()))
+            done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603  (ourselves)
+            rounds.append(json.loads(done.stdout))
+        found[precision] = {name: statistics.median(row[name] for row in rounds[1:]) for name in rounds[0]}
+    print("precision  open s  ready s  resident MB  peak MB")
+    for precision, row in found.items():
+        print(
+            f"{precision:<9}  {row['open_seconds']:>6.2f}  {row['ready_seconds']:>7.2f}  "
+            f"{row['resident_bytes'] / 1e6:>11.0f}  {row['peak_bytes'] / 1e6:>7.0f}"
+        )
+    print(json.dumps({"bundle": options.bundle.name, **found}))
+
+
+if __name__ == "__main__":
+    main()

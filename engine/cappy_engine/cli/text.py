@@ -1,0 +1,138 @@
+"""What people read: manifests, parity reports, rankings and totals as text. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cappy_engine.bulk.score_file import Totals
+from cappy_engine.opening import ScorerInfo
+from cappy_engine.scorer import Candidate
+from cappy_engine.tuning import Tuned
+
+
+def describe_manifest(document: Mapping[str, Any]) -> str:
+    """A bundle's manifest: where it comes from, what it holds, how right it is."""
+    model, source, machine = document["model"], document["source"], document["machine"]
+    lines = [
+        f"model       {model['architecture']}, {model['layers']} layers, hidden {model['hidden_size']}, "
+        f"{model['parameters'] / 1e6:.1f} M parameters, at most {model['max_length']} tokens a pair",
+        f"source      {source['name']}" + (f" at revision {source['revision']}" if source["revision"] else ""),
+        f"            {source['format']}, sha256 {source['sha256']}",
+        f"exported    {document['created']} on {machine['cpu']} ({machine['system']})",
+        "with        " + ", ".join(f"{name} {version}" for name, version in document["versions"].items()),
+        "",
+        "files",
+    ]
+    for name, entry in document["files"].items():
+        lines.append(f"  {entry['bytes']:>13,} bytes  {entry['sha256'][:16]}  {name}")
+    lines += ["", "graphs"]
+    targets = document.get("targets", {})
+    for target, part in {"cpu": document, **targets}.items():
+        for precision, graph in part["graphs"].items():
+            facts = ", ".join(f"{key} {_shown(value)}" for key, value in graph.items())
+            lines.append(f"  {_model(target, precision)}  {facts}")
+    if "tensorrt" in targets:
+        lines += ["", f"buckets     {', '.join(map(str, targets['tensorrt']['buckets']))} tokens, for TensorRT"]
+    return "\n".join([*map(printable, lines), "", describe_parity(document["parity"])])
+
+
+def describe_parity(parity: Mapping[str, Any]) -> str:
+    """A parity report: one row per precision, then the worst pairs."""
+    pairs = parity["pairs"]
+    models = {"cpu": parity["precisions"], **parity.get("targets", {})}
+    rows = {_model(target, name): row for target, found in models.items() for name, row in found.items()}
+    width = max(9, *map(len, rows))
+    lines = [
+        f"parity with {parity['reference']} on {parity['machine']['cpu']}",
+        f"over {pairs['count']} pairs ({pairs['name']}) of {pairs['shortest']} to {pairs['longest']} tokens, "
+        f"{pairs['truncated']} truncated, {pairs['groups']} groups of candidates, score std {pairs['score_std']:.3f}",
+        f"  {'precision':<{width}}  max error  mean error  Spearman  winners kept  batch shapes  limits",
+    ]
+    for name, row in rows.items():
+        winners = "-" if row["winner_agreement"] is None else f"{100 * row['winner_agreement']:.1f}%"
+        limits = ", ".join(f"{name} {value:g}" for name, value in row["limits"].items() if value is not None)
+        lines.append(
+            f"  {name:<{width}}  {row['max_error']:>9.2e}  {row['mean_error']:>10.2e}  {row['spearman']:>8.5f}  "
+            f"{winners:>12}  {row['batch_shapes']:>12}  {limits or 'none'}"
+        )
+    if "targets" in parity:
+        lines.append("  models for GPUs were run on the CPU provider, with stand-ins for what it lacks")
+    for name, row in rows.items():
+        lines += ["", f"  worst pairs, {name}:"]
+        for worst in row["worst"]:
+            lines.append(
+                f"    {worst['error']:.2e}  PyTorch {worst['reference']:+.5f}  {name} {worst['score']:+.5f}  "
+                f"pair {worst['pair']}, {worst['tokens']} tokens: {shorten(worst['instruction'])} -> "
+                f"{shorten(worst['response'])}"
+            )
+    return "\n".join(map(printable, lines))
+
+
+def describe_ranking(ranked: Sequence[Candidate]) -> str:
+    """A table of candidates, best first."""
+    lines = ["rank   score  index  response"]
+    for place, candidate in enumerate(ranked, start=1):
+        exact = "  (fp32)" if candidate.is_exact else ""
+        lines.append(
+            f"{place:>4}  {candidate.score:>6.3f}  {candidate.index:>5}  {shorten(candidate.response, 90)}{exact}"
+        )
+    return "\n".join(lines)
+
+
+def describe_info(info: ScorerInfo) -> str:
+    """What a scorer runs, and why."""
+    device = " ".join([info.device, *map(str, info.gpus)])
+    threads = f"{info.threads} thread{'s' if info.threads > 1 else ''}"
+    return (
+        f"{info.bundle}: {info.precision} ({info.precision_reason}) on {device} ({info.device_reason}), "
+        f"{threads}, mode {info.mode} ({info.mode_reason}), batches of up to {info.max_batch_tokens} tokens, padding "
+        f"{info.padding}" + (f" up to {', '.join(map(str, info.buckets))} tokens" if info.buckets else "")
+    )
+
+
+def describe_tuned(tuned: Tuned) -> str:
+    """What was measured, what was chosen, and where the answer is kept."""
+    lines = ["mode        tokens a batch  tokens/s"]
+    for trial in tuned.trials:
+        is_chosen = (trial.mode, trial.max_batch_tokens) == (tuned.execution.mode, tuned.execution.max_batch_tokens)
+        mark = "  chosen" if is_chosen else ""
+        lines.append(f"{trial.mode:<10}  {trial.max_batch_tokens:>14}  {trial.tokens_per_second:>8.0f}{mark}")
+    return "\n".join([*lines, f"kept in {tuned.path}"])
+
+
+def describe_totals(totals: Totals, seconds: float) -> str:
+    """What `cappy score` did, in one line."""
+    rate = (
+        f"{totals.pairs / seconds:.1f} pairs/s, {totals.tokens / seconds:.0f} tokens/s" if totals.pairs else "nothing"
+    )
+    facts = [f"{totals.pairs} pairs scored in {seconds:.1f} s ({rate})"]
+    facts.append(f"{totals.truncated} truncated")
+    if totals.skipped:
+        facts.append(f"{len(totals.skipped)} bad lines skipped")
+    if totals.blank_lines:
+        facts.append(f"{totals.blank_lines} blank lines")
+    return ", ".join(facts)
+
+
+def shorten(text: str, width: int = 48) -> str:
+    """`text` on one printable line of at most `width` characters."""
+    line = printable(text)
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _model(target: str, precision: str) -> str:
+    return precision if target == "cpu" else f"{target} {precision}"
+
+
+def printable(text: str) -> str:
+    """`text` with a dot for what is no printable character: a manifest must not steer a terminal."""
+    return "".join(character if character.isprintable() else "·" for character in text)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{count} {name}" for name, count in value.items() if count) or "none"
+    if isinstance(value, list):
+        return f"{len(value)}" if value else "none"
+    return str(value)

@@ -1,0 +1,304 @@
+"""TensorRT's engines, kept between runs in a private folder of this user.
+
+    KEY/            mode 0700: what TensorRT wrote (engines, timing caches), and
+      manifest.json what it was made from, and the size and sha256 of every file
+    KEY.lock        held by whoever builds or opens that engine
+    KEY.building-*  a build that goes on, or whose process died
+
+ONNX Runtime writes these files while it opens a session, and takes what it finds again by file name, names in the graph
+and versions, but not by weights: new weights under an old name would get the old engine, and wrong scores. Hence a
+folder for each key, and a key of all that an engine depends on. An engine is native code: it is never taken from a
+bundle nor from a folder that others can write, and not a byte of it is used that the manifest does not vouch for.
+Knows nothing of ONNX Runtime or TensorRT; needs Linux.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cappy_engine.bundle import MANIFEST, seal, sha256_of
+from cappy_engine.cpu.execution import tuned_folder
+from cappy_engine.errors import DeviceUnavailable
+
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+PLACES = frozenset({"trt_engine_cache_path", "trt_timing_cache_path", "device_id"})
+"""Options that say where engines are kept and on which of several GPUs they run, and so nothing of what is in them."""
+
+T = TypeVar("T")
+
+
+def engine_facts(
+    *,
+    model_sha256: Sequence[str],
+    precision: str,
+    profile_text: str,
+    options: Mapping[str, str],
+    gpu: Mapping[str, str],
+    versions: Mapping[str, str],
+) -> dict[str, object]:
+    """All that an engine depends on, but for the folder it is kept in.
+
+    `gpu` are its name, compute capability and driver, `versions` those of TensorRT and ONNX Runtime.
+    """
+    return {
+        "model_sha256": list(model_sha256),
+        "precision": precision,
+        "profile": profile_text,
+        "options": {name: value for name, value in options.items() if name not in PLACES},
+        "gpu": dict(gpu),
+        "versions": dict(versions),
+    }
+
+
+def engine_key(facts: Mapping[str, object]) -> str:
+    """The name under which an engine is kept: 32 hexadecimal digits of a digest of all that it depends on."""
+    return hashlib.sha256(_canonical(facts).encode()).hexdigest()[:32]
+
+
+def engine_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where engines are kept: in `engines`, beside what `cappy tune` found (see `execution.tuned_folder`)."""
+    return tuned_folder(environment) / "engines"
+
+
+class EngineCache:
+    """The engines below `root`. Any number of threads and processes may use one `root` at the same time."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def open(self, key: str, facts: Mapping[str, object], make: Callable[[Path], T]) -> T:
+        """Return what `make` returns for the folder of the engine `key`: a checked one, else an empty one to fill.
+
+        `make` opens a session, and has written all its files when it returns; then they are kept with the `facts`. A
+        new engine's folder is renamed after that. Whoever asks for the same key meanwhile waits; other keys do not.
+        What `make` raises goes on, and a build that raised leaves nothing. Raises DeviceUnavailable if `root` cannot
+        be written, or can be written by others.
+        """
+        wanted = json.loads(_canonical(facts))  # as a manifest gives them back
+        with self._locked(key):
+            with _translated(self.root):
+                self._remove_leftovers(key)
+                is_kept = self._is_usable(key, wanted)
+            if is_kept:
+                return self._reuse(key, wanted, make)
+            return self._build(key, wanted, make)
+
+    def _reuse(self, key: str, facts: Mapping[str, Any], make: Callable[[Path], T]) -> T:
+        folder = self.root / key
+        with _translated(self.root):
+            before = _stamps(folder)
+        try:
+            made = make(folder)
+        except Exception:
+            # Kept all the same: an engine that was good is not at fault when the GPU has no memory left.
+            log.warning("the engine in %s is as it was built, but did not open; remove it if this goes on", folder)
+            raise
+        with _translated(self.root):
+            if changed := _unlike(before, _stamps(folder)):
+                log.warning("TensorRT changed %s in %s; its manifest is written again", ", ".join(changed), folder)
+                self._write_manifest(key, folder, facts)
+        return made
+
+    def _build(self, key: str, facts: Mapping[str, Any], make: Callable[[Path], T]) -> T:
+        building = self.root / f"{key}.building-{os.getpid()}"
+        with _translated(self.root):
+            building.mkdir(mode=0o700)
+        log.info("building an engine in %s", building)
+        try:
+            made = make(building)
+            with _translated(self.root):
+                self._keep(key, building, facts)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        return made
+
+    def _keep(self, key: str, building: Path, facts: Mapping[str, Any]) -> None:
+        if not _files(building):
+            log.warning("TensorRT stored no engine for %s; the next start will build it again", key)
+            _remove(building)
+            return
+        self._write_manifest(key, building, facts)
+        building.rename(self.root / key)
+        _sync(self.root)
+
+    def _write_manifest(self, key: str, folder: Path, facts: Mapping[str, Any]) -> None:
+        """Write it last, whole or not at all, when all that it vouches for is on the disk."""
+        for name in _files(folder):
+            _sync(folder / name)
+        document = seal({"schema_version": SCHEMA_VERSION, "facts": facts, "files": _entries(folder)})
+        partial = self.root / f"{key}.building-manifest"  # not in the folder, where it would be a file too many
+        partial.touch(mode=0o600)
+        partial.write_text(json.dumps(document, indent=2), encoding="utf-8")
+        _sync(partial)
+        partial.replace(folder / MANIFEST)
+        _sync(folder)
+
+    def _remove_leftovers(self, key: str) -> None:
+        for path in self.root.iterdir():
+            if path.name.startswith(f"{key}.building-"):  # whoever holds the lock builds; others are dead
+                log.info("removing %s, whose process died", path)
+                _remove(path)
+
+    def _is_usable(self, key: str, facts: Mapping[str, Any]) -> bool:
+        """Whether an engine is there to be used; one that is not to be used is removed."""
+        folder = self.root / key
+        try:
+            _check_engine(folder, facts)
+        except FileNotFoundError:
+            return False
+        except (ValueError, OSError) as error:
+            log.warning("the engine in %s is not used but built again: %s", folder, error)
+            _remove(folder)
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        with _translated(self.root):
+            _make_private(self.root)
+            # Never removed: whoever waits for it would hold the lock of a file that others no longer find.
+            lock = os.open(self.root / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            with _translated(self.root):
+                _wait_for(lock, key)
+            yield
+        finally:
+            # Closing is not enough where a forked child has a copy of the descriptor (flock(2)).
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_UN)
+            os.close(lock)
+
+
+def _check_engine(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Raise ValueError, which says why, unless `folder` is private and holds what was kept there with these `facts`.
+
+    Raises FileNotFoundError if there is no such folder.
+    """
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise ValueError("it is not a folder")
+    if status.st_uid != os.geteuid():
+        raise ValueError(f"it belongs to user {status.st_uid}, not to {os.geteuid()}")
+    if status.st_mode & 0o777 != 0o700:
+        raise ValueError(f"its mode is {status.st_mode & 0o777:o} instead of 700")
+    found = _entries(folder)  # before the manifest is read, which must be a regular file too
+    document = _read_manifest(folder)
+    if document.get("facts") != facts:
+        raise ValueError("it was built for something else")
+    if changed := _unlike(found, document["files"]):
+        raise ValueError(f"{', '.join(changed)} in it was changed, added or removed")
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        document = json.loads((folder / MANIFEST).read_bytes())
+        is_sealed = isinstance(document, dict) and seal(document) == document
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"its {MANIFEST} cannot be read ({error})") from error
+    if not is_sealed:
+        raise ValueError(f"its {MANIFEST} was changed (its own digest does not match)")
+    if document.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"its {MANIFEST} has schema version {document.get('schema_version')}, not {SCHEMA_VERSION}")
+    if not isinstance(document.get("files"), dict):
+        raise ValueError(f"its {MANIFEST} names no files")  # noqa: TRY004  (no caller's type is wrong)
+    return dict(document)
+
+
+def _entries(folder: Path) -> dict[str, dict[str, object]]:
+    """What a manifest says of the files in `folder`."""
+    return {
+        name: {"sha256": sha256_of(folder / name), "bytes": status.st_size} for name, status in _files(folder).items()
+    }
+
+
+def _files(folder: Path) -> dict[str, os.stat_result]:
+    """What lies in `folder` beside its manifest; ValueError if any of it is a link, a folder or no regular file."""
+    found = {path.name: path.lstat() for path in sorted(folder.iterdir())}
+    for name, status in found.items():
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{name} in it is not a regular file")
+    found.pop(MANIFEST, None)
+    return found
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, ...]]:
+    """What changes with a file that is written; a digest would take a second for each GB."""
+    return {
+        name: (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        for name, status in _files(folder).items()
+    }
+
+
+def _unlike(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+
+
+def _make_private(root: Path) -> None:
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        root.mkdir(mode=0o700)
+    status = root.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise DeviceUnavailable(f"{root} is not a folder; remove it, or set CAPPY_CACHE to a folder of your own")
+    if status.st_uid != os.geteuid():
+        raise DeviceUnavailable(
+            f"{root} belongs to user {status.st_uid}, and an engine is native code; "
+            "set CAPPY_CACHE to a folder of your own"
+        )
+    if status.st_mode & 0o022:
+        raise DeviceUnavailable(
+            f"{root} can be written by others (mode {status.st_mode & 0o777:o}), and an engine is native code; "
+            f"run 'chmod 700 {root}' if you trust what is in it, or set CAPPY_CACHE to a folder of your own"
+        )
+
+
+def _wait_for(lock: int, key: str) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("waiting for the engine %s, which is being built or opened", key)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+@contextlib.contextmanager
+def _translated(root: Path) -> Iterator[None]:
+    """Around all that the store does itself, and nothing that `make` does."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise DeviceUnavailable(
+            f"engines cannot be kept in {root} ({error}); mend it, or set CAPPY_CACHE to a folder of your own"
+        ) from error
+
+
+def _canonical(facts: Mapping[str, object]) -> str:
+    return json.dumps(dict(facts), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _sync(path: Path) -> None:
+    """Have a file's content, or a folder's names, written to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,118 @@
+"""Whether a GPU does the work: which provider runs which nodes, and how fast a full batch was.
+
+A session for a GPU opens without one, or with half of the model on the CPU, and says nothing; so this counts. Pure: it
+reads what ONNX Runtime tells, and imports none of it. It sees operators, not shapes: an Add on the CPU may be of a
+shape or of a whole batch. ONNX Runtime puts only the former there while it has a version for the GPU, and `check_speed`
+is for what this cannot see.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from cappy_engine.errors import DeviceUnavailable
+from cappy_engine.gpu.preflight import (
+    PROVIDERS,
+)
+
+SHAPE_OPERATORS = frozenset(
+    "Shape Size Gather Slice Concat Squeeze Unsqueeze Reshape Cast ConstantOfShape Range Expand Equal Where "
+    "Add Sub Mul Div ReduceProd".split()
+)
+"""Arithmetic on a few integers, which ONNX Runtime leaves on the CPU on purpose: a copy would take longer."""
+POSITION_OPERATORS = frozenset(("CumSum", "Not"))
+"""With these, position ids are counted over (batch, length) integers; TensorRT takes no CumSum of integers."""
+HEAVY_OPERATORS = frozenset(
+    "MatMul Gemm FusedMatMul FusedGemm MatMulInteger MatMulIntegerToFloat DynamicQuantizeMatMul QLinearMatMul QGemm "
+    "MatMulNBits Einsum Attention MultiHeadAttention PackedAttention PackedMultiHeadAttention QAttention".split()
+)
+"""Operators with products of matrices, where nearly all of the time goes; a device that runs none of them is idle."""
+ALLOWED_BESIDE: Mapping[str, frozenset[str]] = {
+    "CPUExecutionProvider": SHAPE_OPERATORS,
+    "CUDAExecutionProvider": SHAPE_OPERATORS | POSITION_OPERATORS,
+}
+"""What may run beside the device's own provider, by where it runs. More would be parts that the device refused."""
+SPEED_FLOOR = 1e12
+"""Floating-point operations per second. A GPU of the last ten years does several times that on a full batch, in fp32
+too; a few cores do not. Many server cores may: what runs on a CPU is for `check_placement` to find."""
+LEAST_JUDGED_SECONDS = 0.02
+"""A batch that takes a GPU at the floor less than this is mostly launches and copies, and tells nothing."""
+
+
+class AssignedNode(Protocol):
+    """What `census` reads of ONNX Runtime's OrtEpAssignedNode."""
+
+    @property
+    def op_type(self) -> str:
+        """Such as MatMul."""
+
+
+class AssignedSubgraph(Protocol):
+    """What `census` reads of ONNX Runtime's OrtEpAssignedSubgraph."""
+
+    @property
+    def ep_name(self) -> str:
+        """Such as CUDAExecutionProvider."""
+
+    def get_nodes(self) -> Sequence[AssignedNode]:
+        """Its nodes, as they were before the provider fused them."""
+
+
+def census(assignments: Iterable[AssignedSubgraph]) -> dict[str, Counter[str]]:
+    """Operators of each provider, counted, from what InferenceSession.get_provider_graph_assignment_info() returns."""
+    placed: dict[str, Counter[str]] = {}
+    for subgraph in assignments:
+        placed.setdefault(subgraph.ep_name, Counter()).update(node.op_type for node in subgraph.get_nodes())
+    return placed
+
+
+def check_placement(device: str, placed: Mapping[str, Counter[str]]) -> None:
+    """Raise DeviceUnavailable, with operators and counts, unless `device` runs the model; `placed` is from `census`.
+
+    It runs it if some of HEAVY_OPERATORS are on its own provider, and others run no more than ALLOWED_BESIDE. What is
+    on the CPU for the CPU is not looked at.
+    """
+    if device == "cpu":
+        return
+    own = PROVIDERS[device]
+    refused = {
+        provider: found
+        for provider, operators in placed.items()
+        if provider != own and (found := _without(operators, ALLOWED_BESIDE.get(provider, frozenset())))
+    }
+    if refused:
+        raise DeviceUnavailable(
+            f"device {device!r} was asked for, but {_listed(refused)}: {own} does not take these operators in this "
+            "model; choose a precision that was exported for the device, another device, or export the model again"
+        )
+    if not HEAVY_OPERATORS & (+placed.get(own, Counter())).keys():
+        raise DeviceUnavailable(
+            f"device {device!r} was asked for, but {own} has none of the model's matrix products (ONNX Runtime "
+            f"tells: {_listed(placed) or 'no node at all'}); run 'cappy doctor', or use device='cpu'"
+        )
+
+
+def check_speed(device: str, *, flops: float, seconds: float) -> None:
+    """Raise DeviceUnavailable if a full batch of `flops` operations took so many seconds that no GPU computed it.
+
+    Call it with the second run of a batch: the first one loads kernels. A batch that is too small is not judged.
+    """
+    if device == "cpu" or flops < SPEED_FLOOR * LEAST_JUDGED_SECONDS or flops >= SPEED_FLOOR * seconds:
+        return
+    raise DeviceUnavailable(
+        f"device {device!r} computes {flops / seconds / 1e12:.3f} TFLOP/s on a full batch, and any GPU that is free "
+        f"does more than {SPEED_FLOOR / 1e12:.0f}: is another process on the GPU? See nvidia-smi; run 'cappy doctor'"
+    )
+
+
+def _without(operators: Counter[str], allowed: frozenset[str]) -> Counter[str]:
+    return Counter({name: count for name, count in operators.items() if count > 0 and name not in allowed})
+
+
+def _listed(placed: Mapping[str, Counter[str]]) -> str:
+    return " and ".join(
+        f"{provider} runs {', '.join(f'{count} {name}' for name, count in operators.most_common())}"
+        for provider, operators in placed.items()
+    )

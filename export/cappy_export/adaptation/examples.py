@@ -1,0 +1,108 @@
+"""What training learns from: pairs with a label each, read from JSON Lines, and which of them are held out."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.errors import AdaptError, InvalidLine
+from cappy_engine.pairs import Pair, Row, read_rows
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """n `pairs` with their `labels` (n,) float32; pairs of one instruction have the same number in `groups` (n,)."""
+
+    pairs: list[Pair]
+    labels: npt.NDArray[np.float32]
+    groups: Rows
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def take(self, rows: Rows) -> Examples:
+        """The examples at `rows`, in that order."""
+        return Examples([self.pairs[row] for row in rows], self.labels[rows], self.groups[rows])
+
+
+def make_examples(pairs: Sequence[Pair], labels: Sequence[float]) -> Examples:
+    """Examples of `pairs` and their `labels`, grouped by instruction."""
+    numbers: dict[str, int] = {}
+    groups = [numbers.setdefault(instruction, len(numbers)) for instruction, _ in pairs]
+    return Examples(list(pairs), np.array(labels, dtype=np.float32), np.array(groups, dtype=np.int64))
+
+
+def read_examples(path: str | Path) -> Examples:
+    """Read examples from JSON Lines with `instruction`, `response` and `label`, a number of 0 (wrong) to 1 (right).
+
+    Raises AdaptError that names the line, for a bad line, a label out of range, and a file without examples.
+    """
+    try:
+        with open_lines(path) as file:
+            rows = list(read_rows(file))
+        labels = [read_label(row) for row in rows]
+    except InvalidLine as error:
+        raise AdaptError(f"{path}, {error}") from error
+    except OSError as error:
+        raise AdaptError(f"the examples cannot be read: {error}") from error
+    if not rows:
+        raise AdaptError(f"{path} holds no examples")
+    return make_examples([row.pair for row in rows], labels)
+
+
+def read_label(row: Row) -> float:
+    """The label of a row; raises InvalidLine if there is none of 0 to 1."""
+    label = row.fields.get("label")
+    if isinstance(label, bool) or not isinstance(label, (int, float)):
+        shown = "no field 'label'" if "label" not in row.fields else f"the label {_shown(label)}, which is no number"
+        raise InvalidLine(row.number, f"has {shown}; each example needs one of 0 (wrong) to 1 (right)")
+    if not 0 <= label <= 1:  # nor NaN
+        raise InvalidLine(row.number, f"has the label {_shown(label)}; labels go from 0 (wrong) to 1 (right)")
+    return float(label)
+
+
+def hold_out(examples: Examples, fraction: float, *, seed: int) -> tuple[Examples, Examples]:
+    """Split into (training, held out); the held-out ones are all examples of about `fraction` of the instructions."""
+    groups = sorted(set(examples.groups.tolist()))
+    random.Random(seed).shuffle(groups)  # noqa: S311 - a sample, no secret
+    count = math.ceil(fraction * len(groups)) if fraction else 0
+    if count >= len(groups):
+        raise AdaptError(
+            f"holding out {fraction:g} of {len(groups)} instructions leaves none to train on; give more examples, or "
+            "your own held-out file"
+        )
+    is_held_out = np.isin(examples.groups, groups[:count])
+    return examples.take(np.flatnonzero(~is_held_out)), examples.take(np.flatnonzero(is_held_out))
+
+
+def grouped_accuracy(scores: npt.NDArray[np.float32], examples: Examples) -> tuple[float, int]:
+    """(accuracy, groups): in how many groups the best-scoring candidate has the best label.
+
+    Groups with one candidate, or with one label for all, say nothing and are left out; the first of equal scores wins.
+    Accuracy is NaN without groups.
+    """
+    correct = counted = 0
+    if not len(examples):
+        return math.nan, 0
+    order = np.argsort(examples.groups, kind="stable")
+    starts = np.flatnonzero(np.diff(examples.groups[order])) + 1
+    for rows in np.split(order, starts):
+        labels = examples.labels[rows]
+        if labels.min() < labels.max():
+            counted += 1
+            correct += int(labels[scores[rows].argmax()] == labels.max())
+    return (correct / counted if counted else math.nan), counted
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

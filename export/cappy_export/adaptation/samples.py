@@ -1,0 +1,96 @@
+"""What an LLM answered, read from JSON Lines, and the training pairs of it (arXiv 2311.06720, section 3.3).
+
+Each reference of an example gets the label 1, references of other examples 0, and each sample of the LLM its ROUGE-L
+with the references.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.errors import AdaptError, InvalidLine
+from cappy_engine.pairs import Pair, read_fields, text_problem
+from cappy_export.adaptation.examples import Examples, make_examples
+from cappy_export.adaptation.rouge import has_words, rouge_l
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One instruction with its right answers, and what an LLM answered."""
+
+    instruction: str
+    references: tuple[str, ...]
+    samples: tuple[str, ...]
+
+
+def read_samples(path: str | Path) -> list[Sampled]:
+    """Read JSON Lines with `instruction`, `references` (at least one string) and `samples` (strings, may be empty).
+
+    Raises AdaptError that names the line.
+    """
+    try:
+        with open_lines(path) as file:
+            lines = ((number, read_fields(line, number, ("instruction",))) for number, line in enumerate(file, start=1))
+            sampled = [sampled_from(fields, number) for number, fields in lines if fields is not None]
+    except InvalidLine as error:
+        raise AdaptError(f"{path}, {error}") from error
+    except OSError as error:
+        raise AdaptError(f"the samples cannot be read: {error}") from error
+    if not sampled:
+        raise AdaptError(f"{path} holds no samples")
+    return sampled
+
+
+def sampled_from(fields: Mapping[str, Any], number: int) -> Sampled:
+    """The samples in the fields of line `number`; raises InvalidLine if they are not of the form."""
+    references = _texts(fields, "references", number)
+    if not references:
+        raise InvalidLine(number, "has no references; an example needs at least one right answer")
+    return Sampled(fields["instruction"], references, _texts(fields, "samples", number))
+
+
+def examples_from_samples(sampled: Sequence[Sampled], *, negatives: int = 1, seed: int = 0) -> Examples:
+    """Build examples: references with label 1, `negatives` references of other examples with 0, samples with ROUGE-L.
+
+    Of equal responses to one instruction only the first counts. ROUGE-L reads the letters a to z and digits only: a
+    warning says how many references have none, since every sample for them gets the label 0.
+    """
+    draw = random.Random(seed)  # noqa: S311 - a sample, no secret
+    right: dict[str, set[str]] = {}  # an instruction may stand on several lines
+    for entry in sampled:
+        right.setdefault(entry.instruction, set()).update(entry.references)
+    pool = sorted({reference for entry in sampled for reference in entry.references})
+    labelled: dict[Pair, float] = {}
+    wordless = 0
+    for entry in sampled:
+        for reference in entry.references:
+            labelled.setdefault((entry.instruction, reference), 1.0)
+            wordless += not has_words(reference)
+        references = right[entry.instruction]
+        others = draw.sample(pool, min(len(pool), negatives + len(references)))
+        for other in [text for text in others if text not in references][:negatives]:
+            labelled.setdefault((entry.instruction, other), 0.0)
+        for sample in entry.samples:
+            labelled.setdefault((entry.instruction, sample), rouge_l(entry.references, sample))
+    if wordless:
+        log.warning("ROUGE-L sees no word (a to z, digits) in %d references: samples for them get label 0", wordless)
+    return make_examples(list(labelled), list(labelled.values()))
+
+
+def _texts(fields: Mapping[str, Any], name: str, number: int) -> tuple[str, ...]:
+    value = fields.get(name)
+    if not isinstance(value, list):
+        raise InvalidLine(number, f"needs {name!r}, a list of strings; found {repr(value)[:60]}")
+    for text in value:
+        problem = text_problem(text)
+        if problem:
+            raise InvalidLine(number, f"an entry of {name!r} {problem}")
+    return tuple(value)

@@ -1,0 +1,191 @@
+"""A BERT or RoBERTa encoder as a graph, written operator by operator: nothing is computed for padding.
+
+`input_ids` and `attention_mask` come padded, (batch, length), as every tool gives them. The first thing the graph does
+is to take the real tokens out, one after the other: (tokens, hidden). Embeddings, projections, feed-forward layers and
+layer norms run on those; attention runs pair by pair, at the pair's own length and without a mask (`Loop`; with one
+pair, directly). So a pair alone and in any company goes through the same operations on the same numbers. In the last
+layer only the first token of a pair is read, so queries, attention output and feed-forward are computed for that token
+alone, which is exact.
+
+Residuals are Add and LayerNormalization: ONNX Runtime 1.32's SkipLayerNormalization takes 5 to 6 times as long as the
+three operators that it replaces (not vectorised; `python -m cappy_bench.studies.operators`).
+
+Knows nothing of quantisation or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from cappy_export.graphs.writer import ACTIVATIONS, MICROSOFT, GraphWriter, Parts, Weights
+
+
+def encoder_model(config: Any, weights: Weights) -> onnx.ModelProto:
+    """The model with the transformers `config` and `weights` (by their names in PyTorch; computed in float32).
+
+    Inputs `input_ids`, `attention_mask` and, for BERT, `token_type_ids`, (batch, length) int64, each row with one token
+    or more that is not masked; output `logits`, (batch, 1) float32.
+    """
+    graph = GraphWriter()
+    parts = Parts(graph, config, weights)
+    encoder = _Encoder(graph, parts)
+    tokens = encoder.tokens()
+    hidden = encoder.embed(tokens)
+    for layer in range(config.num_hidden_layers):
+        hidden = encoder.layer(layer, hidden, tokens, is_last=layer == config.num_hidden_layers - 1)
+    parts.head(hidden)
+    return graph.model(config.model_type, [name for name in parts.inputs if name != "position_ids"])
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Names of what is known of the real tokens: their places (tokens, 2), each pair's begin and end (batch,)."""
+
+    places: str
+    starts: str
+    ends: str
+    count: str
+    is_single: str
+
+
+class _Encoder:
+    def __init__(self, graph: GraphWriter, parts: Parts) -> None:
+        self._graph = graph
+        self._parts = parts
+        self._config = parts.config
+
+    def tokens(self) -> _Tokens:
+        graph, constant = self._graph, self._graph.constant
+        places = graph.add("Transpose", [graph.add("NonZero", ["attention_mask"], "kept")], "places", perm=[1, 0])
+        lengths = graph.add("ReduceSum", ["attention_mask", constant("last_axis", [-1])], "lengths", keepdims=0)
+        ends = graph.add("CumSum", [lengths, constant("zero", 0)], "ends")
+        shape = graph.add("Shape", ["attention_mask"], "batch_shape")
+        count = graph.add("Gather", [shape, constant("zero", 0)], "pair_count")
+        return _Tokens(
+            places=places,
+            starts=graph.add("Sub", [ends, lengths], "starts"),
+            ends=ends,
+            count=count,
+            is_single=graph.add("Equal", [count, constant("one", 1)], "is_single"),
+        )
+
+    def embed(self, tokens: _Tokens) -> str:
+        """Embeddings of the real tokens: (tokens, hidden)."""
+        graph, parts = self._graph, self._parts
+        words = parts.rows("word_embeddings", self._kept("input_ids", tokens))
+        positions = parts.rows("position_embeddings", self._kept(self._positions(), tokens))
+        types = parts.types() or parts.rows("token_type_embeddings", self._kept("token_type_ids", tokens))
+        total = graph.add("Add", [graph.add("Add", [words, types], "words_and_types"), positions], "embeddings")
+        return parts.norm(f"{parts.prefix}.embeddings.LayerNorm", total)
+
+    def layer(self, number: int, hidden: str, tokens: _Tokens, *, is_last: bool) -> str:
+        """One layer: (tokens, hidden) to the same; to (batch, hidden), the first tokens only, where it is the last."""
+        graph, parts, prefix = self._graph, self._parts, f"{self._parts.prefix}.encoder.layer.{number}"
+        attended, name = f"{prefix}.attention", f"layer.{number}"
+        read = graph.add("Gather", [hidden, tokens.starts], f"{name}/first_tokens") if is_last else hidden
+        query, key, value = (
+            graph.add("MatMul", [source, parts.matrix(f"{attended}.self.{part}")], f"{name}/attention/{part}")
+            for part, source in (("query", read), ("key", hidden), ("value", hidden))
+        )
+        biases = [parts.weight(f"{attended}.self.{part}.bias") for part in ("query", "key", "value")]
+        bias = graph.constant(f"{attended}.self.bias", np.concatenate(biases))
+        context = self._attention(f"{name}/attention", [query, key, value, bias], tokens, is_last=is_last)
+        output = parts.linear(f"{attended}.output.dense", context, f"{name}/attention/output/dense")
+        mixed = graph.add("Add", [output, read], f"{name}/attention/residual")
+        middle = parts.norm(f"{attended}.output.LayerNorm", mixed)
+        wide = parts.linear(f"{prefix}.intermediate.dense", middle, f"{name}/intermediate/dense")
+        activation, domain = ACTIVATIONS[self._config.hidden_act]
+        active = graph.add(activation, [wide], f"{name}/intermediate/activation", domain=domain)
+        narrow = parts.linear(f"{prefix}.output.dense", active, f"{name}/output/dense")
+        return parts.norm(f"{prefix}.output.LayerNorm", graph.add("Add", [narrow, middle], f"{name}/output/residual"))
+
+    def _attention(self, name: str, inputs: Sequence[str], tokens: _Tokens, *, is_last: bool) -> str:
+        """Attention within each pair: (tokens, hidden); in the last layer of the first tokens (batch, hidden)."""
+        outputs = [helper.make_tensor_value_info(f"{name}/single", TensorProto.FLOAT, None)]
+        alone = GraphWriter(self._graph, f"{name}/single/")
+        alone.nodes.append(helper.make_node("Identity", [self._attend(alone, inputs)], [f"{name}/single"]))
+        many = GraphWriter(self._graph, f"{name}/many/")
+        sequence = many.add("SequenceEmpty", [], "none", dtype=TensorProto.FLOAT)
+        body = self._each_pair(f"{name}/pair", inputs, tokens, is_last=is_last)
+        attended = many.add("Loop", [tokens.count, "", sequence], "pairs", body=body)
+        many.nodes.append(helper.make_node("ConcatFromSequence", [attended], [f"{name}/many"], axis=0))
+        return self._graph.add(
+            "If",
+            [tokens.is_single],
+            name,
+            then_branch=helper.make_graph(alone.nodes, f"{name}/single", [], outputs),
+            else_branch=helper.make_graph(
+                many.nodes, f"{name}/many", [], [helper.make_tensor_value_info(f"{name}/many", TensorProto.FLOAT, None)]
+            ),
+        )
+
+    def _each_pair(self, name: str, inputs: Sequence[str], tokens: _Tokens, *, is_last: bool) -> onnx.GraphProto:
+        """The body of the loop: cut one pair's rows out, attend, and put the result at the end of the sequence."""
+        body, (query, key, value, bias) = GraphWriter(self._graph, f"{name}/"), inputs
+        one = body.constant("one_element", [1])
+        number = f"{name}/number"
+        start = body.add("Reshape", [body.add("Gather", [tokens.starts, number], "start"), one], "begin")
+        end = body.add("Reshape", [body.add("Gather", [tokens.ends, number], "end"), one], "stop")
+        first = body.constant("first_axis", [0])
+        rows = [body.add("Slice", [part, start, end, first], role) for part, role in ((key, "key"), (value, "value"))]
+        if is_last:
+            asked = body.add("Gather", [query, body.add("Reshape", [number, one], "row")], "query")
+        else:
+            asked = body.add("Slice", [query, start, end, first], "query")
+        context = self._attend(body, [asked, *rows, bias])
+        body.nodes.append(helper.make_node("SequenceInsert", [f"{name}/before", context], [f"{name}/after"]))
+        body.nodes.append(helper.make_node("Identity", [f"{name}/goes_on"], [f"{name}/goes_on_still"]))
+        return helper.make_graph(
+            body.nodes,
+            name,
+            [
+                helper.make_tensor_value_info(number, TensorProto.INT64, []),
+                helper.make_tensor_value_info(f"{name}/goes_on", TensorProto.BOOL, []),
+                helper.make_tensor_sequence_value_info(f"{name}/before", TensorProto.FLOAT, None),
+            ],
+            [
+                helper.make_tensor_value_info(f"{name}/goes_on_still", TensorProto.BOOL, []),
+                helper.make_tensor_sequence_value_info(f"{name}/after", TensorProto.FLOAT, None),
+            ],
+        )
+
+    def _attend(self, graph: GraphWriter, inputs: Sequence[str]) -> str:
+        """Attention of one pair, (length, hidden) each, at its exact length: no mask."""
+        first = graph.constant("first_axis", [0])
+        lifted = [
+            graph.add("Unsqueeze", [part, first], f"lifted_{role}")
+            for part, role in zip(inputs[:3], ("query", "key", "value"), strict=True)
+        ]
+        context = graph.add(
+            "MultiHeadAttention",
+            [*lifted, inputs[3]],
+            "context",
+            domain=MICROSOFT,
+            num_heads=self._config.num_attention_heads,
+        )
+        return graph.add("Squeeze", [context, first], "lowered")
+
+    def _positions(self) -> str:
+        """Position ids (batch, length), as transformers counts them; (1, length) where only the place counts."""
+        graph, constant = self._graph, self._graph.constant
+        if self._parts.counts_from_padding:
+            padding = constant("padding", self._config.pad_token_id)
+            is_text = graph.add("Not", [graph.add("Equal", ["input_ids", padding], "is_padding")], "is_text")
+            counted = graph.add("Cast", [is_text], "counted", to=TensorProto.INT64)
+            running = graph.add("CumSum", [counted, constant("one", 1)], "running")
+            return graph.add("Add", [graph.add("Mul", [running, counted], "numbered"), padding], "positions")
+        every = graph.add("ConstantOfShape", [graph.add("Shape", ["input_ids"], "shape")], "every", value=_ONE)
+        running = graph.add("CumSum", [every, constant("one", 1)], "running")
+        return graph.add("Sub", [running, constant("one", 1)], "positions")
+
+    def _kept(self, source: str, tokens: _Tokens) -> str:
+        return self._graph.add("GatherND", [source, tokens.places], f"{source}/kept")
+
+
+_ONE = helper.make_tensor("one", TensorProto.INT64, [1], [1])

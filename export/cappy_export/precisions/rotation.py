@@ -1,0 +1,68 @@
+"""Activations that lose less in 8 bits: scaled, and rotated in blocks of channels.
+
+A token's scale is set by its largest channel, and a few channels are many times larger than the others, which have few
+steps then. So channels are divided by factors, which go into the weights (SmoothQuant, arXiv 2211.10438), and blocks of
+channels are multiplied by a Hadamard matrix, which spreads what is large over all of its block; the weights by the
+inverse (QuaRot, arXiv 2404.00456). The product is the same, but for rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cappy_export.precisions.calibration import Activations
+from cappy_export.precisions.rounding import Floats
+
+BLOCK = 64
+"""Channels rotated together, at most. On 613 PromptSource examples cappy-mini's errors, less those that an example's
+candidates share, were 0.0081 without rotation (root mean square, compensated weights), 0.0054 with blocks of 16, 0.0049
+with 32, 0.0047 with 64, and 0.0042 with all channels, which takes as long as the products themselves."""
+SMOOTHING = 0.25
+"""The power of the ratio of activations to weights by which channels are divided. Of 0, 0.25 and 0.5 the best there."""
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """x -> (x / factors) in blocks times a Hadamard matrix; `factors` (inputs,) are positive."""
+
+    factors: Floats
+
+    @property
+    def matrix(self) -> Floats:
+        """(block, block), symmetric and its own inverse; block is a power of two that divides the inputs."""
+        block = math.gcd(len(self.factors), BLOCK)
+        matrix = np.ones((1, 1))
+        while len(matrix) < block:
+            matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+        return (matrix / math.sqrt(block)).astype(np.float32)
+
+    def of_weights(self, weights: Floats) -> Floats:
+        """`weights` (inputs, outputs) for rotated inputs."""
+        return self._turned(weights * self.factors[:, None])
+
+    def of_activations(self, activations: Activations) -> Activations:
+        """What the product reads then."""
+        mean = self._turned((activations.mean / self.factors)[:, None])[:, 0]
+        if activations.moments is None:
+            return Activations(mean)
+        half = self._turned(activations.moments / np.outer(self.factors, self.factors))
+        return Activations(mean, self._turned(half.T))
+
+    def _turned(self, rows: Floats) -> Floats:
+        """The matrix times each block of rows."""
+        matrix = self.matrix
+        turned: Floats = (matrix @ rows.reshape(-1, len(matrix), rows.shape[1])).reshape(rows.shape)
+        return turned
+
+
+def rotation_for(moments: Floats, weights: Sequence[Floats]) -> Rotation:
+    """The rotation of an input with these second `moments` (inputs, inputs) that products with `weights` read."""
+    sizes = np.sqrt(np.diag(moments))
+    squares = np.sum([np.square(part, dtype=np.float64).sum(axis=1) for part in weights], axis=0)
+    ratio = np.maximum(sizes, 1e-6) / np.maximum(np.sqrt(squares), 1e-6)
+    logs = SMOOTHING * np.log(ratio)
+    return Rotation(np.exp(logs - logs.mean()).astype(np.float32))

@@ -1,0 +1,40 @@
+"""The pairs that parity is measured on: the package's own, or the user's."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.errors import ExportError, InvalidLine
+from cappy_engine.pairs import Pair, read_rows
+
+MIN_PAIRS = 256
+"""Fewer pairs say too little: a bad export can hide among a few."""
+
+
+def default_pairs() -> list[Pair]:
+    """The pairs that ship with the package: 279, of 4 to over 1,000 RoBERTa tokens, in 84 groups of candidates.
+
+    Every word was written for this purpose: tasks in the form of instructions, code, logs and tables, over twenty
+    scripts, emoji, degenerate and very long texts.
+    """
+    text = files("cappy_export").joinpath("parity_pairs.jsonl").read_bytes()
+    return [row.pair for row in read_rows(text.splitlines())]
+
+
+def read_pairs(path: str | Path) -> list[Pair]:
+    """Read parity pairs from JSON Lines with `instruction` and `response`, unpacked where the name ends in .gz.
+
+    Raises ExportError for a bad line, and for fewer than MIN_PAIRS pairs; CappyError for a .gz that is not complete.
+    """
+    try:
+        with open_lines(path) as file:
+            pairs = [row.pair for row in read_rows(file)]
+    except InvalidLine as error:
+        raise ExportError(f"{path}, {error}") from error
+    except OSError as error:
+        raise ExportError(f"the parity pairs cannot be read: {error}") from error
+    if len(pairs) < MIN_PAIRS:
+        raise ExportError(f"{path} has {len(pairs)} pairs; parity needs at least {MIN_PAIRS}")
+    return pairs

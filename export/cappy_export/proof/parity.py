@@ -1,0 +1,213 @@
+"""Parity: how far a bundle's scores are from PyTorch's, and how far they may be."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cappy_engine.batching import Padding
+from cappy_engine.errors import ExportError, ParityError
+from cappy_engine.pairs import Pair
+from cappy_engine.scorer import Scored, Scorer
+from cappy_export.proof.reference import Reference
+
+Scores = npt.NDArray[np.float32]
+
+WORST_PAIRS = 5
+CANARY_PAIRS = 8
+SHAPES: Sequence[tuple[int, Padding | None]] = ((1, None), (512, None), (2048, "allowed"))
+"""Budgets of the batches in which parity is measured, and what becomes of padding: one by one, as the engine does, and
+wide with padding, as GPUs and other tools do."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a precision must keep; None is not checked. `max_error` is absolute, in units of the score."""
+
+    max_error: float | None = None
+    min_spearman: float | None = None
+    min_winner_agreement: float | None = None
+
+
+LIMITS: Mapping[str, Limits] = {
+    "fp32": Limits(max_error=1e-4),
+    "fp16": Limits(max_error=5e-3),
+    "int8": Limits(min_spearman=0.97),
+}
+"""The default limits. fp32 and fp16 differ from PyTorch by rounding only, so an absolute bound holds for any weights.
+Int8 errors grow with the spread of the weights and of the scores, so no absolute bound fits all checkpoints; what
+classification and re-ranking need is the *order* of the scores. Rank correlation was 0.98 and more for all exports that
+were measured, on random and on trained weights (README.md); and 0.84 to 0.96 on trained weights for the coarsest
+quantisation, per tensor in 7 bits. On cappy-mini fp32 takes a hundredth of its limit and fp16 a sixth: cappy-large, of
+four times the layers, needs the room (5.1e-3 in fp16 on random weights)."""
+
+
+def measure(reference: Scores, scores: Scores, pairs: Sequence[Pair], counts: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Compare `scores` (n,) with `reference` (n,): maximum and mean absolute error, Spearman's rank correlation, how
+    often the same candidate of an instruction wins, and the worst pairs. `counts` are tokens, for the report."""
+    errors = np.abs(scores.astype(np.float64) - reference)
+    worst = np.argsort(-errors, kind="stable")[:WORST_PAIRS]
+    return {
+        "max_error": float(errors.max()),
+        "mean_error": float(errors.mean()),
+        "spearman": spearman(reference, scores),
+        "winner_agreement": winner_agreement(reference, scores, candidate_groups(pairs)),
+        "worst": [
+            {
+                "pair": int(row),
+                "error": float(errors[row]),
+                "reference": float(reference[row]),
+                "score": float(scores[row]),
+                "tokens": int(counts[row]),
+                "instruction": pairs[row][0][:200],
+                "response": pairs[row][1][:200],
+            }
+            for row in worst
+        ],
+    }
+
+
+def describe_pairs(pairs: Sequence[Pair], reference: Reference, name: str) -> dict[str, Any]:
+    """What the scores were measured on: the pairs' `name`, digest, number, lengths in tokens, and groups."""
+    text = json.dumps(pairs, ensure_ascii=True)
+    return {
+        "name": name,
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "count": len(pairs),
+        "shortest": int(reference.token_counts.min()),
+        "longest": int(reference.token_counts.max()),
+        "truncated": int(reference.truncated.sum()),
+        "groups": len(candidate_groups(pairs)),
+        "score_std": float(reference.scores.std()),
+    }
+
+
+def score_in_shapes(
+    scorer: Scorer, pairs: Sequence[Pair], shapes: Sequence[tuple[int, Padding | None]] = SHAPES
+) -> tuple[Scored, int]:
+    """Score each pair once, in batches of many shapes; returns what was scored and the number of distinct shapes.
+
+    The pairs are dealt out in turn among `shapes`: budgets of tokens, and the padding (None: the scorer's own).
+    """
+    total = Scored(
+        scores=np.empty(len(pairs), dtype=np.float32),
+        token_counts=np.empty(len(pairs), dtype=np.int64),
+        truncated=np.empty(len(pairs), dtype=np.bool_),
+    )
+    seen: set[tuple[int, int]] = set()
+    for place, (budget, padding) in enumerate(shapes):
+        rows = list(range(place, len(pairs), len(shapes)))
+        scored = scorer.score_pairs([pairs[row] for row in rows], max_batch_tokens=budget, padding=padding)
+        total.scores[rows] = scored.scores
+        total.token_counts[rows], total.truncated[rows] = scored.token_counts, scored.truncated
+        batches = scorer.plan(scored.token_counts, max_batch_tokens=budget, padding=padding)
+        seen.update((len(batch.rows), batch.length) for batch in batches)
+    return total, len(seen)
+
+
+def require_same_tokens(scored: Scored, reference: Reference, pairs: Sequence[Pair]) -> None:
+    """Raise ExportError unless the engine and transformers cut the pairs into the same number of tokens."""
+    differs = (scored.token_counts != reference.token_counts) | (scored.truncated != reference.truncated)
+    if differs.any():
+        row = int(differs.argmax())
+        raise ExportError(
+            f"the engine tokenises {int(differs.sum())} pairs unlike transformers; the first, {pairs[row]!r:.200}, has "
+            f"{scored.token_counts[row]} tokens instead of {reference.token_counts[row]}"
+        )
+
+
+def canary_rows(scores: Scores, counts: npt.NDArray[np.int64]) -> list[int]:
+    """Rows of CANARY_PAIRS pairs for the canary, from the lowest score to the highest, and none longer than need be.
+
+    Of pairs up to the median length and the longest one: together they are fast, and show long shapes too.
+    """
+    short = np.flatnonzero(counts <= np.median(counts))
+    by_score = short[np.argsort(scores[short], kind="stable")]
+    places = np.linspace(0, len(by_score) - 1, min(CANARY_PAIRS - 1, len(by_score))).round().astype(int)
+    return list(dict.fromkeys([*by_score[places].tolist(), int(counts.argmax())]))
+
+
+def canary_tolerance(row: Mapping[str, Any], limits: Limits) -> float:
+    """How far a GPU's score may be from PyTorch's: the absolute limit, else twice the largest measured error."""
+    return limits.max_error if limits.max_error is not None else max(2 * float(row["max_error"]), 1e-3)
+
+
+def candidate_groups(pairs: Sequence[Pair]) -> list[list[int]]:
+    """The rows that share an instruction, where there are two or more."""
+    groups: dict[str, list[int]] = {}
+    for row, (instruction, _) in enumerate(pairs):
+        groups.setdefault(instruction, []).append(row)
+    return [rows for rows in groups.values() if len(rows) > 1]
+
+
+def winner_agreement(reference: Scores, scores: Scores, groups: Sequence[Sequence[int]]) -> float | None:
+    """The share of groups in which the same candidate wins (the first one of a tie); None without groups."""
+    if not groups:
+        return None
+    return float(np.mean([reference[rows].argmax() == scores[rows].argmax() for rows in map(list, groups)]))
+
+
+def spearman(first: Scores, second: Scores) -> float:
+    """Spearman's rank correlation, ties ranked by their mean; 0 where all of one side's scores are equal."""
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
+    return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
+
+
+def rows_of(parity: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Target, precision and figures of every model in a parity report."""
+    targets = {"cpu": parity["precisions"], **parity.get("targets", {})}
+    return [(target, precision, row) for target, rows in targets.items() for precision, row in rows.items()]
+
+
+def violations(parity: Mapping[str, Any], limits: Mapping[str, Limits]) -> list[str]:
+    """The limits that the report does not keep, in words."""
+    found = []
+    for target, precision, row in rows_of(parity):
+        name_of_model = precision if target == "cpu" else f"{precision} of {target}"
+        allowed = limits[precision]
+        if allowed.max_error is not None and not row["max_error"] <= allowed.max_error:
+            found.append(f"{name_of_model}: max error {row['max_error']:.3g} is above {allowed.max_error:g}")
+        for name, least in (("spearman", allowed.min_spearman), ("winner_agreement", allowed.min_winner_agreement)):
+            if least is not None and row[name] is not None and not row[name] >= least:
+                found.append(f"{name_of_model}: {name.replace('_', ' ')} {row[name]:.4f} is below {least:g}")
+    return found
+
+
+def require(parity: Mapping[str, Any], limits: Mapping[str, Limits], subject: str) -> None:
+    """Raise ParityError, with the report, if `parity` does not keep `limits`."""
+    broken = violations(parity, limits)
+    if broken:
+        raise ParityError(f"the scores of {subject} are too far from PyTorch's: {'; '.join(broken)}", parity)
+
+
+def parse_limits(texts: Sequence[str]) -> dict[str, Limits]:
+    """Limits from texts such as "int8.min_spearman=0.99", on top of LIMITS; raises ExportError that shows the text."""
+    parsed = dict(LIMITS)
+    names = [field.name for field in dataclasses.fields(Limits)]
+    for text in texts:
+        key, _, value = text.partition("=")
+        precision, _, name = key.partition(".")
+        try:
+            if precision not in LIMITS or name not in names or not math.isfinite(float(value)):
+                raise ValueError
+            parsed[precision] = dataclasses.replace(parsed[precision], **{name: float(value)})
+        except ValueError as error:
+            raise ExportError(
+                f"limit {text!r} is not PRECISION.NAME=VALUE with a precision of {', '.join(LIMITS)} and a name of "
+                f"{', '.join(names)}"
+            ) from error
+    return parsed
+
+
+def _ranks(values: Scores) -> npt.NDArray[np.float64]:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts + 1) / 2)[inverse]

@@ -1,0 +1,73 @@
+"""The reference: PyTorch, float32, eager, one pair at a time, with transformers' own tokenizer.
+
+One pair at a time, so that neither padding nor batching, which the engine must get right, is part of the reference.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cappy_engine.errors import CheckpointError
+from cappy_engine.pairs import Pair
+from cappy_export.checkpoints.checkpoint import Checkpoint, load_model, load_tokenizer, open_checkpoint
+
+
+@dataclass(frozen=True)
+class Reference:
+    """PyTorch's `scores` (n,) float32, with `token_counts` (n,) int64 and `truncated` (n,) bool of the same pairs."""
+
+    scores: npt.NDArray[np.float32]
+    token_counts: npt.NDArray[np.int64]
+    truncated: npt.NDArray[np.bool_]
+
+    @property
+    def description(self) -> str:
+        """What computed the scores."""
+        return f"PyTorch {torch.__version__} (float32, eager, one pair at a time)"
+
+
+def score_checkpoint(
+    source: str | Path, pairs: Sequence[Pair], *, revision: str | None = None, max_length: int = 512
+) -> npt.NDArray[np.float32]:
+    """PyTorch's scores (n,) float32 of `pairs`, with the checkpoint in a folder, or of a hub id at `revision`.
+
+    A pair that comes twice is scored once.
+    """
+    rows = {pair: row for row, pair in enumerate(dict.fromkeys(pairs))}
+    found = score_with_torch(open_checkpoint(source, revision=revision), list(rows), max_length=max_length)
+    return found.scores[[rows[pair] for pair in pairs]]
+
+
+def score_with_torch(checkpoint: Checkpoint, pairs: Sequence[Pair], *, max_length: int) -> Reference:
+    """Score `pairs` with the checkpoint's model: `logits[:, 0]`, no activation.
+
+    Raises CheckpointError if PyTorch itself gives NaN or infinity for a pair.
+    """
+    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint, max_length=max_length)
+    taken = set(tokenizer.model_input_names) & set(inspect.signature(model.forward).parameters)
+    scores, counts, truncated = [], [], []
+    with torch.inference_mode():
+        for instruction, response in pairs:
+            inputs = tokenizer(
+                [(instruction, response)], truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+            )
+            scores.append(model(**{name: inputs[name] for name in taken}).logits[0, 0].item())
+            counts.append(inputs["input_ids"].shape[1])
+            truncated.append(_is_truncated(inputs.encodings[0]))
+    broken = [row for row, score in enumerate(scores) if not np.isfinite(score)]
+    if broken:
+        raise CheckpointError(
+            f"PyTorch itself gives {scores[broken[0]]} for {len(broken)} pairs, first {pairs[broken[0]]}"
+        )
+    return Reference(np.array(scores, dtype=np.float32), np.array(counts), np.array(truncated))
+
+
+def _is_truncated(encoding: object) -> bool:
+    return bool(encoding.overflowing)  # type: ignore[attr-defined]

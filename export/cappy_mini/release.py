@@ -1,0 +1,46 @@
+"""The checkpoint that goes into the repository: a trained one, with its weights rounded to float16.
+
+    python -m cappy_mini.release TRAINED OUT
+
+Half the size, and what every precision of the shipped bundle is made from and compared with: the rounding is part of
+the model, not of the engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+
+
+def release(trained: Path, out: Path) -> None:
+    """Write `trained` to the new folder `out` in float16; raises FileExistsError if `out` has a checkpoint."""
+    if (out / "config.json").exists():
+        raise FileExistsError(f"{out} has a checkpoint already; remove it first")
+    out.mkdir(parents=True, exist_ok=True)
+    for name in COPIED:
+        shutil.copyfile(trained / name, out / name)
+    config = json.loads((trained / "config.json").read_text(encoding="utf-8"))
+    (out / "config.json").write_text(json.dumps({**config, "torch_dtype": "float16"}, indent=2) + "\n")
+    weights = {name: value.to(torch.float16) for name, value in load_file(trained / "model.safetensors").items()}
+    save_file(weights, out / "model.safetensors", {"format": "pt"})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trained", type=Path)
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args(argv)
+    release(options.trained, options.out)
+    print(f"{options.out}: {sum(path.stat().st_size for path in options.out.rglob('*') if path.is_file()):,} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,319 @@
+"""Cappy's protocol on an LLM's samples: its numbers from the definition, written again in the plainest way."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+
+from cappy_bench.quality.bigbench import examples_of, first_of_each, notes_on, read_tasks, ways_without_scores
+from cappy_bench.quality.evaluation import Evaluation, describe_rouge, evaluate, evaluation_document
+from cappy_bench.quality.rouge_plot import check_path, plot_evaluation
+from cappy_engine.cli.main import main
+from cappy_engine.errors import CappyError
+from cappy_export.adaptation.samples import read_samples
+
+Row = dict[str, Any]
+ROUGE = RougeScorer(["rougeL"], use_stemmer=True)
+DECODINGS = ["beam", "sampling", "sampling", "top-k"]
+
+
+def row(task: str, samples: list[str], references: list[str], log_likelihoods: list[float], **others: object) -> Row:
+    return {
+        "dataset": task,
+        "instruction": f"{task}: which dogs?",
+        "references": references,
+        "samples": samples,
+        "decodings": DECODINGS,
+        "log_likelihoods": log_likelihoods,
+        "token_counts": [len(sample.split()) + 1 for sample in samples],
+        **others,
+    }
+
+
+def write(folder: Path, rows: list[Row], name: str = "tasks.jsonl") -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("".join(json.dumps(fields) + "\n" for fields in rows))
+    return folder
+
+
+def evaluation_of(source: Path, scores: list[float]) -> Evaluation:
+    tasks = read_tasks(source)
+    _, examples = examples_of(tasks)
+    found = {"fp32": np.array(scores, np.float32)}
+    others = ways_without_scores(tasks, examples)
+    return evaluate("ROUGE-L", examples, found, others=others, notes=notes_on(tasks))
+
+
+def by_definition(rows: list[Row], scores: list[float]) -> dict[str, dict[str, float]]:
+    """ROUGE-L by way and task, then "mean": strictly greatest wins, so the first of equals does."""
+    rows_by_task: dict[str, list[dict[str, float]]] = {}
+    place = 0
+    for fields in rows:
+        worth = []
+        for sample in fields["samples"]:
+            worth.append(max(ROUGE.score(reference, sample)["rougeL"].fmeasure for reference in fields["references"]))
+        totals = fields["log_likelihoods"]
+        means = [total / count for total, count in zip(totals, fields["token_counts"], strict=True)]
+
+        def chosen(keys: list[float], worth: list[float] = worth) -> float:
+            best = 0
+            for candidate, key in enumerate(keys):
+                if key > keys[best]:
+                    best = candidate
+            return worth[best]
+
+        ways = {
+            "beam": worth[0],
+            "sampling": (worth[1] + worth[2]) / 2,
+            "top-k": worth[3],
+            "self sum": chosen(totals),
+            "self mean": chosen(means),
+            "random": sum(worth) / 4,
+            "fp32": chosen(scores[place : place + 4]),
+            "oracle": max(worth),
+        }
+        place += 4
+        rows_by_task.setdefault(fields["dataset"], []).append(ways)
+    found: dict[str, dict[str, float]] = {}
+    for way in ("beam", "sampling", "top-k", "self sum", "self mean", "random", "fp32", "oracle"):
+        tasks = {task: sum(w[way] for w in examples) / len(examples) for task, examples in rows_by_task.items()}
+        found[way] = {**tasks, "mean": sum(tasks.values()) / len(tasks)}
+    return found
+
+
+texts = st.lists(st.sampled_from("The dogs dog were running runs über 42 是".split()), max_size=5).map(" ".join)
+few = st.sampled_from([-2.0, -1.0, 0.0])  # so that many tie
+rows_of_files = st.lists(
+    st.builds(
+        row,
+        st.sampled_from(["alpha", "beta"]),
+        st.lists(texts, min_size=4, max_size=4),
+        st.lists(texts, min_size=1, max_size=3),
+        st.lists(few, min_size=4, max_size=4),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(rows=rows_of_files, data=st.data())
+def test_every_figure_is_that_of_the_definition_ties_included(
+    rows: list[Row], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    scores = data.draw(st.lists(few, min_size=4 * len(rows), max_size=4 * len(rows)))
+    found = evaluation_of(write(tmp_path_factory.mktemp("tasks"), rows), scores)
+    document = evaluation_document(found)
+    shown = {
+        way: {**{task: cell["mean"] for task, cell in part["datasets"].items()}, "mean": part["mean"]["mean"]}
+        for way, part in document["averages"].items()
+    }
+    expected = by_definition(rows, scores)
+    assert list(shown) == list(expected)
+    for way, cells in expected.items():
+        assert shown[way] == pytest.approx(cells, abs=1e-12), way
+    for way in expected.keys() - {"fp32"}:
+        difference = document["differences"][f"fp32 above {way}"]["mean"]
+        assert difference == pytest.approx(expected["fp32"]["mean"] - expected[way]["mean"], abs=1e-12)
+
+
+GOOD = row("alpha", ["the dogs", "dogs", "cats", ""], ["the dogs"], [-1.0, -2.0, -0.5, -3.0])
+
+
+def test_samples_without_log_likelihoods_have_no_self_score_and_it_is_said(tmp_path: Path) -> None:
+    rows = [GOOD, {**GOOD, "log_likelihoods": [-1.0, None, -0.5, -3.0]}]
+    found = evaluation_of(write(tmp_path / "tasks", rows), [0.0] * 8)
+    assert list(found.ways) == ["beam", "sampling", "top-k", "random", "fp32", "oracle"]
+    assert "no self score: 1 of 2 examples have no log-likelihood for all samples" in describe_rouge(found)
+
+
+def test_plain_samples_of_any_origin_are_enough(tmp_path: Path) -> None:
+    plain = {name: GOOD[name] for name in ("instruction", "references", "samples")}
+    rows = [plain, {**plain, "samples": ["dogs", "cats"]}]
+    found = evaluation_of(write(tmp_path / "tasks", rows, "mine.jsonl"), [0.0, 3.0, 0.0, 0.0, 0.0, 0.0])
+    assert list(found.ways) == ["random", "fp32", "oracle"]
+    assert {example.dataset for example in found.examples} == {"mine"}
+
+
+def test_examples_that_always_get_nothing_are_counted(tmp_path: Path) -> None:
+    found = evaluation_of(write(tmp_path / "tasks", [GOOD, {**GOOD, "references": ["是", "über"[:1]]}]), [0.0] * 8)
+    assert "1 of 2 examples have no reference with a word that ROUGE-L reads" in describe_rouge(found)
+
+
+def test_the_first_examples_of_each_task_are_taken(tmp_path: Path) -> None:
+    rows = [{**GOOD, "dataset": task, "example_idx": place} for place, task in enumerate("aabab")]
+    tasks = first_of_each(read_tasks(write(tmp_path / "tasks", rows)), 2)
+    assert [entry.dataset for entry in tasks] == ["a", "a", "b", "b"]
+    assert first_of_each(tasks, None) == tasks
+    assert [example.name for example in examples_of(tasks)[1]] == [f"tasks.jsonl, line {n}" for n in (1, 2, 3, 5)]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"references": []}, "has no references"),
+        ({"references": None}, "needs 'references', a list of strings; found None"),
+        ({"samples": []}, "has no samples"),
+        ({"samples": ["a"]}, r"decodings must be a list with an entry for each of 1 samples, got \['beam'"),
+        (
+            {"decodings": ["beam", "beam", "beam", "beam"]},
+            r"has the decodings \['beam'\], the task's first example \[",
+        ),
+        ({"decodings": ["beam", 1, "sampling", "top-k"]}, "decodings must hold str or null, got 1"),
+        ({"decodings": ["beam", None, "sampling", "top-k"]}, "has a sample without a decoding"),
+        ({"log_likelihoods": [0.5]}, "log_likelihoods must be a list with an entry for each of 4 samples"),
+        ({"log_likelihoods": [0.5, "x", 1, 2]}, "log_likelihoods must hold float or null, got 'x'"),
+        ({"log_likelihoods": [float("nan"), 1, 1, 2]}, "log_likelihoods must hold float or null, got nan"),
+        ({"token_counts": [1, 1, 0, 1]}, "token_counts must be at least 1, got 0"),
+        ({"dataset": 3}, "dataset must be a string, got 3"),
+        ({"decodings": ["beam", "fp32", "x", "y"]}, "a decoding is called 'fp32', as a column of the table is"),
+        ({"decodings": ["self sum", "a", "a", "b"]}, "a decoding is called 'self sum', as a column"),
+        ({"decodings": ["a", "b", "PyTorch", "c"]}, "a decoding is called 'PyTorch', as a column"),
+        ({"decodings": ["a", "b", "c", "oracle"]}, "a decoding is called 'oracle', as a column"),
+        ({"instruction": 3}, "instruction must be a str"),
+    ],
+)
+def test_a_line_that_is_not_of_the_form_is_named(change: Row, problem: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "tasks", [GOOD, {**GOOD, **change}])
+    with pytest.raises(CappyError, match=rf"tasks\.jsonl, line 2: {problem}"):
+        read_tasks(folder)
+
+
+def test_a_folder_may_hold_packed_files_but_no_task_twice(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tasks", [GOOD])
+    other = {**GOOD, "dataset": "beta"}
+    (folder / "beta.jsonl.gz").write_bytes(gzip.compress(json.dumps(other).encode()))
+    assert {entry.dataset for entry in read_tasks(folder)} == {"alpha", "beta"}
+    write(folder, [GOOD], "zeta.jsonl")
+    with pytest.raises(CappyError, match=r"the task 'alpha' is in .*tasks\.jsonl and in .*zeta\.jsonl"):
+        read_tasks(folder)
+
+
+def test_an_unfinished_file_is_left_out_and_said(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tasks", [GOOD])
+    (folder / "beta.jsonl.partial").touch()
+    said: list[str] = []
+    read_tasks(folder, say=said.append)
+    assert len(said) == 1
+    assert "beta.jsonl.partial: it is not finished" in said[0]
+
+
+def test_files_of_another_kind_are_left_out_and_said(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tasks", [GOOD])
+    for name in ("beta.json", "gamma.jsonl.zst", "tasks.jsonl.settings.json", ".DS_Store"):
+        (folder / name).touch()
+    (folder / "more").mkdir()
+    said: list[str] = []
+    assert len(read_tasks(folder, say=said.append)) == 1
+    assert said == [
+        f"leaving out {folder / name}: only files *.jsonl and *.jsonl.gz are read"
+        for name in ("beta.json", "gamma.jsonl.zst", "more")
+    ]
+
+
+def test_a_folder_without_samples_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CappyError, match=r"holds no file \*\.jsonl or \*\.jsonl\.gz"):
+        read_tasks(tmp_path)
+    (tmp_path / "a.jsonl").touch()
+    with pytest.raises(CappyError, match="holds no examples"):
+        read_tasks(tmp_path)
+
+
+# The command
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two tasks of ten examples."""
+    words = ["the dogs", "the dogs were running", "cats", "42"]
+    rows = [
+        row(task, words[place % 4 :] + words[: place % 4], [words[place % 3]], [-1.0, -2.0, -0.5, -3.0])
+        for task in ("alpha", "beta")
+        for place in range(10)
+    ]
+    return write(tmp_path / "samples", rows)
+
+
+def test_the_command_shows_every_way_and_compares_precisions_with_pytorch(
+    folder: Path, bundle: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", "bigbench", str(folder), "--bundle", str(bundle), "--against", str(checkpoint)]
+    assert main([*command, "--precision", "fp32", "--precision", "int8"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    ways = ["beam", "sampling", "top-k", "self sum", "self mean", "random", "PyTorch", "fp32", "int8", "oracle"]
+    assert shown[2].split() == ["task", "examples", *" ".join(ways).split()]
+    assert [line.split()[:2] for line in shown[3:6]] == [["alpha", "10"], ["beta", "10"], ["mean", "20"]]
+    assert [line[: len("mean over tasks")].strip() for line in shown[8:18]] == ways
+    assert "fp32 against PyTorch: the same decision in 20 of 20 examples (100.00%)" in "\n".join(shown)
+
+
+def test_the_command_draws_and_prints_json(
+    folder: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plot = tmp_path / "rouge.svg"
+    command = ["evaluate", "bigbench", str(folder), "--bundle", str(bundle), "--examples", "3", "--json"]
+    assert main([*command, "--plot", str(plot)]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["averages"]["fp32"]["mean"]["count"] == 6
+    drawn = plot.read_text()
+    for text in ("self mean", "oracle", "alpha", f"{100 * document['averages']['fp32']['mean']['mean']:.1f}"):
+        assert f">{text}<" in drawn
+    assert main([*command, "--plot", str(plot)]) == 0
+    assert plot.read_text() == drawn
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("a.jpeg", "must end in"),
+        ("none/a.svg", "does not exist"),
+        ("folder.svg", "the plot cannot be written: .*Is a directory"),
+        (f"{'a' * 300}.svg", "the plot cannot be written: .*File name too long"),
+    ],
+)
+def test_a_plot_that_cannot_be_written_is_refused_before_anything_is_scored(
+    name: str, problem: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.svg").mkdir()
+    assert main(["evaluate", "bigbench", str(folder), "--plot", str(tmp_path / name)]) == 1
+    err = capsys.readouterr().err
+    assert re.search(problem, err)
+    assert "threads" not in err
+
+
+def test_asking_whether_a_plot_can_be_written_leaves_nothing_and_changes_nothing(tmp_path: Path) -> None:
+    check_path(tmp_path / "new.svg")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "old.svg").write_text("old")
+    check_path(tmp_path / "old.svg")
+    assert (tmp_path / "old.svg").read_text() == "old"
+
+
+def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    found = evaluation_of(write(tmp_path / "tasks", [{**GOOD, "dataset": "cost_$5_to_$10_{"}]), [0.0] * 4)
+    plot_evaluation(found, tmp_path / "rouge.svg")
+    assert ">cost_$5_to_$10_{<" in (tmp_path / "rouge.svg").read_text()
+
+
+def test_figures_that_cannot_be_drawn_are_an_error_after_they_were_printed(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "tasks", [{**GOOD, "dataset": "a lone surrogate \ud800"}])
+    command = ["evaluate", "bigbench", str(folder), "--bundle", str(bundle), "--plot", str(tmp_path / "a.svg")]
+    assert main(command) == 1
+    shown = capsys.readouterr()
+    assert "mean over tasks" in shown.out
+    assert f"the plot {tmp_path / 'a.svg'} cannot be drawn" in shown.err
+
+
+def test_what_is_evaluated_can_be_adapted_to(folder: Path) -> None:
+    assert len(read_samples(folder / "tasks.jsonl")) == 20

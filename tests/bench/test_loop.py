@@ -1,0 +1,43 @@
+"""The whole loop of `docs/examples/loop`, as people run it: sample, adapt, export, evaluate."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cappy_engine.cli.main import main
+from tests.support.places import ROOT
+
+
+@pytest.mark.slow
+def test_the_loop_improves_rouge_l_over_a_random_pick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "loop"
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OUT": str(out),
+    }
+    script = ["bash", str(ROOT / "docs" / "examples" / "loop" / "run.sh")]
+    first = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr[-4000:]
+    assert "oracle" in first.stdout
+    assert (out / "rouge.svg").is_file()
+
+    command = ["evaluate", "bigbench", str(out / "samples"), "--bundle", str(out / "bundle"), "--json"]
+    assert main([*command, "--precision", "fp32", "--precision", "int8", "--against", str(out / "adapted")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["differences"]["PyTorch above random"]["low"] > 0.1
+    assert found["agreement"]["fp32 against PyTorch"]["share"] == 1
+    means = {name: part["mean"]["mean"] for name, part in found["averages"].items()}
+    assert means["random"] < means["int8"] <= means["oracle"]
+
+    again = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr[-4000:]
+    assert again.stderr.count(" exists") == 4
+    assert "oracle" in again.stdout
+    assert first.stdout.endswith(again.stdout)  # no step but the evaluation was done again

@@ -1,0 +1,196 @@
+"""What onnxruntime-gpu does on a machine without a GPU: nothing runs on the CPU that was meant for the GPU.
+
+It has an environment of its own, since onnxruntime and onnxruntime-gpu exclude each other. CUDA's libraries are not
+installed there, and need not be. The options for the providers are compared with what is written in its libraries,
+since ONNX Runtime refuses an unknown one only where these can be loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cappy_engine.errors import DeviceUnavailable, InstallationError
+from cappy_engine.gpu.providers import Profile, cuda_options, tensorrt_options
+from tests.support.places import ROOT
+
+pytestmark = pytest.mark.slow
+
+PACKAGES = ("onnxruntime-gpu>=1.24", "flatbuffers", "numpy", "packaging", "protobuf", "tokenizers", "tqdm")
+"""All that is imported; with their dependencies, tokenizers would bring a client for the hub."""
+UNREACHABLE = ("Could not find a version", "No matching distribution", "Connection", "Read timed out", "ProxyError")
+"""What pip writes where it has no index, or an index without these packages."""
+LIBRARIES = (
+    "libonnxruntime_providers_tensorrt.so",
+    "onnxruntime_pybind11_state*.so",
+    "libonnxruntime.so*",
+    "libonnxruntime_providers_cuda.so",
+)
+"""The smallest first: the last one has 284 MB."""
+SCORE = """
+import sys
+from cappy_engine import Scorer
+with Scorer.open(device=sys.argv[1]) as scorer:
+    print(*scorer.score([("Is the sky blue?", "Yes"), ("Is the sky blue?", "No")]))
+    print(scorer.info.device)
+    print(scorer.info.device_reason)
+"""
+
+
+def run(*command: str | Path, folder: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run in `folder`, as if no environment were active; `path` is where Python looks for packages first."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    return subprocess.run(
+        [str(part) for part in command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an environment with onnxruntime-gpu and this project; skips where pip has no index."""
+    folder = tmp_path_factory.mktemp("gpu") / "venv"
+    made = run(sys.executable, "-m", "venv", folder, folder=folder.parent)
+    assert made.returncode == 0, made.stderr
+    pip = (folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", "-c", ROOT / "constraints.txt")
+    fetched = run(*pip, "--retries", "2", *PACKAGES, folder=folder.parent)
+    if fetched.returncode and any(message in fetched.stderr for message in UNREACHABLE):
+        pytest.skip(f"pip cannot fetch onnxruntime-gpu: {fetched.stderr[-300:]}")
+    assert fetched.returncode == 0, fetched.stderr
+    installed = run(*pip, ROOT, folder=folder.parent)
+    assert installed.returncode == 0, installed.stderr
+    return folder
+
+
+@pytest.fixture
+def python(environment: Path) -> Path:
+    """The interpreter of the environment; skips where there is a driver, since then other things are missing."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return environment / "bin" / "python"
+    pytest.skip("needs a machine without a CUDA driver")
+
+
+@pytest.fixture(scope="session")
+def capi(environment: Path) -> Path:
+    """The folder of ONNX Runtime's libraries."""
+    (folder,) = environment.glob("lib/python*/site-packages/onnxruntime/capi")
+    return folder
+
+
+# Devices
+
+
+def test_onnx_runtime_itself_claims_to_have_cuda_and_tensorrt(python: Path, tmp_path: Path) -> None:
+    """If this fails, its lists are worth something, and much of preflight can go."""
+    listed = run(python, "-c", "import onnxruntime; print(onnxruntime.get_available_providers())", folder=tmp_path)
+    assert {"TensorrtExecutionProvider", "CUDAExecutionProvider"} <= set(re.findall(r"\w+", listed.stdout))
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_gpu_that_is_not_there_is_refused_with_its_cause_and_nothing_is_scored(
+    python: Path, tmp_path: Path, device: str
+) -> None:
+    done = run(python, "-c", SCORE, device, folder=tmp_path)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert f"{DeviceUnavailable.__name__}: device '{device}' cannot be used" in done.stderr
+    assert "driver: libcuda.so.1" in done.stderr
+    assert "fix: install the NVIDIA driver" in done.stderr
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_the_command_line_refuses_it_too(python: Path, tmp_path: Path, device: str) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"instruction": "Is the sky blue?", "response": "Yes"}\n', encoding="utf-8")
+    done = run(python.parent / "cappy", "score", "pairs.jsonl", "--device", device, folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "driver: libcuda.so.1" in done.stderr
+
+
+def test_auto_takes_the_cpu_scores_and_says_why(python: Path, tmp_path: Path) -> None:
+    done = run(python, "-c", SCORE, "auto", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    scores, device, reason = done.stdout.splitlines()
+    assert len([float(score) for score in scores.split()]) == 2
+    assert device == "cpu"
+    assert reason.startswith("auto: ")
+    assert "libcuda.so.1" in reason
+
+
+def test_the_doctor_reports_what_is_missing_and_how_to_mend_it(python: Path, tmp_path: Path) -> None:
+    done = run(python.parent / "cappy", "doctor", folder=tmp_path)
+    assert done.returncode == 0, done.stderr  # a report, whatever it says
+    assert re.search(r"MISSING +driver +libcuda\.so\.1", done.stdout)
+    assert re.search(r"MISSING +CUDA +the loader cannot find .*libcublas\.so", done.stdout)
+    assert re.search(r"MISSING +TensorRT +the loader cannot find libnvinfer\.so\.10", done.stdout)
+    assert re.search(r"fix: pip install 'tensorrt-cu\d+<11'", done.stdout)
+    assert "auto takes cpu: " in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "tensorrt"])
+def test_both_packages_at_once_are_refused(python: Path, tmp_path: Path, device: str) -> None:
+    # A second package as far as importlib.metadata can see.
+    (tmp_path / "onnxruntime-9.9.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: onnxruntime\nVersion: 9.9\n"
+    (tmp_path / "onnxruntime-9.9.dist-info" / "METADATA").write_text(metadata, encoding="utf-8")
+    done = run(python, "-c", SCORE, device, folder=tmp_path, path=tmp_path)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert f"{InstallationError.__name__}: onnxruntime and onnxruntime-gpu are both installed" in done.stderr
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in done.stderr
+
+
+# Options
+
+
+def is_written_in(folder: Path, key: str) -> bool:
+    """Whether one of ONNX Runtime's libraries holds `key` at the end of a string, and not within a longer word."""
+    for path in (path for pattern in LIBRARIES for path in sorted(folder.glob(pattern))):
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as image:
+            place = image.find(key.encode() + b"\0")
+            while place > 0:
+                if not re.match(rb"\w", image[place - 1 : place]):
+                    return True
+                place = image.find(key.encode() + b"\0", place + 1)
+    return False
+
+
+def options_of(provider: str, precision: str = "fp16") -> dict[str, str]:
+    if provider == "cuda":
+        return dict(cuda_options())
+    inputs = ["input_ids", "attention_mask"]
+    profile = Profile(length=128, max_rows=32, min_rows=32)
+    return dict(
+        tensorrt_options(
+            gpu=0, profile=profile, inputs=inputs, cache=Path("/cache"), precision=precision, cuda_graph=True
+        )
+    )
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_every_option_is_one_that_onnx_runtime_knows(capi: Path, provider: str) -> None:
+    options = options_of(provider)
+    assert options
+    assert [key for key in options if not is_written_in(capi, key)] == []
+
+
+@pytest.mark.parametrize("key", ["trt_fp17_enable", "rt_fp16_enable", "use_tf33"])
+def test_a_made_up_option_is_found_in_no_library(capi: Path, key: str) -> None:
+    assert not is_written_in(capi, key)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_booleans_of_tensorrt_are_the_words_true_and_false(precision: str) -> None:
+    for key, value in options_of("tensorrt", precision).items():
+        if key.endswith("_enable") or value.lower() in ("true", "false"):
+            assert value in ("True", "False"), key

@@ -1,0 +1,170 @@
+"""Who runs the model: a GPU that does not is found out, with the operators that say so."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from cappy_engine.errors import DeviceUnavailable
+from cappy_engine.gpu.placement import (
+    HEAVY_OPERATORS,
+    POSITION_OPERATORS,
+    SHAPE_OPERATORS,
+    SPEED_FLOOR,
+    census,
+    check_placement,
+    check_speed,
+)
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+OWN = {"cuda": CUDA, "tensorrt": TENSORRT}
+LAYERS = Counter({"MatMul": 48, "LayerNormalization": 8, "Softmax": 4, "Gather": 3})
+
+
+@dataclass(frozen=True)
+class FakeNode:
+    op_type: str
+
+
+@dataclass(frozen=True)
+class FakeSubgraph:
+    ep_name: str
+    op_types: tuple[str, ...]
+
+    def get_nodes(self) -> list[FakeNode]:
+        return [FakeNode(name) for name in self.op_types]
+
+
+# Counting
+
+
+def test_operators_are_counted_by_provider_over_all_parts() -> None:
+    parts = [
+        FakeSubgraph(CUDA, ("MatMul", "Add", "MatMul")),
+        FakeSubgraph(CPU, ("Shape",)),
+        FakeSubgraph(CUDA, ("MatMul",)),
+    ]
+    assert census(parts) == {CUDA: Counter({"MatMul": 3, "Add": 1}), CPU: Counter({"Shape": 1})}
+
+
+def test_without_parts_there_is_nothing_to_count() -> None:
+    assert census([]) == {}
+
+
+def test_what_onnx_runtime_tells_is_counted(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["left", "right"], ["product"]),
+        helper.make_node("Softmax", ["product"], ["result"]),
+        helper.make_node("Shape", ["left"], ["shape"]),
+    ]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "n"]) for name in ("left", "right")]
+    outputs = [
+        helper.make_tensor_value_info("result", TensorProto.FLOAT, ["n", "n"]),
+        helper.make_tensor_value_info("shape", TensorProto.INT64, [2]),
+    ]
+    graph = helper.make_graph(nodes, "product", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx")
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), options, providers=[CPU])
+
+    placed = census(session.get_provider_graph_assignment_info())
+
+    assert placed == {CPU: Counter({"MatMul": 1, "Softmax": 1, "Shape": 1})}
+    check_placement("cpu", placed)
+    with pytest.raises(DeviceUnavailable, match="CPUExecutionProvider runs 1 MatMul, 1 Softmax"):
+        check_placement("cuda", placed)
+
+
+# Placement
+
+
+@pytest.mark.parametrize("device", OWN)
+def test_a_model_that_is_all_on_its_device_is_in_place(device: str) -> None:
+    check_placement(device, {OWN[device]: LAYERS})
+
+
+@pytest.mark.parametrize("device", OWN)
+@pytest.mark.parametrize("operator", sorted(SHAPE_OPERATORS))
+def test_arithmetic_on_shapes_may_stay_on_the_cpu(device: str, operator: str) -> None:
+    check_placement(device, {OWN[device]: LAYERS, CPU: Counter({operator: 5})})
+
+
+@pytest.mark.parametrize("device", OWN)
+@pytest.mark.parametrize("operator", [*sorted(HEAVY_OPERATORS), "LayerNormalization", "Softmax", "Gelu", "GatherND"])
+def test_no_other_operator_may_run_on_the_cpu(device: str, operator: str) -> None:
+    with pytest.raises(DeviceUnavailable, match=f"CPUExecutionProvider runs 1 {operator}: {OWN[device]}"):
+        check_placement(device, {OWN[device]: LAYERS, CPU: Counter({operator: 1, "Shape": 2})})
+
+
+@pytest.mark.parametrize("operator", sorted(SHAPE_OPERATORS | POSITION_OPERATORS))
+def test_cuda_may_count_positions_for_tensorrt(operator: str) -> None:
+    check_placement("tensorrt", {TENSORRT: LAYERS, CUDA: Counter({operator: 1})})
+
+
+@pytest.mark.parametrize("operator", ["MatMul", "Gelu", "LayerNormalization", "SkipLayerNormalization"])
+def test_a_part_that_tensorrt_refused_is_found(operator: str) -> None:
+    with pytest.raises(DeviceUnavailable, match=f"CUDAExecutionProvider runs 24 {operator}"):
+        check_placement("tensorrt", {TENSORRT: LAYERS, CUDA: Counter({operator: 24})})
+
+
+def test_everything_that_runs_elsewhere_is_in_one_error() -> None:
+    with pytest.raises(DeviceUnavailable, match="CUDAExecutionProvider runs 2 Gelu and CPUExecutionProvider runs 9 Q"):
+        check_placement("tensorrt", {TENSORRT: LAYERS, CUDA: Counter({"Gelu": 2}), CPU: Counter({"QAttention": 9})})
+
+
+def test_a_provider_that_nobody_asked_for_may_run_nothing() -> None:
+    with pytest.raises(DeviceUnavailable, match="TensorrtExecutionProvider runs 1 Shape"):
+        check_placement("cuda", {CUDA: LAYERS, TENSORRT: Counter({"Shape": 1})})
+
+
+@pytest.mark.parametrize("device", OWN)
+def test_a_device_without_matrix_products_does_not_run_the_model(device: str) -> None:
+    idle = {OWN[device]: Counter({"Gather": 3, "Softmax": 4, "MatMul": 0})}
+    with pytest.raises(DeviceUnavailable, match=f"{OWN[device]} has none of the model's matrix products"):
+        check_placement(device, idle)
+
+
+@pytest.mark.parametrize("device", OWN)
+def test_a_session_that_tells_nothing_is_no_proof(device: str) -> None:
+    with pytest.raises(DeviceUnavailable, match="no node at all"):
+        check_placement(device, {})
+
+
+def test_the_cpu_needs_no_check() -> None:
+    check_placement("cpu", {CPU: LAYERS})
+    check_placement("cpu", {})
+
+
+def test_no_operator_is_both_light_and_heavy() -> None:
+    assert not HEAVY_OPERATORS & (SHAPE_OPERATORS | POSITION_OPERATORS)
+
+
+# Speed
+
+
+@pytest.mark.parametrize("device", OWN)
+def test_a_gpu_that_is_slower_than_any_gpu_is_refused_with_its_speed(device: str) -> None:
+    with pytest.raises(DeviceUnavailable, match=r"0\.250 TFLOP/s.*another process on the GPU.*cappy doctor"):
+        check_speed(device, flops=SPEED_FLOOR, seconds=4.0)
+
+
+@pytest.mark.parametrize("device", OWN)
+def test_a_gpu_at_the_floor_or_above_it_passes(device: str) -> None:
+    check_speed(device, flops=SPEED_FLOOR, seconds=1.0)
+    check_speed(device, flops=SPEED_FLOOR, seconds=0.01)
+
+
+def test_a_batch_that_is_mostly_launches_is_not_judged() -> None:
+    check_speed("cuda", flops=1e9, seconds=0.01)
+
+
+def test_a_cpu_may_be_as_slow_as_it_is() -> None:
+    check_speed("cpu", flops=1.0, seconds=1.0)

@@ -1,0 +1,292 @@
+"""Training: does it learn, does it go on after a kill as if nothing had happened, does it refuse what it cannot do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from cappy_engine.cli.main import main
+from cappy_engine.errors import AdaptError
+from cappy_export import export
+from cappy_export.adaptation.examples import Examples, make_examples
+from cappy_export.adaptation.training import Recipe, adapt, choose_mixed_precision
+
+COLOURS = "red green blue yellow black white brown pink".split()
+RECIPE = Recipe(learning_rate=3e-3, batch_size=16, epochs=8, dropout=0.0, max_length=64, max_batch_tokens=256)
+
+
+def colour_examples(count: int) -> Examples:
+    """A task that is learnt in seconds: does the response repeat the colour that the instruction names?"""
+    pairs, labels = [], []
+    for number in range(count):
+        right, wrong = COLOURS[number % 8], COLOURS[(number * 3 + 1 + number // 8) % 8]
+        instruction = f"Object {number} is {right}. Which colour has it?"
+        pairs += [(instruction, right)] + ([(instruction, wrong)] if wrong != right else [])
+        labels += [1.0] + ([0.0] if wrong != right else [])
+    return make_examples(pairs, labels)
+
+
+def write_examples(path: Path, examples: Examples) -> Path:
+    rows = [
+        {"instruction": instruction, "response": response, "label": float(label)}
+        for (instruction, response), label in zip(examples.pairs, examples.labels, strict=True)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_file(folder / "model.safetensors"))
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    one, other = weights_of(first), weights_of(second)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_a_few_hundred_examples_lower_the_held_out_loss(checkpoint: Path, tmp_path: Path) -> None:
+    document = adapt(checkpoint, colour_examples(300), tmp_path / "out", recipe=RECIPE, held_out_fraction=0.1)
+    first, last = document["log"][0], document["log"][-1]
+    assert last["held_out_loss"] < 0.8 * min(first["held_out_loss"], 0.25)
+    assert last["step"] == math.ceil(document["train"]["examples"] / 16) * 8
+
+
+def test_the_result_is_a_checkpoint_that_transformers_and_export_take(checkpoint: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, max_steps=2)
+    adapt(checkpoint, colour_examples(40), tmp_path / "out", recipe=recipe)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert model(**tokenizer([("a", "b")], return_tensors="pt")).logits.shape == (1, 1)
+    manifest = export(tmp_path / "out", tmp_path / "bundle")
+    assert manifest["source"]["format"] == "safetensors"
+    assert not (tmp_path / "out.training").exists()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_one_step_is_what_pytorch_does_with_the_whole_batch_at_once(
+    checkpoint: Path, tmp_path: Path, dropout: float
+) -> None:
+    """Though accumulated over several batches; without a warm-up the first step has the full learning rate."""
+    examples = colour_examples(8)
+    recipe = dataclasses.replace(
+        RECIPE, max_steps=1, batch_size=64, dropout=0.0, warmup_fraction=0.0, max_batch_tokens=64, weight_decay=0.1
+    )
+    if dropout:
+        recipe = dataclasses.replace(recipe, dropout=dropout)
+    adapt(checkpoint, examples, tmp_path / "out", recipe=recipe, held_out_fraction=0.0)
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint, attn_implementation="eager").eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    inputs = tokenizer(examples.pairs, padding=True, return_tensors="pt")
+    loss = torch.nn.functional.mse_loss(model(**inputs).logits[:, 0], torch.from_numpy(examples.labels))
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [value for value in model.parameters() if value.ndim > 1], "weight_decay": 0.1},
+            {"params": [value for value in model.parameters() if value.ndim == 1], "weight_decay": 0.0},
+        ],
+        lr=recipe.learning_rate,
+        eps=1e-8,
+    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer.step()
+    moved = {name: value - before[name] for name, value in model.state_dict().items()}
+    found = {name: value - before[name] for name, value in weights_of(tmp_path / "out").items()}
+    flat = [torch.cat([tensors[name].flatten() for name in sorted(before)]) for tensors in (moved, found)]
+    agreement = float(torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0))
+    assert (agreement > 0.999) == (dropout == 0.0)  # dropout is real, and only where it was asked for
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(checkpoint: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, max_steps=6, dropout=0.1)
+    for name, seed in (("one", 1), ("same", 1), ("other", 2)):
+        adapt(checkpoint, colour_examples(60), tmp_path / name, recipe=dataclasses.replace(recipe, seed=seed))
+    assert same_weights(tmp_path / "one", tmp_path / "same")
+    assert not same_weights(tmp_path / "one", tmp_path / "other")
+
+
+class StoppedError(Exception):
+    """Stands for a crash in the middle of a training."""
+
+
+def test_a_training_that_stopped_goes_on_to_the_same_weights(checkpoint: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, epochs=3, dropout=0.1)
+    examples = colour_examples(60)
+
+    def stop(progress: Any) -> None:
+        if progress.step == 11:
+            raise StoppedError
+
+    def run(name: str, **options: Any) -> dict[str, Any]:
+        return adapt(checkpoint, examples, tmp_path / name, recipe=recipe, save_every=4, evaluate_every=3, **options)
+
+    whole = run("whole")
+    with pytest.raises(StoppedError):
+        run("parts", progress=stop)
+    assert not (tmp_path / "parts").exists()
+    resumed = run("parts", resume=True)
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+    for log in (whole["log"], resumed["log"]):
+        for entry in log:
+            entry.pop("seconds", None)
+    assert [entry["step"] for entry in resumed["log"]] == [entry["step"] for entry in whole["log"]]
+    assert resumed["log"][-1]["held_out_loss"] == whole["log"][-1]["held_out_loss"]
+
+
+@pytest.mark.slow
+def test_killed_with_sigkill_and_resumed_the_command_ends_with_the_same_weights(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    train = write_examples(tmp_path / "train.jsonl", colour_examples(200))
+    options = ["--batch-size", "16", "--epochs", "12", "--learning-rate", "1e-3", "--save-every", "5"]
+
+    def command(out: str, *more: str) -> list[str]:
+        arguments = ["adapt", str(checkpoint), str(train), str(tmp_path / out), *options, *more]
+        return [sys.executable, "-m", "cappy_engine", *arguments]
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command("whole"), check=True, capture_output=True, env=environment)
+    killed = subprocess.Popen(command("parts"), stderr=subprocess.DEVNULL, env=environment)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "parts.training").glob("step-1?")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    done = subprocess.run(command("parts", "--resume"), check=True, capture_output=True, env=environment, text=True)
+    assert "going on after step" in done.stderr
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_another_training_is_not_resumed(checkpoint: Path, tmp_path: Path) -> None:
+    examples = colour_examples(20)
+    stopped = dataclasses.replace(RECIPE, max_steps=3)
+
+    def stop(progress: Any) -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        adapt(checkpoint, examples, tmp_path / "out", recipe=stopped, progress=stop)
+    with pytest.raises(AdaptError, match="go on with --resume, or remove it"):
+        adapt(checkpoint, examples, tmp_path / "out", recipe=stopped)
+    with pytest.raises(AdaptError, match=r"another training \(.*recipe\.seed was 0, is 5"):
+        adapt(checkpoint, examples, tmp_path / "out", recipe=dataclasses.replace(stopped, seed=5), resume=True)
+    with pytest.raises(AdaptError, match=r"another training \(.*train\.sha256 was "):
+        adapt(checkpoint, colour_examples(21), tmp_path / "out", recipe=stopped, resume=True)
+    with pytest.raises(AdaptError, match="nothing to resume"):
+        adapt(checkpoint, examples, tmp_path / "elsewhere", recipe=stopped, resume=True)
+
+
+def test_what_exists_is_not_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(AdaptError, match="exists; choose another name"):
+        adapt(checkpoint, colour_examples(20), tmp_path / "out")
+
+
+def test_a_loss_that_is_no_number_stops_the_training(checkpoint: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, learning_rate=1e30, warmup_fraction=0.0)
+    with pytest.raises(AdaptError, match="lower the learning rate"):
+        adapt(checkpoint, colour_examples(60), tmp_path / "out", recipe=recipe)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "has_bf16", "expected"),
+    [
+        ("auto", "cpu", False, "no"),
+        ("auto", "cuda", True, "bf16"),
+        ("auto", "cuda", False, "fp16"),
+        ("no", "cuda", True, "no"),
+        ("fp16", "cuda", True, "fp16"),
+        ("bf16", "cpu", False, "bf16"),
+    ],
+)
+def test_mixed_precision_is_chosen_by_device(asked: str, device: str, has_bf16: bool, expected: str) -> None:
+    assert choose_mixed_precision(asked, device=device, has_bf16=has_bf16) == expected
+
+
+@pytest.mark.parametrize(("asked", "device"), [("fp16", "cpu"), ("bf16", "cuda")])
+def test_a_mixed_precision_that_the_device_lacks_is_an_error(asked: str, device: str) -> None:
+    with pytest.raises(AdaptError, match="choose"):
+        choose_mixed_precision(asked, device=device, has_bf16=False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"max_steps": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"warmup_fraction": 1.5},
+        {"dropout": 1.0},
+        {"weight_decay": -0.1},
+        {"max_gradient_norm": 0.0},
+        {"mixed_precision": "int8"},
+        {"seed": -1},
+    ],
+)
+def test_a_number_out_of_range_is_named(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Recipe(**options)
+
+
+def test_the_command_trains_from_samples(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"instruction": f"Say {word}.", "references": [word], "samples": [word, f"I say {word}", "no"]}
+        for word in COLOURS
+    ]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["adapt", str(checkpoint), str(tmp_path / "samples.jsonl"), str(tmp_path / "out"), "--from-samples"]
+    assert main([*arguments, "--batch-size", "8", "--held-out-fraction", "0.2"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"wrote {tmp_path / 'out'}\n"
+    document = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert (
+        document["train"]["examples"] + document["held_out"]["examples"] == 8 * 4
+    )  # 1 reference, 1 negative, 2 samples
+    assert "held out loss" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"instruction": "a", "response": "b"}', "line 1: has no field 'label'"),
+        ('{"instruction": "a", "response": "b", "label": 2}', "line 1: has the label 2"),
+        ("", "holds no examples"),
+    ],
+)
+def test_the_command_names_the_bad_line(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    (tmp_path / "train.jsonl").write_text(line)
+    assert main(["adapt", str(checkpoint), str(tmp_path / "train.jsonl"), str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_held_out_examples_of_a_file_are_measured_and_not_trained_on(checkpoint: Path, tmp_path: Path) -> None:
+    train, held_out = colour_examples(40), colour_examples(12)
+    recipe = dataclasses.replace(RECIPE, max_steps=1)
+    document = adapt(checkpoint, train, tmp_path / "out", held_out=held_out, recipe=recipe)
+    assert document["train"]["examples"] == len(train)
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    with torch.no_grad():
+        scores = model(**tokenizer(held_out.pairs, padding=True, return_tensors="pt")).logits[:, 0].numpy()
+    expected = float(np.square(scores - held_out.labels).mean())
+    assert document["log"][0]["held_out_loss"] == pytest.approx(expected, rel=1e-4)

@@ -1,0 +1,255 @@
+"""Graphs for GPUs, run on the CPU: PyTorch's logits, the right operators, and shapes that TensorRT can know."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from transformers import PreTrainedModel
+from transformers.models.roberta.modeling_roberta import create_position_ids_from_input_ids
+
+from cappy_engine.batching import position_ids
+from cappy_engine.errors import GraphError
+from cappy_export.graphs.cpu import encoder_model
+from cappy_export.graphs.cuda import packed_model, packing_counts
+from cappy_export.graphs.stand_ins import emulated
+from cappy_export.graphs.tensorrt import PARSED, check_operators, check_shapes, plain_model
+from cappy_export.graphs.writer import MICROSOFT
+from cappy_export.precisions.int8_tensorrt import smoothing_factors
+from cappy_export.proof.parity import LIMITS
+from tests.support.small_models import LONGEST, SHAPE, WORDS, random_model, torch_logits
+
+Ids = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Inputs = dict[str, Ids]
+
+WRITERS = {"packed": packed_model, "plain": plain_model}
+KINDS = ("roberta", "bert")
+ATOL = LIMITS["fp32"].max_error or 0.0
+"""What an export allows; these scores vary by a thousand times that."""
+
+
+def written(writer: str, model: PreTrainedModel) -> onnx.ModelProto:
+    return WRITERS[writer](model.config, {name: value.numpy() for name, value in model.state_dict().items()})
+
+
+def opened(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """A session on the CPU, with stand-ins for what the CPU lacks."""
+    return onnxruntime.InferenceSession(
+        emulated(copy.deepcopy(graph)).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+
+
+MODELS = {kind: random_model(kind) for kind in KINDS}
+GRAPHS = {(writer, kind): written(writer, MODELS[kind]) for writer in WRITERS for kind in KINDS}
+SESSIONS = {key: opened(graph) for key, graph in GRAPHS.items()}
+
+
+def random_inputs(model: PreTrainedModel, lengths: Sequence[int], *, columns: int | None = None) -> Inputs:
+    """Pairs of these lengths, padded on the right to `columns` (None: the longest's)."""
+    random = np.random.default_rng(0)
+    mask = (np.arange(columns or max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+    inputs = {
+        "input_ids": np.where(mask == 1, random.integers(8, WORDS, mask.shape), model.config.pad_token_id),
+        "attention_mask": mask,
+    }
+    if model.config.model_type == "bert":
+        inputs["token_type_ids"] = random.integers(0, 2, mask.shape) * mask
+    return inputs
+
+
+def logits_of(session: onnxruntime.InferenceSession, model: PreTrainedModel, inputs: Inputs) -> Floats:
+    """The graph's logits (batch, 1), with the position ids that the engine makes."""
+    feeds = dict(inputs)
+    if model.config.model_type == "roberta":
+        feeds["position_ids"] = position_ids(inputs["input_ids"], pad_token_id=model.config.pad_token_id)
+    logits: Floats = session.run(["logits"], feeds)[0]
+    return logits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize(
+    "lengths",
+    [[3], [LONGEST], [3, LONGEST], [1, 2, 3], [LONGEST, 3, 17, 17, 8, 40, 5], [9, 9, 9]],
+    ids=lambda lengths: "-".join(map(str, lengths)),
+)
+def test_logits_are_pytorchs(writer: str, kind: str, lengths: list[int]) -> None:
+    inputs = random_inputs(MODELS[kind], lengths)
+    found = logits_of(SESSIONS[writer, kind], MODELS[kind], inputs)
+    assert found.shape == (len(lengths), 1)
+    np.testing.assert_allclose(found, torch_logits(MODELS[kind], inputs), rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("key", SESSIONS, ids="-".join)
+def test_scores_vary_by_far_more_than_these_tests_allow(key: tuple[str, str]) -> None:
+    model = MODELS[key[1]]
+    assert logits_of(SESSIONS[key], model, random_inputs(model, list(range(3, LONGEST)))).std() > 0.1
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, LONGEST), min_size=1, max_size=6),
+    extra=st.integers(0, 9),
+    writer=st.sampled_from(sorted(WRITERS)),
+    kind=st.sampled_from(KINDS),
+)
+def test_padding_changes_no_score(lengths: list[int], extra: int, writer: str, kind: str) -> None:
+    model, columns = MODELS[kind], min(LONGEST, max(lengths) + extra)
+    padded = logits_of(SESSIONS[writer, kind], model, random_inputs(model, lengths, columns=columns))
+    exact = random_inputs(model, lengths, columns=columns)
+    for row, length in enumerate(lengths):
+        alone = {name: value[row : row + 1, :length] for name, value in exact.items()}
+        np.testing.assert_allclose(padded[row], torch_logits(model, alone)[0], rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("roberta", {"hidden_act": "relu"}),
+        ("bert", {"num_hidden_layers": 1, "num_attention_heads": 1}),
+        ("bert", {"type_vocab_size": 5, "layer_norm_eps": 0.3}),
+        ("roberta", {"pad_token_id": 7, "max_position_embeddings": LONGEST + 8}),
+    ],
+)
+def test_what_a_config_may_say_is_in_the_graph(writer: str, kind: str, changes: dict[str, Any]) -> None:
+    model = random_model(kind, **changes)
+    inputs = random_inputs(model, [LONGEST, 3, 20])
+    found = logits_of(opened(written(writer, model)), model, inputs)
+    np.testing.assert_allclose(found, torch_logits(model, inputs), rtol=0, atol=ATOL)
+
+
+@given(st.lists(st.lists(st.integers(0, 5), min_size=4, max_size=4), min_size=1, max_size=4), st.integers(0, 5))
+def test_position_ids_are_those_of_transformers(rows: list[list[int]], padding: int) -> None:
+    ids = np.array(rows, dtype=np.int64)
+    expected = create_position_ids_from_input_ids(torch.from_numpy(ids), padding).numpy()
+    np.testing.assert_array_equal(position_ids(ids, pad_token_id=padding), expected)
+
+
+def test_the_graph_for_cuda_is_made_of_the_fused_operators() -> None:
+    counts = Counter(node.op_type for node in GRAPHS["packed", "roberta"].graph.node)
+    assert SHAPE["num_hidden_layers"] == 2
+    wanted = packing_counts(2, has_gelu=True)
+    assert wanted == {"RemovePadding": 1, "PackedAttention": 2, "SkipLayerNormalization": 4, "BiasGelu": 2}
+    assert {name: counts[name] for name in wanted} == wanted
+    assert not counts.keys() & {"Softmax", "Erf", "Loop", "If"}
+
+
+def test_the_stand_ins_stand_for_two_operators_only() -> None:
+    graph = GRAPHS["packed", "roberta"]
+    twin = emulated(copy.deepcopy(graph))
+    changed = [
+        (before.op_type, after.domain)
+        for before, after in zip(graph.graph.node, twin.graph.node, strict=True)
+        if before != after
+    ]
+    assert set(changed) == {("RemovePadding", "cappy.emulated"), ("PackedAttention", "cappy.emulated")}
+    assert list(twin.graph.initializer) == list(graph.graph.initializer)
+
+
+def test_the_stand_in_for_remove_padding_gives_what_its_source_says() -> None:
+    # bert_padding.cu, getTokenOffset: sequences of 1, 2 and 4 tokens in rows of 4; offsets of tokens, then of padding.
+    outputs = ["output", "offsets", "bounds", "longest"]
+    types = [TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT32, TensorProto.INT32]
+    graph = helper.make_graph(
+        [helper.make_node("RemovePadding", ["input", "counts"], outputs, domain=MICROSOFT)],
+        "padding",
+        [
+            helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", "length", 1]),
+            helper.make_tensor_value_info("counts", TensorProto.INT32, ["batch"]),
+        ],
+        [helper.make_tensor_value_info(name, kind, None) for name, kind in zip(outputs, types, strict=True)],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(MICROSOFT, 1)]
+    session = opened(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+    rows = np.arange(12, dtype=np.float32).reshape(3, 4, 1)
+    output, offsets, bounds, longest = session.run(None, {"input": rows, "counts": np.array([1, 2, 4], np.int32)})
+    assert output.ravel().tolist() == [0, 4, 5, 8, 9, 10, 11]
+    assert offsets.tolist() == [[0, 4, 5, 8], [9, 10, 11, 1], [2, 3, 6, 7]]
+    assert bounds.tolist() == [0, 1, 3, 7]
+    assert longest.tolist() == [4]
+
+
+def test_the_real_operators_exist_for_cuda_only() -> None:
+    # So the stand-ins are needed, and ONNX Runtime accepts the graph up to the kernels that the CPU lacks.
+    with pytest.raises(Exception, match=r"(?s)NOT_IMPLEMENTED.*(RemovePadding|PackedAttention)"):
+        onnxruntime.InferenceSession(
+            GRAPHS["packed", "roberta"].SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_graph_for_tensorrt_has_standard_operators_only(kind: str) -> None:
+    graph = GRAPHS["plain", kind]
+    check_operators(graph)
+    onnx.checker.check_model(graph, full_check=True)
+    assert {node.op_type for node in graph.graph.node} <= PARSED
+    casts = {node.output[0]: node for node in graph.graph.node if node.op_type == "Cast"}
+    integers = {name for name, node in casts.items() if helper.get_node_attr_value(node, "to") != TensorProto.FLOAT}
+    integers |= {entry.name for entry in graph.graph.input}
+    assert not {name for node in graph.graph.node if node.op_type == "CumSum" for name in node.input} & integers
+
+
+@pytest.mark.parametrize("writer", ["packed", "encoder"])
+def test_other_graphs_are_refused_for_tensorrt(writer: str) -> None:
+    model = MODELS["roberta"]
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    graph = GRAPHS["packed", "roberta"] if writer == "packed" else encoder_model(model.config, weights)
+    with pytest.raises(GraphError, match=r"not known to take .*(PackedAttention|NonZero)"):
+        check_operators(graph)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [8, 16, LONGEST])
+def test_every_shape_is_known_for_a_bucket(kind: str, length: int) -> None:
+    check_shapes(GRAPHS["plain", kind], rows=2, length=length)
+
+
+def test_a_shape_that_depends_on_values_is_found() -> None:
+    model = MODELS["roberta"]
+    graph = encoder_model(model.config, {name: value.numpy() for name, value in model.state_dict().items()})
+    with pytest.raises(GraphError, match=r"no shape is known for kept"):
+        check_shapes(graph, rows=2, length=16)
+
+
+def test_shapes_that_do_not_fit_are_an_error() -> None:
+    broken = copy.deepcopy(GRAPHS["plain", "roberta"])
+    entry = next(entry for entry in broken.graph.initializer if entry.name.endswith("layer.0.output.dense.matrix"))
+    entry.CopyFrom(onnx.numpy_helper.from_array(np.zeros((7, 32), np.float32), entry.name))
+    with pytest.raises(GraphError, match=r"shapes cannot be inferred for 2 x 16 tokens"):
+        check_shapes(broken, rows=2, length=16)
+
+
+@given(
+    st.lists(st.floats(0, 1e3, width=32), min_size=1, max_size=8),
+    st.lists(st.floats(0, 1e3, width=32), min_size=1, max_size=8),
+    st.floats(0, 1),
+)
+def test_smoothing_leaves_the_product_as_it_is(activation: list[float], weights: list[float], share: float) -> None:
+    size = min(len(activation), len(weights))
+    first, second = np.array(activation[:size], np.float32), np.array(weights[:size], np.float32)
+    factors = smoothing_factors(first, second, share)
+    assert factors.shape == (size,)
+    assert (factors > 0).all()
+    assert np.isfinite(factors).all()
+    # What is below 1e-30 has too few bits left in float32 to tell.
+    np.testing.assert_allclose((first / factors) * (second * factors), first * second, rtol=1e-5, atol=1e-30)
+
+
+def test_smoothing_moves_the_differences_between_channels_into_the_weights() -> None:
+    activation, weights = np.array([30, 1, 4], np.float32), np.array([0.5, 2, 1], np.float32)
+    all_moved, none_moved = (smoothing_factors(activation, weights, share) for share in (1.0, 0.0))
+    np.testing.assert_allclose(activation / all_moved, (activation / all_moved)[0], rtol=1e-5)
+    np.testing.assert_allclose(weights * none_moved, (weights * none_moved)[0], rtol=1e-5)

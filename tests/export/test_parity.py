@@ -1,0 +1,155 @@
+"""Parity's arithmetic against scipy and hand-counted cases, its limits, and the pairs that ship with the package."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from cappy_engine.errors import ExportError, ParityError
+from cappy_export.proof.pairs import MIN_PAIRS, default_pairs, read_pairs
+from cappy_export.proof.parity import (
+    LIMITS,
+    Limits,
+    candidate_groups,
+    measure,
+    parse_limits,
+    require,
+    spearman,
+    violations,
+    winner_agreement,
+)
+
+SCORES = st.lists(st.sampled_from([-1.0, 0.0, 0.25, 0.5, 0.75, 1.0, 3.0]), min_size=3, max_size=40)
+
+
+def floats(values: list[float]) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    return np.array(values, dtype=np.float32)
+
+
+@pytest.mark.filterwarnings("ignore::scipy.stats.ConstantInputWarning")
+@given(SCORES)
+def test_spearman_is_scipys(values: list[float]) -> None:
+    first, second = floats(values), floats(values[::-1])
+    expected = stats.spearmanr(first, second).statistic
+    assert spearman(first, second) == pytest.approx(0.0 if np.isnan(expected) else expected, abs=1e-12)
+
+
+def test_constant_scores_have_no_rank_correlation() -> None:
+    assert spearman(floats([1, 2, 3]), floats([5, 5, 5])) == 0.0
+
+
+def test_groups_are_rows_with_one_instruction() -> None:
+    pairs = [("a", "1"), ("b", "1"), ("a", "2"), ("c", "1"), ("b", "2"), ("a", "3")]
+    assert candidate_groups(pairs) == [[0, 2, 5], [1, 4]]
+
+
+def test_the_first_of_a_tie_wins() -> None:
+    reference = floats([0.5, 0.5, 0.1, 0.9])
+    assert winner_agreement(reference, floats([0.7, 0.6, 0.1, 0.9]), [[0, 1], [2, 3]]) == 1.0
+    assert winner_agreement(reference, floats([0.6, 0.7, 0.1, 0.9]), [[0, 1], [2, 3]]) == 0.5
+    assert winner_agreement(reference, reference, []) is None
+
+
+def test_a_report_has_the_errors_and_the_worst_pairs() -> None:
+    pairs = [("question", f"answer {number}") for number in range(8)]
+    reference = floats([0.1 * number for number in range(8)])
+    scores = reference.copy()
+    scores[3] += 0.5
+    scores[5] -= 0.25
+    report = measure(reference, scores, pairs, np.arange(8))
+    assert report["max_error"] == pytest.approx(0.5)
+    assert report["mean_error"] == pytest.approx(0.75 / 8)
+    assert [worst["pair"] for worst in report["worst"]][:2] == [3, 5]
+    assert report["worst"][0]["response"] == "answer 3"
+    assert report["winner_agreement"] == 0.0
+
+
+def parity_of(**row: float | None) -> dict[str, object]:
+    complete = {"max_error": 0.0, "spearman": 1.0, "winner_agreement": 1.0, **row}
+    return {"precisions": {"fp32": complete}}
+
+
+@pytest.mark.parametrize(
+    ("row", "limits", "count"),
+    [
+        ({"max_error": 1e-4}, Limits(max_error=1e-4), 0),
+        ({"max_error": 1.1e-4}, Limits(max_error=1e-4), 1),
+        ({"max_error": float("nan")}, Limits(max_error=1e-4), 1),
+        ({"spearman": 0.94, "winner_agreement": 0.5}, Limits(min_spearman=0.95, min_winner_agreement=0.6), 2),
+        ({"spearman": float("nan")}, Limits(min_spearman=0.95), 1),
+        ({"winner_agreement": None}, Limits(min_winner_agreement=1.0), 0),
+        ({"max_error": 9.0, "spearman": -1.0}, Limits(), 0),
+    ],
+)
+def test_a_broken_limit_is_a_violation(row: dict[str, float | None], limits: Limits, count: int) -> None:
+    assert len(violations(parity_of(**row), {"fp32": limits})) == count
+
+
+def test_a_violation_is_a_parity_error_that_holds_the_report() -> None:
+    parity = parity_of(max_error=0.5)
+    with pytest.raises(ParityError, match=r"fp32: max error 0\.5 is above 0\.0001") as caught:
+        require(parity, LIMITS, "something")
+    assert caught.value.report is parity
+
+
+def test_limits_are_parsed_on_top_of_the_defaults() -> None:
+    parsed = parse_limits(["int8.min_spearman=0.99", "int8.max_error=0.5"])
+    assert parsed["int8"] == Limits(max_error=0.5, min_spearman=0.99)
+    assert parsed["fp32"] == LIMITS["fp32"] == Limits(max_error=1e-4)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "int8",
+        "int4.max_error=1",
+        "int8.error=1",
+        "int8.max_error",
+        "int8.max_error=little",
+        "int8.max_error=inf",
+        "fp32.max_error=nan",
+    ],
+)
+def test_a_limit_that_is_none_is_an_error_that_shows_it(text: str) -> None:
+    with pytest.raises(ExportError, match=text):
+        parse_limits([text])
+
+
+def test_default_pairs_are_many_and_of_many_kinds() -> None:
+    pairs = default_pairs()
+    assert len(pairs) >= MIN_PAIRS
+    assert len(set(pairs)) == len(pairs)
+    assert len(candidate_groups(pairs)) >= 60
+    text = "".join(part for pair in pairs for part in pair)
+    scripts = {unicodedata.name(character, "?").split()[0] for character in text if not character.isascii()}
+    assert {"ARABIC", "BENGALI", "CJK", "CYRILLIC", "DEVANAGARI", "ETHIOPIC", "GEORGIAN", "GREEK", "HANGUL", "HEBREW",
+            "HIRAGANA", "TAMIL", "THAI", "FULLWIDTH", "COMBINING", "EMOJI", "REGIONAL"} <= scripts  # fmt: skip
+    for sample in ("\0", "</s>", "<mask>", "\u200d", "def ", "\t", "SELECT"):
+        assert sample in text, sample
+    assert ("", "") in pairs
+    assert any(instruction.startswith("\n") for instruction, _ in pairs)
+
+
+def test_the_users_pairs_are_read_and_too_few_or_bad_ones_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"instruction": "q", "response": str(number), "label": 1} for number in range(MIN_PAIRS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_pairs(path) == [("q", str(number)) for number in range(MIN_PAIRS)]
+    (tmp_path / "pairs.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert read_pairs(tmp_path / "pairs.jsonl.gz") == read_pairs(path)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    with pytest.raises(ExportError, match=f"has {MIN_PAIRS - 1} pairs; parity needs at least {MIN_PAIRS}"):
+        read_pairs(path)
+    path.write_text('{"instruction": "q"}\n')
+    with pytest.raises(ExportError, match=r"pairs\.jsonl, line 1: has no field 'response'"):
+        read_pairs(path)
+    with pytest.raises(ExportError, match="cannot be read"):
+        read_pairs(tmp_path / "missing.jsonl")

@@ -1,0 +1,55 @@
+"""Rotated activations: the same products, with no channel far above the others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.linalg import hadamard
+
+from cappy_export.precisions.calibration import Activations
+from cappy_export.precisions.rotation import Rotation, rotation_for
+
+
+def rotated(rotation: Rotation, x: np.ndarray) -> np.ndarray:
+    """What the graph does with an input (tokens, inputs)."""
+    block = len(rotation.matrix)
+    turned: np.ndarray = ((x / rotation.factors).reshape(-1, block) @ rotation.matrix).reshape(x.shape)
+    return turned
+
+
+@pytest.mark.parametrize("inputs", [1, 24, 64, 100, 256])
+def test_the_product_is_the_same(inputs: int) -> None:
+    random = np.random.default_rng(inputs)
+    x, weights = random.standard_normal((7, inputs)), random.standard_normal((inputs, 5)).astype(np.float32)
+    rotation = Rotation(random.uniform(0.1, 10, inputs).astype(np.float32))
+    np.testing.assert_allclose(rotated(rotation, x) @ rotation.of_weights(weights), x @ weights, atol=1e-4)
+
+
+@pytest.mark.parametrize(("inputs", "block"), [(1, 1), (24, 8), (100, 4), (256, 64), (1024, 64)])
+def test_blocks_are_hadamard_matrices_that_fit(inputs: int, block: int) -> None:
+    matrix = Rotation(np.ones(inputs, np.float32)).matrix
+    np.testing.assert_allclose(matrix, hadamard(block) / np.sqrt(block), atol=1e-6)
+
+
+def test_means_and_moments_are_those_of_what_is_rotated() -> None:
+    random = np.random.default_rng(0)
+    x = (random.standard_normal((50, 24)) + 1).astype(np.float32)
+    rotation = Rotation(random.uniform(0.5, 2, 24).astype(np.float32))
+    found = rotation.of_activations(Activations(x.mean(axis=0), x.T @ x / np.float32(50)))
+    turned = rotated(rotation, x)
+    assert found.moments is not None
+    np.testing.assert_allclose(found.mean, turned.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(found.moments, turned.T @ turned / 50, atol=1e-4)
+
+
+def test_what_is_large_is_spread_over_its_block() -> None:
+    random = np.random.default_rng(0)
+    x = random.standard_normal((500, 64)).astype(np.float32)
+    x[:, 3] *= 30
+    rotation = rotation_for(
+        x.T @ x / np.float32(500), [random.standard_normal((64, n)).astype(np.float32) for n in (8, 16)]
+    )
+    assert rotation.factors[3] == pytest.approx(rotation.factors.max())
+    turned = rotated(rotation, x)
+    peaks = [(np.abs(rows).max(axis=1) / np.sqrt((rows**2).mean(axis=1))).mean() for rows in (x, turned)]
+    assert peaks[1] < peaks[0] / 2
