@@ -19,7 +19,7 @@ def default_pairs() -> list[Pair]:
     Every word was written for this purpose: tasks in the form of instructions, code, logs and tables, over twenty
     scripts, emoji, degenerate and very long texts.
     """
-    text = files("cappy_export").joinpath("parity_pairs.jsonl").read_bytes()
+    text = files("cappy_export.proof").joinpath("parity_pairs.jsonl").read_bytes()
     return [row.pair for row in read_rows(text.splitlines())]
 
 

@@ -1,0 +1,109 @@
+"""Write files and folders whole or not at all, and keep two processes from using one at the same time.
+
+A file that grows line by line is `bulk/growing.py`. Knows nothing of bundles, engines or rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, *, unfinished: Path | None = None) -> Iterator[BinaryIO]:
+    """Yield a file to write; it replaces `path` when the block ends without an error, and is then on the disk.
+
+    Until then it lies beside `path` under another name, and is removed if the block raises. A file named `unfinished`,
+    in the same folder, is not removed: it keeps what was written before the error.
+
+        >>> with whole_file(Path("answer.json")) as file:
+        ...     file.write(b"{}")
+
+    Raises OSError.
+    """
+    partial = unfinished or path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        with partial.open("wb" if unfinished else "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        if unfinished is None:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+        raise
+    sync(path.parent)
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write `document` as indented JSON, whole or not at all. Raises OSError, and ValueError for NaN."""
+    with whole_file(path) as file:
+        file.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+def append(file: BinaryIO, content: bytes) -> None:
+    """Write `content` at the end of an open file, to the disk. Raises OSError."""
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def rename(path: Path, target: Path) -> None:
+    """Give a file or folder its name, so that it keeps it after a power loss. Raises OSError."""
+    path.rename(target)
+    sync(target.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Have a folder and all that is in it written to the disk. Raises OSError."""
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, written to the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock of the file `path`, which is made (mode 0600) where it does not exist, and is never removed.
+
+    Raises BlockingIOError if another process or thread holds it and `wait` is false, and OSError where the file cannot
+    be locked.
+    """
+    from filelock import FileLock, Timeout  # imported here: scoring locks nothing, and starts sooner without it
+
+    lock = FileLock(path, mode=0o600, timeout=-1 if wait else 0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BlockingIOError(f"{path} is locked by another process") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where this user's measurements and engines are kept.
+
+    CAPPY_CACHE, else `cappy-engine` in XDG_CACHE_HOME, else in `.cache` of HOME. Users without a HOME get a folder
+    among the system's temporary files.
+    """
+    if environment.get("CAPPY_CACHE"):
+        return Path(environment["CAPPY_CACHE"])
+    if environment.get("XDG_CACHE_HOME"):
+        return Path(environment["XDG_CACHE_HOME"]) / "cappy-engine"
+    return Path(environment.get("HOME") or tempfile.gettempdir()) / ".cache" / "cappy-engine"
