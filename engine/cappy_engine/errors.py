@@ -21,6 +21,15 @@ from __future__ import annotations
 from typing import Any
 
 
+def install_hint(extras: str) -> str:
+    """Say how to install the package with `extras`; it is not on PyPI, so from a clone.
+
+    >>> install_hint("cpu,export")
+    "in a clone of cappy-engine, run: pip install -c constraints.txt '.[cpu,export]'"
+    """
+    return f"in a clone of cappy-engine, run: pip install -c constraints.txt '.[{extras}]'"
+
+
 class CappyError(Exception):
     """Base of all; catch it to catch everything that this project raises on purpose."""
 

@@ -1,0 +1,169 @@
+"""What was asked of a scorer, and what was chosen.
+
+`ScorerOptions` is the one list of options: `Scorer.open`, the command line, servers and clusters all build it.
+`ScorerInfo` says what runs, and why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self, cast
+
+from cappy_engine.batching import Padding
+from cappy_engine.bundle import PRECISIONS
+from cappy_engine.cpu.execution import MODES
+from cappy_engine.errors import DeviceUnavailable, PrecisionUnavailable
+from cappy_engine.session import DEVICES
+
+Device = Literal["auto", "cpu", "cuda", "tensorrt"]
+Precision = Literal["auto", "fp32", "fp16", "int8"]
+Mode = Literal["auto", "latency", "throughput", "both"]
+
+AUTO_PRECISIONS = {"cpu": ("fp32", "int8", "fp16"), "cuda": ("fp32", "fp16"), "tensorrt": ("fp32", "fp16", "int8")}
+"""The precisions that a device runs, in the order in which precision "auto" tries them.
+
+Exact scores come before fast ones: int8 changes scores by more than rounding, so it must be asked for where there is
+fp32. fp16 is slow on a CPU, and was not measured on a GPU."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a command asks for a field of a dataclass of options: `Annotated[type, Asked(...)]`.
+
+    `flag` is the option's name (empty: the field's), `choices` are the words that it takes, `least` is the smallest
+    number that it takes. A field whose type is a tuple takes the option several times.
+
+        >>> @dataclass(frozen=True)
+        ... class Options:
+        ...     threads: Annotated[int | None, Asked("CPU threads", least=1)] = None
+    """
+
+    help: str
+    flag: str = ""
+    choices: tuple[str, ...] = ()
+    metavar: str = ""
+    least: float | None = None
+
+
+@dataclass(frozen=True)
+class ScorerOptions:
+    """What is asked of a scorer, as `Scorer.open` describes it.
+
+    >>> ScorerOptions(precision="int8", threads=4)
+
+    Raises ValueError, with the name and the value, for an option that no scorer has.
+    """
+
+    device: Annotated[Device, Asked("auto: CUDA where it works, else the CPU", choices=("auto", *DEVICES))] = "auto"
+    gpus: Annotated[
+        tuple[int, ...] | None,
+        Asked("a GPU's number; repeat to share the work (default: 0)", flag="--gpu", metavar="NUMBER"),
+    ] = None
+    precision: Annotated[
+        Precision, Asked("auto: the most exact one that the bundle has", choices=("auto", *PRECISIONS))
+    ] = "auto"
+    threads: Annotated[int | None, Asked("CPU threads (default: one for each usable core)", least=1)] = None
+    mode: Annotated[
+        Mode,
+        Asked(
+            "all threads on one batch, one for each of several, or both with the weights held twice",
+            choices=("auto", *MODES),
+        ),
+    ] = "auto"
+    max_batch_tokens: Annotated[int | None, Asked("tokens in a batch (default: as tuned, or by device)", least=1)] = (
+        None
+    )
+
+    def __post_init__(self) -> None:
+        for name, choices in (("device", DEVICES), ("precision", PRECISIONS), ("mode", MODES)):
+            value = getattr(self, name)
+            if value not in ("auto", *choices):
+                raise ValueError(f"unknown {name} {value!r}; choose from auto, {', '.join(choices)}")
+        for name in ("threads", "max_batch_tokens"):
+            value = getattr(self, name)
+            if value is not None:
+                check_positive(**{name: value})
+        if self.gpus is not None:
+            object.__setattr__(self, "gpus", tuple(self.gpus))
+            if self.device not in ("cuda", "tensorrt"):
+                raise ValueError(
+                    f"gpus {list(self.gpus)} need a device that has some: cuda or tensorrt, not {self.device!r}"
+                )
+
+    def to_json(self) -> str:
+        """Write the options as a JSON object; `from_json` reads it.
+
+        >>> ScorerOptions.from_json(ScorerOptions(threads=2).to_json()) == ScorerOptions(threads=2)
+        True
+        """
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote. Raises ValueError for anything else, also for an option that does not exist."""
+        fields = json.loads(text)
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(fields, dict) or not fields.keys() <= names:
+            raise ValueError(f"scorer options are a JSON object with some of {sorted(names)}, got {text[:80]!r}")
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class ScorerInfo:
+    """What a scorer runs, and why; `padding` is one of `batching.Padding`."""
+
+    bundle: str
+    device: str
+    device_reason: str
+    precision: str
+    precision_reason: str
+    threads: int
+    mode: str
+    mode_reason: str
+    padding: Padding
+    max_batch_tokens: int
+    max_length: int
+    gpus: tuple[int, ...] = ()
+    buckets: tuple[int, ...] = ()
+
+    def exact(self) -> ScorerOptions:
+        """The options that open the same model in fp32, with the same settings."""
+        return ScorerOptions(
+            device=cast(Device, self.device),
+            precision="fp32",
+            threads=self.threads,
+            mode=cast(Mode, self.mode),
+            max_batch_tokens=self.max_batch_tokens,
+            gpus=self.gpus or None,
+        )
+
+
+def choose_precision(asked: str, device: str, available: Sequence[str]) -> tuple[str, str]:
+    """Choose the precision to run, and say why.
+
+    It is `asked`, or for "auto" the first of AUTO_PRECISIONS that is available. Raises DeviceUnavailable if the device
+    does not run that precision, PrecisionUnavailable if nothing is available.
+
+        >>> choose_precision("auto", "cpu", ["fp16", "int8"])
+        ('int8', 'auto: the first of fp32, int8, fp16 in the bundle')
+    """
+    order = AUTO_PRECISIONS[device]
+    if asked == "auto" and not available:
+        raise PrecisionUnavailable(f"the bundle has no model for {device}; export it with --target {device}")
+    found = asked if asked != "auto" else next((name for name in order if name in available), available[0])
+    if found not in order:
+        raise DeviceUnavailable(f"{found} does not run on {device}, which runs {', '.join(order)}")
+    return found, "asked for" if asked != "auto" else f"auto: the first of {', '.join(order)} in the bundle"
+
+
+def check_positive(**options: int) -> None:
+    """Raise ValueError for an option below 1, by its name.
+
+    >>> check_positive(threads=1)
+    """
+    for name, value in options.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
