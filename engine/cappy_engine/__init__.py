@@ -6,9 +6,48 @@
 ...     best = scorer.rank("Is the sky blue?", ["Yes", "No"])[0]
 """
 
-from cappy_engine.errors import CappyError
-from cappy_engine.opening import ScorerInfo
-from cappy_engine.scorer import Candidate, Scored, Scorer
+from cappy_engine.batching import EncodedPairs
+from cappy_engine.errors import (
+    AdaptError,
+    BundleError,
+    CappyError,
+    CheckpointError,
+    DeviceUnavailable,
+    ExportError,
+    GraphError,
+    InstallationError,
+    InvalidLine,
+    InvalidPair,
+    ParityError,
+    PrecisionUnavailable,
+    SampleError,
+    ScoringError,
+)
+from cappy_engine.options import ScorerInfo, ScorerOptions
+from cappy_engine.ranking import Candidate
+from cappy_engine.scorer import Scored, Scorer
 
 __version__ = "0.1.0"
-__all__ = ["Candidate", "CappyError", "Scored", "Scorer", "ScorerInfo", "__version__"]
+__all__ = [
+    "AdaptError",
+    "BundleError",
+    "Candidate",
+    "CappyError",
+    "CheckpointError",
+    "DeviceUnavailable",
+    "EncodedPairs",
+    "ExportError",
+    "GraphError",
+    "InstallationError",
+    "InvalidLine",
+    "InvalidPair",
+    "ParityError",
+    "PrecisionUnavailable",
+    "SampleError",
+    "Scored",
+    "Scorer",
+    "ScorerInfo",
+    "ScorerOptions",
+    "ScoringError",
+    "__version__",
+]

@@ -1,15 +1,16 @@
-"""Which pairs run together, and which run decides what. Pure: lengths in, batches out; knows nothing of models.
+"""Group pairs into batches: similar lengths, at most `max_batch_tokens` each. Pure: lengths in, batches out.
 
 Padding costs as much as text, so there are three ways to deal with it (`Padding`):
 
-- "removed": the graph takes it out before it computes (`Manifest.unpadded`); any pairs may share a batch.
-- "avoided": only pairs of one length share a batch. So nothing is computed for padding on a CPU, and a pair's score
-  cannot depend on its neighbours.
-- "allowed": pairs of similar length share a batch; for GPUs, which need large ones.
+- "removed": the graph takes it out before it computes (`Manifest.unpadded`). Any pairs may share a batch.
+- "avoided": only pairs of one length share a batch. Nothing is computed for padding, and a pair's score cannot depend
+  on its neighbours.
+- "allowed": pairs of similar length share a batch. GPUs need such large batches.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float32]
 Padding = Literal["removed", "avoided", "allowed"]
 FAIR_ROUNDS = 4
 WORTH_WAITING = 1.3
@@ -25,8 +27,51 @@ WORTH_WAITING = 1.3
 
 
 @dataclass(frozen=True)
+class EncodedPairs:
+    """Token ids of n pairs, as `PairTokenizer.encode` makes them.
+
+    `token_ids` and `type_ids` hold n arrays (length,) int64. `lengths` is (n,) int64, in tokens. `truncated` is (n,)
+    bool: true where tokens were cut off to stay within the model's maximum.
+    """
+
+    token_ids: Sequence[Ids]
+    type_ids: Sequence[Ids]
+    lengths: Ids
+    truncated: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def distinct(self) -> tuple[EncodedPairs, Ids]:
+        """Keep the first of equal pairs; returns these m pairs, and the place of every pair among them, (n,) int64.
+
+        >>> distinct, places = encoded.distinct()
+        >>> len(distinct) <= len(encoded) == len(places)
+        True
+        """
+        firsts: list[int] = []
+        seen: dict[tuple[bytes, bytes], int] = {}
+        places = np.empty(len(self), dtype=np.int64)
+        for row, (ids, types) in enumerate(zip(self.token_ids, self.type_ids, strict=True)):
+            place = seen.setdefault((ids.tobytes(), types.tobytes()), len(firsts))
+            if place == len(firsts):
+                firsts.append(row)
+            places[row] = place
+        chosen = np.array(firsts, dtype=np.int64)
+        return (
+            EncodedPairs(
+                [self.token_ids[row] for row in firsts],
+                [self.type_ids[row] for row in firsts],
+                self.lengths[chosen],
+                self.truncated[chosen],
+            ),
+            places,
+        )
+
+
+@dataclass(frozen=True)
 class Batch:
-    """`rows` (batch,) int64 are the places in the input; `length` is the tokens that each row is padded to."""
+    """`rows` (batch,) int64 are places in the input; each row is padded to `length` tokens."""
 
     rows: Ids
     length: int
@@ -37,12 +82,55 @@ class Batch:
         return len(self.rows) * self.length
 
 
+@dataclass(frozen=True)
+class Grouping:
+    """How pairs are grouped: the largest batch in tokens, what becomes of padding, and the lengths to pad to.
+
+    `buckets` ascend to the longest pair; they are empty where batches may have any length. Raises ValueError for
+    `max_batch_tokens` below 1.
+    """
+
+    max_batch_tokens: int
+    padding: Padding = "allowed"
+    buckets: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_batch_tokens < 1:
+            raise ValueError(f"max_batch_tokens must be at least 1, got {self.max_batch_tokens}")
+
+    def changed(self, *, max_batch_tokens: int | None, padding: Padding | None) -> Grouping:
+        """Return the grouping with other limits; None keeps a limit.
+
+        With buckets, there are engines for these lengths and for batches up to this size only: larger batches and
+        another padding are not taken.
+        """
+        budget = self.max_batch_tokens if max_batch_tokens is None else max_batch_tokens
+        if self.buckets:
+            return dataclasses.replace(self, max_batch_tokens=min(budget, self.max_batch_tokens))
+        return Grouping(budget, padding or self.padding)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The batches of one call, and whether they run beside each other.
+
+    If `is_shared`, each worker takes a batch and computes it with one thread. Otherwise one batch runs after the other,
+    with all threads.
+    """
+
+    batches: list[Batch]
+    is_shared: bool = False
+
+
 def plan_batches(lengths: Ids, *, max_batch_tokens: int, padding: Padding = "allowed", workers: int = 1) -> list[Batch]:
     """Group rows of similar length into batches of at most `max_batch_tokens` tokens, longest first.
 
     `lengths` is (n,) int64. Every row is in exactly one batch; a row longer than the budget runs alone. Padding counts
-    where it is "allowed", as it is computed there. Longest first, so that memory peaks at the first batch and never
-    grows later. With several `workers`, which take batches in turn, a batch holds about a fair share, to a row.
+    where it is "allowed", since it is computed there. The longest come first, so that memory peaks at the first batch.
+    With several `workers`, which take batches in turn, a batch holds about a fair share of the tokens.
+
+        >>> [batch.rows.tolist() for batch in plan_batches(np.array([5, 9, 5]), max_batch_tokens=10)]
+        [[1], [0, 2]]
     """
     order = np.argsort(-lengths, kind="stable")
     ordered = lengths[order]
@@ -52,9 +140,12 @@ def plan_batches(lengths: Ids, *, max_batch_tokens: int, padding: Padding = "all
 
 
 def keeps_busy(batches: Sequence[Batch], lengths: Ids, workers: int) -> bool:
-    """Whether `workers`, each with one core and taking the batches in turn, end at about one time.
+    """True if one thread per batch wastes little: the busiest worker has at most 1.3 times the average load.
 
-    If not, all cores together on one batch after the other are faster, though they wait for each other within it.
+    Otherwise all threads on one batch after the other are faster, though they wait for each other within a batch.
+
+        >>> keeps_busy([Batch(np.array([0]), 9), Batch(np.array([1]), 9)], np.array([9, 9]), workers=2)
+        True
     """
     loads = [0] * workers
     for batch in batches:
@@ -63,9 +154,9 @@ def keeps_busy(batches: Sequence[Batch], lengths: Ids, workers: int) -> bool:
 
 
 def _fair_budget(ordered: Ids, budget: int, padding: Padding, workers: int) -> int:
-    """The least budget with which `workers` need no more rounds than with `budget`: then their shares are about equal.
+    """Find the least budget with which `workers` need no more rounds than with `budget`.
 
-    With many rounds the last one hardly matters, and `budget` is kept.
+    Then their shares are about equal. With many rounds the last one hardly matters, and `budget` is kept.
     """
     total = int(ordered.sum())
     rounds = max(1, -(-total // (budget * workers)))
@@ -83,7 +174,7 @@ def _fair_budget(ordered: Ids, budget: int, padding: Padding, workers: int) -> i
 
 
 def _cut(ordered: Ids, budget: int, padding: Padding) -> list[int]:
-    """How many rows each batch takes, of lengths that are `ordered`, longest first."""
+    """Count the rows of each batch; `ordered` lengths begin with the longest."""
     counts: list[int] = []
     start = 0
     while start < len(ordered):
@@ -93,7 +184,7 @@ def _cut(ordered: Ids, budget: int, padding: Padding) -> list[int]:
 
 
 def _count_fitting(lengths: Ids, budget: int, padding: Padding) -> int:
-    """How many of the first `lengths`, longest first, make one batch: at least one."""
+    """Count the first `lengths` that make one batch, at least one; they begin with the longest."""
     longest = max(1, int(lengths[0]))
     if padding == "removed":
         ahead = np.maximum(lengths[: budget + 1], 1)  # so no more of them can fit
@@ -104,8 +195,23 @@ def _count_fitting(lengths: Ids, budget: int, padding: Padding) -> int:
     return max(1, count)
 
 
+def model_inputs(encoded: EncodedPairs, batch: Batch, *, pad_token_id: int) -> dict[str, Ids]:
+    """Make the arrays that a session is run with, by the names of `session.INPUTS`: each (batch, length) int64.
+
+    >>> model_inputs(encoded, Batch(np.array([0, 1]), 16), pad_token_id=1)["input_ids"].shape
+    (2, 16)
+    """
+    ids = pad(encoded.token_ids, batch, value=pad_token_id)
+    return {
+        "input_ids": ids,
+        "attention_mask": attention_mask(encoded.lengths, batch),
+        "token_type_ids": pad(encoded.type_ids, batch, value=0),
+        "position_ids": position_ids(ids, pad_token_id=pad_token_id),
+    }
+
+
 def pad(sequences: Sequence[Ids], batch: Batch, *, value: int) -> Ids:
-    """The batch's rows of `sequences`, padded on the right with `value`: (batch, length) int64."""
+    """Pad the batch's rows of `sequences` on the right with `value`: (batch, length) int64."""
     padded = np.full((len(batch.rows), batch.length), value, dtype=np.int64)
     for place, row in enumerate(batch.rows):
         padded[place, : len(sequences[row])] = sequences[row]
@@ -113,14 +219,15 @@ def pad(sequences: Sequence[Ids], batch: Batch, *, value: int) -> Ids:
 
 
 def attention_mask(lengths: Ids, batch: Batch) -> Ids:
-    """1 for the batch's real tokens, 0 for padding: (batch, length) int64."""
+    """Return 1 for the batch's real tokens and 0 for padding: (batch, length) int64."""
     return (np.arange(batch.length) < lengths[batch.rows][:, None]).astype(np.int64)
 
 
 def position_ids(token_ids: Ids, *, pad_token_id: int) -> Ids:
-    """The places of tokens as RoBERTa counts them, (batch, length) int64: from the padding's id on, which padding has.
+    """Count the places of tokens as RoBERTa does, from `pad_token_id` + 1 on: (batch, length) int64.
 
-    transformers' create_position_ids_from_input_ids; a token in a text that is the padding's has no place either.
+    Padding has the place `pad_token_id`, and so has a text's token of that id: transformers'
+    create_position_ids_from_input_ids.
     """
     is_text = (token_ids != pad_token_id).astype(np.int64)
     places: Ids = np.cumsum(is_text, axis=1) * is_text + pad_token_id

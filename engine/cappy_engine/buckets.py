@@ -61,12 +61,6 @@ def bucket_lengths(lengths: npt.NDArray[np.int64], buckets: Sequence[int]) -> np
     return rounded
 
 
-def padded_tokens(counts: Mapping[int, int], buckets: Sequence[int]) -> int:
-    """Tokens computed for rows of `counts` (length to number of rows), padding included; raises as `bucket_lengths`."""
-    rounded = bucket_lengths(np.array(list(counts), dtype=np.int64), buckets).tolist()
-    return sum(count * length for count, length in zip(counts.values(), rounded, strict=True))
-
-
 def _check(counts: Mapping[int, int], k: int, max_length: int, multiple: int) -> None:
     for name, value in (("k", k), ("max_length", max_length), ("multiple", multiple)):
         if value < 1:

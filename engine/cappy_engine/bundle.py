@@ -64,9 +64,7 @@ class Manifest:
     """What the engine needs of `manifest.json`; `document` is all of it, as parsed.
 
     `precisions` are those of the models for CPUs, `targets` has them for GPUs. `unpadded` are the models (target and
-    precision) whose graphs compute nothing for padding, `batch_dependent` the CPU's precisions in which a pair's score
-    changes with its neighbours: int8 of bundles that were written before `unpadded` was noted in them. `buckets` are
-    the lengths that TensorRT's engines are built for.
+    precision) whose graphs compute nothing for padding. `buckets` are the lengths of TensorRT's engines.
     """
 
     max_length: int
@@ -74,7 +72,6 @@ class Manifest:
     precisions: tuple[str, ...]
     targets: Mapping[str, tuple[str, ...]]
     unpadded: frozenset[tuple[str, str]]
-    batch_dependent: frozenset[str]
     buckets: tuple[int, ...]
     files: Mapping[str, FileEntry]
     document: Mapping[str, Any]
@@ -114,6 +111,22 @@ class Bundle:
         """Raise BundleError unless the model's files are what was exported, byte by byte."""
         for name in self.model_files(precision, target):
             _check_digest(self.path, name, self.manifest.files[name])
+
+    def largest_error(self, precision: str, target: str = "cpu") -> float:
+        """Tell how far this model's scores may be from PyTorch's, by the bundle's own proof.
+
+        For the CPU, the largest error over the parity pairs; for GPUs, what the canary tolerates. Raises BundleError if
+        the manifest does not say.
+        """
+        document = self.manifest.document
+        try:
+            if target == "cpu":
+                return float(document["parity"]["precisions"][precision]["max_error"])
+            return float(document["canary"]["tolerance"][target][precision])
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(
+                f"bundle {self.path} says nothing of {precision}'s errors on {target}; export it again"
+            ) from error
 
     def model_files(self, precision: str, target: str = "cpu") -> list[str]:
         """Names of the files that hold the model: the graph, and its weights if they lie beside it."""
@@ -202,7 +215,6 @@ def _parse(document: Mapping[str, Any], path: Path) -> Manifest:
                 for name, graph in part.get("graphs", {}).items()
                 if graph.get("unpadded") is True
             ),
-            batch_dependent=frozenset({"int8"} if "unpadded" not in document.get("graphs", {}).get("int8", {}) else ()),
             buckets=tuple(map(int, targets.get("tensorrt", {}).get("buckets", ()))),
             files=files,
             document=document,

@@ -1,11 +1,10 @@
-"""How a pair becomes a score: tokenise, plan batches, run them, put the scores back in order."""
+"""Turn pairs into scores: tokenise, run the distinct pairs in batches, put the scores back in order."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,18 +13,16 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from cappy_engine import batching
-from cappy_engine.buckets import bucket_lengths
+from cappy_engine.batching import Batch, EncodedPairs, Ids, Padding, Scores
 from cappy_engine.bundle import EMBEDDED, Bundle, open_bundle
-from cappy_engine.errors import BundleError, InvalidPair, ScoringError
-from cappy_engine.gpu.canary import read_canary
-from cappy_engine.opening import Opened, ScorerInfo, check_positive, open_for_scoring
-from cappy_engine.session import Session, model_inputs
-from cappy_engine.tokenizer import EncodedPairs, PairTokenizer
+from cappy_engine.errors import InvalidPair, ScoringError
+from cappy_engine.opening import open_runner
+from cappy_engine.options import Device, Mode, Precision, ScorerInfo, ScorerOptions
+from cappy_engine.ranking import Candidate, best_first, near_best
+from cappy_engine.runner import CLOSED, Runner
+from cappy_engine.tokenizer import PairTokenizer
 
-Scores = npt.NDArray[np.float32]
-
-CLOSED = "this scorer was closed; open another one with Scorer.open"
+EMBEDDED_NAME = "cappy-mini, the package's own small model"
 
 log = logging.getLogger(__name__)
 
@@ -35,126 +32,113 @@ class Scored:
     """Scores (n,) float32 in input order, `token_counts` (n,) int64 and `truncated` (n,) bool."""
 
     scores: Scores
-    token_counts: npt.NDArray[np.int64]
+    token_counts: Ids
     truncated: npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A ranked candidate: its place in the list that was passed, its text, its score, whether it was truncated, and
-    whether `exact_winner` had it scored again in fp32 (its score is then that one)."""
-
-    index: int
-    response: str
-    score: float
-    is_truncated: bool
-    is_exact: bool = False
-
-
 class Scorer:
-    """Scores pairs with one model on one device. Open one with `Scorer.open`."""
-
-    def __init__(
-        self,
-        *,
-        tokenizer: PairTokenizer,
-        session: Session,
-        pad_token_id: int,
-        max_batch_tokens: int,
-        padding: batching.Padding = "allowed",
-        buckets: Sequence[int] = (),
-        narrow_session: Session | None = None,
-        callers: int = 1,
-        info: ScorerInfo | None = None,
-        exact: _Exact | None = None,
-    ) -> None:
-        """`session` runs a batch alone; where there are several, `narrow_session` runs `callers` of them at a time.
-
-        With `buckets`, which ascend to the tokenizer's longest pair, rows are padded to the next of these lengths.
-        """
-        check_positive(max_batch_tokens=max_batch_tokens, callers=callers)
-        self._tokenizer = tokenizer
-        self._session: Session | None = session
-        self._narrow_session = narrow_session if callers > 1 else None
-        self._callers = ThreadPoolExecutor(callers, "cappy") if self._narrow_session is not None else None
-        self._workers = callers if self._narrow_session is not None else 1
-        self._pad_token_id = pad_token_id
-        self._max_batch_tokens = max_batch_tokens
-        self._padding = padding
-        self._buckets = tuple(buckets)
-        self._info = info
-        self._exact = exact
+    """Scores pairs with one model on one device. Open one with `Scorer.open`; any number of threads may use it."""
 
     @classmethod
     def open(
         cls,
         bundle: str | Path | None = None,
         *,
-        device: str = "auto",
-        precision: str = "auto",
+        device: Device = "auto",
+        precision: Precision = "auto",
         threads: int | None = None,
-        mode: str = "auto",
+        mode: Mode = "auto",
         max_batch_tokens: int | None = None,
         gpus: Sequence[int] | None = None,
     ) -> Self:
         """Open a bundle for scoring; None is cappy-mini, the small model in the package.
 
-        `device` is "cpu", "cuda", "tensorrt" or "auto" (CUDA where the bundle has a model for it and it really works,
-        else the CPU). `precision` is "fp32", "fp16", "int8" or "auto" (the first that the bundle has of fp32, int8,
-        fp16 on the CPU; of fp32, fp16 on CUDA; of fp32, fp16, int8 on TensorRT). `gpus` are the numbers of the GPUs
-        that share the work (None: the first).
-        What is asked for by name is what runs, or an error is raised; what "auto" chose stands in `info`.
+            >>> with Scorer.open("cappy-bundle", precision="int8") as scorer:
+            ...     scores = scorer.score([("Is the sky blue?", "Yes")])
+
+        `device` is "cpu", "cuda", "tensorrt" or "auto": CUDA where the bundle has a model for it and it really works,
+        else the CPU. `gpus` are the numbers of the GPUs that share the work (None: the first).
+
+        `precision` is "fp32", "fp16", "int8" or "auto": the first that the bundle has of fp32, int8, fp16 on the CPU,
+        of fp32, fp16 on CUDA, of fp32, fp16, int8 on TensorRT.
+
         `threads` is the number of CPU threads (None: one for each physical core that this process and its container
-        may use). `mode` is "latency" (all threads on one batch), "throughput" (one thread for each of several batches),
-        "both" (two sessions; the second is opened when there first are several batches, and holds the weights again) or
-        "auto" (what `cappy tune` measured here, else "both" for models up to 512 MB and "latency" for larger ones);
-        with one thread, or off the CPU, they are one. A batch holds at most `max_batch_tokens` tokens (None: as tuned,
-        else 512 on the CPU and 16,384 on GPUs).
+        may use). `mode` says how they are used:
+
+        - "latency": all threads on one batch.
+        - "throughput": one thread for each of several batches.
+        - "both": two sessions, each for what it does best. The second is opened when there first are several batches,
+          and holds the weights again.
+        - "auto": what `cappy tune` measured here, else "both" for models up to 512 MB and "latency" for larger ones.
+
+        With one thread, or off the CPU, the modes are one. A batch holds at most `max_batch_tokens` tokens (None: as
+        tuned, else 512 on the CPU and 16,384 on GPUs).
+
+        What is asked for by name is what runs, or an error is raised. `info` says what "auto" chose, and why.
 
         Raises BundleError, PrecisionUnavailable, DeviceUnavailable, InstallationError, ScoringError where a GPU fails
         on its first batches, and ValueError for options out of range.
         """
-        found = open_bundle(EMBEDDED if bundle is None else bundle)
-        opened = open_for_scoring(
-            found,
-            device=device,
-            precision=precision,
-            threads=threads,
-            mode=mode,
-            max_batch_tokens=max_batch_tokens,
-            name="cappy-mini, the package's own small model" if bundle is None else str(bundle),
-            gpus=gpus,
+        return cls.open_with(
+            bundle,
+            ScorerOptions(
+                device=device,
+                precision=precision,
+                threads=threads,
+                mode=mode,
+                max_batch_tokens=max_batch_tokens,
+                gpus=None if gpus is None else tuple(gpus),
+            ),
         )
-        tokenizer = PairTokenizer.from_file(found.file("tokenizer.json"), max_length=opened.info.max_length)
-        return cls._of(found, opened, tokenizer, exact=_Exact(found, opened.info, tokenizer))
 
     @classmethod
-    def _of(cls, bundle: Bundle, opened: Opened, tokenizer: PairTokenizer, *, exact: _Exact | None) -> Self:
-        return cls(
-            tokenizer=tokenizer,
-            session=opened.session,
-            pad_token_id=bundle.manifest.pad_token_id,
-            max_batch_tokens=opened.info.max_batch_tokens,
-            padding=opened.info.padding,
-            buckets=opened.info.buckets,
-            narrow_session=opened.narrow_session,
-            callers=opened.callers,
-            info=opened.info,
-            exact=exact,
-        )
+    def open_with(cls, bundle: str | Path | None = None, options: ScorerOptions | None = None) -> Self:
+        """Open a bundle with the options in one object, which can be pickled and written as JSON.
+
+        >>> scorer = Scorer.open_with("cappy-bundle", ScorerOptions(precision="int8", threads=4))
+
+        Raises what `open` raises.
+        """
+        found = open_bundle(EMBEDDED if bundle is None else bundle)
+        name = EMBEDDED_NAME if bundle is None else str(bundle)
+        runner, info = open_runner(found, options or ScorerOptions(), name=name)
+        tokenizer = PairTokenizer.from_file(found.file("tokenizer.json"), max_length=info.max_length)
+        return cls(tokenizer, runner, bundle=found, info=info)
+
+    def __init__(
+        self,
+        tokenizer: PairTokenizer,
+        runner: Runner,
+        *,
+        bundle: Bundle | None = None,
+        info: ScorerInfo | None = None,
+    ) -> None:
+        """Score with a tokenizer and a runner that are open already; `bundle` and `info` say where they come from."""
+        self._tokenizer = tokenizer
+        self._runner = runner
+        self._bundle = bundle
+        self._info = info
+        self._lock = threading.Lock()
+        self._exact: Scorer | None = None
+        self._is_closed = False
 
     @property
     def info(self) -> ScorerInfo:
-        """What this scorer runs, and why that was chosen; only a scorer from `Scorer.open` knows."""
+        """Tell what this scorer runs, and why. Only a scorer from `Scorer.open` knows."""
         if self._info is None:
             raise AttributeError("this scorer was not made by Scorer.open")
         return self._info
 
+    @property
+    def runner(self) -> Runner:
+        """Give the runner, which plans and runs batches."""
+        return self._runner
+
     def score(self, pairs: Sequence[Sequence[str]]) -> Scores:
         """Score (instruction, response) pairs: (n,) float32, in input order; about 0 to 1, not clipped.
 
-        A pair too long for the model is truncated as in training, and a warning is logged with the count; use
-        `score_pairs` to learn which ones.
+        A pair too long for the model is truncated as in training. A warning is logged with the count; `score_pairs`
+        tells which ones.
 
             >>> scorer.score([("Is the sky blue?", "Yes"), ("Is the sky blue?", "No")])
             array([0.93, 0.08], dtype=float32)
@@ -172,66 +156,76 @@ class Scorer:
         pairs: Sequence[Sequence[str]],
         *,
         max_batch_tokens: int | None = None,
-        padding: batching.Padding | None = None,
+        padding: Padding | None = None,
         progress: Callable[[int, int], object] = lambda pairs, tokens: None,
     ) -> Scored:
-        """Like `score`, with the number of tokens and the truncation of every pair.
+        """Score like `score`, and tell the number of tokens and the truncation of every pair.
 
-        `max_batch_tokens` and `padding` replace the scorer's own for this call. `progress` is called after every batch
-        with how many pairs and tokens (without padding) it held.
+        The options are those of `score_encoded`. Raises InvalidPair (with the index) and ScoringError.
+
+            >>> scorer.score_pairs([("Is the sky blue?", "Yes")]).token_counts
+            array([10])
         """
-        if self._session is None:
-            raise ScoringError(CLOSED)
-        encoded = self._tokenizer.encode(pairs)
-        firsts, places = _distinct(encoded)
-        scores = np.empty(len(firsts), dtype=np.float32)
-        counts = np.bincount(places, minlength=len(firsts))
-        batches = self.plan(encoded.lengths[firsts], max_batch_tokens=max_batch_tokens, padding=padding)
-        for batch, found in zip(batches, self._run_all(self._session, encoded, firsts, batches), strict=True):
-            scores[batch.rows] = found
-            repeats = counts[batch.rows]
-            progress(int(repeats.sum()), int((repeats * encoded.lengths[firsts[batch.rows]]).sum()))
-        return Scored(scores[places], encoded.lengths, encoded.truncated)
+        encoded = self.encode(pairs)
+        return self.score_encoded(encoded, max_batch_tokens=max_batch_tokens, padding=padding, progress=progress)
 
-    def plan(
+    def encode(self, pairs: Sequence[Sequence[str]]) -> EncodedPairs:
+        """Tokenise (instruction, response) pairs, without scoring them.
+
+        Each distinct text is tokenised once. Raises InvalidPair, with the index.
+
+            >>> encoded = scorer.encode([("Is the sky blue?", "Yes")])
+            >>> scorer.score_encoded(encoded).scores
+            array([0.93], dtype=float32)
+        """
+        return self._tokenizer.encode(pairs)
+
+    def score_encoded(
         self,
-        lengths: batching.Ids,
+        encoded: EncodedPairs,
         *,
         max_batch_tokens: int | None = None,
-        padding: batching.Padding | None = None,
-    ) -> list[batching.Batch]:
-        """The batches in which distinct pairs of these `lengths` (n,) int64 in tokens are run."""
-        budget = self._max_batch_tokens if max_batch_tokens is None else max_batch_tokens
-        check_positive(max_batch_tokens=budget)
-        padding = padding or self._padding
-        if self._buckets:  # there are engines for these lengths only, and for no larger batches
-            lengths, padding = bucket_lengths(lengths, self._buckets), "avoided"
-            budget = min(budget, self._max_batch_tokens)
-        shared = batching.plan_batches(lengths, max_batch_tokens=budget, padding=padding, workers=self._workers)
-        if self._workers == 1 or self._is_shared(shared, lengths):
-            return shared
-        return batching.plan_batches(lengths, max_batch_tokens=budget, padding=padding)
+        padding: Padding | None = None,
+        progress: Callable[[int, int], object] = lambda pairs, tokens: None,
+    ) -> Scored:
+        """Score pairs that `encode` made; a pair that comes several times is computed once.
+
+        `max_batch_tokens` and `padding` replace the scorer's own for this call. `progress` is called after every batch
+        with how many pairs and tokens (without padding) it held. Raises ScoringError, with the index of the pair where
+        the model gives no number.
+        """
+        distinct, places = encoded.distinct()
+        repeats = np.bincount(places, minlength=len(distinct))
+
+        def report(batch: Batch) -> None:
+            times = repeats[batch.rows]
+            progress(int(times.sum()), int((times * distinct.lengths[batch.rows]).sum()))
+
+        grouping = self._runner.grouping.changed(max_batch_tokens=max_batch_tokens, padding=padding)
+        found = self._runner.run(distinct, grouping=grouping, progress=report)
+        return Scored(_finite(found[places]), encoded.lengths, encoded.truncated)
 
     def rank(self, instruction: str, candidates: Sequence[str], *, exact_winner: bool = False) -> list[Candidate]:
         """Score each candidate as the response to `instruction`, best first; the first wins a tie.
 
-        With `exact_winner`, candidates that come so near to the best that int8's error could decide between them (twice
-        the largest error on the bundle's parity pairs, which on other pairs is no bound) are scored again in fp32,
-        which loads that model at the first time. They are marked `is_exact` and come first, by their fp32 scores; the
-        others follow by theirs. Where the best one is alone, nothing is scored again; in fp32 it changes nothing.
+            >>> scorer.rank("Is the sky blue?", ["Yes", "No"])[0].response
+            'Yes'
 
-        Raises InvalidPair, whose index is the candidate's, ScoringError, and with `exact_winner` PrecisionUnavailable
-        if the bundle has no fp32 model, BundleError if it tells no errors.
+        With `exact_winner`, the candidates between which int8's error could decide are scored again in fp32. These are
+        the ones that come within twice the largest error on the bundle's parity pairs (no bound for other pairs) of the
+        best score. They are marked `is_exact` and come first, by their fp32 scores; the others follow by theirs. If
+        only one candidate comes that near, nothing is scored again. The first such call loads the fp32 model; in fp32
+        the option changes nothing.
+
+        Raises InvalidPair, whose index is the candidate's, and ScoringError. With `exact_winner`, raises
+        PrecisionUnavailable if the bundle has no fp32 model, and BundleError if it tells no errors.
         """
         if isinstance(candidates, str):
             raise InvalidPair(0, f"candidates must be a list of strings, got one str: {candidates[:40]!r}")
         pairs = [(instruction, candidate) for candidate in candidates]
         margin = self._winner_margin() if exact_winner else 0.0
         scored = self.score_pairs(pairs)
-        exact = self._rescore_near_winners(pairs, scored.scores, margin) if margin and pairs else {}
-        order = sorted(
-            range(len(pairs)), key=lambda place: (place not in exact, -exact.get(place, float(scored.scores[place])))
-        )
+        exact = self._rescore(pairs, near_best(scored.scores, margin)) if margin and pairs else {}
         return [
             Candidate(
                 place,
@@ -240,16 +234,16 @@ class Scorer:
                 bool(scored.truncated[place]),
                 place in exact,
             )
-            for place in order
+            for place in best_first(scored.scores, exact)
         ]
 
     def close(self) -> None:
         """Free the model; scoring afterwards raises ScoringError."""
-        self._session = self._narrow_session = None
-        if self._callers is not None:
-            self._callers.shutdown()
-        if self._exact is not None:
-            self._exact.close()
+        with self._lock:
+            self._is_closed = True
+            if self._exact is not None:
+                self._exact.close()
+        self._runner.close()
 
     def __enter__(self) -> Self:
         return self
@@ -259,113 +253,36 @@ class Scorer:
     ) -> None:
         self.close()
 
-    def _is_shared(self, batches: Sequence[batching.Batch], lengths: batching.Ids) -> bool:
-        """Whether callers run the batches beside each other: always where no session has more than one thread."""
-        has_wide = self._session is not self._narrow_session
-        return len(batches) > 1 and (not has_wide or batching.keeps_busy(batches, lengths, self._workers))
-
     def _winner_margin(self) -> float:
-        """How far below the best score fp32's winner may be; 0 in fp32."""
-        if self._exact is None:
+        """Tell how far below the best score fp32's winner may be: 0 in fp32."""
+        if self._bundle is None:
             raise AttributeError("exact_winner needs a scorer that was made by Scorer.open")
-        return self._exact.margin()
-
-    def _rescore_near_winners(
-        self, pairs: Sequence[tuple[str, str]], scores: Scores, margin: float
-    ) -> dict[int, float]:
-        """Exact scores, by place, of the candidates that could be the best; empty where that is but one."""
-        near = [int(place) for place in np.flatnonzero(scores >= scores.max() - margin)]
-        if self._exact is None or len(near) < 2:
-            return {}
-        found = self._exact.scorer().score_pairs([pairs[place] for place in near]).scores
-        return {place: float(score) for place, score in zip(near, found, strict=True)}
-
-    def _run_all(
-        self, session: Session, encoded: EncodedPairs, firsts: batching.Ids, batches: Sequence[batching.Batch]
-    ) -> Iterator[Scores]:
-        """Scores of each batch, in their order; several at a time where there are callers for it."""
-        narrow, callers = self._narrow_session, self._callers
-        if narrow is None or callers is None or not self._is_shared(batches, encoded.lengths[firsts]):
-            return (self._run(session, encoded, firsts, batch) for batch in batches)
-        try:
-            return callers.map(lambda batch: self._run(narrow, encoded, firsts, batch), batches)
-        except RuntimeError as error:  # another thread closed the scorer meanwhile
-            raise ScoringError(CLOSED) from error
-
-    def _run(self, session: Session, encoded: EncodedPairs, firsts: batching.Ids, batch: batching.Batch) -> Scores:
-        chosen = batching.Batch(firsts[batch.rows], batch.length)
-        scores = session.run(
-            model_inputs(encoded.token_ids, encoded.type_ids, encoded.lengths, chosen, pad_token_id=self._pad_token_id)
-        )
-        if not np.isfinite(scores).all():
-            row = int(chosen.rows[np.flatnonzero(~np.isfinite(scores))[0]])
-            raise ScoringError(f"the model gave {scores[~np.isfinite(scores)][0]} for pair {row}, which is no score")
-        return scores
-
-
-class _Exact:
-    """What decides a winner exactly: the same bundle's fp32 model, opened when it is first needed."""
-
-    def __init__(self, bundle: Bundle, info: ScorerInfo, tokenizer: PairTokenizer) -> None:
-        self._bundle = bundle
-        self._info = info
-        self._tokenizer = tokenizer
-        self._lock = threading.Lock()
-        self._scorer: Scorer | None = None
-        self._is_closed = False
-
-    def margin(self) -> float:
-        """Twice the largest error of the parity report, on a GPU twice the canary's tolerance; 0 in fp32.
-
-        Raises unless the bundle can decide exactly.
-        """
-        precision, manifest = self._info.precision, self._bundle.manifest
-        if precision == "fp32":
+        if self.info.precision == "fp32":
             return 0.0
-        self._bundle.model("fp32", self._info.device)  # or PrecisionUnavailable
-        if self._info.device != "cpu":  # errors were measured on the CPU; this is what the start made sure of
-            return 2 * read_canary(manifest.document, self._info.device, precision).tolerance
-        try:
-            return 2 * float(manifest.document["parity"]["precisions"][precision]["max_error"])
-        except (KeyError, TypeError, ValueError) as broken:
-            raise BundleError(
-                f"bundle {self._bundle.path} says nothing of {precision}'s errors; export it again"
-            ) from broken
+        self._bundle.model("fp32", self.info.device)  # or PrecisionUnavailable
+        return 2 * self._bundle.largest_error(self.info.precision, self.info.device)
 
-    def scorer(self) -> Scorer:
-        """The scorer in fp32, with the settings of the other one."""
+    def _rescore(self, pairs: Sequence[tuple[str, str]], near: Sequence[int]) -> dict[int, float]:
+        """Score the `near` pairs in fp32; returns scores by place, none if one candidate is alone."""
+        if len(near) < 2:
+            return {}
+        scores = self._companion().score_pairs([pairs[place] for place in near]).scores
+        return {place: float(score) for place, score in zip(near, scores, strict=True)}
+
+    def _companion(self) -> Scorer:
+        """Open the same bundle's fp32 model, once, with the settings of this scorer."""
         with self._lock:
-            if self._is_closed:
+            if self._is_closed or self._bundle is None:
                 raise ScoringError(CLOSED)
-            if self._scorer is None:
-                opened = open_for_scoring(
-                    self._bundle,
-                    device=self._info.device,
-                    precision="fp32",
-                    threads=self._info.threads,
-                    mode=self._info.mode,
-                    max_batch_tokens=self._info.max_batch_tokens,
-                    name=self._info.bundle,
-                    gpus=self._info.gpus or None,
-                )
-                self._scorer = Scorer._of(self._bundle, opened, self._tokenizer, exact=None)
-            return self._scorer
-
-    def close(self) -> None:
-        with self._lock:
-            self._is_closed = True
-            if self._scorer is not None:
-                self._scorer.close()
+            if self._exact is None:
+                runner, info = open_runner(self._bundle, self.info.exact(), name=self.info.bundle)
+                self._exact = Scorer(self._tokenizer, runner, info=info)
+            return self._exact
 
 
-def _distinct(encoded: EncodedPairs) -> tuple[batching.Ids, batching.Ids]:
-    """Rows of the first of each distinct pair, by its tokens, and for every row the place among those."""
-    firsts: list[int] = []
-    seen: dict[tuple[bytes, bytes], int] = {}
-    places = np.empty(len(encoded.lengths), dtype=np.int64)
-    for row, (ids, types) in enumerate(zip(encoded.token_ids, encoded.type_ids, strict=True)):
-        place = seen.setdefault((ids.tobytes(), types.tobytes()), len(firsts))
-        if place == len(firsts):
-            firsts.append(row)
-        places[row] = place
-    return np.array(firsts, dtype=np.int64), places
+def _finite(scores: Scores) -> Scores:
+    """Return the scores, or raise ScoringError with the first pair that has none."""
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        raise ScoringError(f"the model gave {scores[bad[0]]} for pair {bad[0]}, which is not a score")
+    return scores

@@ -7,41 +7,46 @@ run rebuilds the session on other providers; `onnxruntime` and `onnxruntime-gpu`
 
 from __future__ import annotations
 
-import logging
-import threading
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from cappy_engine import batching
-from cappy_engine.errors import BundleError, DeviceUnavailable, InstallationError, ScoringError
-from cappy_engine.gpu.installation import (
-    installed_packages,
-)
-from cappy_engine.gpu.placement import census
-from cappy_engine.gpu.preflight import (
-    PROVIDERS,
-)
-from cappy_engine.gpu.providers import session_entries
+from cappy_engine.errors import BundleError, DeviceUnavailable, InstallationError, ScoringError, install_hint
 
+PROVIDERS: Mapping[str, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+"""ONNX Runtime's execution provider for each device."""
 DEVICES = tuple(PROVIDERS)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+RUNTIME_PACKAGES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-directml",
+    "onnxruntime-openvino",
+    "onnxruntime-qnn",
+)
+"""Packages that hold ONNX Runtime, all in one import directory: only one may be installed."""
+Inputs = Mapping[str, npt.NDArray[np.int64]]
+"""`INPUTS` by name, each (batch, length)."""
 Providers = Sequence[tuple[str, Mapping[str, str]]]
-
-log = logging.getLogger(__name__)
+"""ONNX Runtime's providers with their options, the device's own first."""
 
 
 class Session(Protocol):
-    """The seam that tests fake: token arrays in, scores out."""
+    """The seam that tests fake: token arrays in, scores out (`cappy_engine.testing`)."""
 
     device: str
 
-    def run(self, inputs: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
+    def run(self, inputs: Inputs) -> npt.NDArray[np.float32]:
         """Score one batch: `INPUTS` by name, each (batch, length) int64; returns (batch,) float32."""
 
 
@@ -55,15 +60,15 @@ class OrtSession:
 
     @property
     def placed(self) -> dict[str, Counter[str]]:
-        """Which provider runs which operators, counted; known off the CPU only."""
+        """Count the operators that each provider runs. Known off the CPU only."""
         try:
             return census(self._session.get_provider_graph_assignment_info())
         except Exception as error:  # ONNX Runtime has no common base class for its errors
             raise DeviceUnavailable(
-                f"ONNX Runtime does not tell which nodes run on {self.device} ({error}); install cappy-engine[gpu]"
+                f"ONNX Runtime does not tell which nodes run on {self.device} ({error}); {install_hint('gpu')}"
             ) from error
 
-    def run(self, inputs: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
+    def run(self, inputs: Inputs) -> npt.NDArray[np.float32]:
         """Score one batch: `INPUTS` by name, each (batch, length) int64; returns (batch,) float32.
 
         Raises ScoringError if ONNX Runtime fails; the run is not repeated on another device.
@@ -80,21 +85,34 @@ class OrtSession:
         return scores
 
 
-class LazySession:
-    """A session that is opened, by `open_now`, when it is first run; safe to call from several threads."""
+class AssignedNode(Protocol):
+    """The part of ONNX Runtime's OrtEpAssignedNode that `census` reads."""
 
-    def __init__(self, open_now: Callable[[], Session], *, device: str) -> None:
-        self.device = device
-        self._open_now = open_now
-        self._lock = threading.Lock()
-        self._session: Session | None = None
+    @property
+    def op_type(self) -> str:
+        """Name the operator, such as MatMul."""
 
-    def run(self, inputs: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
-        """Score one batch, as the session does; raises what opening it raises, too."""
-        with self._lock:
-            if self._session is None:
-                self._session = self._open_now()
-        return self._session.run(inputs)
+
+class AssignedSubgraph(Protocol):
+    """The part of ONNX Runtime's OrtEpAssignedSubgraph that `census` reads."""
+
+    @property
+    def ep_name(self) -> str:
+        """Name the provider, such as CUDAExecutionProvider."""
+
+    def get_nodes(self) -> Sequence[AssignedNode]:
+        """List its nodes, as they were before the provider fused them."""
+
+
+def census(assignments: Iterable[AssignedSubgraph]) -> dict[str, Counter[str]]:
+    """Count the operators of each provider.
+
+    `assignments` is what InferenceSession.get_provider_graph_assignment_info() returns.
+    """
+    placed: dict[str, Counter[str]] = {}
+    for subgraph in assignments:
+        placed.setdefault(subgraph.ep_name, Counter()).update(node.op_type for node in subgraph.get_nodes())
+    return placed
 
 
 def open_session(
@@ -104,8 +122,8 @@ def open_session(
 
     `providers` are ONNX Runtime's with their options, the device's own first; on the CPU there is one, without options.
 
-    Raises DeviceUnavailable if the device cannot be used, BundleError if the file is no model with the inputs and
-    output of a bundle, InstallationError if there is no ONNX Runtime, or more than one.
+    Raises DeviceUnavailable if the device cannot be used, BundleError if the file is not a model with the inputs
+    and output of a bundle, InstallationError if there is no ONNX Runtime, or more than one.
     """
     runtime = load_runtime()
     provider = check_device(device, runtime.get_available_providers(), runtime.__version__)
@@ -113,8 +131,8 @@ def open_session(
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only: its warnings go to stderr and are about graph optimisation
-    for key, value in session_entries(device).items():
-        options.add_session_config_entry(key, value)
+    if device != "cpu":  # ONNX Runtime is to tell which node runs where
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         session = runtime.InferenceSession(
             str(model),
@@ -132,38 +150,30 @@ def open_session(
     return OrtSession(session, device=device)
 
 
-def model_inputs(
-    token_ids: Sequence[npt.NDArray[np.int64]],
-    type_ids: Sequence[npt.NDArray[np.int64]],
-    lengths: npt.NDArray[np.int64],
-    batch: batching.Batch,
-    *,
-    pad_token_id: int,
-) -> dict[str, npt.NDArray[np.int64]]:
-    """What a session is run with: `INPUTS` of the batch's rows by name, each (batch, length) int64."""
-    ids = batching.pad(token_ids, batch, value=pad_token_id)
-    return {
-        "input_ids": ids,
-        "attention_mask": batching.attention_mask(lengths, batch),
-        "token_type_ids": batching.pad(type_ids, batch, value=0),
-        "position_ids": batching.position_ids(ids, pad_token_id=pad_token_id),
-    }
-
-
 def load_runtime() -> Any:
-    """Import ONNX Runtime; raises InstallationError unless exactly one of its packages is installed."""
+    """Import ONNX Runtime. Raises InstallationError unless exactly one of its packages is installed."""
     installed = list(installed_packages())
     if len(installed) > 1:
         raise InstallationError(
             f"{' and '.join(installed)} are both installed and overwrite each other's files; "
-            f"run 'pip uninstall -y {' '.join(installed)}', then install one of cappy-engine[cpu] and cappy-engine[gpu]"
+            f"run 'pip uninstall -y {' '.join(installed)}', then install one of them: {install_hint('cpu')} (or [gpu])"
         )
     try:
-        return import_module("onnxruntime")
+        import onnxruntime
     except ImportError as error:
         raise InstallationError(
-            f"ONNX Runtime cannot be imported ({error}); install one of cappy-engine[cpu] and cappy-engine[gpu]"
+            f"ONNX Runtime cannot be imported ({error}); {install_hint('cpu')} (on a machine with a GPU, [gpu])"
         ) from error
+    return onnxruntime
+
+
+def installed_packages() -> dict[str, str]:
+    """Find the installed packages of ONNX Runtime, with their versions."""
+    found = {}
+    for name in RUNTIME_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def check_device(device: str, available: Sequence[str], version: str) -> str:
@@ -174,7 +184,7 @@ def check_device(device: str, available: Sequence[str], version: str) -> str:
     if provider not in available:
         raise DeviceUnavailable(
             f"device {device!r} needs {provider}, and this ONNX Runtime {version} has only {', '.join(available)}; "
-            "install cappy-engine[gpu] instead of cappy-engine[cpu], or use device='cpu'"
+            f"use device='cpu', or uninstall onnxruntime; then, {install_hint('gpu')}"
         )
     return provider
 

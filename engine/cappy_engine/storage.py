@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 def whole_file(path: Path, *, unfinished: Path | None = None) -> Iterator[BinaryIO]:
     """Yield a file to write; it replaces `path` when the block ends without an error, and is then on the disk.
 
-    Until then it lies beside `path` under another name, and is removed if the block raises. A file named `unfinished`,
-    in the same folder, is not removed: it keeps what was written before the error.
+    Until then it lies beside `path` under another name, and is removed if the block raises. A file named
+    `unfinished`, on the same file system, is not removed: it keeps what was written before the error.
 
         >>> with whole_file(Path("answer.json")) as file:
         ...     file.write(b"{}")

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from cappy_engine.batching import EncodedPairs, Ids
 from cappy_engine.errors import BundleError
 from cappy_engine.pairs import check_pairs
-
-Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -45,20 +43,6 @@ class PairTemplate:
         """Token type ids of the pair, (length,) int64."""
         parts = (self.prefix, first, self.middle, second, self.suffix)
         return np.repeat(np.array(self.type_ids, dtype=np.int64), [len(part) for part in parts])
-
-
-@dataclass(frozen=True)
-class EncodedPairs:
-    """Token ids of n pairs.
-
-    `token_ids` and `type_ids` hold n arrays (length,) int64; `lengths` is (n,) int64; `truncated` is (n,) bool, true
-    where tokens were cut off to stay within the model's maximum.
-    """
-
-    token_ids: list[Ids]
-    type_ids: list[Ids]
-    lengths: Ids
-    truncated: npt.NDArray[np.bool_]
 
 
 class PairTokenizer:

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cappy_engine.bundle import EMBEDDED, open_bundle
-from cappy_engine.cpu.execution import Execution, tuned_folder, tuned_key, write_tuned
-from cappy_engine.opening import tuning_facts
+from cappy_engine.cpu.execution import Execution
+from cappy_engine.cpu.tuned import tuned_key, tuning_facts, write_tuned
+from cappy_engine.options import Precision
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scorer
+from cappy_engine.storage import cache_folder
 
 MODES = ("latency", "both")
 BATCH_TOKENS = (256, 512, 1024)
@@ -48,7 +50,7 @@ class Tuned:
 def tune(
     bundle: str | Path | None = None,
     *,
-    precision: str = "auto",
+    precision: Precision = "auto",
     threads: int | None = None,
     pairs: Sequence[Pair] | None = None,
     seconds: float = 20.0,
@@ -88,7 +90,7 @@ def tune(
     best = choose_trial(trials)
     facts = tuning_facts(open_bundle(EMBEDDED if bundle is None else bundle), info.precision, info.threads)
     execution = Execution(best.mode, best.max_batch_tokens, f"{best.tokens_per_second:.0f} tokens/s")
-    path = write_tuned(tuned_folder(), tuned_key(facts), execution, facts)
+    path = write_tuned(cache_folder(), tuned_key(facts), execution, facts)
     return Tuned(execution, path, trials)
 
 

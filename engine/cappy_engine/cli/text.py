@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cappy_engine.bulk.score_file import Totals
-from cappy_engine.opening import ScorerInfo
-from cappy_engine.scorer import Candidate
+from cappy_engine.options import ScorerInfo
+from cappy_engine.ranking import Candidate
 from cappy_engine.tuning import Tuned
 
 

@@ -1,7 +1,7 @@
-"""The canary: a few pairs with PyTorch's scores, carried by the bundle, that a GPU must get right before it serves.
+"""Check a GPU with the canary: a few pairs with PyTorch's scores, which it must get right before it serves.
 
-A driver, a library or an engine can be wrong in ways that no error tells; a score that is off does. The pairs are kept
-as tokens, so that this needs no tokenizer (whose file has a digest of its own).
+A driver, a library or an engine can be wrong in ways that no error tells; a score that is off does. The bundle carries
+the pairs as tokens, so that this needs no tokenizer (whose file has a digest of its own).
 """
 
 from __future__ import annotations
@@ -11,36 +11,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from cappy_engine import batching
+from cappy_engine.batching import Batch, EncodedPairs, Scores, model_inputs
 from cappy_engine.errors import BundleError, DeviceUnavailable
-from cappy_engine.session import Session, model_inputs
+from cappy_engine.session import Session
 
 
 @dataclass(frozen=True)
 class Canary:
-    """`token_ids` and `type_ids` hold n arrays (length,) int64, `scores` (n,) float32 are PyTorch's; `tolerance` is the
-    largest difference that is accepted."""
+    """`scores` (n,) float32 are PyTorch's of the n `pairs`; `tolerance` is the largest difference that is accepted."""
 
-    token_ids: list[npt.NDArray[np.int64]]
-    type_ids: list[npt.NDArray[np.int64]]
-    scores: npt.NDArray[np.float32]
+    pairs: EncodedPairs
+    scores: Scores
     tolerance: float
-
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each pair, (n,) int64."""
-        return np.array([len(ids) for ids in self.token_ids], dtype=np.int64)
 
 
 def read_canary(document: Mapping[str, Any], device: str, precision: str) -> Canary:
-    """The canary of a bundle's manifest for one of its models; BundleError where it has none."""
+    """Read the canary of a manifest for one of its models. Raises BundleError where there is none."""
     try:
         canary = document["canary"]
+        token_ids = [np.array(pair["input_ids"], dtype=np.int64) for pair in canary["pairs"]]
+        type_ids = [np.array(pair["token_type_ids"], dtype=np.int64) for pair in canary["pairs"]]
+        lengths = np.array([len(ids) for ids in token_ids], dtype=np.int64)
         found = Canary(
-            [np.array(pair["input_ids"], dtype=np.int64) for pair in canary["pairs"]],
-            [np.array(pair["token_type_ids"], dtype=np.int64) for pair in canary["pairs"]],
+            EncodedPairs(token_ids, type_ids, lengths, np.zeros(len(lengths), dtype=np.bool_)),
             np.array([pair["score"] for pair in canary["pairs"]], dtype=np.float32),
             float(canary["tolerance"][device][precision]),
         )
@@ -50,37 +44,33 @@ def read_canary(document: Mapping[str, Any], device: str, precision: str) -> Can
             f"scores are right there; export it again with --target {device}"
         ) from error
     if not len(found.scores) or not found.tolerance > 0 or not np.isfinite(found.scores).all():
-        raise BundleError(f"the bundle's canary for {precision} on {device} is empty or no number; export it again")
+        raise BundleError(f"the bundle's canary for {precision} on {device} is empty or not a number; export it again")
     return found
 
 
-def check_canary(
-    session: Session, canary: Canary, batches: Sequence[batching.Batch], *, device: str, pad_token_id: int
-) -> float:
+def check_canary(session: Session, canary: Canary, batches: Sequence[Batch], *, pad_token_id: int) -> float:
     """Score the canary in `batches`, which may hold a pair several times; returns the largest difference from PyTorch.
 
-    Raises DeviceUnavailable if it is above the canary's tolerance, or a score is no number, and ScoringError.
+    Raises DeviceUnavailable if it is above the canary's tolerance, or a score is not a number, and ScoringError.
     """
     left = set(range(len(canary.scores)))
     largest = 0.0
     for batch in batches:
         left.difference_update(batch.rows.tolist())
-        scores = session.run(
-            model_inputs(canary.token_ids, canary.type_ids, canary.lengths, batch, pad_token_id=pad_token_id)
-        )
+        scores = session.run(model_inputs(canary.pairs, batch, pad_token_id=pad_token_id))
         expected = canary.scores[batch.rows]
         errors = np.abs(scores.astype(np.float64) - expected)
         if not errors.max() <= canary.tolerance:  # true for NaN
             worst = int(np.where(np.isnan(errors), np.inf, errors).argmax())
             raise DeviceUnavailable(
-                f"device {device!r} gives wrong scores: {scores[worst]:.5f} for a pair of the bundle's canary whose "
-                f"score is {expected[worst]:.5f}, and {canary.tolerance:g} is allowed, at {len(batch.rows)} x "
+                f"device {session.device!r} gives wrong scores: {scores[worst]:.5f} for a pair of the bundle's canary "
+                f"whose score is {expected[worst]:.5f}, and {canary.tolerance:g} is allowed, at {len(batch.rows)} x "
                 f"{batch.length} tokens; nothing was scored. Run 'cappy doctor', and use device='cpu' until this is "
                 "mended"
             )
         largest = max(largest, float(errors.max()))
     if left:
         raise DeviceUnavailable(
-            f"{len(left)} of {len(canary.scores)} pairs of the canary were not scored on {device!r}"
+            f"{len(left)} of {len(canary.scores)} pairs of the canary were not scored on {session.device!r}"
         )
     return largest

@@ -15,7 +15,6 @@ Knows nothing of ONNX Runtime or TensorRT; needs Linux.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -27,8 +26,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cappy_engine.bundle import MANIFEST, seal, sha256_of
-from cappy_engine.cpu.execution import tuned_folder
 from cappy_engine.errors import DeviceUnavailable
+from cappy_engine.storage import cache_folder, locked, sync, whole_file
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +67,8 @@ def engine_key(facts: Mapping[str, object]) -> str:
 
 
 def engine_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where engines are kept: in `engines`, beside what `cappy tune` found (see `execution.tuned_folder`)."""
-    return tuned_folder(environment) / "engines"
+    """Name the folder of the engines: `engines` in `storage.cache_folder`."""
+    return cache_folder(environment) / "engines"
 
 
 class EngineCache:
@@ -132,19 +131,16 @@ class EngineCache:
             return
         self._write_manifest(key, building, facts)
         building.rename(self.root / key)
-        _sync(self.root)
+        sync(self.root)
 
     def _write_manifest(self, key: str, folder: Path, facts: Mapping[str, Any]) -> None:
         """Write it last, whole or not at all, when all that it vouches for is on the disk."""
         for name in _files(folder):
-            _sync(folder / name)
+            sync(folder / name)
         document = seal({"schema_version": SCHEMA_VERSION, "facts": facts, "files": _entries(folder)})
-        partial = self.root / f"{key}.building-manifest"  # not in the folder, where it would be a file too many
-        partial.touch(mode=0o600)
-        partial.write_text(json.dumps(document, indent=2), encoding="utf-8")
-        _sync(partial)
-        partial.replace(folder / MANIFEST)
-        _sync(folder)
+        # Not begun in the folder, where it would be a file too many if the process died.
+        with whole_file(folder / MANIFEST, unfinished=self.root / f"{key}.building-manifest") as file:
+            file.write(json.dumps(document, indent=2).encode())
 
     def _remove_leftovers(self, key: str) -> None:
         for path in self.root.iterdir():
@@ -167,19 +163,16 @@ class EngineCache:
 
     @contextlib.contextmanager
     def _locked(self, key: str) -> Iterator[None]:
-        with _translated(self.root):
-            _make_private(self.root)
-            # Never removed: whoever waits for it would hold the lock of a file that others no longer find.
-            lock = os.open(self.root / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        try:
+        lock = self.root / f"{key}.lock"
+        with contextlib.ExitStack() as stack:
             with _translated(self.root):
-                _wait_for(lock, key)
+                _make_private(self.root)
+                try:
+                    stack.enter_context(locked(lock, wait=False))
+                except BlockingIOError:
+                    log.info("waiting for the engine %s, which is being built or opened", key)
+                    stack.enter_context(locked(lock, wait=True))
             yield
-        finally:
-            # Closing is not enough where a forked child has a copy of the descriptor (flock(2)).
-            with contextlib.suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_UN)
-            os.close(lock)
 
 
 def _check_engine(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -265,14 +258,6 @@ def _make_private(root: Path) -> None:
         )
 
 
-def _wait_for(lock: int, key: str) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.info("waiting for the engine %s, which is being built or opened", key)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-
-
 @contextlib.contextmanager
 def _translated(root: Path) -> Iterator[None]:
     """Around all that the store does itself, and nothing that `make` does."""
@@ -293,12 +278,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def _sync(path: Path) -> None:
-    """Have a file's content, or a folder's names, written to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

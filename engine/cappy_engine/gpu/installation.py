@@ -14,18 +14,12 @@ import mmap
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-RUNTIME_PACKAGES = (
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxruntime-directml",
-    "onnxruntime-openvino",
-    "onnxruntime-qnn",
-)
+from cappy_engine.session import installed_packages
+
 PROVIDER_LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "cpu": (),
     "cuda": ("libonnxruntime_providers_cuda.so",),
@@ -86,7 +80,7 @@ def inspect_installation(
     preload: Callable[[], object],
     load: Callable[[str], Any] = ctypes.CDLL,
 ) -> Installation:
-    """Gather what `device` depends on: for "cpu" no more than packages, for "tensorrt" everything. Never raises.
+    """Gather all that `device` ("cuda" or "tensorrt") depends on. Never raises.
 
     `available_providers` and `preload` are ONNX Runtime's get_available_providers and preload_dlls; where they raise,
     there are no providers, and nothing is preloaded. Initialises CUDA and leaves the libraries that were found loaded.
@@ -95,15 +89,13 @@ def inspect_installation(
     providers: tuple[str, ...] = ()
     with contextlib.suppress(Exception):  # whatever a broken ONNX Runtime raises when it is imported
         providers = tuple(available_providers())
-    driver = Driver(None, "not looked for")
     folder = runtime_folder()
     needed = library_needs(folder, device) if folder else {}
-    if device != "cpu":
-        driver = read_driver(load)
-        with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot load
-            preload()
-        if device == "tensorrt" and (tensorrt := tensorrt_folder()):
-            preload_tensorrt(tensorrt)
+    driver = read_driver(load)
+    with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot load
+        preload()
+    if device == "tensorrt" and (tensorrt := tensorrt_folder()):
+        preload_tensorrt(tensorrt)
     return Installation(
         runtime_packages=packages,
         providers=providers,
@@ -114,15 +106,6 @@ def inspect_installation(
         onnxruntime=next(iter(packages.values()), None),
         needed_libraries=needed,
     )
-
-
-def installed_packages() -> dict[str, str]:
-    """The installed packages of ONNX Runtime, with their versions."""
-    found = {}
-    for name in RUNTIME_PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 def runtime_folder() -> Path | None:

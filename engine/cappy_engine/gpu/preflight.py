@@ -10,14 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cappy_engine.errors import DeviceUnavailable, InstallationError
+from cappy_engine.errors import DeviceUnavailable, InstallationError, install_hint
 from cappy_engine.gpu.installation import PROVIDER_LIBRARIES, Gpu, Installation
+from cappy_engine.session import PROVIDERS
 
-PROVIDERS: Mapping[str, str] = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
 FAMILIES: Mapping[str, tuple[str, ...]] = {"cuda": ("CUDA", "cuDNN"), "tensorrt": ("CUDA", "cuDNN", "TensorRT")}
 """The kinds of libraries that a device needs; each is a finding."""
 MIN_DRIVERS = {12: "525", 13: "580"}
@@ -63,17 +59,6 @@ def require_device(installation: Installation, device: str, gpus: Sequence[int] 
         raise DeviceUnavailable("\n".join([f"device {device!r} cannot be used here:", *lines]))
 
 
-def choose_auto(findings: Mapping[str, Sequence[Finding]]) -> tuple[str, str]:
-    """The device that "auto" takes, and why, on one line: CUDA if nothing is missing, else the CPU.
-
-    Never TensorRT: it builds an engine first, which takes minutes, and must be asked for.
-    """
-    lacking = [finding for finding in findings["cuda"] if not finding.is_ok]
-    if not lacking:
-        return "cuda", "everything that it needs is there"
-    return "cpu", f"cuda cannot be used ({_causes(lacking)})"
-
-
 def describe(findings: Mapping[str, Sequence[Finding]], installation: Installation) -> str:
     """The findings of every device as text, with fixes, and what "auto" would take; `findings` holds "cuda"."""
     packages = ", ".join(f"{name} {version}" for name, version in installation.runtime_packages.items())
@@ -90,10 +75,18 @@ def describe(findings: Mapping[str, Sequence[Finding]], installation: Installati
         for finding in rows:
             lines.append(f"  {'ok' if finding.is_ok else 'MISSING':<7}  {finding.name:<{width}}  {finding.detail}")
             lines += [] if finding.is_ok else [f"  {'':<7}  {'':<{width}}  fix: {finding.fix}"]
-    chosen, reason = choose_auto(findings)
-    broken = [finding for finding in findings.get(chosen, ()) if not finding.is_ok]
-    choice = f"auto cannot take {chosen} either: {_causes(broken)}" if broken else f"auto takes {chosen}: {reason}"
-    return "\n".join([*lines, "", choice])
+    return "\n".join([*lines, "", _choice(findings)])
+
+
+def _choice(findings: Mapping[str, Sequence[Finding]]) -> str:
+    """Say what device "auto" takes. Never TensorRT: it builds engines for minutes first, and must be asked for."""
+    lacking = [finding for finding in findings["cuda"] if not finding.is_ok]
+    if not lacking:
+        return "auto takes cuda: everything that it needs is there"
+    broken = [finding for finding in findings.get("cpu", ()) if not finding.is_ok]
+    if broken:
+        return f"auto cannot take cpu either: {_causes(broken)}"
+    return f"auto takes cpu: cuda cannot be used ({_causes(lacking)})"
 
 
 def cuda_major(installation: Installation) -> int | None:
@@ -112,13 +105,13 @@ def _package(installation: Installation, device: str) -> Finding:
             name,
             False,
             f"{' and '.join(names)} are both installed and overwrite each other's files",
-            f"pip uninstall -y {' '.join(names)} && pip install 'cappy-engine[{extra}]'",
+            f"pip uninstall -y {' '.join(names)}; then, {install_hint(extra)}",
         )
     if names:
         return Finding(name, True, f"{names[0]} {installation.runtime_packages[names[0]]}")
     if installation.providers:
         return Finding(name, True, "none of pip's, but ONNX Runtime can be imported")
-    return Finding(name, False, "ONNX Runtime is not installed", f"pip install 'cappy-engine[{extra}]'")
+    return Finding(name, False, "ONNX Runtime is not installed", install_hint(extra))
 
 
 def _provider(installation: Installation, device: str) -> Finding:
@@ -130,9 +123,8 @@ def _provider(installation: Installation, device: str) -> Finding:
         if device == "cpu" or package == "onnxruntime-gpu":
             # Uninstalling another package takes files of this one with it (microsoft/onnxruntime #26996).
             return Finding("provider", False, detail, f"pip install --force-reinstall --no-deps {package}")
-    uninstall = f"pip uninstall -y {' '.join(packages)} && " if packages else ""
-    extra = "cpu" if device == "cpu" else "gpu"
-    return Finding("provider", False, detail, f"{uninstall}pip install 'cappy-engine[{extra}]'")
+    uninstall = f"pip uninstall -y {' '.join(packages)}; then, " if packages else ""
+    return Finding("provider", False, detail, uninstall + install_hint("cpu" if device == "cpu" else "gpu"))
 
 
 def _driver(installation: Installation) -> Finding:
@@ -199,7 +191,7 @@ def _libraries(installation: Installation, device: str, family: str) -> Finding 
         detail = f"{detail}; TensorRT {below}, which pip would take, has other ones"
         return Finding(family, False, detail, f"pip install 'tensorrt-cu{major or 13}<{below}'")
     if lacking:
-        return Finding(family, False, detail, "pip install 'cappy-engine[gpu]'")
+        return Finding(family, False, detail, install_hint("gpu"))
     if present:
         return Finding(family, True, ", ".join(present))
     if linked and family == "cuDNN":  # optional for CUDA since microsoft/onnxruntime #29252

@@ -1,0 +1,61 @@
+"""Keep what `cappy tune` measured, outside of the bundle: one file for each processor, model and runtime."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from cappy_engine.bundle import Bundle
+from cappy_engine.cpu.cores import cpu_name
+from cappy_engine.cpu.execution import MODES, Execution
+from cappy_engine.session import load_runtime
+from cappy_engine.storage import write_json
+
+log = logging.getLogger(__name__)
+
+
+def tuning_facts(bundle: Bundle, precision: str, threads: int) -> dict[str, object]:
+    """Gather all that the best mode and batch size depend on: processor, threads, ONNX Runtime, the model's digests."""
+    return {
+        "cpu": cpu_name(),
+        "threads": threads,
+        "onnxruntime": str(load_runtime().__version__),
+        "model": [bundle.manifest.files[name].sha256 for name in bundle.model_files(precision)],
+    }
+
+
+def tuned_key(facts: Mapping[str, object]) -> str:
+    """Name an answer by a digest of its facts, 32 hexadecimal digits.
+
+    >>> len(tuned_key({"threads": 2}))
+    32
+    """
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def read_tuned(folder: Path, key: str) -> Execution | None:
+    """Read the answer kept under `key`, or None. A damaged file is ignored, and a warning says so."""
+    path = folder / f"{key}.json"
+    try:
+        document = json.loads(path.read_bytes())
+        found = Execution(str(document["mode"]), int(document["max_batch_tokens"]), str(document["reason"]))
+        if found.mode not in MODES or found.max_batch_tokens < 1:
+            raise ValueError(f"mode {found.mode!r}, max_batch_tokens {found.max_batch_tokens}")
+    except OSError:  # it is not there, or not ours to read
+        return None
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        log.warning("ignoring %s, which is not an answer of cappy tune (%r); run it again", path, error)
+        return None
+    return found
+
+
+def write_tuned(folder: Path, key: str, execution: Execution, facts: Mapping[str, object]) -> Path:
+    """Keep the answer under `key`, with the `facts` it was measured with; returns its path. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{key}.json"
+    write_json(path, {**asdict(execution), "facts": dict(facts)})
+    return path

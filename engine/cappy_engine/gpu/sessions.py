@@ -1,0 +1,50 @@
+"""Sessions made of sessions: one for each bucket, and one for each GPU."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from cappy_engine.errors import ScoringError
+from cappy_engine.session import Inputs, Session
+
+
+class BucketedSession:
+    """One session for each bucket, with a guard: a shape that no engine was built for would stall for minutes."""
+
+    def __init__(self, sessions: Mapping[int, Session], max_rows: Mapping[int, int], *, device: str) -> None:
+        self.device = device
+        self._sessions = dict(sessions)
+        self._max_rows = dict(max_rows)
+
+    def run(self, inputs: Inputs) -> npt.NDArray[np.float32]:
+        """Score one batch on the engine of its length; ScoringError where there is none, or it takes fewer rows."""
+        rows, length = inputs["input_ids"].shape
+        if length not in self._sessions or rows > self._max_rows[length]:
+            shapes = ", ".join(f"{count} x {bucket}" for bucket, count in self._max_rows.items())
+            raise ScoringError(
+                f"no engine takes {rows} x {length} tokens; there are engines for up to {shapes}: score with the "
+                "scorer's own max_batch_tokens"
+            )
+        return self._sessions[length].run(inputs)
+
+
+class SharedSession:
+    """The same model on several GPUs: each run takes a free one, and waits if there is none."""
+
+    def __init__(self, sessions: Sequence[Session], *, device: str) -> None:
+        self.device = device
+        self._free: queue.SimpleQueue[Session] = queue.SimpleQueue()
+        for session in sessions:
+            self._free.put(session)
+
+    def run(self, inputs: Inputs) -> npt.NDArray[np.float32]:
+        """Score one batch on a GPU that is free; what it raises goes on: no other GPU tries again."""
+        session = self._free.get()
+        try:
+            return session.run(inputs)
+        finally:
+            self._free.put(session)

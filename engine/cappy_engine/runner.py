@@ -1,0 +1,126 @@
+"""Run a list of batches on what there is: one session, one for each of several threads, or several GPUs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+
+from cappy_engine.batching import (
+    Batch,
+    EncodedPairs,
+    Grouping,
+    Ids,
+    Plan,
+    Scores,
+    keeps_busy,
+    model_inputs,
+    plan_batches,
+)
+from cappy_engine.buckets import bucket_lengths
+from cappy_engine.errors import ScoringError
+from cappy_engine.session import Inputs, Session
+
+CLOSED = "this scorer was closed; open another one with Scorer.open"
+
+
+class LazySession:
+    """A session that `open_now` opens when it is first run; safe to call from several threads."""
+
+    def __init__(self, open_now: Callable[[], Session], *, device: str) -> None:
+        self.device = device
+        self._open_now = open_now
+        self._lock = threading.Lock()
+        self._session: Session | None = None
+
+    def run(self, inputs: Inputs) -> Scores:
+        """Score one batch, as the session does. Raises what opening it raises, too."""
+        with self._lock:
+            if self._session is None:
+                self._session = self._open_now()
+        return self._session.run(inputs)
+
+
+class Runner:
+    """Scores encoded pairs, in batches. Any number of threads may call it.
+
+    `session` runs one batch on all threads. `narrow_session`, if any, runs `callers` batches at once, one thread each;
+    where it is the same object, batches always run beside each other.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        grouping: Grouping,
+        *,
+        pad_token_id: int,
+        narrow_session: Session | None = None,
+        callers: int = 1,
+    ) -> None:
+        if callers < 1:
+            raise ValueError(f"callers must be at least 1, got {callers}")
+        self.grouping = grouping
+        self._pad_token_id = pad_token_id
+        self._session: Session | None = session
+        self._narrow = narrow_session if callers > 1 else None
+        self._workers = callers if self._narrow is not None else 1
+        self._has_wide = session is not narrow_session
+        self._callers = ThreadPoolExecutor(callers, "cappy") if self._narrow is not None else None
+
+    def plan(self, lengths: Ids, grouping: Grouping | None = None) -> Plan:
+        """Plan the batches of distinct pairs of these `lengths`, (n,) int64 in tokens, and how they run.
+
+        `grouping` replaces the runner's own.
+        """
+        grouping = grouping or self.grouping
+        if grouping.buckets:
+            lengths = bucket_lengths(lengths, grouping.buckets)
+        cut = partial(plan_batches, lengths, max_batch_tokens=grouping.max_batch_tokens, padding=grouping.padding)
+        if self._workers > 1:
+            batches = cut(workers=self._workers)
+            if len(batches) > 1 and (not self._has_wide or keeps_busy(batches, lengths, self._workers)):
+                return Plan(batches, is_shared=True)
+        return Plan(cut())
+
+    def run(
+        self,
+        encoded: EncodedPairs,
+        *,
+        grouping: Grouping | None = None,
+        progress: Callable[[Batch], object] = lambda batch: None,
+    ) -> Scores:
+        """Score n pairs: (n,) float32, in their order.
+
+        `grouping` replaces the runner's own. `progress` is called after every batch. Raises ScoringError.
+        """
+        plan = self.plan(encoded.lengths, grouping)
+        scores = np.empty(len(encoded), dtype=np.float32)
+        for batch, found in self._each(plan, encoded):
+            scores[batch.rows] = found
+            progress(batch)
+        return scores
+
+    def close(self) -> None:
+        """Free the model; running afterwards raises ScoringError."""
+        self._session = self._narrow = None
+        if self._callers is not None:
+            self._callers.shutdown()
+
+    def _each(self, plan: Plan, encoded: EncodedPairs) -> Iterator[tuple[Batch, Scores]]:
+        """Yield each batch with its scores, in the plan's order."""
+        session = self._narrow if plan.is_shared else self._session
+        if session is None:
+            raise ScoringError(CLOSED)
+
+        def score(batch: Batch) -> Scores:
+            return session.run(model_inputs(encoded, batch, pad_token_id=self._pad_token_id))
+
+        if not plan.is_shared or self._callers is None:
+            return zip(plan.batches, map(score, plan.batches), strict=True)
+        try:
+            return zip(plan.batches, self._callers.map(score, plan.batches), strict=True)
+        except RuntimeError as error:  # another thread closed the runner meanwhile
+            raise ScoringError(CLOSED) from error
