@@ -42,15 +42,13 @@ from cappy_export.gpu_models import check_target_precisions, runnable_on_cpu, wr
 from cappy_export.graphs.optimum import build_fused_graph, build_graph, model_shape
 from cappy_export.precisions.fp16 import convert_to_half
 from cappy_export.precisions.int8 import quantize
+from cappy_export.proof.limits import LIMITS, Limits, parse_limits
 from cappy_export.proof.pairs import default_pairs, read_pairs
 from cappy_export.proof.parity import (
-    LIMITS,
-    Limits,
     canary_rows,
     canary_tolerance,
     describe_pairs,
     measure,
-    parse_limits,
     require,
     require_same_tokens,
     score_in_shapes,

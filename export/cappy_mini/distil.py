@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from cappy_export.adaptation.schedule import plan_epoch
-from cappy_export.checkpoints.checkpoint import TOKENIZER_FILES
+from cappy_export.checkpoints.hub import TOKENIZER_FILES
 
 MAX_LENGTH = 128
 """Pairs of more tokens, to either model, are left out."""

@@ -21,10 +21,12 @@ from cappy_engine.bundle import EMBEDDED, open_bundle
 from cappy_engine.cli.main import main
 from cappy_export import export
 from cappy_export.adaptation.examples import Examples, make_examples
-from cappy_export.adaptation.training import Progress, Recipe, adapt
+from cappy_export.adaptation.recipe import Recipe
+from cappy_export.adaptation.training import Progress, adapt
 from cappy_export.checkpoints.checkpoint import digest_of_files, open_checkpoint
+from cappy_export.proof.limits import LIMITS
 from cappy_export.proof.pairs import default_pairs
-from cappy_export.proof.parity import LIMITS, candidate_groups, spearman, winner_agreement
+from cappy_export.proof.parity import candidate_groups, spearman, winner_agreement
 from cappy_mini.mixture import EASY
 from tests.support.places import DATA, MINI, ROOT
 

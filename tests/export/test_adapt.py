@@ -23,7 +23,8 @@ from cappy_engine.cli.main import main
 from cappy_engine.errors import AdaptError
 from cappy_export import export
 from cappy_export.adaptation.examples import Examples, make_examples
-from cappy_export.adaptation.training import Recipe, adapt, choose_mixed_precision
+from cappy_export.adaptation.recipe import Recipe, choose_mixed_precision
+from cappy_export.adaptation.training import adapt
 
 COLOURS = "red green blue yellow black white brown pink".split()
 RECIPE = Recipe(learning_rate=3e-3, batch_size=16, epochs=8, dropout=0.0, max_length=64, max_batch_tokens=256)

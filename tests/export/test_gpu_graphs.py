@@ -27,7 +27,7 @@ from cappy_export.graphs.stand_ins import emulated
 from cappy_export.graphs.tensorrt import PARSED, check_operators, check_shapes, plain_model
 from cappy_export.graphs.writer import MICROSOFT
 from cappy_export.precisions.int8_tensorrt import smoothing_factors
-from cappy_export.proof.parity import LIMITS
+from cappy_export.proof.limits import LIMITS
 from tests.support.small_models import LONGEST, SHAPE, WORDS, random_model, torch_logits
 
 Ids = npt.NDArray[np.int64]

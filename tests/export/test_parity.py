@@ -14,13 +14,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cappy_engine.errors import ExportError, ParityError
+from cappy_export.proof.limits import LIMITS, Limits, parse_limits
 from cappy_export.proof.pairs import MIN_PAIRS, default_pairs, read_pairs
 from cappy_export.proof.parity import (
-    LIMITS,
-    Limits,
     candidate_groups,
     measure,
-    parse_limits,
     require,
     spearman,
     violations,

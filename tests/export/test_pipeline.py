@@ -23,8 +23,8 @@ from cappy_engine.bundle import open_bundle
 from cappy_engine.cli.main import main
 from cappy_engine.errors import BundleError, ExportError, ParityError
 from cappy_export import export, pipeline, verify
+from cappy_export.proof.limits import LIMITS, Limits
 from cappy_export.proof.pairs import default_pairs
-from cappy_export.proof.parity import LIMITS, Limits
 
 PAIRS = default_pairs()[:40]
 

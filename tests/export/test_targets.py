@@ -19,8 +19,9 @@ from cappy_engine.errors import BundleError, DeviceUnavailable, ExportError, Par
 from cappy_engine.gpu.canary import read_canary
 from cappy_export import export, verify
 from cappy_export.graphs.tensorrt import plain_model
+from cappy_export.proof.limits import LIMITS, Limits
 from cappy_export.proof.pairs import default_pairs
-from cappy_export.proof.parity import CANARY_PAIRS, LIMITS, Limits
+from cappy_export.proof.parity import CANARY_PAIRS
 from tests.support.places import MINI
 
 GPU_MODELS = [("cuda", "fp32"), ("cuda", "fp16"), ("tensorrt", "fp32"), ("tensorrt", "fp16"), ("tensorrt", "int8")]

@@ -35,8 +35,9 @@ from transformers.models.auto.modeling_auto import (
 
 from cappy_engine.bundle import sha256_of
 from cappy_engine.errors import CheckpointError, DeviceUnavailable, InstallationError
-from cappy_export.checkpoints.checkpoint import TOKENIZER_FILES, digest_of_files
+from cappy_export.checkpoints.checkpoint import digest_of_files
 from cappy_export.checkpoints.config import read_json, read_tokenizer_config, refuse_code
+from cappy_export.checkpoints.hub import TOKENIZER_FILES
 
 log = logging.getLogger(__name__)
 

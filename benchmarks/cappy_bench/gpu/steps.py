@@ -156,8 +156,9 @@ def measure_parity(check: Check, *, device: str, precision: str, tf32: bool = Fa
         scorer = scorer_of(check.bundle, *check.machine.open_session(check.bundle, device, precision, True))
     else:
         scorer = check.machine.open_scorer(check.bundle, device, precision)
+    from cappy_export.proof.limits import LIMITS
     from cappy_export.proof.pairs import default_pairs  # PyTorch comes with it: not before our session is open
-    from cappy_export.proof.parity import LIMITS, measure, require_same_tokens, score_in_shapes, violations
+    from cappy_export.proof.parity import measure, require_same_tokens, score_in_shapes, violations
     from cappy_export.proof.reference import Reference
 
     if not (check.work / REFERENCE).exists():

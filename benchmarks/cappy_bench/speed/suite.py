@@ -24,7 +24,8 @@ from cappy_bench.peers import Spec
 from cappy_bench.peers.peer import Model, Scores
 from cappy_bench.peers.process import RunnerFailed, Worker, start_worker
 from cappy_bench.speed.workloads import LENGTHS, Workload
-from cappy_export.proof.parity import LIMITS, measure
+from cappy_export.proof.limits import LIMITS
+from cappy_export.proof.parity import measure
 
 REFERENCE = Spec("reference", "reference", "fp32", "PyTorch, eager, one pair at a time", ("torch", "transformers"))
 

@@ -32,65 +32,22 @@ from cappy_engine import batching
 from cappy_engine.errors import AdaptError
 from cappy_engine.tokenizer import EncodedPairs, PairTokenizer
 from cappy_export.adaptation.examples import Examples, grouped_accuracy, hold_out, read_examples
+from cappy_export.adaptation.recipe import Recipe, choose_mixed_precision
 from cappy_export.adaptation.schedule import count_steps, plan_steps
 from cappy_export.checkpoints.checkpoint import (
-    TOKENIZER_FILES,
     Checkpoint,
     digest_of_files,
     load_model,
     load_tokenizer,
     open_checkpoint,
 )
+from cappy_export.checkpoints.hub import TOKENIZER_FILES
 from cappy_export.publish import publish, staging_folder
 
-MIXED_PRECISIONS = ("auto", "no", "bf16", "fp16")
 LOG, SETTINGS, STATE = "log.jsonl", "settings.json", "step-"
 
 log = logging.getLogger(__name__)
 Say = Callable[[str], object]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Every number of a training; the defaults are Cappy's.
-
-    `batch_size` is the pairs of one optimiser step, computed in batches of at most `max_batch_tokens` padded tokens
-    (gradient accumulation). `dropout` of None keeps the checkpoint's. `mixed_precision` "auto" is bf16 or fp16 where
-    the GPU has it, and none on a CPU. Raises ValueError for a number out of range.
-    """
-
-    epochs: int = 1
-    max_steps: int | None = None
-    batch_size: int = 128
-    learning_rate: float = 2e-5
-    warmup_fraction: float = 0.1
-    weight_decay: float = 0.0
-    max_gradient_norm: float = 1.0
-    dropout: float | None = None
-    max_length: int = 512
-    max_batch_tokens: int = 4096
-    mixed_precision: str = "auto"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "max_length", "max_batch_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
-        for name in ("learning_rate", "max_gradient_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a number above 0, got {getattr(self, name)}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
-        if not 0 <= self.warmup_fraction <= 1:
-            raise ValueError(f"warmup_fraction must be 0 to 1, got {self.warmup_fraction}")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be 0 or more and less than 1, got {self.dropout}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}")
-        if self.mixed_precision not in MIXED_PRECISIONS:
-            raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}; choose from {MIXED_PRECISIONS}")
 
 
 @dataclass(frozen=True)
@@ -145,20 +102,6 @@ def adapt(
     document = {**settings, "log": run.history()}
     run.write(target, document)
     return document
-
-
-def choose_mixed_precision(asked: str, *, device: str, has_bf16: bool) -> str:
-    """The mixed precision to train with: "no", "bf16" or "fp16".
-
-    `device` is PyTorch's device type. Raises AdaptError where the device does not have what was asked for.
-    """
-    if asked == "auto":
-        return "no" if device == "cpu" else "bf16" if has_bf16 else "fp16"
-    if asked == "fp16" and device == "cpu":
-        raise AdaptError("mixed precision fp16 needs a GPU; on the CPU choose no or bf16")
-    if asked == "bf16" and device != "cpu" and not has_bf16:
-        raise AdaptError("this GPU has no bf16; choose fp16 or no")
-    return asked
 
 
 class _Run:

@@ -1,10 +1,12 @@
-"""What training leaves, found and read; its configs are judged in `config.py`, its weights read in `weights.py`."""
+"""Open what training leaves, and load its model and tokenizer.
+
+`hub.py` finds the files, `config.py` judges the configs, `weights.py` reads the weights.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -13,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -25,29 +25,15 @@ from cappy_export.checkpoints.config import (
     config_arguments,
     max_positions,
     read_config,
-    read_json,
     read_tokenizer_config,
 )
+from cappy_export.checkpoints.hub import TOKENIZER_FILES, locate, weight_files
 from cappy_export.checkpoints.weights import check_finite, check_keys, read_weights
-
-log = logging.getLogger(__name__)
-
-WEIGHT_FILES = {
-    "safetensors": ("model.safetensors", "model.safetensors.index.json"),
-    "bin": ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-    "msgpack": ("flax_model.msgpack",),
-}
-"""Formats in order of preference, with the files that tell them."""
-
-TOKENIZER_FILES = tuple(
-    """tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt vocab.txt
-    sentencepiece.bpe.model spiece.model spm.model bpe.codes""".split()
-)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk, judged but not loaded. `weight_files` are in `folder`; `revision` is a hub commit."""
+    """Hold a checkpoint on disk, judged but not loaded. `weight_files` are in `folder`; `revision` is a hub commit."""
 
     name: str
     revision: str | None
@@ -58,12 +44,12 @@ class Checkpoint:
 
     @property
     def weight_paths(self) -> list[Path]:
-        """The files that hold weights: all of `weight_files` but an index."""
+        """Give the files that hold weights: all of `weight_files` but an index."""
         return [self.folder / name for name in self.weight_files if not name.endswith(".index.json")]
 
     @property
     def files(self) -> dict[str, str]:
-        """The sha256 of every file that the export reads, by name."""
+        """Compute the sha256 of every file that the export reads, by name."""
         names = (
             "config.json",
             *self.weight_files,
@@ -73,34 +59,37 @@ class Checkpoint:
 
 
 def digest_of_files(files: Mapping[str, str]) -> str:
-    """One sha256 for a set of files, given theirs by name."""
+    """Compute one sha256 for a set of files, given theirs by name.
+
+    >>> digest_of_files({"config.json": "ab", "model.safetensors": "cd"})[:8]
+    '9015b2f5'
+    """
     return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in sorted(files.items())).encode()).hexdigest()
 
 
 def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Checkpoint:
     """Find and judge a checkpoint: a local folder, or a hub id, downloaded at `revision`.
 
-    With HF_HUB_OFFLINE set, a hub id is one that was downloaded before; its commit is the one in the hub's cache.
-    Weights are taken from safetensors, else .bin, else Flax's msgpack. Raises CheckpointError that says what was found
-    and what is needed.
+    >>> open_checkpoint("export/cappy_mini/checkpoint").format
+    'safetensors'
+
+    With HF_HUB_OFFLINE set, a hub id is one that was downloaded before. Weights are taken from safetensors, else .bin,
+    else Flax's msgpack. Raises CheckpointError that says what was found and what is needed.
     """
-    folder = Path(source)
-    if folder.is_dir():
-        if revision is not None:
-            raise CheckpointError(f"{source} is a local folder; --revision is for hub ids")
-        return _judge(folder.resolve().name, None, folder)
-    if folder.exists() or str(source).count("/") > 1 or str(source).startswith((".", "/", "~")):
-        raise CheckpointError(
-            f"{source} is no checkpoint: {'not a folder' if folder.exists() else 'it does not exist'}"
-        )
-    downloaded, commit = _download(str(source), revision)
-    return _judge(str(source), commit, downloaded)
+    found = locate(source, revision=revision)
+    config = read_config(found.folder, found.name)
+    check_architecture(config, found.name)
+    format_, files = weight_files(found.folder, found.name)
+    return Checkpoint(found.name, found.commit, found.folder, config, format_, files)
 
 
 def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The checkpoint's model in PyTorch: float32, eager attention, evaluation mode.
+    """Load the checkpoint's model in PyTorch: float32, eager attention, evaluation mode.
 
-    Raises CheckpointError if the weights cannot be read safely, hold NaN or infinity, or do not fit the config; all
+    >>> load_model(open_checkpoint("export/cappy_mini/checkpoint")).config.num_labels
+    1
+
+    Raises CheckpointError if the weights cannot be read safely, hold NaN or infinity, or do not fit the config. All
     missing, unexpected and misshapen keys are in one error.
     """
     try:
@@ -121,7 +110,10 @@ def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
 
 
 def load_tokenizer(checkpoint: Checkpoint, *, max_length: int) -> PreTrainedTokenizerBase:
-    """The checkpoint's fast tokenizer, with `model_max_length` set to at most `max_length`.
+    """Load the checkpoint's fast tokenizer, with `model_max_length` set to at most `max_length`.
+
+    >>> load_tokenizer(open_checkpoint("export/cappy_mini/checkpoint"), max_length=512).model_max_length
+    512
 
     Raises CheckpointError if there is none, or it truncates or pads on the left.
     """
@@ -151,71 +143,3 @@ def load_tokenizer(checkpoint: Checkpoint, *, max_length: int) -> PreTrainedToke
             f"max_length {tokenizer.model_max_length} leaves a pair no text; at least {least} is needed"
         )
     return tokenizer
-
-
-def _judge(name: str, revision: str | None, folder: Path) -> Checkpoint:
-    config = read_config(folder, name)
-    check_architecture(config, name)
-    format_, files = _weight_files(folder, name)
-    return Checkpoint(name, revision, folder, config, format_, files)
-
-
-def _download(source: str, revision: str | None) -> tuple[Path, str]:
-    """The folder of a hub repository with what is needed of it, and its commit; offline, as it was downloaded before.
-
-    Downloads by the revision's name, not by its commit: only then the cache keeps what offline mode looks up.
-    """
-    commit, patterns = None, None
-    try:
-        if not constants.HF_HUB_OFFLINE:
-            commit, patterns = _needed_files(source, revision)
-        folder = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        if constants.HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError):
-            raise CheckpointError(
-                f"{source}{f' at revision {revision}' if revision else ''} is not downloaded, and HF_HUB_OFFLINE is "
-                "set; unset it, download it first, or set HF_HOME to where it was downloaded"
-            ) from error
-        raise CheckpointError(
-            f"{source} is neither a local folder nor a hub checkpoint that can be downloaded: {error}"
-        ) from error
-    if commit not in (None, folder.name):  # the hub went away after it was asked, and an older download is there
-        raise CheckpointError(f"{source} is at commit {commit}, but only {folder.name} is downloaded; run it again")
-    return folder, folder.name
-
-
-def _needed_files(source: str, revision: str | None) -> tuple[str | None, list[str]]:
-    """The commit of a hub repository, and patterns for what is needed of it: one format of weights, no code."""
-    info = HfApi().model_info(source, revision=revision)
-    listed = [entry.rfilename for entry in info.siblings or []]
-    patterns = ["config.json", *TOKENIZER_FILES]
-    for format_, names in WEIGHT_FILES.items():
-        if any(name in listed for name in names):
-            stem, ending = names[0].rsplit(".", 1)
-            patterns += [*names, f"{stem}-*-of-*.{ending}"]
-            log.info("downloading %s (%s weights)", source, format_)
-            break
-    return info.sha, patterns
-
-
-def _weight_files(folder: Path, name: str) -> tuple[str, tuple[str, ...]]:
-    for format_, names in WEIGHT_FILES.items():
-        for candidate in names:
-            if (folder / candidate).exists():
-                return format_, (candidate, *_shards(folder / candidate))
-    wanted = ", ".join(names[0] for names in WEIGHT_FILES.values())
-    found = ", ".join(sorted(entry.name for entry in folder.iterdir()))
-    raise CheckpointError(f"{name} has no weights: needed is one of {wanted} (or shards with an index); found {found}")
-
-
-def _shards(index: Path) -> tuple[str, ...]:
-    if not index.name.endswith(".index.json"):
-        return ()
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map")
-    shards = sorted({str(shard) for shard in weight_map.values()})
-    for shard in shards:
-        if Path(shard).name != shard or not (index.parent / shard).is_file():
-            raise CheckpointError(f"{index} names the shard {shard!r}, which is not a file beside it")
-    return tuple(shards)

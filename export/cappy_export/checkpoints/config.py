@@ -55,7 +55,7 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.exists():
         found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-        raise CheckpointError(f"{name} is no checkpoint: it has no config.json; found {found}")
+        raise CheckpointError(f"{name} is not a checkpoint: it has no config.json; found {found}")
     config = read_json(path)
     refuse_code(config, path)
     model_type = config.get("model_type")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +14,7 @@ from cappy_engine.batching import Padding
 from cappy_engine.errors import ExportError, ParityError
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scored, Scorer
+from cappy_export.proof.limits import Limits
 from cappy_export.proof.reference import Reference
 
 Scores = npt.NDArray[np.float32]
@@ -26,28 +24,6 @@ CANARY_PAIRS = 8
 SHAPES: Sequence[tuple[int, Padding | None]] = ((1, None), (512, None), (2048, "allowed"))
 """Budgets of the batches in which parity is measured, and what becomes of padding: one by one, as the engine does, and
 wide with padding, as GPUs and other tools do."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a precision must keep; None is not checked. `max_error` is absolute, in units of the score."""
-
-    max_error: float | None = None
-    min_spearman: float | None = None
-    min_winner_agreement: float | None = None
-
-
-LIMITS: Mapping[str, Limits] = {
-    "fp32": Limits(max_error=1e-4),
-    "fp16": Limits(max_error=5e-3),
-    "int8": Limits(min_spearman=0.97),
-}
-"""The default limits. fp32 and fp16 differ from PyTorch by rounding only, so an absolute bound holds for any weights.
-Int8 errors grow with the spread of the weights and of the scores, so no absolute bound fits all checkpoints; what
-classification and re-ranking need is the *order* of the scores. Rank correlation was 0.98 and more for all exports that
-were measured, on random and on trained weights (README.md); and 0.84 to 0.96 on trained weights for the coarsest
-quantisation, per tensor in 7 bits. On cappy-mini fp32 takes a hundredth of its limit and fp16 a sixth: cappy-large, of
-four times the layers, needs the room (5.1e-3 in fp16 on random weights)."""
 
 
 def measure(reference: Scores, scores: Scores, pairs: Sequence[Pair], counts: npt.NDArray[np.int64]) -> dict[str, Any]:
@@ -187,25 +163,6 @@ def require(parity: Mapping[str, Any], limits: Mapping[str, Limits], subject: st
     broken = violations(parity, limits)
     if broken:
         raise ParityError(f"the scores of {subject} are too far from PyTorch's: {'; '.join(broken)}", parity)
-
-
-def parse_limits(texts: Sequence[str]) -> dict[str, Limits]:
-    """Limits from texts such as "int8.min_spearman=0.99", on top of LIMITS; raises ExportError that shows the text."""
-    parsed = dict(LIMITS)
-    names = [field.name for field in dataclasses.fields(Limits)]
-    for text in texts:
-        key, _, value = text.partition("=")
-        precision, _, name = key.partition(".")
-        try:
-            if precision not in LIMITS or name not in names or not math.isfinite(float(value)):
-                raise ValueError
-            parsed[precision] = dataclasses.replace(parsed[precision], **{name: float(value)})
-        except ValueError as error:
-            raise ExportError(
-                f"limit {text!r} is not PRECISION.NAME=VALUE with a precision of {', '.join(LIMITS)} and a name of "
-                f"{', '.join(names)}"
-            ) from error
-    return parsed
 
 
 def _ranks(values: Scores) -> npt.NDArray[np.float64]:

@@ -1,0 +1,142 @@
+"""Find a checkpoint's files: in a local folder, or on the hub, from where only the files that are needed come.
+
+Knows nothing of what the model is for: what is exported and what is sampled from are found by the same functions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from cappy_engine.errors import CheckpointError
+from cappy_export.checkpoints.config import read_json
+
+WEIGHT_FILES: Mapping[str, tuple[str, ...]] = {
+    "safetensors": ("model.safetensors", "model.safetensors.index.json"),
+    "bin": ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    "msgpack": ("flax_model.msgpack",),
+}
+"""Formats in order of preference, with the files that tell them."""
+
+TOKENIZER_FILES = tuple(
+    """tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt vocab.txt
+    sentencepiece.bpe.model spiece.model spm.model bpe.codes""".split()
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where a checkpoint lies: its `name` for people, the hub's `commit` (None: a local folder), and its `folder`."""
+
+    name: str
+    commit: str | None
+    folder: Path
+
+
+def locate(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    files: Sequence[str] = ("config.json", *TOKENIZER_FILES),
+    formats: Sequence[str] = tuple(WEIGHT_FILES),
+) -> Located:
+    """Find a local folder, or download a hub id at `revision`: `files`, and the first of `formats` that is there.
+
+    >>> locate("btan2/cappy-large", formats=())  # nothing but its config and tokenizer
+
+    Nothing is read, and no code is downloaded. Raises CheckpointError.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        if revision is not None:
+            raise CheckpointError(f"{source} is a local folder; --revision is for hub ids")
+        return Located(folder.resolve().name, None, folder)
+    if folder.exists() or str(source).count("/") > 1 or str(source).startswith((".", "/", "~")):
+        problem = "it is not a folder" if folder.exists() else "it does not exist"
+        raise CheckpointError(f"{source} is not a checkpoint: {problem}")
+    return download(str(source), revision=revision, files=files, formats=formats)
+
+
+def download(name: str, *, revision: str | None, files: Sequence[str] = (), formats: Sequence[str] = ()) -> Located:
+    """Download `files` of a hub repository, and its weights in the first of `formats` that it has.
+
+    >>> found = locate("google/flan-t5-small", formats=())
+    >>> download(found.name, revision=found.commit, formats=("safetensors", "bin"))
+
+    With HF_HUB_OFFLINE set, `name` is a repository that was downloaded before; its commit is the one in the hub's
+    cache. Downloads by the revision's name, not by its commit: only then the cache keeps what offline mode looks up.
+    Raises CheckpointError.
+    """
+    commit, patterns = None, None
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            commit, patterns = _needed(name, revision, files, formats)
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        if constants.HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError):
+            raise CheckpointError(
+                f"{name}{f' at revision {revision}' if revision else ''} is not downloaded, and HF_HUB_OFFLINE is "
+                "set; unset it, download it first, or set HF_HOME to where it was downloaded"
+            ) from error
+        raise CheckpointError(
+            f"{name} is neither a local folder nor a hub checkpoint that can be downloaded: {error}"
+        ) from error
+    if commit not in (None, folder.name):  # the hub went away after it was asked, and an older download is there
+        raise CheckpointError(f"{name} is at commit {commit}, but only {folder.name} is downloaded; run it again")
+    return Located(name, folder.name, folder)
+
+
+def weight_files(
+    folder: Path, name: str, *, formats: Sequence[str] = tuple(WEIGHT_FILES)
+) -> tuple[str, tuple[str, ...]]:
+    """Return the first of `formats` that lies in `folder`, and the names of its files: an index, then its shards.
+
+    >>> weight_files(Path("my-checkpoint"), "my-checkpoint")
+    ('safetensors', ('model.safetensors',))
+
+    Raises CheckpointError if there are no weights, or an index names anything but files beside it.
+    """
+    for format_ in formats:
+        for candidate in WEIGHT_FILES[format_]:
+            if (folder / candidate).exists():
+                return format_, (candidate, *_shards(folder / candidate))
+    wanted = ", ".join(WEIGHT_FILES[format_][0] for format_ in formats)
+    found = ", ".join(sorted(entry.name for entry in folder.iterdir()))
+    raise CheckpointError(f"{name} has no weights: needed is one of {wanted} (or shards with an index); found {found}")
+
+
+def _needed(
+    name: str, revision: str | None, files: Sequence[str], formats: Sequence[str]
+) -> tuple[str | None, list[str]]:
+    """The commit of a hub repository, and patterns for what is needed of it."""
+    info = HfApi().model_info(name, revision=revision)
+    listed = [entry.rfilename for entry in info.siblings or []]
+    patterns = list(files)
+    for format_ in formats:
+        names = WEIGHT_FILES[format_]
+        if any(each in listed for each in names):
+            stem, ending = names[0].rsplit(".", 1)
+            patterns += [*names, f"{stem}-*-of-*.{ending}"]
+            log.info("downloading %s (%s weights)", name, format_)
+            break
+    return info.sha, patterns
+
+
+def _shards(index: Path) -> tuple[str, ...]:
+    if not index.name.endswith(".index.json"):
+        return ()
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map")
+    shards = sorted({str(shard) for shard in weight_map.values()})
+    for shard in shards:
+        if Path(shard).name != shard or not (index.parent / shard).is_file():
+            raise CheckpointError(f"{index} names the shard {shard!r}, which is not a file beside it")
+    return tuple(shards)

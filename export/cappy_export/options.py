@@ -1,0 +1,179 @@
+"""Say what is asked of an export and of a proof: one frozen dataclass each, for Python and for the command line.
+
+Knows nothing of PyTorch, so that `cappy export --help` starts fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cappy_engine.bundle import PRECISIONS, TARGETS
+from cappy_engine.errors import ExportError
+from cappy_engine.options import Asked, check_positive
+from cappy_export.proof.limits import Limits, parse_limits
+
+Say = Callable[[str], object]
+"""Is told of every step, and of what a user should know."""
+
+Revision = Annotated[str | None, Asked("hub revision: a branch, tag or commit")]
+OwnPairs = Annotated[Path | None, Asked("JSON Lines with your own parity pairs (default: those of the package)")]
+ChangedLimits = Annotated[
+    tuple[str, ...],
+    Asked(
+        "change one parity limit: max_error, min_spearman or min_winner_agreement; repeatable",
+        flag="--limit",
+        metavar="PRECISION.NAME=VALUE",
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What is asked of `export`.
+
+    >>> ExportOptions(precisions=("fp32", "int8"), limits=("int8.min_spearman=0.99",))
+
+    Every one of `precisions` is made and proven for each of `targets` (devices) that runs it. With `keep` only these of
+    the CPU's are written; the manifest has the parity of all. TensorRT gets at most `buckets` lengths. `pairs` (JSON
+    Lines) replaces the package's parity pairs, and `limits` changes what scores must keep (`proof.limits.LIMITS`).
+    Under the CPU's int8 matrix products whose names hold one of `float32_products` stay in float32; with
+    `accurate_int8` the others lose less (`precisions.int8.quantize`).
+
+    Raises ValueError for an option out of range, and ExportError for options that would come to nothing together.
+    """
+
+    precisions: Annotated[
+        tuple[str, ...], Asked("repeat for several (default: fp32)", flag="--precision", choices=PRECISIONS)
+    ] = ("fp32",)
+    targets: Annotated[
+        tuple[str, ...],
+        Asked(
+            "a device to export for, in those of the precisions that it runs; repeatable (default: cpu)",
+            flag="--target",
+            choices=tuple(TARGETS),
+        ),
+    ] = ("cpu",)
+    buckets: Annotated[
+        int,
+        Asked("at most so many lengths for TensorRT's engines, chosen for those of --pairs (default: 4)", least=1),
+    ] = 4
+    keep: Annotated[
+        tuple[str, ...] | None,
+        Asked("write only these of the CPU's precisions; repeatable (default: all)", choices=PRECISIONS),
+    ] = None
+    float32_products: Annotated[
+        tuple[str, ...],
+        Asked(
+            "leave matrix products whose names hold PART (layer.0/output/dense) in float32 under int8; repeatable",
+            flag="--float32-product",
+            metavar="PART",
+        ),
+    ] = ()
+    accurate_int8: Annotated[
+        bool,
+        Asked("smaller errors in the CPU's int8 (a third of cappy-mini's); it is 3 to 15% slower, and exports longer"),
+    ] = False
+    revision: Revision = None
+    max_length: Annotated[int, Asked("longest pair in tokens (default: 512)", least=1)] = 512
+    pairs: OwnPairs = None
+    limits: ChangedLimits = ()
+
+    def __post_init__(self) -> None:
+        _set(self, "precisions", _known("precisions", self.precisions, PRECISIONS))
+        _set(self, "targets", _known("targets", self.targets, tuple(TARGETS)))
+        if self.keep is not None:
+            _set(self, "keep", _known("precisions to keep", self.keep, PRECISIONS))
+        _set(self, "float32_products", _listed("float32_products", self.float32_products))
+        _set(self, "limits", _listed("limits", self.limits))
+        if self.pairs is not None:
+            _set(self, "pairs", Path(self.pairs))
+        check_positive(buckets=self.buckets, max_length=self.max_length)
+        parse_limits(self.limits)
+        self._check_targets()
+        self._check_int8()
+
+    @property
+    def by_target(self) -> dict[str, tuple[str, ...]]:
+        """The precisions of each target, of those that were asked for."""
+        return {target: tuple(name for name in TARGETS[target] if name in self.precisions) for target in self.targets}
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The CPU's precisions that are written."""
+        return self.by_target.get("cpu", ()) if self.keep is None else self.keep
+
+    @property
+    def parity_limits(self) -> dict[str, Limits]:
+        """The limits of every precision, changed as was asked."""
+        return parse_limits(self.limits)
+
+    def _check_targets(self) -> None:
+        """Raise ExportError for a target or a precision that would come to nothing."""
+        asked = ", ".join(self.precisions)
+        for target, found in self.by_target.items():
+            if not found:
+                raise ExportError(f"{target} runs {', '.join(TARGETS[target])}, not {asked}")
+        for precision in self.precisions:
+            if not any(precision in found for found in self.by_target.values()):
+                raise ExportError(f"{precision} does not run on {', '.join(self.targets)}; add a --target that runs it")
+
+    def _check_int8(self) -> None:
+        """Raise ExportError for what is asked of the CPU's precisions and meets none of them."""
+        chosen = self.by_target.get("cpu", ())
+        if not set(self.kept) <= set(chosen):
+            raise ExportError(f"cannot keep {', '.join(self.kept)} of {', '.join(chosen)}; name it as a precision too")
+        if (self.float32_products or self.accurate_int8) and "int8" not in chosen:
+            what = "float32 products are" if self.float32_products else "accurate int8 is"
+            raise ExportError(f"{what} for the CPU's int8; name it as a precision too")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """What is asked of `verify`: `precisions` are the CPU's; by default all models of the bundle are measured.
+
+    >>> VerifyOptions(precisions=("int8",))
+
+    Raises ValueError for an unknown precision, and ExportError for a limit that is none.
+    """
+
+    revision: Revision = None
+    precisions: Annotated[
+        tuple[str, ...] | None, Asked("repeat for several (default: all)", flag="--precision", choices=PRECISIONS)
+    ] = None
+    pairs: OwnPairs = None
+    limits: ChangedLimits = ()
+
+    def __post_init__(self) -> None:
+        if self.precisions is not None:
+            _set(self, "precisions", _known("precisions", self.precisions, PRECISIONS))
+        _set(self, "limits", _listed("limits", self.limits))
+        if self.pairs is not None:
+            _set(self, "pairs", Path(self.pairs))
+        parse_limits(self.limits)
+
+    @property
+    def parity_limits(self) -> dict[str, Limits]:
+        """The limits of every precision, changed as was asked."""
+        return parse_limits(self.limits)
+
+
+def _known(what: str, names: Sequence[str], choices: Sequence[str]) -> tuple[str, ...]:
+    """The `names`, in the order of `choices`; raises ValueError for an unknown one, and for none."""
+    if isinstance(names, str) or not names or not set(names) <= set(choices):
+        raise ValueError(f"{what} must be a list from {', '.join(choices)}, got {names!r}")
+    return tuple(name for name in choices if name in names)
+
+
+def _listed(name: str, texts: Sequence[str]) -> tuple[str, ...]:
+    """The `texts`; raises ValueError for one text alone, which would be taken letter by letter."""
+    if isinstance(texts, str):
+        raise ValueError(f"{name} must be a list of texts, got {texts!r}")  # noqa: TRY004 - as for every other option
+    return tuple(texts)
+
+
+def _set(options: object, name: str, value: object) -> None:
+    """Put a field into its one form; the dataclass is frozen for everyone else."""
+    object.__setattr__(options, name, value)
