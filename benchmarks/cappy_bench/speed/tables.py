@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cappy_bench.peers import Spec
 from cappy_bench.speed.figures import Figures, Ratio, Result, compare_with_peer, figures
 
 Row = tuple[str, ...]
@@ -28,6 +29,36 @@ SINGLE = ("interactive", "rerank")
 """Workloads of like requests, whose latencies mean something."""
 LEAST_REQUESTS = (1, 20, 100)
 """How many requests a 50th, 95th and 99th percentile needs to be shown."""
+
+
+def result_tables(result: Result) -> str:
+    """Every table of one result, as text."""
+    parts = [f"{result['title']}: {result['machine']['cpu']}, {result['settings']['threads']} threads"]
+    for workload in result["workloads"]:
+        size_of = f"{workload['pairs']} pairs, {workload['tokens']} tokens"
+        parts.append(f"{workload['name']}: {workload['description']} ({size_of})")
+        parts.append(workload_table(result, workload["name"]))
+    parts.append(runner_table(result))
+    missing = missing_table(result)
+    parts += ["Did not run:", missing] if missing else ["All runners ran."]
+    return "\n\n".join(parts) + "\n"
+
+
+def change_tables(before: Result, after: Result, *, names: tuple[str, str]) -> str:
+    """What changed from one result to another, whose `names` are those of their files; and in what the two differ."""
+    parts = [f"useful tokens/s of {names[1]} over those of {names[0]}", change_table(before, after)]
+    parts += [
+        f"The two differ in their {name}, so these ratios compare that too."
+        for name in ("machine", "model", "settings")
+        if before[name] != after[name]
+    ]
+    return "\n\n".join(parts)
+
+
+def setting_table(specs: Sequence[Spec]) -> str:
+    """The runners with their settings."""
+    rows = [(spec.name, spec.precision, spec.environment, spec.setting) for spec in specs]
+    return markdown(("runner", "precision", "environment", "setting"), rows)
 
 
 def workload_table(result: Result, name: str) -> str:

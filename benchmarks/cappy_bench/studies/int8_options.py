@@ -5,8 +5,8 @@ dynamic quantisation, here for comparison, lets a batch's pairs change each othe
 float32 graph (itself within 1e-4 of PyTorch). Options take turns, round by round, and the median time counts. On a CPU
 without VNNI, 8-bit weights that may saturate do.
 
-    python -m cappy_bench.studies.int8_options CHECKPOINT [--pairs PAIRS.jsonl] [--count 64] [--rounds 3] [--option NAME]
-        [--each-product]
+    python -m cappy_bench.studies.int8_options CHECKPOINT [--pairs PAIRS.jsonl] [--count 64]
+        [--rounds 3] [--option NAME] [--each-product]
 
 All options are calibrated on the package's own pairs. With --option only those that are named are tried. With
 --each-product the chosen option is tried again with each matrix product left in float32 in turn: which of them
