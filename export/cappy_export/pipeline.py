@@ -12,13 +12,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from cappy_engine import __version__
-from cappy_engine.batching import position_ids
+from cappy_engine.batching import Grouping, position_ids
 from cappy_engine.buckets import choose_buckets, default_buckets
 from cappy_engine.bundle import (
     EXTERNAL_SUFFIX,
@@ -32,7 +32,9 @@ from cappy_engine.bundle import (
 )
 from cappy_engine.cpu.cores import cpu_name, usable_cores
 from cappy_engine.errors import ExportError
+from cappy_engine.options import Precision, ScorerOptions
 from cappy_engine.pairs import Pair
+from cappy_engine.runner import Runner
 from cappy_engine.scorer import Scorer
 from cappy_engine.session import open_session
 from cappy_engine.tokenizer import PairTokenizer
@@ -365,19 +367,17 @@ def _prove(
 def _open_for_proof(folder: Path, target: str, precision: str) -> Iterator[Scorer]:
     """A scorer on the CPU for a model of the bundle in `folder`, whatever it was made for."""
     if target == "cpu":
-        with Scorer.open(folder, device="cpu", precision=precision) as scorer:
+        with Scorer.open_with(folder, ScorerOptions(device="cpu", precision=cast(Precision, precision))) as scorer:
             yield scorer
         return
     bundle = open_bundle(folder)
     bundle.check_model(precision, target)
     with tempfile.TemporaryDirectory() as temporary:
         model = runnable_on_cpu(bundle.model(precision, target), target, Path(temporary))
-        with Scorer(
-            tokenizer=PairTokenizer.from_file(bundle.file("tokenizer.json"), max_length=bundle.manifest.max_length),
-            session=open_session(model, threads=usable_cores()),
-            pad_token_id=bundle.manifest.pad_token_id,
-            max_batch_tokens=512,
-        ) as scorer:
+        session, pad_token_id = open_session(model, threads=usable_cores()), bundle.manifest.pad_token_id
+        runner = Runner(session, Grouping(512), pad_token_id=pad_token_id)
+        tokenizer = PairTokenizer.from_file(bundle.file("tokenizer.json"), max_length=bundle.manifest.max_length)
+        with Scorer(tokenizer, runner) as scorer:
             yield scorer
 
 

@@ -32,9 +32,11 @@ from cappy_engine.bundle import EMBEDDED, MANIFEST, MODEL_FILES, TARGETS, open_b
 from cappy_engine.errors import DeviceUnavailable, ScoringError
 from cappy_engine.gpu.engines import EngineCache, engine_folder
 from cappy_engine.gpu.installation import Gpu, Installation
-from cappy_engine.gpu.preflight import PROVIDERS, require_device
-from cappy_engine.gpu.start import GpuPlan, open_on_gpus, plan_gpu
-from cappy_engine.session import Providers, Session, open_session
+from cappy_engine.gpu.plan import GpuModel, plan_gpu
+from cappy_engine.gpu.preflight import require_device
+from cappy_engine.gpu.start import Machine as Opener
+from cappy_engine.gpu.start import open_on_gpus
+from cappy_engine.session import PROVIDERS, Providers, Session, open_session
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.checkpoints.checkpoint import load_model, open_checkpoint
 from cappy_export.proof.pairs import default_pairs
@@ -113,7 +115,7 @@ class FakeMachine:
     def machine(self) -> Machine:
         return Machine(
             self.inspect,
-            lambda bundle, device, precision: scorer_of(bundle, *self.open(bundle, device, precision, False)),
+            lambda bundle, device, precision: scorer_of(*self.open(bundle, device, precision, False)),
             self.open,
             lambda checkpoint: OnCpu(self.torch_model, device="cuda"),
             lambda checkpoint, pairs, max_length: self.reference,
@@ -125,23 +127,18 @@ class FakeMachine:
             return dataclasses.replace(self.installation, gpus=(), driver_problem="CUDA_ERROR_NO_DEVICE")
         return self.installation
 
-    def open(self, bundle: Path, device: str, precision: str, tf32: bool) -> tuple[Session, GpuPlan]:
+    def open(self, bundle: Path, device: str, precision: str, tf32: bool) -> tuple[Session, GpuModel]:
         found, installation = open_bundle(bundle), self.inspect()
         require_device(installation, device)
         there = installation.gpus
-        plan = plan_gpu(found, device=device, precision=precision, gpus=(0,), max_batch_tokens=1024, there=there)
+        model = plan_gpu(found, device, precision, gpus=(0,), max_batch_tokens=1024, there=there)
         if self.is_careless:
-            return OnCpu(found.model("fp32"), device=device), plan
-        session = open_on_gpus(
-            found,
-            plan,
-            installation,
-            open_model=partial(self.open_model, device),
-            cache=self.cache(engine_folder()),
-            versions={"onnxruntime": "1.31.1"},
-            clock=lambda: 0.0,
+            return OnCpu(found.model("fp32"), device=device), model
+        engines, versions = self.cache(engine_folder()), {"onnxruntime": "1.31.1"}
+        opener = Opener(
+            installation, partial(self.open_model, device), engines, versions, os.environ, clock=lambda: 0.0
         )
-        return session, plan
+        return open_on_gpus(model, opener), model
 
     def open_model(self, device: str, model: Path, providers: Providers) -> OnCpu:
         if device == "tensorrt":

@@ -12,6 +12,7 @@ from sentence_transformers import CrossEncoder
 from transformers import AutoTokenizer, pipeline
 
 from cappy_engine import Scorer
+from cappy_engine.options import Precision
 from cappy_export.proof.pairs import default_pairs
 
 PAIRS = default_pairs()[:60] + default_pairs()[-8:]
@@ -19,7 +20,7 @@ FILES = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_quantiz
 
 
 @pytest.mark.parametrize("precision", FILES)
-def test_optimum_gives_our_scores(bundle: Path, precision: str) -> None:
+def test_optimum_gives_our_scores(bundle: Path, precision: Precision) -> None:
     model = ORTModelForSequenceClassification.from_pretrained(bundle, subfolder="onnx", file_name=FILES[precision])
     tokenizer = AutoTokenizer.from_pretrained(bundle)
     found = [

@@ -25,6 +25,7 @@ from cappy_engine.bundle import (
     sha256_of,
 )
 from cappy_engine.errors import BundleError, PrecisionUnavailable
+from cappy_engine.options import Precision
 
 SMALL_FILES = [
     "config.json",
@@ -105,13 +106,13 @@ def test_a_flipped_byte_in_a_small_file_is_found_on_opening(copy: Path, name: st
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_flipped_byte_in_a_model_is_found_when_that_precision_is_opened(copy: Path, precision: str) -> None:
+def test_a_flipped_byte_in_a_model_is_found_when_that_precision_is_opened(copy: Path, precision: Precision) -> None:
     name = MODEL_FILES[precision]
     flip_byte(copy / name, (copy / name).stat().st_size // 2)
     open_bundle(copy)  # reading gigabytes is left to whoever uses the model
     with pytest.raises(BundleError, match=rf"{name} .*is not the file that was exported.*export it again"):
         Scorer.open(copy, precision=precision)
-    other = "fp16" if precision == "fp32" else "fp32"
+    other: Precision = "fp16" if precision == "fp32" else "fp32"
     with Scorer.open(copy, precision=other) as scorer:
         assert scorer.info.precision == other
 

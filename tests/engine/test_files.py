@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cappy_engine import Scorer
+from cappy_engine.batching import Grouping
 from cappy_engine.bulk.score_file import WINDOW_PAIRS, Totals, score_lines
 from cappy_engine.errors import InvalidLine, ScoringError
+from cappy_engine.runner import Runner
 from cappy_engine.tokenizer import PairTokenizer
 
 Inputs = Mapping[str, npt.NDArray[np.int64]]
@@ -55,7 +57,7 @@ def scorer(tokenizer: PairTokenizer) -> Scorer:
 
 def faked(tokenizer: PairTokenizer, *, fails_at: int | None = None) -> Scorer:
     session = FakeSession(fails_at=fails_at)
-    return Scorer(tokenizer=tokenizer, session=session, pad_token_id=1, max_batch_tokens=512)
+    return Scorer(tokenizer, Runner(session, Grouping(512), pad_token_id=1))
 
 
 def line_of(**fields: object) -> bytes:

@@ -13,7 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,34 +26,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cappy_engine.batching import Batch, Ids, Padding
+from cappy_engine.batching import Batch, EncodedPairs, Grouping, Ids, Padding, model_inputs
 from cappy_engine.bundle import EMBEDDED, MANIFEST, TARGETS, Bundle, open_bundle, seal
 from cappy_engine.errors import BundleError, DeviceUnavailable, PrecisionUnavailable, ScoringError
 from cappy_engine.gpu import start as gpu
 from cappy_engine.gpu.canary import check_canary, read_canary
 from cappy_engine.gpu.engines import EngineCache
 from cappy_engine.gpu.installation import Gpu, Installation
-from cappy_engine.gpu.preflight import PROVIDERS
-from cappy_engine.gpu.providers import parse_shapes
-from cappy_engine.gpu.start import (
-    BucketedSession,
-    GpuPlan,
-    SharedSession,
-    batch_flops,
-    canary_batches,
-    full_batch,
-    max_rows,
-    open_for_gpus,
-    open_on_gpus,
-    plan_gpu,
-    require_installation,
-    tensorrt_version,
-)
+from cappy_engine.gpu.plan import GpuModel, batch_flops, canary_batches, full_batch, plan_gpu
+from cappy_engine.gpu.sessions import BucketedSession, SharedSession
+from cappy_engine.gpu.start import Machine, find_machine, open_on_gpus, tensorrt_version
+from cappy_engine.runner import Runner
 from cappy_engine.scorer import Scorer
-from cappy_engine.session import INPUTS, Providers, Session, model_inputs
+from cappy_engine.session import INPUTS, PROVIDERS, Inputs, Providers, Session
 from cappy_engine.tokenizer import PairTokenizer
-
-Inputs = Mapping[str, npt.NDArray[np.int64]]
 
 CPU, CUDA, TENSORRT = (PROVIDERS[device] for device in ("cpu", "cuda", "tensorrt"))
 LAYERS = Counter({"MatMul": 12, "Softmax": 2, "LayerNormalization": 5})
@@ -161,7 +147,8 @@ def inputs_of(rows: Sequence[Sequence[int]], *, length: int = 0) -> dict[str, np
     token_ids = [np.array(row, dtype=np.int64) for row in rows]
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     batch = Batch(np.arange(len(rows)), max(length, int(lengths.max())))
-    return model_inputs(token_ids, [np.zeros_like(ids) for ids in token_ids], lengths, batch, pad_token_id=1)
+    types = [np.zeros_like(ids) for ids in token_ids]
+    return model_inputs(EncodedPairs(token_ids, types, lengths, lengths < 0), batch, pad_token_id=1)
 
 
 def write_bundle(
@@ -205,6 +192,16 @@ def write_bundle(
     return open_bundle(folder)
 
 
+@dataclass(frozen=True)
+class On:
+    """The machine that a test opens a model on, but for its runtime."""
+
+    installation: Installation = HERE
+    versions: Mapping[str, str] = field(default_factory=lambda: VERSIONS)
+    environment: Mapping[str, str] = field(default_factory=lambda: EXACT)
+    clock: Callable[[], float] = lambda: 0.0
+
+
 def opened(
     bundle: Bundle,
     root: Path,
@@ -213,24 +210,12 @@ def opened(
     device: str = "cuda",
     precision: str = "fp16",
     gpus: Sequence[int] = (0,),
-    installation: Installation = HERE,
-    versions: Mapping[str, str] = VERSIONS,
-    environment: Mapping[str, str] = EXACT,
-    clock: Callable[[], float] = lambda: 0.0,
+    on: On = On(),
 ) -> Session:
-    plan = plan_gpu(
-        bundle, device=device, precision=precision, gpus=gpus, max_batch_tokens=BUDGET, there=installation.gpus
-    )
-    return open_on_gpus(
-        bundle,
-        plan,
-        installation,
-        open_model=runtime.open,
-        cache=EngineCache(root),
-        versions=versions,
-        environment=environment,
-        clock=clock,
-    )
+    there = on.installation.gpus
+    model = plan_gpu(bundle, device, precision, gpus=gpus, max_batch_tokens=BUDGET, there=there)
+    machine = Machine(on.installation, runtime.open, EngineCache(root), on.versions, on.environment, on.clock)
+    return open_on_gpus(model, machine)
 
 
 def kept(root: Path) -> set[str]:
@@ -279,9 +264,9 @@ def test_the_canary_is_run_in_the_batches_of_the_scorer_after_a_full_batch_twice
 ) -> None:
     runtime = FakeRuntime()
     opened(sealed, root, runtime, device=device, precision=precision)
-    plan = plan_gpu(sealed, device=device, precision=precision, gpus=[0], max_batch_tokens=BUDGET, there=[H100])
-    scorer = scorer_of(FakeSession(device), tokenizer, plan)
-    expected = [(len(batch.rows), batch.length) for batch in scorer.plan(np.array(list(map(len, TOKENS))))]
+    model = plan_gpu(sealed, device, precision, gpus=[0], max_batch_tokens=BUDGET, there=[H100])
+    runner = Runner(FakeSession(device), model.grouping, pad_token_id=1)
+    expected = [(len(batch.rows), batch.length) for batch in runner.plan(np.array(list(map(len, TOKENS)))).batches]
     assert len(expected) > 1
     if device == "cuda":
         (session,) = runtime.sessions
@@ -413,7 +398,7 @@ def test_a_canary_that_proves_nothing_is_refused(
     tmp_path: Path, root: Path, change: Callable[[dict[str, Any]], object]
 ) -> None:
     bundle = write_bundle(tmp_path / "bundle", change=lambda document: change(document["canary"]))
-    with pytest.raises(BundleError, match="canary for fp16 on cuda is empty or no number; export it again"):
+    with pytest.raises(BundleError, match="canary for fp16 on cuda is empty or not a number; export it again"):
         opened(bundle, root, FakeRuntime())
 
 
@@ -421,7 +406,7 @@ def test_a_score_of_the_canary_that_was_not_computed_is_no_score(sealed: Bundle)
     canary = read_canary(sealed.manifest.document, "cuda", "fp16")
     batches = [Batch(np.array([0, 1]), 11)]
     with pytest.raises(DeviceUnavailable, match="4 of 6 pairs of the canary were not scored on 'cuda'"):
-        check_canary(FakeSession("cuda"), canary, batches, device="cuda", pad_token_id=1)
+        check_canary(FakeSession("cuda"), canary, batches, pad_token_id=1)
 
 
 @pytest.mark.parametrize(
@@ -467,14 +452,17 @@ class TimedSession(FakeSession):
 
 
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
-def test_a_device_that_is_too_slow_for_a_gpu_is_refused(quick: Bundle, root: Path, device: str) -> None:
+def test_a_device_that_is_slower_than_any_gpu_opens_with_a_warning(
+    quick: Bundle, root: Path, device: str, caplog: pytest.LogCaptureFixture
+) -> None:
     flops = batch_flops(quick.manifest.document["model"], 2, 64)
     clock = Clock()
-    slow = FakeRuntime(lambda device, gpu: TimedSession(device, clock, first=0.0, later=flops / 2.5e11))
-    with pytest.raises(DeviceUnavailable, match=r"computes 0\.250 TFLOP/s on a full batch.*another process on the GPU"):
-        opened(quick, root, slow, device=device, clock=clock)
     fast = FakeRuntime(lambda device, gpu: TimedSession(device, clock, first=100.0, later=flops / 2e12))
-    opened(quick, root, fast, device=device, clock=clock)  # the first run loads kernels, and counts nothing
+    opened(quick, root, fast, device=device, on=On(clock=clock))  # the first run loads kernels, and counts nothing
+    assert not caplog.records
+    slow = FakeRuntime(lambda device, gpu: TimedSession(device, clock, first=0.0, later=flops / 2.5e11))
+    opened(quick, root, slow, device=device, on=On(clock=clock))
+    assert "computes 0.250 TFLOP/s on a full batch" in caplog.text
 
 
 def test_the_operations_of_a_batch_are_two_for_each_weight_and_token() -> None:
@@ -499,11 +487,11 @@ def test_fp32_under_tensorrt_needs_an_environment_without_tf32(
 ) -> None:
     runtime = FakeRuntime()
     with pytest.raises(DeviceUnavailable, match="unless NVIDIA_TF32_OVERRIDE=0 is in the environment"):
-        opened(sealed, root, runtime, device="tensorrt", precision="fp32", environment=environment)
+        opened(sealed, root, runtime, device="tensorrt", precision="fp32", on=On(environment=environment))
     assert not runtime.opened
     for device, precision in (("tensorrt", "fp16"), ("tensorrt", "int8"), ("cuda", "fp32")):
-        opened(sealed, root, runtime, device=device, precision=precision, environment=environment)
-    opened(sealed, root, runtime, device="tensorrt", precision="fp32", environment=EXACT)
+        opened(sealed, root, runtime, device=device, precision=precision, on=On(environment=environment))
+    opened(sealed, root, runtime, device="tensorrt", precision="fp32", on=On(environment=EXACT))
 
 
 # Runs that fail
@@ -612,8 +600,9 @@ def test_several_gpus_are_all_proven_and_share_the_work(sealed: Bundle, root: Pa
     assert [options["device_id"] for options in runtime.options] == ["1", "0"]
     assert runtime.sessions[0].shapes == runtime.sessions[1].shapes
     pairs = [("word " * count, "yes") for count in range(1, 40)]
-    plan = plan_gpu(sealed, device="cuda", precision="fp16", gpus=[0, 1], max_batch_tokens=BUDGET, there=[H100] * 2)
-    with scorer_of(session, tokenizer, plan, callers=2) as scorer:
+    model = plan_gpu(sealed, "cuda", "fp16", gpus=[0, 1], max_batch_tokens=BUDGET, there=[H100] * 2)
+    runner = Runner(session, model.grouping, pad_token_id=1, narrow_session=session, callers=2)
+    with Scorer(tokenizer, runner) as scorer:
         scores = scorer.score(pairs)
     np.testing.assert_allclose(scores, [score_of(ids.tolist()) for ids in tokenizer.encode(pairs).token_ids], atol=1e-6)
 
@@ -638,20 +627,6 @@ def test_a_batch_runs_on_the_engine_of_its_length() -> None:
     assert {bucket: session.shapes for bucket, session in sessions.items()} == {16: [(8, 16), (1, 16)], 32: [(4, 32)]}
 
 
-def scorer_of(session: Session, tokenizer: PairTokenizer, plan: GpuPlan, *, callers: int = 1) -> Scorer:
-    """A scorer as `Scorer.open` makes it from that plan."""
-    return Scorer(
-        tokenizer=tokenizer,
-        session=session,
-        pad_token_id=1,
-        max_batch_tokens=plan.max_batch_tokens,
-        padding=plan.padding,
-        buckets=plan.buckets,
-        narrow_session=session if callers > 1 else None,
-        callers=callers,
-    )
-
-
 @st.composite
 def lengths_and_buckets(draw: st.DrawFn) -> tuple[Ids, tuple[int, ...]]:
     """Buckets, and lengths of rows that fit into them."""
@@ -673,7 +648,6 @@ paddings: st.SearchStrategy[Padding] = st.sampled_from(("removed", "avoided", "a
     callers=st.integers(1, 4),
 )
 def test_whatever_is_asked_of_a_call_every_batch_fits_an_engine(
-    tokenizer: PairTokenizer,
     case: tuple[Ids, tuple[int, ...]],
     budget: int,
     asked: int | None,
@@ -681,23 +655,29 @@ def test_whatever_is_asked_of_a_call_every_batch_fits_an_engine(
     callers: int,
 ) -> None:
     lengths, buckets = case
-    plan = GpuPlan("tensorrt", "fp16", tuple(range(callers)), budget, "avoided", buckets)
-    with scorer_of(FakeSession("tensorrt"), tokenizer, plan, callers=callers) as scorer:
-        batches = scorer.plan(lengths, max_batch_tokens=asked, padding=padding)
+    session, grouping = FakeSession("tensorrt"), Grouping(budget, "avoided", buckets)
+    runner = Runner(session, grouping, pad_token_id=1, narrow_session=session, callers=callers)
+    batches = runner.plan(lengths, grouping.changed(max_batch_tokens=asked, padding=padding)).batches
+    runner.close()
     assert sorted(int(row) for batch in batches for row in batch.rows) == list(range(len(lengths)))
     for batch in batches:
         assert batch.length in buckets
-        assert 1 <= len(batch.rows) <= max_rows(batch.length, min(budget, asked or budget))
+        assert 1 <= len(batch.rows) <= max(1, min(budget, asked or budget) // batch.length)
         shorter = max((bucket for bucket in buckets if bucket < batch.length), default=0)
         assert ((shorter < lengths[batch.rows]) & (lengths[batch.rows] <= batch.length)).all()
+
+
+def grouped(grouping: Grouping) -> GpuModel:
+    """A model of the package's own bundle, which is not opened here, with that grouping."""
+    return GpuModel(open_bundle(EMBEDDED), "any", "fp16", (0,), grouping)
 
 
 @settings(deadline=None)
 @given(case=lengths_and_buckets(), budget=budgets)
 def test_every_engine_scores_all_of_the_canary_that_it_can_take(case: tuple[Ids, tuple[int, ...]], budget: int) -> None:
     lengths, buckets = case
-    batches = canary_batches(lengths, GpuPlan("tensorrt", "fp16", (0,), budget, "avoided", buckets))
-    assert all(len(batch.rows) <= max_rows(batch.length, budget) for batch in batches)
+    batches = canary_batches(lengths, grouped(Grouping(budget, "avoided", buckets)))
+    assert all(len(batch.rows) <= max(1, budget // batch.length) for batch in batches)
     for bucket in buckets:
         scored = [int(row) for batch in batches if batch.length == bucket for row in batch.rows]
         assert scored == [row for row, length in enumerate(lengths) if length <= bucket]
@@ -706,14 +686,14 @@ def test_every_engine_scores_all_of_the_canary_that_it_can_take(case: tuple[Ids,
 @settings(deadline=None)
 @given(case=lengths_and_buckets(), budget=budgets, padding=paddings)
 def test_without_buckets_the_canary_is_planned_as_the_scorer_plans(
-    tokenizer: PairTokenizer, case: tuple[Ids, tuple[int, ...]], budget: int, padding: Padding
+    case: tuple[Ids, tuple[int, ...]], budget: int, padding: Padding
 ) -> None:
     lengths, _ = case
-    plan = GpuPlan("any", "fp16", (0,), budget, padding, ())
-    scorer = scorer_of(FakeSession("cuda"), tokenizer, plan)
+    grouping = Grouping(budget, padding)
+    planned = Runner(FakeSession("cuda"), grouping, pad_token_id=1).plan(lengths)
     one, other = (
         [(batch.rows.tolist(), batch.length) for batch in batches]
-        for batches in (canary_batches(lengths, plan), scorer.plan(lengths))
+        for batches in (canary_batches(lengths, grouped(grouping)), planned.batches)
     )
     assert one == other
 
@@ -730,7 +710,8 @@ def test_every_bucket_has_an_engine_of_its_own_shapes_in_the_private_cache(seale
         assert [options["device_id"] for _, options in providers] == ["1", "1"]
         options = providers[0][1]
         for end, rows in (("min", 1), ("opt", ROWS[bucket]), ("max", ROWS[bucket])):
-            assert parse_shapes(options[f"trt_profile_{end}_shapes"]) == dict.fromkeys(INPUTS, (rows, bucket))
+            shapes = ",".join(f"{name}:{rows}x{bucket}" for name in INPUTS)
+            assert options[f"trt_profile_{end}_shapes"] == shapes
         for name in ("trt_engine_cache_path", "trt_timing_cache_path"):
             folder = Path(options[name])
             assert folder.parent == root
@@ -773,12 +754,12 @@ def test_other_weights_under_the_same_names_get_engines_of_their_own(
 @pytest.mark.parametrize(
     "other",
     [
-        pytest.param({"installation": replace(HERE, gpus=(L4,))}, id="another GPU"),
-        pytest.param({"installation": replace(HERE, gpus=(replace(H100, name="NVIDIA H200"),))}, id="another name"),
-        pytest.param({"installation": replace(HERE, gpus=(replace(H100, compute_capability="9.1"),))}, id="another sm"),
-        pytest.param({"versions": {**VERSIONS, "onnxruntime": "1.32.0"}}, id="another ONNX Runtime"),
-        pytest.param({"versions": {**VERSIONS, "tensorrt": "101400"}}, id="another TensorRT"),
-        pytest.param({"versions": {**VERSIONS, "driver": "13.1"}}, id="another driver"),
+        pytest.param({"on": On(replace(HERE, gpus=(L4,)))}, id="another GPU"),
+        pytest.param({"on": On(replace(HERE, gpus=(replace(H100, name="NVIDIA H200"),)))}, id="another name"),
+        pytest.param({"on": On(replace(HERE, gpus=(replace(H100, compute_capability="9.1"),)))}, id="another sm"),
+        pytest.param({"on": On(versions={**VERSIONS, "onnxruntime": "1.32.0"})}, id="another ONNX Runtime"),
+        pytest.param({"on": On(versions={**VERSIONS, "tensorrt": "101400"})}, id="another TensorRT"),
+        pytest.param({"on": On(versions={**VERSIONS, "driver": "13.1"})}, id="another driver"),
         pytest.param({"precision": "int8"}, id="another precision"),
     ],
 )
@@ -811,7 +792,8 @@ import json, sys, time
 from pathlib import Path
 from cappy_engine.bundle import open_bundle
 from cappy_engine.gpu.engines import EngineCache
-from cappy_engine.gpu.start import open_on_gpus, plan_gpu
+from cappy_engine.gpu.plan import plan_gpu
+from cappy_engine.gpu.start import Machine, open_on_gpus
 from cappy_engine.gpu.installation import Gpu, Installation
 
 def open_model(model, providers):
@@ -823,10 +805,8 @@ def open_model(model, providers):
 versions, gpu, budget = json.loads(sys.argv[4])
 here = Installation({}, (), "13.0", None, (Gpu(*gpu),), {}, None, {})
 bundle = open_bundle(sys.argv[1])
-plan = plan_gpu(
-    bundle, device="tensorrt", precision="fp16", gpus=[0], max_batch_tokens=budget, there=here.gpus
-)
-open_on_gpus(bundle, plan, here, open_model=open_model, cache=EngineCache(Path(sys.argv[2])), versions=versions)
+model = plan_gpu(bundle, "tensorrt", "fp16", gpus=[0], max_batch_tokens=budget, there=here.gpus)
+open_on_gpus(model, Machine(here, open_model, EngineCache(Path(sys.argv[2])), versions, {}))
 """
 
 
@@ -853,15 +833,15 @@ def test_what_a_killed_build_left_is_not_used(sealed: Bundle, root: Path) -> Non
 # Plans
 
 
-def planned(bundle: Bundle, **options: Any) -> GpuPlan:
+def planned(bundle: Bundle, **options: Any) -> GpuModel:
     usual: dict[str, Any] = {"device": "cuda", "precision": "fp16", "gpus": (0,), "there": (H100, H100)}
     return plan_gpu(bundle, max_batch_tokens=BUDGET, **{**usual, **options})
 
 
 def test_a_plan_is_what_was_asked_for(sealed: Bundle) -> None:
-    assert planned(sealed, gpus=[1, 0]) == GpuPlan("cuda", "fp16", (1, 0), BUDGET, "allowed", ())
+    assert planned(sealed, gpus=[1, 0]) == GpuModel(sealed, "cuda", "fp16", (1, 0), Grouping(BUDGET, "allowed"))
     tensorrt = planned(sealed, device="tensorrt", precision="int8")
-    assert tensorrt == GpuPlan("tensorrt", "int8", (0,), BUDGET, "avoided", BUCKETS)
+    assert tensorrt == GpuModel(sealed, "tensorrt", "int8", (0,), Grouping(BUDGET, "avoided", BUCKETS))
 
 
 def test_padding_counts_on_cuda_though_its_graph_removes_it(sealed: Bundle) -> None:
@@ -899,7 +879,7 @@ def test_buckets_that_do_not_ascend_to_the_longest_pair_are_refused(tmp_path: Pa
 
 def test_a_bundle_that_names_no_buckets_has_the_usual_ones(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle", change=lambda document: document["targets"]["tensorrt"].pop("buckets"))
-    assert planned(bundle, device="tensorrt").buckets == (64,)
+    assert planned(bundle, device="tensorrt").grouping.buckets == (64,)
 
 
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
@@ -934,8 +914,8 @@ def quick(tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
-    """This machine as if it had GPUs: only ONNX Runtime's sessions and TensorRT's library are replaced."""
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
+    """This machine as if it had GPUs: only ONNX Runtime's sessions and what is installed are replaced."""
     runtime = FakeRuntime()
 
     def open_session(model: Path, *, device: str, providers: Providers) -> FakeSession:
@@ -944,22 +924,22 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
 
     monkeypatch.setenv("CAPPY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(gpu, "open_session", open_session)
+    monkeypatch.setattr(gpu, "inspect_installation", lambda **asked: HERE)
     monkeypatch.setattr(gpu, "tensorrt_version", lambda: "101303")
     return runtime
 
 
-def test_on_this_machine_the_plan_is_opened(quick: Bundle, machine: FakeRuntime) -> None:
-    session, plan = open_for_gpus(quick, "cuda", "fp32", HERE, gpus=[1], max_batch_tokens=BUDGET)
-    assert plan == GpuPlan("cuda", "fp32", (1,), BUDGET, "allowed", ())
-    assert session is machine.sessions[0]
-    assert machine.options[0]["device_id"] == "1"
+def test_on_this_machine_the_model_is_opened(quick: Bundle, runtime: FakeRuntime) -> None:
+    session = open_on_gpus(planned(quick, precision="fp32", gpus=[1]), find_machine("cuda", [1]))
+    assert session is runtime.sessions[0]
+    assert runtime.options[0]["device_id"] == "1"
 
 
 def test_on_this_machine_engines_are_kept_where_the_environment_says(
-    quick: Bundle, machine: FakeRuntime, root: Path
+    quick: Bundle, runtime: FakeRuntime, root: Path
 ) -> None:
-    session, plan = open_for_gpus(quick, "tensorrt", "int8", HERE, gpus=[0], max_batch_tokens=BUDGET)
-    assert (session.device, plan.buckets) == ("tensorrt", BUCKETS)
+    session = open_on_gpus(planned(quick, device="tensorrt", precision="int8"), find_machine("tensorrt"))
+    assert session.device == "tensorrt"
     (facts, *_) = [json.loads((root / name / MANIFEST).read_bytes())["facts"] for name in kept(root)]
     assert facts["versions"] == VERSIONS
     assert facts["gpu"] == {
@@ -969,14 +949,14 @@ def test_on_this_machine_engines_are_kept_where_the_environment_says(
     }
 
 
-def test_on_this_machine_tf32_is_looked_for_in_the_environment(
-    quick: Bundle, machine: FakeRuntime, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("runtime")
+def test_on_this_machine_tf32_is_looked_for_in_the_environment(quick: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = planned(quick, device="tensorrt", precision="fp32")
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
     with pytest.raises(DeviceUnavailable, match="NVIDIA_TF32_OVERRIDE=0"):
-        open_for_gpus(quick, "tensorrt", "fp32", HERE, gpus=[0], max_batch_tokens=BUDGET)
+        open_on_gpus(model, find_machine("tensorrt"))
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    open_for_gpus(quick, "tensorrt", "fp32", HERE, gpus=[0], max_batch_tokens=BUDGET)
+    open_on_gpus(model, find_machine("tensorrt"))
 
 
 @pytest.mark.skipif(
@@ -985,7 +965,7 @@ def test_on_this_machine_tf32_is_looked_for_in_the_environment(
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
 def test_where_onnx_runtime_has_no_provider_the_device_is_refused_with_it(device: str) -> None:
     with pytest.raises(DeviceUnavailable, match=f"(?s)'{device}' cannot be used here:.* no {PROVIDERS[device]}:"):
-        require_installation(device)
+        find_machine(device)
 
 
 def test_the_libraries_of_pip_are_loaded_before_they_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -997,12 +977,13 @@ def test_the_libraries_of_pip_are_loaded_before_they_are_looked_for(monkeypatch:
         asked.append((device, preload()))
         return HERE
 
-    runtime = SimpleNamespace(get_available_providers=lambda: list(HERE.providers), preload_dlls=lambda: "preloaded")
-    monkeypatch.setattr(gpu, "load_runtime", lambda: runtime)
+    installed = SimpleNamespace(get_available_providers=lambda: list(HERE.providers), preload_dlls=lambda: "preloaded")
+    monkeypatch.setattr(gpu, "load_runtime", lambda: installed)
     monkeypatch.setattr(gpu, "inspect_installation", inspect)
-    assert require_installation("cuda") is HERE
-    del runtime.preload_dlls  # as in older ones
-    assert require_installation("tensorrt") is HERE
+    monkeypatch.setattr(gpu, "tensorrt_version", lambda: "101303")
+    assert find_machine("cuda").installation is HERE
+    del installed.preload_dlls  # as in older ones
+    assert find_machine("tensorrt").installation is HERE
     assert asked == [("cuda", "preloaded"), ("tensorrt", None)]
 
 

@@ -165,16 +165,11 @@ def is_written_in(folder: Path, key: str) -> bool:
     return False
 
 
-def options_of(provider: str, precision: str = "fp16") -> dict[str, str]:
+def options_of(provider: str) -> dict[str, str]:
     if provider == "cuda":
         return dict(cuda_options())
-    inputs = ["input_ids", "attention_mask"]
-    profile = Profile(length=128, max_rows=32, min_rows=32)
-    return dict(
-        tensorrt_options(
-            gpu=0, profile=profile, inputs=inputs, cache=Path("/cache"), precision=precision, cuda_graph=True
-        )
-    )
+    profile, inputs = Profile(length=128, max_rows=32), ["input_ids", "attention_mask"]
+    return dict(tensorrt_options(gpu=0, profile=profile, inputs=inputs, cache=Path("/cache")))
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
@@ -189,8 +184,7 @@ def test_a_made_up_option_is_found_in_no_library(capi: Path, key: str) -> None:
     assert not is_written_in(capi, key)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_booleans_of_tensorrt_are_the_words_true_and_false(precision: str) -> None:
-    for key, value in options_of("tensorrt", precision).items():
+def test_booleans_of_tensorrt_are_the_words_true_and_false() -> None:
+    for key, value in options_of("tensorrt").items():
         if key.endswith("_enable") or value.lower() in ("true", "false"):
             assert value in ("True", "False"), key

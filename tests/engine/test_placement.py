@@ -17,10 +17,10 @@ from cappy_engine.gpu.placement import (
     POSITION_OPERATORS,
     SHAPE_OPERATORS,
     SPEED_FLOOR,
-    census,
     check_placement,
-    check_speed,
+    warn_if_slow,
 )
+from cappy_engine.session import census
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 OWN = {"cuda": CUDA, "tensorrt": TENSORRT}
@@ -78,7 +78,6 @@ def test_what_onnx_runtime_tells_is_counted(tmp_path: Path) -> None:
     placed = census(session.get_provider_graph_assignment_info())
 
     assert placed == {CPU: Counter({"MatMul": 1, "Softmax": 1, "Shape": 1})}
-    check_placement("cpu", placed)
     with pytest.raises(DeviceUnavailable, match="CPUExecutionProvider runs 1 MatMul, 1 Softmax"):
         check_placement("cuda", placed)
 
@@ -138,11 +137,6 @@ def test_a_session_that_tells_nothing_is_no_proof(device: str) -> None:
         check_placement(device, {})
 
 
-def test_the_cpu_needs_no_check() -> None:
-    check_placement("cpu", {CPU: LAYERS})
-    check_placement("cpu", {})
-
-
 def test_no_operator_is_both_light_and_heavy() -> None:
     assert not HEAVY_OPERATORS & (SHAPE_OPERATORS | POSITION_OPERATORS)
 
@@ -151,20 +145,23 @@ def test_no_operator_is_both_light_and_heavy() -> None:
 
 
 @pytest.mark.parametrize("device", OWN)
-def test_a_gpu_that_is_slower_than_any_gpu_is_refused_with_its_speed(device: str) -> None:
-    with pytest.raises(DeviceUnavailable, match=r"0\.250 TFLOP/s.*another process on the GPU.*cappy doctor"):
-        check_speed(device, flops=SPEED_FLOOR, seconds=4.0)
+def test_a_gpu_that_is_slower_than_any_gpu_is_warned_about_with_its_speed(
+    device: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_if_slow(device, flops=SPEED_FLOOR, seconds=4.0)
+    assert f"device '{device}' computes 0.250 TFLOP/s on a full batch" in caplog.text
 
 
-@pytest.mark.parametrize("device", OWN)
-def test_a_gpu_at_the_floor_or_above_it_passes(device: str) -> None:
-    check_speed(device, flops=SPEED_FLOOR, seconds=1.0)
-    check_speed(device, flops=SPEED_FLOOR, seconds=0.01)
-
-
-def test_a_batch_that_is_mostly_launches_is_not_judged() -> None:
-    check_speed("cuda", flops=1e9, seconds=0.01)
-
-
-def test_a_cpu_may_be_as_slow_as_it_is() -> None:
-    check_speed("cpu", flops=1.0, seconds=1.0)
+@pytest.mark.parametrize(
+    ("flops", "seconds"),
+    [
+        pytest.param(SPEED_FLOOR, 1.0, id="at the floor"),
+        pytest.param(SPEED_FLOOR, 0.01, id="above it"),
+        pytest.param(1e9, 0.01, id="mostly launches, which tell nothing"),
+    ],
+)
+def test_nobody_is_warned_of_a_gpu_that_may_be_fast(
+    flops: float, seconds: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_if_slow("cuda", flops=flops, seconds=seconds)
+    assert not caplog.records

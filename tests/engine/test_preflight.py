@@ -19,14 +19,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cappy_engine.errors import DeviceUnavailable, InstallationError
+from cappy_engine.errors import DeviceUnavailable, InstallationError, install_hint
 from cappy_engine.gpu.installation import (
     TENSORRT_LIBRARIES,
     Gpu,
     Installation,
     find_missing,
     inspect_installation,
-    installed_packages,
     library_needs,
     needed_libraries,
     preload_tensorrt,
@@ -34,14 +33,13 @@ from cappy_engine.gpu.installation import (
     tensorrt_folder,
 )
 from cappy_engine.gpu.preflight import (
-    PROVIDERS,
     Finding,
-    choose_auto,
     cuda_major,
     describe,
     diagnose,
     require_device,
 )
+from cappy_engine.session import PROVIDERS, installed_packages
 
 CUDA, TENSORRT = "libonnxruntime_providers_cuda.so", "libonnxruntime_providers_tensorrt.so"
 # As linked in onnxruntime-gpu 1.31.1, where CUDA's provider is not linked with cuDNN.
@@ -79,6 +77,7 @@ BARE = dataclasses.replace(GOOD, driver=None, driver_problem=NO_DRIVER, gpus=(),
 """onnxruntime-gpu on a machine that has nothing else."""
 CLASH = dataclasses.replace(GOOD, runtime_packages={"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"})
 DEVICES = tuple(PROVIDERS)
+INSTALL_CPU, INSTALL_GPU = (re.escape(install_hint(extra)) + "$" for extra in ("cpu", "gpu"))
 GPU_DEVICES = ("cuda", "tensorrt")
 
 
@@ -114,18 +113,18 @@ def test_each_device_has_its_findings_in_the_order_of_mending() -> None:
 @pytest.mark.parametrize(
     ("installation", "device", "name", "detail", "fix"),
     [
-        (NOTHING, "cpu", "package", r"not installed", r"^pip install 'cappy-engine\[cpu\]'$"),
-        (NOTHING, "cuda", "package", r"not installed", r"^pip install 'cappy-engine\[gpu\]'$"),
+        (NOTHING, "cpu", "package", r"not installed", INSTALL_CPU),
+        (NOTHING, "cuda", "package", r"not installed", INSTALL_GPU),
         (
             CLASH, "cuda", "package", r"onnxruntime and onnxruntime-gpu are both installed",
-            r"^pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'cappy-engine\[gpu\]'$",
+            "^pip uninstall -y onnxruntime onnxruntime-gpu; then, " + INSTALL_GPU,
         ),
-        (CLASH, "cpu", "package", r"both installed", r"&& pip install 'cappy-engine\[cpu\]'$"),
+        (CLASH, "cpu", "package", r"both installed", "; then, " + INSTALL_CPU),
         (
             CPU_PACKAGE, "cuda", "provider", r"^no CUDAExecutionProvider: .* lists CPUExecutionProvider$",
-            r"^pip uninstall -y onnxruntime && pip install 'cappy-engine\[gpu\]'$",
+            "^pip uninstall -y onnxruntime; then, " + INSTALL_GPU,
         ),
-        (CPU_PACKAGE, "tensorrt", "provider", r"no TensorrtExecutionProvider", r"'cappy-engine\[gpu\]'$"),
+        (CPU_PACKAGE, "tensorrt", "provider", r"no TensorrtExecutionProvider", INSTALL_GPU),
         (
             changed(providers=("CPUExecutionProvider",)), "cuda", "provider", r"no CUDAExecutionProvider",
             r"^pip install --force-reinstall --no-deps onnxruntime-gpu$",
@@ -163,15 +162,15 @@ def test_each_device_has_its_findings_in_the_order_of_mending() -> None:
         ),
         (
             changed(missing_libraries={CUDA: ("libcublas.so.13", "libcurand.so.10")}), "cuda", "CUDA",
-            r"the loader cannot find libcublas\.so\.13, libcurand\.so\.10$", r"^pip install 'cappy-engine\[gpu\]'$",
+            r"the loader cannot find libcublas\.so\.13, libcurand\.so\.10$", INSTALL_GPU,
         ),
         (
             changed(missing_libraries={CUDA: ("libcudnn.so.9",)}), "cuda", "cuDNN", r"find libcudnn\.so\.9$",
-            r"^pip install 'cappy-engine\[gpu\]'$",
+            INSTALL_GPU,
         ),
         (
             changed(missing_libraries={TENSORRT: ("libcudnn.so.9",)}), "tensorrt", "cuDNN", r"libcudnn\.so\.9",
-            r"'cappy-engine\[gpu\]'$",
+            INSTALL_GPU,
         ),
         (
             changed(missing_libraries={TENSORRT: ("libnvinfer.so.10", "libnvonnxparser.so.10")}), "tensorrt",
@@ -283,16 +282,18 @@ def test_packages_that_clash_are_refused_for_every_device(device: str) -> None:
 # What auto takes, and the text for people
 
 
+def auto_line(installation: Installation) -> str:
+    return describe(findings_of(installation), installation).splitlines()[-1]
+
+
 def test_auto_takes_cuda_where_it_can_be_used() -> None:
-    assert choose_auto(findings_of(GOOD)) == ("cuda", "everything that it needs is there")
+    assert auto_line(GOOD) == "auto takes cuda: everything that it needs is there"
 
 
 def test_auto_takes_the_cpu_and_names_every_cause_on_one_line() -> None:
-    device, reason = choose_auto(findings_of(BARE))
-    assert device == "cpu"
-    assert reason.startswith(f"cuda cannot be used (driver: {NO_DRIVER}; GPU: ")
-    assert "libcublas.so.13" in reason
-    assert "\n" not in reason
+    line = auto_line(BARE)
+    assert line.startswith(f"auto takes cpu: cuda cannot be used (driver: {NO_DRIVER}; GPU: ")
+    assert "libcublas.so.13" in line
 
 
 def test_the_text_has_a_section_for_each_device_and_a_fix_below_what_is_missing() -> None:
@@ -311,8 +312,7 @@ def test_the_text_has_a_section_for_each_device_and_a_fix_below_what_is_missing(
         ["MISSING", "CUDA"],
         ["ok", "cuDNN"],
     ]
-    _, reason = choose_auto(findings_of(BARE))
-    assert lines[-1] == f"auto takes cpu: {reason}"
+    assert lines[-1].startswith("auto takes cpu: ")
 
 
 def test_the_text_names_gpus_and_ends_with_what_auto_takes() -> None:
@@ -534,15 +534,6 @@ def test_inspecting_raises_nothing_and_prints_nothing(capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == ""
 
 
-def test_for_the_cpu_no_driver_is_looked_for_and_nothing_is_loaded() -> None:
-    def never(*_: object) -> object:
-        raise AssertionError("looked for")
-
-    installation = inspect_installation(device="cpu", available_providers=lambda: (), preload=never, load=never)
-    assert (installation.driver, installation.driver_problem) == (None, "not looked for")
-    assert (installation.needed_libraries, installation.missing_libraries) == ({}, {})
-
-
 def test_this_machine_is_inspected_as_it_is() -> None:
     installation = inspect_installation(
         available_providers=onnxruntime.get_available_providers, preload=onnxruntime.preload_dlls
@@ -555,7 +546,7 @@ def test_this_machine_is_inspected_as_it_is() -> None:
     except OSError:
         assert installation.driver is None
         assert "libcuda.so.1" in str(installation.driver_problem)
-        assert choose_auto(findings_of(installation))[0] == "cpu"
+        assert auto_line(installation).startswith("auto takes cpu")
         for device in GPU_DEVICES:
             with pytest.raises(DeviceUnavailable, match=r"driver: libcuda\.so\.1"):
                 require_device(installation, device)

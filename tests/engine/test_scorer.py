@@ -9,7 +9,8 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +22,14 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cappy_engine import Candidate, CappyError, Scorer
-from cappy_engine.batching import position_ids
-from cappy_engine.bundle import MANIFEST, MODEL_FILES, TARGETS, Bundle, seal, sha256_of
+from cappy_engine.batching import Grouping, position_ids
+from cappy_engine.bundle import MANIFEST, MODEL_FILES, TARGETS, seal, sha256_of
 from cappy_engine.cpu.cores import usable_cores
 from cappy_engine.errors import BundleError, DeviceUnavailable, InvalidPair, PrecisionUnavailable, ScoringError
 from cappy_engine.gpu.installation import Gpu, Installation
-from cappy_engine.gpu.start import GpuPlan, plan_gpu
-from cappy_engine.opening import choose_precision
+from cappy_engine.gpu.plan import GpuModel
+from cappy_engine.options import Device, Mode, Precision, choose_precision
+from cappy_engine.runner import Runner
 from cappy_engine.session import INPUTS
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.proof.pairs import default_pairs
@@ -108,7 +110,7 @@ def fp32_bundle(bundle: Path, tmp_path: Path) -> Path:
 
 
 def faked(tokenizer: PairTokenizer, session: FakeSession, *, max_batch_tokens: int = 512) -> Scorer:
-    return Scorer(tokenizer=tokenizer, session=session, pad_token_id=1, max_batch_tokens=max_batch_tokens)
+    return Scorer(tokenizer, Runner(session, Grouping(max_batch_tokens), pad_token_id=1))
 
 
 # Scores
@@ -124,7 +126,7 @@ def test_fp32_scores_are_those_of_pytorch(scorer: Scorer, torch_scores: npt.NDAr
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 0.01), ("int8", 0.2)])
 def test_other_precisions_are_close_to_pytorch_but_not_the_same_model(
-    bundle: Path, torch_scores: npt.NDArray[np.float32], precision: str, tolerance: float
+    bundle: Path, torch_scores: npt.NDArray[np.float32], precision: Precision, tolerance: float
 ) -> None:
     with Scorer.open(bundle, device="cpu", precision=precision) as opened:
         errors = np.abs(opened.score(FEW) - torch_scores)
@@ -327,7 +329,7 @@ def test_auto_takes_the_cpu_and_fp32_here_and_says_why(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_what_is_asked_for_is_what_runs(bundle: Path, precision: str, tmp_path: Path) -> None:
+def test_what_is_asked_for_is_what_runs(bundle: Path, precision: Precision, tmp_path: Path) -> None:
     with Scorer.open(bundle, device="cpu", precision=precision, threads=1, max_batch_tokens=99) as opened:
         info = opened.info
         scores = opened.score(FEW)
@@ -342,7 +344,7 @@ def test_what_is_asked_for_is_what_runs(bundle: Path, precision: str, tmp_path: 
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_a_precision_that_the_bundle_lacks_is_refused(fp32_bundle: Path, precision: str) -> None:
+def test_a_precision_that_the_bundle_lacks_is_refused(fp32_bundle: Path, precision: Precision) -> None:
     with pytest.raises(PrecisionUnavailable, match=f"has no {precision} model for cpu, only fp32; export it"):
         Scorer.open(fp32_bundle, precision=precision)
     with Scorer.open(fp32_bundle, precision="auto") as opened:
@@ -403,40 +405,23 @@ class FakeGpus:
         self.error: Exception | None = None
         self.there = (Gpu("some GPU", "9.0", 2**30),) * 4
 
-    def require_installation(self, device: str, gpus: Sequence[int] = (0,)) -> Installation:
-        return Installation({}, (), "13.0", None, self.there, {}, None, {})
+    def find_machine(self, device: str, gpus: Sequence[int] = (0,)) -> SimpleNamespace:
+        return SimpleNamespace(installation=Installation({}, (), "13.0", None, self.there, {}, None, {}))
 
-    def open_for_gpus(
-        self,
-        bundle: Bundle,
-        device: str,
-        precision: str,
-        installation: Installation,
-        *,
-        gpus: Sequence[int],
-        max_batch_tokens: int,
-    ) -> tuple[FakeSession, GpuPlan]:
-        self.asked.append((device, precision, tuple(gpus), max_batch_tokens))
-        plan = plan_gpu(
-            bundle,
-            device=device,
-            precision=precision,
-            gpus=gpus,
-            max_batch_tokens=max_batch_tokens,
-            there=installation.gpus,
-        )
+    def open_on_gpus(self, model: GpuModel, machine: SimpleNamespace) -> FakeSession:
+        self.asked.append((model.device, model.precision, model.gpus, model.grouping.max_batch_tokens))
         if self.error is not None:
             raise self.error
         self.sessions.append(FakeSession())
-        return self.sessions[-1], plan
+        return self.sessions[-1]
 
 
 @pytest.fixture
 def fake_gpus(monkeypatch: pytest.MonkeyPatch) -> FakeGpus:
     gpus = FakeGpus()
     monkeypatch.setattr("cappy_engine.opening.load_runtime", PretendsToHaveCuda)
-    monkeypatch.setattr("cappy_engine.opening.require_installation", gpus.require_installation)
-    monkeypatch.setattr("cappy_engine.opening.open_for_gpus", gpus.open_for_gpus)
+    monkeypatch.setattr("cappy_engine.opening.find_machine", gpus.find_machine)
+    monkeypatch.setattr("cappy_engine.opening.open_on_gpus", gpus.open_on_gpus)
     return gpus
 
 
@@ -500,7 +485,7 @@ def test_auto_passes_over_a_gpu_that_cannot_be_used_and_says_why(
     assert "using the CPU, since device 'cuda' gives wrong scores" in caplog.text
     for device, precision in (("cuda", "fp16"), ("tensorrt", "fp32")):
         with pytest.raises(DeviceUnavailable, match="gives wrong scores"):
-            Scorer.open(gpu_bundle, device=device, precision=precision)
+            Scorer.open(gpu_bundle, device=cast(Device, device), precision=cast(Precision, precision))
 
 
 def test_auto_takes_the_cpu_where_the_bundle_has_no_model_for_cuda(
@@ -511,7 +496,7 @@ def test_auto_takes_the_cpu_where_the_bundle_has_no_model_for_cuda(
         (gpu_bundle, "fp32", "has no fp32 model for cuda, only fp16; export it with --precision fp32 --target cuda"),
         (gpu_bundle, "int8", "int8 does not run on cuda, which runs fp32, fp16"),
     ):
-        with Scorer.open(path, precision=precision) as opened:
+        with Scorer.open(path, precision=cast(Precision, precision)) as opened:
             assert opened.info.device == "cpu"
             assert opened.info.device_reason.startswith("auto: ")
             assert opened.info.device_reason.endswith(reason)
@@ -537,7 +522,7 @@ def test_an_exact_winner_is_found_on_the_same_gpus(gpu_bundle: Path, fake_gpus: 
 
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
 @needs_cpu_package
-def test_a_gpu_asked_for_by_name_does_not_fall_back(bundle: Path, gpu_bundle: Path, device: str) -> None:
+def test_a_gpu_asked_for_by_name_does_not_fall_back(bundle: Path, gpu_bundle: Path, device: Device) -> None:
     provider = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}[device]
     for path in (bundle, gpu_bundle):  # that there is no device comes before that there is no model
         with pytest.raises(DeviceUnavailable, match=f"(?s)device '{device}' cannot be used here:.* no {provider}: "):
@@ -549,7 +534,7 @@ def test_cuda_that_is_listed_but_has_no_driver_is_refused_by_name_and_passed_ove
 ) -> None:
     providers = tuple(PretendsToHaveCuda().get_available_providers())
     without_driver = Installation({"onnxruntime-gpu": "9.9"}, providers, None, "no libcuda.so.1", (), {}, "9.9", {})
-    for module in ("gpu", "opening"):
+    for module in ("gpu.start", "opening"):
         monkeypatch.setattr(f"cappy_engine.{module}.load_runtime", PretendsToHaveCuda)
     monkeypatch.setattr("cappy_engine.gpu.start.inspect_installation", lambda **asked: without_driver)
     with pytest.raises(DeviceUnavailable, match=r"device 'cuda' cannot be used here:\n  driver: no libcuda\.so\.1\n"):
@@ -655,9 +640,7 @@ class Recorder(FakeSession):
 
 
 def with_callers(tokenizer: PairTokenizer, wide: FakeSession, narrow: FakeSession) -> Scorer:
-    return Scorer(
-        tokenizer=tokenizer, session=wide, narrow_session=narrow, callers=3, pad_token_id=1, max_batch_tokens=100
-    )
+    return Scorer(tokenizer, Runner(wide, Grouping(100), pad_token_id=1, narrow_session=narrow, callers=3))
 
 
 def test_several_batches_run_beside_each_other_and_one_alone_has_all_threads(tokenizer: PairTokenizer) -> None:
@@ -690,7 +673,7 @@ def test_an_error_in_one_of_several_batches_is_raised(tokenizer: PairTokenizer) 
 
 @pytest.mark.parametrize("mode", ["latency", "throughput", "both"])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_every_mode_gives_the_same_scores(bundle: Path, mode: str, precision: str) -> None:
+def test_every_mode_gives_the_same_scores(bundle: Path, mode: Mode, precision: Precision) -> None:
     with (
         Scorer.open(bundle, device="cpu", precision=precision, threads=1) as one,
         Scorer.open(bundle, device="cpu", precision=precision, threads=2, mode=mode) as opened,
@@ -764,16 +747,3 @@ def test_a_closed_scorer_runs_nothing_in_any_mode(bundle: Path) -> None:
     opened.close()
     with pytest.raises(ScoringError, match="was closed"):
         opened.score(FEW)
-
-
-def test_an_old_int8_model_whose_scores_depend_on_the_batch_runs_pair_by_pair(
-    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    copy = shutil.copytree(bundle, tmp_path / "old")
-    document = json.loads((copy / MANIFEST).read_bytes())
-    del document["graphs"]["int8"]["unpadded"]
-    (copy / MANIFEST).write_text(json.dumps(seal(document)))
-    with Scorer.open(copy, device="cpu", precision="int8") as opened:
-        assert (opened.info.padding, opened.info.max_batch_tokens) == ("avoided", 1)
-        assert [len(batch.rows) for batch in opened.plan(np.array([9, 9, 9], dtype=np.int64))] == [1, 1, 1]
-    assert "export it again" in caplog.text

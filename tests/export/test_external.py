@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from cappy_engine import Scorer
 from cappy_engine.bundle import EXTERNAL_SUFFIX, MODEL_FILES
 from cappy_engine.errors import BundleError
+from cappy_engine.options import Precision
 from cappy_export import export
 
 
@@ -41,7 +42,7 @@ def test_weights_beside_a_graph_are_written_once_and_readable_by_who_reads_the_g
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_weights_beside_a_graph_give_the_same_scores(bundle: Path, large_bundle: Path, precision: str) -> None:
+def test_weights_beside_a_graph_give_the_same_scores(bundle: Path, large_bundle: Path, precision: Precision) -> None:
     pairs = [("Is the sky blue?", "Yes"), ("Name a fruit.", "A pear")]
     with Scorer.open(bundle, precision=precision) as one, Scorer.open(large_bundle, precision=precision) as other:
         np.testing.assert_array_equal(one.score(pairs), other.score(pairs))
@@ -49,7 +50,7 @@ def test_weights_beside_a_graph_give_the_same_scores(bundle: Path, large_bundle:
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_one_changed_byte_of_weights_beside_a_graph_is_refused(
-    large_bundle: Path, tmp_path: Path, precision: str
+    large_bundle: Path, tmp_path: Path, precision: Precision
 ) -> None:
     copy = shutil.copytree(large_bundle, tmp_path / "copy")
     path = copy / (MODEL_FILES[precision] + EXTERNAL_SUFFIX)

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from cappy_engine import Scorer
 from cappy_engine.bundle import MODEL_FILES, open_bundle
 from cappy_engine.errors import ExportError, GraphError
+from cappy_engine.options import Mode
 from cappy_export import export
 from cappy_export.precisions.embeddings import MIN_TABLE_ROWS, quantize_embeddings
 from cappy_export.precisions.int8 import Options, products_with_weights, quantize, quantize_products
@@ -369,7 +370,7 @@ def test_accuracy_without_calibration_is_an_error(bundle: Path, tmp_path: Path) 
 @pytest.mark.parametrize("mode", ["latency", "throughput"])
 @pytest.mark.parametrize("made", ["bundle", "accurate_bundle"])
 def test_an_int8_score_does_not_depend_on_the_batch(
-    made: str, budget: int, mode: str, request: pytest.FixtureRequest
+    made: str, budget: int, mode: Mode, request: pytest.FixtureRequest
 ) -> None:
     pairs = default_pairs()[::4]
     with Scorer.open(request.getfixturevalue(made), device="cpu", precision="int8", threads=2, mode=mode) as scorer:

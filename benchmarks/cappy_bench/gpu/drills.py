@@ -24,7 +24,7 @@ from cappy_bench.peers.process import in_short
 from cappy_engine.bundle import MANIFEST, open_bundle, seal, sha256_of
 from cappy_engine.errors import BundleError, DeviceUnavailable, ScoringError
 from cappy_engine.gpu.engines import engine_folder
-from cappy_engine.gpu.start import full_batch, max_rows
+from cappy_engine.gpu.plan import full_batch
 
 PRECISION = "fp16"
 """What the drills run in: on a GPU it is what most will use."""
@@ -80,9 +80,9 @@ def run_unknown_shapes(check: Check) -> Figures:
     """A length or a number of rows without an engine is refused, where ONNX Runtime would build one for minutes."""
     with _one_bucket(check) as folder:
         session, plan = check.machine.open_session(folder, "tensorrt", PRECISION, False)
-        length, pad_token_id = plan.buckets[-1], open_bundle(folder).manifest.pad_token_id
+        length, pad_token_id = plan.grouping.buckets[-1], open_bundle(folder).manifest.pad_token_id
         found: Figures = {}
-        for rows, tokens in ((1, length - 1), (max_rows(length, plan.max_batch_tokens) + 1, length)):
+        for rows, tokens in ((1, length - 1), (plan.max_rows(length) + 1, length)):
             batch = full_batch(rows, tokens, pad_token_id=pad_token_id)
             found = expect(ScoringError, "no engine takes", partial(session.run, batch))
         return found

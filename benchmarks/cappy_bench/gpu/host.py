@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +20,15 @@ import numpy.typing as npt
 from cappy_bench.peers.peer import Pair
 from cappy_bench.peers.process import ROOT
 from cappy_engine.bundle import open_bundle
-from cappy_engine.cpu.execution import BATCH_TOKENS
 from cappy_engine.gpu.installation import Installation, inspect_installation
 from cappy_engine.gpu.placement import check_placement
+from cappy_engine.gpu.plan import BATCH_TOKENS, GpuModel, plan_gpu
 from cappy_engine.gpu.providers import cuda_options
-from cappy_engine.gpu.start import GpuPlan, open_for_gpus, plan_gpu, require_installation
+from cappy_engine.gpu.start import find_machine, open_on_gpus
+from cappy_engine.options import Device, Precision
+from cappy_engine.runner import Runner
 from cappy_engine.scorer import Scorer
-from cappy_engine.session import Session, load_runtime, open_session
+from cappy_engine.session import Session, load_runtime
 from cappy_engine.tokenizer import PairTokenizer
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class Machine:
 
     inspect: Callable[[], Installation]
     open_scorer: Callable[[Path, str, str], Scorer]
-    open_session: Callable[[Path, str, str, bool], tuple[Session, GpuPlan]]
+    open_session: Callable[[Path, str, str, bool], tuple[Session, GpuModel]]
     open_torch: Callable[[Path], Session]
     score_reference: Callable[[Path, Sequence[Pair], int], Reference]
     run_child: Callable[[Sequence[str], Environment, float], Child]
@@ -88,17 +90,11 @@ def this_machine() -> Machine:
     return Machine(_inspect, _open_scorer, _open_session, _open_torch, _score_reference, _run_child)
 
 
-def scorer_of(bundle: Path, session: Session, plan: GpuPlan) -> Scorer:
-    """A scorer on a session that is open, with the batches of `plan`."""
-    found = open_bundle(bundle)
-    return Scorer(
-        tokenizer=PairTokenizer.from_file(found.file("tokenizer.json"), max_length=found.manifest.max_length),
-        session=session,
-        pad_token_id=found.manifest.pad_token_id,
-        max_batch_tokens=plan.max_batch_tokens,
-        padding=plan.padding,
-        buckets=plan.buckets,
-    )
+def scorer_of(session: Session, model: GpuModel) -> Scorer:
+    """A scorer on a session that is open, with the batches of `model`."""
+    path, max_length = model.bundle.file("tokenizer.json"), model.bundle.manifest.max_length
+    runner = Runner(session, model.grouping, pad_token_id=model.pad_token_id)
+    return Scorer(PairTokenizer.from_file(path, max_length=max_length), runner)
 
 
 def load_half(checkpoint: Path) -> Any:
@@ -124,24 +120,20 @@ def _inspect() -> Installation:
 
 
 def _open_scorer(bundle: Path, device: str, precision: str) -> Scorer:
-    return Scorer.open(bundle, device=device, precision=precision)
+    return Scorer.open(bundle, device=cast(Device, device), precision=cast(Precision, precision))
 
 
-def _open_session(bundle: Path, device: str, precision: str, tf32: bool) -> tuple[Session, GpuPlan]:
+def _open_session(bundle: Path, device: str, precision: str, tf32: bool) -> tuple[Session, GpuModel]:
     """As `Scorer.open` does. With `tf32` without a canary, whose tolerance for fp32 TF32 cannot keep."""
-    found, budget, installation = open_bundle(bundle), BATCH_TOKENS[device], require_installation(device)
+    machine, there = find_machine(device), open_bundle(bundle)
+    gpus = machine.installation.gpus
+    model = plan_gpu(there, device, precision, gpus=(0,), max_batch_tokens=BATCH_TOKENS, there=gpus)
     if not tf32:
-        return open_for_gpus(found, device, precision, installation, gpus=(0,), max_batch_tokens=budget)
-    there = installation.gpus
-    plan = plan_gpu(found, device=device, precision=precision, gpus=(0,), max_batch_tokens=budget, there=there)
-    found.check_model(precision, device)
-    session = open_session(
-        found.model(precision, device),
-        device=device,
-        providers=[("CUDAExecutionProvider", cuda_options(tf32=True))],
-    )
+        return open_on_gpus(model, machine), model
+    there.check_model(precision, device)
+    session = machine.open_model(there.model(precision, device), [("CUDAExecutionProvider", cuda_options(tf32=True))])
     check_placement(device, session.placed)
-    return session, plan
+    return session, model
 
 
 def _open_torch(checkpoint: Path) -> Session:

@@ -23,16 +23,17 @@ from cappy_bench.peers.peer import Pair
 from cappy_bench.peers.process import in_short
 from cappy_bench.speed.workloads import Sizes, make_pool_like, make_workloads, read_pool
 from cappy_engine import batching
+from cappy_engine.batching import Grouping
 from cappy_engine.bundle import MANIFEST, open_bundle
-from cappy_engine.cpu.execution import BATCH_TOKENS
 from cappy_engine.gpu.engines import engine_folder
-from cappy_engine.gpu.start import NO_TF32, GpuPlan, max_rows
+from cappy_engine.gpu.plan import BATCH_TOKENS, GpuModel, full_batch
+from cappy_engine.gpu.start import NO_TF32
 from cappy_engine.session import Session
 from cappy_engine.tokenizer import PairTokenizer
 
 MODELS = (("cuda", "fp32"), ("cuda", "fp16"), ("tensorrt", "fp32"), ("tensorrt", "fp16"), ("tensorrt", "int8"))
 ROWS = (1, 8, 32, 128)
-PARITY_SHAPES = ((1, None), (2048, None), (BATCH_TOKENS["cuda"], None))
+PARITY_SHAPES = ((1, None), (2048, None), (BATCH_TOKENS, None))
 """Budgets of the batches in which parity is measured: one by one, and as large as a GPU gets them."""
 REFERENCE = "reference.json"
 WARM_UPS = 3
@@ -151,9 +152,9 @@ def score_reference(check: Check) -> Figures:
 def measure_parity(check: Check, *, device: str, precision: str, tf32: bool = False) -> Figures:
     """How far a model's scores are from PyTorch's; CheckFailed beyond LIMITS, but for TF32 and for PyTorch's fp16."""
     if device == "pytorch":
-        scorer = scorer_of(check.bundle, *_open_torch(check))
+        scorer = scorer_of(*_open_torch(check))
     elif tf32:
-        scorer = scorer_of(check.bundle, *check.machine.open_session(check.bundle, device, precision, True))
+        scorer = scorer_of(*check.machine.open_session(check.bundle, device, precision, True))
     else:
         scorer = check.machine.open_scorer(check.bundle, device, precision)
     from cappy_export.proof.limits import LIMITS
@@ -186,7 +187,7 @@ def measure_length(check: Check, *, length: int) -> Figures:
     """Batches of rows of one length, without padding: ours and PyTorch in turns, arrays in and scores out for both."""
     shape, opened, failed = read_shape(check.bundle), *open_contestants(check)
     sessions = {name: session for name, (session, _) in opened.items()}
-    most = min(max_rows(length, plan.max_batch_tokens) for _, plan in opened.values())
+    most = min(plan.max_rows(length) for _, plan in opened.values())
     pad_token_id = open_bundle(check.bundle).manifest.pad_token_id
     cells = []
     for rows in (rows for rows in ROWS if rows <= most):
@@ -201,7 +202,7 @@ def measure_length(check: Check, *, length: int) -> Figures:
 def measure_mixed(check: Check) -> Figures:
     """Many pairs of mixed lengths in one call, from texts to scores, tokenisation included on both sides."""
     shape, opened, failed = read_shape(check.bundle), *open_contestants(check)
-    scorers = {name: scorer_of(check.bundle, session, plan) for name, (session, plan) in opened.items()}
+    scorers = {name: scorer_of(session, plan) for name, (session, plan) in opened.items()}
     manifest = open_bundle(check.bundle).manifest
     tokenizer = PairTokenizer.from_file(check.bundle / "tokenizer.json", max_length=manifest.max_length)
     pairs, source = mixed_pairs(check, tokenizer)
@@ -212,9 +213,9 @@ def measure_mixed(check: Check) -> Figures:
     return _unless_failed({"cells": cells, "failed": failed | broken, "pairs": source})
 
 
-def open_contestants(check: Check) -> tuple[dict[str, tuple[Session, GpuPlan]], dict[str, str]]:
+def open_contestants(check: Check) -> tuple[dict[str, tuple[Session, GpuModel]], dict[str, str]]:
     """Every contestant that opens, with its plan, and why the others do not; CheckFailed if none does."""
-    opened: dict[str, tuple[Session, GpuPlan]] = {}
+    opened: dict[str, tuple[Session, GpuModel]] = {}
     failed: dict[str, str] = {}
     for name in (*OURS, TORCH):
         device, _, precision = name.partition(" ")
@@ -256,9 +257,8 @@ def random_batch(rows: int, length: int, *, words: int, pad_token_id: int) -> di
     ids = np.random.default_rng(0).integers(0, words, (rows, length), dtype=np.int64)
     ids[ids == pad_token_id] = 0 if pad_token_id else 1
     return {
+        **full_batch(rows, length, pad_token_id=pad_token_id),
         "input_ids": ids,
-        "attention_mask": np.ones_like(ids),
-        "token_type_ids": np.zeros_like(ids),
         "position_ids": batching.position_ids(ids, pad_token_id=pad_token_id),
     }
 
@@ -288,9 +288,9 @@ def _environment(device: str, precision: str) -> Environment:
     return {NO_TF32: "0"} if (device, precision) == ("tensorrt", "fp32") else {}
 
 
-def _open_torch(check: Check) -> tuple[Session, GpuPlan]:
+def _open_torch(check: Check) -> tuple[Session, GpuModel]:
     """PyTorch, with batches as large as ours."""
-    plan = GpuPlan("cuda", "fp16", (0,), BATCH_TOKENS["cuda"], padding="allowed", buckets=())
+    plan = GpuModel(open_bundle(check.bundle), "cuda", "fp16", (0,), Grouping(BATCH_TOKENS))
     return check.machine.open_torch(check.checkpoint), plan
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from cappy_bench.peers.peer import Model, Pair, Scores
 from cappy_engine import batching
-from cappy_engine.tokenizer import EncodedPairs, PairTokenizer
+from cappy_engine.tokenizer import PairTokenizer
 
 Ids = npt.NDArray[np.int64]
 BATCH_TOKENS = 512
@@ -43,9 +43,6 @@ class Batched:
         """The token ids, without padding, that `score` gives the model for each pair."""
         return [row.tolist() for row in self._tokenizer.encode(pairs).token_ids]
 
-    def _arrays(self, encoded: EncodedPairs, batch: batching.Batch) -> tuple[Ids, Ids, Ids]:
-        return (
-            batching.pad(encoded.token_ids, batch, value=self._pad_token_id),
-            batching.attention_mask(encoded.lengths, batch),
-            batching.pad(encoded.type_ids, batch, value=0),
-        )
+    def _arrays(self, encoded: batching.EncodedPairs, batch: batching.Batch) -> tuple[Ids, Ids, Ids]:
+        inputs = batching.model_inputs(encoded, batch, pad_token_id=self._pad_token_id)
+        return inputs["input_ids"], inputs["attention_mask"], inputs["token_type_ids"]

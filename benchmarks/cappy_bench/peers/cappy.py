@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from cappy_bench.peers.peer import Model, Pair, Scores
+from cappy_engine.options import Precision, ScorerOptions
 from cappy_engine.scorer import Scorer
 from cappy_engine.tokenizer import PairTokenizer
 
@@ -14,7 +16,9 @@ class CappyRunner:
 
     def __init__(self, model: Model, precision: str) -> None:
         self.computed_tokens: int | None = 0
-        self._scorer = Scorer.open(model.bundle, device="cpu", precision=precision, threads=model.threads)
+        self._scorer = Scorer.open_with(
+            model.bundle, ScorerOptions("cpu", precision=cast(Precision, precision), threads=model.threads)
+        )
         self._tokenizer = PairTokenizer.from_file(model.bundle / "tokenizer.json", max_length=model.max_length)
 
     def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cappy_bench.quality import promptsource
 from cappy_bench.quality.evaluation import PYTORCH, describe_accuracy, describe_rouge, evaluate, evaluation_document
@@ -22,6 +22,7 @@ from cappy_engine.cli.arguments import (
     say,
 )
 from cappy_engine.errors import CappyError
+from cappy_engine.options import Precision, ScorerOptions
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scorer
 from cappy_engine.session import DEVICES
@@ -148,7 +149,8 @@ def _score(options: argparse.Namespace, pairs: Sequence[Pair]) -> dict[str, Scor
 
 
 def _open_scorer(options: argparse.Namespace, precision: str) -> Scorer:
-    return Scorer.open(options.bundle, device=options.device, precision=precision, threads=options.threads)
+    asked = ScorerOptions(device=options.device, precision=cast(Precision, precision), threads=options.threads)
+    return Scorer.open_with(options.bundle, asked)
 
 
 def _check_usage(options: argparse.Namespace) -> None:

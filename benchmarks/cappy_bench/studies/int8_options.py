@@ -34,8 +34,9 @@ import onnx
 import onnxruntime
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from cappy_engine.batching import Padding
+from cappy_engine.batching import Grouping, Padding
 from cappy_engine.pairs import Pair
+from cappy_engine.runner import Runner
 from cappy_engine.scorer import Scorer
 from cappy_engine.session import open_session
 from cappy_engine.tokenizer import PairTokenizer
@@ -138,13 +139,8 @@ def compare(
                 options[option](fp32, path, calibration)
             sizes[option] = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))
             session = open_session(path, device="cpu")
-            scorers[option] = Scorer(
-                tokenizer=tokenizer,
-                session=session,
-                pad_token_id=int(saved.pad_token_id),
-                max_batch_tokens=1,
-                padding=REMOVED,
-            )
+            runner = Runner(session, Grouping(1, REMOVED), pad_token_id=int(saved.pad_token_id))
+            scorers[option] = Scorer(tokenizer, runner)
             print(f"ready: {option}", file=sys.stderr, flush=True)
         return _rows(scorers, sizes, pairs, rounds)
 

@@ -18,16 +18,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from cappy_bench.peers.worker import peak_bytes
 from cappy_engine.bundle import open_bundle
+from cappy_engine.options import Precision
 from cappy_engine.scorer import Scorer
 
 
 def measure(bundle: Path, precision: str, started: float) -> dict[str, float]:
     """In this process: open the bundle, score one pair; `started` is when the process was (time.time)."""
     before = time.perf_counter()
-    scorer = Scorer.open(bundle, device="cpu", precision=precision)
+    scorer = Scorer.open(bundle, device="cpu", precision=cast(Precision, precision))
     opened = time.perf_counter() - before
     scorer.score([("Is the sky blue?", "Yes")])
     return {

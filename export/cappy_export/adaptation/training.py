@@ -29,8 +29,9 @@ from torch import nn
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from cappy_engine import batching
+from cappy_engine.batching import EncodedPairs
 from cappy_engine.errors import AdaptError
-from cappy_engine.tokenizer import EncodedPairs, PairTokenizer
+from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.adaptation.examples import Examples, grouped_accuracy, hold_out, read_examples
 from cappy_export.adaptation.recipe import Recipe, choose_mixed_precision
 from cappy_export.adaptation.schedule import count_steps, plan_steps

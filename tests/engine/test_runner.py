@@ -1,0 +1,118 @@
+"""Batches run beside each other where that pays, as planned, and are put back in order."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cappy_engine.batching import EncodedPairs, Grouping, Padding, Scores, keeps_busy
+from cappy_engine.errors import ScoringError
+from cappy_engine.runner import LazySession, Runner
+from cappy_engine.session import Inputs
+
+
+class CountingSession:
+    """Scores a row by its number of tokens, and counts the batches and the threads that ran them."""
+
+    device = "cpu"
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.threads: set[str] = set()
+
+    def run(self, inputs: Inputs) -> Scores:
+        self.batches += 1
+        self.threads.add(threading.current_thread().name)
+        scores: Scores = inputs["attention_mask"].sum(axis=1).astype(np.float32)
+        return scores
+
+
+def encoded(lengths: list[int]) -> EncodedPairs:
+    ids = [np.full(length, 7, dtype=np.int64) for length in lengths]
+    types = [np.zeros(length, dtype=np.int64) for length in lengths]
+    return EncodedPairs(ids, types, np.array(lengths, dtype=np.int64), np.zeros(len(lengths), dtype=np.bool_))
+
+
+def test_uneven_batches_run_one_after_the_other_though_larger_ones_would_be_even() -> None:
+    """The plan for four workers wastes too much, so batches are cut anew for all threads on one batch.
+
+    Those look even; when the decision was taken again from them, they ran beside each other.
+    """
+    wide, narrow = CountingSession(), CountingSession()
+    runner = Runner(wide, Grouping(512, "removed"), pad_token_id=1, narrow_session=narrow, callers=4)
+    pairs = encoded([481, 378, 364, 253, 229, 226, 192, 174, 130, 36])
+    plan = runner.plan(pairs.lengths)
+    assert not plan.is_shared
+    scores = runner.run(pairs)
+    runner.close()
+    assert (wide.batches, narrow.batches) == (len(plan.batches), 0)
+    assert scores.tolist() == pairs.lengths.tolist()
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    lengths=st.lists(st.integers(1, 512), max_size=60),
+    budget=st.integers(1, 2000),
+    padding=st.sampled_from(("removed", "avoided", "allowed")),
+    callers=st.integers(1, 4),
+    has_wide=st.booleans(),
+)
+def test_a_run_does_what_its_plan_says(
+    lengths: list[int], budget: int, padding: Padding, callers: int, has_wide: bool
+) -> None:
+    narrow = CountingSession()
+    wide = CountingSession() if has_wide else narrow
+    runner = Runner(wide, Grouping(budget, padding), pad_token_id=1, narrow_session=narrow, callers=callers)
+    pairs = encoded(lengths)
+    plan = runner.plan(pairs.lengths)
+    told: list[int] = []
+    scores = runner.run(pairs, progress=lambda batch: told.append(len(batch.rows)))
+    runner.close()
+    assert scores.tolist() == lengths
+    assert told == [len(batch.rows) for batch in plan.batches]
+    own = {name for name in narrow.threads if name.startswith("cappy")}
+    assert bool(own) == plan.is_shared
+    if has_wide:
+        assert (wide.batches, narrow.batches) == ((0, len(told)) if plan.is_shared else (len(told), 0))
+        assert not plan.is_shared or keeps_busy(plan.batches, pairs.lengths, callers)
+
+
+def test_a_session_that_is_opened_late_is_opened_once() -> None:
+    opened: list[CountingSession] = []
+
+    def open_now() -> CountingSession:
+        opened.append(CountingSession())
+        return opened[-1]
+
+    runner = Runner(LazySession(open_now, device="cpu"), Grouping(100), pad_token_id=1)
+    assert not opened
+    for _ in range(2):
+        runner.run(encoded([3, 4]))
+    assert [session.batches for session in opened] == [2]
+
+
+def test_a_closed_runner_runs_nothing() -> None:
+    session = CountingSession()
+    runner = Runner(session, Grouping(100), pad_token_id=1, narrow_session=session, callers=2)
+    runner.close()
+    with pytest.raises(ScoringError, match="was closed"):
+        runner.run(encoded([3] * 100))
+    assert session.batches == 0
+
+
+@pytest.mark.parametrize("budget", [0, -5])
+def test_a_budget_below_one_token_is_refused(budget: int) -> None:
+    with pytest.raises(ValueError, match=f"max_batch_tokens must be at least 1, got {budget}"):
+        Grouping(budget)
+
+
+def test_equal_pairs_are_kept_once_and_found_again() -> None:
+    pairs = encoded([3, 5, 3, 5, 4])
+    distinct, places = pairs.distinct()
+    assert distinct.lengths.tolist() == [3, 5, 4]
+    assert places.tolist() == [0, 1, 0, 1, 2]
+    assert distinct.lengths[places].tolist() == pairs.lengths.tolist()
