@@ -84,7 +84,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Grouping:
-    """How pairs are grouped: the largest batch in tokens, what becomes of padding, and the lengths to pad to.
+    """The limits of batches: their largest size in tokens, the way with padding, and the lengths to pad to.
 
     `buckets` ascend to the longest pair; they are empty where batches may have any length. Raises ValueError for
     `max_batch_tokens` below 1.

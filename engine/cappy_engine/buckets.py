@@ -1,4 +1,6 @@
-"""Fixed lengths ("buckets") that pairs are padded to, where a device wants few shapes (TensorRT: one engine for each).
+"""Choose the fixed lengths ("buckets") that pairs are padded to, where a device wants few shapes.
+
+TensorRT wants an engine for each of them.
 
 Pure: counts of lengths in, lengths out; knows nothing of devices.
 """
@@ -16,17 +18,26 @@ USUAL_LENGTHS = (64, 128, 256, 512)
 
 
 def default_buckets(max_length: int) -> tuple[int, ...]:
-    """Buckets where nothing is known of the lengths: those of USUAL_LENGTHS below `max_length`, then `max_length`."""
+    """Choose buckets where nothing is known of the lengths: USUAL_LENGTHS below `max_length`, then `max_length`.
+
+    >>> default_buckets(200)
+    (64, 128, 200)
+    """
     if max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}")
     return (*(length for length in USUAL_LENGTHS if length < max_length), max_length)
 
 
 def choose_buckets(counts: Mapping[int, int], k: int, *, max_length: int, multiple: int = 8) -> tuple[int, ...]:
-    """At most `k` ascending lengths with the least padded tokens for rows of `counts` (length to number of rows).
+    """Choose at most `k` ascending lengths that rows are padded to, with the least padding.
 
-    Each is a multiple of `multiple`, but for the last one, which is `max_length`; fewer than `k` where more do not
-    help. Raises ValueError for k, max_length or multiple < 1, a length outside of 1 to max_length, a negative count.
+    `counts` maps the length of rows to their number. Each chosen length is a multiple of `multiple`, but for the last
+    one, which is `max_length`. Fewer than `k` are chosen where more do not help.
+
+        >>> choose_buckets({40: 100, 200: 100, 512: 1}, 2, max_length=512)
+        (200, 512)
+
+    Raises ValueError for k, max_length or multiple < 1, a length outside of 1 to max_length, a negative count.
 
     Exact: a bucket that ends above the longest of its rows could end there, so only their rounded lengths come into
     question. Takes k * n**2 / 2 steps for n of those (64 at most, with the defaults and 512 tokens).
@@ -50,7 +61,10 @@ def choose_buckets(counts: Mapping[int, int], k: int, *, max_length: int, multip
 
 
 def bucket_lengths(lengths: npt.NDArray[np.int64], buckets: Sequence[int]) -> npt.NDArray[np.int64]:
-    """Every one of `lengths` (n,) int64, rounded up to its bucket; `buckets` ascend. Returns (n,) int64.
+    """Round every length, (n,) int64, up to its bucket: (n,) int64. `buckets` ascend.
+
+        >>> bucket_lengths(np.array([5, 70]), (64, 128)).tolist()
+        [64, 128]
 
     Raises ValueError where a length exceeds the last bucket.
     """

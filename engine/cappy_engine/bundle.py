@@ -1,4 +1,4 @@
-"""The bundle: a folder that other tools can read too, and a manifest that says what every file in it must be.
+"""Open a bundle: a folder that other tools can read too, with a manifest that says what every file must be.
 
     config.json tokenizer.json tokenizer_config.json ...      as transformers names them
     onnx/model.onnx  model_fp16.onnx  model_quantized.onnx    for CPUs, one per precision (fp32, fp16, int8)
@@ -53,7 +53,7 @@ EMBEDDED = Path(__file__).parent / "mini"
 
 @dataclass(frozen=True)
 class FileEntry:
-    """What the manifest says of one file."""
+    """The digest and the size that the manifest gives for one file."""
 
     sha256: str
     size_bytes: int
@@ -61,7 +61,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the engine needs of `manifest.json`; `document` is all of it, as parsed.
+    """The parts of `manifest.json` that the engine needs; `document` is all of it, as parsed.
 
     `precisions` are those of the models for CPUs, `targets` has them for GPUs. `unpadded` are the models (target and
     precision) whose graphs compute nothing for padding. `buckets` are the lengths of TensorRT's engines.
@@ -77,7 +77,7 @@ class Manifest:
     document: Mapping[str, Any]
 
     def precisions_for(self, target: str) -> tuple[str, ...]:
-        """The precisions of the models that were made for `target`."""
+        """List the precisions of the models that were made for `target`."""
         return self.precisions if target == "cpu" else self.targets.get(target, ())
 
 
@@ -89,13 +89,13 @@ class Bundle:
     manifest: Manifest
 
     def file(self, name: str) -> Path:
-        """The path of a file that the manifest names; BundleError if it does not."""
+        """Give the path of a file. Raises BundleError if the manifest does not name it."""
         if name not in self.manifest.files:
             raise BundleError(f"bundle {self.path} has no {name}; it is not complete")
         return self.path / name
 
     def model(self, precision: str, target: str = "cpu") -> Path:
-        """The path of the model of `precision` for `target`, which `check_model` must accept before it scores anything.
+        """Give the path of a model; `check_model` must accept it before it scores anything.
 
         Raises PrecisionUnavailable if the bundle has none.
         """
@@ -129,13 +129,16 @@ class Bundle:
             ) from error
 
     def model_files(self, precision: str, target: str = "cpu") -> list[str]:
-        """Names of the files that hold the model: the graph, and its weights if they lie beside it."""
+        """Name the files that hold the model: the graph, and its weights if they lie beside it."""
         name = TARGETS[target][precision]
         return [found for found in (name, name + EXTERNAL_SUFFIX) if found in self.manifest.files]
 
 
 def open_bundle(path: str | Path) -> Bundle:
     """Open the bundle in the folder `path`.
+
+        >>> open_bundle("cappy-bundle").manifest.precisions
+        ('fp32', 'int8')
 
     All files must exist in the right size, and nothing may lie beside a model that the manifest does not name (it could
     be read as external data). The digests of all small files are checked here, that of a model when it is used.
@@ -159,7 +162,11 @@ def open_bundle(path: str | Path) -> Bundle:
 
 
 def sha256_of(path: Path) -> str:
-    """The file's sha256 as 64 hexadecimal digits."""
+    """Compute the file's sha256, as 64 hexadecimal digits.
+
+    >>> sha256_of(Path("cappy-bundle/config.json"))[:4]
+    '9f2c'
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -176,12 +183,12 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}; make one with 'cappy export'") from error
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; make one with 'cappy export'") from error
     except (ValueError, RecursionError, OSError) as error:
         raise BundleError(f"{path} cannot be read ({error}); export the bundle again") from error
     version = document.get("schema_version") if isinstance(document, dict) else None
     if not isinstance(version, int):
-        raise BundleError(f"{path} is no bundle's manifest: it has no schema_version")
+        raise BundleError(f"{path} is not a bundle's manifest: it has no schema_version")
     if version > SCHEMA_VERSION:
         raise BundleError(
             f"{path} has schema version {version}; this cappy-engine reads up to {SCHEMA_VERSION}: upgrade it"

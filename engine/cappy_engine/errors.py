@@ -1,15 +1,15 @@
-"""Every exception that this project raises on purpose.
+"""Define every exception that this project raises on purpose.
 
 CappyError
 ├── InstallationError        a package is missing, or two packages exclude each other
 ├── InvalidPair              a pair that cannot be scored; `.index` is its place in the input
-├── InvalidLine              a line of a JSON Lines file that holds no pair; `.number` counts from 1
+├── InvalidLine              a line of a JSON Lines file without a usable pair; `.number` counts from 1
 ├── BundleError              a bundle that is damaged, incomplete, foreign or too new
 │   └── PrecisionUnavailable the bundle has no model of the precision asked for
 ├── DeviceUnavailable        the device asked for cannot be used; nothing falls back
 ├── AdaptError               training cannot start, go on or end as asked; no checkpoint was written
 ├── SampleError              candidates cannot be sampled as asked; what was complete is kept
-├── ScoringError             ONNX Runtime failed, or returned something that is no score
+├── ScoringError             ONNX Runtime failed, or returned something that is not a score
 └── ExportError              no bundle was written
     ├── CheckpointError      not a checkpoint that can be exported, or not a safe one
     ├── GraphError           the ONNX graph is not what it must be
@@ -39,7 +39,7 @@ class InstallationError(CappyError):
 
 
 class InvalidPair(CappyError, ValueError):
-    """A pair that cannot be scored.
+    """A pair cannot be scored.
 
     `index` is the pair's place in the sequence that was passed, counted from 0.
     """
@@ -51,7 +51,7 @@ class InvalidPair(CappyError, ValueError):
 
 
 class InvalidLine(CappyError, ValueError):
-    """A line of a JSON Lines file that holds no usable pair; `number` counts from 1."""
+    """A line of a JSON Lines file holds no usable pair; `number` counts from 1."""
 
     def __init__(self, number: int, problem: str) -> None:
         super().__init__(f"line {number}: {problem}")
@@ -60,7 +60,7 @@ class InvalidLine(CappyError, ValueError):
 
 
 class BundleError(CappyError):
-    """A bundle that is damaged, incomplete, not a bundle at all, or written by a newer version."""
+    """A bundle is damaged or incomplete, was written by a newer version, or is not a bundle at all."""
 
 
 class PrecisionUnavailable(BundleError):
@@ -72,7 +72,7 @@ class DeviceUnavailable(CappyError):
 
 
 class ScoringError(CappyError):
-    """ONNX Runtime failed while scoring, or returned something that is no score (NaN, infinity)."""
+    """ONNX Runtime failed while scoring, or returned something that is not a score (NaN, infinity)."""
 
 
 class AdaptError(CappyError):
@@ -88,7 +88,7 @@ class ExportError(CappyError):
 
 
 class CheckpointError(ExportError):
-    """The source is not a checkpoint that can be exported, or not one that is safe to load."""
+    """The source is not a checkpoint that can be exported and is safe to load."""
 
 
 class GraphError(ExportError):

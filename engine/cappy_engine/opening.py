@@ -120,7 +120,7 @@ def _runner(
 
 
 def _open_sessions(bundle: Bundle, precision: str, threads: int, mode: str) -> tuple[Session, Session | None]:
-    """Open the CPU's session for one batch on all threads, and the one for several batches where `mode` has one.
+    """Open the CPU's sessions: for one batch on all threads, and for several batches if `mode` has one.
 
     The model's digest is computed while it is loaded, which halves the time for cappy-large. In mode "both" the second
     session is opened when there first are several batches, after the file was checked again.

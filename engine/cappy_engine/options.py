@@ -1,4 +1,4 @@
-"""What was asked of a scorer, and what was chosen.
+"""Say what was asked of a scorer, and what was chosen.
 
 `ScorerOptions` is the one list of options: `Scorer.open`, the command line, servers and clusters all build it.
 `ScorerInfo` says what runs, and why.
@@ -50,7 +50,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class ScorerOptions:
-    """What is asked of a scorer, as `Scorer.open` describes it.
+    """The options of a scorer, as `Scorer.open` describes them.
 
     >>> ScorerOptions(precision="int8", threads=4)
 
@@ -113,7 +113,7 @@ class ScorerOptions:
 
 @dataclass(frozen=True)
 class ScorerInfo:
-    """What a scorer runs, and why; `padding` is one of `batching.Padding`."""
+    """The choices that a scorer runs with, and why; `padding` is one of `batching.Padding`."""
 
     bundle: str
     device: str
@@ -130,7 +130,7 @@ class ScorerInfo:
     buckets: tuple[int, ...] = ()
 
     def exact(self) -> ScorerOptions:
-        """The options that open the same model in fp32, with the same settings."""
+        """Make the options that open the same bundle in fp32, with the same settings."""
         return ScorerOptions(
             device=cast(Device, self.device),
             precision="fp32",

@@ -34,7 +34,7 @@ def first_best(scores: Sequence[float] | npt.NDArray[np.floating]) -> int:
 
 
 def near_best(scores: npt.NDArray[np.float32], margin: float) -> list[int]:
-    """List the places of the scores, (n,) float32, that are at most `margin` below the greatest.
+    """List the places of scores, (n,) float32, at most `margin` below the greatest.
 
     >>> near_best(np.array([0.2, 0.9, 0.85], dtype=np.float32), 0.1)
     [1, 2]

@@ -71,7 +71,7 @@ class Runner:
         self._callers = ThreadPoolExecutor(callers, "cappy") if self._narrow is not None else None
 
     def plan(self, lengths: Ids, grouping: Grouping | None = None) -> Plan:
-        """Plan the batches of distinct pairs of these `lengths`, (n,) int64 in tokens, and how they run.
+        """Plan batches for pairs of these `lengths`, (n,) int64 in tokens, and how they run.
 
         `grouping` replaces the runner's own.
         """

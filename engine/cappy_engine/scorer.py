@@ -1,4 +1,4 @@
-"""Turn pairs into scores: tokenise, run the distinct pairs in batches, put the scores back in order."""
+"""Turn pairs into scores: tokenise, run the distinct pairs in batches, restore the order."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Scorer:
 
     @classmethod
     def open_with(cls, bundle: str | Path | None = None, options: ScorerOptions | None = None) -> Self:
-        """Open a bundle with the options in one object, which can be pickled and written as JSON.
+        """Open a bundle with all options in one object, which pickles and writes itself as JSON.
 
         >>> scorer = Scorer.open_with("cappy-bundle", ScorerOptions(precision="int8", threads=4))
 

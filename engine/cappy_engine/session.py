@@ -1,4 +1,4 @@
-"""One model on one device: ONNX Runtime, made to refuse where it would silently do something else.
+"""Open one model on one device: ONNX Runtime, made to refuse where it would silently do something else.
 
 The only module of the engine that knows ONNX Runtime. What it guards against: `get_available_providers()` lists CUDA on
 machines without a GPU, and `InferenceSession(providers=["CUDAExecutionProvider"])` then succeeds on the CPU; a failing
@@ -177,7 +177,7 @@ def installed_packages() -> dict[str, str]:
 
 
 def check_device(device: str, available: Sequence[str], version: str) -> str:
-    """The provider for `device`; raises DeviceUnavailable where this ONNX Runtime has none, else ValueError."""
+    """Find the provider for `device`. Raises DeviceUnavailable if this ONNX Runtime has none, ValueError for others."""
     if device not in DEVICES:
         raise ValueError(f"unknown device {device!r}; choose from auto, {', '.join(DEVICES)}")
     provider = PROVIDERS[device]

@@ -1,4 +1,4 @@
-"""Write files and folders whole or not at all, and keep two processes from using one at the same time.
+"""Write files whole or not at all, and lock files that one process uses at a time.
 
 A file that grows line by line is `bulk/growing.py`. Knows nothing of bundles, engines or rows.
 """
@@ -56,7 +56,7 @@ def append(file: BinaryIO, content: bytes) -> None:
 
 
 def rename(path: Path, target: Path) -> None:
-    """Give a file or folder its name, so that it keeps it after a power loss. Raises OSError."""
+    """Give a file or folder its name; it keeps it after a power loss. Raises OSError."""
     path.rename(target)
     sync(target.parent)
 
@@ -78,10 +78,10 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the lock of the file `path`, which is made (mode 0600) where it does not exist, and is never removed.
+    """Hold the lock of the file `path` while the block runs.
 
-    Raises BlockingIOError if another process or thread holds it and `wait` is false, and OSError where the file cannot
-    be locked.
+    The file is made (mode 0600) where it does not exist, and is never removed. Raises BlockingIOError if another
+    process or thread holds it and `wait` is false, and OSError where the file cannot be locked.
     """
     from filelock import FileLock, Timeout  # imported here: scoring locks nothing, and starts sooner without it
 

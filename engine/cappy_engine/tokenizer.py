@@ -1,4 +1,4 @@
-"""Pairs of texts to token ids, exactly as transformers' tokenizers make them, with each distinct text tokenised once.
+"""Turn pairs of texts into token ids, exactly as transformers' tokenizers do, each distinct text once.
 
 Texts are encoded alone, then joined: truncated `longest_first`, with the special tokens that the tokenizer's own
 post-processor puts around a pair. The joining is ours because the library's (`Tokenizer.post_process` with truncation)
@@ -32,15 +32,15 @@ class PairTemplate:
 
     @property
     def special_tokens(self) -> int:
-        """How many tokens of a pair are special."""
+        """Count the special tokens of a pair."""
         return len(self.prefix) + len(self.middle) + len(self.suffix)
 
     def join(self, first: Ids, second: Ids) -> Ids:
-        """Token ids of the pair, (length,) int64."""
+        """Join two texts' token ids into the pair's, (length,) int64."""
         return np.concatenate([self.prefix, first, self.middle, second, self.suffix])
 
     def join_types(self, first: Ids, second: Ids) -> Ids:
-        """Token type ids of the pair, (length,) int64."""
+        """Make the token type ids of the pair, (length,) int64."""
         parts = (self.prefix, first, self.middle, second, self.suffix)
         return np.repeat(np.array(self.type_ids, dtype=np.int64), [len(part) for part in parts])
 
@@ -60,7 +60,7 @@ class PairTokenizer:
     def from_file(cls, path: Path, *, max_length: int) -> PairTokenizer:
         """Open a `tokenizer.json`; truncation and padding set in the file are ignored.
 
-        Raises BundleError if the file is no tokenizer, or joins pairs in an unknown way.
+        Raises BundleError if the file is not a tokenizer, or joins pairs in an unknown way.
         """
         try:
             tokenizer = Tokenizer.from_file(str(path))
@@ -94,10 +94,13 @@ class PairTokenizer:
 
 
 def truncate_longest_first(first: int, second: int, budget: int) -> tuple[int, int]:
-    """How many tokens of a pair's two texts are kept within `budget`, by the rule of the tokenizers library.
+    """Count the tokens that are kept of a pair's two texts, by the rule of the tokenizers library.
 
-    The longer text loses first; where both must be cut and the budget is odd, the text that was longer (the second, if
-    they were equal) keeps one more.
+    The longer text loses first. Where both must be cut and the budget is odd, the text that was longer keeps one more
+    (the second, if they were equal).
+
+        >>> truncate_longest_first(10, 3, 9)
+        (6, 3)
     """
     if first + second <= budget:
         return first, second

@@ -186,7 +186,7 @@ def test_a_file_is_no_bundle(bundle: Path) -> None:
 
 
 def test_a_folder_without_manifest_is_no_bundle(checkpoint: Path) -> None:
-    with pytest.raises(BundleError, match=r"is no bundle: it has no manifest\.json; make one with 'cappy export'"):
+    with pytest.raises(BundleError, match=r"is not a bundle: it has no manifest\.json; make one with 'cappy export'"):
         open_bundle(checkpoint)
 
 

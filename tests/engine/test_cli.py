@@ -208,7 +208,7 @@ def test_score_with_a_checkpoint_instead_of_a_bundle_is_an_error(
     assert main(["score", str(pairs_file), "--bundle", str(checkpoint)]) == 1
     out, err = capfdbinary.readouterr()
     assert out == b""
-    assert b"is no bundle: it has no manifest.json; make one with 'cappy export'" in err
+    assert b"is not a bundle: it has no manifest.json; make one with 'cappy export'" in err
 
 
 def test_an_output_link_is_followed_and_a_pipe_written_to(

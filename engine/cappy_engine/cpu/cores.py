@@ -1,4 +1,4 @@
-"""What the machine offers this process: cores, the processor's name and its flags.
+"""Find out what the machine offers this process: cores, the processor's name and its flags.
 
 All of it is read from Linux's /proc and /sys; a file that is missing or unreadable is as if it were not there. Knows
 nothing of accelerators, nor of what other processes take from the same cores.
@@ -20,9 +20,12 @@ drivers/base/arch_topology.c). SMT siblings agree in all four.
 
 
 def usable_cores(*, root: Path = Path("/")) -> int:
-    """How many threads a session should have by default: the physical cores that it may use all the time; at least 1.
+    """Count the physical cores that this process may use all the time; at least 1.
 
-    Counts the cores that this process may run on, and no more than the CPU quota of its container, rounded down.
+    These are the cores that it may run on, and no more than the CPU quota of its container, rounded down.
+
+        >>> usable_cores()
+        2
     """
     cores = physical_cores(_allowed_cpus(), root=root)
     quota = quota_cores(root=root)
@@ -31,12 +34,15 @@ def usable_cores(*, root: Path = Path("/")) -> int:
 
 
 def physical_cores(cpus: Iterable[int], *, root: Path = Path("/")) -> int:
-    """The number of distinct cores among `cpus`, as Linux numbers them; a CPU of unknown topology is a core."""
+    """Count the distinct cores among `cpus`, as Linux numbers them; a CPU of unknown topology is a core."""
     return len({_core_of(cpu, root) for cpu in cpus})
 
 
 def quota_cores(*, root: Path = Path("/")) -> float | None:
-    """The CPU quota of this process in CPUs, the tightest of its cgroups and their ancestors; None if there is none."""
+    """Read the CPU quota of this process, in CPUs; None if there is none.
+
+    It is the tightest one of its cgroups and their ancestors.
+    """
     # Lines are "hierarchy:controllers:path" (cgroups(7)). A container's own mount starts at its cgroup: with a cgroup
     # namespace the path is "/", without one it is the host's path, which is not below the mount. Either way the limit
     # lies at the top of the mount, the last "ancestor".
@@ -49,7 +55,11 @@ def quota_cores(*, root: Path = Path("/")) -> float | None:
 
 
 def parse_cpu_max(text: str) -> float | None:
-    """The limit of a `cpu.max` in CPUs; None if it sets no limit, or is nothing that a kernel writes."""
+    """Read the limit of a `cpu.max`, in CPUs; None if it sets no limit, or was not written by a kernel.
+
+    >>> parse_cpu_max("150000 100000")
+    1.5
+    """
     # "$MAX $PERIOD", both in microseconds, $MAX is "max" for no limit (kernel docs, admin-guide/cgroup-v2, cpu.max).
     try:
         quota, period = (int(word) for word in text.split())
@@ -59,12 +69,12 @@ def parse_cpu_max(text: str) -> float | None:
 
 
 def cpu_name(*, root: Path = Path("/")) -> str:
-    """The processor's model name, or what the platform calls it where /proc/cpuinfo names none (ARM, macOS)."""
+    """Read the processor's model name from /proc/cpuinfo, else (ARM, macOS) from Python's platform module."""
     return _cpuinfo("model name", root=root) or platform.processor() or platform.machine()
 
 
 def cpu_flags(*, root: Path = Path("/")) -> frozenset[str]:
-    """The instruction sets of the first processor as Linux names them (`avx512_vnni`); empty where unknown."""
+    """List the first processor's instruction sets as Linux names them (`avx512_vnni`); empty where unknown."""
     return frozenset(_cpuinfo("flags", "Features", root=root).split())  # x86 says flags, ARM says Features
 
 
@@ -84,14 +94,14 @@ def _core_of(cpu: int, root: Path) -> tuple[str, ...]:
 
 
 def _mounts_of(controllers: str) -> set[str]:
-    """The folders below /sys/fs/cgroup with CPU limits: v2 names no controllers and is mounted there itself."""
+    """List the folders below /sys/fs/cgroup with CPU limits: v2 names no controllers and is mounted there itself."""
     if not controllers:
         return {"."}
     return {"cpu", controllers} if "cpu" in controllers.split(",") else set()
 
 
 def _with_ancestors(mount: Path, path: str) -> list[Path]:
-    """The folders from the cgroup `path` up to `mount`, and never one outside it."""
+    """List the folders from the cgroup `path` up to `mount`, and never one outside it."""
     parts = PurePosixPath(path).parts[1:]
     if ".." in parts:  # the cgroup lies outside the namespace's root (cgroup_namespaces(7)), and cannot be seen
         return [mount]
@@ -106,7 +116,7 @@ def _limit_of(folder: Path) -> float | None:
 
 
 def _cpuinfo(*keys: str, root: Path) -> str:
-    """The first value in /proc/cpuinfo of any of the keys, or an empty string."""
+    """Find the first value in /proc/cpuinfo of any of the keys, or an empty string."""
     for line in _read(root / "proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in keys and value.strip():

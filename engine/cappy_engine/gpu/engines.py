@@ -1,4 +1,4 @@
-"""TensorRT's engines, kept between runs in a private folder of this user.
+"""Keep TensorRT's engines between runs, in a private folder of this user.
 
     KEY/            mode 0700: what TensorRT wrote (engines, timing caches), and
       manifest.json what it was made from, and the size and sha256 of every file
@@ -47,7 +47,7 @@ def engine_facts(
     gpu: Mapping[str, str],
     versions: Mapping[str, str],
 ) -> dict[str, object]:
-    """All that an engine depends on, but for the folder it is kept in.
+    """Gather all that an engine depends on, but for the folder it is kept in.
 
     `gpu` are its name, compute capability and driver, `versions` those of TensorRT and ONNX Runtime.
     """
@@ -62,7 +62,7 @@ def engine_facts(
 
 
 def engine_key(facts: Mapping[str, object]) -> str:
-    """The name under which an engine is kept: 32 hexadecimal digits of a digest of all that it depends on."""
+    """Name an engine by a digest of all that it depends on, 32 hexadecimal digits."""
     return hashlib.sha256(_canonical(facts).encode()).hexdigest()[:32]
 
 
@@ -72,7 +72,7 @@ def engine_folder(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 class EngineCache:
-    """The engines below `root`. Any number of threads and processes may use one `root` at the same time."""
+    """Keeps the engines below `root`. Any number of threads and processes may use one `root` at the same time."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -134,7 +134,7 @@ class EngineCache:
         sync(self.root)
 
     def _write_manifest(self, key: str, folder: Path, facts: Mapping[str, Any]) -> None:
-        """Write it last, whole or not at all, when all that it vouches for is on the disk."""
+        """Write the manifest last, when all that it vouches for is on the disk."""
         for name in _files(folder):
             sync(folder / name)
         document = seal({"schema_version": SCHEMA_VERSION, "facts": facts, "files": _entries(folder)})
@@ -149,7 +149,7 @@ class EngineCache:
                 _remove(path)
 
     def _is_usable(self, key: str, facts: Mapping[str, Any]) -> bool:
-        """Whether an engine is there to be used; one that is not to be used is removed."""
+        """Say whether an engine is there to be used; an unusable one is removed."""
         folder = self.root / key
         try:
             _check_engine(folder, facts)
@@ -176,7 +176,7 @@ class EngineCache:
 
 
 def _check_engine(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Raise ValueError, which says why, unless `folder` is private and holds what was kept there with these `facts`.
+    """Raise ValueError unless `folder` is private and holds the engine that was kept with these `facts`.
 
     Raises FileNotFoundError if there is no such folder.
     """
@@ -211,14 +211,14 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _entries(folder: Path) -> dict[str, dict[str, object]]:
-    """What a manifest says of the files in `folder`."""
+    """Describe the files in `folder` for a manifest."""
     return {
         name: {"sha256": sha256_of(folder / name), "bytes": status.st_size} for name, status in _files(folder).items()
     }
 
 
 def _files(folder: Path) -> dict[str, os.stat_result]:
-    """What lies in `folder` beside its manifest; ValueError if any of it is a link, a folder or no regular file."""
+    """List the files in `folder` but its manifest. Raises ValueError for a link, a folder or a special file."""
     found = {path.name: path.lstat() for path in sorted(folder.iterdir())}
     for name, status in found.items():
         if not stat.S_ISREG(status.st_mode):
@@ -228,7 +228,7 @@ def _files(folder: Path) -> dict[str, os.stat_result]:
 
 
 def _stamps(folder: Path) -> dict[str, tuple[int, ...]]:
-    """What changes with a file that is written; a digest would take a second for each GB."""
+    """Read what changes when a file is written; a digest would take a second for each GB."""
     return {
         name: (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         for name, status in _files(folder).items()

@@ -1,4 +1,4 @@
-"""What is installed on this machine for ONNX Runtime's devices: packages, driver, GPUs, and libraries.
+"""Find what is installed on this machine for GPUs: packages, driver, devices and libraries.
 
 Asks the driver, and the loader for every library that the providers are linked with; imports no ONNX Runtime, decides
 nothing, and raises nothing.
@@ -47,7 +47,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Driver:
-    """The CUDA version that the driver supports, as "13.0" (None: no driver), what it complains of, and its GPUs."""
+    """The driver: the CUDA `version` that it supports, as "13.0" (None: no driver), its `problem`, and its GPUs."""
 
     version: str | None
     problem: str | None
@@ -56,7 +56,7 @@ class Driver:
 
 @dataclass(frozen=True)
 class Installation:
-    """What is installed here. Providers are those that ONNX Runtime lists, which proves nothing.
+    """Everything that is installed here. ONNX Runtime lists the `providers`, which proves nothing.
 
     `runtime_packages` maps packages of ONNX Runtime to versions, `onnxruntime` is the version of the first.
     `needed_libraries` maps a provider's library to what it is linked with, leaving out what every system has;
@@ -109,18 +109,18 @@ def inspect_installation(
 
 
 def runtime_folder() -> Path | None:
-    """Where ONNX Runtime has its libraries; does not import it."""
+    """Find the folder of ONNX Runtime's libraries, without importing it."""
     folder = _package_folder("onnxruntime")
     return folder / "capi" if folder else None
 
 
 def tensorrt_folder() -> Path | None:
-    """Where pip put TensorRT's libraries, which the loader does not search; None if they are not installed by pip."""
+    """Find where pip put TensorRT's libraries, which the loader does not search; None if pip did not."""
     return _package_folder("tensorrt_libs")
 
 
 def preload_tensorrt(folder: Path) -> None:
-    """Load TensorRT's libraries from `folder`, as far as they are there, so that its provider finds them by name."""
+    """Load the TensorRT libraries that are in `folder`, so that its provider finds them by name."""
     # The builder opens its resources by name when it first builds; its wheel's folder is not searched then.
     resources = sorted(folder.glob("libnvinfer_builder_resource*.so.*"))
     for path in (*(folder / name for name in TENSORRT_LIBRARIES), *resources):
@@ -129,7 +129,7 @@ def preload_tensorrt(folder: Path) -> None:
 
 
 def library_needs(folder: Path, device: str) -> dict[str, tuple[str, ...]]:
-    """What each provider library for `device` in `folder` is linked with, leaving out what every system has."""
+    """List the libraries that each provider library for `device` needs, but for those that every system has."""
     needs = {}
     for name in PROVIDER_LIBRARIES[device]:
         with (
@@ -142,14 +142,14 @@ def library_needs(folder: Path, device: str) -> dict[str, tuple[str, ...]]:
 
 
 def find_missing(needs: Mapping[str, Sequence[str]], load: Callable[[str], Any]) -> dict[str, tuple[str, ...]]:
-    """Those of the libraries that `load` cannot load, by provider library; only where there are some."""
+    """List the libraries that `load` cannot load, by the provider library that needs them."""
     absent = {library for libraries in needs.values() for library in libraries if not _loads(library, load)}
     missing = {name: tuple(library for library in libraries if library in absent) for name, libraries in needs.items()}
     return {name: libraries for name, libraries in missing.items() if libraries}
 
 
 def needed_libraries(image: bytes | mmap.mmap) -> tuple[str, ...]:
-    """The libraries that a 64-bit little-endian ELF file is linked with (DT_NEEDED); none for any other file."""
+    """List the libraries that a 64-bit little-endian ELF file needs (DT_NEEDED); none for any other file."""
     if image[:6] != b"\x7fELF\x02\x01":
         return ()
     try:
@@ -159,7 +159,11 @@ def needed_libraries(image: bytes | mmap.mmap) -> tuple[str, ...]:
 
 
 def read_driver(load: Callable[[str], Any] = ctypes.CDLL) -> Driver:
-    """What the CUDA driver says. Initialises it in this process, but takes no memory of any GPU."""
+    """Ask the CUDA driver for its version and GPUs. Initialises it in this process, but takes no memory of a GPU.
+
+    NVIDIA's management library would number the GPUs by their bus and ignore CUDA_VISIBLE_DEVICES; sessions take CUDA's
+    own numbers, so CUDA is asked.
+    """
     try:
         cuda = load("libcuda.so.1")
     except OSError as error:

@@ -65,7 +65,7 @@ def check_placement(device: str, placed: Mapping[str, Counter[str]]) -> None:
 
 
 def warn_if_slow(device: str, *, flops: float, seconds: float) -> None:
-    """Log a warning if a full batch of `flops` operations took longer than any free GPU would take.
+    """Log a warning if a full batch of `flops` operations took longer than on any free GPU.
 
     Call it with the second run of a batch: the first one loads kernels. A batch that is too small is not judged.
     """

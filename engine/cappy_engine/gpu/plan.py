@@ -20,7 +20,7 @@ BATCH_TOKENS = 16_384
 
 @dataclass(frozen=True)
 class GpuModel:
-    """A bundle's model for a device, the GPUs that run it, and how pairs are grouped for it."""
+    """A model of a bundle, the GPUs that run it, and how pairs are grouped for it."""
 
     bundle: Bundle
     device: str
@@ -82,7 +82,7 @@ def canary_batches(lengths: Ids, model: GpuModel) -> list[Batch]:
 
 
 def full_batch(rows: int, length: int, *, pad_token_id: int) -> dict[str, Ids]:
-    """Make the inputs of a batch of that shape without padding, of a token that every vocabulary has.
+    """Make the inputs of a batch without padding, of a token that every vocabulary has.
 
     >>> full_batch(2, 3, pad_token_id=1)["input_ids"].tolist()
     [[0, 0, 0], [0, 0, 0]]
@@ -95,5 +95,5 @@ def full_batch(rows: int, length: int, *, pad_token_id: int) -> dict[str, Ids]:
 
 
 def batch_flops(model: Mapping[str, Any], rows: int, length: int) -> float:
-    """Estimate how many operations a batch takes, by the products of layers whose feed-forward is 4 times as wide."""
+    """Estimate the operations of a batch by its matrix products; the feed-forward is taken as 4 times as wide."""
     return 24.0 * int(model["layers"]) * int(model["hidden_size"]) ** 2 * rows * length

@@ -1,4 +1,4 @@
-"""Is everything there that a device needs? Follows from an `Installation` alone; pure.
+"""Judge whether everything is there that a device needs, from an `Installation` alone. Pure.
 
 ONNX Runtime lists CUDA and TensorRT wherever onnxruntime-gpu is installed, so its word proves nothing. Knows nothing of
 models: that a session really opens is proven by opening it.
@@ -31,9 +31,9 @@ class Finding:
 
 
 def diagnose(installation: Installation, device: str, gpus: Sequence[int] = (0,)) -> list[Finding]:
-    """What `device` ("cpu", "cuda" or "tensorrt") needs, one finding for each; those that are not ok have a fix.
+    """List what `device` ("cpu", "cuda" or "tensorrt") needs, one finding for each; a missing one has a fix.
 
-    `gpus` are the numbers of those that are to be used; ones that are not there are not looked at.
+    `gpus` are the numbers of the GPUs that are to be used; numbers that do not exist are not looked at.
     """
     findings = [_package(installation, device), _provider(installation, device)]
     if device != "cpu":
@@ -60,7 +60,7 @@ def require_device(installation: Installation, device: str, gpus: Sequence[int] 
 
 
 def describe(findings: Mapping[str, Sequence[Finding]], installation: Installation) -> str:
-    """The findings of every device as text, with fixes, and what "auto" would take; `findings` holds "cuda"."""
+    """Write the findings of every device as text, with fixes, and what "auto" would take."""
     packages = ", ".join(f"{name} {version}" for name, version in installation.runtime_packages.items())
     driver = f"CUDA {installation.driver}" if installation.driver else "none"
     lines = [
@@ -90,7 +90,7 @@ def _choice(findings: Mapping[str, Sequence[Finding]]) -> str:
 
 
 def cuda_major(installation: Installation) -> int | None:
-    """The major version of CUDA that the providers are linked with; None if they are not installed."""
+    """Find the major version of CUDA that the providers are linked with; None if they are not installed."""
     libraries = (installation.needed_libraries, installation.missing_libraries)
     linked = [library for mapping in libraries for library in _of_device(mapping, "tensorrt")]
     found = (re.fullmatch(r"libcudart\.so\.(\d+)", library) for library in linked)
@@ -156,7 +156,7 @@ def _gpu(installation: Installation) -> Finding:
             "--gpus all",
         )
     others = f", and {len(installation.gpus) - 1} more" if len(installation.gpus) > 1 else ""
-    return Finding("GPU", True, _gpu_text(installation.gpus[0]) + others)
+    return Finding("GPU", True, f"{_gpu_text(installation.gpus[0])}{others}; its speed is measured when a model opens")
 
 
 def _compute_capability(installation: Installation, device: str, gpu: Gpu) -> Finding:
@@ -200,7 +200,7 @@ def _libraries(installation: Installation, device: str, family: str) -> Finding 
 
 
 def _of_device(libraries: Mapping[str, Sequence[str]], device: str) -> list[str]:
-    """The libraries that the provider libraries of `device` need, each once."""
+    """List the libraries that the provider libraries of `device` need, each once."""
     return list(dict.fromkeys(library for name in PROVIDER_LIBRARIES[device] for library in libraries.get(name, ())))
 
 

@@ -1,4 +1,4 @@
-"""Options of ONNX Runtime's providers for NVIDIA GPUs, and the shapes that one TensorRT engine takes.
+"""Write the options of ONNX Runtime's providers for NVIDIA GPUs.
 
 Pure: names and numbers in, dictionaries of strings out; knows nothing of sessions, and does not look for a GPU.
 

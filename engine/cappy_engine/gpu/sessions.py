@@ -1,4 +1,4 @@
-"""Sessions made of sessions: one for each bucket, and one for each GPU."""
+"""Combine sessions: one for each bucket, and one for each GPU."""
 
 from __future__ import annotations
 

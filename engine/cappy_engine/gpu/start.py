@@ -1,4 +1,4 @@
-"""Open a bundle's model on GPUs, and refuse at the start whatever would be wrong later.
+"""Open a bundle's model on GPUs, and refuse whatever would be wrong later.
 
 In this order: is everything installed (preflight), does the session open, does the device's own provider run the model
 (placement), are the scores right (canary). TensorRT runs one engine for each bucket, built at first and kept in a
@@ -45,7 +45,7 @@ class PlacedSession(Session, Protocol):
 
 @dataclass(frozen=True)
 class Machine:
-    """What models are opened with: the seam that tests fake.
+    """Everything that models are opened with: the seam that tests fake.
 
     `open_model` opens the model in a file with ONNX Runtime's providers and their options. `versions` are those of
     ONNX Runtime, of CUDA as the driver supports it, and of TensorRT. `clock` tells seconds.
@@ -122,7 +122,7 @@ def _open_cuda(model: GpuModel, gpu: int, machine: Machine) -> Session:
 
 
 def _open_tensorrt(model: GpuModel, gpu: int, machine: Machine) -> Session:
-    """Open a session for each bucket, with an engine that was built for exactly this model, machine and shape."""
+    """Open a session for each bucket; its engine was built for exactly this model, machine and shape."""
     sessions = {bucket: _open_bucket(model, bucket, gpu, machine) for bucket in model.grouping.buckets}
     return BucketedSession(sessions, {bucket: model.max_rows(bucket) for bucket in sessions}, device="tensorrt")
 
@@ -171,7 +171,7 @@ def _input_names(model: GpuModel) -> list[str]:
 
 
 def _warm_up(session: Session, model: GpuModel, clock: Callable[[], float]) -> None:
-    """Run a full batch of every bucket twice, and warn if the second run is slower than any free GPU's."""
+    """Run a full batch of every bucket twice, and warn if the second run was slow."""
     manifest = model.bundle.manifest
     for length in model.grouping.buckets or (manifest.max_length,):
         rows = model.max_rows(length)
