@@ -1,30 +1,20 @@
-"""What a pair is, and how one line of a JSON Lines file becomes one. Knows nothing of tokens or models."""
+"""Check that pairs are pairs of texts. Knows nothing of files, tokens or models."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from cappy_engine.errors import InvalidLine, InvalidPair
+from cappy_engine.errors import InvalidPair
 
 Pair = tuple[str, str]
 """(instruction, response), both taken as they are: nothing is stripped or normalised."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of a JSON Lines file: its number from 1, all of its fields, and the pair in them."""
-
-    number: int
-    fields: dict[str, Any]
-    pair: Pair
-
-
 def check_pairs(pairs: Iterable[Sequence[str]]) -> list[Pair]:
     """Return `pairs` as a list of tuples.
+
+        >>> check_pairs([["Is the sky blue?", "Yes"]])
+        [('Is the sky blue?', 'Yes')]
 
     Raises InvalidPair (with the index) for anything that is not two strings, and for a string that is not valid
     Unicode (a lone surrogate): no tokenizer could see it.
@@ -34,7 +24,7 @@ def check_pairs(pairs: Iterable[Sequence[str]]) -> list[Pair]:
     checked: list[Pair] = []
     for index, pair in enumerate(pairs):
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise InvalidPair(index, f"expected a tuple (instruction, response), got {_described(pair)}")
+            raise InvalidPair(index, f"expected a tuple (instruction, response), got {described(pair)}")
         for part, text in zip(("instruction", "response"), pair, strict=True):
             problem = text_problem(text)
             if problem:
@@ -44,9 +34,13 @@ def check_pairs(pairs: Iterable[Sequence[str]]) -> list[Pair]:
 
 
 def text_problem(text: object) -> str | None:
-    """Say why `text` cannot be tokenised, or None if it can."""
+    """Say why `text` cannot be tokenised, or None if it can.
+
+    >>> text_problem(3)
+    'must be a str, got int 3'
+    """
     if not isinstance(text, str):
-        return f"must be a str, got {_described(text)}"
+        return f"must be a str, got {described(text)}"
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -54,62 +48,16 @@ def text_problem(text: object) -> str | None:
     return None
 
 
-def read_row(line: bytes, number: int) -> Row | None:
-    """Parse one line of JSON Lines; None if the line is blank.
+def described(value: object) -> str:
+    """Show a value for an error, with its type.
 
-    The line must be a JSON object with the strings `instruction` and `response`; other fields are kept as they are.
-    Raises InvalidLine, with `number`, for anything else.
+    >>> described(3)
+    'int 3'
     """
-    fields = read_fields(line, number, ("instruction", "response"))
-    return None if fields is None else Row(number, fields, (fields["instruction"], fields["response"]))
+    return f"{type(value).__name__} {shown(value)}"
 
 
-def read_fields(line: bytes, number: int, texts: Sequence[str]) -> dict[str, Any] | None:
-    """The JSON object in one line of JSON Lines, which must have the fields `texts`, all strings; None if it is blank.
-
-    Raises InvalidLine, with `number`, for anything else.
-    """
-    if not line.strip():
-        return None
-    try:
-        fields = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), parse_float=_finite)
-    except UnicodeDecodeError as error:
-        raise InvalidLine(number, f"not UTF-8 (byte {error.start}: 0x{line[error.start]:02x})") from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidLine(number, f"not JSON ({error})") from error
-    if not isinstance(fields, dict):
-        wanted = " and ".join(map(repr, texts))
-        raise InvalidLine(number, f"expected a JSON object with {wanted}, got {_described(fields)}")
-    for part in texts:
-        if part not in fields:
-            found = ", ".join(_shown(name) for name in list(fields)[:8]) or "no fields"
-            raise InvalidLine(number, f"has no field {part!r}; found {found}{', ...' * (len(fields) > 8)}")
-        problem = text_problem(fields[part])
-        if problem:
-            raise InvalidLine(number, f"{part} {problem}")
-    return fields
-
-
-def read_rows(lines: Iterable[bytes]) -> Iterator[Row]:
-    """Yield the rows of a JSON Lines file, blank lines left out; raises InvalidLine at the first bad line."""
-    for number, line in enumerate(lines, start=1):
-        row = read_row(line, number)
-        if row is not None:
-            yield row
-
-
-def _finite(text: str) -> float:
-    """A number that would come out as infinity would not go back as it was."""
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"the number {text[:40]} is beyond a float's range")
-    return value
-
-
-def _described(value: object) -> str:
-    return f"{type(value).__name__} {_shown(value)}"
-
-
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Show a value for an error, in at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -112,7 +112,7 @@ def test_score_of_a_damaged_gz_file_is_an_error_that_names_it(
     packed.write_bytes(cut(gzip.compress(pairs_file.read_bytes())))
     assert main(["score", str(packed), "--bundle", str(bundle)]) == 1
     err = capfd.readouterr().err
-    assert "pairs.jsonl.gz is no complete gzip file" in err
+    assert "pairs.jsonl.gz is not a complete gzip file" in err
     assert "Traceback" not in err
 
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from cappy_engine.bulk.rows import Row, read_row, read_rows
 from cappy_engine.errors import InvalidLine, InvalidPair
-from cappy_engine.pairs import Row, check_pairs, read_row, read_rows, text_problem
+from cappy_engine.pairs import check_pairs, text_problem
 
 GOOD = b'{"instruction": "Is the sky blue?", "response": "Yes"}'
 BOM = b"\xef\xbb\xbf"

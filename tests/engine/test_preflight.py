@@ -232,7 +232,7 @@ def test_a_gpu_older_than_tensor_cores_runs_with_cuda_12_and_is_told_of_fp16() -
 
 def test_several_gpus_are_counted_and_the_first_is_described() -> None:
     (finding,) = (finding for finding in diagnose(changed(gpus=(H100, L4)), "cuda") if finding.name == "GPU")
-    assert finding.detail == "NVIDIA H100, compute capability 9.0, 80 GiB, and 1 more"
+    assert finding.detail.startswith("NVIDIA H100, compute capability 9.0, 80 GiB, and 1 more; its speed is measured")
 
 
 def test_onnx_runtime_that_pip_did_not_install_is_one() -> None:

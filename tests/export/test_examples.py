@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cappy_engine.bulk.rows import Row
 from cappy_engine.errors import AdaptError, InvalidLine
-from cappy_engine.pairs import Row
 from cappy_export.adaptation.examples import (
     Examples,
     grouped_accuracy,

@@ -20,8 +20,8 @@ from typing import Any
 from cappy_bench.candidates.decodings import Candidates, Decoding, Sampler, derive_seed
 from cappy_engine.bulk import growing as partial
 from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.bulk.rows import read_fields
 from cappy_engine.errors import CappyError, InvalidLine, SampleError
-from cappy_engine.pairs import read_fields
 
 FIELDS = ("samples", "decodings", "log_likelihoods", "token_counts", "cut", "prompt_cut")
 """What is added to each line."""

@@ -23,7 +23,7 @@ from optimum.intel import OVConfig, OVModelForSequenceClassification, OVQuantiza
 
 from cappy_bench.peers.batches import Batched, Ids
 from cappy_bench.peers.peer import Model, Scores
-from cappy_engine.pairs import read_rows
+from cappy_engine.bulk.rows import read_rows
 from cappy_engine.tokenizer import PairTokenizer
 
 CALIBRATION = Path(__file__).resolve().parents[3] / "export" / "cappy_export" / "proof" / "parity_pairs.jsonl"

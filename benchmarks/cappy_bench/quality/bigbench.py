@@ -22,9 +22,10 @@ import numpy as np
 from cappy_bench.quality.evaluation import BEST, CHANCE, PYTORCH
 from cappy_bench.quality.picking import Example, Values
 from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.bulk.rows import read_fields
 from cappy_engine.bundle import PRECISIONS
 from cappy_engine.errors import CappyError, InvalidLine
-from cappy_engine.pairs import Pair, read_fields
+from cappy_engine.pairs import Pair
 from cappy_export.adaptation.rouge import has_words, rouge_l
 from cappy_export.adaptation.samples import Sampled, sampled_from
 

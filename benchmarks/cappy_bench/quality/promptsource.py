@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cappy_bench.quality.picking import Example
+from cappy_engine.bulk.rows import read_fields
 from cappy_engine.errors import InvalidLine
-from cappy_engine.pairs import Pair, read_fields
+from cappy_engine.pairs import Pair
 
 TEXTS = ("dataset_name", "template_name", "instruction", "response")
 

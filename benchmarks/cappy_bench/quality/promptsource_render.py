@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 from cappy_bench.quality.promptsource_tasks import CSV_FIELDS, CSV_LABELS, TASKS, Task
 from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.bulk.rows import read_fields
 from cappy_engine.errors import CappyError, InstallationError, InvalidLine
-from cappy_engine.pairs import read_fields
 
 Row = dict[str, Any]
 """A line of the protocol: {dataset_name, template_name, example_idx, instruction, response, label}."""

@@ -1,4 +1,4 @@
-"""Opening JSON Lines files, packed or not. Knows nothing of what is in them."""
+"""Open JSON Lines files, packed or not. Knows nothing of what is in them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cappy_engine.errors import CappyError
 def open_lines(path: str | Path) -> Iterator[BinaryIO]:
     """Yield the file's bytes, unpacked where its name ends in .gz.
 
-    Raises OSError if it cannot be read, and CappyError if what should be gzip is not, or not complete.
+    Raises OSError if it cannot be read, and CappyError if a .gz is damaged or not complete.
     """
     if not str(path).endswith(".gz"):
         with Path(path).open("rb") as plain:
@@ -26,4 +26,4 @@ def open_lines(path: str | Path) -> Iterator[BinaryIO]:
         with gzip.open(path) as packed:
             yield cast(BinaryIO, packed)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise CappyError(f"{path} is no complete gzip file: {error}") from error
+        raise CappyError(f"{path} is not a complete gzip file: {error}") from error

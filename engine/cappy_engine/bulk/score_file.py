@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from cappy_engine.bulk.rows import Row, json_line, read_row
 from cappy_engine.errors import InvalidLine
-from cappy_engine.pairs import Row, read_row
 from cappy_engine.scorer import Scorer
 
 WINDOW_PAIRS = 128
@@ -20,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Totals:
-    """What was done so far; `bytes_scored` counts bytes of input, to tell how much is left."""
+    """Counts of the work that is done; `bytes_scored` counts bytes of input, to tell how much is left."""
 
     pairs: int = 0
     tokens: int = 0
@@ -45,9 +44,12 @@ def score_lines(
     field_name: str = "score",
     progress: Callable[[Totals], object] = lambda totals: None,
 ) -> Totals:
-    """Read JSON Lines, write each row back with its score in `field_name`, in the same order.
+    """Read JSON Lines, and write each row with its score in `field_name`, in the same order.
 
-    A row that was truncated gets `"<field_name>_truncated": true` besides. A bad line (see `pairs.read_row`; also one
+        >>> score_lines(scorer, open("pairs.jsonl", "rb"), sys.stdout.buffer.write).pairs
+        7
+
+    A row that was truncated gets `"<field_name>_truncated": true` besides. A bad line (see `rows.read_row`; also one
     that has the field already) raises InvalidLine after the rows before it were written (`on_error="stop"`), or is left
     out, logged, and listed in `Totals.skipped` (`on_error="skip"`). `progress` is called after every batch.
     """
@@ -113,18 +115,8 @@ def _score_window(
 
     scored = scorer.score_pairs([row.pair for row in window.rows], progress=count)
     for row, score, is_truncated in zip(window.rows, scored.scores, scored.truncated, strict=True):
-        write(
-            _line(
-                {**row.fields, field_name: float(score)} | ({f"{field_name}_truncated": True} if is_truncated else {})
-            )
-        )
+        marks = {f"{field_name}_truncated": True} if is_truncated else {}
+        write(json_line({**row.fields, field_name: float(score), **marks}))
     totals.truncated += int(scored.truncated.sum())
     totals.bytes_scored = before + size
     window.rows, window.bytes_read = [], 0
-
-
-def _line(fields: dict[str, object]) -> bytes:
-    try:
-        return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # a lone surrogate in a field that is not ours to judge
-        return json.dumps(fields).encode() + b"\n"

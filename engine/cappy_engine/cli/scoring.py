@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.bulk.rows import read_rows
 from cappy_engine.bulk.score_file import Totals, score_lines
 from cappy_engine.bundle import PRECISIONS
 from cappy_engine.cli import text
@@ -32,7 +33,6 @@ from cappy_engine.cpu.execution import MODES
 from cappy_engine.errors import CappyError
 from cappy_engine.gpu.installation import inspect_installation
 from cappy_engine.gpu.preflight import describe, diagnose
-from cappy_engine.pairs import read_rows
 from cappy_engine.scorer import Scorer
 from cappy_engine.session import DEVICES, load_runtime
 from cappy_engine.tuning import tune

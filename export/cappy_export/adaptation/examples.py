@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.bulk.rows import Row, read_rows
 from cappy_engine.errors import AdaptError, InvalidLine
-from cappy_engine.pairs import Pair, Row, read_rows
+from cappy_engine.pairs import Pair
 
 Rows = npt.NDArray[np.int64]
 

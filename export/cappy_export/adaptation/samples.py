@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.bulk.rows import read_fields
 from cappy_engine.errors import AdaptError, InvalidLine
-from cappy_engine.pairs import Pair, read_fields, text_problem
+from cappy_engine.pairs import Pair, text_problem
 from cappy_export.adaptation.examples import Examples, make_examples
 from cappy_export.adaptation.rouge import has_words, rouge_l
 

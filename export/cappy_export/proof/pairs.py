@@ -6,8 +6,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.bulk.rows import read_rows
 from cappy_engine.errors import ExportError, InvalidLine
-from cappy_engine.pairs import Pair, read_rows
+from cappy_engine.pairs import Pair
 
 MIN_PAIRS = 256
 """Fewer pairs say too little: a bad export can hide among a few."""

@@ -1,0 +1,88 @@
+"""Read lines of JSON Lines as rows: fields, and the pair in them. Knows nothing of files, tokens or models."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cappy_engine.errors import InvalidLine
+from cappy_engine.pairs import Pair, described, shown, text_problem
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a JSON Lines file: its number from 1, all of its fields, and the pair in them."""
+
+    number: int
+    fields: dict[str, Any]
+    pair: Pair
+
+
+def read_row(line: bytes, number: int) -> Row | None:
+    """Parse one line of JSON Lines; None if the line is blank.
+
+    The line must be a JSON object with the strings `instruction` and `response`; other fields are kept as they are.
+    Raises InvalidLine, with `number`, for anything else.
+
+        >>> read_row(b'{"instruction": "Is the sky blue?", "response": "Yes"}', 1).pair
+        ('Is the sky blue?', 'Yes')
+    """
+    fields = read_fields(line, number, ("instruction", "response"))
+    return None if fields is None else Row(number, fields, (fields["instruction"], fields["response"]))
+
+
+def read_rows(lines: Iterable[bytes]) -> Iterator[Row]:
+    """Yield the rows of a JSON Lines file, without blank lines. Raises InvalidLine at the first bad line."""
+    for number, line in enumerate(lines, start=1):
+        row = read_row(line, number)
+        if row is not None:
+            yield row
+
+
+def read_fields(line: bytes, number: int, texts: Sequence[str]) -> dict[str, Any] | None:
+    """Parse the JSON object in one line of JSON Lines; None if the line is blank.
+
+    It must have the fields `texts`, all strings. Raises InvalidLine, with `number`, for anything else.
+    """
+    if not line.strip():
+        return None
+    try:
+        fields = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), parse_float=_finite)
+    except UnicodeDecodeError as error:
+        raise InvalidLine(number, f"not UTF-8 (byte {error.start}: 0x{line[error.start]:02x})") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidLine(number, f"not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        wanted = " and ".join(map(repr, texts))
+        raise InvalidLine(number, f"expected a JSON object with {wanted}, got {described(fields)}")
+    for part in texts:
+        if part not in fields:
+            found = ", ".join(shown(name) for name in list(fields)[:8]) or "no fields"
+            raise InvalidLine(number, f"has no field {part!r}; found {found}{', ...' * (len(fields) > 8)}")
+        problem = text_problem(fields[part])
+        if problem:
+            raise InvalidLine(number, f"{part} {problem}")
+    return fields
+
+
+def json_line(fields: dict[str, Any]) -> bytes:
+    """Write fields as one line of JSON Lines, in UTF-8.
+
+    >>> json_line({"score": 0.5})
+    b'{"score": 0.5}\\n'
+    """
+    try:
+        return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # a lone surrogate in a field that is not ours to judge
+        return json.dumps(fields).encode() + b"\n"
+
+
+def _finite(text: str) -> float:
+    """Parse a number; one beyond a float's range would become infinity, and not be written back as it was."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:40]} is beyond a float's range")
+    return value
