@@ -7,6 +7,7 @@ CappyError
 ├── BundleError              a bundle that is damaged, incomplete, foreign or too new
 │   └── PrecisionUnavailable the bundle has no model of the precision asked for
 ├── DeviceUnavailable        the device asked for cannot be used; nothing falls back
+├── OutputError              a file of results cannot be begun, gone on with or finished
 ├── AdaptError               training cannot start, go on or end as asked; no checkpoint was written
 ├── SampleError              candidates cannot be sampled as asked; what was complete is kept
 ├── ScoringError             ONNX Runtime failed, or returned something that is not a score
@@ -73,6 +74,10 @@ class DeviceUnavailable(CappyError):
 
 class ScoringError(CappyError):
     """ONNX Runtime failed while scoring, or returned something that is not a score (NaN, infinity)."""
+
+
+class OutputError(CappyError):
+    """A file of results cannot be begun, gone on with or finished; what was complete is kept."""
 
 
 class AdaptError(CappyError):

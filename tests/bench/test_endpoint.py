@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from cappy_bench.candidates.decodings import DECODINGS, Candidates, Sample, choose_decodings
-from cappy_bench.candidates.endpoint import ENDPOINT_DECODINGS, Endpoint
+from cappy_bench.candidates.decodings import DECODINGS, ENDPOINT_DECODINGS, Candidates, Sample, choose_decodings
+from cappy_bench.candidates.endpoint import Endpoint
+from cappy_bench.candidates.options import EndpointOptions
 from cappy_engine.errors import SampleError
 from tests.support.small_endpoint import Answer, Body, Server, answered, refused, serving, text_of
 
@@ -29,9 +30,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield state
 
 
+def open_endpoint(url: str, *, max_new_tokens: int = 128, **options: Any) -> Endpoint:
+    return Endpoint(url, "small", EndpointOptions(**options), max_new_tokens=max_new_tokens)
+
+
 def ask(server: Server, instructions: list[str], *names: str, seed: int = 0, **options: Any) -> list[Candidates]:
-    endpoint = Endpoint(server.url, "small", **options)
-    return endpoint.sample(instructions, choose_decodings(names or ["sampling"]), seed=seed)
+    return open_endpoint(server.url, **options).sample(instructions, choose_decodings(names or ["sampling"]), seed=seed)
 
 
 # What is asked for, and what comes back
@@ -179,7 +183,7 @@ def test_a_server_that_refuses_log_likelihoods_is_an_error_that_names_the_option
     server.answer = lambda body: refused("logprobs are not supported") if body.get("logprobs") else answered(body)
     with pytest.raises(SampleError, match=r"logprobs are not supported.* by --no-log-likelihoods"):
         ask(server, ["a"], api=api)
-    (each,) = ask(server, ["a"], api=api, with_log_likelihoods=False)
+    (each,) = ask(server, ["a"], api=api, without_log_likelihoods=True)
     assert each.samples[1] == Sample("a 1", "sampling", None, None, True)
     assert all("logprobs" not in body for body in server.bodies[1:])
 
@@ -281,19 +285,19 @@ def test_a_prompt_that_a_server_refuses_is_an_error_that_says_how_to_go_on_witho
 
 def test_no_server_is_an_error(server: Server) -> None:
     with pytest.raises(SampleError, match=r"http://127\.0\.0\.1:9/v1 failed on instruction 1 .*Connection error"):
-        Endpoint("http://127.0.0.1:9/v1", "small", max_retries=0).sample(["a"], ENDPOINT_DECODINGS, seed=0)
+        open_endpoint("http://127.0.0.1:9/v1", max_retries=0).sample(["a"], ENDPOINT_DECODINGS, seed=0)
 
 
 @pytest.mark.parametrize(
     ("url", "options", "problem"),
     [
-        ("localhost:8000/v1", {}, "'localhost:8000/v1' is no endpoint: needed is"),
-        ("http://me:secret@host/v1", {}, r"'host/v1' is no endpoint.*OPENAI_API_KEY"),
-        ("http://host:abc/v1", {}, "'http://host:abc/v1' is no endpoint"),
-        ("http://host:99999/v1", {}, "'http://host:99999/v1' is no endpoint"),
-        ("http://[::1/v1", {}, r"'http://\[::1/v1' is no endpoint"),
-        ("http://me:secret@[::1/v1", {}, "is no endpoint"),
-        ("http://ho\x01st/v1", {}, "is no endpoint"),
+        ("localhost:8000/v1", {}, "'localhost:8000/v1' is not an endpoint's URL; give http"),
+        ("http://me:secret@host/v1", {}, r"'host/v1' is not an endpoint.*OPENAI_API_KEY"),
+        ("http://host:abc/v1", {}, "'http://host:abc/v1' is not an endpoint"),
+        ("http://host:99999/v1", {}, "'http://host:99999/v1' is not an endpoint"),
+        ("http://[::1/v1", {}, r"'http://\[::1/v1' is not an endpoint"),
+        ("http://me:secret@[::1/v1", {}, "is not an endpoint"),
+        ("http://ho\x01st/v1", {}, "is not an endpoint"),
         (
             "http://host/v1",
             {"extra_body": {"min_p": 0, "temperature": 2, "n": 1}},
@@ -302,12 +306,12 @@ def test_no_server_is_an_error(server: Server) -> None:
         ("http://host/v1", {"extra_body": {"max_completion_tokens": 9}}, "must not hold max_completion_tokens: the"),
         ("http://host/v1", {"api": "completions", "uses_max_completion_tokens": True}, "'completions' has max_tokens"),
         ("http://host/v1", {"api": "responses"}, "unknown api 'responses'; choose from chat, completions"),
-        ("http://host/v1", {"max_new_tokens": 0}, "must be above 0"),
-        ("http://host/v1", {"concurrent": 0}, "must be above 0"),
-        ("http://host/v1", {"timeout_seconds": 0}, "must be above 0"),
+        ("http://host/v1", {"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ("http://host/v1", {"concurrent": 0}, "concurrent must be at least 1, got 0"),
+        ("http://host/v1", {"timeout_seconds": 0}, "timeout_seconds above 0, got 5 and 0"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused(url: str, options: dict[str, Any], problem: str) -> None:
     with pytest.raises(SampleError, match=problem) as caught:
-        Endpoint(url, "small", **options)
+        open_endpoint(url, **options)
     assert "secret" not in str(caught.value)

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from cappy_bench.candidates.decodings import DECODINGS, PAPER, Candidates, Decoding, Sample, derive_seed
 from cappy_bench.candidates.likelihoods import log_likelihoods
 from cappy_bench.candidates.llm import LocalLLM, open_llm
+from cappy_bench.candidates.options import LLMOptions
 from cappy_bench.candidates.prompts import PromptRules, encode_prompt, response_text
 from cappy_engine.errors import CheckpointError, DeviceUnavailable, SampleError
 from tests.support.places import ROOT
@@ -46,8 +47,8 @@ def found(llms: dict[str, LocalLLM]) -> dict[str, list[Candidates]]:
     return {kind: llm.sample(INSTRUCTIONS, PAPER, seed=3) for kind, llm in llms.items()}
 
 
-def open_small(folder: Path, **options: Any) -> LocalLLM:
-    return open_llm(folder, **{"device": "cpu", "max_new_tokens": NEW, **options})
+def open_small(folder: Path, *, max_new_tokens: int = NEW, **options: Any) -> LocalLLM:
+    return open_llm(folder, LLMOptions(**{"device": "cpu", **options}), max_new_tokens=max_new_tokens)
 
 
 def by_hand(folder: Path, kind: str) -> tuple[Any, Any]:
@@ -564,7 +565,8 @@ def test_a_hub_model_that_was_downloaded_before_works_offline(folders: dict[str,
     code = (
         "import json\nfrom cappy_bench.candidates.llm import open_llm\n"
         "from cappy_bench.candidates.decodings import DECODINGS\n"
-        "llm = open_llm('someone/small', device='cpu', max_new_tokens=8)\n"
+        "from cappy_bench.candidates.options import LLMOptions\n"
+        "llm = open_llm('someone/small', LLMOptions(device='cpu'), max_new_tokens=8)\n"
         "(each,) = llm.sample(['Count'], [DECODINGS['beam']], seed=0)\n"
         "print(json.dumps([dict(llm.facts), each.samples[0].text]))"
     )

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import fcntl
 import gzip
 import json
-import os
-import resource
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +13,10 @@ import pytest
 
 from cappy_bench.candidates.decodings import PAPER, Candidates, Decoding, Sample, choose_decodings
 from cappy_bench.candidates.llm import LocalLLM, open_llm
+from cappy_bench.candidates.options import LLMOptions, SampleOptions
 from cappy_bench.candidates.sampling import Totals, sample_file
-from cappy_engine.errors import SampleError
+from cappy_engine.errors import OutputError, SampleError
 from cappy_export.adaptation.samples import read_samples
-from tests.support.places import ROOT
 from tests.support.small_llms import make_llm
 
 ROWS: list[dict[str, Any]] = [
@@ -68,11 +61,15 @@ class Echo:
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> LocalLLM:
-    return open_llm(make_llm(tmp_path_factory.mktemp("llms") / "t5", "t5"), device="cpu", max_new_tokens=6)
+    return open_llm(make_llm(tmp_path_factory.mktemp("llms") / "t5", "t5"), LLMOptions(device="cpu"), max_new_tokens=6)
 
 
-def sample(source: Any, out: Path, sampler: Any = None, **options: Any) -> Totals:
-    return sample_file(source, out, sampler or Echo(), options.pop("decodings", TWO), **{"batch_size": 3, **options})
+def sample(
+    source: Any, out: Path, sampler: Any = None, *, decodings: Sequence[Decoding] = TWO, seed: int = 0,
+    batch_size: int = 3, resume: bool = False, **hooks: Any,
+) -> Totals:  # fmt: skip
+    options = SampleOptions(seed=seed, batch_size=batch_size, resume=resume)
+    return sample_file(source, out, sampler or Echo(), decodings, options, **hooks)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -195,22 +192,6 @@ def test_a_real_llm_gives_the_same_candidates_after_a_stop(llm: LocalLLM, tmp_pa
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("kept", [0, 1, 40, 250, 500, 10_000], ids=lambda kept: f"{kept} bytes left")
-def test_a_file_torn_anywhere_goes_on_to_the_same_file(kept: int, tmp_path: Path) -> None:
-    """Also within a batch: its complete lines stay, and the others are what they would have been."""
-    sample(LINES, tmp_path / "expected.jsonl")
-    whole = (tmp_path / "expected.jsonl").read_bytes()
-    with pytest.raises(SampleError):
-        sample(LINES, tmp_path / "out.jsonl", Echo(stop=ROWS[6]["instruction"]))
-    (tmp_path / "out.jsonl.partial").write_bytes(whole[:kept])
-    said: list[str] = []
-    totals = sample(LINES, tmp_path / "out.jsonl", resume=True, say=said.append)
-    assert (tmp_path / "out.jsonl").read_bytes() == whole
-    assert totals.resumed == whole[:kept].count(b"\n")
-    is_torn = bool(whole[:kept]) and not whole[:kept].endswith(b"\n")
-    assert any("is torn; it is made again" in line for line in said) == is_torn
-
-
 @pytest.mark.parametrize(
     ("change", "shown"),
     [
@@ -227,7 +208,7 @@ def test_a_run_goes_on_only_with_its_own_settings(change: dict[str, Any], shown:
         sample(LINES, tmp_path / "out.jsonl", Echo(stop=ROWS[4]["instruction"]))
     before = (tmp_path / "out.jsonl.partial").read_bytes()
     arguments = {"source": LINES, "resume": True, **change}
-    with pytest.raises(SampleError, match=f"out.jsonl.partial belongs to another run .*{shown}"):
+    with pytest.raises(OutputError, match=f"out.jsonl.partial belongs to another run .*{shown}"):
         sample(out=tmp_path / "out.jsonl", **arguments)
     assert (tmp_path / "out.jsonl.partial").read_bytes() == before
 
@@ -276,116 +257,32 @@ def test_a_run_does_not_go_on_where_a_finished_line_was_changed_or_taken_out(
     with pytest.raises(SampleError):
         sample(LINES, tmp_path / "out.jsonl", Echo(stop=ROWS[4]["instruction"]))
     before = (tmp_path / "out.jsonl.settings.json").read_bytes()
-    with pytest.raises(SampleError, match=r"out.jsonl.partial is not of this run.* give the input as it was"):
+    with pytest.raises(OutputError, match=r"out.jsonl.partial is not of this run.* give the input as it was"):
         sample(source, tmp_path / "out.jsonl", resume=True)
     assert len(read(tmp_path / "out.jsonl.partial")) == 3
     assert (tmp_path / "out.jsonl.settings.json").read_bytes() == before
 
 
-def spoil_line(folder: Path) -> None:
-    path = folder / "out.jsonl.partial"
-    path.write_bytes(path.read_bytes().replace(b"Count 1", b"Count 9"))
-
-
-def lose_settings(folder: Path) -> None:
-    (folder / "out.jsonl.settings.json").unlink()
-
-
-def spoil_settings(folder: Path) -> None:
-    (folder / "out.jsonl.settings.json").write_text("[]")
-
-
-def too_many_lines(folder: Path) -> None:
-    path = folder / "out.jsonl.partial"
-    path.write_bytes(path.read_bytes() * 3)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "problem"),
-    [
-        (spoil_line, "line 2 of .*out.jsonl.partial is not of this run"),
-        (too_many_lines, "line 4 of .*out.jsonl.partial is not of this run"),
-        (lose_settings, "out.jsonl.partial has lost its settings"),
-        (spoil_settings, "out.jsonl.partial has lost its settings"),
-    ],
-)
-def test_a_partial_file_that_was_spoilt_is_refused(spoil: Callable[[Path], None], problem: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("spoil", [(b"Count 1", b"Count 9", 2), (b"}\n", b"}}\n", 1), (b"", b"[]\n", 1)], ids=str)
+def test_a_partial_file_that_was_spoilt_is_refused(spoil: tuple[bytes, bytes, int], tmp_path: Path) -> None:
     with pytest.raises(SampleError):
         sample(LINES, tmp_path / "out.jsonl", Echo(stop=ROWS[4]["instruction"]))
-    spoil(tmp_path)
-    with pytest.raises(SampleError, match=problem):
+    path, (old, new, number) = tmp_path / "out.jsonl.partial", spoil
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    with pytest.raises(OutputError, match=f"line {number} of .*out.jsonl.partial is not of this run"):
         sample(LINES, tmp_path / "out.jsonl", resume=True)
 
 
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
-    with pytest.raises(SampleError, match=r"nothing to resume: .*out.jsonl.partial does not exist; leave out --resume"):
-        sample(LINES, tmp_path / "out.jsonl", resume=True)
+@pytest.mark.parametrize("kept", [40, 400, 500], ids=lambda kept: f"{kept} bytes left")
+def test_a_file_torn_within_a_batch_goes_on_to_the_same_file(kept: int, tmp_path: Path) -> None:
+    """Its complete lines stay, and the others are what they would have been."""
+    sample(LINES, tmp_path / "expected.jsonl")
+    whole = (tmp_path / "expected.jsonl").read_bytes()
     with pytest.raises(SampleError):
-        sample(LINES, tmp_path / "out.jsonl", Echo(stop=ROWS[4]["instruction"]))
-    with pytest.raises(SampleError, match=r"out.jsonl.partial holds what a stopped run left; go on with --resume, or"):
-        sample(LINES, tmp_path / "out.jsonl")
-    sample(LINES, tmp_path / "out.jsonl", resume=True)
-    for resume in (True, False):
-        with pytest.raises(SampleError, match=r"out.jsonl exists; choose another name, or remove it"):
-            sample(LINES, tmp_path / "out.jsonl", resume=resume)
-
-
-def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:
-    def again(totals: Totals) -> None:
-        with pytest.raises(SampleError, match="another run writes to"):
-            sample(LINES, tmp_path / "out.jsonl", resume=True)
-
-    sample(LINES, tmp_path / "out.jsonl", progress=again)
-    assert len(read(tmp_path / "out.jsonl")) == 7
-
-
-def test_a_disk_that_is_full_is_an_error_that_names_the_file_and_how_to_go_on(tmp_path: Path) -> None:
-    """What the buffer still holds fails again when the file is closed; that must not hide the first error."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def fill(totals: Totals) -> None:
-        if totals.examples == 3:
-            size = (tmp_path / "out.jsonl.partial").stat().st_size
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))
-
-    try:
-        with pytest.raises(SampleError, match=r"out.jsonl.partial cannot be written: .*; go on with --resume once"):
-            sample(LINES, tmp_path / "out.jsonl", progress=fill)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert sample(LINES, tmp_path / "out.jsonl", resume=True).resumed == 3
-    sample(LINES, tmp_path / "expected.jsonl")
-    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
-
-
-def test_a_file_system_without_locks_is_not_taken_for_another_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def flock(file: Any, operation: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(SampleError, match=r"out.jsonl.partial cannot be locked: .*No locks available; choose a folder"):
-        sample(LINES, tmp_path / "out.jsonl")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_a_run_that_is_killed_goes_on_to_the_same_file(tmp_path: Path) -> None:
-    code = (
-        "import sys, time\nfrom tests.bench.test_sampling import *\n"
-        "def progress(totals):\n    if totals.examples == 6:\n        print('half', flush=True); time.sleep(60)\n"
-        "sample(LINES, Path(sys.argv[1]), progress=progress)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "out.jsonl")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    with subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE) as running:
-        assert running.stdout is not None
-        assert running.stdout.readline() == b"half\n"
-        running.send_signal(signal.SIGKILL)
-    assert sample(LINES, tmp_path / "out.jsonl", resume=True).resumed == 6
-    sample(LINES, tmp_path / "expected.jsonl")
-    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
+        sample(LINES, tmp_path / "out.jsonl", Echo(stop=ROWS[6]["instruction"]))
+    (tmp_path / "out.jsonl.partial").write_bytes(whole[:kept])
+    assert sample(LINES, tmp_path / "out.jsonl", resume=True).resumed == whole[:kept].count(b"\n")
+    assert (tmp_path / "out.jsonl").read_bytes() == whole
 
 
 # What is refused
@@ -422,7 +319,7 @@ def test_what_cannot_be_read_or_written_is_refused(tmp_path: Path) -> None:
     for name in ("out.jsonl.gz", "out.json", "out"):
         with pytest.raises(SampleError, match=rf"choose a name that ends in \.jsonl, not .*{name}$"):
             sample(LINES, tmp_path / name)
-    with pytest.raises(SampleError, match="cannot be written"):
-        sample(LINES, tmp_path / "torn.gz" / "out.jsonl")
+    with pytest.raises(OutputError, match="nothing to resume"):
+        sample(LINES, tmp_path / "out.jsonl", resume=True)
     with pytest.raises(SampleError, match="batch_size must be at least 1 and seed at least 0, got 0 and -1"):
         sample(LINES, tmp_path / "out.jsonl", batch_size=0, seed=-1)

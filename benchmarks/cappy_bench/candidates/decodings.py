@@ -56,8 +56,8 @@ class Candidates:
 class Sampler(Protocol):
     """An LLM that gives candidates.
 
-    `facts` is all that decides the candidates and can be written as JSON: the model, its commit, the dtype, limits.
-    `versions` is what may decide their last bits: packages and the machine.
+    `facts` are all that decides the candidates, as JSON can hold it: the model, its commit, the dtype, limits.
+    `versions` may decide their last bits: packages and the machine.
     """
 
     @property
@@ -68,10 +68,10 @@ class Sampler(Protocol):
     def versions(self) -> Mapping[str, str]: ...
 
     def check(self, instructions: Sequence[str], decodings: Sequence[Decoding]) -> None:
-        """Raise SampleError for what could not be sampled, before anything is; instructions count from 1."""
+        """Raise SampleError, before anything is sampled, if that would fail; instructions count from 1."""
 
     def sample(self, instructions: Sequence[str], decodings: Sequence[Decoding], *, seed: int) -> list[Candidates]:
-        """Candidates for each instruction, in order. The same instructions, decodings and `seed` give the same."""
+        """Give candidates for each instruction, in order; equal arguments give equal candidates."""
 
 
 PAPER = (
@@ -88,11 +88,17 @@ DECODINGS: Mapping[str, Decoding] = MappingProxyType(
 )
 """All decodings by name."""
 
+ENDPOINT_DECODINGS = tuple(DECODINGS[name] for name in ("sampling", "temperature", "top-p"))
+"""The paper's decodings that every endpoint has."""
+
 
 def choose_decodings(names: Iterable[str], *, count: int = 4) -> tuple[Decoding, ...]:
-    """The decodings of these names, in their order, with `count` candidates from each that samples.
+    """Look up decodings by name; each that samples gives `count` candidates.
 
-    Raises SampleError for unknown names, names given twice, none at all, and a count below 1.
+        >>> [decoding.count for decoding in choose_decodings(["greedy", "top-p"], count=2)]
+        [1, 2]
+
+    Raises SampleError for unknown names, names given twice, an empty list, and a count below 1.
     """
     names = list(names)
     unknown = [name for name in names if name not in DECODINGS]
@@ -107,5 +113,9 @@ def choose_decodings(names: Iterable[str], *, count: int = 4) -> tuple[Decoding,
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed of its own for `parts`, the same on every machine: 0 to 2**31 - 1, which every server takes."""
+    """Derive a seed from `parts`, the same on every machine: 0 to 2**31 - 1, which every server takes.
+
+    >>> derive_seed(0, 8, "top-p")
+    1414666695
+    """
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:4], "big") >> 1

@@ -2,98 +2,64 @@
 
 Temperature and top-p are always sent. What a server does by itself stays: vLLM takes what is not sent from the model's
 generation_config.json (start it with `--generation-config vllm`), llama.cpp has a top-k and a min-p of its own;
-`extra_body` sends more. `top_k`, needed by the decoding "top-k", is no part of OpenAI's protocol; vLLM and llama.cpp
-take it. Log-likelihoods are the server's: whether they count the end token, and the temperature, is its affair.
+`extra_body` sends more. `top_k`, needed by the decoding "top-k", is not in OpenAI's protocol; vLLM and llama.cpp take
+it. Log-likelihoods are the server's: whether they count the end token, and the temperature, is its affair.
 """
 
 from __future__ import annotations
 
-import collections
 import functools
 import logging
 import math
 import os
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 import openai
 
-from cappy_bench.candidates.decodings import DECODINGS, Candidates, Decoding, Sample, derive_seed
+from cappy_bench.candidates.decodings import Candidates, Decoding, Sample, derive_seed
+from cappy_bench.candidates.options import EndpointOptions, check_new_tokens
+from cappy_bench.candidates.threads import run_all
 from cappy_engine.errors import SampleError
-
-ENDPOINT_DECODINGS = tuple(DECODINGS[name] for name in ("sampling", "temperature", "top-p"))
-"""The paper's decodings that every endpoint has."""
-
-APIS = ("chat", "completions")
-SENT = frozenset(
-    "model messages prompt n temperature top_p seed logprobs max_tokens max_completion_tokens stream".split()
-)
-"""Fields that the command decides on; `extra_body` would override them."""
 
 log = logging.getLogger(__name__)
 
 
 class Endpoint:
-    """An LLM behind `base_url`; a `decodings.Sampler`.
+    """An LLM behind `base_url`, where it has the name `model`; a `decodings.Sampler`.
 
-    `api` "chat" sends an instruction as the user's message, "completions" as the prompt. The key is that of the
-    environment variable OPENAI_API_KEY. At most `concurrent` requests run at once; one that fails for a while is
-    repeated up to `max_retries` times. `max_choices` bounds the candidates of one request, for servers that give only
-    one; `uses_max_completion_tokens` is for models that refuse `max_tokens` (OpenAI's newer ones).
+    The key is that of the environment variable OPENAI_API_KEY.
 
-    Raises SampleError for options that cannot be used.
+        >>> Endpoint("http://localhost:8000/v1", "my-llm", EndpointOptions(max_choices=1)).name
+        'my-llm'
+
+    Raises SampleError for a URL that is not an endpoint's, and for `max_new_tokens` below 1.
     """
 
     def __init__(
-        self,
-        base_url: str,
-        model: str,
-        *,
-        api: str = "chat",
-        max_new_tokens: int = 128,
-        with_log_likelihoods: bool = True,
-        concurrent: int = 8,
-        max_retries: int = 5,
-        timeout_seconds: float = 600.0,
-        max_choices: int | None = None,
-        uses_max_completion_tokens: bool = False,
-        extra_body: Mapping[str, Any] | None = None,
+        self, base_url: str, model: str, options: EndpointOptions | None = None, *, max_new_tokens: int = 128
     ) -> None:
-        is_chat = api == "chat"
-        if api not in APIS:
-            raise SampleError(f"unknown api {api!r}; choose from {', '.join(APIS)}")
-        if min(max_new_tokens, concurrent, max_choices or 1) < 1 or max_retries < 0 or not timeout_seconds > 0:
-            raise SampleError("max_new_tokens, concurrent, max_choices and timeout_seconds must be above 0")
-        if not is_chat and uses_max_completion_tokens:
-            raise SampleError("the api 'completions' has max_tokens only; leave max_completion_tokens out")
-        taken = sorted(SENT & set(extra_body or {}))
-        if taken:
-            raise SampleError(
-                f"extra_body must not hold {', '.join(taken)}: the command sends these by its own options and decodings"
-            )
-        self._is_chat, self._has_likelihoods = is_chat, with_log_likelihoods
-        self._concurrent, self._most = concurrent, max_choices
-        limit = "max_completion_tokens" if uses_max_completion_tokens else "max_tokens"
+        check_new_tokens(max_new_tokens)
+        self._options = options = options or EndpointOptions()
+        limit = "max_completion_tokens" if options.uses_max_completion_tokens else "max_tokens"
         self._fields = {"model": model, limit: max_new_tokens}
-        self._extra = dict(extra_body or {})
-        self._client = _client(base_url, max_retries, timeout_seconds)
+        self._extra = dict(options.extra_body or {})
+        self._client = _client(base_url, options)
         self.name = model
         self.facts: Mapping[str, Any] = {
             "base_url": base_url,
             "model": model,
-            "api": api,
+            "api": options.api,
             "max_new_tokens": max_new_tokens,
-            "with_log_likelihoods": with_log_likelihoods,
-            "max_choices": max_choices,
+            "with_log_likelihoods": not options.without_log_likelihoods,
+            "max_choices": options.max_choices,
             "extra_body": self._extra,
         }
         self.versions = {"openai": openai.__version__}
 
     def check(self, instructions: Sequence[str], decodings: Sequence[Decoding]) -> None:
-        """Raise SampleError for decodings that an endpoint does not have; its prompts are the server's to judge."""
+        """Raise SampleError for a decoding with beams, which endpoints lack; the server judges the prompts."""
         for decoding in decodings:
             if decoding.num_beams > 1:
                 raise SampleError(
@@ -102,7 +68,7 @@ class Endpoint:
                 )
 
     def sample(self, instructions: Sequence[str], decodings: Sequence[Decoding], *, seed: int) -> list[Candidates]:
-        """Candidates for each instruction, in order. `seed` is sent, but whether it is heeded is the server's affair.
+        """Ask for candidates for each instruction, in order; a server may ignore the `seed` that is sent.
 
         Raises SampleError; requests that were not sent yet are then dropped, and those that run are not waited for.
         """
@@ -112,17 +78,17 @@ class Endpoint:
             for place, text in enumerate(instructions, start=1)
             for decoding in decodings
         ]
-        found = _run_all(jobs, self._concurrent)
+        found = run_all(jobs, self._options.concurrent)
         rows = [found[first : first + len(decodings)] for first in range(0, len(found), len(decodings))]
         return [Candidates(tuple(one for each in row for one in each)) for row in rows]
 
     def _ask(self, instruction: str, place: int, decoding: Decoding, seed: int) -> list[Sample]:
-        """All candidates of one decoding; what a server gives at once may be fewer than asked for."""
+        """All candidates of one decoding; a server may give fewer at once than it was asked for."""
         found: list[Sample] = []
         while len(found) < decoding.count:
             missing = decoding.count - len(found)
             fields = self._fields | {
-                "n": min(missing, self._most or missing),
+                "n": min(missing, self._options.max_choices or missing),
                 "temperature": decoding.temperature if decoding.is_sampled else 0.0,
                 "top_p": decoding.top_p,
                 "seed": derive_seed(seed, place, decoding.name, len(found)),
@@ -130,7 +96,7 @@ class Endpoint:
             extra = self._extra | ({"top_k": decoding.top_k} if decoding.top_k is not None else {})
             try:
                 choices = self._choices(instruction, fields, extra)
-            except (openai.OpenAIError, ValueError) as error:  # ValueError: an answer that is no JSON
+            except (openai.OpenAIError, ValueError) as error:  # ValueError: the answer is not JSON
                 raise SampleError(self._explained(error, instruction, place, decoding)) from error
             if not choices:
                 raise SampleError(f"the endpoint gave no choice for instruction {place} ({decoding.name})")
@@ -138,14 +104,15 @@ class Endpoint:
         return found
 
     def _choices(self, instruction: str, fields: dict[str, Any], extra: dict[str, Any]) -> list[Any]:
+        wants_likelihoods = not self._options.without_log_likelihoods
         if self._is_chat:
-            likelihoods: dict[str, Any] = {"logprobs": True} if self._has_likelihoods else {}
+            likelihoods: dict[str, Any] = {"logprobs": True} if wants_likelihoods else {}
             messages: Any = [{"role": "user", "content": instruction}]
             answer: Any = self._client.chat.completions.create(
                 messages=messages, extra_body=extra, **fields, **likelihoods
             )
         else:
-            likelihoods = {"logprobs": 1} if self._has_likelihoods else {}  # llama.cpp takes 0 for none
+            likelihoods = {"logprobs": 1} if wants_likelihoods else {}  # llama.cpp takes 0 for none
             answer = self._client.completions.create(prompt=instruction, extra_body=extra, **fields, **likelihoods)
         choices = getattr(answer, "choices", None)
         return list(choices) if isinstance(choices, list) else []
@@ -157,7 +124,7 @@ class Endpoint:
         if refusal or choice.finish_reason == "content_filter":
             why = f"{refusal or 'filtered'}"[:80]
             log.warning("an instruction was refused (%s): %s It begins with %.60r", decoding.name, why, instruction)
-        values = self._values(choice, text, place) if self._has_likelihoods else None
+        values = None if self._options.without_log_likelihoods else self._values(choice, text, place)
         total = None if values is None else math.fsum(values)
         is_cut = choice.finish_reason in ("length", "content_filter")
         return Sample(text, decoding.name, total, None if values is None else len(values), is_cut)
@@ -179,10 +146,17 @@ class Endpoint:
             )
         return values
 
+    @property
+    def _is_chat(self) -> bool:
+        return self._options.api == "chat"
+
     def _explained(self, error: Exception, instruction: str, place: int, decoding: Decoding) -> str:
+        """What failed, with the server's own words and what may help."""
         message = str(error)[:500]
         hints = {
-            "logprob": " Do without log-likelihoods by --no-log-likelihoods." if self._has_likelihoods else "",
+            "logprob": ""
+            if self._options.without_log_likelihoods
+            else " Do without log-likelihoods by --no-log-likelihoods.",
             "top_k": " Leave out the decoding 'top-k'." if decoding.top_k is not None else "",
             "max_completion_tokens": " Give the option for max_completion_tokens.",
         }
@@ -196,53 +170,23 @@ class Endpoint:
         )
 
 
-def _client(base_url: str, max_retries: int, timeout_seconds: float) -> openai.OpenAI:
-    """Raises SampleError, without a password that the URL may hold, for what is no URL of an endpoint."""
+def _client(base_url: str, options: EndpointOptions) -> openai.OpenAI:
+    """Raise SampleError for a URL that is not an endpoint's, without a password that it may hold."""
     try:
         url = urlsplit(base_url)
         is_endpoint = url.scheme in ("http", "https") and url.hostname and url.username is None
-        if is_endpoint and url.port != 0:  # reading the port raises ValueError for what is none
+        if is_endpoint and url.port != 0:  # reading a port that is not a number raises ValueError
             key = os.environ.get("OPENAI_API_KEY") or "none"
-            return openai.OpenAI(base_url=base_url, api_key=key, max_retries=max_retries, timeout=timeout_seconds)
-    except Exception as error:  # ValueError of urlsplit, or an InvalidURL of the client's HTTP library, which is none
-        raise _no_endpoint(base_url) from error
-    raise _no_endpoint(base_url)
+            return openai.OpenAI(
+                base_url=base_url, api_key=key, max_retries=options.max_retries, timeout=options.timeout_seconds
+            )
+    except Exception as error:  # ValueError of urlsplit, or InvalidURL of the client's HTTP library, not a ValueError
+        raise _not_an_endpoint(base_url) from error
+    raise _not_an_endpoint(base_url)
 
 
-def _no_endpoint(base_url: str) -> SampleError:
+def _not_an_endpoint(base_url: str) -> SampleError:
     return SampleError(
-        f"{base_url.rpartition('@')[2]!r} is no endpoint: needed is http(s)://HOST/v1 without a user name; a key goes "
-        "into the environment variable OPENAI_API_KEY"
+        f"{base_url.rpartition('@')[2]!r} is not an endpoint's URL; give http(s)://HOST/v1 without a user name, and "
+        "the key in the environment variable OPENAI_API_KEY"
     )
-
-
-def _run_all(jobs: Sequence[Callable[[], list[Sample]]], concurrent: int) -> list[list[Sample]]:
-    """The results of `jobs`, in order, at most `concurrent` at once.
-
-    At the first error, or an interrupt, jobs that have not begun are dropped and those that run are left behind: their
-    threads are daemons, which a process does not wait for at its end, as it does for those of a ThreadPoolExecutor.
-    """
-    results: list[Future[list[Sample]]] = [Future() for _ in jobs]
-    waiting = collections.deque(zip(jobs, results, strict=True))
-
-    def work() -> None:
-        while True:
-            try:
-                job, result = waiting.popleft()
-            except IndexError:
-                return
-            try:
-                result.set_result(job())
-            except BaseException as error:  # whatever it is, who waits for the result must get it
-                result.set_exception(error)
-
-    for _ in range(min(concurrent, len(jobs))):
-        threading.Thread(target=work, daemon=True).start()
-    try:
-        done, _ = wait(results, return_when=FIRST_EXCEPTION)
-        for result in results:
-            if result in done:
-                result.result()  # raises
-        return [result.result() for result in results]
-    finally:
-        waiting.clear()

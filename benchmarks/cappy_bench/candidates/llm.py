@@ -26,65 +26,56 @@ from cappy_bench.candidates.checkpoint import (
 )
 from cappy_bench.candidates.decodings import Candidates, Decoding, Sample, derive_seed
 from cappy_bench.candidates.likelihoods import log_likelihoods, pad
+from cappy_bench.candidates.options import LLMOptions, check_new_tokens
 from cappy_bench.candidates.prompts import Prompt, PromptRules, encode_prompt, response_text
 from cappy_engine.errors import CheckpointError, DeviceUnavailable, SampleError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 log = logging.getLogger(__name__)
 Ids = list[int]
 
 
 def open_llm(
     source: str | Path,
+    options: LLMOptions | None = None,
     *,
-    revision: str | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
     max_new_tokens: int = 128,
-    max_prompt_tokens: int | None = None,
-    is_chat: bool = False,
     say: Callable[[str], object] = log.info,
 ) -> LocalLLM:
     """Load an LLM, a local folder or a hub id, to sample from.
 
-    `device` "auto" is a GPU if there is one; several GPUs share a model. `dtype` "auto" is bfloat16 on GPUs and float32
-    on the CPU. An instruction is the prompt as it is, or, with `is_chat`, the user's message in the tokenizer's chat
-    template. `max_prompt_tokens` cuts longer prompts on the right.
+        >>> open_llm("google/flan-t5-small", LLMOptions(device="cpu")).name
+        'google/flan-t5-small'
 
     Raises CheckpointError, DeviceUnavailable, and SampleError for options that do not fit the model.
     """
-    for name, value in (("max_new_tokens", max_new_tokens), ("max_prompt_tokens", max_prompt_tokens)):
-        if value is not None and value < 1:
-            raise SampleError(f"{name} must be at least 1, got {value}")
-    device = _choose_device(device)
-    torch_dtype = _choose_dtype(dtype, device)
-    checkpoint = open_llm_checkpoint(source, revision=revision)
+    check_new_tokens(max_new_tokens)
+    options = options or LLMOptions()
+    device = _choose_device(options.device)
+    dtype = _choose_dtype(options.dtype, device)
+    checkpoint = open_llm_checkpoint(source, revision=options.revision)
     tokenizer = load_llm_tokenizer(checkpoint)
-    if is_chat and not tokenizer.chat_template:
+    if options.is_chat and not tokenizer.chat_template:
         raise SampleError(f"the tokenizer of {checkpoint.name} has no chat template; take the instructions as they are")
     ids = special_ids(checkpoint, tokenizer)
     if checkpoint.is_seq2seq and not isinstance(ids.get("decoder_start_token_id"), int):
         raise CheckpointError(f"the config of {checkpoint.name} has no decoder_start_token_id")
     config = load_llm_config(checkpoint)
     room = _room(config, is_seq2seq=checkpoint.is_seq2seq, max_new_tokens=max_new_tokens)
-    if room is not None and max(1, max_prompt_tokens or 0) > room:
-        raise SampleError(
-            f"{max_new_tokens} new tokens leave room for prompts of {max(0, room)} tokens in {checkpoint.name}"
-            + (f"; max_prompt_tokens is {max_prompt_tokens}" if max_prompt_tokens else "")
-        )
+    rules = PromptRules(is_chat=options.is_chat, max_tokens=options.max_prompt_tokens, room=room)
+    _check_room(rules, checkpoint.name, max_new_tokens)
     identity = checkpoint.identity()
-    model = load_llm(checkpoint, config, device=device, dtype=torch_dtype)
+    model = load_llm(checkpoint, config, device=device, dtype=dtype)
     facts = {
         **identity,
         "kind": "seq2seq" if checkpoint.is_seq2seq else "causal",
         "device": device,
-        "dtype": str(torch_dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
         "attention": str(model.config._attn_implementation),
         "max_new_tokens": max_new_tokens,
-        "max_prompt_tokens": max_prompt_tokens,
-        "is_chat": is_chat,
+        "max_prompt_tokens": options.max_prompt_tokens,
+        "is_chat": options.is_chat,
     }
-    rules = PromptRules(is_chat=is_chat, max_tokens=max_prompt_tokens, room=room)
     say(f"{checkpoint.name}: {facts['kind']}, {model.num_parameters():,} parameters, {facts['dtype']} on {device}")
     return LocalLLM(model, tokenizer, ids, rules, facts)
 
@@ -109,15 +100,15 @@ class LocalLLM:
         self.versions = {"torch": str(torch.__version__), "transformers": str(transformers.__version__), **gpu}
 
     def check(self, instructions: Sequence[str], decodings: Sequence[Decoding]) -> None:
-        """Raise SampleError for the first instruction that cannot be a prompt; every decoding can be had."""
+        """Raise SampleError for the first instruction that cannot be a prompt; no decoding is refused."""
         for place, text in enumerate(instructions, start=1):
             encode_prompt(self._tokenizer, text, self._rules, place=place)
 
     def sample(self, instructions: Sequence[str], decodings: Sequence[Decoding], *, seed: int) -> list[Candidates]:
-        """Candidates for each instruction; all of them are generated together, once for each decoding.
+        """Generate candidates for all instructions together, once for each decoding.
 
         The same instructions in the same order, decodings and `seed` give the same candidates. Raises SampleError, also
-        where memory runs out.
+        if memory runs out.
         """
         prompts = self._prompts(instructions)
         found: list[list[Sample]] = [[] for _ in prompts]
@@ -162,7 +153,7 @@ class LocalLLM:
         return [self._until_end(row) for row in output[:, start:].tolist()]
 
     def _until_end(self, tokens: Ids) -> Ids:
-        """What follows the end token is padding; a padding token before it was generated, and counts."""
+        """Cut behind the end token, where padding follows; a padding token before it was generated, and counts."""
         end = next((place for place, token in enumerate(tokens) if token in self._ends), len(tokens) - 1)
         return tokens[: end + 1]
 
@@ -182,7 +173,11 @@ class LocalLLM:
 
 
 def generation_config(decoding: Decoding, ids: Mapping[str, Any], *, max_new_tokens: int) -> GenerationConfig:
-    """transformers' settings for a decoding; `ids` are those of special tokens."""
+    """Translate a decoding into transformers' settings; `ids` are those of special tokens.
+
+    >>> generation_config(PAPER[1], {"pad_token_id": 0}, max_new_tokens=8).num_return_sequences
+    4
+    """
     sampled = {"temperature": decoding.temperature, "top_k": decoding.top_k or 0, "top_p": decoding.top_p}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -195,20 +190,16 @@ def generation_config(decoding: Decoding, ids: Mapping[str, Any], *, max_new_tok
 
 
 def _choose_device(asked: str) -> str:
-    if asked not in ("auto", "cpu", "cuda"):
-        raise SampleError(f"unknown device {asked!r}; choose from auto, cpu, cuda")
     if asked == "cuda" and not torch.cuda.is_available():
         raise DeviceUnavailable("PyTorch sees no CUDA device here; install a build of it for CUDA, or choose cpu")
     return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _choose_dtype(asked: str, device: str) -> torch.dtype:
-    if asked not in ("auto", *DTYPES):
-        raise SampleError(f"unknown dtype {asked!r}; choose from auto, {', '.join(DTYPES)}")
     chosen = asked if asked != "auto" else "bfloat16" if device == "cuda" else "float32"
     if chosen == "bfloat16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise DeviceUnavailable("this GPU has no bfloat16; choose float32")
-    return DTYPES[chosen]
+    return TORCH_DTYPES[chosen]
 
 
 def _room(config: PretrainedConfig, *, is_seq2seq: bool, max_new_tokens: int) -> int | None:
@@ -219,3 +210,12 @@ def _room(config: PretrainedConfig, *, is_seq2seq: bool, max_new_tokens: int) ->
     if is_seq2seq:  # encoder and decoder have positions of their own
         return positions if max_new_tokens <= positions else 0
     return positions - max_new_tokens
+
+
+def _check_room(rules: PromptRules, name: str, max_new_tokens: int) -> None:
+    """Raise SampleError if the new tokens leave no room for a prompt, or too little for `rules.max_tokens`."""
+    if rules.room is not None and max(1, rules.max_tokens or 0) > rules.room:
+        raise SampleError(
+            f"{max_new_tokens} new tokens leave room for prompts of {max(0, rules.room)} tokens in {name}"
+            + (f"; max_prompt_tokens is {rules.max_tokens}" if rules.max_tokens else "")
+        )

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cappy_bench.candidates import sampling
+from cappy_bench.candidates.decodings import ENDPOINT_DECODINGS, PAPER, choose_decodings
+from cappy_bench.candidates.options import EndpointOptions, LLMOptions, SampleOptions
 from cappy_engine.cli.arguments import (
     EXIT_OK,
     add_command,
@@ -161,18 +164,15 @@ def _render(options: argparse.Namespace) -> int:
 
 def _sample(options: argparse.Namespace) -> int:
     _check_kind(options)
-    decodings, sampling = (
-        import_export(f"cappy_bench.candidates.{name}", "cpu,export,llm") for name in ("decodings", "sampling")
-    )
-    run = {"seed": options.seed, "batch_size": options.batch_size, "resume": options.resume}
+    run = SampleOptions(seed=options.seed, batch_size=options.batch_size, resume=options.resume)
     # All that can be known at once is refused before an LLM is loaded for minutes.
-    sampling.check_run(options.output, **run)
-    chosen = decodings.choose_decodings(options.decodings or _default_decodings(options), count=options.count)
+    sampling.check_out(options.output, resume=run.resume)
+    chosen = choose_decodings(options.decodings or _default_decodings(options), count=options.count)
     prompts = sampling.read_prompts(options.prompts)
     with exit_on_termination():
         sampler = _open_llm(options) if options.llm else _open_endpoint(options)
         with _sampling_bar() as progress:
-            totals = sampling.sample_file(prompts, options.output, sampler, chosen, **run, say=say, progress=progress)
+            totals = sampling.sample_file(prompts, options.output, sampler, chosen, run, say=say, progress=progress)
     say(_described(totals))
     print(f"wrote {options.output}")
     return EXIT_OK
@@ -205,38 +205,32 @@ def _check_kind(options: argparse.Namespace) -> None:
 
 
 def _default_decodings(options: argparse.Namespace) -> list[str]:
-    if options.llm:
-        found = import_export("cappy_bench.candidates.decodings", "cpu,export,llm").PAPER
-    else:
-        found = import_export("cappy_bench.candidates.endpoint", "cpu,export,llm").ENDPOINT_DECODINGS
-    return [decoding.name for decoding in found]
+    return [decoding.name for decoding in (PAPER if options.llm else ENDPOINT_DECODINGS)]
 
 
 def _open_llm(options: argparse.Namespace) -> Any:
-    return import_export("cappy_bench.candidates.llm", "cpu,export,llm").open_llm(
-        options.llm,
+    asked = LLMOptions(
         revision=options.revision,
         device=options.device or "auto",
         dtype=options.dtype or "auto",
-        max_new_tokens=options.max_new_tokens,
         max_prompt_tokens=options.max_prompt_tokens,
         is_chat=bool(options.chat_template),
-        say=say,
     )
+    llm = import_export("cappy_bench.candidates.llm", "cpu,export,train")
+    return llm.open_llm(options.llm, asked, max_new_tokens=options.max_new_tokens, say=say)
 
 
 def _open_endpoint(options: argparse.Namespace) -> Any:
-    return import_export("cappy_bench.candidates.endpoint", "cpu,export,llm").Endpoint(
-        options.endpoint,
-        options.model,
+    asked = EndpointOptions(
         api=options.api or "chat",
-        max_new_tokens=options.max_new_tokens,
-        with_log_likelihoods=not options.no_log_likelihoods,
         concurrent=options.concurrent or 8,
         max_choices=options.max_choices,
         uses_max_completion_tokens=bool(options.max_completion_tokens),
         extra_body=options.extra_body,
+        without_log_likelihoods=bool(options.no_log_likelihoods),
     )
+    endpoint = import_export("cappy_bench.candidates.endpoint", "cpu,llm")
+    return endpoint.Endpoint(options.endpoint, options.model, asked, max_new_tokens=options.max_new_tokens)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """A file of instructions becomes a file of candidates: in order, batch by batch, and on from where a run was stopped.
 
 A batch's seed comes from its place, so that a resumed file holds what an uninterrupted one would. Knows nothing of LLMs
-but `decodings.Sampler`; how the file grows is in `partial.py`.
+but `decodings.Sampler`; how the file grows is in `cappy_engine.bulk.growing`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from cappy_bench.candidates.decodings import Candidates, Decoding, Sampler, derive_seed
-from cappy_engine.bulk import growing as partial
-from cappy_engine.bulk.jsonl import open_lines
+from cappy_bench.candidates.options import SampleOptions
+from cappy_engine.bulk.growing import Names, check_names, open_growing
+from cappy_engine.bulk.jsonl import json_line, open_lines
 from cappy_engine.bulk.rows import read_fields
-from cappy_engine.errors import CappyError, InvalidLine, SampleError
+from cappy_engine.errors import CappyError, InvalidLine, OutputError, SampleError
 
 FIELDS = ("samples", "decodings", "log_likelihoods", "token_counts", "cut", "prompt_cut")
-"""What is added to each line."""
+"""The fields that are added to each line."""
 
 log = logging.getLogger(__name__)
 Fields = dict[str, Any]
+Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,17 @@ class Totals:
     resumed: int = 0
     seconds: float = 0.0
 
+    def plus(self, lines: Sequence[Fields]) -> Totals:
+        """Add the examples of more lines."""
+        return dataclasses.replace(
+            self,
+            examples=self.examples + len(lines),
+            samples=self.samples + sum(len(line["samples"]) for line in lines),
+            cut=self.cut + sum(sum(line["cut"]) for line in lines),
+            empty=self.empty + sum(line["samples"].count("") for line in lines),
+            prompts_cut=self.prompts_cut + sum("prompt_cut" in line for line in lines),
+        )
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -56,19 +69,30 @@ class Prompts:
     sha256: str
 
 
-def check_run(out: str | Path, *, seed: int = 0, batch_size: int = 8, resume: bool = False) -> partial.Names:
-    """The names of a run's files. Raises SampleError for what is no name, would be overwritten or cannot go on."""
-    if batch_size < 1 or seed < 0:
-        raise SampleError(f"batch_size must be at least 1 and seed at least 0, got {batch_size} and {seed}")
-    names = partial.Names(Path(out))
+def check_out(out: str | Path, *, resume: bool) -> Names:
+    """Name a run's files, before an LLM is loaded for minutes.
+
+        >>> check_out("new.jsonl", resume=False).partial
+        PosixPath('new.jsonl.partial')
+
+    Raises SampleError for a name that does not end in .jsonl, and OutputError if a file would be overwritten or there
+    is nothing to resume.
+    """
+    names = Names(Path(out))
     if names.target.suffix != ".jsonl":
         raise SampleError(f"candidates are written as plain JSON Lines; choose a name that ends in .jsonl, not {out}")
-    partial.check_names(names, resume=resume)
+    check_names(names, resume=resume)
     return names
 
 
 def read_prompts(source: str | Path | Iterable[bytes]) -> Prompts:
-    """Read and check the instructions of `source`, JSON Lines (.gz too) or their lines. Raises SampleError."""
+    """Read and check the instructions of `source`, a JSON Lines file (.gz too) or its lines.
+
+        >>> len(read_prompts([b'{"instruction": "Add 2 and 3."}']).examples)
+        1
+
+    Raises SampleError.
+    """
     name = str(source) if isinstance(source, (str, Path)) else "the input"
     digest, examples = hashlib.sha256(), []
     try:
@@ -93,67 +117,76 @@ def sample_file(
     out: str | Path,
     sampler: Sampler,
     decodings: Sequence[Decoding],
+    options: SampleOptions | None = None,
     *,
-    seed: int = 0,
-    batch_size: int = 8,
-    resume: bool = False,
-    say: Callable[[str], object] = log.info,
+    say: Say = log.info,
     progress: Callable[[Totals], object] = lambda totals: None,
 ) -> Totals:
-    """Sample candidates for each instruction of `source`, read or to be read by `read_prompts`, into the new `out`.
+    """Sample candidates for each instruction of `source`, which `read_prompts` reads, into the new file `out`.
 
     A line of `out` is the input's fields and `samples`, `decodings`, `log_likelihoods`, `token_counts` and `cut`, lists
-    of one length and order; `prompt_cut` is there, and true, where the LLM saw a part of the instruction only. All
-    lines are checked before the first is sampled. What is complete is in OUT.partial, on the disk after every batch (an
-    error before that leaves nothing); `resume` goes on from there, also where lines of the input behind the finished
+    of one length and order; `prompt_cut` is there, and true, if the LLM saw only a part of the instruction. All lines
+    are checked before the first is sampled. OUT.partial grows on the disk with every batch; an error before the first
+    leaves nothing. With `options.resume` the run goes on from there, also if lines of the input behind the finished
     ones were changed or taken out. OUT.settings.json keeps what decided the candidates. `progress` is called after
     every batch, and once before the first.
 
-    Raises SampleError.
+        >>> sample_file("prompts.jsonl", "samples.jsonl", open_llm("./my-llm"), PAPER).samples
+        170
+
+    Raises SampleError, and OutputError if the file cannot be begun, gone on with or finished.
     """
-    names = check_run(out, seed=seed, batch_size=batch_size, resume=resume)
+    options = options or SampleOptions()
+    names = check_out(out, resume=options.resume)
     prompts = source if isinstance(source, Prompts) else read_prompts(source)
-    examples = prompts.examples
-    sampler.check([fields["instruction"] for fields in examples], decodings)
+    sampler.check([fields["instruction"] for fields in prompts.examples], decodings)
     settings = {
         "sampler": dict(sampler.facts),
         "decodings": [dataclasses.asdict(decoding) for decoding in decodings],
-        "seed": seed,
-        "batch_size": batch_size,
+        "seed": options.seed,
+        "batch_size": options.batch_size,
     }
     origin = {
         "versions": dict(sampler.versions),
-        "input": {"examples": len(examples), "sha256": prompts.sha256},
+        "input": {"examples": len(prompts.examples), "sha256": prompts.sha256},
     }
-    with partial.open_alone(names, resume=resume) as file:
-        totals = Totals(len(examples))
-        if resume:
-            own = _own_lines(partial.complete_lines(file, say), examples, names.partial)
-            partial.check_settings(names, settings, origin, say)
-            totals = _count(totals, own)
+    with open_growing(names, resume=options.resume) as growing:
+        totals = Totals(len(prompts.examples))
+        if options.resume:
+            totals = totals.plus(_own_lines(growing.complete_lines(say), prompts.examples, names.partial))
+            growing.check_settings(settings, origin, say)
             totals = dataclasses.replace(totals, resumed=totals.examples)
-            say(f"going on after {totals.examples} of {len(examples)} examples")
+            say(f"going on after {totals.examples} of {len(prompts.examples)} examples")
         else:
-            partial.begin(names, settings, origin)
+            growing.begin(settings, origin)
         progress(totals)
         started = time.monotonic()
-        for first in range(totals.examples - totals.examples % batch_size, len(examples), batch_size):
-            batch = examples[first : first + batch_size]
-            texts = [fields["instruction"] for fields in batch]
-            try:
-                found = sampler.sample(texts, decodings, seed=derive_seed(seed, first))
-            except SampleError as error:
-                if not totals.examples:  # its settings would only be in the way of those that work
-                    partial.remove(names)
-                raise SampleError(
-                    f"in the batch of examples {first + 1} to {first + len(batch)}: {error}\n{_kept(totals, names)}"
-                ) from error
-            lines = [_line(*each) for each in zip(batch, found, strict=True)][totals.examples - first :]
-            partial.append(file, b"".join(map(_encoded, lines)))
-            totals = dataclasses.replace(_count(totals, lines), seconds=time.monotonic() - started)
-            progress(totals)
-    partial.finish(names)
+        try:
+            for lines in _sampled(prompts.examples, sampler, decodings, options, done=totals.examples):
+                growing.append(b"".join(map(json_line, lines)))
+                totals = dataclasses.replace(totals.plus(lines), seconds=time.monotonic() - started)
+                progress(totals)
+        except SampleError as error:
+            if not totals.examples:  # its settings would only be in the way of those that work
+                growing.remove()
+            raise SampleError(f"{error}\n{_kept(totals, names)}") from error
+        growing.finish()
     return totals
+
+
+def _sampled(
+    examples: Sequence[Fields], sampler: Sampler, decodings: Sequence[Decoding], options: SampleOptions, *, done: int
+) -> Iterator[list[Fields]]:
+    """Sample batch by batch and yield the lines of each; the first `done` lines of all are made, but not yielded."""
+    size = options.batch_size
+    for first in range(done - done % size, len(examples), size):
+        batch = examples[first : first + size]
+        texts = [fields["instruction"] for fields in batch]
+        try:
+            found = sampler.sample(texts, decodings, seed=derive_seed(options.seed, first))
+        except SampleError as error:
+            raise SampleError(f"in the batch of examples {first + 1} to {first + len(batch)}: {error}") from error
+        yield [_line(*each) for each in zip(batch, found, strict=True)][max(0, done - first) :]
 
 
 @contextlib.contextmanager
@@ -171,8 +204,8 @@ def _check_free(fields: Fields, number: int) -> None:
         raise InvalidLine(number, f"has a field {taken[0]!r} already; take that out, or give the file without samples")
 
 
-def _own_lines(lines: Sequence[bytes], examples: Sequence[Fields], path: Path) -> list[Fields]:
-    """The fields of lines written before; SampleError if they are not those of the first examples."""
+def _own_lines(lines: Iterable[bytes], examples: Sequence[Fields], path: Path) -> list[Fields]:
+    """Read the lines written before; OutputError if they are not those of the first examples."""
     found: list[Fields] = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -181,7 +214,7 @@ def _own_lines(lines: Sequence[bytes], examples: Sequence[Fields], path: Path) -
         except (ValueError, TypeError, IndexError):
             is_own = False
         if not is_own:
-            raise SampleError(
+            raise OutputError(
                 f"line {number} of {path} is not of this run: it does not answer example {number} of the input; give "
                 "the input as it was up to there, or remove the file and start anew"
             )
@@ -189,7 +222,7 @@ def _own_lines(lines: Sequence[bytes], examples: Sequence[Fields], path: Path) -
     return found
 
 
-def _kept(totals: Totals, names: partial.Names) -> str:
+def _kept(totals: Totals, names: Names) -> str:
     if not totals.examples:
         return "no example is complete, so nothing was kept"
     return (
@@ -208,21 +241,3 @@ def _line(fields: Mapping[str, Any], found: Candidates) -> Fields:
         "token_counts": [sample.tokens for sample in samples],
         "cut": [sample.is_cut for sample in samples],
     } | ({"prompt_cut": True} if found.is_prompt_cut else {})
-
-
-def _encoded(fields: Fields) -> bytes:
-    try:
-        return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # a lone surrogate in a field that is not ours to judge
-        return json.dumps(fields).encode() + b"\n"
-
-
-def _count(totals: Totals, lines: Sequence[Fields]) -> Totals:
-    return dataclasses.replace(
-        totals,
-        examples=totals.examples + len(lines),
-        samples=totals.samples + sum(len(line["samples"]) for line in lines),
-        cut=totals.cut + sum(sum(line["cut"]) for line in lines),
-        empty=totals.empty + sum(line["samples"].count("") for line in lines),
-        prompts_cut=totals.prompts_cut + sum("prompt_cut" in line for line in lines),
-    )

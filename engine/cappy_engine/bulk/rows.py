@@ -68,18 +68,6 @@ def read_fields(line: bytes, number: int, texts: Sequence[str]) -> dict[str, Any
     return fields
 
 
-def json_line(fields: dict[str, Any]) -> bytes:
-    """Write fields as one line of JSON Lines, in UTF-8.
-
-    >>> json_line({"score": 0.5})
-    b'{"score": 0.5}\\n'
-    """
-    try:
-        return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # a lone surrogate in a field that is not ours to judge
-        return json.dumps(fields).encode() + b"\n"
-
-
 def _finite(text: str) -> float:
     """Parse a number; one beyond a float's range would become infinity, and not be written back as it was."""
     value = float(text)

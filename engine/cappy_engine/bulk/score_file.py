@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from cappy_engine.bulk.rows import Row, json_line, read_row
+from cappy_engine.bulk.jsonl import json_line
+from cappy_engine.bulk.rows import Row, read_row
 from cappy_engine.errors import InvalidLine
 from cappy_engine.scorer import Scorer
 

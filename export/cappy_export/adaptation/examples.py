@@ -14,7 +14,7 @@ import numpy.typing as npt
 from cappy_engine.bulk.jsonl import open_lines
 from cappy_engine.bulk.rows import Row, read_rows
 from cappy_engine.errors import AdaptError, InvalidLine
-from cappy_engine.pairs import Pair
+from cappy_engine.pairs import Pair, shown
 
 Rows = npt.NDArray[np.int64]
 
@@ -64,10 +64,10 @@ def read_label(row: Row) -> float:
     """The label of a row; raises InvalidLine if there is none of 0 to 1."""
     label = row.fields.get("label")
     if isinstance(label, bool) or not isinstance(label, (int, float)):
-        shown = "no field 'label'" if "label" not in row.fields else f"the label {_shown(label)}, which is no number"
-        raise InvalidLine(row.number, f"has {shown}; each example needs one of 0 (wrong) to 1 (right)")
+        found = "no field 'label'" if "label" not in row.fields else f"the label {shown(label)}, which is no number"
+        raise InvalidLine(row.number, f"has {found}; each example needs one of 0 (wrong) to 1 (right)")
     if not 0 <= label <= 1:  # nor NaN
-        raise InvalidLine(row.number, f"has the label {_shown(label)}; labels go from 0 (wrong) to 1 (right)")
+        raise InvalidLine(row.number, f"has the label {shown(label)}; labels go from 0 (wrong) to 1 (right)")
     return float(label)
 
 
@@ -102,8 +102,3 @@ def grouped_accuracy(scores: npt.NDArray[np.float32], examples: Examples) -> tup
             counted += 1
             correct += int(labels[scores[rows].argmax()] == labels.max())
     return (correct / counted if counted else math.nan), counted
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
