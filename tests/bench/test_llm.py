@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from cappy_bench.candidates.checkpoint import load_llm, load_llm_config, open_llm_checkpoint
 from cappy_bench.candidates.decodings import DECODINGS, PAPER, Candidates, Decoding, Sample, derive_seed
 from cappy_bench.candidates.likelihoods import log_likelihoods
 from cappy_bench.candidates.llm import LocalLLM, open_llm
 from cappy_bench.candidates.options import LLMOptions
 from cappy_bench.candidates.prompts import PromptRules, encode_prompt, response_text
-from cappy_engine.errors import CheckpointError, DeviceUnavailable, SampleError
+from cappy_engine.errors import CheckpointError, DeviceUnavailable, InstallationError, SampleError
 from tests.support.places import ROOT
 from tests.support.small_llms import POSITIONS, make_llm
 
@@ -408,6 +409,17 @@ def test_a_gpu_that_is_not_there_is_refused(folders: dict[str, Path]) -> None:
         open_small(folders["gpt2"], device="cuda")
 
 
+def test_several_gpus_need_accelerate_and_the_error_says_how_to_install_it(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = open_llm_checkpoint(folders["gpt2"])
+    config = load_llm_config(checkpoint)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(InstallationError, match=r"several GPUs .*'accelerate'; .*'\.\[cpu,export,train\]'"):
+        load_llm(checkpoint, config, device="cuda", dtype=torch.float32)
+
+
 # Checkpoints
 
 
@@ -484,7 +496,7 @@ def test_weights_that_the_config_ties_need_not_be_there_twice(folders: dict[str,
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
-        ({"model.safetensors": None}, "has no weights; needed is model.safetensors or pytorch_model.bin"),
+        ({"model.safetensors": None}, "has no weights: needed is one of model.safetensors, pytorch_model.bin \\(or"),
         ({"config.json": None}, "has no config.json"),
         ({"config.json": {"model_type": "wizard"}}, "model type 'wizard', which this transformers does not know"),
         ({"config.json": {"model_type": "vit"}}, "generates no text"),
@@ -493,7 +505,7 @@ def test_weights_that_the_config_ties_need_not_be_there_twice(folders: dict[str,
         ({"tokenizer.json": None}, "has no usable tokenizer"),
         (
             {"model.safetensors": None, "model.safetensors.index.json": {"weight_map": {"a": "../model.safetensors"}}},
-            "not files beside it",
+            "which is not a file beside it",
         ),
     ],
     ids=lambda value: str(value)[:30],
@@ -529,7 +541,7 @@ def test_a_log_likelihood_that_is_no_number_names_the_instruction_and_what_helps
 
 
 def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no checkpoint: it does not exist"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint: it does not exist"):
         open_small(tmp_path / "none")
 
 

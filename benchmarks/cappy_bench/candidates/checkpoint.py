@@ -1,11 +1,12 @@
-"""A generative checkpoint, found, judged and loaded: a local folder or a hub id, seq2seq (T5 and its kin) or causal.
+"""Find, judge and load a generative checkpoint: a local folder or a hub id, seq2seq (T5 and its kin) or causal.
 
 Its config files are read here before transformers sees them, and nothing of the checkpoint is run; of
-generation_config.json only the ids of special tokens are taken.
+generation_config.json only the ids of special tokens are taken. Where files lie is `cappy_export.checkpoints.hub`'s.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -34,27 +33,27 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from cappy_engine.bundle import sha256_of
-from cappy_engine.errors import CheckpointError, DeviceUnavailable, InstallationError
+from cappy_engine.errors import CheckpointError, DeviceUnavailable, InstallationError, install_hint
 from cappy_export.checkpoints.checkpoint import digest_of_files
 from cappy_export.checkpoints.config import read_json, read_tokenizer_config, refuse_code
-from cappy_export.checkpoints.hub import TOKENIZER_FILES
+from cappy_export.checkpoints.hub import TOKENIZER_FILES, download, locate, weight_files
 
 log = logging.getLogger(__name__)
 
 CONFIG_FILES = ("config.json", "generation_config.json", "chat_template.jinja", "tokenizer.model", *TOKENIZER_FILES)
-WEIGHT_FILES = {
-    "safetensors": ("model.safetensors", "model.safetensors.index.json"),
-    "bin": ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-}
-"""Formats in order of preference, with the files that tell them."""
+WEIGHT_FORMATS = ("safetensors", "bin")
+"""Formats in order of preference."""
 
 SPECIAL_IDS = ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
-"""What is taken of generation_config.json. Not `forced_eos_token_id`: it would make a cut response look complete."""
+"""All that is taken of generation_config.json: `forced_eos_token_id` would make a cut response look complete."""
 
 
 @dataclass(frozen=True)
 class LLMCheckpoint:
-    """A generative checkpoint on disk, judged but not loaded; `commit` is the hub's, `weight_files` are in `folder`."""
+    """A generative checkpoint on disk, judged but not loaded.
+
+    `commit` is the hub's (None: a local folder); `weight_files` are in `folder`.
+    """
 
     name: str
     commit: str | None
@@ -65,7 +64,7 @@ class LLMCheckpoint:
     weight_files: tuple[str, ...]
 
     def identity(self) -> dict[str, str]:
-        """What the checkpoint is: the hub's id and commit, or a folder's name and the sha256 of its files."""
+        """Tell the checkpoint from others: the hub's id and commit, or a folder's name and the sha256 of its files."""
         if self.commit is not None:
             return {"model": self.name, "commit": self.commit}
         present = [name for name in CONFIG_FILES if (self.folder / name).exists()]
@@ -74,33 +73,30 @@ class LLMCheckpoint:
 
 
 def open_llm_checkpoint(source: str | Path, *, revision: str | None = None) -> LLMCheckpoint:
-    """Find and judge a generative checkpoint: a local folder, or a hub id, downloaded at `revision` where needed.
+    """Find and judge a generative checkpoint: a local folder, or a hub id, downloaded at `revision`.
 
-    With HF_HUB_OFFLINE=1 only what was downloaded before is used. Raises CheckpointError.
+        >>> open_llm_checkpoint("google/flan-t5-small").is_seq2seq
+        True
+
+    Weights are downloaded after the config was judged. With HF_HUB_OFFLINE set, a hub id is one that was downloaded
+    before. Raises CheckpointError.
     """
-    folder = Path(source)
-    if folder.is_dir():
-        if revision is not None:
-            raise CheckpointError(f"{source} is a local folder; --revision is for hub ids")
-        name, commit = folder.resolve().name, None
-    elif folder.exists() or str(source).count("/") > 1 or str(source).startswith((".", "/", "~")):
-        raise CheckpointError(f"{source} is no checkpoint: {'no folder' if folder.exists() else 'it does not exist'}")
-    else:
-        folder = _download(str(source), revision, CONFIG_FILES)
-        name, commit = str(source), folder.name
-    config, is_seq2seq = _judge(folder, name)
-    if commit is not None:
-        _download(name, commit, ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"))
-        if not any((folder / file).exists() for file in WEIGHT_FILES["safetensors"]):
-            _download(name, commit, ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"))
-    format_, files = _weight_files(folder, name)
-    return LLMCheckpoint(name, commit, folder, config, is_seq2seq, format_, files)
+    found = locate(source, revision=revision, files=CONFIG_FILES, formats=())
+    config, is_seq2seq = _judge(found.folder, found.name)
+    if found.commit is not None:
+        found = download(found.name, revision=found.commit, formats=WEIGHT_FORMATS)
+    format_, files = weight_files(found.folder, found.name, formats=WEIGHT_FORMATS)
+    return LLMCheckpoint(found.name, found.commit, found.folder, config, is_seq2seq, format_, files)
 
 
 def special_ids(checkpoint: LLMCheckpoint, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """SPECIAL_IDS by generation_config.json, else config.json, else the tokenizer; there is always a padding id.
+    """Look up SPECIAL_IDS in generation_config.json, else config.json, else the tokenizer.
 
-    Raises CheckpointError.
+        >>> checkpoint = open_llm_checkpoint("google/flan-t5-small")
+        >>> special_ids(checkpoint, load_llm_tokenizer(checkpoint))
+        {'eos_token_id': 1, 'pad_token_id': 0, 'decoder_start_token_id': 0}
+
+    There is always a padding id. Raises CheckpointError.
     """
     path = checkpoint.folder / "generation_config.json"
     shipped = read_json(path) if path.exists() else {}
@@ -118,7 +114,13 @@ def special_ids(checkpoint: LLMCheckpoint, tokenizer: PreTrainedTokenizerBase) -
 
 
 def load_llm_tokenizer(checkpoint: LLMCheckpoint) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer, which cuts on the right; raises CheckpointError if it has none that can be used."""
+    """Load the checkpoint's tokenizer, which cuts on the right.
+
+        >>> load_llm_tokenizer(open_llm_checkpoint("google/flan-t5-small")).eos_token
+        '</s>'
+
+    Raises CheckpointError if it has none that can be used.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # as many kinds as there are tokenizers
@@ -138,7 +140,13 @@ def _default_config(checkpoint: LLMCheckpoint) -> PretrainedConfig:
 
 
 def load_llm_config(checkpoint: LLMCheckpoint) -> PretrainedConfig:
-    """The checkpoint's config; raises CheckpointError if there is something wrong with it."""
+    """Load the checkpoint's config.
+
+        >>> load_llm_config(open_llm_checkpoint("google/flan-t5-small")).model_type
+        't5'
+
+    Raises CheckpointError if there is something wrong with it.
+    """
     try:
         return AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # a config can be wrong in as many ways as there are architectures
@@ -148,11 +156,19 @@ def load_llm_config(checkpoint: LLMCheckpoint) -> PretrainedConfig:
 def load_llm(
     checkpoint: LLMCheckpoint, config: PretrainedConfig, *, device: str, dtype: torch.dtype
 ) -> PreTrainedModel:
-    """The model in evaluation mode, on `device` ("cpu" or "cuda"); several GPUs share it.
+    """Load the model in evaluation mode, on `device` ("cpu" or "cuda"); several GPUs share it.
+
+        >>> checkpoint = open_llm_checkpoint("google/flan-t5-small")
+        >>> load_llm(checkpoint, load_llm_config(checkpoint), device="cpu", dtype=torch.float32).training
+        False
 
     Raises CheckpointError if the weights do not fit the config, and DeviceUnavailable if the GPUs cannot hold it.
     """
     is_shared = device == "cuda" and torch.cuda.device_count() > 1
+    if is_shared and importlib.util.find_spec("accelerate") is None:
+        raise InstallationError(
+            f"several GPUs share a model by the package 'accelerate'; {install_hint('cpu,export,train')}"
+        )
     auto = AutoModelForSeq2SeqLM if checkpoint.is_seq2seq else AutoModelForCausalLM
     classes = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if checkpoint.is_seq2seq else MODEL_FOR_CAUSAL_LM_MAPPING
     try:
@@ -170,7 +186,7 @@ def load_llm(
             **({"device_map": "auto"} if is_shared else {}),
         )
     except ImportError as error:
-        raise InstallationError(f"{error}; run: pip install 'cappy-engine[cpu,export,llm]'") from error
+        raise InstallationError(f"{checkpoint.name} needs a package that is missing: {error}") from error
     except torch.OutOfMemoryError as error:
         raise DeviceUnavailable(f"{checkpoint.name} does not fit into the memory of {device}: {error}") from error
     except Exception as error:  # weights can be wrong in as many ways as there are architectures
@@ -186,7 +202,7 @@ def load_llm(
 
 
 def _check_loaded(checkpoint: LLMCheckpoint, loaded: Mapping[str, Any]) -> None:
-    """transformers would fill in what is missing with random numbers."""
+    """Refuse weights with gaps, which transformers would fill with random numbers."""
     missing, misshapen = sorted(loaded["missing_keys"]), sorted(map(str, loaded["mismatched_keys"]))
     if missing or misshapen:
         shown = ", ".join([*missing, *misshapen][:8])
@@ -201,14 +217,14 @@ def _check_loaded(checkpoint: LLMCheckpoint, loaded: Mapping[str, Any]) -> None:
 
 
 def _judge(folder: Path, name: str) -> tuple[dict[str, Any], bool]:
-    """(config, is_seq2seq); refuses what could fetch or run code, and what does not generate."""
+    """Return (config, is_seq2seq); refuse configs that could fetch or run code, and models that do not generate."""
     for file in ("config.json", "tokenizer_config.json", "generation_config.json"):
         if (folder / file).exists():
             refuse_code(read_json(folder / file), folder / file)
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(f"{name} is an adapter, which fetches the model it belongs to; merge it into that first")
     if not (folder / "config.json").exists():
-        raise CheckpointError(f"{name} is no checkpoint: it has no config.json")
+        raise CheckpointError(f"{name} is not a checkpoint: it has no config.json")
     config = read_json(folder / "config.json")
     read_tokenizer_config(folder, name, config)  # for its checks
     model_type = config.get("model_type")
@@ -221,33 +237,3 @@ def _judge(folder: Path, name: str) -> tuple[dict[str, Any], bool]:
     if not is_causal:
         raise CheckpointError(f"{name} generates no text: {', '.join(architectures) or 'model type ' + model_type}")
     return config, False
-
-
-def _download(source: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise CheckpointError(
-            f"{source} is neither a local folder nor a hub checkpoint that can be downloaded: {error}"
-        ) from error
-
-
-def _weight_files(folder: Path, name: str) -> tuple[str, tuple[str, ...]]:
-    for format_, files in WEIGHT_FILES.items():
-        for file in files:
-            if (folder / file).exists():
-                return format_, (file, *_shards(folder / file))
-    raise CheckpointError(
-        f"{name} has no weights; needed is {' or '.join(names[0] for names in WEIGHT_FILES.values())}"
-    )
-
-
-def _shards(index: Path) -> list[str]:
-    if not index.name.endswith(".index.json"):
-        return []
-    weight_map = read_json(index).get("weight_map")
-    shards = sorted({str(shard) for shard in weight_map.values()}) if isinstance(weight_map, dict) else []
-    outside = [shard for shard in shards if Path(shard).name != shard or not (index.parent / shard).is_file()]
-    if outside or not shards:
-        raise CheckpointError(f"{index} names {', '.join(outside[:3]) or 'no shards'}: not files beside it")
-    return shards

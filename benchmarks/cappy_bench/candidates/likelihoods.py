@@ -1,4 +1,4 @@
-"""The log-likelihood of given responses under an LLM: log p(response | prompt), one definition for all decodings.
+"""Compute log-likelihoods of responses under an LLM: log p(response | prompt), one definition for all decodings.
 
 It is the sum over the response's tokens, its end token included if it has one, of log p(token | prompt, tokens before)
 under the model's own distribution: no temperature, no top-k. Knows token ids only, no texts.
@@ -26,9 +26,12 @@ def log_likelihoods(
     pad_id: int,
     decoder_start_id: int | None,
 ) -> list[float]:
-    """The log-likelihood of each response (not empty) to its prompt, in nats, by a float32 softmax.
+    """Compute the log-likelihood of each response (not empty) to its prompt, in nats, by a float32 softmax.
 
-    `decoder_start_id` is what a seq2seq model's decoder starts with; None: the model is causal.
+        >>> log_likelihoods(model, [[5, 6]], [[7, 1]], pad_id=0, decoder_start_id=0)
+        [-3.2]
+
+    A seq2seq model's decoder starts with `decoder_start_id`; None: the model is causal.
     """
     words = int(model.get_output_embeddings().weight.shape[0])
     sums: list[float] = []
@@ -49,7 +52,11 @@ def log_likelihoods(
 def pad(
     rows: Sequence[Ids], pad_id: int, device: torch.device, *, left: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(tokens, mask), both (rows, longest) int64; the mask is 1 where there is a token."""
+    """Pad to (tokens, mask), both (rows, longest) int64; the mask is 1 where there is a token.
+
+    >>> pad([[5, 6], [7]], 0, torch.device("cpu"))[0].tolist()
+    [[5, 6], [7, 0]]
+    """
     longest = max(map(len, rows))
 
     def fill(row: Ids, blank: int) -> Ids:
@@ -61,7 +68,7 @@ def pad(
 
 
 def _fitting(prompts: Sequence[Ids], responses: Sequence[Ids], words: int, *, is_causal: bool) -> int:
-    """How many of the first rows can be computed at once; at least one."""
+    """Count the first rows that can be computed at once; at least one."""
     longest, shortest_prompt = 0, len(prompts[0])
     for count, (prompt, response) in enumerate(zip(prompts, responses, strict=True), start=1):
         longest = max(longest, len(response) + (len(prompt) if is_causal else 0))
@@ -75,7 +82,7 @@ def _fitting(prompts: Sequence[Ids], responses: Sequence[Ids], words: int, *, is
 def _seq2seq_logits(
     model: PreTrainedModel, prompts: Sequence[Ids], responses: Sequence[Ids], pad_id: int, start_id: int
 ) -> torch.Tensor:
-    """(rows, longest response, words); what the decoder sees is padded on the right, where it cannot look."""
+    """Compute (rows, longest response, words); the decoder's input is padded on the right, where it cannot look."""
     tokens, mask = pad(prompts, pad_id, model.device)
     before, _ = pad([[start_id, *response[:-1]] for response in responses], pad_id, model.device)
     logits: torch.Tensor = model(input_ids=tokens, attention_mask=mask, decoder_input_ids=before).logits
@@ -85,9 +92,9 @@ def _seq2seq_logits(
 def _causal_logits(
     model: PreTrainedModel, prompts: Sequence[Ids], responses: Sequence[Ids], pad_id: int
 ) -> torch.Tensor:
-    """(rows, longest response, words); padded on the right, so that positions need no care.
+    """Compute (rows, longest response, words); padded on the right, so that positions need no care.
 
-    Logits of the prompts are not computed where the model can leave them out.
+    Logits of the prompts are not computed if the model can leave them out.
     """
     tokens, mask = pad(
         [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)], pad_id, model.device

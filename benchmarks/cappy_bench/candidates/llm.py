@@ -1,8 +1,8 @@
 """Candidates from an LLM that runs here, by transformers' `generate`: seq2seq (T5 and its kin) or causal.
 
-Decodings are exactly what they say: what a checkpoint ships as its generation settings (a temperature, a repetition
-penalty, transformers' own top-k of 50) is not used. Log-likelihoods are those of `likelihoods.py`, whatever the
-decoding. Knows nothing of files of instructions.
+Decodings are exactly what they say: a checkpoint's own generation settings (a temperature, a repetition penalty) and
+transformers' own top-k of 50 are not used. Log-likelihoods are those of `likelihoods.py`, whatever the decoding. Knows
+nothing of files of instructions.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class LocalLLM:
         return [encode_prompt(self._tokenizer, text, self._rules, place=at) for at, text in enumerate(instructions, 1)]
 
     def _generate(self, prompts: Sequence[Prompt], decoding: Decoding, seed: int) -> list[Ids]:
-        """The tokens of `decoding.count` responses to each prompt, up to their end token, if there is one."""
+        """Generate `decoding.count` responses to each prompt: their tokens, up to the end token, if there is one."""
         rows = [prompt.tokens for prompt in prompts]
         tokens, mask = pad(rows, self._ids["pad_token_id"], self._model.device, left=not self._is_seq2seq)
         with torch.inference_mode(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -203,7 +203,7 @@ def _choose_dtype(asked: str, device: str) -> torch.dtype:
 
 
 def _room(config: PretrainedConfig, *, is_seq2seq: bool, max_new_tokens: int) -> int | None:
-    """The longest prompt, in tokens, that the model has positions for; None: any."""
+    """Count the tokens of the longest prompt that the model has positions for; None: any."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(positions, int):
         return None

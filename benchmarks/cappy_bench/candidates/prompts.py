@@ -1,6 +1,6 @@
-"""An instruction as the tokens that an LLM reads, taken as it is or as the user's message of a chat; and texts back.
+"""Turn an instruction into the tokens that an LLM reads, as it is or as a chat's message, and tokens into text.
 
-A prompt that is too long is refused, or cut on the right where a limit was given. Knows nothing of models.
+A prompt that is too long is refused, or cut on the right if a limit was given. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from cappy_engine.errors import SampleError
 
 TAIL_TOKENS = 8
-"""Tokens of the prompt that a response is decoded behind."""
+"""A response is decoded behind so many of the prompt's last tokens."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,10 @@ class PromptRules:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str, rules: PromptRules, *, place: int) -> Prompt:
-    """The prompt for one instruction, with the special tokens that the tokenizer or the chat template adds.
+    """Encode one instruction, with the special tokens that the tokenizer or the chat template adds.
+
+        >>> encode_prompt(tokenizer, "Add 2 and 3.", PromptRules(is_chat=False, max_tokens=None, room=512), place=1)
+        Prompt(tokens=[2334, 204, 11, 220, 5, 1], is_cut=False)
 
     Raises SampleError, with the instruction's `place`, for a prompt without tokens or one that is too long.
     """
@@ -56,11 +59,14 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str, rules: P
 
 
 def response_text(tokenizer: PreTrainedTokenizerBase, response: Sequence[int], *, behind: Sequence[int]) -> str:
-    """The text of a response to the prompt `behind` (empty for seq2seq models), without special tokens, nothing else
-    taken off or tidied up.
+    """Decode a response to the prompt `behind` (empty for seq2seq models), without special tokens.
 
-    SentencePiece drops the first space of what it decodes. A causal model's response goes on from the prompt, so it is
-    decoded behind the prompt's last tokens, and keeps that space as with byte-level BPE.
+        >>> response_text(tokenizer, [7692, 1], behind=[])
+        'Five'
+
+    Nothing else is taken off or tidied up. SentencePiece drops the first space of a text. A causal model's response
+    goes on from the prompt, so it is decoded behind the prompt's last tokens, and keeps that space as with byte-level
+    BPE.
     """
     tail = list(behind[-TAIL_TOKENS:])
     before, whole = _decode(tokenizer, tail), _decode(tokenizer, [*tail, *response])
