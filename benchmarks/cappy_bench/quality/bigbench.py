@@ -1,10 +1,11 @@
-"""Cappy's protocol on generative tasks (arXiv 2311.06720, section 4.2): the best of an LLM's samples by ROUGE-L.
+"""Read an LLM's samples for Cappy's protocol on generative tasks (arXiv 2311.06720, section 4.2).
 
-A line is {instruction, references, samples, decodings, log_likelihoods, token_counts}, as `cappy sample` writes it,
-with the task in `dataset` or in the file's name. The candidates of an example are its samples in their order; each is
-worth its ROUGE-L. Beside picking by score (in `cappy_bench.quality.picking`) there are
+A line is {instruction, references, samples, decodings,
+log_likelihoods, token_counts}, as `cappy sample` writes it, with the task in `dataset` or in the file's name. The
+candidates of an example are its samples in their order; each is worth its ROUGE-L. Picking by score is in
+`cappy_bench.quality.picking`. Here are the other ways to answer:
 
-- each decoding alone: what one of its samples is worth on average;
+- each decoding alone: the mean worth of its samples;
 - the LLM's own score: the sample with the greatest log-likelihood, summed over its tokens or averaged.
 """
 
@@ -26,6 +27,7 @@ from cappy_engine.bulk.rows import read_fields
 from cappy_engine.bundle import PRECISIONS
 from cappy_engine.errors import CappyError, InvalidLine
 from cappy_engine.pairs import Pair
+from cappy_engine.ranking import first_best
 from cappy_export.adaptation.rouge import has_words, rouge_l
 from cappy_export.adaptation.samples import Sampled, sampled_from
 
@@ -39,9 +41,9 @@ RESERVED = frozenset({CHANCE, BEST, PYTORCH, SUM, MEAN, *PRECISIONS})
 
 @dataclass(frozen=True)
 class Answers:
-    """What an LLM answered to one instruction of the task `dataset`: the way, the log-likelihood and tokens by sample.
+    """An LLM's samples for one instruction of the task `dataset`, and how each was decoded.
 
-    `log_likelihoods` are sums over tokens in nats; empty, as `token_counts` is, if one of the two is not known.
+    `log_likelihoods` are sums over tokens in nats; they and `token_counts` are empty if one of the two is not known.
     `decodings` are empty if not known. `name` is the file and the line.
     """
 
@@ -60,6 +62,9 @@ class Answers:
 
 def read_tasks(source: str | Path, *, say: Callable[[str], object] = log.info) -> list[Answers]:
     """Read a folder of `.jsonl` or `.jsonl.gz` files, or one such file.
+
+        >>> read_tasks("docs/examples/samples.jsonl")[0].name
+        'samples.jsonl, line 1'
 
     Unfinished files (`.partial`) and all others that are neither hidden nor a sample's settings are left out, and said.
     Raises CappyError that names file and line: for a line of another form, for a task in two files, and if the examples
@@ -93,7 +98,11 @@ def read_tasks(source: str | Path, *, say: Callable[[str], object] = log.info) -
 
 
 def first_of_each(tasks: Sequence[Answers], most: int | None) -> list[Answers]:
-    """At most `most` examples of each task, the first ones; all for None."""
+    """Take at most `most` examples of each task, the first ones; all for None.
+
+    >>> len(first_of_each(read_tasks("docs/examples/samples.jsonl"), 2))
+    2
+    """
     taken: Counter[str] = Counter()
     found = []
     for entry in tasks:
@@ -104,7 +113,10 @@ def first_of_each(tasks: Sequence[Answers], most: int | None) -> list[Answers]:
 
 
 def examples_of(tasks: Sequence[Answers]) -> tuple[list[Pair], list[Example]]:
-    """All pairs to score, and the examples, whose candidates are worth their ROUGE-L."""
+    """Build all pairs to score, and the examples, whose candidates are worth their ROUGE-L.
+
+    >>> pairs, examples = examples_of(read_tasks("docs/examples/samples.jsonl"))
+    """
     pairs: list[Pair] = []
     examples = []
     for entry in tasks:
@@ -117,7 +129,14 @@ def examples_of(tasks: Sequence[Answers]) -> tuple[list[Pair], list[Example]]:
 
 
 def ways_without_scores(tasks: Sequence[Answers], examples: Sequence[Example]) -> dict[str, Values]:
-    """Each decoding alone that all examples have, and the LLM's own score by sum and mean if all samples have one."""
+    """Answer without a scorer: by each decoding that all examples have, and by the LLM's own score.
+
+    Its own score, summed and averaged, is there if all samples have log-likelihoods.
+
+        >>> tasks = read_tasks("docs/examples/samples.jsonl")
+        >>> ways_without_scores(tasks, examples_of(tasks)[1])
+        {}
+    """
     names = dict.fromkeys(name for entry in tasks for name in entry.decodings)
     ways = {
         name: np.array([_mean_of(name, *both) for both in zip(tasks, examples, strict=True)])
@@ -128,13 +147,17 @@ def ways_without_scores(tasks: Sequence[Answers], examples: Sequence[Example]) -
         sums = [np.array(entry.log_likelihoods) for entry in tasks]
         means = [total / np.array(entry.token_counts) for total, entry in zip(sums, tasks, strict=True)]
         for name, scores in ((SUM, sums), (MEAN, means)):
-            picks = [int(found.argmax()) for found in scores]
+            picks = map(first_best, scores)
             ways[name] = np.array([example.worths[place] for example, place in zip(examples, picks, strict=True)])
     return ways
 
 
 def notes_on(tasks: Sequence[Answers]) -> list[str]:
-    """What a reader of the figures must know of the samples."""
+    """Tell what a reader of the figures must know of the samples.
+
+    >>> notes_on(read_tasks("docs/examples/samples.jsonl"))
+    ['no self score: 10 of 10 examples have no log-likelihood for all samples']
+    """
     notes = []
     wordless = sum(not any(map(has_words, entry.sampled.references)) for entry in tasks)
     if wordless:
@@ -177,7 +200,7 @@ def _read_file(path: Path) -> Iterator[Answers]:
 
 
 def _answers(fields: Mapping[str, Any], number: int, name: str) -> Answers:
-    """The answers in line `number` of the file `name`."""
+    """Read the answers in line `number` of the file `name`."""
     sampled = sampled_from(fields, number)
     count = len(sampled.samples)
     if not count:
@@ -202,7 +225,7 @@ def _answers(fields: Mapping[str, Any], number: int, name: str) -> Answers:
 
 
 def _list(fields: Mapping[str, Any], name: str, number: int, count: int, kind: type) -> list[Any]:
-    """The list `name` with an entry of `kind`, or null, for each of `count` samples; empty if there is none."""
+    """Check the list `name`: an entry of `kind`, or null, for each of `count` samples. Empty if there is none."""
     value = fields.get(name)
     if value is None:
         return []

@@ -1,7 +1,7 @@
-"""An evaluation by one of the paper's protocols, as text and as JSON. Pure.
+"""Evaluate by one of the paper's protocols, and write that as text or JSON. Pure.
 
-Ways to answer are by name: "fp32" and the like pick the candidate that scores best, "random" any. Figures are means
-over the examples of a dataset, then over datasets, in percent where people read them.
+Ways to answer have names: "fp32" and the like pick the candidate that scores best, "random" any. Figures are means over
+the examples of a dataset, then over datasets; people read them in percent.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ WIDEST_FLIPS = 5
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What each of the `ways` to answer is worth, (examples,) float64 by its name; those of `scorers` are by scores.
+    """The worth of each of the `ways` to answer, (examples,) float64 by name; `scorers` names those by scores.
 
-    `measure` is "accuracy" or "ROUGE-L"; `agreements` are by names as in "int8 against PyTorch", `notes` what a reader
-    must know.
+    `measure` is "accuracy" or "ROUGE-L"; `agreements` have names as "int8 against PyTorch"; `notes` are for readers.
     """
 
     measure: str
@@ -53,9 +52,14 @@ def evaluate(
     others: Mapping[str, Values] | None = None,
     notes: Sequence[str] = (),
 ) -> Evaluation:
-    """Evaluate `scores`, (pairs,) by what scored, beside chance, the best possible, and `others`, (examples,) by name.
+    """Evaluate scorers beside chance, the best possible and other ways to answer.
 
-    The decisions of all scorers are compared with the first one's.
+    `scores` are (pairs,) by the scorer's name, `others` (examples,) by the way's. The decisions of all scorers are
+    compared with the first one's.
+
+        >>> found = evaluate("accuracy", [Example("RTE", (0, 1), (1.0, 0.0))], {"fp32": np.array([0.9, 0.1])})
+        >>> list(found.ways)
+        ['random', 'fp32', 'oracle']
     """
     picked = {name: worths_of_picks(examples, found) for name, found in scores.items()}
     bounds = {CHANCE: worths_by_chance(examples), BEST: worths_at_best(examples)}
@@ -66,7 +70,10 @@ def evaluate(
 
 
 def describe_accuracy(found: Evaluation) -> str:
-    """Chance and each scorer by dataset, with 95% bounds; then agreement and flips."""
+    """Write a table of chance and each scorer by dataset, with 95% bounds; then agreement and flips.
+
+    >>> print(describe_accuracy(found))
+    """
     chance, *columns = (_averages(found, name) for name in (CHANCE, *found.scorers))
     width = max(len(dataset) for dataset, _ in [("dataset", None), *chance])
     lines = [f"{'dataset':<{width}}  examples  chance" + "".join(f"  {name:<20}" for name in found.scorers)]
@@ -77,7 +84,12 @@ def describe_accuracy(found: Evaluation) -> str:
 
 
 def describe_rouge(found: Evaluation) -> str:
-    """Each way to answer by task; the means with 95% bounds, and how far the first scorer is above; then agreement."""
+    """Write a table of each way to answer by task, with 95% bounds of the means; then agreement.
+
+    Beside each mean stands by how much the first scorer is better.
+
+        >>> print(describe_rouge(found))
+    """
     columns = {name: _averages(found, name) for name in found.ways}
     tasks = columns[CHANCE]
     width = max(len(task) for task, _ in tasks)
@@ -94,7 +106,11 @@ def describe_rouge(found: Evaluation) -> str:
 
 
 def evaluation_document(found: Evaluation) -> dict[str, Any]:
-    """The same as JSON, not in percent, with every flip."""
+    """Write the same as JSON, not in percent, with every flip.
+
+    >>> evaluation_document(found)["measure"]
+    'accuracy'
+    """
     first = found.scorers[0]
     return {
         "measure": found.measure,
@@ -119,7 +135,7 @@ def evaluation_document(found: Evaluation) -> dict[str, Any]:
 
 
 def _averages(found: Evaluation, name: str) -> list[tuple[str, Average]]:
-    """(dataset, average), and at the end ("mean", that over datasets)."""
+    """List (dataset, average), and at the end ("mean", the average over datasets)."""
     values = found.ways[name]
     overall = average_over_datasets(found.examples, values)
     return [*average_by_dataset(found.examples, values).items(), ("mean", overall)]

@@ -1,10 +1,10 @@
-"""Accuracy by task: of the candidates of one instruction, does the right one score best?
+"""Measure accuracy by task: of the candidates of one instruction, does the right one score best?
 
     python -m cappy_bench.quality.held_out HELD_OUT.jsonl --checkpoint CHECKPOINT --bundle BUNDLE --precision int8
 
 HELD_OUT.jsonl has instruction, response, label, task and group. Prints a Markdown table: chance, PyTorch in float32
-(one pair at a time) and the bundle. Chance is what a random pick gets; groups whose candidates are all equally right
-are left out, and so are tasks without any group. The mean is over tasks.
+(one pair at a time) and the bundle. Chance is the accuracy of a random pick. Groups whose candidates are all equally
+right are left out, and so are tasks without any group. The mean is over tasks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ from cappy_mini.mixture import EASY
 
 
 def examples_of(rows: Sequence[Mapping[str, Any]]) -> list[Example]:
-    """The groups whose labels differ, by task; a candidate is worth 1 if it has its group's best label, else 0."""
+    """Group rows into examples, by task; a candidate is worth 1 if it has its group's best label, else 0.
+
+    >>> rows = [{"task": "trec", "group": "1", "label": 1.0}, {"task": "trec", "group": "1", "label": 0.0}]
+    >>> examples_of(rows)[0].worths
+    (1.0, 0.0)
+
+    Groups in which all labels are equal are left out.
+    """
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for place, row in enumerate(rows):
         groups[row["task"], row["group"]].append(place)
@@ -39,13 +46,21 @@ def examples_of(rows: Sequence[Mapping[str, Any]]) -> list[Example]:
 
 
 def accuracies(rows: Sequence[Mapping[str, Any]], scores: Scores) -> dict[str, float]:
-    """By task: the share of groups whose best-scoring candidate (the first, in a tie) has the best label."""
+    """Compute, by task, the share of groups whose best-scoring candidate has the best label.
+
+    >>> accuracies(rows, np.array([0.9, 0.1]))
+    {'trec': 1.0}
+    """
     examples = examples_of(rows)
     return _means(examples, worths_of_picks(examples, scores))
 
 
 def chances(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """By task: the accuracy of a random pick."""
+    """Compute, by task, the accuracy of a random pick.
+
+    >>> chances(rows)
+    {'trec': 0.5}
+    """
     examples = examples_of(rows)
     return _means(examples, worths_by_chance(examples))
 
@@ -55,7 +70,10 @@ def _means(examples: Sequence[Example], values: Values) -> dict[str, float]:
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Mapping[str, float]]) -> str:
-    """Accuracies in percent, one row per task, then the means over the easy tasks and over all."""
+    """Write accuracies in percent as Markdown: a row per task, then the means over the easy tasks and over all.
+
+    >>> print(table(rows, {"int8": accuracies(rows, np.array([0.9, 0.1]))}))
+    """
     groups = Counter(example.dataset for example in examples_of(rows))
     chance = chances(rows)
     lines = [

@@ -1,8 +1,8 @@
-"""What picking the best-scoring candidate is worth, by dataset, and in how many examples two sets of scores pick alike.
+"""Measure the worth of picking the best-scoring candidate, and how often two sets of scores pick alike.
 
 Both of the paper's protocols (arXiv 2311.06720, section 4) ask for this: on classification a candidate is worth 1 if
-it is right, else 0; among an LLM's samples it is worth its ROUGE-L. The strictly greatest score wins, so the first
-candidate wins a tie. Pure; knows nothing of files or models.
+it is right, else 0; among an LLM's samples it is worth its ROUGE-L. The first candidate wins a tie. Pure; knows nothing
+of files or models.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cappy_engine.pairs import Pair
+from cappy_engine.ranking import first_best
 
 Scores = npt.NDArray[np.floating]
 Values = npt.NDArray[np.float64]
-"""What an answer is worth, (examples,)."""
+"""The worth of an answer to each example, (examples,)."""
 Places = npt.NDArray[np.int64]
 
 NORMAL_95 = 1.959964
@@ -27,7 +28,7 @@ NORMAL_95 = 1.959964
 
 @dataclass(frozen=True)
 class Example:
-    """An example's `rows`, the places of its candidates among all pairs, and what each is worth, 0 to 1.
+    """An example: `rows`, the places of its candidates among all pairs, and their `worths`, 0 to 1.
 
     `name` says where it is from. Examples of a dataset with the same `cluster` ask the same thing in other words, so
     their answers are not independent; None is alone.
@@ -54,8 +55,8 @@ class Average:
 class Flip:
     """An example on which two sets of scores pick differently.
 
-    `margin` is how much higher the first one's pick scores in the first set, `gain` by how much the second one's is
-    worth more.
+    `margin` is the distance of the two picks in the first set's scores; `gain` is how much more the second pick is
+    worth.
     """
 
     dataset: str
@@ -67,7 +68,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of `count` examples, those on which two sets of scores pick differently."""
+    """The `flips` among `count` examples: those on which two sets of scores pick differently."""
 
     count: int
     flips: tuple[Flip, ...]
@@ -79,44 +80,66 @@ class Agreement:
 
 
 def pick(example: Example, scores: Scores) -> int:
-    """The place among the example's candidates of the first that scores highest; `scores` are (pairs,)."""
-    return int(scores[list(example.rows)].argmax())
+    """Pick the best-scoring candidate of an example, by its place among them; `scores` are (pairs,).
+
+    >>> pick(Example("RTE", (1, 2), (1.0, 0.0)), np.array([0.9, 0.1, 0.2]))
+    1
+    """
+    return first_best(scores[list(example.rows)])
 
 
 def worths_of_picks(examples: Sequence[Example], scores: Scores) -> Values:
-    """What the best-scoring candidate of each example is worth; `scores` are (pairs,)."""
+    """Give the worth of each example's best-scoring candidate; `scores` are (pairs,).
+
+    >>> worths_of_picks([Example("RTE", (0, 1), (1.0, 0.0))], np.array([0.9, 0.1]))
+    array([1.])
+    """
     return np.array([example.worths[pick(example, scores)] for example in examples])
 
 
 def worths_by_chance(examples: Sequence[Example]) -> Values:
-    """What a random candidate of each example is worth on average."""
+    """Give the mean worth of each example's candidates, which a random pick gets.
+
+    >>> worths_by_chance([Example("RTE", (0, 1), (1.0, 0.0))])
+    array([0.5])
+    """
     return np.array([math.fsum(example.worths) / len(example.worths) for example in examples])
 
 
 def worths_at_best(examples: Sequence[Example]) -> Values:
-    """What the best candidate of each example is worth: no way to pick gets more."""
+    """Give the worth of each example's best candidate: no way to pick gets more.
+
+    >>> worths_at_best([Example("RTE", (0, 1), (1.0, 0.0))])
+    array([1.])
+    """
     return np.array([max(example.worths) for example in examples])
 
 
 def average_by_dataset(examples: Sequence[Example], values: Values) -> dict[str, Average]:
-    """The mean of `values` (examples,), 0 to 1, by dataset, in the order in which datasets appear.
+    """Average `values` (examples,), 0 to 1, by dataset, in the order in which datasets appear.
+
+        >>> average_by_dataset([Example("RTE", (0,), (1.0,))] * 2, np.array([1.0, 0.0]))["RTE"].mean
+        0.5
 
     Clusters are taken as independent, not examples. Where all values are 0 or 1, bounds are Wilson's for as many
     examples as would vary alike if they were independent (for as many as there are clusters, if all values are equal).
     Else they are the normal distribution's, of the sums over clusters, so too narrow for a few and of no width where
-    all values are equal; one cluster alone says nothing, and has the whole range.
+    all values are equal. One cluster alone says nothing, and has the whole range.
     """
     found = _by_dataset(examples, values)
     return {dataset: _clipped(_average(*part, least=0.0), least=0.0) for dataset, part in found.items()}
 
 
 def average_over_datasets(examples: Sequence[Example], values: Values, *, least: float = 0.0) -> Average:
-    """The plain mean over datasets of the mean of `values` (examples,), as published.
+    """Average `values` (examples,) by dataset, and then, as published, plainly over datasets.
+
+        >>> average_over_datasets([Example("RTE", (0,), (1.0,))] * 2, np.array([1.0, 0.0])).mean
+        0.5
 
     Values go from `least` to 1: 0 for worths, -1 for differences of worths. The bounds take the datasets as given, and
-    add up the squares of how far each one's bounds are from its mean, or of half their width if that is more: unlike a
-    variance this does not collapse where all answers of a dataset are right. For few examples they are rather too wide;
-    where all differences of all datasets are equal they have no width.
+    add up the squares of how far each one's bounds are from its mean, or of half their width if that is more. Unlike a
+    variance this does not collapse if all answers of a dataset are right. For few examples they are rather too wide; if
+    all differences of all datasets are equal they have no width.
     """
     found = [_average(*part, least=least) for part in _by_dataset(examples, values).values()]
     mean = math.fsum(part.mean for part in found) / len(found)
@@ -127,7 +150,11 @@ def average_over_datasets(examples: Sequence[Example], values: Values, *, least:
 
 
 def compare(examples: Sequence[Example], first: Scores, second: Scores) -> Agreement:
-    """In how many examples two sets of scores (pairs,) pick the same candidate; the flips, closest first."""
+    """Compare the picks of two sets of scores (pairs,); flips are sorted, the closest first.
+
+    >>> compare([Example("RTE", (0, 1), (1.0, 0.0))], np.array([0.9, 0.1]), np.array([0.2, 0.4])).share
+    0.0
+    """
     flips = []
     for example in examples:
         one, other = pick(example, first), pick(example, second)
@@ -142,7 +169,11 @@ def compare(examples: Sequence[Example], first: Scores, second: Scores) -> Agree
 def first_examples(
     pairs: Sequence[Pair], examples: Sequence[Example], most: int | None
 ) -> tuple[list[Pair], list[Example]]:
-    """The examples of at most `most` clusters of each dataset, the first ones (None: all), and the pairs they need."""
+    """Take the examples of the first `most` clusters of each dataset (None: all), and the pairs they need.
+
+    >>> first_examples([("Is it wet?", "Yes")], [Example("RTE", (0,), (1.0,))], 1)[0]
+    [('Is it wet?', 'Yes')]
+    """
     taken: dict[str, set[str | int]] = {}
     chosen: list[Pair] = []
     found: list[Example] = []
@@ -159,7 +190,11 @@ def first_examples(
 
 
 def wilson(right: float, count: float) -> tuple[float, float]:
-    """The 95% interval of `right` of `count` (Wilson's score interval), which holds for few and for extreme ones."""
+    """Compute the 95% interval of `right` of `count`: Wilson's, which holds for few and for extreme ones.
+
+    >>> wilson(20, 20)
+    (0.8388..., 1.0)
+    """
     share, square = right / count, NORMAL_95**2
     middle = (share + square / (2 * count)) / (1 + square / count)
     half = NORMAL_95 / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
@@ -167,7 +202,7 @@ def wilson(right: float, count: float) -> tuple[float, float]:
 
 
 def _by_dataset(examples: Iterable[Example], values: Values) -> Mapping[str, tuple[Values, Places]]:
-    """The values of each dataset, and the number of each one's cluster."""
+    """Collect the values of each dataset, and the number of each value's cluster."""
     found: dict[str, list[float]] = {}
     numbers: dict[str, dict[str | int, int]] = {}
     places: dict[str, list[int]] = {}
@@ -180,7 +215,7 @@ def _by_dataset(examples: Iterable[Example], values: Values) -> Mapping[str, tup
 
 
 def _average(values: Values, clusters: Places, *, least: float) -> Average:
-    """The mean and its bounds, which may lie beyond the range of the values."""
+    """Compute the mean and its bounds, which may lie beyond the range of the values."""
     count, groups, mean = len(values), int(clusters.max()) + 1, float(values.mean())
     sums = np.bincount(clusters, weights=values - mean)
     variance = float((sums**2).sum()) / count**2 * groups / (groups - 1) if groups > 1 else math.inf
@@ -194,7 +229,7 @@ def _average(values: Values, clusters: Places, *, least: float) -> Average:
 
 
 def _independent(alone: float, variance: float, groups: int, count: int) -> float:
-    """How many independent examples with the variance `alone` have a mean with `variance`; at least 1, at most all."""
+    """Count the independent examples of variance `alone` whose mean has `variance`; at least 1, at most all."""
     if groups in (1, count) or not alone:
         return groups
     return max(1.0, min(count, alone / variance)) if variance else count

@@ -1,8 +1,8 @@
-"""Cappy's zero-shot protocol on PromptSource's tasks (arXiv 2311.06720, section 4.1): the lines of its file.
+"""Read the lines of Cappy's zero-shot protocol on PromptSource's tasks (arXiv 2311.06720, section 4.1).
 
 A line is {dataset_name, template_name, example_idx, instruction, response, label}. Lines that agree in the first three
-are the candidates of one example, wherever they stand in the file; one is right if its label is 1. What picking gives
-is in `picking`: accuracy by dataset, then the plain mean over datasets.
+are the candidates of one example, wherever they stand in the file; one is right if its label is 1. `picking` computes
+the accuracy by dataset, then the plain mean over datasets.
 
 An example without a right candidate is wrong whatever is picked, and counts: leaving it out would flatter.
 """
@@ -20,7 +20,10 @@ TEXTS = ("dataset_name", "template_name", "instruction", "response")
 
 
 def read_examples(lines: Iterable[bytes]) -> tuple[list[Pair], list[Example]]:
-    """The pairs of all lines, in their order, and the examples, in the order in which they first appear.
+    """Read the pairs of all lines, in their order, and the examples, in the order in which they first appear.
+
+        >>> with open_lines("docs/examples/promptsource.jsonl") as lines:
+        ...     pairs, examples = read_examples(lines)
 
     Raises InvalidLine for a line that is not of the protocol's form, and for a label other than 0 and 1.
     """

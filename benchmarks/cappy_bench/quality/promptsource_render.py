@@ -1,11 +1,11 @@
-"""Renders the input of `cappy evaluate promptsource` from examples of the tasks and PromptSource's templates.
+"""Render the input of `cappy evaluate promptsource` from examples of the tasks and PromptSource's templates.
 
-A template is used if it has answer choices and asks for what the dataset was made for (`original_task`), as in T0's
+A template is used if it has answer choices and asks for the dataset's own task (`original_task`), as in T0's
 evaluation. Each answer choice is a response, and the target has label 1. Texts are as PromptSource gives them, which
 strips the ends of prompts and choices.
 
-`promptsource` and `datasets` are no dependencies, and are imported only when rows are rendered; what installs them is
-INSTALL. Pure but for reading examples; knows nothing of models.
+`promptsource` and `datasets` are not dependencies: they are imported only when rows are rendered, and INSTALL installs
+them. Pure but for reading examples; knows nothing of models.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ INSTALL = (
     "pip install --no-deps --ignore-requires-python promptsource==0.2.3"
 )
 """promptsource 0.2.3 asks for Python < 3.10 and an old streamlit, but its templates need neither. They do import
-pkg_resources, which setuptools 82 has no more. datasets 5 needs a huggingface-hub that is too new for the exporter's
+pkg_resources, which setuptools 82 no longer has. datasets 5 needs a huggingface-hub that is too new for the exporter's
 transformers."""
 
 
 class Template(Protocol):
-    """What is used of a template of PromptSource; its `metadata.original_task` is a bool, or None for not known."""
+    """The used part of PromptSource's templates; `metadata.original_task` is a bool, or None for not known."""
 
     name: str
     metadata: Any
     answer_choices: str | None
 
     def apply(self, example: dict[str, Any]) -> list[str]:
-        """[prompt, target], stripped, each field cut to 2,048 characters; the target may be empty or missing."""
+        """Give [prompt, target], stripped, from fields cut to 2,048 characters; the target may be empty or missing."""
 
     def get_answer_choices_list(self, example: dict[str, Any]) -> list[str] | None:
-        """The answer choices, stripped."""
+        """Give the answer choices, stripped."""
 
 
 def render(
@@ -58,15 +58,17 @@ def render(
     files: Files | None = None,
     say: Say,
 ) -> Iterator[Row]:
-    """The rows of `tasks` (names of TASKS; None: all 11), by task, template, example and answer choice.
+    """Render the rows of `tasks` (names of TASKS; None: all 11), by task, template, example and answer choice.
 
     With `examples` at most so many of each task, drawn by `seed`, the same for all templates. A task in `files` takes
     its examples from there and not from the hub: .jsonl with the fields in TASKS, or .csv as StoryCloze and CrowS-Pairs
-    come in. `say` gets a line for each task when it is done, with the count of what was left out.
+    come in. `say` gets a line for each task when it is done, with the count of rows that were left out.
 
-    Raises before the first row CappyError for a name that is no task, and for a task that needs a file and has none,
-    and InstallationError; with the rows CappyError for examples that cannot be read or lack a field, and for a task of
-    which nothing could be rendered.
+        >>> rows = render(["RTE"], examples=100, files={"RTE": "rte.jsonl"}, say=print)
+
+    Raises, before the first row, InstallationError, and CappyError for a name that is not a task's and for a task that
+    needs a file and has none. With the rows it raises CappyError for examples that cannot be read or lack a field, and
+    for a task of which nothing could be rendered.
     """
     files = files or {}
     names = list(dict.fromkeys(TASKS if tasks is None else tasks))
@@ -83,10 +85,12 @@ def render(
 
 
 def rows_of(dataset_name: str, template: Template, example_idx: int, example: Mapping[str, Any]) -> list[Row]:
-    """A row for each answer choice, with label 1 for the target.
+    """Render a row for each answer choice, with label 1 for the target.
 
-    No rows where the template does not apply: it gives no prompt, or a target that is none of its answer choices (at
-    which T0's evaluation stops).
+    There are no rows if the template does not apply: it gives no prompt, or a target outside its answer choices, at
+    which T0's evaluation stops.
+
+        >>> rows_of("RTE", template, 0, {"premise": "It rained.", "hypothesis": "It was wet.", "label": 0})
     """
     prompt, *targets = template.apply(dict(example))
     choices = template.get_answer_choices_list(dict(example)) or []
@@ -99,9 +103,11 @@ def rows_of(dataset_name: str, template: Template, example_idx: int, example: Ma
 
 
 def choose_templates(task: Task, templates: Iterable[Template]) -> list[Template]:
-    """The task's templates, by name: those that it names, or all with answer choices for the original task.
+    """Choose the task's templates, by name: the ones it names, or all with answer choices for the original task.
 
-    Raises CappyError for one that it names and that is not there.
+        >>> choose_templates(TASKS["RTE"], DatasetTemplates("super_glue", "rte").templates.values())
+
+    Raises CappyError for a template that the task names and PromptSource lacks.
     """
     found = {template.name: template for template in templates}
     names = task.template_names
@@ -114,14 +120,20 @@ def choose_templates(task: Task, templates: Iterable[Template]) -> list[Template
 
 
 def draw(count: int, most: int | None, *, seed: int) -> list[int]:
-    """At most `most` of `count` examples (None: all), drawn by `seed`, in their order."""
+    """Draw at most `most` of `count` examples (None: all), by `seed`, in their order.
+
+    >>> draw(3, None, seed=0)
+    [0, 1, 2]
+    """
     if most is None or most >= count:
         return list(range(count))
     return sorted(random.Random(seed).sample(range(count), most))  # noqa: S311 - a sample, no secret
 
 
 def read_examples(name: str, path: str | Path) -> list[dict[str, Any]]:
-    """The examples of the task `name` in a file: .csv with a header, or JSON Lines if it is called otherwise.
+    """Read the examples of the task `name`: .csv with a header, or JSON Lines if the file is called otherwise.
+
+        >>> read_examples("RTE", "rte.jsonl")
 
     Raises CappyError for a file that cannot be read, with the line.
     """
@@ -139,11 +151,14 @@ def read_examples(name: str, path: str | Path) -> list[dict[str, Any]]:
 
 
 def checked(name: str, index: int, example: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an example that the templates of the task `name` read.
+    """Take the fields of an example that the templates of the task `name` read.
 
-    Raises CappyError for one that is missing or of another type: a template would show nothing in its place, or take
-    another target (Winogrande's ask for `answer == '1'`, which the number 1 is not). And for a label that the task does
-    not have: hidden ones are often -1, which a template would take for the last answer choice.
+        >>> checked("RTE", 0, {"premise": "It rained.", "hypothesis": "It was wet.", "label": 0, "idx": 7})
+        {'premise': 'It rained.', 'hypothesis': 'It was wet.', 'label': 0}
+
+    Raises CappyError for a field that is missing or of another type: a template would show nothing in its place, or
+    take another target (Winogrande's compare `answer` with the text '1', not the number). It also raises it for a label
+    that the task does not have: hidden ones are often -1, which a template would take for the last answer choice.
     """
     task = TASKS[name]
     for field, kind in task.fields.items():
@@ -192,8 +207,10 @@ def _from_csv(task: Task, fields: Mapping[str | Any, Any]) -> dict[str, Any]:
 
 
 def _from_hub(name: str, task: Task) -> Sequence[Mapping[str, Any]]:
-    """The examples in the hub's own conversion to Parquet: it has one layout, and needs none of the scripts that some
-    of these datasets are and that `datasets` 4 does not run."""
+    """Load examples from the hub's own conversion to Parquet, which has one layout.
+
+    It needs no dataset scripts, which `datasets` 4 does not run.
+    """
     url = f"hf://datasets/{task.place}@refs/convert/parquet/{task.config}/{task.split}/*.parquet"
     load = _import("datasets").load_dataset
     try:

@@ -1,11 +1,12 @@
-"""The 11 tasks of Cappy's zero-shot protocol: where their examples are, and which PromptSource templates they have.
+"""List the 11 tasks of Cappy's zero-shot protocol: where their examples are, and which templates they have.
 
-They are those that T0 (arXiv 2110.08207) holds out, in the names of Cappy's table (arXiv 2311.06720, section 4.1), and
-on the splits on which T0 evaluates: validation (ANLI's dev), and test for WinoGender and CrowS-Pairs (their only one).
+T0 (arXiv 2110.08207) holds these tasks out. Their names are those of Cappy's table (arXiv 2311.06720, section 4.1).
+Their splits are those on which T0 evaluates: validation (ANLI's dev), and test for WinoGender and CrowS-Pairs, which
+have no other.
 
 The authors' file has the same tasks and templates, with about 100 examples of most. Which ones were drawn is not known,
-nor whether its ANLI is dev or test, and it numbers WinoGender's examples up to 463, where SuperGLUE's AX-g has 356. So
-figures on what is rendered from here stand beside the published ones, but are not the same measurement.
+nor whether its ANLI is dev or test; it numbers WinoGender's examples up to 463, but SuperGLUE's AX-g has 356. So
+figures on these tasks stand beside the published ones, but are not the same measurement.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ class Task:
     """One task of the protocol.
 
     `place`, `config` and `split` are the hub's; without a `place` the examples must be given, and `advice` says where
-    they can be had. `fields` are those that the templates read, with their types; the one called `label_field` says
-    which choice is right, by one of `labels`. `count` is how many examples the split has. `template_names` are given
-    where the templates' metadata do not tell which of them belong to the task.
+    to get them. The templates read `fields`, with their types; the one called `label_field` says which choice is right,
+    by one of `labels`. `count` is the number of examples in the split. `template_names` are given if the templates'
+    metadata do not tell which of them belong to the task.
     """
 
     place: str | None

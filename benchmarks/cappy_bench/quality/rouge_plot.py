@@ -1,4 +1,4 @@
-"""Draws an evaluation by ROUGE-L: each way to answer with its bounds, and by task how far picking by score gets.
+"""Draw an evaluation by ROUGE-L: each way to answer with its bounds, and how far picking by score gets by task.
 
 Knows nothing of how the figures came about.
 """
@@ -38,7 +38,10 @@ ROW_INCHES = 0.2
 
 
 def check_path(path: Path) -> None:
-    """Raise CappyError if a plot cannot be written to `path`: better before hours of scoring than after."""
+    """Raise CappyError if a plot cannot be written to `path`: better before hours of scoring than after.
+
+    >>> check_path(Path("rouge.svg"))
+    """
     if path.suffix not in ENDINGS:
         raise CappyError(f"the plot {path} must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
     if not path.parent.is_dir():
@@ -54,7 +57,12 @@ def check_path(path: Path) -> None:
 
 
 def plot_evaluation(found: Evaluation, path: Path) -> None:
-    """Write the picture to `path`; its ending says the format. Raises CappyError if it cannot be drawn or written."""
+    """Draw the picture into `path`, whose ending says the format.
+
+        >>> plot_evaluation(found, Path("rouge.svg"))
+
+    Raises CappyError if it cannot be drawn or written.
+    """
     check_path(path)
     try:
         _draw(found, path)
@@ -90,7 +98,7 @@ def _draw_ways(axes: Axes, found: Evaluation) -> None:
 
 
 def _draw_tasks(axes: Axes, found: Evaluation, tasks: list[str]) -> None:
-    """Per task from a random pick to the best possible, with the first scorer's picks between."""
+    """Draw each task from a random pick to the best possible, with the first scorer's picks between."""
     first = found.scorers[0]
     cells = {name: average_by_dataset(found.examples, found.ways[name]) for name in (CHANCE, first, BEST)}
     for place, task in enumerate(tasks):

@@ -37,7 +37,7 @@ def json_line(fields: Mapping[str, Any]) -> bytes:
     """Write an object as a line of JSON Lines.
 
         >>> json_line({"instruction": "日本"}).decode()
-        '{"instruction": "日本"}\n'
+        '{"instruction": "日本"}\\n'
 
     Lone surrogates, which UTF-8 does not have, are escaped; then all of the line is ASCII.
     """
