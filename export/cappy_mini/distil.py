@@ -1,4 +1,4 @@
-"""Teach the starting checkpoint, whose vocabulary is new, to read like all-MiniLM-L6-v2 did with its own.
+"""Teach the starting checkpoint to read with its new vocabulary as all-MiniLM-L6-v2 does with its own.
 
     python -m cappy_mini.distil START MINILM TRAIN.jsonl OUT
 
@@ -51,9 +51,12 @@ class Tokens:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, pair: Pair, *, between: int) -> Tokens:
-    """Tokens of `pair` with special tokens around, and `between` separators in the middle.
+    """Tokenise `pair` with special tokens around, and `between` separators in the middle.
 
-    Words are what white space separates, counted through both texts, so that they are the same for every tokenizer. A
+        >>> tokenize(tokenizer, ("Is it good?", "Yes"), between=2).words
+        [-1, 0, 1, 2, 2, -1, -1, 3, -1]
+
+    Words are separated by white space and counted through both texts, so that they are the same for every tokenizer. A
     token of white space alone belongs to the word before it.
     """
     ids, words, counted = [tokenizer.cls_token_id], [-1], 0
@@ -69,7 +72,10 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, pair: Pair, *, between: int) ->
 
 
 def hidden_states(model: PreTrainedModel, batch: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Last hidden states (batch, length, hidden) float32, and the attention mask (batch, length) int64."""
+    """Compute the last hidden states (batch, length, hidden) float32, and the attention mask (batch, length) int64.
+
+    >>> hidden, mask = hidden_states(model, [Tokens([0, 5, 2], [-1, 0, -1])])
+    """
     rows = [torch.tensor(row.ids) for row in batch]
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=model.config.pad_token_id)
     mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
@@ -78,7 +84,11 @@ def hidden_states(model: PreTrainedModel, batch: Sequence[Tokens]) -> tuple[torc
 
 
 def word_means(hidden: torch.Tensor, batch: Sequence[Tokens], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means of hidden states over the tokens of each word, (batch * width, hidden), and which words have any."""
+    """Average hidden states over the tokens of each word: (batch * width, hidden), and which words have any token.
+
+    >>> word_means(torch.ones(1, 3, 4), [Tokens([0, 5, 2], [-1, 0, -1])], 1)[1]
+    tensor([True])
+    """
     places = [
         (row, column, row * width + word)
         for row, tokens in enumerate(batch)
@@ -92,7 +102,11 @@ def word_means(hidden: torch.Tensor, batch: Sequence[Tokens], width: int) -> tup
 
 
 def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Mean squared error over the mean square of what is wanted."""
+    """Compute the mean squared error over the mean square of the wanted values.
+
+    >>> relative_error(torch.tensor([0.0]), torch.tensor([2.0]))
+    tensor(1.)
+    """
     return (found - wanted).square().mean() / wanted.square().mean()
 
 
@@ -106,7 +120,10 @@ def distil(
     is_bf16: bool,
     seed: int,
 ) -> None:
-    """One epoch over `tokens`, (student's, teacher's) for each pair. Word embeddings learn five times as fast."""
+    """Train one epoch over `tokens`, (student's, teacher's) for each pair. Word embeddings learn five times as fast.
+
+    >>> distil(student, teacher, tokens, batch_size=32, learning_rate=1e-4, is_bf16=False, seed=0)
+    """
     encoder = student.roberta
     words = encoder.embeddings.word_embeddings.weight
     others = [value for value in encoder.parameters() if value is not words]
@@ -130,7 +147,10 @@ def distil(
 def losses(
     encoder: PreTrainedModel, teacher: PreTrainedModel, batch: Sequence[tuple[Tokens, Tokens]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Relative errors of the words' means and of the first token."""
+    """Compute the relative errors of the words' means and of the first token.
+
+    >>> by_word, by_pair = losses(student.roberta, teacher, tokens[:32])
+    """
     mine, theirs = zip(*batch, strict=True)
     width = 1 + max(max(row.words) for row in theirs)
     with torch.no_grad():
@@ -144,7 +164,11 @@ def losses(
 
 
 def load_teacher(minilm: Path) -> BertModel:
-    """all-MiniLM-L6-v2 from its folder, without its pooler, which was never trained."""
+    """Load all-MiniLM-L6-v2 from its folder, without its pooler, which was never trained.
+
+    >>> load_teacher(Path("model")).config.num_hidden_layers
+    6
+    """
     config = BertConfig.from_json_file(str(minilm / "config.json"))
     config._attn_implementation = "eager"
     teacher = BertModel(config, add_pooling_layer=False)
@@ -159,7 +183,10 @@ def load_teacher(minilm: Path) -> BertModel:
 
 
 def read_pairs(path: Path, *, seed: int) -> list[Pair]:
-    """One pair for each instruction, drawn and shuffled by the seed."""
+    """Read one pair for each instruction, drawn and shuffled by the seed.
+
+    >>> pairs = read_pairs(Path("stage2.jsonl"), seed=0)
+    """
     responses: dict[str, list[str]] = {}
     with path.open(encoding="utf-8") as lines:
         for line in lines:

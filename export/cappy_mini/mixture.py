@@ -1,10 +1,10 @@
-"""Which part of the training mixture each stage of cappy-mini's training sees.
+"""Select the part of the training mixture that a stage of cappy-mini's training sees.
 
     python -m cappy_mini.mixture TRAIN.jsonl STAGE OUT.jsonl
 
 TRAIN.jsonl has instruction, response, label, task and group. Stage 1 holds the tasks that a small model learns first:
 topics, sentiment, subjectivity and question types. There the loss stays flat until the model discovers that a response
-must fit its instruction; harder tasks only add noise to that. Stage 2 repeats a part of them beside the other tasks.
+must fit its instruction; harder tasks would only add noise. Stage 2 repeats a part of them beside the other tasks.
 Fractions are of groups (all candidates of one instruction), drawn from a seed.
 """
 
@@ -50,7 +50,11 @@ STAGES: Mapping[int, Mapping[str, float]] = {
 
 
 def select(lines: Iterable[str], fractions: Mapping[str, float], *, seed: int) -> Iterator[str]:
-    """Yield the lines of about the given fraction of each task's groups, all lines of a group or none."""
+    """Yield the lines of about the given fraction of each task's groups, all lines of a group or none.
+
+    >>> list(select(['{"task": "trec", "group": "1"}'], {"trec": 1.0}, seed=0))
+    ['{"task": "trec", "group": "1"}']
+    """
     chosen: dict[tuple[str, str], bool] = {}
     for line in lines:
         fields = json.loads(line)

@@ -1,4 +1,4 @@
-"""The checkpoint that cappy-mini's training starts from: a RoBERTa that begins with all-MiniLM-L6-v2's encoder.
+"""Make the checkpoint that cappy-mini's training starts from: a RoBERTa with all-MiniLM-L6-v2's encoder.
 
     python -m cappy_mini.start MINILM TRAIN.jsonl OUT
 
@@ -25,9 +25,11 @@ POSITIONS = 512
 
 
 def make_start(minilm: Path, texts: Iterable[str], out: Path, *, vocab_size: int, layers: int, seed: int = 0) -> Path:
-    """Write the starting checkpoint to the new folder `out`; raises FileExistsError if it exists.
+    """Write the starting checkpoint to the new folder `out`.
 
-    `layers` of MiniLM's six are kept, evenly spaced, the last one among them.
+        >>> make_start(Path("model"), ["the film was good."], Path("start"), vocab_size=11_500, layers=6)
+
+    `layers` of MiniLM's six are kept, evenly spaced, the last one among them. Raises FileExistsError if `out` exists.
     """
     out.mkdir(parents=True)
     tokenizer = _train_tokenizer(texts, out, vocab_size)
@@ -65,7 +67,7 @@ def _train_tokenizer(texts: Iterable[str], out: Path, vocab_size: int) -> Robert
 
 
 def _carried_layers(old: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
-    """BERT and RoBERTa name their layers alike."""
+    """Take the weights of evenly spaced layers; BERT and RoBERTa name them alike."""
     found = 1 + max(int(name.split(".")[2]) for name in old if name.startswith("encoder.layer."))
     kept = [round((place + 1) * found / layers) - 1 for place in range(layers)]
     return {
@@ -97,7 +99,7 @@ def _tokens(tokenizer: RobertaTokenizerFast) -> list[str]:
 
 
 def _old_ids(token: str, pieces: BertTokenizerFast, tokenizer: RobertaTokenizerFast) -> list[int]:
-    """Ids of the old word pieces that hold the text of `token`.
+    """Look up the old word pieces that hold the text of `token`.
 
     A token that starts no word (no space, a lower-case letter) is looked up as the inside of a word first.
     """
@@ -108,11 +110,14 @@ def _old_ids(token: str, pieces: BertTokenizerFast, tokenizer: RobertaTokenizerF
     if inside is not None and text.islower():
         return [int(inside)]
     ids: list[int] = pieces(text, add_special_tokens=False)["input_ids"]
-    return ids or [pieces.convert_tokens_to_ids("[PAD]")]  # white space, and bytes that are no character
+    return ids or [pieces.convert_tokens_to_ids("[PAD]")]  # white space, and bytes that are not a character
 
 
 def read_texts(paths: Sequence[Path]) -> Iterator[str]:
-    """Instructions and responses of JSON Lines files, each distinct text once."""
+    """Yield the instructions and responses of JSON Lines files, each distinct text once.
+
+    >>> texts = read_texts([Path("TRAIN.jsonl")])
+    """
     seen: set[str] = set()
     for path in paths:
         with path.open(encoding="utf-8") as lines:

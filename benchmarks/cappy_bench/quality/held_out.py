@@ -20,8 +20,7 @@ import numpy as np
 
 from cappy_bench.quality.picking import Example, Scores, Values, average_by_dataset, worths_by_chance, worths_of_picks
 from cappy_engine.scorer import Scorer
-from cappy_export.checkpoints.checkpoint import open_checkpoint
-from cappy_export.proof.reference import score_with_torch
+from cappy_export.proof.reference import score_checkpoint
 from cappy_mini.mixture import EASY
 
 
@@ -105,8 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pairs = [(row["instruction"], row["response"]) for row in rows]
     columns = {}
     if options.checkpoint:
-        reference = score_with_torch(open_checkpoint(options.checkpoint), pairs, max_length=512)
-        columns["PyTorch fp32"] = accuracies(rows, reference.scores)
+        columns["PyTorch fp32"] = accuracies(rows, score_checkpoint(options.checkpoint, pairs))
     for precision in options.precisions:
         with Scorer.open(options.bundle, precision=precision, device="cpu") as scorer:
             columns[precision] = accuracies(rows, scorer.score(pairs))
