@@ -13,6 +13,20 @@ import pytest
 from cappy_engine.cli.main import main
 from tests.support.places import ROOT
 
+SCRIPT = ["bash", str(ROOT / "docs" / "examples" / "loop" / "run.sh")]
+
+
+def test_a_missing_package_is_said_before_the_first_step(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')  # without the installed packages
+    python.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(python), "OUT": str(tmp_path / "loop")}
+    done = subprocess.run(SCRIPT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "rouge_score, matplotlib; in a clone of cappy-engine, run: pip install" in done.stderr
+    assert not (tmp_path / "loop").exists()
+
 
 @pytest.mark.slow
 def test_the_loop_improves_rouge_l_over_a_random_pick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,8 +36,7 @@ def test_the_loop_improves_rouge_l_over_a_random_pick(tmp_path: Path, capsys: py
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OUT": str(out),
     }
-    script = ["bash", str(ROOT / "docs" / "examples" / "loop" / "run.sh")]
-    first = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    first = subprocess.run(SCRIPT, env=environment, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr[-4000:]
     assert "oracle" in first.stdout
     assert (out / "rouge.svg").is_file()
@@ -36,7 +49,7 @@ def test_the_loop_improves_rouge_l_over_a_random_pick(tmp_path: Path, capsys: py
     means = {name: part["mean"]["mean"] for name, part in found["averages"].items()}
     assert means["random"] < means["int8"] <= means["oracle"]
 
-    again = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    again = subprocess.run(SCRIPT, env=environment, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr[-4000:]
     assert again.stderr.count(" exists") == 4
     assert "oracle" in again.stdout

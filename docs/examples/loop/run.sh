@@ -3,9 +3,9 @@
 #
 #   bash docs/examples/loop/run.sh
 #
-# As it stands it runs on a made-up task with a tiny LLM (toy.py) and cappy-mini, and needs the extras cpu, export and
-# llm. A step whose output exists is skipped, so a run that was stopped goes on when it is started again; remove OUT (or
-# choose another) to start afresh, also after changing a variable.
+# As it stands it runs on a made-up task with a tiny LLM (toy.py) and cappy-mini. It needs the extras cpu (or gpu),
+# export, train and llm, and says at once if one is missing. A step whose output exists is skipped: a run that was stopped
+# goes on when it is started again. Remove OUT (or choose another) to start afresh, also after changing a variable.
 #
 # For a real run, set (files with rows {dataset, example_idx, instruction, references}, one BIG-Bench task):
 #
@@ -28,7 +28,7 @@ OUT=${OUT:-loop}                 # everything is written here
 TRAIN=${TRAIN:-$OUT/toy/toy_train.jsonl}
 VALIDATION=${VALIDATION:-$OUT/toy/toy_validation.jsonl}
 LLM=${LLM:-$OUT/toy/llm}         # a folder or hub id
-CHECKPOINT=${CHECKPOINT:-$here/../../export/cappy_mini/checkpoint}
+CHECKPOINT=${CHECKPOINT:-$here/../../../export/cappy_mini/checkpoint}
 SEED=${SEED:-0}
 SAMPLE_OPTIONS=${SAMPLE_OPTIONS-}
 # Unset: what the toy needs to be learnt in 80 small steps. Set but empty: the paper's.
@@ -39,7 +39,21 @@ CAPPY=${CAPPY:-cappy}
 
 say() { printf '%s\n' "== $*" >&2; }
 
-# Samples appear under their name only when they are complete; what a stopped run left is gone on with.
+# All packages of the steps below, before the first step works for minutes.
+"$PYTHON" - <<'END'
+import sys
+from importlib.util import find_spec
+
+NEEDED = "cappy_engine onnxruntime torch transformers optimum onnx accelerate rouge_score matplotlib".split()
+missing = [name for name in NEEDED if find_spec(name) is None]
+if missing:
+    sys.exit(
+        f"run.sh needs the packages {', '.join(missing)}; in a clone of cappy-engine, run: "
+        "pip install -c constraints.txt '.[cpu,export,train,llm]'"
+    )
+END
+
+# Samples appear under their name when they are complete; a run that was stopped goes on.
 sample() { # INPUT OUTPUT
     [[ -e $2 ]] && { say "$2 exists"; return; }
     say "sampling for $1"
@@ -50,7 +64,7 @@ sample() { # INPUT OUTPUT
 }
 
 mkdir -p "$OUT/samples"
-# The toy is made only where it is used. Its LLM is the last that it writes.
+# The toy is made only if it is used. Its LLM is written last.
 if [[ "$TRAIN $VALIDATION $LLM" == *"$OUT/toy/"* && ! -e $OUT/toy/llm/tokenizer_config.json ]]; then
     say "making the toy"
     "$PYTHON" "$here/toy.py" "$OUT/toy" --seed "$SEED"

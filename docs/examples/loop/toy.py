@@ -1,4 +1,4 @@
-"""A made-up task, and a tiny LLM that is sloppy at it: what `run.sh` needs to show Cappy's loop in minutes.
+"""Make a toy task, and a tiny LLM that is sloppy at it, so that `run.sh` shows Cappy's loop in minutes.
 
     python docs/examples/loop/toy.py OUT [--seed 0]
 
@@ -7,11 +7,11 @@ The task is to name the kind of a thing:
     What is robin?    ->    bird
 
 OUT gets `toy_train.jsonl` and `toy_validation.jsonl`, with rows {dataset, example_idx, instruction, references} as
-BIG-Bench's, and `llm`, a T5 of 0.2 M parameters. The LLM learns from texts by careless writers: each word has a wrong
-kind that they give it instead of its own, half of the words more often than not. So the LLM's own likelihood repeats
-the writers' mistakes, while the references have none: what a scorer can learn here beyond the LLM is put in by
-construction. No instruction stands in two of the three sets. Everything comes from the seed, nothing is downloaded, and
-nothing here says how an LLM or a scorer would do on a real task.
+BIG-Bench's, and `llm`, a T5 of 0.2 M parameters. The LLM learns from texts by careless writers: they give each word a
+wrong kind instead of its own, half of the words more often than not. So the LLM's own likelihood repeats the writers'
+mistakes, and the references have none: by construction a scorer can learn more here than the LLM knows. No instruction
+stands in two of the three sets. Everything comes from the seed, nothing is downloaded, and nothing here says how an LLM
+or a scorer would do on a real task.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ Mistakes = dict[str, tuple[str, float]]  # the kind that a word is mistaken for,
 
 
 def draw_mistakes(draw: random.Random) -> Mistakes:
-    """What careless writers believe: one wrong kind per word, which half of the words get more often than not."""
+    """Draw one wrong kind for each word; half of the words get it more often than not."""
     often = set(draw.sample(list(KIND_OF), len(KIND_OF) // 2))
     wrong = {word: draw.choice([kind for kind in KINDS if kind != KIND_OF[word]]) for word in KIND_OF}
     return {word: (wrong[word], WRONG_OFTEN if word in often else WRONG_SELDOM) for word in KIND_OF}
 
 
 def draw_row(draw: random.Random, mistakes: Mistakes | None = None) -> Row:
-    """One example of the task, its instruction and its answer; with `mistakes`, as a careless writer answers it."""
+    """Draw an instruction and its answer; with `mistakes`, as a careless writer answers it."""
     word = draw.choice(list(KIND_OF))
     wrong, share = mistakes[word] if mistakes else ("", 0.0)
     kind = wrong if draw.random() < share else KIND_OF[word]
@@ -74,7 +74,7 @@ def draw_row(draw: random.Random, mistakes: Mistakes | None = None) -> Row:
 
 
 def draw_new_rows(draw: random.Random, count: int, seen: set[str]) -> list[Row]:
-    """`count` examples whose instructions are not in `seen`, and are then."""
+    """Draw `count` examples whose instructions are not in `seen`, and add them there."""
     rows: list[Row] = []
     while len(rows) < count:
         row = draw_row(draw)
@@ -85,7 +85,7 @@ def draw_new_rows(draw: random.Random, count: int, seen: set[str]) -> list[Row]:
 
 
 def draw_careless_rows(draw: random.Random, count: int, held_back: set[str]) -> list[Row]:
-    """`count` examples as careless writers answer them, none with an instruction of `held_back`."""
+    """Draw `count` examples as careless writers answer them, none with an instruction of `held_back`."""
     mistakes, rows = draw_mistakes(draw), list[Row]()
     while len(rows) < count:
         row = draw_row(draw, mistakes)
@@ -104,7 +104,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that knows the words of this task, each as one token, and punctuation."""
+    """Make a tokenizer that knows the words of this task, each as one token, and punctuation."""
     texts = " ".join(QUESTIONS).replace("{word}", "")
     split = pre_tokenizers.BertPreTokenizer()
     words = {word for word, _ in split.pre_tokenize_str(texts)} | set(KINDS) | set(KIND_OF)
@@ -119,6 +119,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(vocabulary: int) -> T5ForConditionalGeneration:
+    """Make the LLM, with random weights."""
     config = T5Config(
         vocab_size=vocabulary,
         d_model=64,
