@@ -20,6 +20,7 @@ from cappy_bench.quality.rouge_plot import check_path, plot_evaluation
 from cappy_engine.cli.main import main
 from cappy_engine.errors import CappyError
 from cappy_export.adaptation.samples import read_samples
+from tests.support.absent import EXPORTER, run_without
 
 Row = dict[str, Any]
 ROUGE = RougeScorer(["rougeL"], use_stemmer=True)
@@ -269,6 +270,14 @@ def test_the_command_draws_and_prints_json(
         assert f">{text}<" in drawn
     assert main([*command, "--plot", str(plot)]) == 0
     assert plot.read_text() == drawn
+
+
+def test_the_command_needs_neither_pytorch_nor_transformers(folder: Path) -> None:
+    command = ["evaluate", "bigbench", folder, "--plot", "rouge.svg", "--examples", "2"]
+    done = run_without([*EXPORTER, "openai"], *command, cwd=folder.parent)
+    assert done.returncode == 0, done.stderr
+    assert "mean over tasks" in done.stdout
+    assert (folder.parent / "rouge.svg").is_file()
 
 
 @pytest.mark.parametrize(

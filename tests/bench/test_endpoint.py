@@ -19,6 +19,7 @@ from cappy_bench.candidates.decodings import DECODINGS, ENDPOINT_DECODINGS, Cand
 from cappy_bench.candidates.endpoint import Endpoint
 from cappy_bench.candidates.options import EndpointOptions
 from cappy_engine.errors import SampleError
+from tests.support.absent import EXPORTER, run_without
 from tests.support.small_endpoint import Answer, Body, Server, answered, refused, serving, text_of
 
 
@@ -275,6 +276,14 @@ def test_an_interrupt_ends_the_command_while_a_server_hangs(server: Server, tmp_
         assert (running.returncode, said) == (130, "cappy sample: interrupted\n")
     finally:
         over.set()
+
+
+def test_the_command_needs_neither_pytorch_nor_transformers(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"instruction": "a"}\n')
+    command = ["sample", "prompts.jsonl", "-o", "out.jsonl", "--endpoint", server.url, "--model", "m"]
+    done = run_without([*EXPORTER, "onnxruntime", "rouge_score", "matplotlib"], *command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads((tmp_path / "out.jsonl").read_text())["samples"]) == 12
 
 
 def test_a_prompt_that_a_server_refuses_is_an_error_that_says_how_to_go_on_without_it(server: Server) -> None:
