@@ -1,19 +1,32 @@
-"""Small random LLMs with tokenizers of their own: a T5 with SentencePiece's spaces, a GPT-2 and a Llama with bytes."""
+"""Make small random LLMs with tokenizers of their own, and use them by ours and by hand.
+
+A T5 has SentencePiece's spaces, a GPT-2 and a Llama have bytes.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    AutoTokenizer,
     GPT2Config,
     LlamaConfig,
     PreTrainedTokenizerFast,
     T5Config,
 )
+
+from cappy_bench.candidates.llm import LocalLLM, open_llm
+from cappy_bench.candidates.options import LLMOptions
+
+KINDS = ("t5", "gpt2", "llama")
+INSTRUCTIONS = ["Which colour has the sky?", "\nCount the dogs and the cats: there are ", "Ü"]
+NEW = 8
+"""New tokens at most, where a test says nothing else."""
 
 LINES = [
     "Which colour has the sky? The sky is blue, and the sea is green.",
@@ -61,6 +74,38 @@ def make_llm(folder: Path, kind: str, *, is_chat: bool = False) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def open_small(folder: Path, *, max_new_tokens: int = NEW, **options: Any) -> LocalLLM:
+    return open_llm(folder, LLMOptions(**{"device": "cpu", **options}), max_new_tokens=max_new_tokens)
+
+
+def by_hand(folder: Path, kind: str) -> tuple[Any, Any]:
+    auto = AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForCausalLM
+    return auto.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def generated(model: Any, tokenizer: Any, kind: str, instruction: str, **options: Any) -> list[list[int]]:
+    """What transformers' `generate` gives for one instruction: the tokens behind the prompt."""
+    tokens = tokenizer(instruction, return_tensors="pt")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    inputs = {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+    rows = model.generate(**inputs, max_new_tokens=NEW, pad_token_id=pad, **options)
+    return [row[1:] if kind == "t5" else row[tokens["input_ids"].shape[1] :] for row in rows.tolist()]
+
+
+def token_by_token(model: Any, kind: str, prompt: list[int], response: list[int]) -> float:
+    """log p of a response: one forward pass for each of its tokens, in double precision where it is summed."""
+    total = 0.0
+    for place, token in enumerate(response):
+        with torch.no_grad():
+            if kind == "t5":
+                start = torch.tensor([[model.config.decoder_start_token_id, *response[:place]]])
+                logits = model(input_ids=torch.tensor([prompt]), decoder_input_ids=start).logits
+            else:
+                logits = model(input_ids=torch.tensor([[*prompt, *response[:place]]])).logits
+        total += float(logits[0, -1].double().log_softmax(-1)[token])
+    return total
 
 
 def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
