@@ -1,47 +1,48 @@
-"""What machine this is: what a figure means nothing without."""
+"""Describes the machine and the code that a figure was measured with."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
+
+from cappy_engine.cpu.cores import cpu_flags, cpu_name
 
 TELLING = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 """Instruction sets that decide how fast a matrix product is, by Linux's names."""
 
 
 def describe_machine() -> dict[str, Any]:
-    """The processor, its cores and telling instruction sets, memory and system."""
+    """Describe the processor, its cores and telling instruction sets, memory and system.
+
+    >>> describe_machine()["cores"]
+    2
+    """
     return {
-        "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "instruction_sets": sorted(instruction_sets() & set(TELLING)),
+        "instruction_sets": sorted(cpu_flags() & set(TELLING)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
 
 
-def instruction_sets() -> set[str]:
-    """The processor's instruction sets by Linux's names; empty where the system does not tell."""
-    return set((_cpuinfo("flags") or _cpuinfo("Features") or "").split())
+def current_commit() -> str | None:
+    """The commit that this code is a checkout of; None where it was installed from elsewhere.
 
-
-def available_bytes() -> int:
-    """Memory that processes can still take."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/meminfo does not tell MemAvailable")
-
-
-def _cpuinfo(key: str) -> str | None:
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
+    >>> current_commit()
+    'd113d07b3505'
+    """
+    git, here = shutil.which("git"), Path(__file__)
+    if git is None:
         return None
-    for line in path.read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == key:
-            return value.strip()
-    return None
+    # An installed copy may lie inside of somebody's repository, which then does not track it.
+    for arguments in (("ls-files", "--error-unmatch", here.name), ("rev-parse", "--short=12", "HEAD")):
+        done = subprocess.run([git, *arguments], cwd=here.parent, capture_output=True, text=True, check=False)  # noqa: S603
+        if done.returncode:
+            return None
+    return done.stdout.strip()

@@ -9,6 +9,7 @@
 from cappy_engine.batching import EncodedPairs
 from cappy_engine.errors import (
     AdaptError,
+    BenchmarkError,
     BundleError,
     CappyError,
     CheckpointError,
@@ -30,6 +31,7 @@ from cappy_engine.scorer import Scored, Scorer
 __version__ = "0.1.0"
 __all__ = [
     "AdaptError",
+    "BenchmarkError",
     "BundleError",
     "Candidate",
     "CappyError",

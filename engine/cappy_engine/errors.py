@@ -9,6 +9,7 @@ CappyError
 ├── DeviceUnavailable        the device asked for cannot be used; nothing falls back
 ├── OutputError              a file of results cannot be begun, gone on with or finished
 ├── AdaptError               training cannot start, go on or end as asked; no checkpoint was written
+├── BenchmarkError           nothing can be measured as asked, or a file is not a result
 ├── SampleError              candidates cannot be sampled as asked; what was complete is kept
 ├── ScoringError             ONNX Runtime failed, or returned something that is not a score
 └── ExportError              no bundle was written
@@ -82,6 +83,10 @@ class OutputError(CappyError):
 
 class AdaptError(CappyError):
     """Training cannot start, go on or end as it was asked to; no checkpoint was written."""
+
+
+class BenchmarkError(CappyError):
+    """Nothing can be measured as asked, or a file is not a benchmark's result."""
 
 
 class SampleError(CappyError):

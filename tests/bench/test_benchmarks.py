@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Mapping
@@ -15,16 +17,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cappy_bench.peers
 from cappy_bench.machine import describe_machine
-from cappy_bench.peers import SPECS, Spec
 from cappy_bench.peers.peer import Model, Pair
-from cappy_bench.peers.process import ROOT, RunnerFailed, WorkerProcess, in_short, start_worker
+from cappy_bench.peers.process import ENVIRONMENTS, RunnerFailed, WorkerProcess, in_short, link_packages, start_worker
+from cappy_bench.peers.specs import SPECS, Spec
 from cappy_bench.speed.bench_commands import main
-from cappy_bench.speed.figures import Ratio, compare_with_peer, figures, is_as_right, useful_flops
+from cappy_bench.speed.figures import SCHEMA, Ratio, compare_with_peer, figures, is_as_right, useful_flops
 from cappy_bench.speed.report import write_report
 from cappy_bench.speed.suite import Plan, run_suite
 from cappy_bench.speed.tables import missing_table, ratio_table, runner_table, workload_table
 from cappy_bench.speed.workloads import DESCRIPTIONS, LENGTHS, Sizes, Workload, make_pool, make_workloads
+from cappy_engine import Scorer
+from cappy_engine.bundle import EMBEDDED
+from cappy_engine.errors import BenchmarkError
 from cappy_engine.tokenizer import PairTokenizer
 
 SIZES = Sizes(interactive=6, lengths=2, rerank=2, bulk=24, long=3, padded=2)
@@ -81,8 +87,12 @@ def spec(name: str, precision: str = "fp32") -> Spec:
 
 
 @pytest.fixture(scope="module")
-def workloads(bundle: Path) -> list[Workload]:
-    tokenizer = PairTokenizer.from_file(bundle / "tokenizer.json", max_length=512)
+def tokenizer() -> PairTokenizer:
+    return PairTokenizer.from_file(EMBEDDED / "tokenizer.json", max_length=512)
+
+
+@pytest.fixture(scope="module")
+def workloads(tokenizer: PairTokenizer) -> list[Workload]:
     words = ["sky", "blue", "is", "the", "question", "answer", "why"]
     return make_workloads(make_pool(words, seed=0, count=600), tokenizer, SIZES, seed=0)
 
@@ -96,10 +106,11 @@ def measure(workloads: list[Workload], tmp_path: Path) -> Callable[..., dict[str
         plan = Plan(
             specs=[tool.spec for tool in tools],
             workloads=workloads,
-            model=Model(tmp_path, tmp_path, tmp_path / "work", threads=1),
+            model=Model(tmp_path, tmp_path / "work", 1, None if options.get("is_alone") else tmp_path),
             rounds=options.get("rounds", 2),
             max_seconds=options.get("max_seconds", 1e9),
             reserve_bytes=0,
+            exported=options.get("exported", {}),
         )
         measured = run_suite(
             plan,
@@ -111,6 +122,7 @@ def measure(workloads: list[Workload], tmp_path: Path) -> Callable[..., dict[str
         for entry, workload in zip(measured["workloads"], workloads, strict=True):
             entry["flops"] = useful_flops(shape, workload.worked_lengths.tolist())
         return {
+            "schema": SCHEMA,
             "title": "fakes",
             "started": "2026-01-01T00:00:00+00:00",
             "seconds": 1.0,
@@ -118,7 +130,7 @@ def measure(workloads: list[Workload], tmp_path: Path) -> Callable[..., dict[str
             "commit": "none",
             "machine": describe_machine(),
             "settings": {"threads": 1, "seed": 0, "rounds": 2, "max_seconds": 60.0, "pairs": "words"},
-            "model": {"name": "fake", "parameters": 1000, "shape": shape},
+            "model": {"name": "fake", "weights_sha256": "0" * 64, "parameters": 1000, "shape": shape},
             **measured,
         }
 
@@ -156,7 +168,7 @@ def test_where_a_peer_is_faster_the_table_says_that_it_wins(measure: Callable[..
         (FakeTool(spec("bad"), score=lambda pair: true_score(pair) + 2e-4), "max error 0.0002, limit 0.0001"),
         (FakeTool(spec("bad"), score=lambda pair: 1 / (1 + np.exp(-true_score(pair)))), "max error"),
         (FakeTool(spec("bad", "int8"), score=lambda pair: -true_score(pair)), "Spearman -1.000, limit 0.97"),
-        (FakeTool(spec("bad"), score=lambda pair: float("nan")), "scores are no numbers"),
+        (FakeTool(spec("bad"), score=lambda pair: float("nan")), "scores are not numbers"),
         (FakeTool(spec("bad"), drops_last=True), "scores for"),
         (FakeTool(spec("bad"), token_ids=lambda pair: [1]), "other token ids than the reference's"),
     ],
@@ -293,7 +305,7 @@ def test_the_report_shows_every_table_and_plot(measure: Callable[..., dict[str, 
 
 
 def test_a_report_of_nothing_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="cappy bench run"):
+    with pytest.raises(BenchmarkError, match="cappy bench run"):
         write_report(tmp_path)
 
 
@@ -345,8 +357,7 @@ def test_operations_are_those_that_pytorch_counts(checkpoint: Path) -> None:
         assert useful_flops(shape, [length]) + head == counter.get_total_flops()
 
 
-def test_workloads_are_the_same_from_the_same_seed_and_others_from_another(bundle: Path) -> None:
-    tokenizer = PairTokenizer.from_file(bundle / "tokenizer.json", max_length=512)
+def test_workloads_are_the_same_from_the_same_seed_and_others_from_another(tokenizer: PairTokenizer) -> None:
     pool = make_pool(["one", "two", "three", "four"], seed=1, count=400)
     first, again, other = (make_workloads(pool, tokenizer, SIZES, seed=seed) for seed in (0, 0, 1))
     assert [one.sha256 for one in first] == [one.sha256 for one in again]
@@ -358,8 +369,7 @@ def test_workloads_are_the_same_from_the_same_seed_and_others_from_another(bundl
     }  # few are near the lengths of the others, so they can be the same
 
 
-def test_workloads_have_the_lengths_they_promise(bundle: Path) -> None:
-    tokenizer = PairTokenizer.from_file(bundle / "tokenizer.json", max_length=512)
+def test_workloads_have_the_lengths_they_promise(tokenizer: PairTokenizer) -> None:
     pool = make_pool([f"word{place}" for place in range(50)], seed=0)
     sizes = Sizes(interactive=20, lengths=3, rerank=3, bulk=400, long=10, padded=4)
     found = {workload.name: workload for workload in make_workloads(pool, tokenizer, sizes, seed=0)}
@@ -377,9 +387,8 @@ def test_workloads_have_the_lengths_they_promise(bundle: Path) -> None:
     assert {len({pair[1] for pair in request}) for request in found["rerank"].requests} == {16}
 
 
-def test_a_pool_that_is_too_small_is_a_clear_error(bundle: Path) -> None:
-    tokenizer = PairTokenizer.from_file(bundle / "tokenizer.json", max_length=512)
-    with pytest.raises(ValueError, match="only 3 pairs"):
+def test_a_pool_that_is_too_small_is_a_clear_error(tokenizer: PairTokenizer) -> None:
+    with pytest.raises(BenchmarkError, match="only 3 pairs"):
         make_workloads([("a", "b"), ("c", "d"), ("e", "f")], tokenizer, SIZES, seed=0)
 
 
@@ -435,20 +444,17 @@ def test_a_report_without_a_runner_that_ran_has_no_plots(
 
 
 def test_what_a_tool_prints_does_not_come_between_the_answers(tmp_path: Path) -> None:
-    (tmp_path / "noisy.py").write_text(
+    noisy = tmp_path / "noisy.py"
+    noisy.write_text(
         "import os\n"
+        "from cappy_bench.peers.worker import serve\n"
         "def prepare(model, precision):\n"
         "    print('hello'); os.system('echo from a child')\n"
         "def open_runner(model, precision):\n"
         "    raise RuntimeError('out of luck')\n"
+        "serve(open_runner, prepare)\n"
     )
-    script = (
-        "import sys, importlib, cappy_bench.peers, cappy_bench.peers.worker as worker\n"
-        f"cappy_bench.peers.__path__.append({str(tmp_path)!r})\n"
-        "worker.main(sys.argv[1:])\n"
-    )
-    model = json.dumps({"checkpoint": "a", "bundle": "b", "folder": "c", "threads": 1})
-    command = [sys.executable, "-c", script, "noisy", "fp32", model]
+    command = [sys.executable, str(noisy), "fp32", Model(Path("b"), Path("c"), 1).to_json()]
     worker = WorkerProcess(command, environment={}, log=tmp_path / "log")
     assert worker.ask({"do": "prepare"})["seconds"] >= 0
     with pytest.raises(RunnerFailed, match="RuntimeError: out of luck"):
@@ -459,21 +465,73 @@ def test_what_a_tool_prints_does_not_come_between_the_answers(tmp_path: Path) ->
     assert {"hello", "from a child"} <= set((tmp_path / "log").read_text().splitlines())
 
 
-def test_reasons_hold_no_paths_of_this_machine() -> None:
-    assert in_short(f"no fp16\n  in {ROOT}/bench/large") == "no fp16 in bench/large"
+def test_reasons_hold_no_paths_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert in_short(f"no fp16\n  in {Path.cwd()}/bench/large") == "no fp16 in bench/large"
 
 
-def test_a_runner_whose_environment_is_missing_says_how_to_make_it(tmp_path: Path) -> None:
-    missing = Spec("one", "one", "fp32", "a fake", ("one",), environment="nowhere")
-    with pytest.raises(RunnerFailed, match=r"make \.venv-bench-nowhere/ready"):
-        start_worker(missing, Model(tmp_path, tmp_path, tmp_path, threads=1))
+@pytest.mark.parametrize("environment", ["openvino", "infinity", "node"])
+def test_a_runner_whose_environment_is_missing_says_where_it_is_told_how_to_make_it(
+    environment: str, tmp_path: Path
+) -> None:
+    missing = next(one for one in SPECS if one.environment == environment)
+    with pytest.raises(RunnerFailed, match=rf"there is no .*\.venv-bench-{environment}; how to make it: ") as caught:
+        start_worker(missing, Model(tmp_path, tmp_path, threads=1), tools=tmp_path)
+    recipe = Path.cwd() / str(caught.value).rpartition(": ")[2]
+    assert f".venv-bench-{environment}" in recipe.read_text(encoding="utf-8")
 
 
-def test_every_runner_has_a_module_and_a_name_of_its_own() -> None:
-    folder = ROOT / "benchmarks" / "cappy_bench" / "peers"
+def test_a_runner_whose_package_is_missing_says_which(tmp_path: Path) -> None:
+    missing = Spec("one", "torch_eager", "fp32", "a fake", ("no-such-package", "numpy"))
+    with pytest.raises(RunnerFailed, match=r"not installed here: no-such-package; .*\.\[bench\]"):
+        start_worker(missing, Model(tmp_path, tmp_path, threads=1), tools=tmp_path)
+
+
+def test_another_environment_is_given_our_packages_and_no_others(tmp_path: Path) -> None:
+    """Its own numpy must be used, not ours; and it needs no more of ours than numpy and tokenizers."""
+    folder = link_packages(tmp_path / "packages")
+    assert link_packages(folder) == folder, "a second run finds the links of the first"
+    code = """
+import sys
+from importlib.machinery import PathFinder
+allowed = {*sys.stdlib_module_names, "numpy", "tokenizers", "cappy_bench", "cappy_engine", "cappy_export"}
+class Refuse(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] not in allowed:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Refuse)
+import cappy_bench.peers.batches, cappy_bench.peers.worker, cappy_export.proof.pairs
+print(cappy_bench.__file__, len(cappy_export.proof.pairs.default_pairs()))
+"""
+    command = [sys.executable, "-P", "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [str(folder / "cappy_bench" / "__init__.py"), "279"], done.stderr
+    assert {path.name for path in folder.iterdir()} == {"cappy_bench", "cappy_engine", "cappy_export"}
+
+
+def test_what_lies_in_the_current_folder_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "numpy.py").write_text("raise RuntimeError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    ours = next(one for one in SPECS if one.is_ours and one.precision == "int8")
+    worker = start_worker(ours, Model(EMBEDDED, tmp_path, threads=1), tools=tmp_path)
+    try:
+        worker.ask({"do": "open"})
+        answer = worker.ask({"do": "score", "requests": [[("Is the sky blue?", "Yes")]], "pad_to": None})
+    finally:
+        worker.close()
+    with Scorer.open(threads=1) as scorer:
+        assert answer["scores"] == [scorer.score([("Is the sky blue?", "Yes")]).tolist()]
+
+
+def test_every_runner_has_a_program_and_a_name_of_its_own() -> None:
+    folder = Path(cappy_bench.peers.__path__[0])
     assert len({one.name for one in SPECS}) == len(SPECS)
     for one in SPECS:
-        assert (folder / (one.module if "." in one.module else f"{one.module}.py")).exists()
+        path = folder / (one.module if "." in one.module else f"{one.module}.py")
+        assert path.suffix == ".mjs" or path.read_text(encoding="utf-8").count("\n    serve(open_runner") == 1
+        assert one.environment in ("main", "node") or (ENVIRONMENTS / f"{one.environment}.txt").exists()
 
 
 @pytest.mark.slow

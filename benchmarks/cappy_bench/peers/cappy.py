@@ -1,4 +1,4 @@
-"""Ours: `Scorer.open` on a bundle with its default settings. It computes nothing for padding, and cannot be made to."""
+"""Scores with our engine: `Scorer.open` on a bundle with its default settings, which computes nothing for padding."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from typing import cast
 
 from cappy_bench.peers.peer import Model, Pair, Scores
-from cappy_engine.options import Precision, ScorerOptions
+from cappy_bench.peers.worker import serve
+from cappy_engine.options import Precision
 from cappy_engine.scorer import Scorer
 from cappy_engine.tokenizer import PairTokenizer
 
 
 class CappyRunner:
-    """The engine's own scorer."""
+    """Our scorer, with the tokens counted."""
 
     def __init__(self, model: Model, precision: str) -> None:
         self.computed_tokens: int | None = 0
-        self._scorer = Scorer.open_with(
-            model.bundle, ScorerOptions("cpu", precision=cast(Precision, precision), threads=model.threads)
+        self._scorer = Scorer.open(
+            model.bundle, device="cpu", precision=cast(Precision, precision), threads=model.threads
         )
         self._tokenizer = PairTokenizer.from_file(model.bundle / "tokenizer.json", max_length=model.max_length)
 
@@ -37,3 +38,7 @@ class CappyRunner:
 def open_runner(model: Model, precision: str) -> CappyRunner:
     """Open the bundle's model of `precision`."""
     return CappyRunner(model, precision)
+
+
+if __name__ == "__main__":
+    serve(open_runner)

@@ -1,13 +1,13 @@
-"""CTranslate2's Encoder: RobertaModel converted by its TransformersConverter, with the scoring head in numpy.
+"""Scores with CTranslate2's Encoder, from its TransformersConverter, and with the scoring head in numpy.
 
 CTranslate2 has no sequence classification for RoBERTa, so the head (dense, tanh, out_proj on the first token's last
 hidden state) is read from the checkpoint and kept in float32. Int8 is its `int8_float32`: linear layers and embeddings
 with 8-bit weights, activations quantised token by token. Still a pair's score moves with its batch (by 0.007 on
 cappy-mini, 0.06 at cappy-large's size).
 
-On a CPU it takes padding out of a batch before the first layer and computes real tokens only, but for the attention's
-own products (Padder in its src/layers/transformer.cc). So `computed_tokens` counts real tokens, and every pair cannot
-be made to cost a padded one. On an AMD CPU it multiplies with oneDNN; with MKL instead (CT2_USE_MKL=1) 64 pairs of
+On a CPU it takes padding out of a batch before the first layer (Padder in its src/layers/transformer.cc): apart from
+the attention's own products it computes real tokens only. So `computed_tokens` counts real tokens, and no pair can be
+made to cost a padded one. On an AMD CPU it multiplies with oneDNN; with MKL instead (CT2_USE_MKL=1) 64 pairs of
 cappy-mini took 1.8 s for 1.5 s in fp32, and 3.4 s for 0.8 s in int8.
 
 Its position ids count tokens from the left; RoBERTa's count only those that are not padding, so a text that holds a
@@ -27,8 +27,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 
-from cappy_bench.peers.batches import Batched, Ids
+from cappy_bench.peers.batches import Batched, Inputs
 from cappy_bench.peers.peer import Model, Pair, Scores
+from cappy_bench.peers.worker import serve
 
 COMPUTE_TYPES = {"fp32": "float32", "int8": "int8_float32"}
 
@@ -55,11 +56,11 @@ class EncoderRunner:
         """The token ids, without padding, that `score` gives the model for each pair."""
         return self._batched.token_ids(pairs)
 
-    def _run(self, ids: Ids, mask: Ids, type_ids: Ids) -> Scores:
-        lengths = mask.sum(axis=1)
-        output = self._encoder.forward_batch(_view(ids), _view(lengths))  # without token types: all 0, RoBERTa's only
+    def _run(self, inputs: Inputs) -> Scores:
+        lengths = inputs["attention_mask"].sum(axis=1)
+        output = self._encoder.forward_batch(_view(inputs["input_ids"]), _view(lengths))  # RoBERTa's types are all 0
         self.computed_tokens = (self.computed_tokens or 0) + int(lengths.sum())
-        return self._head(np.asarray(output.last_hidden_state)[:, 0])  # not copied but for the first tokens
+        return self._head(np.asarray(output.last_hidden_state)[:, 0])  # only the first tokens are copied
 
 
 def prepare(model: Model, precision: str) -> None:
@@ -69,7 +70,7 @@ def prepare(model: Model, precision: str) -> None:
         return
     making = model.folder / f"{precision}-making"
     shutil.rmtree(making, ignore_errors=True)
-    _convert(model.checkpoint, making, COMPUTE_TYPES[precision])
+    _convert(model.require_checkpoint(), making, COMPUTE_TYPES[precision])
     making.rename(folder)
 
 
@@ -82,13 +83,13 @@ def open_runner(model: Model, precision: str) -> EncoderRunner:
         inter_threads=1,
         compute_type=COMPUTE_TYPES[precision],
     )
-    config = json.loads((model.checkpoint / "config.json").read_text(encoding="utf-8"))
-    head = load_head(model.checkpoint / "model.safetensors")
+    config = json.loads((model.require_checkpoint() / "config.json").read_text(encoding="utf-8"))
+    head = load_head(model.require_checkpoint() / "model.safetensors")
     return EncoderRunner(model, encoder, head, pad_token_id=int(config["pad_token_id"]))
 
 
 def load_head(path: Path) -> Head:
-    """RobertaClassificationHead in float32."""
+    """Read RobertaClassificationHead, in float32."""
     names = ("dense.weight", "dense.bias", "out_proj.weight", "out_proj.bias")
     with safe_open(path, framework="numpy") as weights:
         dense, dense_bias, out, out_bias = (
@@ -103,9 +104,9 @@ def load_head(path: Path) -> Head:
 
 
 def _convert(checkpoint: Path, folder: Path, quantization: str) -> None:
-    """Convert RobertaModel without its pooler, which the checkpoint has no weights for and the score does not use.
+    """Convert RobertaModel without its pooler, which has no weights in the checkpoint and is not used for scores.
 
-    Imported here because the converter imports PyTorch, 250 MB that the measured process must not carry.
+    The converter is imported here: it imports PyTorch, 250 MB that the measured process must not carry.
     """
     from ctranslate2.converters import TransformersConverter
 
@@ -116,6 +117,10 @@ def _convert(checkpoint: Path, folder: Path, quantization: str) -> None:
     EncoderConverter(str(checkpoint)).convert(str(folder), quantization=quantization)
 
 
-def _view(values: Ids) -> ctranslate2.StorageView:
+def _view(values: npt.NDArray[np.int64]) -> ctranslate2.StorageView:
     """The int32 array that CTranslate2 reads, kept alive by the view."""
     return ctranslate2.StorageView.from_array(np.ascontiguousarray(values, dtype=np.int32))
+
+
+if __name__ == "__main__":
+    serve(open_runner, prepare)

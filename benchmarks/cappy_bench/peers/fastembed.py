@@ -1,11 +1,11 @@
-"""fastembed's TextCrossEncoder on optimum's export at O2, added as a custom model: raw logits, no activation.
+"""Scores with fastembed's TextCrossEncoder on optimum's export at O2, as a custom model: raw logits, no activation.
 
-It has no export of its own, and our bundle's graph is not what its users have.
+It has no export of its own, and its users do not have our bundle's graph.
 
-It leaves batching to its user but for the count of pairs: `rerank_pairs` takes them in input order and pads each batch
-to its longest pair. Unsorted, the smallest batch is the best: 64 pairs of cappy-mini took 1.19 s in batches of 1, 1.49
-in 2, 1.64 in 4, 2.06 in 8; its default is 64. It tokenises pairs with the bundle's own tokenizer.json, and cuts them to
-the `model_max_length` of tokenizer_config.json.
+It leaves batching to its user, except for the number of pairs: `rerank_pairs` takes them in input order and pads each
+batch to its longest pair. Unsorted, the smallest batch is the best: 64 pairs of cappy-mini took 1.19 s in batches of 1,
+1.49 in 2, 1.64 in 4, 2.06 in 8; its default is 64. It tokenises pairs with the bundle's own tokenizer.json, and cuts
+them to the `model_max_length` of tokenizer_config.json.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fastembed.rerank.cross_encoder import TextCrossEncoder
 
 from cappy_bench.peers import optimum_onnx
 from cappy_bench.peers.peer import Model, Pair, Scores
+from cappy_bench.peers.worker import serve
 
 BATCH = 1
 NAME = "benchmarked"
@@ -66,7 +67,7 @@ class TextCrossEncoderRunner:
 
 
 def prepare(model: Model, precision: str) -> None:
-    """Take what the optimum runner exports, and the tokenizer of our bundle."""
+    """Take the optimum runner's export, and the tokenizer of our bundle."""
     exported = dataclasses.replace(model, folder=model.folder.parent / "optimum_onnx")
     optimum_onnx.prepare(exported, precision)
     model.folder.mkdir(parents=True, exist_ok=True)
@@ -88,3 +89,7 @@ def open_runner(model: Model, precision: str) -> TextCrossEncoderRunner:
         specific_model_path=str(model.folder),
     )
     return TextCrossEncoderRunner(encoder)
+
+
+if __name__ == "__main__":
+    serve(open_runner, prepare)

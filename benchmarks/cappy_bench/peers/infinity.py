@@ -1,4 +1,4 @@
-"""infinity-emb: its asynchronous engine in this process, on PyTorch in float32, asked for raw scores.
+"""Scores with infinity-emb: its asynchronous engine in this process, on PyTorch in float32, for raw scores.
 
 `rerank` takes one query with its documents, so consecutive pairs of one instruction are one call, and all calls of a
 request wait together: infinity's queue mixes them, sorts up to eight batches by characters, and cuts batches of a fixed
@@ -19,6 +19,7 @@ import torch
 from infinity_emb import AsyncEmbeddingEngine, EngineArgs
 
 from cappy_bench.peers.peer import Model, Pair, Scores
+from cappy_bench.peers.worker import serve
 
 BATCH = 8
 
@@ -61,8 +62,10 @@ class InfinityRunner:
 
 
 class _TokenCounter:
-    """Counts the tokens of every forward pass of `model`. No part of the runner: a hook that holds the runner would
-    keep it, and so its threads, alive at the end."""
+    """Counts the tokens of every forward pass of `model`.
+
+    It is apart from the runner: a hook that holds the runner would keep its threads alive at the end.
+    """
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.tokens = 0
@@ -76,7 +79,7 @@ def open_runner(model: Model, precision: str) -> InfinityRunner:
     """Load the checkpoint in float32."""
     torch.set_num_threads(model.threads)
     arguments = EngineArgs(
-        model_name_or_path=str(model.checkpoint),
+        model_name_or_path=str(model.require_checkpoint()),
         engine="torch",
         device="cpu",
         dtype="float32",
@@ -93,3 +96,7 @@ def _stop(loop: asyncio.Runner, engine: AsyncEmbeddingEngine) -> None:
     """End the engine's threads once its runner is gone: the process could not end while they wait for work."""
     loop.run(engine.astop())
     loop.close()
+
+
+if __name__ == "__main__":
+    serve(open_runner)

@@ -1,4 +1,4 @@
-"""optimum's ORTModelForSequenceClassification: its own export, optimised to O2, or quantised dynamically for int8.
+"""Scores with optimum's ORTModelForSequenceClassification: its own export, optimised to O2, or in dynamic int8.
 
 O2 is the highest level that changes no score; O3 approximates GELU. Int8 follows optimum's ready-made configuration for
 the CPU: signed weights where the CPU has VNNI, unsigned (`avx2`) where signed ones would saturate. It is made from the
@@ -21,9 +21,10 @@ from optimum.onnxruntime import (
 )
 from optimum.onnxruntime.configuration import QuantizationConfig
 
-from cappy_bench.machine import instruction_sets
-from cappy_bench.peers.batches import Batched, Ids
+from cappy_bench.peers.batches import Batched, Inputs
 from cappy_bench.peers.peer import Model, Scores
+from cappy_bench.peers.worker import serve
+from cappy_engine.cpu.cores import cpu_flags
 
 FILES = {"fp32": "model_optimized.onnx", "int8": "model_quantized.onnx"}
 
@@ -35,7 +36,9 @@ def prepare(model: Model, precision: str) -> None:
         return
     making = model.folder / f"{precision}-making"
     shutil.rmtree(making, ignore_errors=True)
-    exported = ORTModelForSequenceClassification.from_pretrained(model.checkpoint, export=True, local_files_only=True)
+    exported = ORTModelForSequenceClassification.from_pretrained(
+        model.require_checkpoint(), export=True, local_files_only=True
+    )
     if precision == "fp32":
         ORTOptimizer.from_pretrained(exported).optimize(AutoOptimizationConfig.O2(), save_dir=making)
     else:
@@ -53,8 +56,8 @@ def open_runner(model: Model, precision: str) -> Batched:
         Path(model.folder, precision), file_name=FILES[precision], session_options=options, local_files_only=True
     )
 
-    def run(ids: Ids, mask: Ids, type_ids: Ids) -> Scores:
-        output = loaded(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
+    def run(inputs: Inputs) -> Scores:
+        output = loaded(**{name: torch.from_numpy(inputs[name]) for name in ("input_ids", "attention_mask")})
         scores: Scores = output.logits[:, 0].numpy()
         return scores
 
@@ -62,6 +65,10 @@ def open_runner(model: Model, precision: str) -> Batched:
 
 
 def _int8() -> QuantizationConfig:
-    if instruction_sets() & {"avx512_vnni", "avx_vnni"}:
+    if cpu_flags() & {"avx512_vnni", "avx_vnni"}:
         return AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
     return AutoQuantizationConfig.avx2(is_static=False, per_channel=True)
+
+
+if __name__ == "__main__":
+    serve(open_runner, prepare)

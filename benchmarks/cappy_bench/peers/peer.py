@@ -1,7 +1,7 @@
-"""What is measured: a runner scores pairs with one tool in one setting. Imports numpy only: every environment loads it.
+"""Says what a runner is: it scores pairs with one tool in one setting. It needs numpy only.
 
-A runner is a module of `cappy_bench.peers` with two functions, called in a process of its own, in the tool's own
-environment:
+A runner is a module of `cappy_bench.peers` with two functions. It runs as a program (`worker.serve`), in a process and
+in an environment of its own:
 
     prepare(model, precision)                convert what the tool needs into `model.folder`, once; not timed
     open_runner(model, precision) -> Runner  load it, ready to score
@@ -11,10 +11,11 @@ environment:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -25,24 +26,53 @@ Scores = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Model:
-    """What is scored with: a `checkpoint` folder of transformers, our `bundle` of the same weights, a `folder` where a
-    runner keeps what it converted, and how many `threads` it may use. A pair has at most `max_length` tokens."""
+    """What is scored with, and where.
 
-    checkpoint: Path
+    `bundle` is ours, `checkpoint` a folder of transformers with the same weights. Without a checkpoint only our own
+    engine can be measured. A runner keeps in `folder` what it converted, and uses at most `threads`; a pair has at most
+    `max_length` tokens.
+    """
+
     bundle: Path
     folder: Path
     threads: int
+    checkpoint: Path | None = None
     max_length: int = 512
+
+    def require_checkpoint(self) -> Path:
+        """Return the checkpoint. Raises ValueError where there is none.
+
+        >>> Model(Path("bundle"), Path("work"), 2, Path("checkpoint")).require_checkpoint()
+        PosixPath('checkpoint')
+        """
+        if self.checkpoint is None:
+            raise ValueError("this runner reads a checkpoint, and none was given")
+        return self.checkpoint
+
+    def to_json(self) -> str:
+        """Write the model as a JSON object, with whole paths: another process may run in another folder.
+
+        >>> Model.from_json(Model(Path("/bundle"), Path("/work"), 2).to_json()).threads
+        2
+        """
+        paths = {"bundle": self.bundle, "folder": self.folder, "checkpoint": self.checkpoint}
+        whole = {name: path and str(path.resolve()) for name, path in paths.items()}
+        return json.dumps({**whole, "threads": self.threads, "max_length": self.max_length})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote."""
+        values = json.loads(text)
+        paths = {name: values[name] and Path(values[name]) for name in ("bundle", "folder", "checkpoint")}
+        return cls(**{**values, **paths})
 
 
 class Runner(Protocol):
-    """A tool with the model loaded.
+    """A tool with the model loaded."""
 
-    `computed_tokens` counts the tokens that the model computed so far, padding included; None where the tool does not
-    show it.
-    """
-
-    computed_tokens: int | None
+    @property
+    def computed_tokens(self) -> int | None:
+        """Tokens that the model computed so far, padding included; None where the tool does not show it."""
 
     def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:
         """Raw scores of n pairs: (n,) float32, in input order. With `pad_to` every pair is computed at that length."""

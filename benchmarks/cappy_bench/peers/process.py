@@ -1,21 +1,28 @@
-"""Runners in processes of their own: started, asked one JSON line at a time, ended."""
+"""Starts runners in processes of their own, asks them one JSON line at a time, and ends them."""
 
 from __future__ import annotations
 
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from cappy_bench.peers import Spec
+import cappy_bench
+import cappy_engine
+import cappy_export
 from cappy_bench.peers.peer import Model
+from cappy_bench.peers.specs import Spec
+from cappy_engine.errors import install_hint
 
-ROOT = Path(__file__).resolve().parents[3]
+ENVIRONMENTS = Path(cappy_bench.__path__[0]) / "environments"
+"""What each environment holds: NAME.txt for pip, or NAME/package.json for npm, with how to install it."""
 LONGEST_ANSWER_SECONDS = 1800.0
 LAST_LINES = 3
 
@@ -27,7 +34,7 @@ class RunnerFailed(Exception):
 
 
 class Worker(Protocol):
-    """The seam that tests fake: one runner's process."""
+    """One runner's process: the seam that tests fake."""
 
     def ask(self, message: Message) -> dict[str, Any]:
         """Send one message and wait for the answer (`cappy_bench.peers.worker`). Raises RunnerFailed."""
@@ -36,8 +43,11 @@ class Worker(Protocol):
         """End the process; it gives its memory back."""
 
 
+Start = Callable[[Spec, Model], Worker]
+
+
 class WorkerProcess:
-    """A runner's process; what it prints on standard error goes to `log`."""
+    """A runner's process; it prints its standard error to `log`."""
 
     def __init__(self, command: Sequence[str], *, environment: Mapping[str, str], log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +58,6 @@ class WorkerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                cwd=ROOT,
                 env={**os.environ, **environment},
                 text=True,
                 encoding="utf-8",
@@ -67,8 +76,11 @@ class WorkerProcess:
         try:
             self._questions.write(json.dumps(message) + "\n")
             self._questions.flush()
+        except BrokenPipeError:
+            pass  # it died; its status and its last lines, which are waited for below, say why
+        try:
             line = self._answers.get(timeout=LONGEST_ANSWER_SECONDS)
-        except (BrokenPipeError, queue.Empty) as error:
+        except queue.Empty as error:
             self.close()
             raise RunnerFailed(f"no answer within {LONGEST_ANSWER_SECONDS:.0f} s: {self._last_lines()}") from error
         if not line:
@@ -100,43 +112,89 @@ class WorkerProcess:
 
 
 def in_short(reason: str) -> str:
-    """A tool's error on one line, not too long, with paths from the repository on: results are read elsewhere."""
-    return " ".join(reason.replace(f"{ROOT}{os.sep}", "").split())[:600]
+    """Shorten a tool's error to one line, with paths from the current folder on: results are read elsewhere.
+
+    >>> in_short("no such\\n   model")
+    'no such model'
+    """
+    return " ".join(reason.replace(f"{Path.cwd()}{os.sep}", "").split())[:600]
 
 
-def current_commit() -> str | None:
-    """The commit that is checked out; None where there is no repository."""
-    done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)  # noqa: S607
-    return done.stdout.strip() or None
+def start_worker(spec: Spec, model: Model, *, tools: Path) -> WorkerProcess:
+    """Start a runner's process in its environment, which lies in the folder `tools`.
 
+    Raises RunnerFailed, with what to do, if that is not set up.
 
-def start_worker(spec: Spec, model: Model) -> WorkerProcess:
-    """Start a runner's process in its environment. Raises RunnerFailed, with what to do, if that is not set up."""
+        >>> worker = start_worker(SPECS[0], model, tools=Path())
+    """
     variables = {
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(model.threads)),
         **dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"), "1"),
         "TOKENIZERS_PARALLELISM": "true",
-        "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in ("engine", "export", "benchmarks")),
-        "NODE_PACKAGES": str(environment_folder("node") / "node_modules"),
     }
-    paths = {name: str(getattr(model, name).resolve()) for name in ("checkpoint", "bundle", "folder")}
-    described = json.dumps({**paths, "threads": model.threads, "max_length": model.max_length})
-    command = [*program(spec), spec.precision, described]
+    command = [*program(spec, tools), spec.precision, model.to_json()]
+    if spec.environment == "node":
+        variables["NODE_PACKAGES"] = str(environment_folder("node", tools).resolve() / "node_modules")
+    elif spec.environment != "main":
+        variables["PYTHONPATH"] = str(link_packages(model.folder.parent / "packages").resolve())
     return WorkerProcess(command, environment=variables, log=model.folder / f"{spec.name}.log")
 
 
-def program(spec: Spec) -> list[str]:
-    """The command that runs a runner's module, without its arguments. Raises RunnerFailed if it is not installed."""
+def program(spec: Spec, tools: Path) -> list[str]:
+    """The command that runs a runner's module, without its arguments. Raises RunnerFailed if it is not installed.
+
+    >>> program(SPECS[0], Path())
+    ['/usr/bin/python3', '-P', '-m', 'cappy_bench.peers.cappy']
+    """
+    # -P: what lies in the current folder must not be imported in place of a package.
+    module = ["-P", "-m", f"cappy_bench.peers.{spec.module}"]
     if spec.environment == "main":
-        return [sys.executable, "-m", "cappy_bench.peers.worker", spec.module]
-    folder = environment_folder(spec.environment)
-    if not (folder / "ready").exists():
-        raise RunnerFailed(f"its environment is not installed: make {folder.name}/ready")
+        missing = [name for name in spec.packages if not _is_installed(name)]
+        if missing:
+            raise RunnerFailed(f"not installed here: {', '.join(missing)}; {install_hint('bench')}")
+        return [sys.executable, *module]
+    folder = environment_folder(spec.environment, tools)
+    python, packages = folder / "bin" / "python", folder / "node_modules"
+    if not (packages if spec.environment == "node" else python).exists():
+        raise RunnerFailed(in_short(f"there is no {folder}; how to make it: {_recipe(spec.environment)}"))
     if spec.environment == "node":
+        if shutil.which("node") is None:
+            raise RunnerFailed("Node is not installed")
         return ["node", str(Path(__file__).parent / spec.module)]
-    return [str(folder / "bin" / "python"), "-m", "cappy_bench.peers.worker", spec.module]
+    return [str(python.absolute()), *module]
 
 
-def environment_folder(name: str) -> Path:
-    """Where the environment `name` is installed by make."""
-    return ROOT / f".venv-bench-{name}"
+def environment_folder(name: str, tools: Path) -> Path:
+    """Where the environment `name` is installed.
+
+    >>> environment_folder("openvino", Path())
+    PosixPath('.venv-bench-openvino')
+    """
+    return tools / f".venv-bench-{name}"
+
+
+def link_packages(folder: Path) -> Path:
+    """Make a folder with this project's packages and nothing else, for the Python of another environment.
+
+    >>> link_packages(Path("bench/packages"))
+    PosixPath('bench/packages')
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for package in (cappy_bench, cappy_engine, cappy_export):
+        link = folder / package.__name__
+        link.unlink(missing_ok=True)
+        link.symlink_to(package.__path__[0], target_is_directory=True)
+    return folder
+
+
+def _recipe(environment: str) -> Path:
+    """The file that says how the environment is installed."""
+    return ENVIRONMENTS / ("node/package.json" if environment == "node" else f"{environment}.txt")
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,6 +1,6 @@
-"""What every score is compared with: PyTorch, float32, eager attention, one pair at a time, transformers' tokenizer.
+"""Gives the scores to compare with: PyTorch, float32, eager attention, one pair at a time, transformers' tokenizer.
 
-The same model and tokenizer as `cappy_export.proof.reference`, by which a bundle is proven. It is no contestant.
+The same model and tokenizer as `cappy_export.proof.reference`, by which a bundle is proven. It is not a contestant.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from cappy_bench.peers.batches import Batched
 from cappy_bench.peers.peer import Model, Pair, Scores
 from cappy_bench.peers.torch_model import pad_token_id, runs
+from cappy_bench.peers.worker import serve
 from cappy_export.checkpoints.checkpoint import load_model, load_tokenizer, open_checkpoint
 
 
@@ -20,7 +21,7 @@ class ReferenceRunner:
 
     def __init__(self, model: Model) -> None:
         torch.set_num_threads(model.threads)
-        checkpoint = open_checkpoint(model.checkpoint)
+        checkpoint = open_checkpoint(model.require_checkpoint())
         module = load_model(checkpoint)
         self.computed_tokens: int | None = None
         self._tokenizer = load_tokenizer(checkpoint, max_length=model.max_length)
@@ -41,3 +42,7 @@ class ReferenceRunner:
 def open_runner(model: Model, precision: str) -> ReferenceRunner:
     """Load the checkpoint."""
     return ReferenceRunner(model)
+
+
+if __name__ == "__main__":
+    serve(open_runner)

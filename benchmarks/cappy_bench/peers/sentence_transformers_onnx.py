@@ -1,4 +1,4 @@
-"""sentence-transformers' CrossEncoder on ONNX Runtime: the model that it exports and optimises itself.
+"""Scores with sentence-transformers' CrossEncoder on ONNX Runtime, which exports and optimises the model itself.
 
 O2 is the highest level that changes no score; O3 approximates GELU.
 """
@@ -14,6 +14,7 @@ from sentence_transformers.backend import export_optimized_onnx_model
 
 from cappy_bench.peers.peer import Model
 from cappy_bench.peers.sentence_transformers_torch import CrossEncoderRunner
+from cappy_bench.peers.worker import serve
 
 FILE = "onnx/model_O2.onnx"
 
@@ -24,7 +25,9 @@ def prepare(model: Model, precision: str) -> None:
         return
     raw = model.folder / "raw"
     shutil.rmtree(raw, ignore_errors=True)
-    encoder = CrossEncoder(str(model.checkpoint), backend="onnx", local_files_only=True, model_kwargs={"export": True})
+    encoder = CrossEncoder(
+        str(model.require_checkpoint()), backend="onnx", local_files_only=True, model_kwargs={"export": True}
+    )
     encoder.save_pretrained(str(raw))
     export_optimized_onnx_model(encoder, "O2", str(raw))
     raw.rename(_folder(model))
@@ -48,3 +51,7 @@ def open_runner(model: Model, precision: str) -> CrossEncoderRunner:
 
 def _folder(model: Model) -> Path:
     return model.folder / "optimised"
+
+
+if __name__ == "__main__":
+    serve(open_runner, prepare)

@@ -1,4 +1,4 @@
-"""sentence-transformers' CrossEncoder on PyTorch: raw scores, its own sorting and batches.
+"""Scores with sentence-transformers' CrossEncoder on PyTorch: raw scores, its own sorting and batches.
 
 Its default activation is a sigmoid; Cappy's scores are raw, so the identity is passed. It sorts pairs by characters and
 cuts batches of a fixed number of pairs. Small ones pad least: with the ONNX backend, 64 pairs of cappy-mini took 1.18 s
@@ -15,6 +15,7 @@ import torch
 from sentence_transformers import CrossEncoder
 
 from cappy_bench.peers.peer import Model, Pair, Scores
+from cappy_bench.peers.worker import serve
 
 BATCH = 2
 
@@ -50,5 +51,9 @@ def open_runner(model: Model, precision: str) -> CrossEncoderRunner:
     """Load the checkpoint in float32."""
     torch.set_num_threads(model.threads)
     return CrossEncoderRunner(
-        CrossEncoder(str(model.checkpoint), device="cpu", max_length=model.max_length, local_files_only=True)
+        CrossEncoder(str(model.require_checkpoint()), device="cpu", max_length=model.max_length, local_files_only=True)
     )
+
+
+if __name__ == "__main__":
+    serve(open_runner)

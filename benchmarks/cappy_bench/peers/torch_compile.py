@@ -1,4 +1,4 @@
-"""torch.compile (inductor) with dynamic shapes, on sorted batches.
+"""Scores with torch.compile (inductor) with dynamic shapes, on sorted batches.
 
 Compiling is part of opening: a batch of one pair and one of several, at two lengths, so that no shape is special. The
 compiled kernels are kept in `model.folder`.
@@ -13,6 +13,7 @@ import torch
 from cappy_bench.peers.batches import Batched
 from cappy_bench.peers.peer import Model
 from cappy_bench.peers.torch_model import load_torch, pad_token_id, runs
+from cappy_bench.peers.worker import serve
 
 WARM_UP = [("a b c", "d"), ("a b c d e f g h i j k l", "m n o p q r s t u v w x y z")]
 
@@ -27,3 +28,7 @@ def open_runner(model: Model, precision: str) -> Batched:
         runner.score(pairs)
     runner.score(WARM_UP[:1], pad_to=model.max_length)
     return runner
+
+
+if __name__ == "__main__":
+    serve(open_runner)

@@ -1,13 +1,18 @@
-"""PyTorch as it comes, on sorted batches: the reference's own speed when its user batches well."""
+"""Scores with PyTorch as it comes, on sorted batches: the reference's own speed when its user batches well."""
 
 from __future__ import annotations
 
 from cappy_bench.peers.batches import Batched
 from cappy_bench.peers.peer import Model
 from cappy_bench.peers.torch_model import load_torch, pad_token_id, runs
+from cappy_bench.peers.worker import serve
 
 
 def open_runner(model: Model, precision: str) -> Batched:
     """Load the checkpoint in float32."""
     module = load_torch(model)
     return Batched(model, runs(module), pad_token_id=pad_token_id(module))
+
+
+if __name__ == "__main__":
+    serve(open_runner)

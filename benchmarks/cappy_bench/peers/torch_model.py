@@ -1,4 +1,4 @@
-"""The checkpoint in PyTorch, as transformers loads it: shared by the runners of PyTorch."""
+"""Loads the checkpoint in PyTorch as transformers does; the runners of PyTorch share it."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from collections.abc import Callable
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from cappy_bench.peers.batches import Ids, Run
+from cappy_bench.peers.batches import Inputs, Run
 from cappy_bench.peers.peer import Model, Scores
 
 
 def load_torch(model: Model) -> torch.nn.Module:
-    """The model in float32 and evaluation mode, with scaled-dot-product attention, its fastest on a CPU."""
+    """Load the model in float32, with scaled-dot-product attention, its fastest on a CPU."""
     torch.set_num_threads(model.threads)
     loaded: torch.nn.Module = AutoModelForSequenceClassification.from_pretrained(
-        model.checkpoint, dtype=torch.float32, attn_implementation="sdpa"
+        model.require_checkpoint(), dtype=torch.float32, attn_implementation="sdpa"
     )
     return loaded.eval()
 
 
 def pad_token_id(module: torch.nn.Module) -> int:
-    """The id that pads, from the model's config."""
+    """Read the padding's id from the model's config."""
     return int(module.config.pad_token_id)  # type: ignore[union-attr, arg-type]
 
 
 def runs(forward: Callable[..., object]) -> Run:
-    """Call `forward` (the module, or its compiled form) on one batch; scores (batch,) float32."""
+    """Return a function that calls `forward` (the module, or its compiled form) on one batch."""
 
-    def run(ids: Ids, mask: Ids, type_ids: Ids) -> Scores:
+    def run(inputs: Inputs) -> Scores:
         with torch.inference_mode():
-            output = forward(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
+            output = forward(**{name: torch.from_numpy(inputs[name]) for name in ("input_ids", "attention_mask")})
         scores: Scores = output.logits[:, 0].numpy()  # type: ignore[attr-defined]
         return scores
 

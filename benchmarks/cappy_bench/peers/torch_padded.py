@@ -1,4 +1,4 @@
-"""The authors' habit: every pair padded to the model's maximum, as Cappy's own scripts do (`padding="max_length"`)."""
+"""Pads every pair to the model's maximum, as Cappy's own scripts do (`padding="max_length"`)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from cappy_bench.peers.batches import Batched
 from cappy_bench.peers.peer import Model, Pair, Scores
 from cappy_bench.peers.torch_model import load_torch, pad_token_id, runs
+from cappy_bench.peers.worker import serve
 
 BATCH = 16
 
 
 class PaddedRunner:
-    """PyTorch, with every pair padded to `max_length` whether asked or not."""
+    """PyTorch, with every pair padded to `max_length`, asked or not."""
 
     def __init__(self, model: Model) -> None:
         module = load_torch(model)
@@ -38,3 +39,7 @@ class PaddedRunner:
 def open_runner(model: Model, precision: str) -> PaddedRunner:
     """Load the checkpoint in float32."""
     return PaddedRunner(model)
+
+
+if __name__ == "__main__":
+    serve(open_runner)

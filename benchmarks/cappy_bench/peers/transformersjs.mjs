@@ -1,20 +1,20 @@
 /**
- * transformers.js on Node: AutoTokenizer and AutoModelForSequenceClassification, on its own onnxruntime-node.
+ * Scores with transformers.js on Node: AutoTokenizer and AutoModelForSequenceClassification, on its own onnxruntime-node.
  *
  *     NODE_PACKAGES=FOLDER/node_modules node transformersjs.mjs PRECISION MODEL
  *
- * A runner for another language: it answers the JSON lines of benchmarks/cappy_bench/peers/worker.py, for the same MODEL. It reads what
- * optimum exported, by the names that transformers.js gives its files: fp32 is onnx/model.onnx (dtype "fp32"), int8 is
- * onnx/model_quantized.onnx (dtype "q8"). Scores are raw logits; its pipeline would answer 1.0 for every pair, the
+ * A runner in another language: it answers the JSON lines of worker.py, which lies beside it, for the same MODEL. It
+ * reads optimum's export, by the names that transformers.js gives its files: fp32 is onnx/model.onnx (dtype "fp32"),
+ * int8 is onnx/model_quantized.onnx (dtype "q8"). Scores are raw logits; its pipeline would answer 1.0 for every pair, the
  * softmax of one label. Threads are set in `session_options`, which transformers.js hands to ONNX Runtime.
  *
- * Batching is left to the user, so pairs are sorted and batched as for the runners of benchmarks/cappy_bench/peers/batches.py.
+ * Batching is left to the user, so pairs are sorted and batched as for the runners of batches.py.
  * So is truncation: with `truncation: true` transformers.js drops the end of the joined pair, its last </s> included,
  * and so loses the response first. Here the longer text of a pair that is too long is cut, as transformers does. An
  * empty response is no response to transformers.js (`<s>A</s>`): such pairs get other token ids and other scores.
  *
  * Packages are installed with --ignore-scripts: onnxruntime-node's install script only downloads CUDA, and fails where
- * it cannot; what runs on a CPU is in the packages.
+ * it cannot. The packages hold all that a CPU needs.
  */
 
 import { Console } from "node:console";
@@ -25,13 +25,13 @@ import { createRequire } from "node:module";
 import path from "node:path";
 import { createInterface } from "node:readline";
 
-const BATCH_TOKENS = 512; // as in benchmarks/cappy_bench/peers/batches.py
+const BATCH_TOKENS = 512; // as in batches.py
 const DTYPES = { fp32: "fp32", int8: "q8" };
 const MODEL_FILES = { fp32: "model.onnx", int8: "model_quantized.onnx" };
 const OPTIMUM_FILES = { fp32: "model_optimized.onnx", int8: "model_quantized.onnx" }; // as in optimum_onnx.py
 const PACKAGES = path.resolve(process.env.NODE_PACKAGES ?? "node_modules");
 
-/** transformers.js with the model loaded: the Runner of benchmarks/cappy_bench/peers/peer.py. */
+/** transformers.js with the model loaded: the Runner of peer.py. */
 class Runner {
   computedTokens = 0;
 
@@ -100,8 +100,8 @@ function truncateLongestFirst(first, second, budget) {
 }
 
 /**
- * Lay out optimum's exports by the names that transformers.js gives them, with our bundle's config and tokenizer: it has
- * no export of its own, and our bundle's graph is not what its users have.
+ * Lay out optimum's exports by the names that transformers.js gives them, with our bundle's config and tokenizer. It has
+ * no export of its own, and its users do not have our bundle's graph.
  */
 function prepare(model, precision) {
   const exported = path.join(model.folder, "..", "optimum_onnx", precision, OPTIMUM_FILES[precision]);

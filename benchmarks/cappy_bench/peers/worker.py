@@ -1,6 +1,8 @@
-"""Runs one runner in a process of its own, and answers one JSON line for each JSON line on its standard input.
+"""Runs one runner in a process of its own: answers one JSON line for each JSON line on its standard input.
 
-    python -m cappy_bench.peers.worker MODULE PRECISION MODEL     MODEL: cappy_bench.peers.peer.Model as JSON
+A runner's module ends by calling `serve`, and is started as a program:
+
+    python -m cappy_bench.peers.NAME PRECISION MODEL                MODEL: cappy_bench.peers.peer.Model as JSON
 
     {"do": "prepare"}                                 {"seconds": 1.5}
     {"do": "open"}                                    {}
@@ -11,40 +13,45 @@
                                                        "computed_tokens": 96, "peak_bytes": 123456}
 
 Each request of `score` is one call of the runner, timed alone. A failure answers {"error": "..."}. What the tool itself
-prints goes to standard error. A runner for another language answers the same lines.
+prints goes to standard error. A runner in another language answers the same lines.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 import traceback
-from importlib import import_module, metadata
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
+from cappy_bench.memory import forget_peak, peak_bytes
 from cappy_bench.peers.peer import Model, Runner
 
 Message = dict[str, Any]
+Open = Callable[[Model, str], Runner]
+Prepare = Callable[[Model, str], None]
 
 
 class Worker:
-    """One runner's module, and the runner once it is open."""
+    """Answers the messages with one tool, and holds its runner once that is open."""
 
-    def __init__(self, module: str, precision: str, model: Model) -> None:
-        self._module_name, self._precision, self._model = module, precision, model
+    def __init__(self, model: Model, precision: str, open_runner: Open, prepare: Prepare | None) -> None:
+        self._model, self._precision = model, precision
+        self._open_runner, self._prepare = open_runner, prepare
         self._runner: Runner | None = None
 
     def answer(self, message: Message) -> Message:
         """Do what the message asks for."""
         if message["do"] == "prepare":
-            return self._prepare()
+            started = time.perf_counter()
+            if self._prepare is not None:
+                self._prepare(self._model, self._precision)
+            return {"seconds": time.perf_counter() - started}
         if message["do"] == "open":
-            self._runner = self._module().open_runner(self._model, self._precision)
+            self._runner = self._open_runner(self._model, self._precision)
             return {}
         if message["do"] == "versions":
             return {"versions": {name: metadata.version(name) for name in message["packages"]}}
@@ -56,15 +63,24 @@ class Worker:
             return _score(self._runner, message)
         raise ValueError(f"unknown message {message['do']!r}")
 
-    def _prepare(self) -> Message:
-        started = time.perf_counter()
-        prepare = getattr(self._module(), "prepare", None)
-        if prepare is not None:
-            prepare(self._model, self._precision)
-        return {"seconds": time.perf_counter() - started}
 
-    def _module(self) -> ModuleType:
-        return import_module(f"cappy_bench.peers.{self._module_name}")
+def serve(open_runner: Open, prepare: Prepare | None = None) -> None:
+    """Answer the lines on standard input until it ends; the program's arguments are the precision and the model.
+
+    >>> serve(open_runner, prepare)
+    """
+    precision, model = sys.argv[1:]
+    worker = Worker(Model.from_json(model), precision, open_runner, prepare)
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)  # what a library prints must not come between the answers
+        for line in sys.stdin:
+            try:
+                answer = worker.answer(json.loads(line))
+            except Exception as error:  # whatever a tool raises is this runner's result
+                traceback.print_exc()
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
 
 
 def _score(runner: Runner, message: Message) -> Message:
@@ -79,40 +95,3 @@ def _score(runner: Runner, message: Message) -> Message:
     after = runner.computed_tokens
     computed = None if before is None or after is None else after - before
     return {"seconds": seconds, "scores": scores, "computed_tokens": computed, "peak_bytes": peak_bytes()}
-
-
-def forget_peak() -> None:
-    """Start a new peak of resident memory, where the system can (Linux)."""
-    path = Path("/proc/self/clear_refs")
-    if path.exists():
-        path.write_text("5")
-
-
-def peak_bytes() -> int:
-    """The most memory that was resident since `forget_peak` (elsewhere than on Linux: since the process began)."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def main(arguments: list[str]) -> None:
-    module, precision, model = arguments
-    values = json.loads(model)
-    checkpoint, bundle, folder = (Path(values.pop(name)) for name in ("checkpoint", "bundle", "folder"))
-    worker = Worker(module, precision, Model(checkpoint, bundle, folder, **values))
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
-        os.dup2(2, 1)  # what a library prints must not come between the answers
-        for line in sys.stdin:
-            try:
-                answer = worker.answer(json.loads(line))
-            except Exception as error:  # whatever a tool raises is this runner's result
-                traceback.print_exc()
-                answer = {"error": f"{type(error).__name__}: {error}"}
-            answers.write(json.dumps(answer) + "\n")
-            answers.flush()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,13 +1,19 @@
-"""What a result says: figures derived from its measurements. Pure; a result is the JSON document that a run writes."""
+"""Derives figures from a result's measurements. A result is the JSON document that a run writes."""
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from cappy_engine.errors import BenchmarkError
+
+SCHEMA = 1
 
 EXACT = 1e-4
 """Errors up to this are rounding: such scores count as equal, whichever of two is closer to the reference."""
@@ -21,7 +27,7 @@ class Figures:
 
     Times are medians over rounds; `spread` is the slowest and the fastest round's useful tokens per second. Latencies
     (milliseconds) are of single requests, all rounds together. `padding_share` is the part of the computed tokens that
-    was padding, None where the tool does not show it. `peak_share` compares useful operations with the machine's peak.
+    was padding; None where the tool does not show it. `peak_share` compares useful operations with the machine's peak.
     """
 
     workload: str
@@ -37,8 +43,27 @@ class Figures:
     peak_bytes: int
 
 
+def read_result(path: Path) -> Result:
+    """Read the result that `cappy bench run` wrote. Raises BenchmarkError for any other file, and OSError.
+
+    >>> read_result(Path("bench/results/cappy-mini.json"))["title"]
+    'cappy-mini'
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise BenchmarkError(f"{path} is not a result of 'cappy bench run': {error}") from error
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA or "runners" not in document:
+        raise BenchmarkError(f"{path} is not a result of 'cappy bench run' of schema {SCHEMA}")
+    return document
+
+
 def figures(result: Result, runner: Mapping[str, Any], workload: Mapping[str, Any]) -> Figures | None:
-    """The figures of a runner (an entry of `runners`) on a workload; None unless it ran there and is not wrong."""
+    """Derive the figures of a runner (an entry of `runners`) on a workload; None unless it ran there and is not wrong.
+
+    >>> figures(result, result["runners"][0], result["workloads"][0]).tokens_per_second
+    1234.5
+    """
     cell = _cell(runner, workload["name"])
     if runner["status"] != "ok" or cell is None or cell["status"] != "ok":
         return None
@@ -66,8 +91,7 @@ def figures(result: Result, runner: Mapping[str, Any], workload: Mapping[str, An
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast one runner is as another on one workload: the median of the rounds' ratios, and their
-    least and greatest."""
+    """How many times as fast one runner is as another on one workload, by the ratios of the rounds."""
 
     ours: str
     peer: str
@@ -78,10 +102,13 @@ class Ratio:
 
 
 def compare_with_peer(result: Result, peer: Mapping[str, Any], workload: str) -> Ratio | str | None:
-    """Our fastest precision at equal or better parity than the peer's, against the peer; above 1 we are faster.
+    """Compare a peer with our fastest precision of equal or better parity; above 1 we are faster.
 
-    A text says why there is no ratio, though both ran: our scores are nowhere as close to the reference. None where the
-    peer did not run, or is wrong. A peer with wrong scores has no speed to compare with.
+    A text says why there is no ratio though both ran: none of ours is as close to the reference. None where the peer
+    did not run, or is wrong: a peer with wrong scores has no speed to compare with.
+
+        >>> compare_with_peer(result, result["runners"][3], "bulk").median
+        1.21
     """
     theirs = _seconds(peer, workload)
     if theirs is None:
@@ -100,8 +127,13 @@ def compare_with_peer(result: Result, peer: Mapping[str, Any], workload: str) ->
 
 
 def is_as_right(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Whether our parity is equal to or better than theirs: both exact, or ours no worse in rank correlation
-    and in mean error."""
+    """True if our parity is equal to or better than theirs.
+
+    Two exact ones are equal; else ours must be no worse in rank correlation and in mean error.
+
+        >>> is_as_right({"max_error": 2e-5}, {"max_error": 1e-6})
+        True
+    """
     if ours["max_error"] <= EXACT:
         return True
     if theirs["max_error"] <= EXACT:
@@ -110,17 +142,24 @@ def is_as_right(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
 
 
 def paired_ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
-    """Their time over ours, round by round; a side that ran fewer rounds lends its median to the others."""
+    """Divide their time by ours, round by round; a side that ran fewer rounds lends its median to the others.
+
+    >>> paired_ratios([2.0, 3.0], [1.0])
+    [2.0, 3.0]
+    """
     rounds = max(len(theirs), len(ours))
     their, our = (side if len(side) == rounds else [statistics.median(side)] * rounds for side in (theirs, ours))
     return [one / other for one, other in zip(their, our, strict=True)]
 
 
 def useful_flops(shape: Mapping[str, int], lengths: Sequence[int]) -> float:
-    """Operations of a RoBERTa encoder for pairs of `lengths` tokens; a multiplication and an addition are two.
+    """Count the operations of a RoBERTa encoder for pairs of `lengths` tokens; a multiply-add is two.
 
     The matrix products of every layer, and the two products of attention; embeddings, softmax, norms and the head are
     left out (below 1% of cappy-large).
+
+        >>> useful_flops({"hidden_size": 8, "intermediate_size": 32, "layers": 2}, [3])
+        9792.0
     """
     hidden, wide, layers = shape["hidden_size"], shape["intermediate_size"], shape["layers"]
     tokens = np.asarray(lengths, dtype=np.float64)

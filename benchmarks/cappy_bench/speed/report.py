@@ -1,17 +1,25 @@
-"""Results as a page that explains itself: Markdown with plots, beside the JSON files that it is made of."""
+"""Writes results as a page that explains itself: Markdown with plots, beside the JSON files that it is made of."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 
 import numpy as np
 
-from cappy_bench.speed.figures import Result, figures
-from cappy_bench.speed.plots import Bar, Line, Point, draw_error_speed, draw_latency, draw_throughput
-from cappy_bench.speed.tables import missing_table, ratio_table, runner_table, share_table, workload_table
+from cappy_bench.speed.figures import Result, figures, read_result
+from cappy_bench.speed.marks import Bar, Line, Point
+from cappy_bench.speed.plots import draw_error_speed, draw_latency, draw_throughput
+from cappy_bench.speed.tables import (
+    NOT_COMPARED,
+    missing_table,
+    ratio_table,
+    runner_table,
+    share_table,
+    workload_table,
+)
 from cappy_bench.speed.workloads import LENGTHS
+from cappy_engine.errors import BenchmarkError
 
 PAGE = "README.md"
 PLOTTED = ("bulk", "rerank", "interactive", "long", "padded")
@@ -19,7 +27,7 @@ PLOTTED = ("bulk", "rerank", "interactive", "long", "padded")
 INTRODUCTION = """# Benchmarks
 
 Parity and speed of this engine beside what one would use instead, from the JSON files in this folder; made by
-`cappy bench report`. How to read it:
+`cappy bench report --results benchmarks/results`. How to read it:
 
 - *Useful tokens* are those of the pairs; what a runner pads counts for nothing (but in `padded`, where padding is asked
   for). Texts go in and scores come out: tokenisation is part of every time, loading is not.
@@ -40,16 +48,19 @@ Parity and speed of this engine beside what one would use instead, from the JSON
 
 
 def write_report(folder: Path) -> Path:
-    """Render every result of `folder` into its README.md and plots; returns the page's path.
+    """Render every result of `folder` into its README.md and plots; return the page's path.
 
-    Raises FileNotFoundError if there is no result.
+    Raises BenchmarkError if there is no result, or a file that is not one.
+
+        >>> write_report(Path("bench/results"))
+        PosixPath('bench/results/README.md')
     """
     paths = sorted(folder.glob("*.json"))
     if not paths:
-        raise FileNotFoundError(f"no result (*.json) in {folder}; make one with 'cappy bench run'")
+        raise BenchmarkError(f"no result (*.json) in {folder}; make one with 'cappy bench run'")
+    results = {path: read_result(path) for path in paths}
     sections = [INTRODUCTION]
-    for path in paths:
-        result = json.loads(path.read_text(encoding="utf-8"))
+    for path, result in results.items():
         draw_plots(result, folder, path.stem)
         sections.append(section(result, path.stem))
     page = folder / PAGE
@@ -58,15 +69,15 @@ def write_report(folder: Path) -> Path:
 
 
 def section(result: Result, stem: str) -> str:
-    """One result in Markdown; its plots are files of `stem`."""
+    """Write one result in Markdown; its plots are files of `stem`.
+
+    >>> print(section(result, "cappy-mini"))
+    """
     parts = [
         f"## {result['title']}\n",
         _conditions(result),
         *(f"![{what}]({stem}-{name}.svg)\n" for name, what in _plots(result).items()),
-        "### Ours against each peer\n",
-        "The peer's time over ours, by workload, at equal or better parity. Above 1 ours is faster. Which precision of "
-        "ours it was stands in the tables of the workloads: where our int8 is less right than a peer's, it is fp32.\n",
-        ratio_table(result) + "\n",
+        *_against_peers(result),
         "### Share of the machine's peak\n",
         _peaks(result),
         share_table(result) + "\n",
@@ -87,8 +98,22 @@ def section(result: Result, stem: str) -> str:
     return "\n".join(parts)
 
 
+def _against_peers(result: Result) -> list[str]:
+    if result.get("reference", True) is None:
+        return [f"{NOT_COMPARED}\n"]
+    return [
+        "### Ours against each peer\n",
+        "The peer's time over ours, by workload, at equal or better parity. Above 1 ours is faster. Which precision of "
+        "ours it was stands in the tables of the workloads: where our int8 is less right than a peer's, it is fp32.\n",
+        ratio_table(result) + "\n",
+    ]
+
+
 def draw_plots(result: Result, folder: Path, stem: str) -> None:
-    """The result's plots, as SVG files of `stem`; those that nothing can be drawn in are left out."""
+    """Draw the result's plots, as SVG files of `stem`; an empty plot is left out.
+
+    >>> draw_plots(result, Path("bench/results"), "cappy-mini")
+    """
     title = f"{result['title']} ({result['machine']['cpu']}, {result['settings']['threads']} threads)"
     plots = _plots(result)
     if "throughput" in plots:
@@ -156,7 +181,7 @@ def _points(result: Result) -> list[Point]:
             figure.tokens_per_second,
         )
         for runner, figure in found
-        if figure is not None
+        if figure is not None and runner["parity"] is not None
     ]
 
 

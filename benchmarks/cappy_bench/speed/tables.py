@@ -1,4 +1,4 @@
-"""A result as tables: what `compare` prints and the report shows. Pure: a result in, text out."""
+"""Writes a result as tables, for `compare` and for the report. Pure: a result in, text out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cappy_bench.peers import Spec
+from cappy_bench.peers.specs import Spec
 from cappy_bench.speed.figures import Figures, Ratio, Result, compare_with_peer, figures
 
 Row = tuple[str, ...]
@@ -27,13 +27,22 @@ WORKLOAD_COLUMNS = (
 )
 SINGLE = ("interactive", "rerank")
 """Workloads of like requests, whose latencies mean something."""
+NOT_COMPARED = (
+    "No checkpoint was given, so only this engine was measured; its parity is the one that the export measured "
+    "on its own pairs."
+)
 LEAST_REQUESTS = (1, 20, 100)
 """How many requests a 50th, 95th and 99th percentile needs to be shown."""
 
 
 def result_tables(result: Result) -> str:
-    """Every table of one result, as text."""
+    """Write every table of one result.
+
+    >>> print(result_tables(read_result(Path("bench/results/cappy-mini.json"))))
+    """
     parts = [f"{result['title']}: {result['machine']['cpu']}, {result['settings']['threads']} threads"]
+    if result.get("reference", True) is None:
+        parts.append(NOT_COMPARED)
     for workload in result["workloads"]:
         size_of = f"{workload['pairs']} pairs, {workload['tokens']} tokens"
         parts.append(f"{workload['name']}: {workload['description']} ({size_of})")
@@ -45,24 +54,38 @@ def result_tables(result: Result) -> str:
 
 
 def change_tables(before: Result, after: Result, *, names: tuple[str, str]) -> str:
-    """What changed from one result to another, whose `names` are those of their files; and in what the two differ."""
+    """Write what changed from one result to another, and in what the two differ; `names` are those of their files.
+
+    >>> print(change_tables(before, after, names=("before.json", "after.json")))
+    """
     parts = [f"useful tokens/s of {names[1]} over those of {names[0]}", change_table(before, after)]
     parts += [
         f"The two differ in their {name}, so these ratios compare that too."
         for name in ("machine", "model", "settings")
-        if before[name] != after[name]
+        if _identity(before, name) != _identity(after, name)
     ]
     return "\n\n".join(parts)
 
 
+def _identity(result: Result, name: str) -> object:
+    """What must be equal for a comparison; a model is told by its weights, wherever they lie."""
+    return result["model"]["weights_sha256"] if name == "model" else result[name]
+
+
 def setting_table(specs: Sequence[Spec]) -> str:
-    """The runners with their settings."""
+    """List the runners with their settings.
+
+    >>> print(setting_table(SPECS))
+    """
     rows = [(spec.name, spec.precision, spec.environment, spec.setting) for spec in specs]
     return markdown(("runner", "precision", "environment", "setting"), rows)
 
 
 def workload_table(result: Result, name: str) -> str:
-    """Every runner on one workload, fastest first; then those that were wrong, and those that did not run there."""
+    """Write every runner on one workload: fastest first, then the wrong ones, then those that did not run there.
+
+    >>> print(workload_table(result, "bulk"))
+    """
     workload = next(entry for entry in result["workloads"] if entry["name"] == name)
     ran: list[tuple[float, Row]] = []
     others: list[Row] = []
@@ -82,7 +105,7 @@ def workload_table(result: Result, name: str) -> str:
 
 
 def _row(result: Result, runner: Mapping[str, Any], found: Figures) -> Row:
-    has_latency = found.workload in SINGLE
+    has_latency, parity = found.workload in SINGLE, runner["parity"]
     low, high = found.spread
     return (
         _name(runner),
@@ -96,14 +119,18 @@ def _row(result: Result, runner: Mapping[str, Any], found: Figures) -> Row:
         "?" if found.padding_share is None else f"{found.padding_share:.0%}",
         f"{found.peak_share:.0%}",
         size(found.peak_bytes),
-        error(runner["parity"]["max_error"]),
-        f"{runner['parity']['spearman']:.4f}",
+        "-" if parity is None else error(parity["max_error"]),
+        "-" if parity is None else f"{parity['spearman']:.4f}",
         "" if runner["is_ours"] else verdict(compare_with_peer(result, runner, found.workload)),
     )
 
 
 def verdict(ratio: Ratio | str | None) -> str:
-    """Who is faster, in words: a peer wins or loses where every round says so, else they are even."""
+    """Say who is faster: a peer wins or loses where every round says so, else they are even.
+
+    >>> verdict(Ratio("cappy", "torch", "bulk", median=1.5, least=1.2, greatest=1.6))
+    '1.50x (1.20 to 1.60) cappy'
+    """
     if not isinstance(ratio, Ratio):
         return ratio or ""
     times = f"{ratio.median:.2f}x ({ratio.least:.2f} to {ratio.greatest:.2f})"
@@ -113,7 +140,10 @@ def verdict(ratio: Ratio | str | None) -> str:
 
 
 def ratio_table(result: Result) -> str:
-    """Our ratio against each peer on each workload, at equal or better parity."""
+    """Write our ratio against each peer on each workload, at equal or better parity.
+
+    >>> print(ratio_table(result))
+    """
     names = [workload["name"] for workload in result["workloads"]]
     rows = []
     for runner in result["runners"]:
@@ -136,7 +166,10 @@ def _short(ratio: Ratio | str | None) -> str:
 
 
 def share_table(result: Result) -> str:
-    """Every runner's share of the machine's peak on each workload."""
+    """Write every runner's share of the machine's peak on each workload.
+
+    >>> print(share_table(result))
+    """
     names = [workload["name"] for workload in result["workloads"]]
     rows = []
     for runner in result["runners"]:
@@ -150,7 +183,10 @@ def share_table(result: Result) -> str:
 
 
 def runner_table(result: Result) -> str:
-    """Settings, versions, start-up and parity of every runner that ran."""
+    """Write settings, versions, start-up and parity of every runner that ran.
+
+    >>> print(runner_table(result))
+    """
     rows = []
     for runner in result["runners"]:
         if runner["status"] not in ("ok", "wrong"):
@@ -194,7 +230,11 @@ def _parity_cells(parity: Mapping[str, Any] | None) -> Row:
 
 
 def missing_table(result: Result) -> str:
-    """The runners that could not run, with the exact reason; empty if all ran."""
+    """Write the runners that could not run, with the exact reason; empty if all ran.
+
+    >>> missing_table(result)
+    ''
+    """
     rows = [
         (runner["name"], runner["precision"], runner["status"], runner["reason"])
         for runner in result["runners"]
@@ -204,7 +244,10 @@ def missing_table(result: Result) -> str:
 
 
 def change_table(before: Result, after: Result) -> str:
-    """How the useful tokens per second of each runner changed between two results, for the workloads they share."""
+    """Write how the useful tokens per second of each runner changed, for the workloads that both results share.
+
+    >>> print(change_table(before, after))
+    """
     shared = {entry["sha256"]: entry for entry in before["workloads"]}
     workloads = [entry for entry in after["workloads"] if entry["sha256"] in shared]
     earlier = {runner["name"]: runner for runner in before["runners"]}
@@ -220,7 +263,13 @@ def change_table(before: Result, after: Result) -> str:
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Row]) -> str:
-    """A Markdown table, padded so that it can be read as text too."""
+    """Write a Markdown table, padded so that it can be read as text too.
+
+    >>> print(markdown(("a", "b"), [("1", "2")]))
+    | a   | b   |
+    |-----|-----|
+    | 1   | 2   |
+    """
     cells = [tuple(columns), *[tuple(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in rows]]
     widths = [max(3, *(len(row[place]) for row in cells)) for place in range(len(columns))]
     lines = [
@@ -231,17 +280,29 @@ def markdown(columns: Sequence[str], rows: Sequence[Row]) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits or whole: 0.123, 1.23, 12.3, 1,234."""
+    """Write three significant digits, or a whole number.
+
+    >>> number(0.1234), number(1234.5)
+    ('0.123', '1,234')
+    """
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def error(value: float) -> str:
-    """An error of a score: two significant digits."""
+    """Write an error of a score with two significant digits.
+
+    >>> error(0.069), error(8.6e-7)
+    ('0.069', '8.6e-07')
+    """
     return f"{value:.1e}" if value < 1e-3 else f"{value:.2g}"
 
 
 def size(count: int) -> str:
-    """Bytes in MB or GB."""
+    """Write bytes in MB or GB.
+
+    >>> size(1_420_000_000)
+    '1.42 GB'
+    """
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 

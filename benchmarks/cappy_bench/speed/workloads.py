@@ -1,14 +1,13 @@
-"""What is scored: named workloads, the same pairs for every runner, from a seed.
+"""Makes the workloads: the same pairs for every runner, from a seed.
 
-A workload is a list of requests, each a list of pairs that are scored in one call. Lengths are drawn first, from what
-the workload stands for; then each request takes the pair of the pool whose length is nearest. The pool is real text
-where there is some (`read_pool`), else made of words (`make_pool`). No pair is truncated, and none begins or ends in
-white space, so that tools which strip or cut otherwise score the same tokens.
+A workload is a list of requests, each a list of pairs that are scored in one call. Lengths are drawn first, from the
+use that the workload stands for; then each request takes the pair of the pool whose length is nearest. The pool is real
+text where there is some (`read_pool`), else made of words (`make_pool`). No pair is truncated, and none begins or ends
+in white space, so that tools which strip or cut otherwise score the same tokens.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cappy_bench.peers.peer import Pair
+from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.errors import BenchmarkError
+from cappy_engine.pairs import read_rows
 from cappy_engine.tokenizer import PairTokenizer
 
 MAX_LENGTH = 512
@@ -89,7 +91,7 @@ class Workload:
 
 
 class Pool:
-    """Pairs with their lengths in tokens, from which workloads take the nearest in length, none twice."""
+    """Holds pairs with their lengths in tokens; workloads take the nearest in length, none twice."""
 
     def __init__(self, pairs: Sequence[Pair], tokenizer: PairTokenizer) -> None:
         encoded = tokenizer.encode(pairs)
@@ -112,23 +114,29 @@ class Pool:
         return self._lengths
 
     def take(self, lengths: Iterable[int]) -> list[Pair]:
-        """For each length the nearest pair that was not taken yet. Raises ValueError when the pool is used up."""
+        """Take the nearest pair for each length, none twice. Raises BenchmarkError when the pool is used up.
+
+        >>> pool.take([16, 512])
+        """
         found = []
         for length in lengths:
             distance = np.where(self._is_taken, np.iinfo(np.int64).max, np.abs(self._lengths - length))
             row = int(distance.argmin())
             if self._is_taken[row]:
-                raise ValueError(f"the pool has only {len(self._pairs)} pairs that fit; give more with --pairs")
+                raise BenchmarkError(f"the texts have only {len(self._pairs)} pairs that fit; give more with --pairs")
             self._is_taken[row] = True
             found.append(self._pairs[row])
         return found
 
 
 def make_workloads(pairs: Sequence[Pair], tokenizer: PairTokenizer, sizes: Sizes, *, seed: int) -> list[Workload]:
-    """Every workload, from the same pool. Interactive lengths are those of the pool's first pairs (`read_pool` puts
-    the ones of real use first).
+    """Make every workload, from the same pool.
 
-    Raises ValueError if there are too few pairs.
+    Interactive lengths are those of the pool's first pairs (`read_pool` puts the ones of real use first). Raises
+    BenchmarkError if there are too few pairs.
+
+        >>> [one.name for one in make_workloads(pairs, tokenizer, sizes, seed=0)]
+        ['interactive', 'lengths', 'rerank', 'bulk', 'long', 'padded']
     """
     random = np.random.default_rng(seed)
     pool = Pool(pairs, tokenizer)
@@ -149,9 +157,11 @@ def make_workloads(pairs: Sequence[Pair], tokenizer: PairTokenizer, sizes: Sizes
 
 
 def read_pool(folder: Path, *, seed: int) -> list[Pair]:
-    """Real pairs from the files of `folder`: first PromptSource's tasks, then BIG-Bench's, whose instructions are long.
+    """Read real pairs from the files of `folder`; an empty list where it has none of them.
 
-    Returns an empty list where the folder has none of them.
+    First come PromptSource's tasks, then BIG-Bench's, whose instructions are long.
+
+        >>> read_pool(Path("data"), seed=0)
     """
     usual = _rows(folder / "promptsource_test.jsonl.gz")
     long = [
@@ -167,7 +177,10 @@ def read_pool(folder: Path, *, seed: int) -> list[Pair]:
 
 
 def make_pool(words: Sequence[str], *, seed: int, count: int = 4000) -> list[Pair]:
-    """Pairs of random words: a quarter of everyday lengths first, then up to 450 words."""
+    """Make pairs of random words: a quarter of everyday lengths first, then up to 450 words.
+
+    >>> make_pool(["sky", "blue"], seed=0, count=1)
+    """
     random = np.random.default_rng(seed)
     longest = np.where(np.arange(count) < count // 4, 110, 450)
     return _distinct(
@@ -180,15 +193,24 @@ def make_pool(words: Sequence[str], *, seed: int, count: int = 4000) -> list[Pai
 
 
 def make_pool_like(pairs: Iterable[Pair], *, seed: int, count: int = 4000) -> list[Pair]:
-    """As `make_pool`, of the words of `pairs`."""
+    """Make pairs as `make_pool` does, of the words of `pairs`.
+
+    >>> make_pool_like([("Is the sky blue?", "Yes")], seed=0, count=1)
+    """
     words = {word for pair in pairs for text in pair for word in text.split() if len(word) < 20}
     words = {word for word in words if "<" not in word}  # "<pad>" in a text is something else to every tool
     return make_pool(sorted(words), seed=seed, count=count)
 
 
 def read_pairs_file(path: Path) -> list[Pair]:
-    """Pairs of a user's JSON Lines file with `instruction` and `response`, stripped."""
-    return _distinct((str(row["instruction"]).strip(), str(row["response"]).strip()) for row in _rows(path))
+    """Read the distinct pairs of a JSON Lines file with `instruction` and `response`, stripped.
+
+    Raises InvalidLine and OSError.
+
+        >>> read_pairs_file(Path("pairs.jsonl"))
+    """
+    with open_lines(path) as lines:
+        return _distinct((row.pair[0].strip(), row.pair[1].strip()) for row in read_rows(lines))
 
 
 def _bulk_lengths(random: np.random.Generator, count: int) -> list[int]:
@@ -216,8 +238,8 @@ def _workload(name: str, requests: Sequence[Sequence[Pair]], tokenizer: PairToke
 def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return [json.loads(line) for line in content.decode().split("\n") if line.strip()]
+    with open_lines(path) as lines:
+        return [json.loads(line) for line in lines if line.strip()]
 
 
 def _distinct(pairs: Iterable[Pair]) -> list[Pair]:

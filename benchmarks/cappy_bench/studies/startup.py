@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from cappy_bench.peers.worker import peak_bytes
+from cappy_bench.memory import peak_bytes, resident_bytes
 from cappy_engine.bundle import open_bundle
 from cappy_engine.options import Precision
 from cappy_engine.scorer import Scorer
@@ -40,15 +40,6 @@ def measure(bundle: Path, precision: str, started: float) -> dict[str, float]:
     }
 
 
-def resident_bytes() -> int:
-    """The memory that this process holds now (Linux), else its peak."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return peak_bytes()
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) * 1024
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
@@ -62,7 +53,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for precision in open_bundle(options.bundle).manifest.precisions:
         rounds = []
         for _ in range(options.rounds + 1):
-            command = [sys.executable, "-m", "cappy_bench.studies.startup", str(options.bundle), "--measure", precision]
+            command = [
+                sys.executable,
+                "-P",
+                "-m",
+                "cappy_bench.studies.startup",
+                str(options.bundle),
+                "--measure",
+                precision,
+            ]
             command.append(str(time.time()))
             done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603  (ourselves)
             rounds.append(json.loads(done.stdout))

@@ -1,0 +1,53 @@
+"""Reads how much memory there is, and how much a process takes (Linux; other systems tell less)."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+STATUS, MEMORY = Path("/proc/self/status"), Path("/proc/meminfo")
+
+
+def available_bytes() -> int | None:
+    """Memory that processes can still take; None where the system does not tell.
+
+    >>> available_bytes()
+    8201437184
+    """
+    return _read(MEMORY, "MemAvailable")
+
+
+def forget_peak() -> None:
+    """Start a new peak of resident memory, where the system can.
+
+    >>> forget_peak()
+    """
+    path = Path("/proc/self/clear_refs")
+    if path.exists():
+        path.write_text("5")
+
+
+def peak_bytes() -> int:
+    """The most memory that was resident since `forget_peak`; elsewhere than on Linux, since the process began.
+
+    >>> peak_bytes()
+    31457280
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return _read(STATUS, "VmHWM") or peak
+
+
+def resident_bytes() -> int:
+    """The memory that this process holds now; elsewhere than on Linux, its peak.
+
+    >>> resident_bytes()
+    29360128
+    """
+    return _read(STATUS, "VmRSS") or peak_bytes()
+
+
+def _read(path: Path, name: str) -> int | None:
+    """The bytes of a line such as `VmHWM:  123 kB`."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)

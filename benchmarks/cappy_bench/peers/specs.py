@@ -1,0 +1,146 @@
+"""Lists the runners: every tool, in the settings in which it is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+OURS = "cappy"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Describe a tool in one setting.
+
+    `module` is a file of this package (a `.mjs` for Node) and `environment` the virtual environment that it runs in.
+    `packages` must be installed there, and their versions are reported. `setting` is the report's text about it, and
+    `can_pad` says that it can pad every pair to one length.
+
+        >>> Spec("torch", "torch_eager", "fp32", "eager, SDPA", ("torch", "transformers")).is_ours
+        False
+    """
+
+    name: str
+    module: str
+    precision: str
+    setting: str
+    packages: tuple[str, ...]
+    environment: str = "main"
+    can_pad: bool = True
+
+    @property
+    def is_ours(self) -> bool:
+        """True if this is the engine of this repository."""
+        return self.module == OURS
+
+
+SORTED = "pairs sorted by length, at most 512 tokens a batch (our planner)"
+
+SPECS = (
+    Spec("cappy", OURS, "fp32", "Scorer, default settings", ("onnxruntime", "tokenizers"), can_pad=False),
+    Spec("cappy-fp16", OURS, "fp16", "Scorer, default settings", ("onnxruntime", "tokenizers"), can_pad=False),
+    Spec("cappy-int8", OURS, "int8", "Scorer, default settings", ("onnxruntime", "tokenizers"), can_pad=False),
+    Spec("torch", "torch_eager", "fp32", f"eager, SDPA; {SORTED}", ("torch", "transformers")),
+    Spec("torch-compile", "torch_compile", "fp32", f"inductor, dynamic shapes; {SORTED}", ("torch", "transformers")),
+    Spec(
+        "torch-padded",
+        "torch_padded",
+        "fp32",
+        "the authors' habit: every pair padded to 512, batches of 16",
+        ("torch", "transformers"),
+    ),
+    Spec(
+        "sentence-transformers",
+        "sentence_transformers_torch",
+        "fp32",
+        "CrossEncoder.predict, identity activation, batches of 2 sorted by characters",
+        ("sentence-transformers", "torch"),
+        can_pad=False,
+    ),
+    Spec(
+        "sentence-transformers-onnx",
+        "sentence_transformers_onnx",
+        "fp32",
+        "CrossEncoder.predict, its own ONNX export at O2, identity activation, batches of 2 sorted by characters",
+        ("sentence-transformers", "optimum-onnx", "onnxruntime"),
+        can_pad=False,
+    ),
+    Spec(
+        "optimum",
+        "optimum_onnx",
+        "fp32",
+        f"ORTModelForSequenceClassification, its own export at O2; {SORTED}",
+        ("optimum-onnx", "onnxruntime"),
+    ),
+    Spec(
+        "optimum-int8",
+        "optimum_onnx",
+        "int8",
+        f"ORTQuantizer's dynamic int8 for this CPU, per channel; {SORTED}",
+        ("optimum-onnx", "onnxruntime"),
+    ),
+    Spec(
+        "ctranslate2",
+        "ctranslate2",
+        "fp32",
+        f"Encoder.forward_batch, which takes padding out, head in numpy; {SORTED}",
+        ("ctranslate2",),
+        can_pad=False,
+    ),
+    Spec(
+        "ctranslate2-int8",
+        "ctranslate2",
+        "int8",
+        f"int8_float32, Encoder.forward_batch, which takes padding out, head in numpy; {SORTED}",
+        ("ctranslate2",),
+        can_pad=False,
+    ),
+    Spec(
+        "fastembed",
+        "fastembed",
+        "fp32",
+        "TextCrossEncoder.rerank_pairs on optimum's export at O2, batches of 1",
+        ("fastembed", "onnxruntime"),
+        can_pad=False,
+    ),
+    Spec(
+        "openvino",
+        "openvino",
+        "fp32",
+        f"OVModelForSequenceClassification, float32 forced, LATENCY; {SORTED}",
+        ("optimum-intel", "openvino"),
+        environment="openvino",
+    ),
+    Spec(
+        "openvino-int8",
+        "openvino",
+        "int8",
+        f"OVQuantizer's static int8, calibrated on 128 of the package's pairs, LATENCY; {SORTED}",
+        ("optimum-intel", "openvino", "nncf"),
+        environment="openvino",
+    ),
+    Spec(
+        "infinity",
+        "infinity",
+        "fp32",
+        "AsyncEmbeddingEngine.rerank in process, torch engine, raw scores, its own queue in batches of 8",
+        ("infinity-emb", "torch"),
+        environment="infinity",
+        can_pad=False,
+    ),
+    Spec(
+        "transformers.js",
+        "transformersjs.mjs",
+        "fp32",
+        f"Node, optimum's export at O2, raw logits; {SORTED}",
+        ("@huggingface/transformers", "onnxruntime-node"),
+        environment="node",
+    ),
+    Spec(
+        "transformers.js-int8",
+        "transformersjs.mjs",
+        "int8",
+        f"Node, optimum's dynamic int8 (dtype q8), raw logits; {SORTED}",
+        ("@huggingface/transformers", "onnxruntime-node"),
+        environment="node",
+    ),
+)

@@ -1,0 +1,42 @@
+"""Keeps what was measured so far, one JSON line each, so that a run which was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cappy_engine import storage
+
+Key = tuple[str, ...]
+
+
+class Notes:
+    """The entries of a run by their keys, on the disk as soon as they are known."""
+
+    def __init__(self, path: Path) -> None:
+        self.found: dict[Key, dict[str, Any]] = {}
+        self._path = path
+        if path.exists():
+            *lines, _ = path.read_text(encoding="utf-8").split("\n")  # a last line without its end was never finished
+            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            for line in lines:
+                entry = json.loads(line)
+                self.found[tuple(entry["key"])] = entry["value"]
+
+    def is_good(self, key: Key) -> bool:
+        """True if there is an entry that needs no other try: a resumed run tries again where one failed.
+
+        >>> Notes(Path("notes.jsonl")).is_good(("prepared", "torch"))
+        False
+        """
+        return key in self.found and self.found[key]["status"] not in ("failed", "skipped", "wrong")
+
+    def add(self, key: Key, value: dict[str, Any]) -> None:
+        """Keep `value` under `key`.
+
+        >>> notes.add(("prepared", "torch"), {"status": "ok"})
+        """
+        self.found[key] = value
+        with self._path.open("ab") as file:
+            storage.append(file, json.dumps({"key": key, "value": value}).encode() + b"\n")
