@@ -32,7 +32,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def current_commit() -> str | None:
-    """The commit that this code is a checkout of; None where it was installed from elsewhere.
+    """Name the commit of this code; None where it is not in a checkout.
 
     >>> current_commit()
     'd113d07b3505'

@@ -1,4 +1,4 @@
-"""Make a checkpoint of Cappy's shape from a seed: real formats, real size, random weights.
+"""Makes a checkpoint of Cappy's shape from a seed: real formats, real size, random weights.
 
 `btan2/cappy-large` cannot always be downloaded, and speed and numerical parity do not need trained weights. They do
 need scores that *vary*: with transformers' default initialisation (standard deviation 0.02 throughout) every pair gets
@@ -52,6 +52,9 @@ def make_checkpoint(
 
     `tokenizer` is a folder with RoBERTa's `vocab.json` and `merges.txt`; without it a byte-level BPE of `vocab_size`
     entries is trained on the package's own parity pairs. Raises FileExistsError if `out` exists.
+
+        >>> make_checkpoint(Path("tiny"), size="tiny", formats=["safetensors", "bin"])
+        PosixPath('tiny')
     """
     out.mkdir(parents=True)
     fast = _save_tokenizer(out, tokenizer, vocab_size)
@@ -74,7 +77,10 @@ def make_checkpoint(
 
 
 def save_weights(weights: dict[str, torch.Tensor], out: Path, name: str) -> None:
-    """Write `weights` (PyTorch's names) to `out` in the format `name`, one of FORMATS."""
+    """Write `weights` (PyTorch's names) to `out` in the format `name`, one of FORMATS.
+
+    >>> save_weights(model.state_dict(), Path("tiny"), "safetensors")
+    """
     if name == "safetensors":
         save_file(
             {key: value.contiguous() for key, value in weights.items()}, out / "model.safetensors", {"format": "pt"}
@@ -88,7 +94,11 @@ def save_weights(weights: dict[str, torch.Tensor], out: Path, name: str) -> None
 
 
 def flax_bytes(weights: dict[str, torch.Tensor]) -> bytes:
-    """The bytes that `flax.serialization.to_bytes` writes for these weights under Flax's parameter names."""
+    """Write these weights as `flax.serialization.to_bytes` does, under Flax's parameter names.
+
+    >>> flax_bytes({"classifier.out_proj.bias": torch.zeros(1)})[:1]
+    b'\\x81'
+    """
     tree: dict[str, Any] = {}
     for key, value in weights.items():
         *parents, leaf = key.split(".")
@@ -124,7 +134,10 @@ def _save_tokenizer(out: Path, source: Path | None, vocab_size: int) -> RobertaT
 
 
 def _fill(model: PreTrainedModel, seed: int) -> None:
-    """Random weights, each tensor from its own stream: adding or renaming one leaves the others as they are."""
+    """Fill in random weights, each tensor from a stream of its own.
+
+    So a tensor that is added or renamed leaves the others as they are.
+    """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             random = np.random.default_rng([seed, zlib.crc32(name.encode())])

@@ -1,4 +1,7 @@
-"""Reads how much memory there is, and how much a process takes (Linux; other systems tell less)."""
+"""Reads how much memory there is, and how much this process takes.
+
+That is on Linux; other systems tell less.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ STATUS, MEMORY = Path("/proc/self/status"), Path("/proc/meminfo")
 
 
 def available_bytes() -> int | None:
-    """Memory that processes can still take; None where the system does not tell.
+    """Read how much memory processes can still take; None where the system does not tell.
 
     >>> available_bytes()
     8201437184
@@ -29,7 +32,9 @@ def forget_peak() -> None:
 
 
 def peak_bytes() -> int:
-    """The most memory that was resident since `forget_peak`; elsewhere than on Linux, since the process began.
+    """Read the most memory that was resident since `forget_peak`.
+
+    Elsewhere than on Linux it is the most since the process began.
 
     >>> peak_bytes()
     31457280
@@ -39,7 +44,7 @@ def peak_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """The memory that this process holds now; elsewhere than on Linux, its peak.
+    """Read the memory that this process holds now; elsewhere than on Linux, its peak.
 
     >>> resident_bytes()
     29360128

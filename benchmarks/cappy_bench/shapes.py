@@ -1,4 +1,4 @@
-"""Reads a model's shape from its bundle: what its operations and parameters are counted from."""
+"""Reads a model's shape from its bundle, and counts its parameters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_shape(bundle: Path) -> dict[str, int]:
 
 
 def count_parameters(shape: dict[str, int]) -> int:
-    """Count the weights of the layers, the embeddings and the head; biases and norms are left out.
+    """Count the weights of layers, embeddings and head, without biases and norms.
 
     >>> count_parameters(read_shape(EMBEDDED))
     15377664

@@ -1,9 +1,9 @@
-"""How long each step of a pair's way takes, on cappy-mini and the CPU: tokenise, plan, pad, run, and all of them.
+"""Measures each step of a pair's way on a CPU: tokenise, plan, pad, run.
 
     pytest benchmarks/micro --benchmark-columns=median,iqr,rounds
 
 A small model shows best what the engine costs beside it. Tokens per second, padding included where the model computes
-it, are in what `--benchmark-json` writes. Nothing is asserted: what is right is said in `tests`.
+it, are in what `--benchmark-json` writes. Nothing is asserted here: `tests` say what is right.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from cappy_engine import Scorer
-from cappy_engine.batching import Batch, Ids, attention_mask, pad, plan_batches
+from cappy_engine.batching import Batch, EncodedPairs, Ids, model_inputs, plan_batches
 from cappy_engine.bundle import EMBEDDED, open_bundle
 from cappy_engine.cpu.execution import BATCH_TOKENS
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scored
-from cappy_engine.session import INPUTS, OrtSession, open_session
-from cappy_engine.tokenizer import EncodedPairs, PairTokenizer
+from cappy_engine.session import OrtSession, open_session
+from cappy_engine.tokenizer import PairTokenizer
 
 CANDIDATES = 16
 SHAPES = [(1, 16), (1, 128), (1, 512), (4, 128), (8, 64), (32, 16)]
@@ -47,7 +47,7 @@ def scorer() -> Iterator[Scorer]:
 
 @pytest.fixture(scope="module")
 def distinct_pairs() -> list[Pair]:
-    """64 pairs of 128 distinct texts, as when a corpus is scored: 8 to 80 words each, and a word is about a token."""
+    """64 pairs of distinct texts of 8 to 80 words, about as many tokens."""
     sizes = np.random.default_rng(1).integers(8, 80, 128, endpoint=True)
     texts = _texts(sizes.tolist())
     return list(zip(texts[::2], texts[1::2], strict=True))
@@ -81,7 +81,7 @@ def test_tokenise_16_candidates(
 @pytest.mark.parametrize("count", [64, 10_000])
 def test_plan_batches(benchmark: BenchmarkFixture, count: int) -> None:
     lengths = np.random.default_rng(2).lognormal(4.4, 0.7, count).clip(8, 512).astype(np.int64)
-    batches: list[Batch] = benchmark(plan_batches, lengths, max_batch_tokens=BATCH_TOKENS["cpu"])
+    batches: list[Batch] = benchmark(plan_batches, lengths, max_batch_tokens=BATCH_TOKENS)
     benchmark.extra_info["batches"] = len(batches)
     benchmark.extra_info["padding_share"] = 1 - int(lengths.sum()) / sum(batch.padded_tokens for batch in batches)
 
@@ -89,10 +89,10 @@ def test_plan_batches(benchmark: BenchmarkFixture, count: int) -> None:
 @pytest.mark.benchmark(group="pad")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_pad_a_batch(benchmark: BenchmarkFixture, shape: tuple[int, int]) -> None:
-    """The three arrays that the model takes."""
+    """The arrays that the model takes."""
     lengths = np.random.default_rng(3).integers(shape[1] * 3 // 4, shape[1], shape[0], endpoint=True)
     batch = Batch(np.arange(shape[0]), shape[1])
-    benchmark(_arrays, [np.arange(length) for length in lengths], lengths, batch)
+    benchmark(model_inputs, _encoded([np.arange(length) for length in lengths]), batch, pad_token_id=1)
     _tell_speed(benchmark, batch.padded_tokens)
 
 
@@ -100,7 +100,7 @@ def test_pad_a_batch(benchmark: BenchmarkFixture, shape: tuple[int, int]) -> Non
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_run_a_batch(benchmark: BenchmarkFixture, session: OrtSession, shape: tuple[int, int]) -> None:
     token_ids = np.random.default_rng(4).integers(10, 10_000, shape)
-    inputs = dict(zip(INPUTS, (token_ids, np.ones_like(token_ids), np.zeros_like(token_ids)), strict=True))
+    inputs = model_inputs(_encoded(list(token_ids)), Batch(np.arange(shape[0]), shape[1]), pad_token_id=1)
     benchmark(session.run, inputs)
     _tell_speed(benchmark, token_ids.size)
 
@@ -126,7 +126,7 @@ def test_score_one_short_pair(benchmark: BenchmarkFixture, scorer: Scorer) -> No
 
 
 def _texts(sizes: Sequence[int]) -> list[str]:
-    """Texts of as many words of cappy-mini's vocabulary, common ones more often, as in a language."""
+    """Make texts of cappy-mini's words, common ones more often, as in a language."""
     vocabulary: list[str] = list(json.loads((EMBEDDED / "vocab.json").read_text(encoding="utf-8")))
     words = [token[1:] for token in vocabulary if token.startswith("Ġ") and token[1:].isalpha()]
     chances = 1 / np.arange(1, len(words) + 1)
@@ -134,12 +134,9 @@ def _texts(sizes: Sequence[int]) -> list[str]:
     return [" ".join(random.choice(words, size, p=chances / chances.sum())) for size in sizes]
 
 
-def _arrays(sequences: Sequence[Ids], lengths: Ids, batch: Batch) -> tuple[Ids, Ids, Ids]:
-    return (
-        pad(sequences, batch, value=1),
-        attention_mask(lengths, batch),
-        pad([np.zeros_like(row) for row in sequences], batch, value=0),
-    )
+def _encoded(token_ids: Sequence[Ids]) -> EncodedPairs:
+    lengths = np.array([len(row) for row in token_ids])
+    return EncodedPairs(token_ids, [np.zeros_like(row) for row in token_ids], lengths, lengths > 512)
 
 
 def _tell_speed(benchmark: BenchmarkFixture, tokens: int) -> None:

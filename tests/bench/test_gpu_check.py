@@ -26,15 +26,16 @@ import torch
 from cappy_bench.gpu.check import GROUPS, NOT_ASKED, all_steps, exit_status, main, why_not, why_unusable
 from cappy_bench.gpu.drills import expect
 from cappy_bench.gpu.host import Child, Environment, Machine, load_half, scorer_of
+from cappy_bench.gpu.plan import CheckFailed
 from cappy_bench.gpu.results import CONTESTANTS, PUBLISHED, beside_published, make_cell
-from cappy_bench.gpu.steps import CheckFailed, time_in_turns
+from cappy_bench.gpu.throughput import time_in_turns
 from cappy_engine.bundle import EMBEDDED, MANIFEST, MODEL_FILES, TARGETS, open_bundle, seal
 from cappy_engine.errors import DeviceUnavailable, ScoringError
 from cappy_engine.gpu.engines import EngineCache, engine_folder
 from cappy_engine.gpu.installation import Gpu, Installation
 from cappy_engine.gpu.plan import GpuModel, plan_gpu
 from cappy_engine.gpu.preflight import require_device
-from cappy_engine.gpu.start import Machine as Opener
+from cappy_engine.gpu.start import Machine as GpuMachine
 from cappy_engine.gpu.start import open_on_gpus
 from cappy_engine.session import PROVIDERS, Providers, Session, open_session
 from cappy_engine.tokenizer import PairTokenizer
@@ -134,11 +135,15 @@ class FakeMachine:
         model = plan_gpu(found, device, precision, gpus=(0,), max_batch_tokens=1024, there=there)
         if self.is_careless:
             return OnCpu(found.model("fp32"), device=device), model
-        engines, versions = self.cache(engine_folder()), {"onnxruntime": "1.31.1"}
-        opener = Opener(
-            installation, partial(self.open_model, device), engines, versions, os.environ, clock=lambda: 0.0
+        machine = GpuMachine(
+            installation,
+            partial(self.open_model, device),
+            self.cache(engine_folder()),
+            versions={"onnxruntime": "1.31.1"},
+            environment=os.environ,
+            clock=lambda: 0.0,
         )
-        return open_on_gpus(model, opener), model
+        return open_on_gpus(model, machine), model
 
     def open_model(self, device: str, model: Path, providers: Providers) -> OnCpu:
         if device == "tensorrt":
@@ -368,7 +373,7 @@ def test_every_step_has_a_name_of_its_own_and_a_group_that_can_be_asked_for() ->
 def test_a_step_runs_only_where_nothing_is_missing_while_there_is_time() -> None:
     step = next(step for step in all_steps(open_bundle(EMBEDDED)) if step.device == "tensorrt")
     nothing = dict.fromkeys(("cuda", "tensorrt"))
-    assert why_not(step, nothing, None, 1.0) is None
+    assert why_not(step, nothing, [], 1.0) is None
     assert why_not(step, nothing, [step.group], 1.0) is None
     assert why_not(step, nothing, ["drill"], 1.0) == NOT_ASKED
     assert why_not(step, {**nothing, "tensorrt": "no TensorRT"}, ["drill"], 1.0) == "no TensorRT"

@@ -1,12 +1,12 @@
-"""The whole truth about a machine with an NVIDIA GPU: does it run, are the scores right, how fast, what does it refuse?
+"""Checks a machine with an NVIDIA GPU: its scores, its speed, and its refusals.
 
     python -m cappy_bench.gpu.check --checkpoint CHECKPOINT --bundle BUNDLE --out RESULT.json [--data DATA]
 
 BUNDLE is exported from CHECKPOINT for cpu, cuda and tensorrt in fp32, fp16 and int8; `make gpu-check` makes it first.
 Every step runs in a process of its own, in an environment of its own, and a step that fails stops no other; only where
-there is no GPU, all are skipped. What was not measured is null. The result is written after every step; at the end, the
-tables and, as the last line on standard output, the result as one JSON document. Exit status: 0 if every step that was
-asked for is ok, else 1.
+there is no GPU, all are skipped. A figure that was not measured is null. The result is written after every step. At the
+end come the tables and, as the last line on standard output, the result as one JSON document. Exit status: 0 if every
+step that was asked for is ok, else 1.
 
 Building engines takes minutes: with little time, run one group after the other (`--only open --keep-engines`, then
 `--only parity --keep-engines`, ...).
@@ -23,7 +23,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -31,16 +31,18 @@ from typing import Any
 
 from cappy_bench.gpu.drills import drill_steps
 from cappy_bench.gpu.host import Machine, this_machine
+from cappy_bench.gpu.plan import FULL, QUICK, Check, CheckFailed, Step
 from cappy_bench.gpu.results import Figures, beside_published, summary
-from cappy_bench.gpu.steps import FULL, QUICK, Check, CheckFailed, Step, measuring_steps
-from cappy_bench.machine import describe_machine
-from cappy_bench.peers.process import current_commit, in_short
+from cappy_bench.gpu.steps import measuring_steps
+from cappy_bench.machine import current_commit, describe_machine
+from cappy_bench.peers.process import in_short
 from cappy_engine.buckets import default_buckets
 from cappy_engine.bundle import MANIFEST, Bundle, open_bundle, sha256_of
 from cappy_engine.errors import CappyError
 from cappy_engine.gpu.installation import Installation
 from cappy_engine.gpu.preflight import diagnose
 from cappy_engine.gpu.start import NO_TF32
+from cappy_engine.storage import write_json
 
 SCHEMA = 1
 DEVICES = ("cuda", "tensorrt")
@@ -55,8 +57,23 @@ Entry = dict[str, Any]
 Say = Callable[[str], object]
 
 
-def run_all(options: argparse.Namespace, check: Check, bundle: Bundle, say: Say) -> Entry:
-    """Run every step that was asked for, write the document after each, and return it."""
+@dataclass(frozen=True)
+class Order:
+    """Which steps run, for how long, and where the document goes; `only` may name groups."""
+
+    title: str
+    out: Path
+    max_seconds: float
+    only: tuple[str, ...] = ()
+    keep_engines: bool = False
+
+
+def run_all(order: Order, check: Check, bundle: Bundle, say: Say) -> Entry:
+    """Run every step that was asked for, write the document after each, and return it.
+
+    >>> run_all(Order("GPU check", Path("result.json"), 7200.0), check, bundle, print)["is_complete"]
+    True
+    """
     began, started = time.monotonic(), datetime.now(UTC)
     installation = check.machine.inspect()  # before anything imports PyTorch, which brings CUDA's libraries with it
     entries = [{**_preflight(installation), "seconds": _rounded(time.monotonic() - began)}]
@@ -65,7 +82,7 @@ def run_all(options: argparse.Namespace, check: Check, bundle: Bundle, say: Say)
     def document(is_complete: bool) -> Entry:
         return {
             "schema": SCHEMA,
-            "title": options.title,
+            "title": order.title,
             "started": started.isoformat(timespec="seconds"),
             "seconds": _rounded(time.monotonic() - began),
             "is_complete": is_complete,
@@ -79,30 +96,34 @@ def run_all(options: argparse.Namespace, check: Check, bundle: Bundle, say: Say)
             "model": describe_bundle(bundle),
             "settings": {
                 "effort": asdict(check.effort),
-                "max_seconds": options.max_seconds,
-                "only": options.only,
-                "keep_engines": options.keep_engines,
+                "max_seconds": order.max_seconds,
+                "only": list(order.only) or None,
+                "keep_engines": order.keep_engines,
             },
             "steps": entries,
         }
 
     for step in all_steps(bundle):
-        left = options.max_seconds - (time.monotonic() - began)
-        reason = why_not(step, lacking, options.only, left)
+        left = order.max_seconds - (time.monotonic() - began)
+        reason = why_not(step, lacking, order.only, left)
         if reason is None:
             say(step.name)
-            entries.append(_in_child(step, check, options, left))
+            entries.append(_in_child(step, check, order, left))
         else:
             entries.append(_entry(step.name, "skipped", reason))
-        _write(options.out, document(is_complete=False))
-    entries.append(_beside_published(entries, lacking, options.only))
+        write_json(order.out, document(is_complete=False))
+    entries.append(_beside_published(entries, lacking, order.only))
     found = document(is_complete=True)
-    _write(options.out, found)
+    write_json(order.out, found)
     return found
 
 
 def run_one(name: str, check: Check, bundle: Bundle) -> Entry:
-    """Run the step of that name in this process: its status, reason and figures."""
+    """Run the step of that name in this process; return status, reason and figures.
+
+    >>> run_one("open/cuda/fp16", check, bundle)["status"]
+    'ok'
+    """
     step = next(step for step in all_steps(bundle) if step.name == name)
     try:
         return _entry(name, "ok", None, step.run(check))
@@ -114,13 +135,21 @@ def run_one(name: str, check: Check, bundle: Bundle) -> Entry:
 
 
 def all_steps(bundle: Bundle) -> list[Step]:
-    """The steps for this bundle, in the order in which they run."""
+    """List the steps for this bundle, in the order in which they run.
+
+    >>> all_steps(bundle)[0].name
+    'open/cuda/fp32'
+    """
     buckets = bundle.manifest.buckets or default_buckets(bundle.manifest.max_length)
     return [*measuring_steps(buckets), *drill_steps()]
 
 
 def why_unusable(installation: Installation) -> dict[str, str | None]:
-    """Why each device cannot be used, on one line; None where nothing is missing. Without a GPU it is that alone."""
+    """Say why each device cannot be used, on one line; None where nothing is missing. A missing GPU is the one reason.
+
+    >>> why_unusable(installation)
+    {'cuda': None, 'tensorrt': 'TensorRT: not found: libnvinfer.so.10'}
+    """
     reasons: dict[str, str | None] = {}
     for device in DEVICES:
         lacking = [finding for finding in diagnose(installation, device) if not finding.is_ok]
@@ -131,10 +160,12 @@ def why_unusable(installation: Installation) -> dict[str, str | None]:
     return reasons
 
 
-def why_not(
-    step: Step, lacking: Mapping[str, str | None], only: Sequence[str] | None, seconds_left: float
-) -> str | None:
-    """Why the step is skipped; None if it is to run."""
+def why_not(step: Step, lacking: Mapping[str, str | None], only: Sequence[str], seconds_left: float) -> str | None:
+    """Say why the step is skipped; None if it is to run.
+
+    >>> why_not(step, {"cuda": None}, only=["drill"], seconds_left=60.0)
+    'not asked for (--only)'
+    """
     if lacking[step.device] is not None:
         return lacking[step.device]
     if only and step.group not in only:
@@ -143,12 +174,20 @@ def why_not(
 
 
 def exit_status(entries: Sequence[Mapping[str, Any]]) -> int:
-    """0 if every step that was asked for is ok."""
+    """Return 0 if every step that was asked for is ok, else 1.
+
+    >>> exit_status([{"status": "skipped", "reason": "there is no GPU here"}])
+    1
+    """
     return int(any(entry["status"] != "ok" and entry["reason"] != NOT_ASKED for entry in entries))
 
 
 def describe_bundle(bundle: Bundle) -> dict[str, Any]:
-    """What the bundle was made from, and its models."""
+    """Describe the bundle's source and its models.
+
+    >>> describe_bundle(open_bundle(EMBEDDED))["name"]
+    'cappy-mini'
+    """
     document = bundle.manifest.document
     source, model = document.get("source", {}), document["model"]
     return {
@@ -167,11 +206,11 @@ def _preflight(installation: Installation) -> Entry:
     return _entry("preflight", "failed" if reasons else "ok", " | ".join(reasons) or None, figures)
 
 
-def _in_child(step: Step, check: Check, options: argparse.Namespace, seconds: float) -> Entry:
-    """Run the step in a process of its own, which may crash or hang; what it printed is kept in the work folder."""
+def _in_child(step: Step, check: Check, order: Order, seconds: float) -> Entry:
+    """Run the step in a process of its own, which may crash or hang."""
     file = check.work / f"{step.name.replace('/', '-')}.json"
     file.unlink(missing_ok=True)
-    arguments = ["--checkpoint", check.checkpoint, "--bundle", check.bundle, "--work", check.work, "--out", options.out]
+    arguments = ["--checkpoint", check.checkpoint, "--bundle", check.bundle, "--work", check.work, "--out", order.out]
     arguments += ["--data", check.data] if check.data else []
     arguments += ["--quick"] if check.effort == QUICK else []
     environment = {"CAPPY_CACHE": str(check.work / "cache"), NO_TF32: None, "HF_HUB_OFFLINE": "1", **step.environment}
@@ -188,7 +227,7 @@ def _in_child(step: Step, check: Check, options: argparse.Namespace, seconds: fl
     return {**entry, "status": "failed", "reason": reason, "seconds": took}
 
 
-def _beside_published(entries: Sequence[Entry], lacking: Mapping[str, str | None], only: Sequence[str] | None) -> Entry:
+def _beside_published(entries: Sequence[Entry], lacking: Mapping[str, str | None], only: Sequence[str]) -> Entry:
     figures = beside_published(entries)
     if figures is not None:
         return _entry("published", "ok", None, figures)
@@ -199,11 +238,6 @@ def _beside_published(entries: Sequence[Entry], lacking: Mapping[str, str | None
 
 def _entry(name: str, status: str, reason: str | None, figures: Figures | None = None) -> Entry:
     return {"name": name, "status": status, "seconds": None, "reason": reason, "figures": figures}
-
-
-def _write(path: Path, document: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, allow_nan=False, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def _version(package: str) -> str | None:
@@ -227,9 +261,11 @@ def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -
     parser.add_argument("--out", type=Path, required=True, help="the result, as JSON")
     parser.add_argument("--data", type=Path, help="folder with PromptSource's and BIG-Bench's tasks, for real texts")
     parser.add_argument("--title", default="GPU check")
-    parser.add_argument("--work", type=Path, default=Path("bench/gpu"), help="engines, and what every step printed")
+    parser.add_argument("--work", type=Path, default=Path("bench/gpu"), help="engines, and the output of every step")
     parser.add_argument("--max-seconds", type=float, default=7200.0, help="no step goes on after this; default: 7200")
-    parser.add_argument("--only", action="append", choices=GROUPS, help="only the steps of this group (repeat)")
+    parser.add_argument(
+        "--only", action="append", default=[], choices=GROUPS, help="only the steps of this group (repeat)"
+    )
     parser.add_argument("--keep-engines", action="store_true", help="use an earlier run's: no first opening then")
     parser.add_argument("--quick", action="store_true", help="few runs: does all of it work?")
     parser.add_argument("--step", help=argparse.SUPPRESS)
@@ -246,12 +282,14 @@ def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -
     except CappyError as error:
         sys.exit(f"error: {error}")
     if options.step:
-        _write(check.work / f"{options.step.replace('/', '-')}.json", run_one(options.step, check, bundle))
+        write_json(check.work / f"{options.step.replace('/', '-')}.json", run_one(options.step, check, bundle))
         return 0
-    check.work.mkdir(parents=True, exist_ok=True)
-    if not options.keep_engines:
+    order = Order(options.title, options.out, options.max_seconds, tuple(options.only), options.keep_engines)
+    for folder in (check.work, order.out.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not order.keep_engines:
         shutil.rmtree(check.work / "cache", ignore_errors=True)
-    document = run_all(options, check, bundle, _say)
+    document = run_all(order, check, bundle, _say)
     print(summary(document), "\n")
     print(json.dumps(document, allow_nan=False, ensure_ascii=False))
     return exit_status(document["steps"])

@@ -1,4 +1,4 @@
-"""Failure drills: what must be refused on a GPU is provoked, and must end in its error, or be mended.
+"""Provokes faults on a GPU: each must end in its error, or be mended.
 
 Each works on a copy of the bundle whose one change is the fault; the manifest is sealed again, so that only the check
 that is drilled can find it. For TensorRT the copy has one bucket: one engine is enough, and builds faster.
@@ -18,22 +18,28 @@ from typing import Any
 
 import numpy as np
 
+from cappy_bench.gpu.plan import Check, CheckFailed, Step
 from cappy_bench.gpu.results import Figures
-from cappy_bench.gpu.steps import Check, CheckFailed, Step, engines
+from cappy_bench.gpu.steps import engines
 from cappy_bench.peers.process import in_short
 from cappy_engine.bundle import MANIFEST, open_bundle, seal, sha256_of
 from cappy_engine.errors import BundleError, DeviceUnavailable, ScoringError
 from cappy_engine.gpu.engines import engine_folder
 from cappy_engine.gpu.plan import full_batch
+from cappy_engine.storage import write_json
 
 PRECISION = "fp16"
-"""What the drills run in: on a GPU it is what most will use."""
+"""The precision of the drills: on a GPU most will use it."""
 FAR = 0.5
 """How far a wrong score is off; a hundred times what fp16 may be."""
 
 
 def drill_steps() -> list[Step]:
-    """All drills, in the order in which they run."""
+    """List the drills, in the order in which they run.
+
+    >>> drill_steps()[0].name
+    'drill/model-byte'
+    """
     return [
         Step("drill/model-byte", "cuda", change_model_byte),
         Step("drill/wrong-canary", "cuda", change_canary),
@@ -54,7 +60,7 @@ def change_model_byte(check: Check) -> Figures:
 
 
 def change_canary(check: Check) -> Figures:
-    """Scores that differ from the canary's are refused: here it is the canary that is wrong."""
+    """Scores that differ from the canary's are refused: here the canary is wrong."""
 
     def spoil(document: dict[str, Any]) -> None:
         document["canary"]["pairs"][0]["score"] += FAR
@@ -65,7 +71,7 @@ def change_canary(check: Check) -> Figures:
 
 
 def hide_gpu(check: Check) -> Figures:
-    """Without a GPU that the driver shows (the process has an empty CUDA_VISIBLE_DEVICES) nothing falls back."""
+    """Nothing falls back where the driver shows no GPU: the process has an empty CUDA_VISIBLE_DEVICES."""
     return expect(DeviceUnavailable, "cannot be used here", lambda: _open(check, check.bundle, "cuda"))
 
 
@@ -77,19 +83,25 @@ def leave_tf32_on(check: Check) -> Figures:
 
 
 def run_unknown_shapes(check: Check) -> Figures:
-    """A length or a number of rows without an engine is refused, where ONNX Runtime would build one for minutes."""
+    """A length or a number of rows without an engine is refused.
+
+    ONNX Runtime would build one for minutes.
+    """
     with _one_bucket(check) as folder:
-        session, plan = check.machine.open_session(folder, "tensorrt", PRECISION, False)
-        length, pad_token_id = plan.grouping.buckets[-1], open_bundle(folder).manifest.pad_token_id
+        session, model = check.machine.open_session(folder, "tensorrt", PRECISION, False)
+        length = model.grouping.buckets[-1]
         found: Figures = {}
-        for rows, tokens in ((1, length - 1), (plan.max_rows(length) + 1, length)):
-            batch = full_batch(rows, tokens, pad_token_id=pad_token_id)
+        for rows, tokens in ((1, length - 1), (model.max_rows(length) + 1, length)):
+            batch = full_batch(rows, tokens, pad_token_id=model.pad_token_id)
             found = expect(ScoringError, "no engine takes", partial(session.run, batch))
         return found
 
 
 def swap_weights(check: Check) -> Figures:
-    """Other weights in a file of the same name get an engine of their own: with the old one nothing would be wrong."""
+    """Other weights in a file of the same name get an engine of their own.
+
+    With the old engine nothing would be wrong.
+    """
     names = open_bundle(check.bundle).model_files(PRECISION, "tensorrt")
     with _one_bucket(check, names) as folder:
         _open(check, folder, "tensorrt")
@@ -120,7 +132,11 @@ def change_engine_byte(check: Check) -> Figures:
 
 
 def expect(error: type[Exception], fragment: str, act: Callable[[], object]) -> Figures:
-    """Do it, and return its error as figures; CheckFailed unless that is an `error` whose message holds `fragment`."""
+    """Do it, and return its error as figures. Raises CheckFailed unless it is an `error` whose message has `fragment`.
+
+    >>> expect(ValueError, "invalid literal", lambda: int("x"))["error"]
+    'ValueError'
+    """
     wanted = f"{error.__name__} with {fragment!r} was expected"
     try:
         act()
@@ -134,7 +150,11 @@ def expect(error: type[Exception], fragment: str, act: Callable[[], object]) -> 
 
 @contextlib.contextmanager
 def copied_bundle(check: Check, copied: Collection[str] = ()) -> Iterator[Path]:
-    """The bundle in a folder of its own for a while: files to change are `copied`, as the manifest, others linked."""
+    """Copy the bundle for a while; files but the manifest and `copied` are links.
+
+    >>> with copied_bundle(check) as folder:
+    ...     flip_byte(folder / "onnx/model.onnx")
+    """
     with tempfile.TemporaryDirectory(dir=check.work) as temporary:
         folder = Path(temporary, "bundle")
         for name in (*open_bundle(check.bundle).manifest.files, MANIFEST):
@@ -145,16 +165,22 @@ def copied_bundle(check: Check, copied: Collection[str] = ()) -> Iterator[Path]:
 
 
 def reseal(folder: Path, change: Callable[[dict[str, Any]], None], changed: Collection[str] = ()) -> None:
-    """Change the manifest, with the digests of the files that were changed, and seal it as an export does."""
+    """Change the manifest, with the digests of `changed` files, and seal it again.
+
+    >>> reseal(folder, lambda document: document.pop("canary"))
+    """
     document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     change(document)
     for name in changed:
         document["files"][name] = {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size}
-    (folder / MANIFEST).write_text(json.dumps(seal(document)), encoding="utf-8")
+    write_json(folder / MANIFEST, seal(document))
 
 
 def flip_byte(path: Path) -> None:
-    """Change one byte in the middle of the file."""
+    """Change one byte in the middle of the file.
+
+    >>> flip_byte(Path("onnx/model.onnx"))
+    """
     with path.open("r+b") as file:
         place = path.stat().st_size // 2
         file.seek(place)
@@ -164,7 +190,10 @@ def flip_byte(path: Path) -> None:
 
 
 def shift_bias(model: Path) -> None:
-    """Add FAR to the model's last bias, and so to every score; nothing else changes, and no name."""
+    """Add FAR to the model's last bias, and so to every score; no name changes.
+
+    >>> shift_bias(Path("tensorrt/model_fp16.onnx"))
+    """
     import onnx
     from onnx import numpy_helper
 
@@ -194,7 +223,7 @@ def _one_bucket(check: Check, copied: Collection[str] = ()) -> Iterator[Path]:
 
 
 def _engine_files(folder: Path) -> list[Path]:
-    """The files of the kept engines that were built for the bundle in `folder`, and its longest bucket."""
+    """List the files of kept engines for the bundle in `folder` and its longest bucket."""
     bundle = open_bundle(folder)
     digests = [bundle.manifest.files[name].sha256 for name in bundle.model_files(PRECISION, "tensorrt")]
     found = []
@@ -211,7 +240,7 @@ def _open(check: Check, folder: Path, device: str) -> None:
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Whether `target` could be made another name of the file `source`."""
+    """Make `target` another name of the file `source`; True if that was possible."""
     try:
         os.link(source.resolve(), target)
     except OSError:  # another file system

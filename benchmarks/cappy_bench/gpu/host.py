@@ -1,4 +1,4 @@
-"""The machine that `cappy_bench.gpu.check` looks at, and the one seam that its tests fake: `Machine`.
+"""Opens models on a machine with a GPU: `Machine` is the seam that tests fake.
 
 PyTorch is imported only where it is asked for: it brings CUDA's libraries with it, and a check that had loaded it would
 not see that ONNX Runtime cannot find them.
@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from cappy_bench.peers.peer import Pair
-from cappy_bench.peers.process import ROOT
 from cappy_engine.bundle import open_bundle
 from cappy_engine.gpu.installation import Installation, inspect_installation
 from cappy_engine.gpu.placement import check_placement
@@ -41,7 +40,7 @@ TORCH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 @dataclass(frozen=True)
 class Child:
-    """How a child process ended: its exit status (None: it was ended after its time), and what it printed."""
+    """A child process that ended: exit status (None: its time was up) and output."""
 
     status: int | None
     output: str
@@ -51,7 +50,7 @@ class Child:
 class Machine:
     """All that is done with GPUs, and with PyTorch.
 
-    `inspect()` tells what is installed, `open_scorer(bundle, device, precision)` is `Scorer.open`,
+    `inspect()` looks at the installation, `open_scorer(bundle, device, precision)` is `Scorer.open`, and
     `open_session(bundle, device, precision, tf32)` opens the session below it, where CUDA's fp32 may be TF32.
     `open_torch(checkpoint)` is PyTorch in fp16 on the GPU, `score_reference(checkpoint, pairs, max_length)` in fp32 on
     the CPU. `run_child(arguments, environment, seconds)` runs `cappy_bench.gpu.check` in a process of its own.
@@ -66,7 +65,7 @@ class Machine:
 
 
 class TorchSession:
-    """transformers' model in fp16 on the GPU, as a session: numpy arrays in, scores out, as ours take and give them."""
+    """transformers' model in fp16 on the GPU, as a session: numpy arrays in, scores out."""
 
     device = "cuda"
 
@@ -86,19 +85,32 @@ class TorchSession:
 
 
 def this_machine() -> Machine:
-    """This machine as it is."""
+    """Return this machine as it is.
+
+    >>> this_machine().inspect().gpus
+    ()
+    """
     return Machine(_inspect, _open_scorer, _open_session, _open_torch, _score_reference, _run_child)
 
 
 def scorer_of(session: Session, model: GpuModel) -> Scorer:
-    """A scorer on a session that is open, with the batches of `model`."""
-    path, max_length = model.bundle.file("tokenizer.json"), model.bundle.manifest.max_length
-    runner = Runner(session, model.grouping, pad_token_id=model.pad_token_id)
-    return Scorer(PairTokenizer.from_file(path, max_length=max_length), runner)
+    """Make a scorer on a session that is open, with the batches of `model`.
+
+    >>> scorer_of(*machine.open_session(Path("bundle"), "cuda", "fp16", False)).score([("Is the sky blue?", "Yes")])
+    """
+    bundle = model.bundle
+    tokenizer = PairTokenizer.from_file(bundle.file("tokenizer.json"), max_length=bundle.manifest.max_length)
+    return Scorer(tokenizer, Runner(session, model.grouping, pad_token_id=model.pad_token_id))
 
 
 def load_half(checkpoint: Path) -> Any:
-    """The checkpoint's model in fp16 with scaled-dot-product attention; read as for the reference, from any format."""
+    """Load the checkpoint's model in fp16, with scaled-dot-product attention.
+
+    It may have any format, as for the reference.
+
+    >>> load_half(Path("checkpoint")).dtype
+    torch.float16
+    """
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -124,14 +136,15 @@ def _open_scorer(bundle: Path, device: str, precision: str) -> Scorer:
 
 
 def _open_session(bundle: Path, device: str, precision: str, tf32: bool) -> tuple[Session, GpuModel]:
-    """As `Scorer.open` does. With `tf32` without a canary, whose tolerance for fp32 TF32 cannot keep."""
-    machine, there = find_machine(device), open_bundle(bundle)
-    gpus = machine.installation.gpus
-    model = plan_gpu(there, device, precision, gpus=(0,), max_batch_tokens=BATCH_TOKENS, there=gpus)
+    """Open a session as `Scorer.open` does. With `tf32` there is no canary: TF32 cannot keep its tolerance for fp32."""
+    found, machine = open_bundle(bundle), find_machine(device)
+    there = machine.installation.gpus
+    model = plan_gpu(found, device, precision, gpus=(0,), max_batch_tokens=BATCH_TOKENS, there=there)
     if not tf32:
         return open_on_gpus(model, machine), model
-    there.check_model(precision, device)
-    session = machine.open_model(there.model(precision, device), [("CUDAExecutionProvider", cuda_options(tf32=True))])
+    found.check_model(precision, device)
+    options = [("CUDAExecutionProvider", cuda_options(tf32=True))]
+    session = machine.open_model(found.model(precision, device), options)
     check_placement(device, session.placed)
     return session, model
 
@@ -149,11 +162,10 @@ def _score_reference(checkpoint: Path, pairs: Sequence[Pair], max_length: int) -
 
 def _run_child(arguments: Sequence[str], environment: Environment, seconds: float) -> Child:
     merged = {**os.environ, **environment}
-    command = [sys.executable, "-m", "cappy_bench.gpu.check", *arguments]
+    command = [sys.executable, "-P", "-m", "cappy_bench.gpu.check", *arguments]
     try:
         done = subprocess.run(  # noqa: S603, the command is ours
             command,
-            cwd=ROOT,
             env={name: value for name, value in merged.items() if value is not None},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,5 +1,7 @@
-"""What a GPU check says: cells from seconds, what was published beside it, and the summary. Pure: the document in, text
-out. Where nothing was measured there is None, never 0."""
+"""Writes the results of a GPU check: cells, published figures beside ours, the summary.
+
+Pure: the document in, text out. Where nothing was measured there is None, never 0.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cappy_bench.speed.figures import useful_flops
-from cappy_bench.speed.tables import error, markdown, number
+from cappy_bench.speed.markdown import error, markdown, number
 
 Figures = dict[str, Any]
 Entry = Mapping[str, Any]
@@ -23,7 +25,7 @@ MLPERF = "MLPerf Inference v3.1 (MLCommons), BERT-large, one H100, tokenisation 
 
 @dataclass(frozen=True)
 class Published:
-    """A figure of others: latency of a batch or pairs per second, at a shape where one was named."""
+    """A figure of others: latency or pairs per second, maybe at a shape."""
 
     source: str
     precision: str | None
@@ -46,11 +48,15 @@ PUBLISHED = (
     Published(f"{MLPERF}, offline, 99.9% of the accuracy", None, None, None, pairs_per_second=7878),
     Published(f"{MLPERF}, server", None, None, None, pairs_per_second=7004),
 )
-"""Of other machines, and of BERT-large, which has the layers of cappy-large: a scale, and no race."""
+"""On other machines, with BERT-large, which has the layers of cappy-large: a scale, not a race."""
 
 
 def make_cell(contestant: str, lengths: Sequence[int], seconds: Sequence[float], shape: Mapping[str, int]) -> Figures:
-    """The figures of one contestant on rows of these `lengths`; `seconds` of every run, or none if it did not run."""
+    """Derive one contestant's figures on rows of these `lengths`; no `seconds` if it failed.
+
+    >>> make_cell("cuda fp16", [64] * 8, [0.5], {"hidden_size": 8, "intermediate_size": 32, "layers": 2})["rows"]
+    8
+    """
     cell: Figures = {
         "contestant": contestant,
         "length": lengths[0] if len(set(lengths)) == 1 else None,
@@ -67,7 +73,11 @@ def make_cell(contestant: str, lengths: Sequence[int], seconds: Sequence[float],
 
 
 def cells_of(steps: Iterable[Entry], *, is_mixed: bool) -> list[Figures]:
-    """The cells of all steps that measured throughput, of the mixed workload or of single lengths."""
+    """Gather the cells of the throughput steps, of the mixed workload or single lengths.
+
+    >>> cells_of([], is_mixed=True)
+    []
+    """
     return [
         cell
         for step in steps
@@ -78,8 +88,13 @@ def cells_of(steps: Iterable[Entry], *, is_mixed: bool) -> list[Figures]:
 
 
 def beside_published(steps: Sequence[Entry]) -> Figures | None:
-    """Every published figure with ours at the nearest shape, or, where it names none, on the mixed workload; None where
-    nothing of ours was measured."""
+    """Put every published figure beside ours at the nearest shape.
+
+    None where nothing of ours was measured. A figure that names no shape stands beside the mixed workload.
+
+        >>> beside_published([]) is None
+        True
+    """
     single = [cell for cell in cells_of(steps, is_mixed=False) if _is_ours(cell)]
     mixed = [cell for cell in cells_of(steps, is_mixed=True) if _is_ours(cell)]
     if not single and not mixed:
@@ -88,7 +103,10 @@ def beside_published(steps: Sequence[Entry]) -> Figures | None:
 
 
 def summary(document: Mapping[str, Any]) -> str:
-    """The whole of it as text: every step, what is missing, throughput, and what was published."""
+    """Write all of it as text: steps, missing parts, throughput, published figures.
+
+    >>> print(summary(document))
+    """
     steps = document["steps"]
     gpus = ", ".join(gpu["name"] for gpu in document["machine"]["gpus"]) or "no GPU"
     parts = [f"{document['title']}: {gpus}, {document['machine']['cpu']}, commit {document['commit'] or 'unknown'}"]
@@ -111,7 +129,10 @@ def _is_ours(cell: Figures) -> bool:
 
 
 def _nearest(entry: Published, single: Sequence[Figures], mixed: Sequence[Figures]) -> Figures | None:
-    """Our fastest cell at the nearest shape: of two as near, the longer and the smaller batch, which flatter less."""
+    """Find our fastest cell at the nearest shape.
+
+    Of two as near it takes the longer and the smaller batch, which flatter less.
+    """
     length, rows = entry.length, entry.rows
     if length is None or rows is None:
         found = max(mixed, key=lambda cell: float(cell["pairs_per_second"]), default=None)
@@ -144,7 +165,7 @@ def _outcome(step: Entry) -> str:
 
 
 def _throughput_table(steps: Sequence[Entry]) -> str:
-    """Pairs per second and TFLOP/s of every shape; a batch of one with its median latency; wrong scores are named."""
+    """Write pairs per second and TFLOP/s of every shape; wrong scores are named."""
     wrong = {
         step["name"].removeprefix("parity/").replace("/", " ")
         for step in steps

@@ -20,7 +20,7 @@ Run = Callable[[Inputs], Scores]
 
 
 class Batched:
-    """A runner that sorts pairs into batches of at most `batch_tokens` tokens; `run` is the tool, and scores one."""
+    """A runner that sorts pairs into batches of at most `batch_tokens`; `run` scores one."""
 
     def __init__(self, model: Model, run: Run, *, pad_token_id: int, batch_tokens: int = BATCH_TOKENS) -> None:
         self.computed_tokens: int | None = 0

@@ -1,4 +1,4 @@
-"""Scores with our engine: `Scorer.open` on a bundle with its default settings, which computes nothing for padding."""
+"""Scores with our engine as `Scorer.open` opens a bundle; nothing is computed for padding."""
 
 from __future__ import annotations
 

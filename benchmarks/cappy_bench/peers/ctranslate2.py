@@ -104,9 +104,10 @@ def load_head(path: Path) -> Head:
 
 
 def _convert(checkpoint: Path, folder: Path, quantization: str) -> None:
-    """Convert RobertaModel without its pooler, which has no weights in the checkpoint and is not used for scores.
+    """Convert RobertaModel without its pooler.
 
-    The converter is imported here: it imports PyTorch, 250 MB that the measured process must not carry.
+    The pooler has no weights in the checkpoint, and scores do not use it. The converter is imported here: it imports
+    PyTorch, 250 MB that the measured process must not carry.
     """
     from ctranslate2.converters import TransformersConverter
 

@@ -1,4 +1,4 @@
-"""Scores with fastembed's TextCrossEncoder on optimum's export at O2, as a custom model: raw logits, no activation.
+"""Scores with fastembed's TextCrossEncoder on optimum's export at O2, a custom model; raw logits.
 
 It has no export of its own, and its users do not have our bundle's graph.
 

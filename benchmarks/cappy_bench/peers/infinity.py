@@ -1,4 +1,4 @@
-"""Scores with infinity-emb: its asynchronous engine in this process, on PyTorch in float32, for raw scores.
+"""Scores with infinity-emb's asynchronous engine, in this process, on PyTorch in float32.
 
 `rerank` takes one query with its documents, so consecutive pairs of one instruction are one call, and all calls of a
 request wait together: infinity's queue mixes them, sorts up to eight batches by characters, and cuts batches of a fixed
@@ -93,7 +93,7 @@ def open_runner(model: Model, precision: str) -> InfinityRunner:
 
 
 def _stop(loop: asyncio.Runner, engine: AsyncEmbeddingEngine) -> None:
-    """End the engine's threads once its runner is gone: the process could not end while they wait for work."""
+    """End the engine's threads once its runner is gone, so that the process can end."""
     loop.run(engine.astop())
     loop.close()
 

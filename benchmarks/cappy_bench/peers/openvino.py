@@ -64,7 +64,7 @@ def open_runner(model: Model, precision: str) -> Batched:
 
 
 def _calibration(model: Model) -> list[dict[str, Any]]:
-    """The inputs of each parity pair, one pair at a time, in random order: OVQuantizer takes the first 128."""
+    """Make the inputs of each parity pair, in random order; OVQuantizer takes the first 128."""
     tokenizer = PairTokenizer.from_file(model.bundle / "tokenizer.json", max_length=model.max_length)
     encoded = tokenizer.encode(default_pairs())
     order = np.random.default_rng(SEED).permutation(len(encoded.token_ids))

@@ -1,4 +1,4 @@
-"""Says what a runner is: it scores pairs with one tool in one setting. It needs numpy only.
+"""Defines a runner: it scores pairs with one tool in one setting. It needs numpy only.
 
 A runner is a module of `cappy_bench.peers` with two functions. It runs as a program (`worker.serve`), in a process and
 in an environment of its own:
@@ -26,7 +26,7 @@ Scores = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Model:
-    """What is scored with, and where.
+    """The model that all runners score with, and what they may use.
 
     `bundle` is ours, `checkpoint` a folder of transformers with the same weights. Without a checkpoint only our own
     engine can be measured. A runner keeps in `folder` what it converted, and uses at most `threads`; a pair has at most
@@ -50,7 +50,7 @@ class Model:
         return self.checkpoint
 
     def to_json(self) -> str:
-        """Write the model as a JSON object, with whole paths: another process may run in another folder.
+        """Write the model as a JSON object, with whole paths.
 
         >>> Model.from_json(Model(Path("/bundle"), Path("/work"), 2).to_json()).threads
         2
@@ -72,10 +72,16 @@ class Runner(Protocol):
 
     @property
     def computed_tokens(self) -> int | None:
-        """Tokens that the model computed so far, padding included; None where the tool does not show it."""
+        """Tokens that were computed so far, padding included; None where the tool hides it."""
 
     def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:
-        """Raw scores of n pairs: (n,) float32, in input order. With `pad_to` every pair is computed at that length."""
+        """Return raw scores of n pairs: (n,) float32, in input order. With `pad_to` every pair has that length.
+
+        >>> runner.score([("Is the sky blue?", "Yes")])
+        """
 
     def token_ids(self, pairs: Sequence[Pair]) -> list[list[int]]:
-        """The token ids, without padding, that `score` gives the model for each pair."""
+        """Return the token ids, without padding, that `score` gives the model for each pair.
+
+        >>> runner.token_ids([("Is the sky blue?", "Yes")])
+        """

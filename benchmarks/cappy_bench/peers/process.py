@@ -1,4 +1,4 @@
-"""Starts runners in processes of their own, asks them one JSON line at a time, and ends them."""
+"""Starts runners in processes of their own, asks them line by line, and ends them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ Message = Mapping[str, Any]
 
 
 class RunnerFailed(Exception):
-    """A runner cannot be started, answered with an error, too late or not at all; the message is the exact reason."""
+    """A runner cannot be started, or answers an error, too late or never.
+
+    The message is the exact reason.
+    """
 
 
 class Worker(Protocol):
@@ -112,7 +115,7 @@ class WorkerProcess:
 
 
 def in_short(reason: str) -> str:
-    """Shorten a tool's error to one line, with paths from the current folder on: results are read elsewhere.
+    """Shorten a tool's error to one line, with paths from the current folder on.
 
     >>> in_short("no such\\n   model")
     'no such model'
@@ -174,7 +177,7 @@ def environment_folder(name: str, tools: Path) -> Path:
 
 
 def link_packages(folder: Path) -> Path:
-    """Make a folder with this project's packages and nothing else, for the Python of another environment.
+    """Make a folder with this project's packages alone, for another environment's Python.
 
     >>> link_packages(Path("bench/packages"))
     PosixPath('bench/packages')

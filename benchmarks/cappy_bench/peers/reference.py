@@ -1,6 +1,7 @@
-"""Gives the scores to compare with: PyTorch, float32, eager attention, one pair at a time, transformers' tokenizer.
+"""Gives the scores to compare with: PyTorch in float32, one pair at a time.
 
-The same model and tokenizer as `cappy_export.proof.reference`, by which a bundle is proven. It is not a contestant.
+Attention is eager, and the tokenizer transformers' own, as in `cappy_export.proof.reference`, by which a bundle is
+proven. It is not a contestant.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class ReferenceRunner:
         self._batched = Batched(model, runs(module), pad_token_id=pad_token_id(module), batch_tokens=1)
 
     def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:
-        """Raw scores of n pairs: (n,) float32, in input order; `pad_to` changes nothing, since no score needs it."""
+        """Raw scores of n pairs: (n,) float32, in input order; `pad_to` changes nothing."""
         return self._batched.score(pairs)
 
     def token_ids(self, pairs: Sequence[Pair]) -> list[list[int]]:

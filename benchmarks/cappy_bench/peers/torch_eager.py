@@ -1,4 +1,4 @@
-"""Scores with PyTorch as it comes, on sorted batches: the reference's own speed when its user batches well."""
+"""Scores with PyTorch as it comes, on sorted batches, as a careful user does."""
 
 from __future__ import annotations
 

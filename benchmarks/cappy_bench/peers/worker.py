@@ -1,4 +1,4 @@
-"""Runs one runner in a process of its own: answers one JSON line for each JSON line on its standard input.
+"""Runs one runner in a process of its own, which answers lines of JSON.
 
 A runner's module ends by calling `serve`, and is started as a program:
 
@@ -65,7 +65,9 @@ class Worker:
 
 
 def serve(open_runner: Open, prepare: Prepare | None = None) -> None:
-    """Answer the lines on standard input until it ends; the program's arguments are the precision and the model.
+    """Answer the lines on standard input until it ends.
+
+    The program's arguments are the precision and the model.
 
     >>> serve(open_runner, prepare)
     """

@@ -59,7 +59,9 @@ def read_result(path: Path) -> Result:
 
 
 def figures(result: Result, runner: Mapping[str, Any], workload: Mapping[str, Any]) -> Figures | None:
-    """Derive the figures of a runner (an entry of `runners`) on a workload; None unless it ran there and is not wrong.
+    """Derive the figures of a runner, an entry of `runners`, on a workload.
+
+    None unless it ran there and is not wrong.
 
     >>> figures(result, result["runners"][0], result["workloads"][0]).tokens_per_second
     1234.5
@@ -91,7 +93,7 @@ def figures(result: Result, runner: Mapping[str, Any], workload: Mapping[str, An
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast one runner is as another on one workload, by the ratios of the rounds."""
+    """How many times as fast one runner is as another, round by round."""
 
     ours: str
     peer: str
@@ -102,10 +104,10 @@ class Ratio:
 
 
 def compare_with_peer(result: Result, peer: Mapping[str, Any], workload: str) -> Ratio | str | None:
-    """Compare a peer with our fastest precision of equal or better parity; above 1 we are faster.
+    """Compare a peer with our fastest precision of equal or better parity.
 
-    A text says why there is no ratio though both ran: none of ours is as close to the reference. None where the peer
-    did not run, or is wrong: a peer with wrong scores has no speed to compare with.
+    Above 1 we are faster. A text says why there is no ratio though both ran: none of ours is as close to the reference.
+    None where the peer did not run, or is wrong: a peer with wrong scores has no speed to compare with.
 
         >>> compare_with_peer(result, result["runners"][3], "bulk").median
         1.21
@@ -142,7 +144,9 @@ def is_as_right(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
 
 
 def paired_ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
-    """Divide their time by ours, round by round; a side that ran fewer rounds lends its median to the others.
+    """Divide their time by ours, round by round.
+
+    A side that ran fewer rounds lends its median to the others.
 
     >>> paired_ratios([2.0, 3.0], [1.0])
     [2.0, 3.0]
@@ -153,10 +157,10 @@ def paired_ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]
 
 
 def useful_flops(shape: Mapping[str, int], lengths: Sequence[int]) -> float:
-    """Count the operations of a RoBERTa encoder for pairs of `lengths` tokens; a multiply-add is two.
+    """Count the operations of a RoBERTa encoder for pairs of `lengths` tokens.
 
-    The matrix products of every layer, and the two products of attention; embeddings, softmax, norms and the head are
-    left out (below 1% of cappy-large).
+    A multiply-add is two. Counted are the matrix products of every layer, and the two products of attention; without
+    embeddings, softmax, norms and the head (below 1% of cappy-large).
 
         >>> useful_flops({"hidden_size": 8, "intermediate_size": 32, "layers": 2}, [3])
         9792.0

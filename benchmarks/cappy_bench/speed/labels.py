@@ -1,4 +1,4 @@
-"""Writes runners' names beside the ends of what is drawn, so that no name covers another."""
+"""Writes runners' names beside the ends of lines, so that no name covers another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ Place = tuple[float, float]
 
 
 def name_ends(figure: Figure, axes: Axes, named: Sequence[Line | Point], ends: Sequence[Place]) -> None:
-    """Write the runners' names in columns right of their ends; the layout is fixed first, so that they do not move it.
+    """Write the runners' names in columns right of their ends.
+
+    The layout is fixed first, so that the names do not move it.
 
     >>> name_ends(figure, axes, lines, [(512, 80.0), (512, 95.0)])
     """
@@ -57,7 +59,9 @@ def _name(axes: Axes, of: Line | Point, end: Place, offset: Place) -> None:
 
 
 def into_columns(ends: Sequence[float], widths: Sequence[float]) -> list[list[int]]:
-    """Group names into columns: each stands `REACH` right of its last end, and before the next column's ends.
+    """Group names into columns.
+
+    Each column stands `REACH` right of its last end, and before the next column's ends.
 
     >>> into_columns([10.0, 12.0, 300.0], [50.0, 50.0, 50.0])
     [[0, 1], [2]]
@@ -73,7 +77,7 @@ def into_columns(ends: Sequence[float], widths: Sequence[float]) -> list[list[in
 
 
 def spread_apart(wanted: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
-    """Find the heights nearest to the ascending `wanted` ones that are `gap` apart, from `low` to `high`.
+    """Find heights from `low` to `high`, `gap` apart, nearest to the ascending `wanted` ones.
 
     >>> spread_apart([10.0, 12.0], gap=10, low=0, high=100)
     [6.0, 16.0]

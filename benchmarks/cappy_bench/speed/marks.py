@@ -16,7 +16,10 @@ INK, SOFT, GREY, PALE = "#222222", "#666666", "#8a8a8a", "#e6e6e6"
 
 @dataclass(frozen=True)
 class Bar:
-    """Useful tokens per second of one runner on one workload; `spread` is the slowest and the fastest round."""
+    """Useful tokens per second of one runner on one workload.
+
+    `spread` is the slowest and the fastest round.
+    """
 
     workload: str
     runner: str
@@ -40,7 +43,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Point:
-    """How far one runner's scores are from the reference, and its useful tokens per second on the workload `bulk`."""
+    """One runner's error against the reference, and its useful tokens per second on `bulk`."""
 
     runner: str
     precision: str

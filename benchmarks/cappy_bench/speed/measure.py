@@ -1,4 +1,4 @@
-"""Measures what was asked for: from the options of `cappy bench run` to the result, one JSON document."""
+"""Measures what `cappy bench run` is asked for; the result is one JSON document."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def make_plan(
 
 
 def choose_runners(options: RunOptions, bundle: Bundle) -> list[Spec]:
-    """Choose the runners that were asked for by name and by environment: all that can be measured, if nothing was.
+    """Choose the runners that were asked for by name and by environment; all by default.
 
     Without a checkpoint they are our own, in the bundle's precisions. Raises BenchmarkError if none is left.
 

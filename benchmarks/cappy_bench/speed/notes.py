@@ -1,4 +1,4 @@
-"""Keeps what was measured so far, one JSON line each, so that a run which was stopped goes on where it was."""
+"""Keeps all measurements, so that a stopped run goes on where it was."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Key = tuple[str, ...]
 
 
 class Notes:
-    """The entries of a run by their keys, on the disk as soon as they are known."""
+    """The entries of a run by their keys, each on the disk at once."""
 
     def __init__(self, path: Path) -> None:
         self.found: dict[Key, dict[str, Any]] = {}
@@ -25,7 +25,7 @@ class Notes:
                 self.found[tuple(entry["key"])] = entry["value"]
 
     def is_good(self, key: Key) -> bool:
-        """True if there is an entry that needs no other try: a resumed run tries again where one failed.
+        """True if there is an entry and it did not fail: failures are tried again.
 
         >>> Notes(Path("notes.jsonl")).is_good(("prepared", "torch"))
         False

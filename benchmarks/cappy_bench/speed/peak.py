@@ -29,7 +29,7 @@ HOPELESS = 10
 
 
 def measure_peak(*, threads: int, seconds: float) -> dict[str, Any]:
-    """Measure the most operations per second in float32 and in int8, and name the product that reached them.
+    """Measure the most operations per second in float32 and in int8, and their products.
 
     >>> measure_peak(threads=2, seconds=6.0)["fp32"]["how"]
     'PyTorch 2.13.0 mm, 2048 x 2048 x 2048'

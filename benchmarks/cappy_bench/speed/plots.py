@@ -44,7 +44,9 @@ STYLE: Mapping[Any, Any] = {
 
 
 def draw_throughput(rows: Sequence[Bar], path: Path, *, title: str) -> None:
-    """Draw bars of tokens per second, fastest first, in one panel per workload; the first workload's is the widest.
+    """Draw bars of tokens per second, fastest first, in one panel per workload.
+
+    The first workload's panel is the widest.
 
     >>> draw_throughput([Bar("bulk", "cappy", "fp32", True, 8754.0, (8700.0, 8900.0), False)], Path("a.svg"), title="A")
     """
@@ -64,7 +66,7 @@ def draw_throughput(rows: Sequence[Bar], path: Path, *, title: str) -> None:
 
 
 def draw_latency(lines: Sequence[Line], path: Path, *, title: str) -> None:
-    """Draw median latency against length, both logarithmic, with each runner's name at the end of its line.
+    """Draw median latency against length, both logarithmic, with names at the ends.
 
     >>> draw_latency([Line("cappy", "fp32", True, [16, 32], [4.1, 6.3])], Path("b.svg"), title="B")
     """
@@ -80,7 +82,7 @@ def draw_latency(lines: Sequence[Line], path: Path, *, title: str) -> None:
 
 
 def draw_error_speed(points: Sequence[Point], path: Path, *, title: str) -> None:
-    """Draw tokens per second against the largest difference from the reference; the best are on the upper left.
+    """Draw tokens per second against the largest error; the best are on the upper left.
 
     >>> draw_error_speed([Point("cappy", "fp32", True, 1e-6, 8754.0)], Path("c.svg"), title="C")
     """
@@ -97,9 +99,9 @@ def draw_error_speed(points: Sequence[Point], path: Path, *, title: str) -> None
 
 @contextmanager
 def _figure(path: Path, *, height: float, right: float = 1.0) -> Iterator[Figure]:
-    """Yield a figure, and write it to `path` in the end; names go beyond the share `right` of its width.
+    """Yield a figure, and write it to `path` in the end.
 
-    It has 72 dots an inch, so that its pixels are SVG's points.
+    Names go beyond the share `right` of its width. It has 72 dots an inch, so that its pixels are SVG's points.
     """
     with matplotlib.rc_context({**STYLE}):
         figure = Figure(figsize=(10, height), dpi=72, facecolor="white")
@@ -128,7 +130,7 @@ def _add_title(figure: Figure, title: str, found: set[str]) -> None:
 
 
 def _draw_bars(axes: Axes, rows: Sequence[Bar], *, room: int) -> None:
-    """One workload's panel, with `room` for so many bars: name, bar and figure of each runner, the wrong ones last."""
+    """Draw one workload's panel, with `room` for so many bars; the wrong ones are last."""
     ordered = sorted(rows, key=lambda row: (row.is_wrong, -row.tokens_per_second))
     right = [row for row in ordered if not row.is_wrong]
     speeds = [row.tokens_per_second for row in right]
@@ -162,7 +164,7 @@ def _label_bar(axes: Axes, place: int, row: Bar) -> None:
 
 
 def _set_log_axes(axes: Axes, lines: Sequence[Line]) -> None:
-    """Ticks at the lengths that were measured, and at 1, 2 and 5 times the powers of ten."""
+    """Set ticks at the measured lengths, and at 1, 2, 5, 10, 20 and so on."""
     tokens = sorted({count for line in lines for count in line.tokens})
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -178,7 +180,7 @@ def _set_log_axes(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def _set_error_axes(axes: Axes, points: Sequence[Point]) -> None:
-    """The whole range of errors, speed from zero, and the limit."""
+    """Show the whole range of errors, speed from zero, and the limit."""
     axes.set_xscale("log")
     axes.set_xlim(ERRORS[0] / 1.6, ERRORS[1] * 1.6)
     axes.set_ylim(0, max(point.tokens_per_second for point in points) * 1.12)
@@ -194,12 +196,12 @@ def _set_error_axes(axes: Axes, points: Sequence[Point]) -> None:
 
 
 def _shown_error(point: Point) -> float:
-    """Within `ERRORS`; no number at all is as bad as the largest."""
+    """Keep the error within `ERRORS`; NaN is as bad as the largest."""
     return float(np.clip(np.nan_to_num(point.max_error, nan=ERRORS[1]), *ERRORS))
 
 
 def _rounded(value: float) -> str:
-    """Whole numbers, but three digits at least: 1,234 and 56.7."""
+    """Write a whole number, or three digits: 1,234 and 56.7."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -208,5 +210,5 @@ def _grouped(value: float, _: object = None) -> str:
 
 
 def _power(value: float, _: object = None) -> str:
-    """1e-4 for 0.0001, but 0.1 and 1."""
+    """Write 1e-4 for 0.0001, but 0.1 and 1."""
     return f"{value:.0e}".replace("e-0", "e-") if value < 0.05 else f"{value:g}"

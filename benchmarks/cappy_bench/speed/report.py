@@ -1,4 +1,4 @@
-"""Writes results as a page that explains itself: Markdown with plots, beside the JSON files that it is made of."""
+"""Writes results as a page that explains itself: Markdown with plots, beside its JSON files."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def draw_plots(result: Result, folder: Path, stem: str) -> None:
 
 
 def _plots(result: Result) -> dict[str, str]:
-    """The plots that something can be drawn in."""
+    """Name the plots that have something to show, with their captions."""
     plots = {}
     if any(not bar.is_wrong for bar in _bars(result)):
         plots["throughput"] = "Useful tokens per second by workload and runner"
@@ -157,7 +157,10 @@ def _bars(result: Result) -> list[Bar]:
 
 
 def _lines(result: Result) -> list[Line]:
-    """Median latency at each length of the workload `lengths`: its requests come length by length, as many of each."""
+    """Take the median latency at each length of the workload `lengths`.
+
+    Its requests come length by length, as many of each.
+    """
     lines = []
     for runner in result["runners"]:
         cell = next((cell for cell in runner["cells"] if cell["workload"] == "lengths"), None)

@@ -1,4 +1,4 @@
-"""Measures every runner on every workload, in turn, round after round, with the parity of its scores.
+"""Measures every runner on every workload, in turn, with the parity of its scores.
 
 Runs are interleaved: in each round every workload is scored by all runners one after another, and in the reverse order
 in the next round, so that a drift of the machine meets all of them alike. What was measured is written down at once, so
@@ -53,10 +53,10 @@ class Plan:
 def run_suite(
     plan: Plan, *, notes: Path, peak: Callable[[int], dict[str, Any]], start: Start, say: Say = lambda line: None
 ) -> dict[str, Any]:
-    """Measure everything in `plan`, going on from `notes`, and return the measured parts of a result.
+    """Measure everything in `plan`, and return the measured parts of a result.
 
-    A runner that cannot run, or whose scores are wrong, stays in the result with the reason. Raises BenchmarkError only
-    where the reference itself cannot run.
+    Measurements that are in `notes` already are not repeated. A runner that cannot run, or whose scores are wrong, is
+    part of the result with the reason. Raises BenchmarkError only where the reference itself cannot run.
 
         >>> run_suite(plan, notes=Path("notes.jsonl"), peak=measure_peak, start=start)["runners"][0]["status"]
         'ok'
@@ -121,7 +121,7 @@ def measure_peak(threads: int) -> dict[str, Any]:
 
 
 def _reference(plan: Plan, notes: Notes, start: Start, say: Say) -> Reference | None:
-    """The scores to compare with, if there is a checkpoint to take them from."""
+    """Score all pairs with the checkpoint, if there is one."""
     if plan.model.checkpoint is None:
         return None
     if ("reference",) not in notes.found:
@@ -137,7 +137,7 @@ def _reference(plan: Plan, notes: Notes, start: Start, say: Say) -> Reference | 
 
 
 def _ask_reference(worker: Worker, requests: Sequence[Sequence[Pair]]) -> tuple[Any, Any]:
-    """Its scores by request, and the token ids of all pairs."""
+    """Ask for the scores by request, and the token ids of all pairs."""
     try:
         worker.ask({"do": "open"})
         scores = worker.ask({"do": "score", "requests": requests, "pad_to": None})["scores"]
@@ -176,7 +176,7 @@ def _prepare(plan: Plan, spec: Spec, start: Start, reference: Reference | None) 
 
 
 def _turns(plan: Plan) -> Iterator[tuple[int, int, Workload]]:
-    """Round, place of the workload in it, workload.
+    """Yield the round, the workload's place in it, and the workload.
 
     Round plus place tells the direction, so that it differs between the rounds of a workload, and between the workloads
     of a round.
@@ -187,7 +187,7 @@ def _turns(plan: Plan) -> Iterator[tuple[int, int, Workload]]:
 
 
 def _is_due(plan: Plan, notes: Notes, spec: Spec, workload: Workload, round_: int) -> bool:
-    """True if the runner did this workload before without failing, and fast enough to repeat it."""
+    """True if the runner did this workload before, and fast enough to repeat it."""
     if round_ == 0:
         return True
     first = notes.found["cell", "0", workload.name, spec.name]
@@ -206,7 +206,7 @@ def _cell(workers: Workers, spec: Spec, workload: Workload) -> Cell:
 
 
 def _warm_up(workloads: Sequence[Workload]) -> list[Pair]:
-    """One pair near each of LENGTHS, so that every runner has met short and long ones before it is timed."""
+    """Take one pair near each of LENGTHS, for runners to meet before they are timed."""
     pairs = [pair for workload in workloads for pair in workload.pairs]
     counts = np.concatenate([workload.token_counts for workload in workloads])
     return [pairs[int(np.abs(counts - length).argmin())] for length in LENGTHS]
@@ -249,7 +249,7 @@ def _rounds(plan: Plan, spec: Spec, workload: Workload, found: Mapping[tuple[str
 
 
 def _cell_result(workload: Workload, cells: Sequence[Cell]) -> dict[str, Any]:
-    """One runner on one workload: `seconds` of every request in every round."""
+    """Describe one runner on one workload: `seconds` of every request in every round."""
     good = good_cells(cells)
     bad = [cell for cell in cells if cell["status"] != "ok"]
     return {

@@ -8,8 +8,8 @@ from typing import Any
 
 from cappy_bench.peers.specs import Spec
 from cappy_bench.speed.figures import Figures, Ratio, Result, compare_with_peer, figures
+from cappy_bench.speed.markdown import Row, error, markdown, number, size
 
-Row = tuple[str, ...]
 WORKLOAD_COLUMNS = (
     "runner",
     "precision",
@@ -54,7 +54,9 @@ def result_tables(result: Result) -> str:
 
 
 def change_tables(before: Result, after: Result, *, names: tuple[str, str]) -> str:
-    """Write what changed from one result to another, and in what the two differ; `names` are those of their files.
+    """Write what changed from one result to another, and the differences of their conditions.
+
+    `names` are those of their files.
 
     >>> print(change_tables(before, after, names=("before.json", "after.json")))
     """
@@ -68,7 +70,7 @@ def change_tables(before: Result, after: Result, *, names: tuple[str, str]) -> s
 
 
 def _identity(result: Result, name: str) -> object:
-    """What must be equal for a comparison; a model is told by its weights, wherever they lie."""
+    """Return the part that must be equal for a comparison; of a model, its weights."""
     return result["model"]["weights_sha256"] if name == "model" else result[name]
 
 
@@ -82,7 +84,7 @@ def setting_table(specs: Sequence[Spec]) -> str:
 
 
 def workload_table(result: Result, name: str) -> str:
-    """Write every runner on one workload: fastest first, then the wrong ones, then those that did not run there.
+    """Write every runner on one workload: fastest first, then wrong ones and missing ones.
 
     >>> print(workload_table(result, "bulk"))
     """
@@ -126,7 +128,7 @@ def _row(result: Result, runner: Mapping[str, Any], found: Figures) -> Row:
 
 
 def verdict(ratio: Ratio | str | None) -> str:
-    """Say who is faster: a peer wins or loses where every round says so, else they are even.
+    """Say who is faster: one wins if every round says so, else they are even.
 
     >>> verdict(Ratio("cappy", "torch", "bulk", median=1.5, least=1.2, greatest=1.6))
     '1.50x (1.20 to 1.60) cappy'
@@ -244,7 +246,7 @@ def missing_table(result: Result) -> str:
 
 
 def change_table(before: Result, after: Result) -> str:
-    """Write how the useful tokens per second of each runner changed, for the workloads that both results share.
+    """Write how each runner's useful tokens per second changed, on workloads that both share.
 
     >>> print(change_table(before, after))
     """
@@ -260,50 +262,6 @@ def change_table(before: Result, after: Result) -> str:
             cells.append("-" if new is None or old is None else f"{new.tokens_per_second / old.tokens_per_second:.2f}x")
         rows.append((runner["name"], runner["precision"], *cells))
     return markdown(("runner", "precision", *(workload["name"] for workload in workloads)), rows)
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Row]) -> str:
-    """Write a Markdown table, padded so that it can be read as text too.
-
-    >>> print(markdown(("a", "b"), [("1", "2")]))
-    | a   | b   |
-    |-----|-----|
-    | 1   | 2   |
-    """
-    cells = [tuple(columns), *[tuple(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in rows]]
-    widths = [max(3, *(len(row[place]) for row in cells)) for place in range(len(columns))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
-
-
-def number(value: float) -> str:
-    """Write three significant digits, or a whole number.
-
-    >>> number(0.1234), number(1234.5)
-    ('0.123', '1,234')
-    """
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def error(value: float) -> str:
-    """Write an error of a score with two significant digits.
-
-    >>> error(0.069), error(8.6e-7)
-    ('0.069', '8.6e-07')
-    """
-    return f"{value:.1e}" if value < 1e-3 else f"{value:.2g}"
-
-
-def size(count: int) -> str:
-    """Write bytes in MB or GB.
-
-    >>> size(1_420_000_000)
-    '1.42 GB'
-    """
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _name(runner: Mapping[str, Any]) -> str:

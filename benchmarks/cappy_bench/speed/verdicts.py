@@ -1,6 +1,6 @@
-"""Judges runners by their scores: one wrong score anywhere makes a runner wrong, and a wrong one has no speed.
+"""Judges runners by their scores: one wrong score anywhere makes a runner wrong.
 
-Pure: the measured cells in, the entries of a result's `runners` out.
+A wrong runner has no speed. Pure: the measured cells in, the entries of a result's `runners` out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`status` is ok, wrong or failed, and `reason` says why; `parity` is None where nothing was compared."""
+    """A runner's `status` (ok, wrong or failed), its `reason`, and its parity, if known."""
 
     status: str
     reason: str | None = None
@@ -77,7 +77,7 @@ def judge_runner(
 
 
 def judge_parity(precision: str, parity: Parity) -> str | None:
-    """Say why scores with this parity are wrong at `precision`, by the limits of our own bundles; None if they are not.
+    """Say why scores with this parity are wrong, by our bundles' limits, if they are.
 
     >>> judge_parity("fp32", {"max_error": 0.0002, "spearman": 1.0})
     'max error 0.0002, limit 0.0001'
@@ -100,13 +100,13 @@ def good_cells(rounds: Sequence[Cell]) -> list[Cell]:
 
 
 def _all_scores(rounds: Sequence[Cell]) -> Scores:
-    """Scores (rounds, pairs) float32."""
+    """Gather the scores, (rounds, pairs) float32."""
     rows = [[score for request in cell["scores"] for score in request] for cell in rounds]
     return np.array(rows, dtype=np.float32)
 
 
 def _parity(workloads: Sequence[Workload], found: Mapping[str, Scores], reference: Reference) -> dict[str, Any]:
-    """How far the scores are from the reference's; of each pair that of the round in which it is farthest."""
+    """Measure the distance from the reference, for each pair in its farthest round."""
     expected = {workload.name: np.array(reference.scores[workload.name], np.float32) for workload in workloads}
     pairs = [pair for workload in workloads for pair in workload.pairs]
     measured = measure(

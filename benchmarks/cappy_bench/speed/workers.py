@@ -14,7 +14,10 @@ from cappy_bench.peers.specs import Spec
 
 
 class Workers:
-    """The loaded runners: each scores `warm_up` before it is timed, and `reserve_bytes` of memory are kept free."""
+    """The loaded runners.
+
+    Each scores `warm_up` before it is timed, and `reserve_bytes` of memory are kept free.
+    """
 
     def __init__(self, model: Model, start: Start, *, warm_up: Sequence[Pair], reserve_bytes: int) -> None:
         self._model, self._start = model, start
@@ -67,7 +70,7 @@ class Workers:
 
 
 def runner_model(model: Model, spec: Spec) -> Model:
-    """Give the runner a folder of its own: runners of one module share what they convert.
+    """Give the runner a folder, which it shares with others of its module.
 
     >>> runner_model(Model(Path("bundle"), Path("bench"), 2), SPECS[3]).folder
     PosixPath('bench/torch_eager')

@@ -53,7 +53,10 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Workload:
-    """`requests` are scored one after another, each in one call; `token_counts` (pairs,) int64 in the same order."""
+    """Requests that are scored one after another, each in one call.
+
+    `token_counts` is (pairs,) int64, in the same order.
+    """
 
     name: str
     requests: tuple[tuple[Pair, ...], ...]
@@ -67,7 +70,7 @@ class Workload:
 
     @property
     def worked_lengths(self) -> npt.NDArray[np.int64]:
-        """The tokens of each pair that count as work: its own, or `pad_to` where padding is asked for."""
+        """Tokens of each pair that count as work: its own, or `pad_to` if set."""
         return self.token_counts if self.pad_to is None else np.full_like(self.token_counts, self.pad_to)
 
     @property
@@ -157,7 +160,7 @@ def make_workloads(pairs: Sequence[Pair], tokenizer: PairTokenizer, sizes: Sizes
 
 
 def read_pool(folder: Path, *, seed: int) -> list[Pair]:
-    """Read real pairs from the files of `folder`; an empty list where it has none of them.
+    """Read real pairs from the files of `folder`, if it has any.
 
     First come PromptSource's tasks, then BIG-Bench's, whose instructions are long.
 
@@ -177,7 +180,7 @@ def read_pool(folder: Path, *, seed: int) -> list[Pair]:
 
 
 def make_pool(words: Sequence[str], *, seed: int, count: int = 4000) -> list[Pair]:
-    """Make pairs of random words: a quarter of everyday lengths first, then up to 450 words.
+    """Make pairs of random words: first a quarter of everyday lengths, then longer ones.
 
     >>> make_pool(["sky", "blue"], seed=0, count=1)
     """

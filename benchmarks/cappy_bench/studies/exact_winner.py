@@ -1,4 +1,4 @@
-"""What `rank(..., exact_winner=True)` costs and gives: is int8's winner fp32's, with it and without, and at what price?
+"""Measures `rank(..., exact_winner=True)`: is int8's winner fp32's, with it and without, and at what price?
 
     python -m cappy_bench.studies.exact_winner BUNDLE CANDIDATES.jsonl [--count 300]
 
@@ -26,7 +26,10 @@ from cappy_engine.scorer import Scorer
 
 
 def read_groups(path: Path) -> dict[str, list[str]]:
-    """The distinct candidates of each instruction that has two or more."""
+    """Read the distinct candidates of each instruction that has two or more.
+
+    >>> read_groups(Path("pairs.jsonl"))
+    """
     groups: dict[str, dict[str, None]] = {}
     with path.open("rb") as lines:
         for row in read_rows(lines):
@@ -35,7 +38,11 @@ def read_groups(path: Path) -> dict[str, list[str]]:
 
 
 def compare(bundle: Path, groups: dict[str, list[str]]) -> dict[str, Any]:
-    """Rank every group three ways; returns seconds, winners kept, and how much was scored again."""
+    """Rank every group three ways; return seconds, winners kept, and how much was scored again.
+
+    >>> compare(Path("bundle"), {"Is the sky blue?": ["Yes", "No"]})["groups"]
+    1
+    """
     seconds = {"fp32": 0.0, "int8": 0.0, "int8 with exact winner": 0.0}
     kept = {"int8": 0, "int8 with exact winner": 0}
     again = groups_again = 0

@@ -1,4 +1,4 @@
-"""Why int8 is made the way it is: one thing changed at a time, on this CPU.
+"""Shows why int8 is made as it is: one thing changed at a time.
 
 Every option quantises the same float32 graph; each scores the same pairs, one pair per run, since ONNX Runtime's own
 dynamic quantisation, here for comparison, lets a batch's pairs change each other's scores. Errors are against the
@@ -34,7 +34,7 @@ import onnx
 import onnxruntime
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from cappy_engine.batching import Grouping, Padding
+from cappy_engine.batching import Grouping
 from cappy_engine.pairs import Pair
 from cappy_engine.runner import Runner
 from cappy_engine.scorer import Scorer
@@ -52,7 +52,6 @@ from cappy_export.proof.parity import measure
 Make = Callable[[Path, Path, Sequence[Inputs]], object]
 """Writes the option's model: from the float32 graph, to a path, with model inputs of the pairs to calibrate on."""
 CHOSEN = "chosen"
-REMOVED: Padding = "removed"
 
 
 def _ours(options: Options, *, corrects_bias: bool = True, words: Small | None = np.int8) -> Make:
@@ -112,7 +111,10 @@ def compare(
     chosen: Sequence[str] = tuple(OPTIONS),
     is_each_product: bool = False,
 ) -> dict[str, Any]:
-    """Quantise, score and time the `chosen` options; returns one row per option, float32 first."""
+    """Quantise, score and time the `chosen` options; return one row per option, float32 first.
+
+    >>> compare("my-checkpoint", pairs, rounds=3, chosen=["chosen"])["options"]["chosen"]["max_error"]
+    """
     opened = open_checkpoint(checkpoint)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -139,8 +141,9 @@ def compare(
                 options[option](fp32, path, calibration)
             sizes[option] = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))
             session = open_session(path, device="cpu")
-            runner = Runner(session, Grouping(1, REMOVED), pad_token_id=int(saved.pad_token_id))
-            scorers[option] = Scorer(tokenizer, runner)
+            scorers[option] = Scorer(
+                tokenizer, Runner(session, Grouping(1, "removed"), pad_token_id=int(saved.pad_token_id))
+            )
             print(f"ready: {option}", file=sys.stderr, flush=True)
         return _rows(scorers, sizes, pairs, rounds)
 

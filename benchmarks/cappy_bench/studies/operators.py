@@ -1,8 +1,8 @@
-"""Why the graphs use the operators that they use: single operators of ONNX Runtime on this CPU, at Cappy's shapes.
+"""Shows why the graphs use their operators: each alone, on this CPU, at Cappy's shapes.
 
-Two comparisons: products with weights (float32, and 8 bits in the ways that ONNX Runtime offers), in operations per
-second; and what stands between the products (residual with layer norm, bias with GELU), in nanoseconds per value. Each
-is the median of repeated runs, after a first one.
+There are two comparisons: products with weights (float32, and 8 bits in the ways that ONNX Runtime offers), in
+operations per second, and the operators between them (residual with layer norm, bias with GELU), in nanoseconds per
+value. Each figure is the median of repeated runs, after a first one.
 
     python -m cappy_bench.studies.operators [--tokens 384] [--hidden 1024] [--threads 1]
 
@@ -32,7 +32,13 @@ SECONDS = 0.5
 
 
 def product_nodes(weights: npt.NDArray[np.float32]) -> dict[str, tuple[list[Any], Arrays, bool]]:
-    """By name: nodes that multiply by `weights` (inputs, outputs), their constants, and whether the input is uint8."""
+    """Make nodes that multiply by `weights` (inputs, outputs), by name.
+
+    With each come its constants, and whether the input is uint8.
+
+    >>> list(product_nodes(np.ones((256, 8), np.float32)))[0]
+    'float32, Gemm'
+    """
     node, (inputs, outputs) = helper.make_node, weights.shape
     scales = (np.abs(weights).max(axis=0) / 127).astype(np.float32)
     signed = np.rint(weights / scales).astype(np.int8)
@@ -71,7 +77,11 @@ def product_nodes(weights: npt.NDArray[np.float32]) -> dict[str, tuple[list[Any]
 
 
 def pointwise_nodes(hidden: int) -> dict[str, tuple[list[Any], Arrays]]:
-    """By name: nodes on x and a residual r, both (tokens, hidden), and their constants."""
+    """Make nodes on x and a residual r, both (tokens, hidden), by name, with constants.
+
+    >>> "BiasGelu" in pointwise_nodes(8)
+    True
+    """
     node = helper.make_node
     constants = {name: np.linspace(0.5, 1.5, hidden, dtype=np.float32) for name in ("g", "b", "c")}
     return {
@@ -94,7 +104,10 @@ def pointwise_nodes(hidden: int) -> dict[str, tuple[list[Any], Arrays]]:
 
 
 def time_nodes(nodes: Sequence[Any], constants: Arrays, inputs: Arrays, threads: int) -> float:
-    """Median seconds of a run of the nodes, after a first one."""
+    """Time a run of the nodes: median seconds, after a first run.
+
+    >>> time_nodes(nodes, constants, {"x": np.ones((384, 1024), np.float32)}, threads=1)
+    """
     read = {name for node in nodes for name in node.input}
     graph = helper.make_graph(
         nodes,

@@ -1,4 +1,4 @@
-"""How long a process takes until its first score, and how much memory it then holds: each precision in a fresh process.
+"""Measures a process until its first score: time and memory, for each precision.
 
     python -m cappy_bench.studies.startup BUNDLE [--rounds 3]
 
@@ -27,7 +27,10 @@ from cappy_engine.scorer import Scorer
 
 
 def measure(bundle: Path, precision: str, started: float) -> dict[str, float]:
-    """In this process: open the bundle, score one pair; `started` is when the process was (time.time)."""
+    """Open the bundle and score one pair; `started` is the time.time() of the process.
+
+    >>> measure(EMBEDDED, "int8", time.time())["open_seconds"]
+    """
     before = time.perf_counter()
     scorer = Scorer.open(bundle, device="cpu", precision=cast(Precision, precision))
     opened = time.perf_counter() - before

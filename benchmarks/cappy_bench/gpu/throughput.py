@@ -1,0 +1,146 @@
+"""Measures throughput on a GPU: ours and PyTorch in turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+
+from cappy_bench.gpu.host import scorer_of
+from cappy_bench.gpu.plan import Check, CheckFailed
+from cappy_bench.gpu.results import OURS, TORCH, Figures, make_cell
+from cappy_bench.peers.peer import Pair
+from cappy_bench.peers.process import in_short
+from cappy_bench.shapes import read_shape
+from cappy_bench.speed.workloads import Sizes, make_pool_like, make_workloads, read_pool
+from cappy_engine.batching import Batch, EncodedPairs, Ids, model_inputs
+from cappy_engine.bundle import open_bundle
+from cappy_engine.gpu.plan import GpuModel
+from cappy_engine.session import Session
+from cappy_engine.tokenizer import PairTokenizer
+from cappy_export.proof.pairs import default_pairs
+
+ROWS = (1, 8, 32, 128)
+WARM_UPS = 3
+
+Run = Callable[[], object]
+
+
+def measure_length(check: Check, *, length: int) -> Figures:
+    """Time batches of rows of one length, without padding; arrays in, scores out.
+
+    >>> measure_length(check, length=128)["cells"][0]["pairs_per_second"]
+    """
+    shape, opened, failed = read_shape(check.bundle), *open_contestants(check)
+    sessions = {name: session for name, (session, _) in opened.items()}
+    most = min(model.max_rows(length) for _, model in opened.values())
+    pad_token_id = open_bundle(check.bundle).manifest.pad_token_id
+    cells = []
+    for rows in (rows for rows in ROWS if rows <= most):
+        inputs = random_batch(rows, length, words=shape["vocab_size"], pad_token_id=pad_token_id)
+        runs = {name: partial(session.run, inputs) for name, session in sessions.items()}
+        seconds, broken = time_in_turns(runs, runs=check.effort.single_runs if rows == 1 else check.effort.runs)
+        failed |= {f"{name}, {rows} x {length}": reason for name, reason in broken.items()}
+        cells += [make_cell(name, [length] * rows, seconds.get(name, []), shape) for name in (*OURS, TORCH)]
+    return _unless_failed({"cells": cells, "failed": failed})
+
+
+def measure_mixed(check: Check) -> Figures:
+    """Time many pairs of mixed lengths in one call, from texts to scores.
+
+    >>> measure_mixed(check)["cells"][0]["pairs_per_second"]
+    """
+    shape, opened, failed = read_shape(check.bundle), *open_contestants(check)
+    scorers = {name: scorer_of(session, model) for name, (session, model) in opened.items()}
+    manifest = open_bundle(check.bundle).manifest
+    tokenizer = PairTokenizer.from_file(check.bundle / "tokenizer.json", max_length=manifest.max_length)
+    pairs, source = mixed_pairs(check, tokenizer)
+    lengths = tokenizer.encode(pairs).lengths.tolist()
+    runs = {name: partial(scorer.score, pairs) for name, scorer in scorers.items()}
+    seconds, broken = time_in_turns(runs, runs=check.effort.runs)
+    cells = [make_cell(name, lengths, seconds.get(name, []), shape) for name in (*OURS, TORCH)]
+    return _unless_failed({"cells": cells, "failed": failed | broken, "pairs": source})
+
+
+def open_contestants(check: Check) -> tuple[dict[str, tuple[Session, GpuModel]], dict[str, str]]:
+    """Open every contestant that opens, and say why the others do not. Raises CheckFailed if none does.
+
+    >>> opened, failed = open_contestants(check)
+    """
+    opened: dict[str, tuple[Session, GpuModel]] = {}
+    failed: dict[str, str] = {}
+    for name in (*OURS, TORCH):
+        device, _, precision = name.partition(" ")
+        try:
+            if name == TORCH:
+                opened[name] = check.open_torch()
+            else:
+                opened[name] = check.machine.open_session(check.bundle, device, precision, False)
+        except Exception as error:  # whatever a library raises: it stands in the result, and the others go on
+            failed[name] = in_short(f"{type(error).__name__}: {error}")
+    if not opened:
+        raise CheckFailed(f"nothing could be opened: {failed}")
+    return opened, failed
+
+
+def time_in_turns(
+    runs_by_name: Mapping[str, Run], *, runs: int, clock: Callable[[], float] = time.perf_counter
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Time every run, by name, in turns; say why some could not run.
+
+    The order is reversed at each turn.
+
+    >>> seconds, failed = time_in_turns({"ours": lambda: scorer.score(pairs)}, runs=15)
+    """
+    failed = {}
+    for name, run in runs_by_name.items():
+        try:
+            for _ in range(WARM_UPS):
+                run()
+        except Exception as error:  # such as too little memory for this batch
+            failed[name] = in_short(f"{type(error).__name__}: {error}")
+    able = [name for name in runs_by_name if name not in failed]
+    seconds: dict[str, list[float]] = {name: [] for name in able}
+    for turn in range(runs):
+        for name in able if turn % 2 == 0 else reversed(able):
+            began = clock()
+            runs_by_name[name]()
+            seconds[name].append(clock() - began)
+    return seconds, failed
+
+
+def random_batch(rows: int, length: int, *, words: int, pad_token_id: int) -> dict[str, Ids]:
+    """Make inputs of that shape, without padding. Random tokens: a GPU multiplies equal numbers a little faster.
+
+    >>> random_batch(2, 16, words=50_265, pad_token_id=1)["input_ids"].shape
+    (2, 16)
+    """
+    ids = np.random.default_rng(0).integers(0, words, (rows, length), dtype=np.int64)
+    ids[ids == pad_token_id] = 0 if pad_token_id else 1
+    encoded = EncodedPairs(
+        list(ids), list(np.zeros_like(ids)), np.full(rows, length), truncated=np.zeros(rows, dtype=np.bool_)
+    )
+    return model_inputs(encoded, Batch(np.arange(rows), length), pad_token_id=pad_token_id)
+
+
+def mixed_pairs(check: Check, tokenizer: PairTokenizer) -> tuple[list[Pair], str]:
+    """Take the pairs of the benchmarks' workload "bulk", and say where they are from.
+
+    >>> mixed_pairs(check, tokenizer)[1]
+    "made of words of the package's parity pairs"
+    """
+    pairs, source = read_pool(check.data, seed=0) if check.data else [], "PromptSource's and BIG-Bench's tasks"
+    if not pairs:
+        pairs = make_pool_like(default_pairs(), seed=0, count=check.effort.pool)
+        source = "made of words of the package's parity pairs"
+    sizes = Sizes(interactive=1, lengths=1, rerank=1, bulk=check.effort.pairs, long=1, padded=1)
+    bulk = next(found for found in make_workloads(pairs, tokenizer, sizes, seed=0) if found.name == "bulk")
+    return bulk.pairs, source
+
+
+def _unless_failed(figures: Figures) -> Figures:
+    if figures["failed"]:
+        raise CheckFailed("; ".join(f"{name}: {reason}" for name, reason in figures["failed"].items()), figures)
+    return figures
