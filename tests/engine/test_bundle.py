@@ -1,31 +1,24 @@
-"""A bundle is used only as it was exported: every kind of damage is an error that names the file and what to do."""
+"""A manifest says what a bundle is: one that says too little, or lies, is an error that names what is wrong."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from cappy_engine import Scorer
-from cappy_engine.bundle import (
-    MANIFEST,
-    MODEL_FILES,
-    PRECISIONS,
-    SCHEMA_VERSION,
-    open_bundle,
-    seal,
-    sha256_of,
-)
+from cappy_engine.bundle import MANIFEST, MODEL_FILES, PRECISIONS, SCHEMA_VERSION, TARGETS, open_bundle, seal, sha256_of
 from cappy_engine.errors import BundleError, PrecisionUnavailable
-from cappy_engine.options import Precision
+from tests.support.bundles import (
+    Change,
+    change_manifest,
+    copy_bundle,
+    keep_precisions,
+    read_manifest,
+    with_value,
+    without,
+)
 
 SMALL_FILES = [
     "config.json",
@@ -35,25 +28,13 @@ SMALL_FILES = [
     "tokenizer_config.json",
     "vocab.json",
 ]
+MODELS = [name for files in TARGETS.values() for name in files.values()]
 
 
 @pytest.fixture
-def copy(bundle: Path, tmp_path: Path) -> Path:
-    """A copy of the bundle that may be broken."""
-    return shutil.copytree(bundle, tmp_path / "copy")
-
-
-def flip_byte(path: Path, at: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[at] ^= 0x01
-    path.write_bytes(content)
-
-
-def change_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the manifest and seal it again, as a newer exporter or a forger would."""
-    document = json.loads((folder / MANIFEST).read_bytes())
-    change(document)
-    (folder / MANIFEST).write_text(json.dumps(seal(document)), encoding="utf-8")
+def copy(tmp_path: Path) -> Path:
+    """Give a copy of the bundle that may be broken."""
+    return copy_bundle(tmp_path / "copy")
 
 
 # A good bundle
@@ -73,7 +54,7 @@ def test_a_bundle_opens_with_what_its_manifest_says(bundle: Path) -> None:
 def test_the_manifest_names_every_file_with_its_size_and_digest(bundle: Path) -> None:
     entries = open_bundle(bundle).manifest.files
     on_disk = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
-    assert set(entries) == on_disk - {MANIFEST} == {*SMALL_FILES, *MODEL_FILES.values()}
+    assert set(entries) == on_disk - {MANIFEST} == {*SMALL_FILES, *MODELS}
     for name, entry in entries.items():
         assert entry.size_bytes == (bundle / name).stat().st_size
         assert entry.sha256 == sha256_of(bundle / name)
@@ -87,89 +68,10 @@ def test_a_bundle_may_be_moved_and_hold_notes_beside_its_files(copy: Path) -> No
 
 
 def test_sealing_twice_changes_nothing_and_any_change_breaks_the_seal(bundle: Path) -> None:
-    document = json.loads((bundle / MANIFEST).read_bytes())
+    document = read_manifest(bundle)
     assert seal(document) == document
     for key in document.keys() - {"manifest_sha256"}:
         assert seal({**document, key: "something else"}) != {**document, key: "something else"}
-
-
-# Damaged files
-
-
-@pytest.mark.parametrize("where", ["first", "middle", "last"])
-@pytest.mark.parametrize("name", SMALL_FILES)
-def test_a_flipped_byte_in_a_small_file_is_found_on_opening(copy: Path, name: str, where: str) -> None:
-    size = (copy / name).stat().st_size
-    flip_byte(copy / name, {"first": 0, "middle": size // 2, "last": size - 1}[where])
-    with pytest.raises(BundleError, match=rf"{name} .*is not the file that was exported.*export it again"):
-        open_bundle(copy)
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_flipped_byte_in_a_model_is_found_when_that_precision_is_opened(copy: Path, precision: Precision) -> None:
-    name = MODEL_FILES[precision]
-    flip_byte(copy / name, (copy / name).stat().st_size // 2)
-    open_bundle(copy)  # reading gigabytes is left to whoever uses the model
-    with pytest.raises(BundleError, match=rf"{name} .*is not the file that was exported.*export it again"):
-        Scorer.open(copy, precision=precision)
-    other: Precision = "fp16" if precision == "fp32" else "fp32"
-    with Scorer.open(copy, precision=other) as scorer:
-        assert scorer.info.precision == other
-
-
-def test_a_damaged_model_does_not_make_auto_take_another_precision(copy: Path) -> None:
-    flip_byte(copy / MODEL_FILES["fp32"], 1000)
-    with pytest.raises(BundleError, match=MODEL_FILES["fp32"]):
-        Scorer.open(copy)
-
-
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(place=st.floats(0, 1, exclude_max=True), mask=st.integers(1, 255))
-def test_a_changed_byte_in_the_manifest_is_found_unless_it_says_the_same(
-    copy: Path, bundle: Path, place: float, mask: int
-) -> None:
-    content = bytearray((bundle / MANIFEST).read_bytes())
-    content[int(place * len(content))] ^= mask
-    (copy / MANIFEST).write_bytes(content)
-    with contextlib.suppress(BundleError):
-        assert open_bundle(copy).manifest == open_bundle(bundle).manifest
-
-
-@pytest.mark.parametrize("name", [*SMALL_FILES, *MODEL_FILES.values()])
-def test_a_missing_file_is_named(copy: Path, name: str) -> None:
-    (copy / name).unlink()
-    with pytest.raises(BundleError, match=rf"lacks {name} \(No such file.*export it again"):
-        open_bundle(copy)
-
-
-@pytest.mark.parametrize("name", [*SMALL_FILES, *MODEL_FILES.values()])
-@pytest.mark.parametrize("kept", [0, 10])
-def test_a_truncated_file_is_named_with_its_size(copy: Path, name: str, kept: int) -> None:
-    whole = (copy / name).read_bytes()
-    (copy / name).write_bytes(whole[:kept])
-    with pytest.raises(BundleError, match=rf"{name} .*has {kept} bytes instead of {len(whole)}; export it again"):
-        open_bundle(copy)
-
-
-def test_a_folder_in_place_of_a_file_is_refused(copy: Path) -> None:
-    (copy / "vocab.json").unlink()
-    (copy / "vocab.json").mkdir()
-    with pytest.raises(BundleError, match=r"vocab\.json"):
-        open_bundle(copy)
-
-
-@pytest.mark.parametrize("name", ["onnx/model.onnx.data", "onnx/weights/layer.bin", "onnx/.hidden"])
-def test_a_file_beside_the_models_that_the_manifest_does_not_name_is_refused(copy: Path, name: str) -> None:
-    (copy / name).parent.mkdir(exist_ok=True)
-    (copy / name).write_bytes(b"weights")
-    with pytest.raises(BundleError, match=rf"holds {name}, which its manifest does not name; remove it"):
-        open_bundle(copy)
-
-
-def test_a_dangling_link_beside_the_models_is_refused(copy: Path) -> None:
-    (copy / "onnx" / "link").symlink_to(copy / "nowhere")
-    with pytest.raises(BundleError, match=r"holds onnx/link"):
-        open_bundle(copy)
 
 
 # Paths that are no bundle
@@ -185,9 +87,9 @@ def test_a_file_is_no_bundle(bundle: Path) -> None:
         open_bundle(bundle / MODEL_FILES["fp32"])
 
 
-def test_a_folder_without_manifest_is_no_bundle(checkpoint: Path) -> None:
+def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"is not a bundle: it has no manifest\.json; make one with 'cappy export'"):
-        open_bundle(checkpoint)
+        open_bundle(tmp_path)
 
 
 # Manifests
@@ -232,7 +134,7 @@ def test_a_newer_schema_version_is_refused_with_the_advice_to_upgrade(copy: Path
 
 
 def test_a_value_changed_without_sealing_is_found(copy: Path) -> None:
-    document = json.loads((copy / MANIFEST).read_bytes())
+    document = read_manifest(copy)
     document["model"]["max_length"] = 511
     (copy / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(BundleError, match=r"manifest\.json was changed after the export.*export the bundle again"):
@@ -256,28 +158,6 @@ def test_a_manifest_that_names_what_is_no_file_is_refused(copy: Path, name: str)
         open_bundle(copy)
 
 
-def without(*keys: str) -> Callable[[dict[str, Any]], object]:
-    """A change that removes what stands under `keys`."""
-
-    def change(document: dict[str, Any]) -> None:
-        for key in keys[:-1]:
-            document = document[key]
-        del document[keys[-1]]
-
-    return change
-
-
-def with_value(value: object, *keys: str) -> Callable[[dict[str, Any]], object]:
-    """A change that puts `value` under `keys`."""
-
-    def change(document: dict[str, Any]) -> None:
-        for key in keys[:-1]:
-            document = document[key]
-        document[keys[-1]] = value
-
-    return change
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -295,16 +175,18 @@ def with_value(value: object, *keys: str) -> Callable[[dict[str, Any]], object]:
         pytest.param(with_value("0" * 64, "files", "config.json"), id="a file as its digest"),
         pytest.param(with_value(None, "files", "config.json", "sha256"), id="digest null"),
         pytest.param(with_value(None, "precisions"), id="precisions null"),
-        pytest.param(with_value([], "precisions"), id="precisions empty"),
+        pytest.param(lambda document: document.update(precisions=[], targets={}), id="no precisions for any target"),
+        pytest.param(
+            with_value(["int8"], "targets", "cuda", "precisions"), id="a precision that a target does not run"
+        ),
+        pytest.param(with_value({"precisions": ["fp32"]}, "targets", "tpu"), id="unknown target"),
         pytest.param(with_value("fp32", "precisions"), id="precisions a string"),
         pytest.param(with_value(["fp64"], "precisions"), id="unknown precision"),
         pytest.param(with_value([["fp32"]], "precisions"), id="nested precisions"),
         pytest.param(with_value([7], "precisions"), id="a number as precision"),
     ],
 )
-def test_a_sealed_manifest_that_lacks_what_it_needs_is_refused(
-    copy: Path, change: Callable[[dict[str, Any]], object]
-) -> None:
+def test_a_sealed_manifest_that_lacks_what_it_needs_is_refused(copy: Path, change: Change) -> None:
     change_manifest(copy, change)
     with pytest.raises(BundleError, match=r"config\.json|manifest\.json"):
         open_bundle(copy)
@@ -320,13 +202,7 @@ def test_a_bundle_without_tokenizer_is_not_complete(copy: Path) -> None:
 
 
 def test_a_precision_that_is_not_there_is_refused_and_nothing_else_runs(copy: Path) -> None:
-    (copy / MODEL_FILES["int8"]).unlink()
-
-    def drop_int8(document: dict[str, Any]) -> None:
-        document["precisions"].remove("int8")
-        del document["files"][MODEL_FILES["int8"]]
-
-    change_manifest(copy, drop_int8)
+    keep_precisions(copy, "fp32", "fp16")
     with pytest.raises(
         PrecisionUnavailable, match="has no int8 model for cpu, only fp32, fp16; export it with --precision"
     ):
@@ -347,31 +223,6 @@ def test_a_model_exchanged_for_another_of_the_bundle_is_found(copy: Path) -> Non
     with pytest.raises(BundleError, match=r"onnx/model\.onnx") as caught:
         Scorer.open(copy, precision="fp32")
     assert "export" in str(caught.value)
-
-
-def test_a_linked_folder_beside_the_models_is_refused(copy: Path, tmp_path: Path) -> None:
-    """A model could read external data through it that no digest covers."""
-    (tmp_path / "outside").mkdir()
-    (copy / "onnx" / "sub").symlink_to(tmp_path / "outside")
-    with pytest.raises(BundleError, match="onnx/sub, which its manifest does not name"):
-        open_bundle(copy)
-
-
-def test_a_link_to_a_file_of_the_right_content_is_fine(copy: Path, tmp_path: Path) -> None:
-    """The hub's cache is made of such links."""
-    model = copy / MODEL_FILES["fp32"]
-    model.rename(tmp_path / "blob")
-    model.symlink_to(tmp_path / "blob")
-    with Scorer.open(copy, precision="fp32"):
-        pass
-
-
-def test_what_is_no_regular_file_is_refused(copy: Path) -> None:
-    model = copy / MODEL_FILES["fp32"]
-    model.unlink()
-    os.mkfifo(model)
-    with pytest.raises(BundleError, match=r"onnx/model\.onnx .* is not a regular file"):
-        open_bundle(copy)
 
 
 @pytest.mark.parametrize(("key", "value"), [("max_length", 2), ("max_length", -1), ("pad_token_id", -7)])

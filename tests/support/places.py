@@ -1,12 +1,22 @@
-"""Where the tests find the clone, cappy-mini's checkpoint, and real data where there are some."""
+"""Name the folders that tests read: the clone, cappy-mini's checkpoint, the tiny bundle, and real data if present."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / "export" / "cappy_mini" / "checkpoint"
 """The checkpoint of cappy-mini: small, with really trained weights."""
+TINY = ROOT / "tests" / "support" / "tiny-bundle"
+"""A bundle of random weights, in every precision for every device. Read-only; `make_tiny_bundle.py` made it."""
 DATA = Path(os.environ.get("CAPPY_DATA", ROOT.parent / "shared" / "data"))
 """Real data, where present: the genuine RoBERTa tokenizer and PromptSource pairs."""
+
+
+def parity_pairs() -> list[tuple[str, str]]:
+    """Read the exporter's own parity pairs, for tests that run without the exporter."""
+    lines = (ROOT / "export" / "cappy_export" / "proof" / "parity_pairs.jsonl").read_text(encoding="utf-8")
+    rows = map(json.loads, lines.split("\n")[:-1])
+    return [(row["instruction"], row["response"]) for row in rows]

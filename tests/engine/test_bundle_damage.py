@@ -1,0 +1,137 @@
+"""A bundle is used only as it was exported: every kind of damage is an error that names the file and what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cappy_engine import Scorer
+from cappy_engine.bundle import MANIFEST, MODEL_FILES, PRECISIONS, TARGETS, open_bundle
+from cappy_engine.errors import BundleError
+from cappy_engine.options import Precision
+from tests.support.bundles import copy_bundle, flip_byte
+
+SMALL_FILES = [
+    "config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+]
+MODELS = [name for files in TARGETS.values() for name in files.values()]
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """Give a copy of the bundle that may be broken."""
+    return copy_bundle(tmp_path / "copy")
+
+
+# Damaged files
+
+
+@pytest.mark.parametrize("where", ["first", "middle", "last"])
+@pytest.mark.parametrize("name", SMALL_FILES)
+def test_a_flipped_byte_in_a_small_file_is_found_on_opening(copy: Path, name: str, where: str) -> None:
+    size = (copy / name).stat().st_size
+    flip_byte(copy / name, {"first": 0, "middle": size // 2, "last": size - 1}[where])
+    with pytest.raises(BundleError, match=rf"{name} .*is not the file that was exported.*export it again"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_flipped_byte_in_a_model_is_found_when_that_precision_is_opened(copy: Path, precision: Precision) -> None:
+    name = MODEL_FILES[precision]
+    flip_byte(copy / name, (copy / name).stat().st_size // 2)
+    open_bundle(copy)  # reading gigabytes is left to whoever uses the model
+    with pytest.raises(BundleError, match=rf"{name} .*is not the file that was exported.*export it again"):
+        Scorer.open(copy, precision=precision)
+    other: Precision = "fp16" if precision == "fp32" else "fp32"
+    with Scorer.open(copy, precision=other) as scorer:
+        assert scorer.info.precision == other
+
+
+def test_a_damaged_model_does_not_make_auto_take_another_precision(copy: Path) -> None:
+    flip_byte(copy / MODEL_FILES["fp32"], 1000)
+    with pytest.raises(BundleError, match=MODEL_FILES["fp32"]):
+        Scorer.open(copy)
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), mask=st.integers(1, 255))
+def test_a_changed_byte_in_the_manifest_is_found_unless_it_says_the_same(
+    copy: Path, bundle: Path, place: float, mask: int
+) -> None:
+    content = bytearray((bundle / MANIFEST).read_bytes())
+    content[int(place * len(content))] ^= mask
+    (copy / MANIFEST).write_bytes(content)
+    with contextlib.suppress(BundleError):
+        assert open_bundle(copy).manifest == open_bundle(bundle).manifest
+
+
+@pytest.mark.parametrize("name", [*SMALL_FILES, *MODEL_FILES.values()])
+def test_a_missing_file_is_named(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(BundleError, match=rf"lacks {name} \(No such file.*export it again"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("name", [*SMALL_FILES, *MODEL_FILES.values()])
+@pytest.mark.parametrize("kept", [0, 10])
+def test_a_truncated_file_is_named_with_its_size(copy: Path, name: str, kept: int) -> None:
+    whole = (copy / name).read_bytes()
+    (copy / name).write_bytes(whole[:kept])
+    with pytest.raises(BundleError, match=rf"{name} .*has {kept} bytes instead of {len(whole)}; export it again"):
+        open_bundle(copy)
+
+
+def test_a_folder_in_place_of_a_file_is_refused(copy: Path) -> None:
+    (copy / "vocab.json").unlink()
+    (copy / "vocab.json").mkdir()
+    with pytest.raises(BundleError, match=r"vocab\.json"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["onnx/model.onnx.data", "onnx/weights/layer.bin", "onnx/.hidden"])
+def test_a_file_beside_the_models_that_the_manifest_does_not_name_is_refused(copy: Path, name: str) -> None:
+    (copy / name).parent.mkdir(exist_ok=True)
+    (copy / name).write_bytes(b"weights")
+    with pytest.raises(BundleError, match=rf"holds {name}, which its manifest does not name; remove it"):
+        open_bundle(copy)
+
+
+def test_a_dangling_link_beside_the_models_is_refused(copy: Path) -> None:
+    (copy / "onnx" / "link").symlink_to(copy / "nowhere")
+    with pytest.raises(BundleError, match=r"holds onnx/link"):
+        open_bundle(copy)
+
+
+def test_a_linked_folder_beside_the_models_is_refused(copy: Path, tmp_path: Path) -> None:
+    """A model could read external data through it that no digest covers."""
+    (tmp_path / "outside").mkdir()
+    (copy / "onnx" / "sub").symlink_to(tmp_path / "outside")
+    with pytest.raises(BundleError, match="onnx/sub, which its manifest does not name"):
+        open_bundle(copy)
+
+
+def test_a_link_to_a_file_of_the_right_content_is_fine(copy: Path, tmp_path: Path) -> None:
+    """The hub's cache is made of such links."""
+    model = copy / MODEL_FILES["fp32"]
+    model.rename(tmp_path / "blob")
+    model.symlink_to(tmp_path / "blob")
+    with Scorer.open(copy, precision="fp32"):
+        pass
+
+
+def test_what_is_no_regular_file_is_refused(copy: Path) -> None:
+    model = copy / MODEL_FILES["fp32"]
+    model.unlink()
+    os.mkfifo(model)
+    with pytest.raises(BundleError, match=r"onnx/model\.onnx .* is not a regular file"):
+        open_bundle(copy)
