@@ -3,141 +3,236 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Iterator
+from importlib import metadata
+from itertools import pairwise
 
 import pytest
 
 from tests.support.places import ROOT
+from tests.support.sources import (
+    ROOTS,
+    Source,
+    every_source,
+    is_loader,
+    loaded_name,
+    resolve,
+    sources,
+    sources_of_tests,
+)
 
-ENGINE, EXPORT = ROOT / "engine" / "cappy_engine", ROOT / "export" / "cappy_export"
+LAYERS = """
+errors, storage
+< pairs, batching, buckets, session, bundle, ranking
+< tokenizer, runner, cpu/, gpu/
+< options < opening < scorer
+< tuning, bulk/, serving/, testing
+< cli/
+"""
+"""The engine's modules and rooms: each may import what stands before the `<` on its left."""
 
-LAYERS = [
-    {"errors"},
-    {"pairs", "lines", "machine", "buckets", "providers", "installation"},
-    {"bundle", "tokenizer", "batching", "execution", "preflight"},
-    {"placement", "engine_cache"},
-    {"session"},
-    {"canary"},
-    {"gpu"},
-    {"opening"},
-    {"scorer"},
-    {"files", "tuning", "picking"},
-    {"promptsource", "report", "command_line"},
-    {"evaluation"},
-    {"build_commands", "score_commands", "task_commands", "evaluate_commands"},
-    {"cli"},
-]
-"""Modules of the engine; each may import from the layers above it only."""
+PACKAGES = "cappy_engine < cappy_export < cappy_bench < cappy_mini"
+"""Our packages, likewise: never back, not lazily, not by a string."""
 
 FENCES = {
-    "onnxruntime": {"session"},
-    "tokenizers": {"tokenizer"},
-    "tqdm": {"build_commands", "score_commands", "task_commands"},
-    "numpy": {"tokenizer", "batching", "buckets", "session", "canary", "gpu", "scorer", "picking"},
+    "numpy": ["cappy_engine", "cappy_export", "cappy_bench", "cappy_mini"],
+    "onnxruntime": ["cappy_engine.session", "cappy_export", "cappy_bench"],
+    "tokenizers": ["cappy_engine.tokenizer", "cappy_export", "cappy_bench", "cappy_mini"],
+    "click": ["cappy_engine.cli", "cappy_export.cli", "cappy_bench"],
+    "tqdm": ["cappy_engine.cli", "cappy_bench", "cappy_mini"],
+    "filelock": ["cappy_engine.storage"],
+    "pynvml": ["cappy_engine.gpu.installation", "cappy_bench.gpu"],
+    "pyarrow": ["cappy_engine.bulk.tables"],
+    "ray": ["cappy_engine.bulk.ray_data"],
+    "starlette": ["cappy_engine.serving.app"],
+    "uvicorn": ["cappy_engine.serving.app"],
+    "prometheus_client": ["cappy_engine.serving.metrics"],
+    "torch": ["cappy_export", "cappy_bench", "cappy_mini"],
+    "transformers": ["cappy_export", "cappy_bench", "cappy_mini"],
+    "onnx": ["cappy_export", "cappy_bench"],
+    "optimum": ["cappy_export", "cappy_bench"],
+    "huggingface_hub": ["cappy_export.checkpoints", "cappy_bench"],
+    "msgpack": ["cappy_export.checkpoints", "cappy_bench.make_checkpoint"],
+    "safetensors": ["cappy_export", "cappy_bench", "cappy_mini"],
+    "accelerate": ["cappy_export.adaptation"],
+    "rouge_score": ["cappy_export.adaptation", "cappy_bench"],
+    "openai": ["cappy_bench.candidates.endpoint"],
+    "matplotlib": ["cappy_bench"],
 }
-"""Packages that the engine may import, and its modules that do."""
+"""Packages of others, and who alone may import them. What is not named may be imported by `cappy_bench` only."""
 
-EXTRAS = {"accelerate": {"adapt"}, "rouge_score": {"rouge"}, "matplotlib": {"plots"}, "openai": {"endpoint"}}
-"""Packages of the extras `train` and `llm`, and the modules of the exporter that may import them."""
+HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "optimum", "matplotlib", "tqdm", "accelerate", "openai"}
+"""What no module with commands imports before a command is called."""
 
-EXPORTING = {"pipeline", "reference"}
-"""What `cappy export` and `cappy verify` start from: nothing that these import may need an extra's package."""
+NOT_FOR_THE_ENGINES_TESTS = {"torch", "transformers", "onnx", "cappy_export", "cappy_bench", "cappy_mini"}
 
-EXPORT_MAY_IMPORT = {
-    *("errors", "pairs", "lines", "machine", "buckets", "bundle", "tokenizer", "batching", "session", "scorer"),
-    *("picking", "evaluation"),
-}
-"""Modules of the engine that the exporter imports: nothing of GPUs, for which it writes models, but runs none there."""
+ALL = pytest.mark.parametrize("source", every_source(), ids=lambda source: source.name)
 
 
-def imports(path: Path) -> set[str]:
-    """Every module that the file imports, anywhere in it, with names imported from a package as `package.name`."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: relative imports hide who imports whom"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "import_module":
-            found |= {str(argument.value) for argument in node.args if isinstance(argument, ast.Constant)}
-    return found
+def layers(text: str) -> list[list[str]]:
+    """Read `a, b < c` as [[a, b], [c]]."""
+    return [[name.strip() for name in layer.split(",")] for layer in text.split("<")]
 
 
-def modules_of(package: str, names: set[str]) -> set[str]:
-    return {name.split(".")[1] for name in names if name.startswith(f"{package}.")}
+def place(source_name: str) -> str:
+    """Name the engine's module or room that a module is, as LAYERS does: `cappy_engine.gpu.plan` is in `gpu/`."""
+    _, name, *rest = source_name.split(".")
+    return f"{name}/" if rest or (ROOT / "engine" / "cappy_engine" / name).is_dir() else name
 
 
-ENGINE_FILES = sorted(ENGINE.glob("*.py"))
-EXPORT_FILES = sorted(EXPORT.glob("*.py"))
+def in_package(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
 
 
-def test_every_module_has_a_layer() -> None:
-    assert set().union(*LAYERS) == {path.stem for path in ENGINE_FILES} - {"__init__"}
+LAYER_OF = {name: number for number, layer in enumerate(layers(LAYERS)) for name in layer}
+RANK_OF = {package: rank for rank, (package,) in enumerate(layers(PACKAGES))}
+OF_THE_ENGINE = [source for source in sources("cappy_engine") if "." in source.name and "__main__" not in source.name]
+"""All but what is above every layer: `cappy_engine` itself, and `python -m cappy_engine`."""
 
 
-@pytest.mark.parametrize("path", [path for path in ENGINE_FILES if path.stem != "__init__"], ids=lambda path: path.stem)
-def test_engine_modules_import_only_from_lower_layers(path: Path) -> None:
-    names = {path.stem for path in ENGINE_FILES}
-    below: set[str] = set()
-    for layer in LAYERS:
-        if path.stem in layer:
+# In the engine
+
+
+@pytest.mark.parametrize("source", OF_THE_ENGINE, ids=lambda source: source.name)
+def test_engine_modules_import_only_what_stands_before_them(source: Source) -> None:
+    here = place(source.name)
+    assert here in LAYER_OF, f"{source.shown}: LAYERS has no {here}"
+    known = {other.name for other in OF_THE_ENGINE}
+    for found in source.imports:
+        name = resolve(found.name, known)
+        if name in known and place(name) != here:
+            assert LAYER_OF.get(place(name), 99) < LAYER_OF[here], (
+                f"{source.shown}:{found.line} imports {name}: {place(name)} must stand before {here} in LAYERS"
+            )
+
+
+def test_every_name_in_the_layers_is_a_module_or_a_room_or_reserved_for_one() -> None:
+    there = {place(source.name) for source in OF_THE_ENGINE}
+    assert set(LAYER_OF) - there <= {"serving/"}
+
+
+# Between packages
+
+
+@ALL
+def test_no_package_imports_a_higher_one(source: Source) -> None:
+    own = source.name.partition(".")[0]
+    for found in source.imports:
+        other = found.name.partition(".")[0]
+        if other in RANK_OF:
+            assert RANK_OF[other] <= RANK_OF[own], (
+                f"{source.shown}:{found.line} imports {found.name}, but {PACKAGES}: never back, not lazily"
+            )
+
+
+@ALL
+def test_nothing_of_ours_is_imported_by_a_string(source: Source) -> None:
+    """Entry points in pyproject.toml are the only names; a package of others may be named where it is optional."""
+    known = {other.name for other in every_source() if "." in other.name}
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Call) and is_loader(node):
+            name = loaded_name(node)
+            assert name, f"{source.shown}:{node.lineno} loads a module whose name is computed; import it"
+            assert name.partition(".")[0] not in ROOTS, f"{source.shown}:{node.lineno} loads {name} by a string"
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            module = node.value.partition(":")[0]
+            assert module not in known or in_package(module, source.name.rpartition(".")[0]), (
+                f"{source.shown}:{node.lineno} names the module {module} in a string; import it"
+            )
+
+
+@ALL
+def test_imports_are_absolute(source: Source) -> None:
+    relative = [found for found in source.imports if found.name.startswith(".")]
+    assert not relative, f"{source.shown}:{relative[0].line} is relative, which hides who imports whom"
+
+
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    """At the top of files; a package stands for its own `__init__` alone."""
+    known = {source.name for source in every_source()}
+    graph = {
+        source.name: {resolve(found.name, known) for found in source.imports if not found.is_lazy} & known
+        for source in every_source()
+    }
+    for circle in circles(graph):
+        raise AssertionError(f"a circle of imports: {' -> '.join(circle)}")
+
+
+def circles(graph: dict[str, set[str]]) -> Iterator[list[str]]:
+    """Find circles of a graph, each as the path around it."""
+    done: set[str] = set()
+
+    def walk(name: str, path: list[str]) -> Iterator[list[str]]:
+        if name in path:
+            yield [*path[path.index(name) :], name]
+        elif name not in done:
+            for other in sorted(graph[name] - {name}):
+                yield from walk(other, [*path, name])
+            done.add(name)
+
+    for name in graph:
+        yield from walk(name, [])
+
+
+def test_circles_are_found() -> None:
+    assert list(circles({"a": {"b"}, "b": {"c"}, "c": set()})) == []
+    (found,) = circles({"a": {"b"}, "b": {"c"}, "c": {"b"}})
+    assert set(pairwise(found)) == {("b", "c"), ("c", "b")}
+
+
+# Packages of others
+
+
+@ALL
+def test_packages_of_others_are_imported_within_their_fences(source: Source) -> None:
+    for found in source.imports:
+        package = found.name.partition(".")[0]
+        if package in {*ROOTS, *sys.stdlib_module_names}:
+            continue
+        may = FENCES.get(package, ["cappy_bench"])
+        assert any(in_package(source.name, name) for name in may), (
+            f"{source.shown}:{found.line} imports {package}, which is for {', '.join(may)}"
+        )
+
+
+def test_no_fence_is_open_for_what_does_not_need_it() -> None:
+    """Rooms that are still to be built have theirs already."""
+    later = {"pyarrow", "ray", "starlette", "uvicorn", "prometheus_client"}
+    for package in set(FENCES) - later:
+        for name in FENCES[package]:
+            users = [source for source in every_source() if in_package(source.name, name) and package in source.roots]
+            assert users, f"{name} does not import {package}; take it out of FENCES"
+
+
+def test_nothing_heavy_is_imported_before_a_command_is_called() -> None:
+    """Every module that an entry point of `cappy.commands` names, and the packages themselves, are imported here."""
+    modules = {entry.module for entry in metadata.entry_points(group="cappy.commands")} | {
+        *ROOTS,
+        "cappy_engine.cli.main",
+    }
+    imports = "; ".join(f"import {name}" for name in sorted(modules))
+    code = f"import sys; {imports}; print(*sorted({HEAVY} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [], f"imported at the top of {', '.join(sorted(modules))}, or below"
+
+
+# Tests
+
+
+def test_the_engines_tests_need_nothing_but_the_engine() -> None:
+    """They run in an environment that has no PyTorch: nor may what supports them import it."""
+    by_name = {source.name: source for source in sources_of_tests()}
+    reached = {name for name in by_name if in_package(name, "tests.engine")} | {"tests.conftest"}
+    while True:
+        supports = {resolve(found.name, set(by_name)) for name in reached for found in by_name[name].imports}
+        if supports & by_name.keys() <= reached:
             break
-        below |= layer
-    assert (modules_of("cappy_engine", imports(path)) & names) <= below
-
-
-@pytest.mark.parametrize("path", ENGINE_FILES, ids=lambda path: path.stem)
-def test_the_engine_imports_nothing_heavy(path: Path) -> None:
-    third_party = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names) - {"cappy_engine"}
-    assert third_party <= set(FENCES)
-    for package in third_party:
-        assert path.stem in FENCES[package]
-
-
-def test_no_fence_is_open_for_a_module_that_does_not_need_it() -> None:
-    imported = {path.stem: {name.split(".")[0] for name in imports(path)} for path in ENGINE_FILES}
-    for package, modules in FENCES.items():
-        assert modules == {name for name, packages in imported.items() if package in packages}
-    used = set().union(*(modules_of("cappy_engine", imports(path)) for path in EXPORT_FILES))
-    assert used & {path.stem for path in ENGINE_FILES} == EXPORT_MAY_IMPORT
-
-
-@pytest.mark.parametrize(
-    "name", ["cli", "command_line", "build_commands", "score_commands", "task_commands", "evaluate_commands"]
-)
-def test_commands_import_what_is_heavy_only_inside_a_function(name: str) -> None:
-    tree = ast.parse((ENGINE / f"{name}.py").read_text(encoding="utf-8"))
-    top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    top |= {str(node.module) for node in tree.body if isinstance(node, ast.ImportFrom)}
-    assert not {name for name in top if name.split(".")[0] in ("cappy_export", "tqdm", "onnxruntime")}
-
-
-@pytest.mark.parametrize("path", EXPORT_FILES, ids=lambda path: path.stem)
-def test_the_exporter_imports_the_engine_only_up_to_the_scorer(path: Path) -> None:
-    names = {path.stem for path in ENGINE_FILES}
-    assert (modules_of("cappy_engine", imports(path)) & names) <= EXPORT_MAY_IMPORT
-
-
-@pytest.mark.parametrize("path", EXPORT_FILES, ids=lambda path: path.stem)
-def test_packages_of_the_extras_are_imported_by_their_modules_only(path: Path) -> None:
-    packages = {name.split(".")[0] for name in imports(path)}
-    assert {package for package, modules in EXTRAS.items() if path.stem not in modules}.isdisjoint(packages)
-
-
-def test_exporting_needs_nothing_of_the_extras() -> None:
-    imported = {path.stem: modules_of("cappy_export", imports(path)) for path in EXPORT_FILES}
-    reached: set[str] = set()
-    while found := set().union(EXPORTING, *(imported.get(name, set()) for name in reached)) - reached:
-        reached |= found
-    assert reached.isdisjoint(set().union(*EXTRAS.values()))
-
-
-def test_decodings_and_files_of_candidates_need_no_llm() -> None:
-    """What is sampled, and how files grow, is known apart from the LLMs: they meet in `decodings.Sampler` only."""
-    for name in ("decodings", "partial", "sampling", "endpoint"):
-        names = imports(EXPORT / f"{name}.py")
-        third_party = {each.split(".")[0] for each in names} - set(sys.stdlib_module_names) - {"cappy_engine"}
-        assert third_party <= {"cappy_export"} | ({"openai"} if name == "endpoint" else set())
-        assert modules_of("cappy_export", names) & {path.stem for path in EXPORT_FILES} <= {"decodings", "partial"}
+        reached |= supports & by_name.keys()
+    for source in map(by_name.__getitem__, sorted(reached)):
+        assert not source.roots & NOT_FOR_THE_ENGINES_TESTS, (
+            f"{source.shown} imports {', '.join(source.roots & NOT_FOR_THE_ENGINES_TESTS)}; "
+            "move the test to tests/export, tests/bench or tests/contracts"
+        )
