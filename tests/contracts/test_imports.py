@@ -113,6 +113,12 @@ def test_every_name_in_the_layers_is_a_module_or_a_room_or_reserved_for_one() ->
     assert set(LAYER_OF) - there <= {"serving/"}
 
 
+def test_the_rules_are_told_to_contributors() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert LAYERS in page
+    assert f"`{PACKAGES}`" in page
+
+
 # Between packages
 
 
