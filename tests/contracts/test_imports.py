@@ -57,7 +57,7 @@ FENCES = {
     "msgpack": ["cappy_export.checkpoints", "cappy_bench.make_checkpoint"],
     "safetensors": ["cappy_export", "cappy_bench", "cappy_mini"],
     "accelerate": ["cappy_export.adaptation"],
-    "rouge_score": ["cappy_export.adaptation", "cappy_bench"],
+    "rouge_score": ["cappy_export.adaptation"],
     "openai": ["cappy_bench.candidates.endpoint"],
     "matplotlib": ["cappy_bench"],
 }

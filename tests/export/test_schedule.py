@@ -101,13 +101,12 @@ def test_steps_come_in_no_order_of_length() -> None:
 # The same and not the same
 
 
-@given(examples=lengths_and_groups(), batch_size=batch_sizes, seed=seeds)
-def test_the_plan_depends_on_nothing_but_its_arguments(examples: Examples, batch_size: int, seed: int) -> None:
-    lengths, groups = examples
-    before = [lengths.tolist(), groups.tolist()]
-    plans = [listed(plan_epoch(lengths, groups, batch_size=batch_size, seed=seed, epoch=3)) for _ in range(2)]
-    assert plans[0] == plans[1]
-    assert [lengths.tolist(), groups.tolist()] == before
+def test_a_plan_stays_as_it_is() -> None:
+    """Or a training that was stopped would go on with other steps after an update or on another machine."""
+    lengths, groups = np.array([9, 3, 5, 7, 2, 8, 4, 6]), np.array([0, 0, 1, 1, 2, 2, 3, 3])
+    plans = [listed(plan_epoch(lengths, groups, batch_size=3, seed=7, epoch=epoch)) for epoch in (1, 2)]
+    assert plans == [[[0, 1], [6, 7, 2], [3, 4, 5]], [[0, 1], [3, 4, 5], [6, 7, 2]]]
+    assert lengths.tolist() == [9, 3, 5, 7, 2, 8, 4, 6]
 
 
 @given(seed=seeds, epochs=st.tuples(st.integers(0, 50), st.integers(0, 50)).filter(lambda two: two[0] != two[1]))

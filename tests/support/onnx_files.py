@@ -1,0 +1,84 @@
+"""Write small ONNX models without the onnx package: its files are protocol buffers, and few fields are needed.
+
+Field numbers are those of onnx.proto3 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+FLOAT, INT64 = 1, 7
+OPSET, IR_VERSION = 17, 8
+Dimension = int | str
+
+
+def write_sum_model(path: Path, *, inputs: Sequence[str], output: str) -> Path:
+    """Write a model that sums its (batch, length) int64 `inputs` to `output`, (batch, 1) float32."""
+    nodes = [_node("Cast", [name], f"{name}_float", _field(5, _attribute("to", FLOAT))) for name in inputs]
+    nodes.append(_node("Sum", [f"{name}_float" for name in inputs], "total"))
+    nodes.append(_node("ReduceSum", ["total", "last_axis"], output, _field(5, _attribute("keepdims", 1))))
+    return _write(
+        path,
+        nodes,
+        [_value(name, INT64, ["batch", "length"]) for name in inputs],
+        [_value(output, FLOAT, ["batch", 1])],
+        [_field(1, 1) + _field(2, INT64) + _field(7, -1) + _field(8, "last_axis")],
+    )
+
+
+def write_product_model(path: Path) -> Path:
+    """Write a model of a MatMul, a Softmax and a Shape."""
+    nodes = [
+        _node("MatMul", ["left", "right"], "product"),
+        _node("Softmax", ["product"], "result"),
+        _node("Shape", ["left"], "shape"),
+    ]
+    inputs = [_value(name, FLOAT, ["n", "n"]) for name in ("left", "right")]
+    return _write(path, nodes, inputs, [_value("result", FLOAT, ["n", "n"]), _value("shape", INT64, [2])], [])
+
+
+def _write(
+    path: Path, nodes: Sequence[bytes], inputs: Sequence[bytes], outputs: Sequence[bytes], constants: Sequence[bytes]
+) -> Path:
+    graph = b"".join(
+        [
+            *(_field(1, node) for node in nodes),
+            _field(2, "graph"),
+            *(_field(5, constant) for constant in constants),
+            *(_field(11, value) for value in inputs),
+            *(_field(12, value) for value in outputs),
+        ]
+    )
+    path.write_bytes(_field(1, IR_VERSION) + _field(7, graph) + _field(8, _field(2, OPSET)))
+    return path
+
+
+def _node(operator: str, inputs: Sequence[str], output: str, attributes: bytes = b"") -> bytes:
+    names = b"".join(_field(1, name) for name in inputs)
+    return names + _field(2, output) + _field(4, operator) + attributes
+
+
+def _attribute(name: str, value: int) -> bytes:
+    return _field(1, name) + _field(3, value) + _field(20, 2)  # AttributeProto.INT
+
+
+def _value(name: str, kind: int, shape: Sequence[Dimension]) -> bytes:
+    dimensions = b"".join(_field(1, _field(2 if isinstance(size, str) else 1, size)) for size in shape)
+    return _field(1, name) + _field(2, _field(1, _field(1, kind) + _field(2, dimensions)))
+
+
+def _field(number: int, value: int | str | bytes) -> bytes:
+    """Encode a field: an int as a varint, the others with their length before them."""
+    if isinstance(value, int):
+        return _varint(number << 3) + _varint(value & (2**64 - 1))
+    content = value.encode() if isinstance(value, str) else value
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])
