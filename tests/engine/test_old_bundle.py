@@ -61,7 +61,7 @@ def test_it_has_a_canary_for_every_model_of_a_gpu(target: str, precision: str) -
     bundle = open_bundle(TINY)
     canary = read_canary(bundle.manifest.document, target, precision)
     assert len(canary.scores) > 3
-    assert bundle.manifest.max_length in canary.lengths
+    assert bundle.manifest.max_length in canary.pairs.lengths
 
 
 def test_its_buckets_end_at_its_longest_pair() -> None:
