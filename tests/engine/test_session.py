@@ -5,28 +5,32 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
 
 from cappy_engine.batching import position_ids
 from cappy_engine.bundle import MODEL_FILES
 from cappy_engine.errors import BundleError, DeviceUnavailable, InstallationError, ScoringError
+from cappy_engine.gpu.placement import check_placement
 from cappy_engine.session import (
     INPUTS,
+    PROVIDERS,
     OrtSession,
+    census,
     check_device,
     check_providers,
     check_signature,
     load_runtime,
     open_session,
 )
+from tests.support.onnx_files import write_product_model, write_sum_model
 
 needs_cpu_package = pytest.mark.skipif(
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="needs an ONNX Runtime without CUDA"
@@ -48,21 +52,6 @@ def inputs_of(ids: list[list[int]]) -> dict[str, npt.NDArray[np.int64]]:
     }
 
 
-def save_model(path: Path, *, inputs: list[str], output: str) -> Path:
-    """A model that sums its (batch, length) int64 inputs to `output`, (batch, 1) float32."""
-    values = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in inputs]
-    result = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", 1])
-    nodes = [
-        helper.make_node("Sum", [f"{name}_float" for name in inputs], ["total"]),
-        helper.make_node("ReduceSum", ["total", "last_axis"], [output], keepdims=1),
-    ]
-    casts = [helper.make_node("Cast", [name], [f"{name}_float"], to=TensorProto.FLOAT) for name in inputs]
-    last_axis = helper.make_tensor("last_axis", TensorProto.INT64, [1], [-1])
-    graph = helper.make_graph([*casts, *nodes], "sum", values, [result], [last_axis])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    return path
-
-
 # Runs
 
 
@@ -78,7 +67,7 @@ def test_a_session_gives_one_float32_score_for_each_row(model: Path) -> None:
 def test_a_model_is_given_only_the_inputs_that_it_takes(tmp_path: Path) -> None:
     ids = inputs_of([[1, 2], [3, 4]])  # at the positions [[1, 2], [2, 3]], since 1 is padding's
     for names, expected in ((["input_ids"], [3, 7]), (["input_ids", "attention_mask"], [5, 9]), (INPUTS, [8, 14])):
-        session = open_session(save_model(tmp_path / "model.onnx", inputs=list(names), output="logits"))
+        session = open_session(write_sum_model(tmp_path / "model.onnx", inputs=list(names), output="logits"))
         assert session.run(ids).tolist() == expected
 
 
@@ -191,7 +180,7 @@ def test_a_model_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_model_with_other_inputs_or_without_logits_is_refused(tmp_path: Path, inputs: list[str], output: str) -> None:
-    path = save_model(tmp_path / "model.onnx", inputs=inputs, output=output)
+    path = write_sum_model(tmp_path / "model.onnx", inputs=inputs, output=output)
     with pytest.raises(BundleError, match=r"model\.onnx takes .* and gives .*; a bundle's model takes") as caught:
         open_session(path)
     assert str(inputs) in str(caught.value)
@@ -223,10 +212,6 @@ def test_onnx_runtime_that_cannot_be_imported_is_refused_with_what_to_install(mo
         load_runtime()
 
 
-def test_the_runtime_that_is_installed_is_the_one_that_is_loaded() -> None:
-    assert load_runtime() is onnxruntime
-
-
 @pytest.mark.parametrize("shape", [(1, 1), (3, 2), (3,)])
 def test_logits_of_another_shape_are_no_scores(shape: tuple[int, ...]) -> None:
     """One row for three pairs would be broadcast, and a second column dropped."""
@@ -240,3 +225,41 @@ def test_logits_of_another_shape_are_no_scores(shape: tuple[int, ...]) -> None:
 
     with pytest.raises(ScoringError, match="logits of shape"):
         OrtSession(Wrong(), device="cpu").run({"input_ids": np.zeros((3, 4), dtype=np.int64)})
+
+
+# Where nodes run
+
+
+@dataclass(frozen=True)
+class FakeNode:
+    op_type: str
+
+
+@dataclass(frozen=True)
+class FakeSubgraph:
+    ep_name: str
+    op_types: tuple[str, ...]
+
+    def get_nodes(self) -> list[FakeNode]:
+        return [FakeNode(name) for name in self.op_types]
+
+
+def test_operators_are_counted_by_provider_over_all_parts() -> None:
+    parts = [
+        FakeSubgraph("CUDA", ("MatMul", "Add", "MatMul")),
+        FakeSubgraph("CPU", ("Shape",)),
+        FakeSubgraph("CUDA", ("MatMul",)),
+    ]
+    assert census(parts) == {"CUDA": Counter({"MatMul": 3, "Add": 1}), "CPU": Counter({"Shape": 1})}
+    assert census([]) == {}
+
+
+def test_what_onnx_runtime_tells_is_counted(tmp_path: Path) -> None:
+    model = write_product_model(tmp_path / "model.onnx")
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = onnxruntime.InferenceSession(str(model), options, providers=[PROVIDERS["cpu"]])
+    placed = census(session.get_provider_graph_assignment_info())
+    assert placed == {PROVIDERS["cpu"]: Counter({"MatMul": 1, "Softmax": 1, "Shape": 1})}
+    with pytest.raises(DeviceUnavailable, match="CPUExecutionProvider runs 1 MatMul, 1 Softmax"):
+        check_placement("cuda", placed)

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
 
-import onnx
-import onnxruntime
 import pytest
-from onnx import TensorProto, helper
 
 from cappy_engine.errors import DeviceUnavailable
 from cappy_engine.gpu.placement import (
@@ -20,66 +15,10 @@ from cappy_engine.gpu.placement import (
     check_placement,
     warn_if_slow,
 )
-from cappy_engine.session import census
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 OWN = {"cuda": CUDA, "tensorrt": TENSORRT}
 LAYERS = Counter({"MatMul": 48, "LayerNormalization": 8, "Softmax": 4, "Gather": 3})
-
-
-@dataclass(frozen=True)
-class FakeNode:
-    op_type: str
-
-
-@dataclass(frozen=True)
-class FakeSubgraph:
-    ep_name: str
-    op_types: tuple[str, ...]
-
-    def get_nodes(self) -> list[FakeNode]:
-        return [FakeNode(name) for name in self.op_types]
-
-
-# Counting
-
-
-def test_operators_are_counted_by_provider_over_all_parts() -> None:
-    parts = [
-        FakeSubgraph(CUDA, ("MatMul", "Add", "MatMul")),
-        FakeSubgraph(CPU, ("Shape",)),
-        FakeSubgraph(CUDA, ("MatMul",)),
-    ]
-    assert census(parts) == {CUDA: Counter({"MatMul": 3, "Add": 1}), CPU: Counter({"Shape": 1})}
-
-
-def test_without_parts_there_is_nothing_to_count() -> None:
-    assert census([]) == {}
-
-
-def test_what_onnx_runtime_tells_is_counted(tmp_path: Path) -> None:
-    nodes = [
-        helper.make_node("MatMul", ["left", "right"], ["product"]),
-        helper.make_node("Softmax", ["product"], ["result"]),
-        helper.make_node("Shape", ["left"], ["shape"]),
-    ]
-    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "n"]) for name in ("left", "right")]
-    outputs = [
-        helper.make_tensor_value_info("result", TensorProto.FLOAT, ["n", "n"]),
-        helper.make_tensor_value_info("shape", TensorProto.INT64, [2]),
-    ]
-    graph = helper.make_graph(nodes, "product", inputs, outputs)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(model, tmp_path / "model.onnx")
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), options, providers=[CPU])
-
-    placed = census(session.get_provider_graph_assignment_info())
-
-    assert placed == {CPU: Counter({"MatMul": 1, "Softmax": 1, "Shape": 1})}
-    with pytest.raises(DeviceUnavailable, match="CPUExecutionProvider runs 1 MatMul, 1 Softmax"):
-        check_placement("cuda", placed)
 
 
 # Placement
@@ -135,10 +74,6 @@ def test_a_device_without_matrix_products_does_not_run_the_model(device: str) ->
 def test_a_session_that_tells_nothing_is_no_proof(device: str) -> None:
     with pytest.raises(DeviceUnavailable, match="no node at all"):
         check_placement(device, {})
-
-
-def test_no_operator_is_both_light_and_heavy() -> None:
-    assert not HEAVY_OPERATORS & (SHAPE_OPERATORS | POSITION_OPERATORS)
 
 
 # Speed

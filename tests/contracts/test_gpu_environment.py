@@ -23,7 +23,17 @@ from tests.support.places import ROOT
 
 pytestmark = pytest.mark.slow
 
-PACKAGES = ("onnxruntime-gpu>=1.24", "flatbuffers", "numpy", "packaging", "protobuf", "tokenizers", "tqdm")
+PACKAGES = (
+    "onnxruntime-gpu>=1.24",
+    "click",
+    "filelock",
+    "flatbuffers",
+    "numpy",
+    "packaging",
+    "protobuf",
+    "tokenizers",
+    "tqdm",
+)
 """All that is imported; with their dependencies, tokenizers would bring a client for the hub."""
 UNREACHABLE = ("Could not find a version", "No matching distribution", "Connection", "Read timed out", "ProxyError")
 """What pip writes where it has no index, or an index without these packages."""
