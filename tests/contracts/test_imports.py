@@ -33,7 +33,7 @@ errors, storage
 """
 """The engine's modules and rooms: each may import what stands before the `<` on its left."""
 
-PACKAGES = "cappy_engine < cappy_export < cappy_bench < cappy_mini"
+PACKAGES = "cappy_engine < cappy_export < cappy_mini < cappy_bench"
 """Our packages, likewise: never back, not lazily, not by a string."""
 
 FENCES = {
@@ -53,7 +53,7 @@ FENCES = {
     "transformers": ["cappy_export", "cappy_bench", "cappy_mini"],
     "onnx": ["cappy_export", "cappy_bench"],
     "optimum": ["cappy_export", "cappy_bench"],
-    "huggingface_hub": ["cappy_export.checkpoints", "cappy_bench"],
+    "huggingface_hub": ["cappy_export.checkpoints"],
     "msgpack": ["cappy_export.checkpoints", "cappy_bench.make_checkpoint"],
     "safetensors": ["cappy_export", "cappy_bench", "cappy_mini"],
     "accelerate": ["cappy_export.adaptation"],

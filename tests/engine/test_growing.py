@@ -195,7 +195,7 @@ def test_a_target_that_appears_meanwhile_is_kept_and_so_are_the_lines(out: Path)
 
 def test_two_runs_do_not_write_to_one_file(out: Path) -> None:
     def again(done: int) -> None:
-        with pytest.raises(OutputError, match="another run writes to .*partial; wait for it, or stop it"):
+        with pytest.raises(OutputError, match=r"another run writes to .*partial; wait for it, or stop it"):
             grow(out, resume=True)
 
     grow(out, after=again)
