@@ -23,6 +23,8 @@ from cappy_engine.cli.arguments import (
     say,
 )
 from cappy_engine.errors import AdaptError
+from cappy_export.adaptation.recipe import AdaptOptions, Recipe
+from cappy_export.options import ExportOptions, VerifyOptions
 
 EXPORT_EXAMPLES = """examples:
   cappy export btan2/cappy-large cappy-bundle --precision fp32 --precision int8
@@ -181,57 +183,50 @@ def _add_parity_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
+    asked = ExportOptions(
+        precisions=options.precisions or ("fp32",),
+        targets=options.targets or ("cpu",),
+        buckets=options.buckets,
+        keep=options.keep,
+        float32_products=options.float32_products,
+        accurate_int8=options.accurate_int8,
+        revision=options.revision,
+        max_length=options.max_length,
+        pairs=options.pairs,
+        limits=options.limits,
+    )
     pipeline = import_export("cappy_export.pipeline")
     with exit_on_termination():
-        manifest = pipeline.export(
-            options.checkpoint,
-            options.bundle,
-            precisions=options.precisions or ("fp32",),
-            targets=options.targets or ("cpu",),
-            buckets=options.buckets,
-            keep=options.keep,
-            float32_products=options.float32_products,
-            is_int8_accurate=options.accurate_int8,
-            revision=options.revision,
-            max_length=options.max_length,
-            pairs=options.pairs,
-            limits=pipeline.parse_limits(options.limits),
-            force=options.force,
-            say=say,
-        )
+        manifest = pipeline.export(options.checkpoint, options.bundle, asked, force=options.force, say=say)
     print(text.describe_parity(manifest["parity"]))
     print(f"wrote {options.bundle}")
     return EXIT_OK
 
 
 def _adapt(options: argparse.Namespace) -> int:
-    adaptation, examples, samples = (
-        import_training(f"cappy_export.adaptation.{name}") for name in ("training", "examples", "samples")
-    )
-
-    def read(path: Path) -> Any:
-        if not options.from_samples:
-            return examples.read_examples(path)
-        return samples.examples_from_samples(samples.read_samples(path), negatives=options.negatives, seed=options.seed)
-
+    adaptation = import_training("cappy_export.adaptation.training")
     names = ("epochs", "max_steps", "batch_size", "learning_rate", "warmup_fraction", "weight_decay",
              "max_gradient_norm", "dropout", "max_length", "max_batch_tokens", "mixed_precision", "seed")  # fmt: skip
     try:
-        recipe = adaptation.Recipe(**{name: getattr(options, name) for name in names})
+        recipe = Recipe(**{name: getattr(options, name) for name in names})
     except ValueError as error:
         raise AdaptError(str(error)) from error
     with exit_on_termination(), _training_bar() as progress:
         adaptation.adapt(
             options.checkpoint,
-            read(options.train),
+            options.train,
             options.out,
-            held_out=None if options.held_out is None else read(options.held_out),
-            held_out_fraction=options.held_out_fraction,
-            recipe=recipe,
-            evaluate_every=options.evaluate_every,
-            save_every=options.save_every,
-            resume=options.resume,
-            revision=options.revision,
+            recipe,
+            AdaptOptions(
+                revision=options.revision,
+                from_samples=options.from_samples,
+                negatives=options.negatives,
+                held_out_fraction=options.held_out_fraction,
+                evaluate_every=options.evaluate_every,
+                save_every=options.save_every,
+                resume=options.resume,
+            ),
+            held_out=options.held_out,
             say=say,
             progress=progress,
         )
@@ -244,10 +239,9 @@ def _verify(options: argparse.Namespace) -> int:
     parity = pipeline.verify(
         options.bundle,
         options.checkpoint,
-        precisions=options.precisions,
-        revision=options.revision,
-        pairs=options.pairs,
-        limits=pipeline.parse_limits(options.limits),
+        VerifyOptions(
+            precisions=options.precisions, revision=options.revision, pairs=options.pairs, limits=options.limits
+        ),
         say=say,
     )
     if options.json:

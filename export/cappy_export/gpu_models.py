@@ -1,68 +1,98 @@
-"""The models for GPUs: written, converted, and made runnable on the CPU, where they are proven.
+"""Write the models for GPUs, and make them runnable on the CPU, where they are proven.
 
-"cuda": ONNX Runtime's fused operators, padding removed (packed.py); fp32 and fp16. "tensorrt": standard operators
-(plain.py); fp32, fp16, and int8 with explicit quantisation around fp16 (qdq.py). fp16 keeps in float32 the head, and
-what overflows on calibration pairs (half.py).
+"cuda" has ONNX Runtime's fused operators, padding removed (`graphs/cuda.py`), in fp32 and fp16. "tensorrt" has standard
+operators (`graphs/tensorrt.py`), in fp32, fp16, and int8 with explicit quantisation around fp16
+(`precisions/int8_tensorrt.py`). fp16 keeps the head in float32, and every node that overflows on calibration pairs.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 
+from cappy_engine.buckets import choose_buckets, default_buckets
 from cappy_engine.bundle import TARGETS
-from cappy_engine.errors import ExportError, GraphError
+from cappy_engine.errors import GraphError
 from cappy_export.checkpoints.checkpoint import Checkpoint
 from cappy_export.graphs.cuda import packed_model, packing_counts
-from cappy_export.graphs.optimum import build_direct_graph, save
+from cappy_export.graphs.files import save
+from cappy_export.graphs.optimum import build_direct_graph
 from cappy_export.graphs.stand_ins import emulated
 from cappy_export.graphs.tensorrt import check_operators, check_shapes, plain_model
 from cappy_export.graphs.writer import is_written_directly
-from cappy_export.precisions.fp16 import Inputs, convert_to_half
-from cappy_export.precisions.int8_tensorrt import activation_ranges, quantize_explicitly
+from cappy_export.options import ExportOptions, Say
+from cappy_export.precisions.calibration import CalibrationPairs, activation_ranges
+from cappy_export.precisions.fp16 import convert_to_half
+from cappy_export.precisions.int8_tensorrt import quantize_explicitly
 
-GPU_TARGETS = tuple(target for target in TARGETS if target != "cpu")
-Calibration = Callable[[], Iterable[Inputs]]
 
+def write_gpu_models(
+    checkpoint: Checkpoint,
+    staging: Path,
+    options: ExportOptions,
+    calibration: CalibrationPairs,
+    buckets: Sequence[int],
+    say: Say,
+) -> dict[str, Any]:
+    """Write the models for GPUs into `staging`; return the manifest's "targets".
 
-def check_target_precisions(targets: Sequence[str], precisions: Sequence[str]) -> dict[str, list[str]]:
-    """The precisions of each target, of those that were asked for.
+    >>> write_gpu_models(checkpoint, staging, ExportOptions(targets=("cuda",)), calibration, [64, 512], print)
 
-    Raises ValueError for an unknown target, ExportError for a precision or a target that would come to nothing.
+    Raises GraphError for an architecture whose graph is not written directly, and for a graph that the device would
+    not run as it is meant: all operators fused for CUDA, and all shapes known for TensorRT at every one of `buckets`.
     """
-    unknown = [name for name in targets if name not in TARGETS]
-    if isinstance(targets, str) or unknown or not targets:
-        raise ValueError(f"targets must be a list from {', '.join(TARGETS)}, got {targets!r}")
-    chosen = {
-        target: [name for name in TARGETS[target] if name in precisions] for target in TARGETS if target in targets
-    }
-    for target, found in chosen.items():
-        if not found:
-            raise ExportError(f"{target} runs {', '.join(TARGETS[target])}, not {', '.join(precisions)}")
-    for precision in precisions:
-        if not any(precision in found for found in chosen.values()):
-            raise ExportError(f"{precision} does not run on {', '.join(chosen)}; add a --target that runs it")
-    return chosen
+    found: dict[str, Any] = {}
+    for target, precisions in options.for_gpus.items():
+        say(f"building the graphs for {target}: {', '.join(precisions)}")
+        graphs = _write_target(checkpoint, staging, target, precisions, calibration, buckets)
+        found[target] = {"precisions": list(precisions), "graphs": graphs}
+        if target == "tensorrt":
+            found[target]["buckets"] = list(buckets)
+    return found
 
 
-def write_target(
+def choose_lengths(token_counts: npt.NDArray[np.int64] | None, buckets: int, *, max_length: int) -> tuple[int, ...]:
+    """Choose at most `buckets` lengths for TensorRT: for pairs of these `token_counts`, else the longest default ones.
+
+    >>> choose_lengths(None, 2, max_length=512)
+    (256, 512)
+    """
+    if token_counts is None:
+        return default_buckets(max_length)[-buckets:]
+    values, counts = np.unique(token_counts, return_counts=True)
+    lengths = {int(length): int(count) for length, count in zip(values, counts, strict=True)}
+    return choose_buckets(lengths, buckets, max_length=max_length)
+
+
+def runnable_on_cpu(model: Path, target: str, folder: Path) -> Path:
+    """Return a model that the CPU provider runs with the same weights: `model` itself, or its twin in `folder`.
+
+    >>> runnable_on_cpu(Path("my-bundle/cuda/model.onnx"), "cuda", Path("work"))
+    PosixPath('work/emulated-model.onnx')
+    """
+    if target != "cuda":
+        return model
+    twin = folder / f"emulated-{model.name}"
+    save(emulated(onnx.load(str(model))), twin)
+    return twin
+
+
+def _write_target(
     checkpoint: Checkpoint,
     staging: Path,
     target: str,
     precisions: Sequence[str],
-    calibration: Calibration,
+    calibration: CalibrationPairs,
     buckets: Sequence[int],
 ) -> dict[str, Any]:
-    """Write the models of `precisions` for "cuda" or "tensorrt" into `staging`; returns what is known of each.
-
-    Raises GraphError for an architecture whose graph is not written directly, and unless the graph is what the device
-    needs: all operators fused, or known to TensorRT with shapes known for every one of `buckets`.
-    """
+    """Write the models of `precisions` for one target; return the facts of each."""
     if not is_written_directly(checkpoint.config):
         kind = checkpoint.config["model_type"]
         raise GraphError(f"models for {target} are written for BERT and RoBERTa; {checkpoint.name} is a {kind}")
@@ -75,9 +105,9 @@ def write_target(
         facts: dict[str, dict[str, Any]] = {"fp32": {}}
         if {"fp16", "int8"} & set(precisions):
             runnable = runnable_on_cpu(steps["fp32"], target, folder)
-            facts["fp16"] = convert_to_half(steps["fp32"], steps["fp16"], calibration(), runnable=runnable)
+            facts["fp16"] = convert_to_half(steps["fp32"], steps["fp16"], calibration.inputs(), runnable=runnable)
         if "int8" in precisions:
-            largest = activation_ranges(steps["fp32"], calibration())
+            largest = activation_ranges(steps["fp32"], calibration.inputs())
             facts["int8"] = {**facts["fp16"], **quantize_explicitly(steps["fp16"], steps["int8"], largest)}
     has_gelu = checkpoint.config.get("hidden_act", "gelu") == "gelu"
     wanted = packing_counts(shape["layers"], has_gelu=has_gelu) if target == "cuda" else {}
@@ -92,17 +122,8 @@ def write_target(
     }
 
 
-def runnable_on_cpu(model: Path, target: str, folder: Path) -> Path:
-    """A model that the CPU provider runs with the same weights: `model` itself, or its twin in `folder`."""
-    if target != "cuda":
-        return model
-    twin = folder / f"emulated-{model.name}"
-    save(emulated(onnx.load(str(model))), twin)
-    return twin
-
-
 def _check(model: onnx.ModelProto, target: str, wanted: Mapping[str, int], buckets: Sequence[int]) -> dict[str, Any]:
-    """What is known of the graph, if it is what the device needs: see `write_target`."""
+    """Check that the graph is what the device needs (see `write_gpu_models`); return the facts that this tells."""
     if target == "cuda":
         counts = Counter(node.op_type for node in model.graph.node)
         if any(counts[name] != count for name, count in wanted.items()):

@@ -96,36 +96,44 @@ class ExportOptions:
         self._check_int8()
 
     @property
-    def by_target(self) -> dict[str, tuple[str, ...]]:
-        """The precisions of each target, of those that were asked for."""
-        return {target: tuple(name for name in TARGETS[target] if name in self.precisions) for target in self.targets}
+    def for_cpus(self) -> tuple[str, ...]:
+        """List the precisions that are asked for on CPUs."""
+        return self._runnable("cpu") if "cpu" in self.targets else ()
+
+    @property
+    def for_gpus(self) -> dict[str, tuple[str, ...]]:
+        """List the precisions of each target but the CPU, of those that were asked for."""
+        return {target: self._runnable(target) for target in self.targets if target != "cpu"}
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """The CPU's precisions that are written."""
-        return self.by_target.get("cpu", ()) if self.keep is None else self.keep
+        """List the CPU's precisions that are written."""
+        return self.for_cpus if self.keep is None else self.keep
 
     @property
     def parity_limits(self) -> dict[str, Limits]:
-        """The limits of every precision, changed as was asked."""
+        """Give the limits of every precision, changed as was asked."""
         return parse_limits(self.limits)
+
+    def _runnable(self, target: str) -> tuple[str, ...]:
+        return tuple(name for name in TARGETS[target] if name in self.precisions)
 
     def _check_targets(self) -> None:
         """Raise ExportError for a target or a precision that would come to nothing."""
-        asked = ", ".join(self.precisions)
-        for target, found in self.by_target.items():
-            if not found:
-                raise ExportError(f"{target} runs {', '.join(TARGETS[target])}, not {asked}")
+        for target in self.targets:
+            if not self._runnable(target):
+                raise ExportError(f"{target} runs {', '.join(TARGETS[target])}, not {', '.join(self.precisions)}")
         for precision in self.precisions:
-            if not any(precision in found for found in self.by_target.values()):
+            if not any(precision in TARGETS[target] for target in self.targets):
                 raise ExportError(f"{precision} does not run on {', '.join(self.targets)}; add a --target that runs it")
 
     def _check_int8(self) -> None:
         """Raise ExportError for what is asked of the CPU's precisions and meets none of them."""
-        chosen = self.by_target.get("cpu", ())
-        if not set(self.kept) <= set(chosen):
-            raise ExportError(f"cannot keep {', '.join(self.kept)} of {', '.join(chosen)}; name it as a precision too")
-        if (self.float32_products or self.accurate_int8) and "int8" not in chosen:
+        if not set(self.kept) <= set(self.for_cpus):
+            raise ExportError(
+                f"cannot keep {', '.join(self.kept)} of {', '.join(self.for_cpus)}; name it as a precision too"
+            )
+        if (self.float32_products or self.accurate_int8) and "int8" not in self.for_cpus:
             what = "float32 products are" if self.float32_products else "accurate int8 is"
             raise ExportError(f"{what} for the CPU's int8; name it as a precision too")
 
@@ -156,7 +164,7 @@ class VerifyOptions:
 
     @property
     def parity_limits(self) -> dict[str, Limits]:
-        """The limits of every precision, changed as was asked."""
+        """Give the limits of every precision, changed as was asked."""
         return parse_limits(self.limits)
 
 

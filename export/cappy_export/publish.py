@@ -1,4 +1,4 @@
-"""How a bundle appears: complete and under its name, or not at all."""
+"""Give a finished folder its name: complete, or not at all. Knows bundles only by their manifest."""
 
 from __future__ import annotations
 
@@ -6,31 +6,39 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+from cappy_engine import storage
 from cappy_engine.bundle import MANIFEST
 from cappy_engine.errors import ExportError
+from cappy_export.options import Say
 
 
-def check_target(target: Path, *, force: bool) -> None:
-    """Raise ExportError if `target` must not be written: it exists, or with `force` it exists and is no bundle."""
-    if os.path.lexists(target) and not force:
-        raise ExportError(f"{target} exists; choose another name, or replace it with --force")
-    if os.path.lexists(target) and not (target / MANIFEST).is_file():
-        raise ExportError(f"{target} exists and is no bundle (it has no {MANIFEST}); --force replaces bundles only")
+def check_out(out: Path, *, force: bool) -> None:
+    """Raise ExportError if `out` must not be written: it exists, or with `force` it exists and is not a bundle.
+
+    >>> check_out(Path("new-bundle"), force=False)
+    """
+    if os.path.lexists(out) and not force:
+        raise ExportError(f"{out} exists; choose another name, or replace it with --force")
+    if os.path.lexists(out) and not (out / MANIFEST).is_file():
+        raise ExportError(f"{out} exists and is not a bundle (it has no {MANIFEST}); --force replaces bundles only")
 
 
 @contextlib.contextmanager
-def staging_folder(target: Path, say: Callable[[str], object]) -> Iterator[Path]:
-    """A temporary folder beside `target`, removed on the way out unless it was published.
+def staging_folder(out: Path, say: Say) -> Iterator[Path]:
+    """Make a temporary folder beside `out`, which is removed on the way out unless it was published.
 
-    What a killed export left there is pointed out, not removed: it may belong to one that still runs.
+    >>> with staging_folder(Path("new-bundle"), print) as staging:
+    ...     publish(staging, Path("new-bundle"), force=False)
+
+    Folders that a killed export left there are pointed out, not removed: they may belong to one that still runs.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for left in sorted(target.parent.glob(f".{target.name}.*-*")):
-        say(f"note: {left} is of another export to {target.name}; if none is running, remove it")
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for left in sorted(out.parent.glob(f".{out.name}.*-*")):
+        say(f"note: {left} is of another export to {out.name}; if none is running, remove it")
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     staging.chmod(0o755)
     try:
         yield staging
@@ -38,33 +46,26 @@ def staging_folder(target: Path, say: Callable[[str], object]) -> Iterator[Path]
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def publish(staging: Path, target: Path, *, force: bool) -> None:
-    """Give the complete bundle its name.
+def publish(staging: Path, out: Path, *, force: bool) -> None:
+    """Give the complete folder its name.
 
-    With `force`, what has the name is moved aside first, put back if anything fails, and removed last. Raises
-    ExportError if `target` must not be replaced, OSError if the file system refuses.
+    >>> publish(staging, Path("new-bundle"), force=False)
+
+    With `force`, a bundle of that name is moved aside first, put back if anything fails, and removed last. Raises
+    ExportError if `out` must not be replaced, OSError if the file system refuses.
     """
-    for path in [*staging.rglob("*"), staging]:
-        _sync(path)
-    check_target(target, force=force)
-    if not os.path.lexists(target):
-        staging.rename(target)
-    else:
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
-        target.rename(aside / target.name)
-        try:
-            staging.rename(target)
-        except BaseException:
-            (aside / target.name).rename(target)
-            aside.rmdir()
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    storage.sync_tree(staging)
+    check_out(out, force=force)
+    if not os.path.lexists(out):
+        storage.rename(staging, out)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
+    out.rename(aside / out.name)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        staging.rename(out)
+    except BaseException:
+        (aside / out.name).rename(out)
+        aside.rmdir()
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+    storage.sync(out.parent)

@@ -24,7 +24,7 @@ from cappy_bench.quality.picking import (
 from cappy_bench.quality.promptsource import read_examples
 from cappy_engine.cli.main import main
 from cappy_engine.errors import InvalidLine
-from cappy_export import export
+from cappy_export import ExportOptions, export
 from tests.support.places import DATA, MINI
 
 Row = dict[str, Any]
@@ -170,7 +170,7 @@ def test_the_command_gives_the_same_as_json(some_file: Path, bundle: Path, capsy
 def test_pytorch_cuts_pairs_where_the_bundle_does(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    export(checkpoint, tmp_path / "short", precisions=["fp32"], max_length=24)
+    export(checkpoint, tmp_path / "short", ExportOptions(max_length=24))
     words = "the sky is blue or green and nobody knows why it was so long ago".split()
     rows = [
         {**row("RTE", place // 4, int(place % 4 == 0), response=" ".join(words[place % 13 :] * 3) + words[place % 7])}
@@ -229,7 +229,7 @@ def test_on_trained_weights_and_real_tasks_fp32_decides_as_pytorch(
     if not source.is_file():
         pytest.skip(f"needs {source}")
     (tmp_path / "tasks.jsonl").write_bytes(gzip.decompress(source.read_bytes()))
-    export(MINI, tmp_path / "bundle", precisions=["fp32", "int8"])
+    export(MINI, tmp_path / "bundle", ExportOptions(precisions=("fp32", "int8")))
     command = ["evaluate", "promptsource", str(tmp_path / "tasks.jsonl"), "--bundle", str(tmp_path / "bundle")]
     assert main([*command, "--against", str(MINI), "--precision", "fp32", "--examples", "3", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

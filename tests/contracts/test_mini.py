@@ -19,10 +19,11 @@ from cappy_bench.quality.held_out import accuracies, chances
 from cappy_engine import Scorer
 from cappy_engine.bundle import EMBEDDED, open_bundle
 from cappy_engine.cli.main import main
-from cappy_export import export
+from cappy_export import ExportOptions, export
 from cappy_export.adaptation.examples import Examples, make_examples
-from cappy_export.adaptation.recipe import Recipe
-from cappy_export.adaptation.training import Progress, adapt
+from cappy_export.adaptation.recipe import AdaptOptions, Recipe
+from cappy_export.adaptation.run import Progress
+from cappy_export.adaptation.training import adapt
 from cappy_export.checkpoints.checkpoint import digest_of_files, open_checkpoint
 from cappy_export.proof.limits import LIMITS
 from cappy_export.proof.pairs import default_pairs
@@ -48,7 +49,7 @@ def read_rows(name: str) -> list[dict[str, Any]]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of cappy-mini in every precision, exported here."""
     path = tmp_path_factory.mktemp("mini") / "bundle"
-    export(MINI, path, precisions=["fp32", "fp16", "int8"])
+    export(MINI, path, ExportOptions(precisions=("fp32", "fp16", "int8")))
     return path
 
 
@@ -106,7 +107,7 @@ def test_the_manifest_has_the_parity_of_every_precision_within_the_default_limit
 
 @pytest.mark.slow
 def test_accurate_int8_errs_less_than_half_as_much_on_trained_weights(tmp_path: Path) -> None:
-    manifest = export(MINI, tmp_path / "bundle", precisions=["int8"], is_int8_accurate=True)
+    manifest = export(MINI, tmp_path / "bundle", ExportOptions(precisions=("int8",), accurate_int8=True))
     accurate = manifest["parity"]["precisions"]["int8"]
     plain = open_bundle(EMBEDDED).manifest.document["parity"]["precisions"]["int8"]
     assert accurate["mean_error"] < plain["mean_error"] / 2
@@ -185,19 +186,19 @@ def bigbench(task: str, split: str, count: int) -> Examples:
 
 @pytest.mark.slow
 def test_five_hundred_examples_of_a_new_task_lower_its_held_out_loss_stopped_or_not(tmp_path: Path) -> None:
-    def train(name: str, **options: Any) -> dict[str, Any]:
+    def train(name: str, *, resume: bool = False, **others: Any) -> dict[str, Any]:
         return adapt(
             MINI,
             bigbench(BIGBENCH_TASK, "train", 500),
             tmp_path / name,
             held_out=bigbench(BIGBENCH_TASK, "validation", 150),
             recipe=Recipe(epochs=1, batch_size=8, learning_rate=6e-5, max_length=128),
-            save_every=20,
-            **options,
+            options=AdaptOptions(save_every=20, resume=resume),
+            **others,
         )
 
     def keep(progress: Progress) -> None:
-        """What a crash would leave here; test_adapt.py has a real SIGKILL."""
+        """What a crash would leave here; test_training.py has a real SIGKILL."""
         if progress.step == 45:
             shutil.copytree(tmp_path / "whole.training", tmp_path / "parts.training")
 

@@ -25,7 +25,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from cappy_engine import Scorer
 from cappy_engine.errors import ExportError, ParityError
-from cappy_export import export
+from cappy_export import ExportOptions, export
 from cappy_export.checkpoints.checkpoint import open_checkpoint
 from cappy_export.graphs.optimum import build_fused_graph, build_graph
 from cappy_export.proof.pairs import default_pairs
@@ -110,7 +110,7 @@ def test_an_encoder_is_exported_with_pytorchs_scores(
     tmp_path: Path, model_type: str, tokenizer_of: Callable[[Path], PreTrainedTokenizerBase], shape: dict[str, Any]
 ) -> None:
     checkpoint = make(model_type, tmp_path / "checkpoint", tokenizer_of, **shape)
-    manifest = export(checkpoint, tmp_path / "bundle", precisions=["fp32", "int8"])
+    manifest = export(checkpoint, tmp_path / "bundle", ExportOptions(precisions=("fp32", "int8")))
     assert manifest["parity"]["pairs"]["score_std"] > 0.05
 
     pairs = default_pairs()[::9]
@@ -153,7 +153,7 @@ def test_what_is_not_written_directly_has_parity_by_optimum(
     tmp_path: Path, model_type: str, tokenizer_of: Callable[[Path], PreTrainedTokenizerBase], changes: dict[str, Any]
 ) -> None:
     checkpoint = make(model_type, tmp_path / "checkpoint", tokenizer_of, **changes)
-    manifest = export(checkpoint, tmp_path / "bundle", precisions=["fp32", "int8"])
+    manifest = export(checkpoint, tmp_path / "bundle", ExportOptions(precisions=("fp32", "int8")))
     for precision in ("fp32", "int8"):
         assert manifest["graphs"][precision]["unpadded"] is False
     assert manifest["graphs"]["fp32"]["written_by"] == "optimum"

@@ -81,9 +81,9 @@ def test_anything_else_is_no_label(label: Any) -> None:
         (line_with("NaN"), r"has the label nan; labels go from 0"),
         (line_with("-Infinity"), r"has the label -inf; labels go from 0"),
         (line_with("1" + "0" * 400), r"has the label 1000.*; labels go from 0"),  # an int beyond a float's range
-        (line_with(json.dumps("x" * 100_000)), r"has the label 'xxx.*, which is no number"),
-        (line_with("true"), r"has the label True, which is no number"),
-        (line_with('"0.5"'), r"has the label '0\.5', which is no number"),
+        (line_with(json.dumps("x" * 100_000)), r"has the label 'xxx.*, which is not a number"),
+        (line_with("true"), r"has the label True, which is not a number"),
+        (line_with('"0.5"'), r"has the label '0\.5', which is not a number"),
         ('{"instruction": "a", "response": "b", "Label": 1}', r"has no field 'label'; each example needs one of 0"),
         ('{"instruction": "a", "label": 1}', r"has no field 'response'"),
         ('{"instruction": "a\\ud800", "response": "b", "label": 1}', r"instruction has a lone surrogate"),

@@ -1,11 +1,6 @@
-"""Parity's arithmetic against scipy and hand-counted cases, its limits, and the pairs that ship with the package."""
+"""Parity's arithmetic, against scipy and hand-counted cases."""
 
 from __future__ import annotations
-
-import gzip
-import json
-import unicodedata
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from cappy_engine.errors import ExportError, ParityError
-from cappy_export.proof.limits import LIMITS, Limits, parse_limits
-from cappy_export.proof.pairs import MIN_PAIRS, default_pairs, read_pairs
+from cappy_engine.errors import ParityError
+from cappy_export.proof.limits import LIMITS, Limits
 from cappy_export.proof.parity import (
     candidate_groups,
     measure,
@@ -96,58 +90,3 @@ def test_a_violation_is_a_parity_error_that_holds_the_report() -> None:
     with pytest.raises(ParityError, match=r"fp32: max error 0\.5 is above 0\.0001") as caught:
         require(parity, LIMITS, "something")
     assert caught.value.report is parity
-
-
-def test_limits_are_parsed_on_top_of_the_defaults() -> None:
-    parsed = parse_limits(["int8.min_spearman=0.99", "int8.max_error=0.5"])
-    assert parsed["int8"] == Limits(max_error=0.5, min_spearman=0.99)
-    assert parsed["fp32"] == LIMITS["fp32"] == Limits(max_error=1e-4)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "int8",
-        "int4.max_error=1",
-        "int8.error=1",
-        "int8.max_error",
-        "int8.max_error=little",
-        "int8.max_error=inf",
-        "fp32.max_error=nan",
-    ],
-)
-def test_a_limit_that_is_none_is_an_error_that_shows_it(text: str) -> None:
-    with pytest.raises(ExportError, match=text):
-        parse_limits([text])
-
-
-def test_default_pairs_are_many_and_of_many_kinds() -> None:
-    pairs = default_pairs()
-    assert len(pairs) >= MIN_PAIRS
-    assert len(set(pairs)) == len(pairs)
-    assert len(candidate_groups(pairs)) >= 60
-    text = "".join(part for pair in pairs for part in pair)
-    scripts = {unicodedata.name(character, "?").split()[0] for character in text if not character.isascii()}
-    assert {"ARABIC", "BENGALI", "CJK", "CYRILLIC", "DEVANAGARI", "ETHIOPIC", "GEORGIAN", "GREEK", "HANGUL", "HEBREW",
-            "HIRAGANA", "TAMIL", "THAI", "FULLWIDTH", "COMBINING", "EMOJI", "REGIONAL"} <= scripts  # fmt: skip
-    for sample in ("\0", "</s>", "<mask>", "\u200d", "def ", "\t", "SELECT"):
-        assert sample in text, sample
-    assert ("", "") in pairs
-    assert any(instruction.startswith("\n") for instruction, _ in pairs)
-
-
-def test_the_users_pairs_are_read_and_too_few_or_bad_ones_refused(tmp_path: Path) -> None:
-    path = tmp_path / "pairs.jsonl"
-    rows = [{"instruction": "q", "response": str(number), "label": 1} for number in range(MIN_PAIRS)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert read_pairs(path) == [("q", str(number)) for number in range(MIN_PAIRS)]
-    (tmp_path / "pairs.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
-    assert read_pairs(tmp_path / "pairs.jsonl.gz") == read_pairs(path)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
-    with pytest.raises(ExportError, match=f"has {MIN_PAIRS - 1} pairs; parity needs at least {MIN_PAIRS}"):
-        read_pairs(path)
-    path.write_text('{"instruction": "q"}\n')
-    with pytest.raises(ExportError, match=r"pairs\.jsonl, line 1: has no field 'response'"):
-        read_pairs(path)
-    with pytest.raises(ExportError, match="cannot be read"):
-        read_pairs(tmp_path / "missing.jsonl")

@@ -13,7 +13,7 @@ import pytest
 
 from cappy_bench.make_checkpoint import make_checkpoint
 from cappy_engine.storage import locked
-from cappy_export import export
+from cappy_export import ExportOptions, export
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
@@ -46,6 +46,6 @@ def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give the bundle of `checkpoint` in fp32, fp16 and int8. It is read-only: copy it to break it."""
 
     def make(folder: Path) -> None:
-        export(checkpoint, folder, precisions=["fp32", "fp16", "int8"])
+        export(checkpoint, folder, ExportOptions(precisions=("fp32", "fp16", "int8")))
 
     return made_once(tmp_path_factory, "tiny-exported", make)

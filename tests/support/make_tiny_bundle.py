@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cappy_bench.make_checkpoint import make_checkpoint
 from cappy_engine.bundle import PRECISIONS, TARGETS
-from cappy_export import export
+from cappy_export import ExportOptions, export
 
 WORDS = 600
 """The vocabulary: 256 bytes, 5 special tokens, and what the parity pairs have most of."""
@@ -26,7 +26,7 @@ def make_tiny_bundle(out: Path) -> None:
     """Write the bundle to the folder `out`, which must not exist."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = make_checkpoint(Path(folder) / "minimal", size="minimal", vocab_size=WORDS)
-        export(checkpoint, out, precisions=PRECISIONS, targets=tuple(TARGETS))
+        export(checkpoint, out, ExportOptions(precisions=PRECISIONS, targets=tuple(TARGETS)))
 
 
 if __name__ == "__main__":

@@ -41,11 +41,18 @@ from cappy_engine.scorer import Scorer
 from cappy_engine.session import open_session
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.checkpoints.checkpoint import load_tokenizer, open_checkpoint
-from cappy_export.graphs.optimum import build_graph, head_nodes, quiet
-from cappy_export.pipeline import ACCURATE_CALIBRATION_PAIRS, CALIBRATION_PAIRS, calibration_inputs
+from cappy_export.graphs.files import head_nodes, quiet
+from cappy_export.graphs.optimum import build_graph
+from cappy_export.precisions.calibration import (
+    ACCURATE_CALIBRATION_PAIRS,
+    CALIBRATION_PAIRS,
+    CalibrationPairs,
+    Inputs,
+)
 from cappy_export.precisions.embeddings import Small, quantize_embeddings
-from cappy_export.precisions.fp16 import Inputs
-from cappy_export.precisions.int8 import Options, products_with_weights, quantize_products
+from cappy_export.precisions.int8 import products_with_weights, quantize_products
+from cappy_export.precisions.int8_graph import Int8Options
+from cappy_export.precisions.rounding import Floats, Int8
 from cappy_export.proof.pairs import default_pairs, read_pairs
 from cappy_export.proof.parity import measure
 
@@ -54,7 +61,18 @@ Make = Callable[[Path, Path, Sequence[Inputs]], object]
 CHOSEN = "chosen"
 
 
-def _ours(options: Options, *, corrects_bias: bool = True, words: Small | None = np.int8) -> Make:
+def _nearest(bits: int) -> Callable[[Floats], tuple[Int8, Floats]]:
+    """Round each weight alone to steps of so many bits, whether neighbours may saturate or not."""
+    limit = 2 ** (bits - 1) - 1
+
+    def rounded(weights: Floats) -> tuple[Int8, Floats]:
+        scales = np.maximum(np.abs(weights).max(axis=0) / limit, np.finfo(np.float32).tiny).astype(np.float32)
+        return np.clip(np.rint(weights / scales), -limit, limit).astype(np.int8), scales
+
+    return rounded
+
+
+def _ours(options: Int8Options, *, corrects_bias: bool = True, words: Small | None = np.int8) -> Make:
     def make(fp32: Path, out: Path, calibration: Sequence[Inputs]) -> None:
         every = 1 if options.needs_moments else max(1, len(calibration) // CALIBRATION_PAIRS)
         quantize_products(fp32, out, options, calibration[::every] if corrects_bias else ())
@@ -85,17 +103,17 @@ def _runtimes(weight_type: QuantType, *, reduce_range: bool) -> Make:
 
 
 OPTIONS: dict[str, Make] = {
-    CHOSEN: _ours(Options()),
-    "weights of 7 bits": _ours(Options(weight_bits=7)),
-    "weights that may saturate": _ours(Options(avoids_saturation=False)),
-    "without bias correction": _ours(Options(), corrects_bias=False),
-    "word embeddings in fp32": _ours(Options(), words=None),
-    "word embeddings in fp16": _ours(Options(), words=np.float16),
-    "compensated, words in fp16": _ours(Options(compensates=True), words=np.float16),
-    "rotated, words in fp16": _ours(Options(rotates=True), words=np.float16),
-    "accurate": _ours(Options(rotates=True, compensates=True), words=np.float16),
+    CHOSEN: _ours(Int8Options()),
+    "weights of 7 bits": _ours(Int8Options(rounds=_nearest(7))),
+    "weights that may saturate": _ours(Int8Options(rounds=_nearest(8))),
+    "without bias correction": _ours(Int8Options(), corrects_bias=False),
+    "word embeddings in fp32": _ours(Int8Options(), words=None),
+    "word embeddings in fp16": _ours(Int8Options(), words=np.float16),
+    "compensated, words in fp16": _ours(Int8Options(compensates=True), words=np.float16),
+    "rotated, words in fp16": _ours(Int8Options(rotates=True), words=np.float16),
+    "accurate": _ours(Int8Options(rotates=True, compensates=True), words=np.float16),
     "accurate, layer 0 in fp32": _ours(
-        Options(rotates=True, compensates=True, float32_products=["layer.0/"]), words=np.float16
+        Int8Options(rotates=True, compensates=True, float32_products=["layer.0/"]), words=np.float16
     ),
     "quantize_dynamic, signed": _runtimes(QuantType.QInt8, reduce_range=False),
     "quantize_dynamic, signed, 7 bits": _runtimes(QuantType.QInt8, reduce_range=True),
@@ -123,15 +141,12 @@ def compare(
         tokenizer = PairTokenizer.from_file(folder / "tokenizer.json", max_length=saved.model_max_length)
         fp32 = folder / "fp32.onnx"
         build_graph(opened, fp32)
-        calibration = list(
-            calibration_inputs(
-                tokenizer, default_pairs(), pad_token_id=saved.pad_token_id, count=ACCURATE_CALIBRATION_PAIRS
-            )
-        )
+        known = CalibrationPairs(tokenizer.encode(default_pairs()), pad_token_id=int(saved.pad_token_id))
+        calibration = list(known.inputs(ACCURATE_CALIBRATION_PAIRS))
         options = {name: OPTIONS[name] for name in chosen}
         if is_each_product:
             for product in products_with_weights(fp32):
-                options[f"{product} fp32"] = _ours(Options(float32_products=[product]))
+                options[f"{product} fp32"] = _ours(Int8Options(float32_products=[product]))
         sizes: dict[str, int] = {}
         scorers: dict[str, Scorer] = {}
         for option in ("fp32", *options):

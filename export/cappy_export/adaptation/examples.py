@@ -1,4 +1,4 @@
-"""What training learns from: pairs with a label each, read from JSON Lines, and which of them are held out."""
+"""Read training examples, pairs with a label each, from JSON Lines, and hold a part of them out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Examples:
-    """n `pairs` with their `labels` (n,) float32; pairs of one instruction have the same number in `groups` (n,)."""
+    """Hold n `pairs`, their `labels` (n,) float32, and `groups` (n,) int64: one number for pairs of one instruction."""
 
     pairs: list[Pair]
     labels: npt.NDArray[np.float32]
@@ -31,12 +31,16 @@ class Examples:
         return len(self.pairs)
 
     def take(self, rows: Rows) -> Examples:
-        """The examples at `rows`, in that order."""
+        """Take the examples at `rows`, in that order."""
         return Examples([self.pairs[row] for row in rows], self.labels[rows], self.groups[rows])
 
 
 def make_examples(pairs: Sequence[Pair], labels: Sequence[float]) -> Examples:
-    """Examples of `pairs` and their `labels`, grouped by instruction."""
+    """Make examples of `pairs` and their `labels`, grouped by instruction.
+
+    >>> make_examples([("a", "1"), ("b", "1"), ("a", "2")], [1, 1, 0]).groups.tolist()
+    [0, 1, 0]
+    """
     numbers: dict[str, int] = {}
     groups = [numbers.setdefault(instruction, len(numbers)) for instruction, _ in pairs]
     return Examples(list(pairs), np.array(labels, dtype=np.float32), np.array(groups, dtype=np.int64))
@@ -44,6 +48,8 @@ def make_examples(pairs: Sequence[Pair], labels: Sequence[float]) -> Examples:
 
 def read_examples(path: str | Path) -> Examples:
     """Read examples from JSON Lines with `instruction`, `response` and `label`, a number of 0 (wrong) to 1 (right).
+
+    >>> len(read_examples("docs/examples/train.jsonl"))
 
     Raises AdaptError that names the line, for a bad line, a label out of range, and a file without examples.
     """
@@ -61,10 +67,14 @@ def read_examples(path: str | Path) -> Examples:
 
 
 def read_label(row: Row) -> float:
-    """The label of a row; raises InvalidLine if there is none of 0 to 1."""
+    """Read the label of a row; raises InvalidLine if there is none of 0 to 1.
+
+    >>> read_label(Row(1, {"label": 0.5}, ("instruction", "response")))
+    0.5
+    """
     label = row.fields.get("label")
     if isinstance(label, bool) or not isinstance(label, (int, float)):
-        found = "no field 'label'" if "label" not in row.fields else f"the label {shown(label)}, which is no number"
+        found = "no field 'label'" if "label" not in row.fields else f"the label {shown(label)}, which is not a number"
         raise InvalidLine(row.number, f"has {found}; each example needs one of 0 (wrong) to 1 (right)")
     if not 0 <= label <= 1:  # nor NaN
         raise InvalidLine(row.number, f"has the label {shown(label)}; labels go from 0 (wrong) to 1 (right)")
@@ -72,7 +82,12 @@ def read_label(row: Row) -> float:
 
 
 def hold_out(examples: Examples, fraction: float, *, seed: int) -> tuple[Examples, Examples]:
-    """Split into (training, held out); the held-out ones are all examples of about `fraction` of the instructions."""
+    """Split into (training, held out): all examples of about `fraction` of the instructions are held out.
+
+    >>> training, held_out = hold_out(examples, 0.02, seed=0)
+
+    Raises AdaptError if that leaves nothing to train on.
+    """
     groups = sorted(set(examples.groups.tolist()))
     random.Random(seed).shuffle(groups)  # noqa: S311 - a sample, no secret
     count = math.ceil(fraction * len(groups)) if fraction else 0
@@ -86,9 +101,12 @@ def hold_out(examples: Examples, fraction: float, *, seed: int) -> tuple[Example
 
 
 def grouped_accuracy(scores: npt.NDArray[np.float32], examples: Examples) -> tuple[float, int]:
-    """(accuracy, groups): in how many groups the best-scoring candidate has the best label.
+    """Count in which part of the groups the best-scoring candidate has the best label: (accuracy, groups).
 
-    Groups with one candidate, or with one label for all, say nothing and are left out; the first of equal scores wins.
+    >>> grouped_accuracy(np.float32([0.9, 0.1]), make_examples([("a", "1"), ("a", "2")], [1, 0]))
+    (1.0, 1)
+
+    Groups with one candidate, or with one label for all, say nothing and are left out. The first of equal scores wins.
     Accuracy is NaN without groups.
     """
     correct = counted = 0

@@ -1,4 +1,4 @@
-"""ROUGE-L as Cappy's authors use it: stemmed, f-measure, the best over references, by the `rouge-score` package.
+"""Compute ROUGE-L as Cappy's authors do: stemmed, f-measure, the best over references, by `rouge-score`.
 
 It reads the letters a to z and digits only: an answer in another script always gets 0.
 """
@@ -12,12 +12,20 @@ from rouge_score.rouge_scorer import RougeScorer
 
 
 def rouge_l(references: Sequence[str], answer: str) -> float:
-    """ROUGE-L of `answer`, 0 to 1, with the closest of `references` (at least one)."""
+    """Compute ROUGE-L of `answer`, 0 to 1, with the closest of `references` (at least one).
+
+    >>> rouge_l(["It is blue."], "blue")
+    0.5
+    """
     return float(_scorer().score_multi(list(references), answer)["rougeL"].fmeasure)
 
 
 def has_words(text: str) -> bool:
-    """Whether ROUGE-L sees anything in `text`."""
+    """Tell whether ROUGE-L sees anything in `text`.
+
+    >>> has_words("да")
+    False
+    """
     return rouge_l([text], text) > 0
 
 

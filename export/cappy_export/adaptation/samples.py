@@ -1,4 +1,4 @@
-"""What an LLM answered, read from JSON Lines, and the training pairs of it (arXiv 2311.06720, section 3.3).
+"""Read an LLM's samples from JSON Lines, and make training pairs of them (arXiv 2311.06720, section 3.3).
 
 Each reference of an example gets the label 1, references of other examples 0, and each sample of the LLM its ROUGE-L
 with the references.
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sampled:
-    """One instruction with its right answers, and what an LLM answered."""
+    """Hold one instruction, its right answers (`references`), and an LLM's answers (`samples`)."""
 
     instruction: str
     references: tuple[str, ...]
@@ -34,6 +34,8 @@ class Sampled:
 
 def read_samples(path: str | Path) -> list[Sampled]:
     """Read JSON Lines with `instruction`, `references` (at least one string) and `samples` (strings, may be empty).
+
+    >>> read_samples("docs/examples/samples.jsonl")[0].references
 
     Raises AdaptError that names the line.
     """
@@ -51,7 +53,11 @@ def read_samples(path: str | Path) -> list[Sampled]:
 
 
 def sampled_from(fields: Mapping[str, Any], number: int) -> Sampled:
-    """The samples in the fields of line `number`; raises InvalidLine if they are not of the form."""
+    """Make the samples of a line's fields; raises InvalidLine, with its `number`, if they are not of the form.
+
+    >>> sampled_from({"instruction": "Add 2 and 3.", "references": ["5"], "samples": ["6"]}, 1).samples
+    ('6',)
+    """
     references = _texts(fields, "references", number)
     if not references:
         raise InvalidLine(number, "has no references; an example needs at least one right answer")
@@ -61,8 +67,10 @@ def sampled_from(fields: Mapping[str, Any], number: int) -> Sampled:
 def examples_from_samples(sampled: Sequence[Sampled], *, negatives: int = 1, seed: int = 0) -> Examples:
     """Build examples: references with label 1, `negatives` references of other examples with 0, samples with ROUGE-L.
 
-    Of equal responses to one instruction only the first counts. ROUGE-L reads the letters a to z and digits only: a
-    warning says how many references have none, since every sample for them gets the label 0.
+    >>> examples_from_samples(read_samples("docs/examples/samples.jsonl"), negatives=1)
+
+    Of equal responses to one instruction only the first counts. ROUGE-L reads the letters a to z and digits only. A
+    warning says how many references have neither, since every sample for them gets the label 0.
     """
     draw = random.Random(seed)  # noqa: S311 - a sample, no secret
     right: dict[str, set[str]] = {}  # an instruction may stand on several lines

@@ -1,4 +1,7 @@
-"""Which examples make which training step. Pure: the same seed gives the same steps, on any machine, after any stop."""
+"""Plan which examples make which training step.
+
+Pure: the same seed gives the same steps, on any machine, after any stop.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,13 @@ POOL_STEPS = 64
 
 
 def plan_epoch(lengths: Rows, groups: Rows, *, batch_size: int, seed: int, epoch: int) -> list[Rows]:
-    """The steps of one epoch: arrays of rows, each row once, `batch_size` in every step but perhaps one.
+    """Plan the steps of one epoch: arrays of rows, each row once, `batch_size` in every step but perhaps one.
 
-    `lengths` and `groups` are (n,) int64. The candidates of a group stay together, since what tells them apart is what
-    has to be learnt; groups are shuffled, sorted by length within pools of POOL_STEPS steps, and the steps shuffled
-    again. So a step holds pairs of about one length, and little is padded.
+    >>> plan_epoch(np.array([3, 1, 2]), np.array([0, 0, 1]), batch_size=2, seed=0, epoch=0)
+
+    `lengths` and `groups` are (n,) int64. The candidates of a group stay together, since training must learn to tell
+    them apart. Groups are shuffled, sorted by length within pools of POOL_STEPS steps, and the steps shuffled again. So
+    a step holds pairs of about one length, and little is padded.
     """
     random = np.random.default_rng([seed, epoch])
     _, group_of = np.unique(groups, return_inverse=True)
@@ -34,14 +39,23 @@ def plan_epoch(lengths: Rows, groups: Rows, *, batch_size: int, seed: int, epoch
 
 
 def count_steps(examples: int, *, batch_size: int, epochs: int) -> int:
-    """How many steps `plan_epoch` plans in `epochs` epochs."""
+    """Count the steps that `plan_epoch` plans in `epochs` epochs.
+
+    >>> count_steps(3, batch_size=2, epochs=2)
+    4
+    """
     return epochs * -(-examples // batch_size)
 
 
 def plan_steps(
     lengths: Rows, groups: Rows, *, batch_size: int, seed: int, epochs: int, done: int = 0
 ) -> Iterator[tuple[int, Rows]]:
-    """Yield (number from 1, rows) of every step of the training but the first `done`."""
+    """Yield (number from 1, rows) of every step of the training but the first `done`.
+
+    >>> steps = plan_steps(np.array([3, 1, 2]), np.array([0, 0, 1]), batch_size=2, seed=0, epochs=2, done=1)
+    >>> [number for number, rows in steps]
+    [2, 3, 4]
+    """
     number = 0
     for epoch in range(epochs):
         for rows in plan_epoch(lengths, groups, batch_size=batch_size, seed=seed, epoch=epoch):

@@ -1,4 +1,4 @@
-"""What a checkpoint's config files say, reduced to what may be said: nothing in them can make this code run or fetch.
+"""Read a checkpoint's config files, and let nothing through that could make transformers run or fetch code.
 
 `config.json` and `tokenizer_config.json` are parsed here and reduced to allow-lists before transformers sees them:
 transformers 4.56 to 5.2 fetch and run code for some of their keys (CVE-2026-4372).
@@ -46,12 +46,19 @@ TOKENIZER_KEYS = frozenset(
 COUNTS_FROM_PADDING = frozenset(
     {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "roberta-prelayernorm", "data2vec-text", "ibert"}
 )
+"""Model types whose position ids begin after the padding's id; a token that is padding's has none."""
 
 REFUSED_PARTS = ("auto_map", "attn_implementation", "kernel", "quantization", "custom_", "trust_remote", "_hub")
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """`config.json`, reduced to the keys that its architecture knows; refuses what could fetch or run code."""
+    """Read `config.json`, reduced to the keys that its architecture knows.
+
+    >>> read_config(Path("export/cappy_mini/checkpoint"), "cappy-mini")["model_type"]
+    'roberta'
+
+    Raises CheckpointError, also for keys that could make transformers fetch or run code.
+    """
     path = folder / "config.json"
     if not path.exists():
         found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
@@ -72,12 +79,15 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
 
 
 def check_architecture(config: Mapping[str, Any], name: str) -> None:
-    """Only an encoder with a sequence-classification head and one label gives one score for a pair."""
+    """Raise CheckpointError unless the model gives one score for a pair: an encoder with a head of one label.
+
+    >>> check_architecture(read_config(Path("export/cappy_mini/checkpoint"), "cappy-mini"), "cappy-mini")
+    """
     model_type, architectures = config["model_type"], config.get("architectures") or []
     found = f"{', '.join(map(str, architectures)) or 'no architecture'} (model type {model_type})"
     is_encoder = model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if config.get("is_decoder") or config.get("is_encoder_decoder") or not is_encoder:
-        raise CheckpointError(f"{name} is a generative model, or no text encoder: {found}; needed is a text encoder")
+        raise CheckpointError(f"{name} is a generative model, or not a text encoder: {found}; needed is a text encoder")
     if len(architectures) != 1 or not str(architectures[0]).endswith("ForSequenceClassification"):
         raise CheckpointError(f"{name} has no regression head: {found}; needed is a model ...ForSequenceClassification")
     labels = config.get("id2label")
@@ -87,14 +97,21 @@ def check_architecture(config: Mapping[str, Any], name: str) -> None:
 
 
 def config_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers' config class is made with: all that was kept, and one label."""
+    """Return the arguments for transformers' config class: all that was kept, and one label.
+
+    >>> config_arguments({"model_type": "bert", "hidden_size": 64})
+    {'hidden_size': 64, 'num_labels': 1}
+    """
     return {key: value for key, value in config.items() if key not in ("model_type", "label2id", "id2label")} | {
         "num_labels": 1
     }
 
 
 def max_positions(config: Mapping[str, Any]) -> int:
-    """The longest pair in tokens that the model has positions for.
+    """Count the tokens of the longest pair that the model has positions for.
+
+    >>> max_positions({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1})
+    512
 
     RoBERTa and its kin number positions from the padding id up, which takes `pad_token_id + 1` of them away.
     """
@@ -104,7 +121,10 @@ def max_positions(config: Mapping[str, Any]) -> int:
 
 
 def bundle_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config.json` for a bundle: what transformers writes for this model, and what makes other tools give raw scores.
+    """Make a bundle's `config.json`: as transformers writes it, and such that other tools give raw scores.
+
+    >>> bundle_config({"model_type": "bert"})["problem_type"]
+    'regression'
 
     Without `problem_type`, the transformers pipeline puts a sigmoid on the score; without `activation_fn`,
     sentence-transformers and vLLM do.
@@ -116,9 +136,12 @@ def bundle_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_tokenizer_config(folder: Path, name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """`tokenizer_config.json`, if there is one, reduced to TOKENIZER_KEYS and special tokens.
+    """Read `tokenizer_config.json`, if there is one, reduced to TOKENIZER_KEYS and special tokens.
 
-    Raises CheckpointError if it, or the model's `config`, names a class that is no tokenizer.
+    >>> read_tokenizer_config(Path("export/cappy_mini/checkpoint"), "cappy-mini", {})["pad_token"]
+    '<pad>'
+
+    Raises CheckpointError if it, or the model's `config`, names a class that is not a tokenizer.
     """
     path = folder / "tokenizer_config.json"
     found = read_json(path) if path.exists() else {}
@@ -129,7 +152,7 @@ def read_tokenizer_config(folder: Path, name: str, config: Mapping[str, Any]) ->
 
 
 def _check_tokenizer_class(name: str, *configs: Mapping[str, Any]) -> None:
-    """transformers would take any of its classes by this name; let it be a tokenizer."""
+    """Let the named class be a tokenizer: transformers would take any of its classes by this name."""
     known = {str(entry) for pair in TOKENIZER_MAPPING_NAMES.values() for entry in pair} | {"PreTrainedTokenizerFast"}
     for config in configs:
         found = config.get("tokenizer_class")
@@ -138,7 +161,12 @@ def _check_tokenizer_class(name: str, *configs: Mapping[str, Any]) -> None:
 
 
 def refuse_code(config: Mapping[str, Any], path: Path) -> None:
-    """Raise CheckpointError for keys, at any depth, that make transformers fetch or run code."""
+    """Raise CheckpointError for keys, at any depth, that make transformers fetch or run code.
+
+    >>> refuse_code({"auto_map": {"AutoModel": "evil--model.Model"}}, Path("config.json"))
+    Traceback (most recent call last):
+    cappy_engine.errors.CheckpointError: config.json has 'auto_map': ...
+    """
     for key, value in config.items():
         if any(part in key for part in REFUSED_PARTS) and not isinstance(value, (int, float, type(None))):
             raise CheckpointError(
@@ -150,7 +178,11 @@ def refuse_code(config: Mapping[str, Any], path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a checkpoint; CheckpointError if it holds anything else."""
+    """Read the JSON object in a file of a checkpoint; raises CheckpointError if it holds anything else.
+
+    >>> read_json(Path("export/cappy_mini/checkpoint/config.json"))["model_type"]
+    'roberta'
+    """
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError, OSError) as error:

@@ -1,9 +1,8 @@
 """Read Flax's msgpack checkpoints without Flax or JAX.
 
-The format (flax/serialization.py): a msgpack map of nested maps; ExtType 1 is an array as msgpack of (shape, dtype
-name, C-order bytes), ExtType 3 a numpy scalar in the same form; an array over 2**30 bytes is split into chunks.
-The names are those of transformers' Flax models; `to_torch_names` gives PyTorch's (transformers,
-modeling_flax_pytorch_utils.py).
+The format (flax/serialization.py) is a msgpack map of nested maps. ExtType 1 is an array as msgpack of (shape, dtype
+name, C-order bytes), ExtType 3 a numpy scalar in the same form. An array over 2**30 bytes is split into chunks. Names
+are those of transformers' Flax models, and become PyTorch's (transformers, modeling_flax_pytorch_utils.py).
 """
 
 from __future__ import annotations
@@ -25,9 +24,12 @@ LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
 def read_flax(path: Path) -> dict[str, Array]:
-    """The float32 arrays of a `flax_model.msgpack`, under PyTorch's names and in PyTorch's layout.
+    """Read the float32 arrays of a `flax_model.msgpack`, under PyTorch's names and in PyTorch's layout.
 
-    Raises CheckpointError if the file is no such checkpoint.
+    >>> read_flax(Path("cappy-large/flax_model.msgpack"))["classifier.out_proj.weight"].shape
+    (1, 1024)
+
+    Raises CheckpointError if the file is not such a checkpoint.
     """
     try:
         tree = msgpack.unpackb(path.read_bytes(), ext_hook=_decode, raw=False, strict_map_key=False)

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint as float32 tensors, whatever format they lie in, and whether they fit the model."""
+"""Read the weights of a checkpoint, whatever format they lie in, and check that they fit the model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ LEGACY_BUFFERS = (".position_ids", ".token_type_ids")
 
 
 def read_weights(files: Iterable[Path], format_: str) -> dict[str, torch.Tensor]:
-    """The weights in `files` (format "safetensors", "bin" or "msgpack") by PyTorch's names, in the type of the file.
+    """Read the weights in `files` by PyTorch's names, in the type of the file.
 
-    Raises CheckpointError if a file cannot be read safely, or a name occurs twice.
+    >>> read_weights([Path("export/cappy_mini/checkpoint/model.safetensors")], "safetensors")
+
+    `format_` is "safetensors", "bin" or "msgpack". Raises CheckpointError if a file cannot be read safely, or a name
+    occurs twice.
     """
     weights: dict[str, torch.Tensor] = {}
     for path in files:
@@ -34,14 +37,20 @@ def read_weights(files: Iterable[Path], format_: str) -> dict[str, torch.Tensor]
 
 
 def check_finite(weights: Mapping[str, torch.Tensor]) -> None:
-    """Raise CheckpointError that names every weight with NaN or infinity in it."""
+    """Raise CheckpointError that names every weight with NaN or infinity in it.
+
+    >>> check_finite({"classifier.bias": torch.zeros(1)})
+    """
     broken = [key for key, value in weights.items() if not bool(torch.isfinite(value).all())]
     if broken:
         raise CheckpointError(f"NaN or infinite weights in {', '.join(broken)}")
 
 
 def check_keys(needed: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> None:
-    """Raise one CheckpointError that lists all keys of `needed` and `found` that do not match in name and shape."""
+    """Raise one CheckpointError that lists all keys of `needed` and `found` that do not match in name and shape.
+
+    >>> check_keys(model.state_dict(), read_weights([Path("model.safetensors")], "safetensors"))
+    """
     needed = {key: value for key, value in needed.items() if not key.endswith(LEGACY_BUFFERS)}
     missing, unexpected = sorted(set(needed) - set(found)), sorted(set(found) - set(needed))
     misshapen = [
@@ -74,7 +83,7 @@ def _read_file(path: Path, format_: str) -> dict[str, torch.Tensor]:
 
 
 def _modern_name(key: str) -> str:
-    """TensorFlow's names for LayerNorm, which early BERT checkpoints kept."""
+    """Replace TensorFlow's names for LayerNorm, which early BERT checkpoints kept."""
     for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
         if key.endswith(old):
             return key.removesuffix(old) + new

@@ -1,11 +1,10 @@
-"""A BERT or RoBERTa encoder as a graph, written operator by operator: nothing is computed for padding.
+"""Write the graph for CPUs of a BERT or RoBERTa encoder: nothing is computed for padding.
 
-`input_ids` and `attention_mask` come padded, (batch, length), as every tool gives them. The first thing the graph does
-is to take the real tokens out, one after the other: (tokens, hidden). Embeddings, projections, feed-forward layers and
-layer norms run on those; attention runs pair by pair, at the pair's own length and without a mask (`Loop`; with one
-pair, directly). So a pair alone and in any company goes through the same operations on the same numbers. In the last
-layer only the first token of a pair is read, so queries, attention output and feed-forward are computed for that token
-alone, which is exact.
+`input_ids` and `attention_mask` come padded, (batch, length), as every tool gives them. The graph first takes the real
+tokens out, one after the other: (tokens, hidden). Embeddings, projections, feed-forward layers and layer norms run on
+those. Attention runs pair by pair, at the pair's own length and without a mask (`Loop`; with one pair, directly). So a
+pair alone and in any company goes through the same operations on the same numbers. In the last layer only the first
+token of a pair is read. Queries, attention output and feed-forward are computed for that token alone, which is exact.
 
 Residuals are Add and LayerNormalization: ONNX Runtime 1.32's SkipLayerNormalization takes 5 to 6 times as long as the
 three operators that it replaces (not vectorised; `python -m cappy_bench.studies.operators`).
@@ -27,7 +26,9 @@ from cappy_export.graphs.writer import ACTIVATIONS, MICROSOFT, GraphWriter, Part
 
 
 def encoder_model(config: Any, weights: Weights) -> onnx.ModelProto:
-    """The model with the transformers `config` and `weights` (by their names in PyTorch; computed in float32).
+    """Write the model of the transformers `config` and `weights` (by their names in PyTorch), in float32.
+
+    >>> encoder_model(model.config, {name: value.numpy() for name, value in model.state_dict().items()})
 
     Inputs `input_ids`, `attention_mask` and, for BERT, `token_type_ids`, (batch, length) int64, each row with one token
     or more that is not masked; output `logits`, (batch, 1) float32.
@@ -45,7 +46,7 @@ def encoder_model(config: Any, weights: Weights) -> onnx.ModelProto:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """Names of what is known of the real tokens: their places (tokens, 2), each pair's begin and end (batch,)."""
+    """Name the tensors that tell of the real tokens: their places (tokens, 2), each pair's begin and end (batch,)."""
 
     places: str
     starts: str
@@ -76,7 +77,7 @@ class _Encoder:
         )
 
     def embed(self, tokens: _Tokens) -> str:
-        """Embeddings of the real tokens: (tokens, hidden)."""
+        """Look up the embeddings of the real tokens: (tokens, hidden)."""
         graph, parts = self._graph, self._parts
         words = parts.rows("word_embeddings", self._kept("input_ids", tokens))
         positions = parts.rows("position_embeddings", self._kept(self._positions(), tokens))
@@ -85,7 +86,7 @@ class _Encoder:
         return parts.norm(f"{parts.prefix}.embeddings.LayerNorm", total)
 
     def layer(self, number: int, hidden: str, tokens: _Tokens, *, is_last: bool) -> str:
-        """One layer: (tokens, hidden) to the same; to (batch, hidden), the first tokens only, where it is the last."""
+        """Write a layer: (tokens, hidden) to the same; the last one to (batch, hidden), the first tokens only."""
         graph, parts, prefix = self._graph, self._parts, f"{self._parts.prefix}.encoder.layer.{number}"
         attended, name = f"{prefix}.attention", f"layer.{number}"
         read = graph.add("Gather", [hidden, tokens.starts], f"{name}/first_tokens") if is_last else hidden
@@ -106,7 +107,7 @@ class _Encoder:
         return parts.norm(f"{prefix}.output.LayerNorm", graph.add("Add", [narrow, middle], f"{name}/output/residual"))
 
     def _attention(self, name: str, inputs: Sequence[str], tokens: _Tokens, *, is_last: bool) -> str:
-        """Attention within each pair: (tokens, hidden); in the last layer of the first tokens (batch, hidden)."""
+        """Attend within each pair: (tokens, hidden); in the last layer the first tokens only, (batch, hidden)."""
         outputs = [helper.make_tensor_value_info(f"{name}/single", TensorProto.FLOAT, None)]
         alone = GraphWriter(self._graph, f"{name}/single/")
         alone.nodes.append(helper.make_node("Identity", [self._attend(alone, inputs)], [f"{name}/single"]))
@@ -126,7 +127,7 @@ class _Encoder:
         )
 
     def _each_pair(self, name: str, inputs: Sequence[str], tokens: _Tokens, *, is_last: bool) -> onnx.GraphProto:
-        """The body of the loop: cut one pair's rows out, attend, and put the result at the end of the sequence."""
+        """Write the loop's body: cut one pair's rows out, attend, and put the result at the end of the sequence."""
         body, (query, key, value, bias) = GraphWriter(self._graph, f"{name}/"), inputs
         one = body.constant("one_element", [1])
         number = f"{name}/number"
@@ -156,7 +157,7 @@ class _Encoder:
         )
 
     def _attend(self, graph: GraphWriter, inputs: Sequence[str]) -> str:
-        """Attention of one pair, (length, hidden) each, at its exact length: no mask."""
+        """Attend within one pair, (length, hidden) each, at its exact length: no mask."""
         first = graph.constant("first_axis", [0])
         lifted = [
             graph.add("Unsqueeze", [part, first], f"lifted_{role}")
@@ -172,7 +173,7 @@ class _Encoder:
         return graph.add("Squeeze", [context, first], "lowered")
 
     def _positions(self) -> str:
-        """Position ids (batch, length), as transformers counts them; (1, length) where only the place counts."""
+        """Count position ids (batch, length) as transformers does; (1, length) where only the place counts."""
         graph, constant = self._graph, self._graph.constant
         if self._parts.counts_from_padding:
             padding = constant("padding", self._config.pad_token_id)

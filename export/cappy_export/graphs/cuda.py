@@ -1,12 +1,12 @@
-"""The graph for CUDA: ONNX Runtime's fused operators, and nothing computed for padding.
+"""Write the graph for CUDA: ONNX Runtime's fused operators, and nothing computed for padding.
 
 `RemovePadding` takes the real tokens out of the padded embeddings: (tokens, hidden). Everything after it runs on those;
 `PackedAttention` knows from the offsets where each pair begins and ends. As on the CPU, the last layer computes only
-what is read: the first token of each pair. Both operators exist for CUDA alone (onnxruntime/contrib_ops/cuda/bert:
-remove_padding.cc, packed_attention.cc), so emulate.py gives the CPU stand-ins with which this graph is proven.
+the first token of each pair. Both operators exist for CUDA alone (onnxruntime/contrib_ops/cuda/bert: remove_padding.cc,
+packed_attention.cc), so `stand_ins.py` gives the CPU functions with which this graph is proven.
 
-`PackedAttention` counts on pairs that are padded on the right, as the engine pads them: what it is told of the mask is
-each pair's number of tokens.
+`PackedAttention` counts on pairs that are padded on the right, as the engine pads them: of the mask it is told each
+pair's number of tokens only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from cappy_export.graphs.writer import MICROSOFT, GraphWriter, Parts, Weights
 
 
 def packed_model(config: Any, weights: Weights) -> onnx.ModelProto:
-    """The model with the transformers `config` and `weights` (by their names in PyTorch), in float32.
+    """Write the model of the transformers `config` and `weights` (by their names in PyTorch), in float32.
+
+    >>> packed_model(model.config, {name: value.numpy() for name, value in model.state_dict().items()})
 
     Inputs `input_ids`, `attention_mask` (padded on the right) and `position_ids`, for BERT `token_type_ids`, (batch,
     length) int64; output `logits`, (batch, 1) float32.
@@ -43,13 +45,17 @@ _ALL_BUT_LAST = (("from", 0), ("to", -1), ("axis", 0))
 
 
 def packing_counts(layers: int, *, has_gelu: bool) -> dict[str, int]:
-    """How many nodes of each fused kind a packed graph has."""
+    """Count the nodes of each fused kind that a packed graph has.
+
+    >>> packing_counts(2, has_gelu=False)
+    {'RemovePadding': 1, 'PackedAttention': 2, 'SkipLayerNormalization': 4}
+    """
     counts = {"RemovePadding": 1, "PackedAttention": layers, "SkipLayerNormalization": 2 * layers}
     return {**counts, "BiasGelu": layers} if has_gelu else counts
 
 
 def _tokens(graph: GraphWriter, parts: Parts) -> tuple[str, str, str]:
-    """Embeddings of the real tokens (tokens, hidden), their offsets (batch, length), and bounds (batch + 1,)."""
+    """Embed the real tokens (tokens, hidden); tell their offsets (batch, length) and bounds (batch + 1,)."""
     total = parts.padded_embeddings()
     counted = graph.add("Cast", ["attention_mask"], "mask_int32", to=TensorProto.INT32)
     counts = graph.add("ReduceSum", [counted, graph.constant("last_axis", [-1])], "token_counts", keepdims=0)
@@ -61,7 +67,7 @@ def _tokens(graph: GraphWriter, parts: Parts) -> tuple[str, str, str]:
 def _layer(
     graph: GraphWriter, parts: Parts, number: int, hidden: str, packing: tuple[str, str], starts: str | None
 ) -> str:
-    """One layer: (tokens, hidden) to the same; with `starts` to (batch, hidden), those tokens only."""
+    """Write one layer: (tokens, hidden) to the same; with `starts` to (batch, hidden), those tokens only."""
     prefix, name = f"{parts.prefix}.encoder.layer.{number}", f"layer.{number}"
     roles = [f"{prefix}.attention.self.{role}" for role in ("query", "key", "value")]
     matrices = np.concatenate([parts.weight(f"{role}.weight").T for role in roles], axis=1)
@@ -92,7 +98,7 @@ def _layer(
 
 
 def _residual(graph: GraphWriter, parts: Parts, weights: str, source: str, skip: str, name: str) -> str:
-    """A linear layer, with the residual `skip` and the layer normalisation after it in one operator."""
+    """Write a linear layer, with the residual `skip` and the layer normalisation after it in one operator."""
     product = graph.add("MatMul", [source, parts.matrix(f"{weights}.dense")], name)
     norm = parts.norm_weights(f"{weights}.LayerNorm")
     return graph.add(

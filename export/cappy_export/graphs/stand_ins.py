@@ -1,4 +1,4 @@
-"""CPU stand-ins for the operators that exist for CUDA alone, so that the graph for CUDA can be proven without a GPU.
+"""Stand in for the operators that exist for CUDA alone, so that the graph for CUDA is proven without a GPU.
 
 Each is an ONNX function of standard operators, written from the operator's documented shapes and its source
 (onnxruntime/contrib_ops/cuda/bert). Everything else of the graph, its weights and casts included, runs as it is.
@@ -114,7 +114,10 @@ FUNCTIONS = (
 
 
 def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model with CPU stand-ins for RemovePadding and PackedAttention; `model` itself is changed."""
+    """Put CPU stand-ins into `model` for RemovePadding and PackedAttention; the same object is returned.
+
+    >>> onnx.save(emulated(onnx.load("my-bundle/cuda/model.onnx")), "runs-on-a-cpu.onnx")
+    """
     functions = [onnx.parser.parse_function(text) for text in FUNCTIONS]
     names = {function.name for function in functions}
     for node in model.graph.node:

@@ -1,8 +1,8 @@
-"""The graph for TensorRT: standard operators only, all of them known to its parser, and padded shapes.
+"""Write the graph for TensorRT: standard operators only, all of them known to its parser, and padded shapes.
 
 TensorRT fuses these patterns itself (attention, Gelu by Erf, layer normalisation), and wants to see them plain.
-RoBERTa's position ids are an input, since its parser takes no integer CumSum. The last layer computes only what is
-read: the first token of each pair. Padding is masked: -10,000 on attention's scores is a weight of exactly 0 after the
+RoBERTa's position ids are an input, since its parser takes no integer CumSum. The last layer computes only the first
+token of each pair. Padding is masked: -10,000 on attention's scores is a weight of exactly 0 after the
 softmax in fp32 and fp16.
 """
 
@@ -19,7 +19,7 @@ from onnx import TensorProto
 from cappy_engine.errors import GraphError
 from cappy_export.graphs.writer import GraphWriter, Parts, Weights
 
-OPSET = 19
+TENSORRT_OPSET = 19
 """From 19 on QuantizeLinear takes float16, which int8 with fp16 around it needs; TensorRT 10 reads it."""
 MASKED = -10_000.0
 PARSED = frozenset(
@@ -31,12 +31,14 @@ onnx-tensorrt's docs/operators.md; CumSum in float only, QuantizeLinear and Dequ
 
 
 def plain_model(config: Any, weights: Weights) -> onnx.ModelProto:
-    """The model with the transformers `config` and `weights` (by their names in PyTorch), in float32.
+    """Write the model of the transformers `config` and `weights` (by their names in PyTorch), in float32.
+
+    >>> plain_model(model.config, {name: value.numpy() for name, value in model.state_dict().items()})
 
     Inputs `input_ids`, `attention_mask` and `position_ids`, for BERT `token_type_ids`, (batch, length) int64; output
     `logits`, (batch, 1) float32.
     """
-    graph = GraphWriter(opset=OPSET)
+    graph = GraphWriter(opset=TENSORRT_OPSET)
     parts = Parts(graph, config, weights)
     hidden = parts.norm(f"{parts.prefix}.embeddings.LayerNorm", parts.padded_embeddings())
     mask = _mask(graph)
@@ -48,14 +50,20 @@ def plain_model(config: Any, weights: Weights) -> onnx.ModelProto:
 
 
 def check_operators(model: onnx.ModelProto) -> None:
-    """Raise GraphError unless TensorRT's parser takes every operator of the model."""
+    """Raise GraphError unless TensorRT's parser takes every operator of the model.
+
+    >>> check_operators(onnx.load("my-bundle/tensorrt/model.onnx"))
+    """
     unknown = sorted({node.op_type for node in model.graph.node if node.domain or node.op_type not in PARSED})
     if unknown:
         raise GraphError(f"TensorRT's parser is not known to take {', '.join(unknown)}")
 
 
 def check_shapes(model: onnx.ModelProto, *, rows: int, length: int) -> None:
-    """Raise GraphError unless every tensor has a known shape where the inputs are (rows, length); no weights needed."""
+    """Raise GraphError unless every tensor has a known shape where the inputs are (rows, length); no weights needed.
+
+    >>> check_shapes(onnx.load("my-bundle/tensorrt/model.onnx", load_external_data=False), rows=2, length=64)
+    """
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
     for entry in fixed.graph.input:
@@ -77,7 +85,7 @@ def check_shapes(model: onnx.ModelProto, *, rows: int, length: int) -> None:
 
 
 def _mask(graph: GraphWriter) -> str:
-    """What is added to attention's scores: (batch, 1, 1, length), 0 for tokens and MASKED for padding."""
+    """Write the bias of attention's scores: (batch, 1, 1, length), 0 for tokens and MASKED for padding."""
     kept = graph.add("Cast", ["attention_mask"], "mask_float", to=TensorProto.FLOAT)
     padding = graph.add("Sub", [graph.constant("one_float", 1.0), kept], "is_padding")
     bias = graph.add("Mul", [padding, graph.constant("masked", MASKED)], "mask_bias")
@@ -85,7 +93,7 @@ def _mask(graph: GraphWriter) -> str:
 
 
 def _layer(graph: GraphWriter, parts: Parts, number: int, hidden: str, mask: str, *, is_last: bool) -> str:
-    """One layer: (batch, length, hidden) to the same; if last, to (batch, 1, hidden), the first token."""
+    """Write one layer: (batch, length, hidden) to the same; the last one to (batch, 1, hidden), the first token."""
     prefix, name = f"{parts.prefix}.encoder.layer.{number}", f"layer.{number}"
     read = hidden
     if is_last:
@@ -103,7 +111,7 @@ def _layer(graph: GraphWriter, parts: Parts, number: int, hidden: str, mask: str
 
 
 def _attention(graph: GraphWriter, parts: Parts, weights: str, sources: tuple[str, str], mask: str, name: str) -> str:
-    """Attention of the tokens of the first source to those of the second."""
+    """Let the tokens of the first source attend to those of the second."""
     heads = parts.config.num_attention_heads
     size = parts.config.hidden_size // heads
     split = graph.constant("heads", [0, -1, heads, size])
@@ -133,7 +141,7 @@ def _linear(graph: GraphWriter, parts: Parts, weights: str, hidden: str, name: s
 
 
 def _gelu(graph: GraphWriter, hidden: str, name: str) -> str:
-    """The exact Gelu, in the five operators that TensorRT knows it by."""
+    """Write the exact Gelu, in the five operators that TensorRT knows it by."""
     scaled = graph.add("Div", [hidden, graph.constant("root_of_two", math.sqrt(2))], f"{name}/gelu/scaled")
     above = graph.add(
         "Add", [graph.add("Erf", [scaled], f"{name}/gelu/erf"), graph.constant("one_float", 1.0)], f"{name}/gelu/one"

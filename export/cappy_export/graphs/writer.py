@@ -1,4 +1,4 @@
-"""Writing an encoder's graph operator by operator: nodes, constants, and the pieces that all of its graphs share.
+"""Write an encoder's graph operator by operator: nodes, constants, and the pieces that all of its graphs share.
 
 Knows the layout of the weights in transformers' models; knows nothing of attention, quantisation or files.
 """
@@ -13,26 +13,30 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from cappy_export.checkpoints.config import COUNTS_FROM_PADDING
+
 OPSET = 18
 IR_VERSION = 8
 MICROSOFT = "com.microsoft"
 ACTIVATIONS = {"gelu": ("Gelu", MICROSOFT), "relu": ("Relu", "")}
-COUNTS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
-"""Their position ids begin after the padding's id, and a token that is padding's has none."""
 HEADS = {
     "roberta": ("classifier.dense", "classifier.out_proj"),
     "xlm-roberta": ("classifier.dense", "classifier.out_proj"),
     "camembert": ("classifier.dense", "classifier.out_proj"),
     "bert": ("bert.pooler.dense", "classifier"),
 }
-"""By model type: the names of the head's two linear layers, a tanh between them."""
+"""The names of the head's two linear layers, by model type; a tanh stands between them."""
 PREFIXES = {"roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta", "bert": "bert"}
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
 
 
 def is_written_directly(config: Mapping[str, Any]) -> bool:
-    """Whether `write_encoder` knows this architecture: its layers, its activation, and absolute positions."""
+    """Tell whether an architecture's graphs are written here: its layers, its activation, and absolute positions.
+
+    >>> is_written_directly({"model_type": "roberta", "hidden_act": "gelu"})
+    True
+    """
     return (
         config["model_type"] in HEADS
         and config.get("hidden_act", "gelu") in ACTIVATIONS
@@ -42,7 +46,12 @@ def is_written_directly(config: Mapping[str, Any]) -> bool:
 
 
 class GraphWriter:
-    """Nodes and constants of one graph (or of a branch of it, whose constants are its parent's)."""
+    """Collect the nodes and constants of one graph, or of a branch, whose constants are its parent's.
+
+    >>> graph = GraphWriter()
+    >>> graph.add("Add", ["x", graph.constant("one", 1.0)], "sum")
+    'sum'
+    """
 
     def __init__(self, parent: GraphWriter | None = None, prefix: str = "", *, opset: int = OPSET) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -51,7 +60,7 @@ class GraphWriter:
         self._opset = opset
 
     def add(self, operator: str, inputs: Sequence[str], name: str, *, domain: str = "", **attributes: Any) -> str:
-        """Add a node, and return the name of its output, which is the node's."""
+        """Add a node, and return the name of its output, which is also the node's."""
         name = self._prefix + name
         self.nodes.append(helper.make_node(operator, inputs, [name], name, domain=domain, **attributes))
         return name
@@ -61,7 +70,7 @@ class GraphWriter:
         self.nodes.append(helper.make_node(operator, inputs, outputs, name, domain=domain))
 
     def constant(self, name: str, value: Any) -> str:
-        """The name of an initializer with `value`; integers are int64."""
+        """Add an initializer with `value`, unless `name` has one, and return `name`; integers are int64."""
         if name not in self.constants:
             array = np.array(value, order="C")
             if array.dtype == np.float64:
@@ -70,7 +79,7 @@ class GraphWriter:
         return name
 
     def model(self, name: str, inputs: Sequence[str]) -> onnx.ModelProto:
-        """The finished model."""
+        """Put all together: a model that takes `inputs` and gives `logits`."""
         axes = ["batch_size", "sequence_length"]
         graph = helper.make_graph(
             self.nodes,
@@ -84,7 +93,12 @@ class GraphWriter:
 
 
 class Parts:
-    """An encoder's weights as constants of a graph, and the operators that each of its pieces is made of."""
+    """Put an encoder's weights into a graph as constants, and write the operators of each of its pieces.
+
+    >>> parts = Parts(GraphWriter(), model.config, {name: value.numpy() for name, value in model.state_dict().items()})
+    >>> parts.inputs
+    ['input_ids', 'attention_mask', 'position_ids']
+    """
 
     def __init__(self, graph: GraphWriter, config: Any, weights: Weights) -> None:
         """`weights` are by their names in PyTorch; `config` is transformers'."""
@@ -97,25 +111,25 @@ class Parts:
         self.inputs = ["input_ids", "attention_mask", *others]
 
     def weight(self, name: str) -> npt.NDArray[np.float32]:
-        """A weight by its name in PyTorch."""
+        """Look up a weight by its name in PyTorch."""
         return self._weights[name]
 
     def types(self) -> str | None:
-        """The constant row of the token types where there is but one of them, else None: `rows` looks them up."""
+        """Add the row of the only token type, and return its name; None where `rows` must look token types up."""
         if not self.counts_from_padding:
             return None
         name = f"{self.prefix}.embeddings.token_type_embeddings"
         return self._graph.constant(f"{name}.row", self._weights[f"{name}.weight"][0])
 
     def rows(self, table: str, ids: str) -> str:
-        """The rows `ids` of the embeddings `table` ("word_embeddings")."""
+        """Look up the rows `ids` of the embeddings `table` ("word_embeddings")."""
         name = f"{self.prefix}.embeddings.{table}"
         return self._graph.add(
             "Gather", [self._graph.constant(f"{name}.weight", self._weights[f"{name}.weight"]), ids], name
         )
 
     def padded_embeddings(self) -> str:
-        """Words, types and positions summed, padding included: (batch, length, hidden).
+        """Sum words, types and positions, padding included: (batch, length, hidden).
 
         `position_ids` is an input where they depend on the tokens: GPUs are slow to count, and TensorRT cannot.
         """
@@ -124,8 +138,8 @@ class Parts:
         if self.counts_from_padding:
             positions = self.rows("position_embeddings", "position_ids")
         else:
-            # In float, since TensorRT counts nothing else; it sees the shape in this, and not in a Slice up to a Shape.
-            # From the mask, since ids may be too large for fp16.
+            # Counted in float: TensorRT counts nothing else, and it sees the shape in this, but not in a Slice.
+            # Counted from the mask: ids may be too large for fp16.
             mask = graph.add("Cast", ["attention_mask"], "mask_as_float", to=TensorProto.FLOAT)
             zeros = graph.add("Mul", [mask, graph.constant("zero_float", 0.0)], "zeros")
             ones = graph.add("Add", [zeros, graph.constant("one_float", 1.0)], "ones")
@@ -135,34 +149,34 @@ class Parts:
         return graph.add("Add", [graph.add("Add", [words, types], "words_and_types"), positions], "embeddings")
 
     def matrix(self, name: str) -> str:
-        """The weights of a linear layer, (inputs, outputs)."""
+        """Add the weights of a linear layer, (inputs, outputs)."""
         return self._graph.constant(f"{name}.matrix", self._weights[f"{name}.weight"].T)
 
     def bias(self, name: str) -> str:
-        """The bias of a linear layer, (outputs,)."""
+        """Add the bias of a linear layer, (outputs,)."""
         return self._graph.constant(f"{name}.bias", self._weights[f"{name}.bias"])
 
     def linear(self, weights: str, hidden: str, name: str) -> str:
-        """A linear layer on (rows, inputs)."""
+        """Add a linear layer on (rows, inputs)."""
         return self._graph.add("Gemm", [hidden, self.matrix(weights), self.bias(weights)], name)
 
     def norm(self, weights: str, hidden: str) -> str:
-        """Layer normalisation over the last axis."""
+        """Add a layer normalisation over the last axis."""
         return self._graph.add(
             "LayerNormalization", [hidden, *self.norm_weights(weights)], weights, axis=-1, epsilon=self.epsilon
         )
 
     def norm_weights(self, name: str) -> list[str]:
-        """Scale and shift of a layer normalisation."""
+        """Add scale and shift of a layer normalisation, and return their names."""
         return [self._graph.constant(f"{name}.{part}", self._weights[f"{name}.{part}"]) for part in ("weight", "bias")]
 
     @property
     def epsilon(self) -> float:
-        """Of all layer normalisations."""
+        """Give the epsilon of all layer normalisations."""
         return float(self.config.layer_norm_eps)
 
     def head(self, first: str) -> None:
-        """Logits (batch, 1) of the first tokens (batch, hidden)."""
+        """Add the head: logits (batch, 1) of the first tokens (batch, hidden)."""
         dense, out = HEADS[self.config.model_type]
         active = self._graph.add("Tanh", [self.linear(dense, first, "head/dense")], "head/activation")
         self.linear(out, active, "logits")

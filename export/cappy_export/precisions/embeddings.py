@@ -1,4 +1,4 @@
-"""Word embeddings in fewer bits. Only the rows that are looked up are turned back, so it costs nothing to speak of."""
+"""Store word embeddings in fewer bits. Only rows that are looked up are turned back, in hardly any time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx
 import onnx.numpy_helper
 from onnx import TensorProto, helper
 
-from cappy_export.graphs.optimum import save
+from cappy_export.graphs.files import save
 
 MIN_TABLE_ROWS = 1024
 """Tables of words have more rows than this, those of positions and token types fewer."""
@@ -18,7 +18,10 @@ Small = type[np.int8] | type[np.float16]
 
 
 def quantize_embeddings(path: Path, kind: Small = np.int8) -> int:
-    """Store float tables of at least MIN_TABLE_ROWS rows as `kind` with a scale per row; returns how many there were.
+    """Store float tables of at least MIN_TABLE_ROWS rows as `kind` with a scale per row; return how many there were.
+
+    >>> quantize_embeddings(Path("model_quantized.onnx"))
+    1
 
     In int8 a small model's file is a quarter smaller, and a value exact to a 254th of its row's largest; in float16
     to a 2048th of itself.
@@ -49,7 +52,7 @@ def _is_embedding(table: onnx.TensorProto) -> bool:
 
 
 def _scaled_rows(table: onnx.TensorProto, kind: Small) -> list[onnx.TensorProto]:
-    """The table as `kind` (rows, hidden), with 127 as its largest value, and its scales as float32 (rows, 1)."""
+    """Turn a table into `kind` (rows, hidden), with 127 as its largest value, and scales in float32 (rows, 1)."""
     values = onnx.numpy_helper.to_array(table)
     scales = np.maximum(np.abs(values).max(axis=1, keepdims=True), np.finfo(np.float32).tiny) / 127
     scaled = values / scales
@@ -61,7 +64,7 @@ def _scaled_rows(table: onnx.TensorProto, kind: Small) -> list[onnx.TensorProto]
 
 
 def _lookup(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Gather rows and scales, and multiply: the float rows of the node's output."""
+    """Write the nodes that gather rows and scales, and multiply them to the float rows of the node's output."""
     table, ids = node.input[0], node.input[1]
     rows, scales, numbers = (f"{node.output[0]}_{part}" for part in ("rows", "scale", "float"))
     return [

@@ -1,77 +1,39 @@
-"""INT8: 8-bit products in place of a float32 graph's, so that a pair's score depends on nothing but the pair.
+"""Write int8: 8-bit products in place of a float32 graph's, so that a pair's score depends on nothing but the pair.
 
 Weights are signed 8 bits with a scale per output channel. Activations are unsigned 8 bits with a scale *per token*,
-taken when it runs: `quantize_dynamic` of ONNX Runtime, and so every tool built on it, takes one scale over the whole
-batch, so that a pair's score changes with its neighbours. Word embeddings are 8 bits with a scale per row. Attention's
-own products, layer norms and the head stay in float32.
+taken when the model runs. `quantize_dynamic` of ONNX Runtime, and so every tool built on it, takes one scale over the
+whole batch: there a pair's score changes with its neighbours. Word embeddings are 8 bits with a scale per row.
+Attention's own products, layer norms and the head stay in float32.
 
-**No CPU saturates**: see `int8_weights`. What accurate int8 does beyond rounding (`rotation`, `compensate_weights`)
-leaves a third of cappy-mini's error; it is some 3 to 15% slower.
+**No CPU saturates**: see `rounding.py`. Accurate int8 also rotates activations (`rotation.py`) and lets weights make up
+for each other's errors (`compensate_weights`). A third of cappy-mini's error is left; it is some 3 to 15% slower.
 
-`python -m cappy_bench.studies.int8_options` measures the alternatives.
+`python -m cappy_bench.studies.int8_options` measures the alternatives. `int8_graph.py` writes the nodes.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx.numpy_helper
-from onnx import helper
 
 from cappy_engine.errors import GraphError
-from cappy_export.graphs.optimum import check_graph, head_nodes, save
-from cappy_export.graphs.writer import MICROSOFT
-from cappy_export.precisions.calibration import Activations, measure_activations
+from cappy_export.graphs.files import check_graph, head_nodes, save
+from cappy_export.precisions.calibration import Inputs, measure_activations
 from cappy_export.precisions.embeddings import quantize_embeddings
-from cappy_export.precisions.fp16 import Inputs
-from cappy_export.precisions.rotation import BLOCK, Rotation, rotation_for
-from cappy_export.precisions.rounding import Floats, Int8, compensate_weights, quantize_weights
+from cappy_export.precisions.int8_graph import Int8Options, Rewriter
+from cappy_export.precisions.rotation import BLOCK
 
 QUANTIZED = ("MatMul", "Gemm", "Attention")
-GELUS = ("Gelu", "BiasGelu")
-GELU_MINIMUM = 0.17
-"""Gelu's smallest value is -0.16997."""
 METHOD = "weights int8 per channel, activations uint8 per token, word embeddings int8 per row"
 ACCURATE_METHOD = (
     "weights int8 per channel with compensated rounding (GPTQ), activations uint8 per token, scaled and rotated in "
     f"blocks of at most {BLOCK} channels, word embeddings fp16"
 )
-
-
-@dataclass(frozen=True)
-class Options:
-    """What may be chosen, for `cappy_bench.studies.int8_options`; the defaults are what an export uses."""
-
-    weight_bits: int = 8
-    avoids_saturation: bool = True
-    float32_products: Sequence[str] = ()
-    rotates: bool = False
-    compensates: bool = False
-
-    @property
-    def needs_moments(self) -> bool:
-        return self.rotates or self.compensates
-
-
-@dataclass(frozen=True)
-class _Range:
-    """How an activation goes into 8 bits: `zero_point`, the `steps` above it, and the least maximum of a token."""
-
-    zero_point: int
-    steps: int
-    least: float
-    is_signed: bool
-
-
-SIGNED = _Range(zero_point=128, steps=127, least=1e-12, is_signed=True)
-AFTER_GELU = _Range(zero_point=16, steps=239, least=GELU_MINIMUM * 239 / 16, is_signed=False)
-"""Gelu gives almost no negative values: 16 steps hold them, which leaves nearly twice the precision for the others."""
 
 
 def quantize(
@@ -82,21 +44,23 @@ def quantize(
     float32_products: Sequence[str] = (),
     is_accurate: bool = False,
 ) -> dict[str, Any]:
-    """Write the int8 model of the float32 model `source`; returns what is known of it, for the manifest.
+    """Write the int8 model of the float32 model `source`; return the facts for the manifest.
 
-    Rounded weights shift a product's mean. On the mean activations of `calibration` (model inputs by name) that shift
-    is known, and is taken out of the bias of every Gemm (bias correction, arXiv 1906.04721, section 4.2); biases that
-    are added elsewhere, as those of query, key and value, stay as they are.
+    >>> quantize(Path("model.onnx"), Path("model_quantized.onnx"), pairs.inputs())["quantized"]
+    {'MatMul': 18, 'Gemm': 18, 'embeddings': 1}
 
-    With `is_accurate` errors are smaller, a third as large on cappy-mini: activations are rotated in blocks
-    (`rotation`), weights rounded such that they make up for each other's errors on `calibration`
-    (`compensate_weights`), and words stay in 16 bits.
+    Rounded weights shift a product's mean. On the mean activations of `calibration` that shift is known, and is
+    taken out of the bias of every Gemm (bias correction, arXiv 1906.04721, section 4.2). Biases that are added
+    elsewhere, as those of query, key and value, stay as they are.
+
+    With `is_accurate` errors are smaller, a third as large on cappy-mini. Activations are rotated in blocks, weights
+    make up for each other's rounding errors on `calibration`, and word embeddings stay in 16 bits.
 
     Products whose names hold one of `float32_products` stay in float32. Raises GraphError if one of these fits no
     product, if `is_accurate` lacks calibration, and unless every other product with weights but those of the head was
     quantised.
     """
-    options = Options(float32_products=float32_products, rotates=is_accurate, compensates=is_accurate)
+    options = Int8Options(float32_products=float32_products, rotates=is_accurate, compensates=is_accurate)
     kept, counts = quantize_products(source, out, options, calibration)
     expected = {*products_with_weights(source)} - {*kept}
     left = [name for name in products_with_weights(out) if name in expected]
@@ -112,9 +76,11 @@ def quantize(
 
 
 def quantize_products(
-    source: Path, out: Path, options: Options = Options(), calibration: Iterable[Inputs] = ()
+    source: Path, out: Path, options: Int8Options = Int8Options(), calibration: Iterable[Inputs] = ()
 ) -> tuple[list[str], dict[str, int]]:
-    """Write `source` with its products in 8 bits; returns the names of those left in float32, and counts.
+    """Write `source` with its products in 8 bits; return the names of those left in float32, and counts.
+
+    >>> quantize_products(Path("model.onnx"), Path("model_quantized.onnx"), Int8Options(float32_products=["layer.0/"]))
 
     Biases of Gemms are corrected where there is `calibration`.
     """
@@ -126,243 +92,17 @@ def quantize_products(
     activations = measure_activations(source, read, calibration, has_moments=options.needs_moments)
     if options.needs_moments and len(activations) < len(read):
         raise GraphError("accurate int8 needs pairs to calibrate on, and there are none")
-    rewriter = _Rewriter(model, options, replaced, activations)
-    counts: Counter[str] = Counter()
+    counts = Counter(node.op_type for node in model.graph.node if node.name in replaced)
+    rewriter = Rewriter(model, options, replaced, activations)
     for node in list(model.graph.node):
-        if node.name in replaced:
-            counts[node.op_type] += 1
-            rewriter.replace(node)
-        elif not rewriter.is_dropped(node):
-            rewriter.nodes.append(node)
+        rewriter.take(node)
     rewriter.finish()
     save(model, out)
     return kept, dict(counts)
 
 
-class _Rewriter:
-    """Replaces products of a graph, one by one; what several products read is quantised once."""
-
-    def __init__(
-        self,
-        model: onnx.ModelProto,
-        options: Options,
-        products: Collection[str],
-        activations: Mapping[str, Activations],
-    ) -> None:
-        """`products` are the names of those to replace, `activations` what they read, by name."""
-        self._products = products
-        self._activations = activations
-        self.nodes: list[onnx.NodeProto] = []
-        self._model = model
-        self._options = options
-        self._weights = {entry.name: entry for entry in model.graph.initializer}
-        self._producers = {name: node for node in model.graph.node for name in node.output}
-        self._readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in model.graph.node:
-            for name in node.input:
-                self._readers.setdefault(name, []).append(node)
-        self._constants: dict[str, onnx.TensorProto] = {}
-        self._shifts: dict[str, Floats] = {}
-        self._rotations: dict[str, Rotation] = {}
-        self._quantized: dict[str, tuple[str, str, str]] = {}
-        self._dropped: set[str] = set()
-
-    def replace(self, node: onnx.NodeProto) -> None:
-        """Put the 8-bit product, with its bias, in place of a MatMul, a Gemm or a fused Attention."""
-        if node.op_type == "Attention":
-            self._replace_attention(node)
-            return
-        weights, is_transposed = self._weights_of(node)
-        matrix = f"{node.input[1]}/transposed" if is_transposed else node.input[1]
-        has_bias = len(node.input) > 2
-        out = f"{node.name}/product" if has_bias else node.output[0]
-        product = self._product(node.input[0], matrix, weights, out, node.name)
-        if has_bias:
-            self._add_bias(node, product, self._corrected_bias(node))
-
-    def is_dropped(self, node: onnx.NodeProto) -> bool:
-        """Whether the node was merged into one that was written."""
-        return node.name in self._dropped
-
-    def finish(self) -> None:
-        """Put the new nodes and constants into the model, and take out the weights that nobody reads."""
-        graph = self._model.graph
-        del graph.node[:]
-        graph.node.extend(self.nodes)
-        graph.initializer.extend(self._constants.values())
-        read = {name for node in _with_subgraphs(graph) for name in node.input}
-        for entry in [entry for entry in graph.initializer if entry.name not in read]:
-            graph.initializer.remove(entry)
-        if all(entry.domain != MICROSOFT for entry in self._model.opset_import):
-            self._model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
-
-    def _weights_of(self, node: onnx.NodeProto) -> tuple[Floats, bool]:
-        """A product's weights (inputs, outputs), and whether they are stored transposed."""
-        weights = self._array(node.input[1])
-        is_transposed = node.op_type == "Gemm" and self._is_transposed(node)
-        return (weights.T if is_transposed else weights), is_transposed
-
-    def _is_transposed(self, node: onnx.NodeProto) -> bool:
-        """Whether a Gemm reads its weights as (outputs, inputs); GraphError where it does more than it must."""
-        attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-        is_transposed = bool(attributes.pop("transB", 0))
-        neutral = {"alpha": 1, "beta": 1, "transA": 0}
-        if any(attributes.get(name, value) != value for name, value in neutral.items()):
-            raise GraphError(f"{node.name} is a Gemm with {attributes}, which is not known to the quantisation")
-        return is_transposed
-
-    def _corrected_bias(self, node: onnx.NodeProto) -> str:
-        """The bias, less what the rounding of the weights adds to the product of the mean activation."""
-        bias = str(node.input[2])
-        if node.name not in self._shifts or bias not in self._weights:
-            return bias
-        return self._constant(f"{node.name}/corrected_bias", self._array(bias) - self._shifts[node.name])
-
-    def _add_bias(self, node: onnx.NodeProto, product: str, bias: str) -> None:
-        """Add the bias; where only a Gelu reads the sum, both at once."""
-        readers = self._readers.get(node.output[0], [])
-        if len(readers) == 1 and readers[0].op_type == "Gelu" and readers[0].domain == MICROSOFT:
-            gelu = readers[0]
-            self._dropped.add(gelu.name)
-            self._emit("BiasGelu", [product, bias], gelu.output[0], gelu.name, domain=MICROSOFT)
-            return
-        self._emit("Add", [product, bias], node.output[0], f"{node.name}/bias")
-
-    def _replace_attention(self, node: onnx.NodeProto) -> None:
-        """Attention is its three projections and MultiHeadAttention, which takes the same bias and masks."""
-        thirds = np.split(self._array(node.input[1]), 3, axis=1)
-        parts = [
-            self._product(node.input[0], f"{node.input[1]}/{role}", third, f"{node.name}/{role}", f"{node.name}/{role}")
-            for role, third in zip(("query", "key", "value"), thirds, strict=True)
-        ]
-        inputs = [*node.input, *[""] * 6]
-        bias, mask, past, attention_bias = inputs[2:6]
-        attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-        if past or len(node.output) > 1 or attributes.get("unidirectional", 0) or attributes.get("qkv_hidden_sizes"):
-            raise GraphError(f"{node.name} is an Attention of a kind that is not known to the quantisation")
-        known = {name: attributes[name] for name in ("num_heads", "scale", "mask_filter_value") if name in attributes}
-        self._emit(
-            "MultiHeadAttention",
-            [*parts, bias, mask, attention_bias],
-            node.output[0],
-            node.name,
-            domain=MICROSOFT,
-            **known,
-        )
-
-    def _product(self, source: str, matrix: str, weights: Floats, out: str, name: str) -> str:
-        """`source` times `weights`, which are known as `matrix`: layers that share it share its 8-bit form.
-
-        What depends on what it reads, too, is shared by none.
-        """
-        rotation, known = self._rotation(source), self._activations.get(source)
-        if self._options.needs_moments:
-            matrix = f"{name}/weights"
-        if rotation is not None and known is not None:
-            weights, known = rotation.of_weights(weights), rotation.of_activations(known)
-        if f"{matrix}/int8" not in self._constants:
-            steps, scales = self._rounded(weights, known)
-            self._constant(f"{matrix}/int8", steps)
-            self._constant(f"{matrix}/scales", scales)
-        if known is not None:
-            steps, scales = (
-                onnx.numpy_helper.to_array(self._constants[f"{matrix}/{part}"]) for part in ("int8", "scales")
-            )
-            self._shifts[name] = (known.mean @ (steps * scales - weights)).astype(np.float32)
-        activation, scale, zero_point = self._in_8_bits(source)
-        inputs = [
-            activation,
-            f"{matrix}/int8",
-            self._constant("unit_scale", np.float32(1)),
-            f"{matrix}/scales",
-            zero_point,
-        ]
-        whole = self._emit("MatMulIntegerToFloat", inputs, f"{name}/sums", f"{name}/sums", domain=MICROSOFT)
-        return self._emit("Mul", [whole, scale], out, name)
-
-    def _rounded(self, weights: Floats, activations: Activations | None) -> tuple[Int8, Floats]:
-        if self._options.compensates and activations is not None and activations.moments is not None:
-            return compensate_weights(weights, activations.moments)
-        return quantize_weights(
-            weights, bits=self._options.weight_bits, avoids_saturation=self._options.avoids_saturation
-        )
-
-    def _rotation(self, source: str) -> Rotation | None:
-        """How `source` is rotated before it is quantised: once for all products that read it."""
-        known = self._activations.get(source)
-        if not self._options.rotates or known is None or known.moments is None:
-            return None
-        if source not in self._rotations:
-            readers = [node for node in self._readers[source] if node.name in self._products]
-            weights = [self._weights_of(node)[0] for node in readers]
-            self._rotations[source] = rotation_for(known.moments, weights)
-        return self._rotations[source]
-
-    def _rotated(self, source: str, rotation: Rotation) -> str:
-        """The nodes of `rotation`, whatever the dimensions before the last."""
-        inverse = self._constant(f"{source}/inverse_factors", 1 / rotation.factors)
-        scaled = self._emit("Mul", [source, inverse], f"{source}/divided", f"{source}/divided")
-        block = len(rotation.matrix)
-        shape = self._emit("Shape", [source], f"{source}/shape", f"{source}/shape")
-        shape_of_blocks = self._constant(f"blocks_of_{block}", np.array([-1, block], np.int64))
-        blocks = self._emit("Reshape", [scaled, shape_of_blocks], f"{source}/blocks", f"{source}/blocks")
-        matrix = self._constant(f"hadamard_{block}", rotation.matrix)
-        turned = self._emit("MatMul", [blocks, matrix], f"{source}/turned", f"{source}/turned")
-        return self._emit("Reshape", [turned, shape], f"{source}/rotated", f"{source}/rotated")
-
-    def _in_8_bits(self, source: str) -> tuple[str, str, str]:
-        """The activation `source`, rotated if it is to be, in 8 bits, its scale per token (..., 1), and zero point."""
-        if source not in self._quantized:
-            producer, rotation = self._producers.get(source), self._rotation(source)
-            limits = AFTER_GELU if producer is not None and producer.op_type in GELUS else SIGNED
-            self._quantized[source] = (
-                self._steps(source, limits)
-                if rotation is None
-                else self._steps(self._rotated(source, rotation), SIGNED)
-            )
-        return self._quantized[source]
-
-    def _steps(self, source: str, limits: _Range) -> tuple[str, str, str]:
-        sized = self._emit("Abs", [source], f"{source}/size", f"{source}/size") if limits.is_signed else source
-        axis = self._constant("int8_axis", np.array([-1], np.int64))
-        largest = self._emit("ReduceMax", [sized, axis], f"{source}/max", f"{source}/max", keepdims=1)
-        least = self._constant(f"least_{limits.zero_point}", np.float32(limits.least))
-        bounded = self._emit("Max", [largest, least], f"{source}/bounded", f"{source}/bounded")
-        step = self._constant(f"step_{limits.zero_point}", np.float32(1 / limits.steps))
-        scale = self._emit("Mul", [bounded, step], f"{source}/scale", f"{source}/scale")
-        inverse = self._emit("Reciprocal", [scale], f"{source}/inverse", f"{source}/inverse")
-        scaled = self._emit("Mul", [source, inverse], f"{source}/scaled", f"{source}/scaled")
-        zero_point = self._constant(f"zero_point_{limits.zero_point}", np.uint8(limits.zero_point))
-        unit = self._constant("unit_scale", np.float32(1))
-        whole = self._emit("QuantizeLinear", [scaled, unit, zero_point], f"{source}/int8", f"{source}/int8")
-        return whole, scale, zero_point
-
-    def _emit(self, operator: str, inputs: Sequence[str], out: str, name: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(operator, inputs, [out], name, **attributes))
-        return out
-
-    def _constant(self, name: str, value: Any) -> str:
-        if name not in self._constants:
-            self._constants[name] = onnx.numpy_helper.from_array(np.asarray(value), name)
-        return name
-
-    def _array(self, name: str) -> Floats:
-        array: Floats = onnx.numpy_helper.to_array(self._weights[name])
-        return array
-
-
-def _with_subgraphs(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The graph's nodes, and those of all the branches and loop bodies in it."""
-    found: list[onnx.NodeProto] = []
-    for node in graph.node:
-        found.append(node)
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                found += _with_subgraphs(attribute.g)
-    return found
-
-
 def _fitting(products: Sequence[str], parts: Sequence[str]) -> list[str]:
+    """Name the products that hold one of `parts`; raises GraphError for a part that none holds."""
     for part in parts:
         if not any(part in name for name in products):
             raise GraphError(f"no matrix product is named {part!r}; there are {', '.join(products)}")
@@ -370,7 +110,11 @@ def _fitting(products: Sequence[str], parts: Sequence[str]) -> list[str]:
 
 
 def products_with_weights(path: Path) -> list[str]:
-    """Names of the float products with weights, those of the head left out."""
+    """Name the float products with weights, those of the head left out.
+
+    >>> products_with_weights(Path("model.onnx"))[:2]
+    ['layer.0/attention/query', 'layer.0/attention/key']
+    """
     model = onnx.load(str(path), load_external_data=False)
     weights = {entry.name for entry in model.graph.initializer if len(entry.dims) == 2}
     head = head_nodes(model)

@@ -1,19 +1,19 @@
-"""INT8 for TensorRT: explicit QuantizeLinear and DequantizeLinear around the products of a float graph.
+"""Write int8 for TensorRT: explicit QuantizeLinear and DequantizeLinear around the products of a float graph.
 
-TensorRT takes symmetric int8 only: weights with a scale per output channel, activations with one scale each, fixed at
-export from what the float32 graph computes on calibration pairs. So, unlike the CPU's int8, it depends on those pairs.
-Scales have the graph's own float type (fp16), in which everything else stays: attention's products, layer
-normalisations, Gelu, and the head in float32.
+TensorRT takes symmetric int8 only: weights with a scale per output channel, activations with one scale each. Those are
+fixed at export, by the float32 graph's values on calibration pairs, so this int8 depends on the pairs; the CPU's takes
+its scales when it runs. Scales have the graph's own float type (fp16), in which everything else stays: attention's
+products, layer normalisations and Gelu. The head stays in float32.
 
 One scale for a whole activation is coarse, since a few channels are much larger than the others (28 to 3 after
 cappy-mini's attention). SmoothQuant (arXiv 2211.10438, equation 4) moves that into the weights: channel j is divided by
-s_j and row j of the weights is multiplied by it. After BERT's layer normalisations come residuals, too, so the division
-cannot be part of them as in the paper, and is an operator before QuantizeLinear, which TensorRT fuses with it.
+s_j, and row j of the weights is multiplied by it. In the paper the division is part of layer normalisation. Residuals
+read BERT's layer normalisations, too, so here it is an operator before QuantizeLinear; TensorRT fuses the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,9 @@ import onnx.numpy_helper
 from onnx import TensorProto, helper
 
 from cappy_engine.errors import GraphError
-from cappy_export.graphs.optimum import check_graph, head_nodes, save
-from cappy_export.precisions.fp16 import Inputs, present_inputs, session_for
+from cappy_export.graphs.files import check_graph, head_nodes, save
+from cappy_export.precisions.rounding import LARGEST_STEP, Floats
 
-Floats = npt.NDArray[np.float32]
-
-LARGEST_STEP = 127
 SMOOTHING = 0.8
 """The share of the difficulty that goes into the weights. The paper takes 0.5, or 0.75 where channels differ a lot; on
 cappy-mini 0.5 gives a rank correlation of 0.872 with PyTorch, 0.6 0.971, 0.75 0.988, 0.8 0.991, 0.9 0.988."""
@@ -39,10 +36,12 @@ SMALLEST = float(np.finfo(np.float16).tiny)
 def quantize_explicitly(
     source: Path, out: Path, largest: Mapping[str, Floats], *, smoothing: float = SMOOTHING
 ) -> dict[str, Any]:
-    """Write the model `source` with its products with weights in int8; returns what is known of it, for the manifest.
+    """Write the model `source` with its products with weights in int8; return the facts for the manifest.
+
+    >>> quantize_explicitly(Path("model_fp16.onnx"), Path("model_int8.onnx"), activation_ranges(fp32, pairs.inputs()))
 
     `largest` holds the largest absolute values, (channels,), of every activation that such a product reads
-    (`activation_ranges`). Raises GraphError where one is missing, or nothing is quantised.
+    (`calibration.activation_ranges`). Raises GraphError where one is missing, or nothing is quantised.
     """
     model = onnx.load(str(source))
     graph = model.graph
@@ -76,25 +75,12 @@ def quantize_explicitly(
     }
 
 
-def activation_ranges(source: Path, calibration: Iterable[Inputs]) -> dict[str, Floats]:
-    """The largest absolute values, (channels,), of every activation that a product with weights reads in `source`."""
-    model = onnx.load(str(source))
-    weights = {entry.name for entry in model.graph.initializer if len(entry.dims) == 2}
-    read = [node.input[0] for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
-    names = list(dict.fromkeys(read))
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    session = session_for(model, source.parent)
-    del model
-    largest: dict[str, Floats] = {}
-    for inputs in calibration:
-        for name, value in zip(names, session.run(names, present_inputs(session, inputs)), strict=True):
-            found = np.abs(value).reshape(-1, value.shape[-1]).max(axis=0)
-            largest[name] = np.maximum(found, largest.get(name, found))
-    return largest
-
-
 def smoothing_factors(activation: Floats, weights: Floats, smoothing: float) -> Floats:
-    """SmoothQuant's s, (channels,), from the largest values of each channel of the activation and of the weights."""
+    """Compute SmoothQuant's s, (channels,), from the largest values of each channel of activation and weights.
+
+    >>> smoothing_factors(np.float32([30, 1]), np.float32([1, 1]), 1.0).round(2).tolist()
+    [5.48, 0.18]
+    """
     activation, weights = np.maximum(activation, 1e-5), np.maximum(weights, 1e-5)
     factors: Floats = (activation**smoothing / weights ** (1 - smoothing)).astype(np.float32)
     return factors / np.float32(np.exp(np.log(factors).mean()))  # around 1, where fp16 has most precision
@@ -108,7 +94,7 @@ def _quantize(
     largest: Floats,
     smoothing: float,
 ) -> list[onnx.NodeProto]:
-    """Make the products that read `activation` read int8; returns the nodes that go before them."""
+    """Make the products that read `activation` read int8; return the nodes that go before them."""
     matrices = {node.input[1]: onnx.numpy_helper.to_array(weights[node.input[1]]) for node in products}
     dtype = next(iter(matrices.values())).dtype
     rows = np.max([np.abs(matrix).max(axis=1) for matrix in matrices.values()], axis=0).astype(np.float32)
@@ -131,7 +117,7 @@ def _quantize(
 
 
 def _quantized_matrix(graph: onnx.GraphProto, name: str, matrix: Floats, dtype: Any) -> list[str]:
-    """(inputs, outputs) as int8, with scales and zero points (outputs,): the names of the three."""
+    """Add (inputs, outputs) as int8, with scales and zero points (outputs,); return the names of the three."""
     scales = np.maximum(np.abs(matrix).max(axis=0) / LARGEST_STEP, SMALLEST).astype(dtype)
     steps = np.clip(np.rint(matrix / scales.astype(np.float32)), -LARGEST_STEP, LARGEST_STEP).astype(np.int8)
     _constant(graph, f"{name}/int8", steps)
@@ -146,7 +132,7 @@ def _constant(graph: onnx.GraphProto, name: str, value: npt.NDArray[Any]) -> Non
 
 
 def _before_casts(name: str, producers: Mapping[str, onnx.NodeProto]) -> str:
-    """The tensor's name in the float32 graph: the conversion to fp16 put casts between nodes."""
+    """Find the tensor's name in the float32 graph: the conversion to fp16 put casts between nodes."""
     while name in producers and producers[name].op_type == "Cast":
         name = producers[name].input[0]
     return name

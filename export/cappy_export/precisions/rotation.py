@@ -1,9 +1,9 @@
-"""Activations that lose less in 8 bits: scaled, and rotated in blocks of channels.
+"""Scale activations and rotate them in blocks of channels, so that they lose less in 8 bits.
 
-A token's scale is set by its largest channel, and a few channels are many times larger than the others, which have few
-steps then. So channels are divided by factors, which go into the weights (SmoothQuant, arXiv 2211.10438), and blocks of
-channels are multiplied by a Hadamard matrix, which spreads what is large over all of its block; the weights by the
-inverse (QuaRot, arXiv 2404.00456). The product is the same, but for rounding.
+A token's scale is set by its largest channel. A few channels are many times larger than the others, which have few
+steps then. So channels are divided by factors, which go into the weights (SmoothQuant, arXiv 2211.10438). Then blocks
+of channels are multiplied by a Hadamard matrix, which spreads large values over all of their block, and the weights by
+its inverse (QuaRot, arXiv 2404.00456). The product is the same, but for rounding.
 """
 
 from __future__ import annotations
@@ -27,13 +27,17 @@ SMOOTHING = 0.25
 
 @dataclass(frozen=True)
 class Rotation:
-    """x -> (x / factors) in blocks times a Hadamard matrix; `factors` (inputs,) are positive."""
+    """Map x to (x / factors) in blocks times a Hadamard matrix; `factors` (inputs,) are positive.
+
+    >>> len(Rotation(np.ones(384, np.float32)).matrix)
+    64
+    """
 
     factors: Floats
 
     @property
     def matrix(self) -> Floats:
-        """(block, block), symmetric and its own inverse; block is a power of two that divides the inputs."""
+        """Make the Hadamard matrix (block, block), symmetric and its own inverse; block divides the inputs."""
         block = math.gcd(len(self.factors), BLOCK)
         matrix = np.ones((1, 1))
         while len(matrix) < block:
@@ -41,11 +45,11 @@ class Rotation:
         return (matrix / math.sqrt(block)).astype(np.float32)
 
     def of_weights(self, weights: Floats) -> Floats:
-        """`weights` (inputs, outputs) for rotated inputs."""
+        """Turn `weights` (inputs, outputs) into those for rotated inputs."""
         return self._turned(weights * self.factors[:, None])
 
     def of_activations(self, activations: Activations) -> Activations:
-        """What the product reads then."""
+        """Turn means and moments into those of rotated inputs."""
         mean = self._turned((activations.mean / self.factors)[:, None])[:, 0]
         if activations.moments is None:
             return Activations(mean)
@@ -53,14 +57,17 @@ class Rotation:
         return Activations(mean, self._turned(half.T))
 
     def _turned(self, rows: Floats) -> Floats:
-        """The matrix times each block of rows."""
+        """Multiply each block of rows by the matrix."""
         matrix = self.matrix
         turned: Floats = (matrix @ rows.reshape(-1, len(matrix), rows.shape[1])).reshape(rows.shape)
         return turned
 
 
 def rotation_for(moments: Floats, weights: Sequence[Floats]) -> Rotation:
-    """The rotation of an input with these second `moments` (inputs, inputs) that products with `weights` read."""
+    """Choose the rotation of an input with second `moments` (inputs, inputs), which products with `weights` read.
+
+    >>> rotation_for(x.T @ x / len(x), [weights]).factors.shape
+    """
     sizes = np.sqrt(np.diag(moments))
     squares = np.sum([np.square(part, dtype=np.float64).sum(axis=1) for part in weights], axis=0)
     ratio = np.maximum(sizes, 1e-6) / np.maximum(np.sqrt(squares), 1e-6)

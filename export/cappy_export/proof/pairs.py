@@ -1,4 +1,4 @@
-"""The pairs that parity is measured on: the package's own, or the user's."""
+"""Read the pairs that parity is measured on: the package's own, or the user's."""
 
 from __future__ import annotations
 
@@ -14,8 +14,22 @@ MIN_PAIRS = 256
 """Fewer pairs say too little: a bad export can hide among a few."""
 
 
+def parity_pairs(source: Path | None) -> tuple[str, list[Pair]]:
+    """Read the pairs of `source`, or the package's own, with a name for them.
+
+    >>> parity_pairs(None)[0]
+    'default'
+
+    Raises as `read_pairs`.
+    """
+    return ("default", default_pairs()) if source is None else (source.name, read_pairs(source))
+
+
 def default_pairs() -> list[Pair]:
-    """The pairs that ship with the package: 279, of 4 to over 1,000 RoBERTa tokens, in 84 groups of candidates.
+    """Read the pairs that ship with the package: 279, of 4 to over 1,000 RoBERTa tokens, in 84 groups of candidates.
+
+    >>> len(default_pairs())
+    279
 
     Every word was written for this purpose: tasks in the form of instructions, code, logs and tables, over twenty
     scripts, emoji, degenerate and very long texts.
@@ -26,6 +40,8 @@ def default_pairs() -> list[Pair]:
 
 def read_pairs(path: str | Path) -> list[Pair]:
     """Read parity pairs from JSON Lines with `instruction` and `response`, unpacked where the name ends in .gz.
+
+    >>> read_pairs("my-pairs.jsonl")
 
     Raises ExportError for a bad line, and for fewer than MIN_PAIRS pairs; CappyError for a .gz that is not complete.
     """

@@ -1,4 +1,4 @@
-"""Parity: how far a bundle's scores are from PyTorch's, and how far they may be."""
+"""Measure parity: how far a bundle's scores are from PyTorch's, and whether they keep the limits."""
 
 from __future__ import annotations
 
@@ -20,15 +20,21 @@ from cappy_export.proof.reference import Reference
 Scores = npt.NDArray[np.float32]
 
 WORST_PAIRS = 5
-CANARY_PAIRS = 8
 SHAPES: Sequence[tuple[int, Padding | None]] = ((1, None), (512, None), (2048, "allowed"))
-"""Budgets of the batches in which parity is measured, and what becomes of padding: one by one, as the engine does, and
-wide with padding, as GPUs and other tools do."""
+"""The batches in which parity is measured, by budget of tokens and padding.
+
+One by one, as the engine runs them on a CPU, and wide with padding, as GPUs and other tools do.
+"""
 
 
 def measure(reference: Scores, scores: Scores, pairs: Sequence[Pair], counts: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """Compare `scores` (n,) with `reference` (n,): maximum and mean absolute error, Spearman's rank correlation, how
-    often the same candidate of an instruction wins, and the worst pairs. `counts` are tokens, for the report."""
+    """Compare `scores` (n,) with `reference` (n,): errors, rank correlation, winners, and the worst pairs.
+
+    >>> measure(reference, scores, pairs, counts)["max_error"]
+
+    Errors are absolute; the rank correlation is Spearman's; `winner_agreement` tells how often the same candidate of an
+    instruction wins. `counts` are tokens, for the report.
+    """
     errors = np.abs(scores.astype(np.float64) - reference)
     worst = np.argsort(-errors, kind="stable")[:WORST_PAIRS]
     return {
@@ -52,7 +58,11 @@ def measure(reference: Scores, scores: Scores, pairs: Sequence[Pair], counts: np
 
 
 def describe_pairs(pairs: Sequence[Pair], reference: Reference, name: str) -> dict[str, Any]:
-    """What the scores were measured on: the pairs' `name`, digest, number, lengths in tokens, and groups."""
+    """Describe the pairs of a proof: their `name`, digest, number, lengths in tokens, and groups.
+
+    >>> describe_pairs(default_pairs(), reference, "default")["count"]
+    279
+    """
     text = json.dumps(pairs, ensure_ascii=True)
     return {
         "name": name,
@@ -69,7 +79,9 @@ def describe_pairs(pairs: Sequence[Pair], reference: Reference, name: str) -> di
 def score_in_shapes(
     scorer: Scorer, pairs: Sequence[Pair], shapes: Sequence[tuple[int, Padding | None]] = SHAPES
 ) -> tuple[Scored, int]:
-    """Score each pair once, in batches of many shapes; returns what was scored and the number of distinct shapes.
+    """Score each pair once, in batches of many shapes; return the scores and the number of distinct shapes.
+
+    >>> scored, shapes = score_in_shapes(scorer, default_pairs())
 
     The pairs are dealt out in turn among `shapes`: budgets of tokens, and the padding (None: the scorer's own).
     """
@@ -91,7 +103,10 @@ def score_in_shapes(
 
 
 def require_same_tokens(scored: Scored, reference: Reference, pairs: Sequence[Pair]) -> None:
-    """Raise ExportError unless the engine and transformers cut the pairs into the same number of tokens."""
+    """Raise ExportError unless the engine and transformers cut the pairs into the same number of tokens.
+
+    >>> require_same_tokens(scored, reference, pairs)
+    """
     differs = (scored.token_counts != reference.token_counts) | (scored.truncated != reference.truncated)
     if differs.any():
         row = int(differs.argmax())
@@ -101,24 +116,12 @@ def require_same_tokens(scored: Scored, reference: Reference, pairs: Sequence[Pa
         )
 
 
-def canary_rows(scores: Scores, counts: npt.NDArray[np.int64]) -> list[int]:
-    """Rows of CANARY_PAIRS pairs for the canary, from the lowest score to the highest, and none longer than need be.
-
-    Of pairs up to the median length and the longest one: together they are fast, and show long shapes too.
-    """
-    short = np.flatnonzero(counts <= np.median(counts))
-    by_score = short[np.argsort(scores[short], kind="stable")]
-    places = np.linspace(0, len(by_score) - 1, min(CANARY_PAIRS - 1, len(by_score))).round().astype(int)
-    return list(dict.fromkeys([*by_score[places].tolist(), int(counts.argmax())]))
-
-
-def canary_tolerance(row: Mapping[str, Any], limits: Limits) -> float:
-    """How far a GPU's score may be from PyTorch's: the absolute limit, else twice the largest measured error."""
-    return limits.max_error if limits.max_error is not None else max(2 * float(row["max_error"]), 1e-3)
-
-
 def candidate_groups(pairs: Sequence[Pair]) -> list[list[int]]:
-    """The rows that share an instruction, where there are two or more."""
+    """List the rows that share an instruction, where there are two or more.
+
+    >>> candidate_groups([("a", "1"), ("b", "1"), ("a", "2")])
+    [[0, 2]]
+    """
     groups: dict[str, list[int]] = {}
     for row, (instruction, _) in enumerate(pairs):
         groups.setdefault(instruction, []).append(row)
@@ -126,27 +129,43 @@ def candidate_groups(pairs: Sequence[Pair]) -> list[list[int]]:
 
 
 def winner_agreement(reference: Scores, scores: Scores, groups: Sequence[Sequence[int]]) -> float | None:
-    """The share of groups in which the same candidate wins (the first one of a tie); None without groups."""
+    """Compute the share of groups in which the same candidate wins (the first one of a tie); None without groups.
+
+    >>> winner_agreement(np.float32([0.1, 0.9]), np.float32([0.2, 0.8]), [[0, 1]])
+    1.0
+    """
     if not groups:
         return None
     return float(np.mean([reference[rows].argmax() == scores[rows].argmax() for rows in map(list, groups)]))
 
 
 def spearman(first: Scores, second: Scores) -> float:
-    """Spearman's rank correlation, ties ranked by their mean; 0 where all of one side's scores are equal."""
+    """Compute Spearman's rank correlation, ties ranked by their mean; 0 where all of one side's scores are equal.
+
+    >>> spearman(np.float32([1, 2, 3]), np.float32([5, 5, 5]))
+    0.0
+    """
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
     return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
 
 
 def rows_of(parity: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """Target, precision and figures of every model in a parity report."""
+    """List target, precision and figures of every model in a parity report.
+
+    >>> rows_of({"precisions": {"fp32": {"max_error": 0.0}}})
+    [('cpu', 'fp32', {'max_error': 0.0})]
+    """
     targets = {"cpu": parity["precisions"], **parity.get("targets", {})}
     return [(target, precision, row) for target, rows in targets.items() for precision, row in rows.items()]
 
 
 def violations(parity: Mapping[str, Any], limits: Mapping[str, Limits]) -> list[str]:
-    """The limits that the report does not keep, in words."""
+    """Say in words which limits the report does not keep.
+
+    >>> violations({"precisions": {"fp32": {"max_error": 0.5}}}, {"fp32": Limits(max_error=1e-4)})
+    ['fp32: max error 0.5 is above 0.0001']
+    """
     found = []
     for target, precision, row in rows_of(parity):
         name_of_model = precision if target == "cpu" else f"{precision} of {target}"
@@ -160,7 +179,10 @@ def violations(parity: Mapping[str, Any], limits: Mapping[str, Limits]) -> list[
 
 
 def require(parity: Mapping[str, Any], limits: Mapping[str, Limits], subject: str) -> None:
-    """Raise ParityError, with the report, if `parity` does not keep `limits`."""
+    """Raise ParityError, with the report, if `parity` does not keep `limits`.
+
+    >>> require(parity, LIMITS, "the export of cappy-mini")
+    """
     broken = violations(parity, limits)
     if broken:
         raise ParityError(f"the scores of {subject} are too far from PyTorch's: {'; '.join(broken)}", parity)

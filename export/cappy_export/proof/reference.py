@@ -1,4 +1,4 @@
-"""The reference: PyTorch, float32, eager, one pair at a time, with transformers' own tokenizer.
+"""Score with the reference: PyTorch, float32, eager, one pair at a time, with transformers' own tokenizer.
 
 One pair at a time, so that neither padding nor batching, which the engine must get right, is part of the reference.
 """
@@ -21,7 +21,7 @@ from cappy_export.checkpoints.checkpoint import Checkpoint, load_model, load_tok
 
 @dataclass(frozen=True)
 class Reference:
-    """PyTorch's `scores` (n,) float32, with `token_counts` (n,) int64 and `truncated` (n,) bool of the same pairs."""
+    """Hold PyTorch's `scores` (n,) float32, with `token_counts` (n,) int64 and `truncated` (n,) bool of the pairs."""
 
     scores: npt.NDArray[np.float32]
     token_counts: npt.NDArray[np.int64]
@@ -29,14 +29,16 @@ class Reference:
 
     @property
     def description(self) -> str:
-        """What computed the scores."""
+        """Say what computed the scores."""
         return f"PyTorch {torch.__version__} (float32, eager, one pair at a time)"
 
 
 def score_checkpoint(
     source: str | Path, pairs: Sequence[Pair], *, revision: str | None = None, max_length: int = 512
 ) -> npt.NDArray[np.float32]:
-    """PyTorch's scores (n,) float32 of `pairs`, with the checkpoint in a folder, or of a hub id at `revision`.
+    """Score `pairs` with PyTorch, (n,) float32: by the checkpoint in a folder, or of a hub id at `revision`.
+
+    >>> score_checkpoint("export/cappy_mini/checkpoint", [("Is the sky blue?", "Yes")])
 
     A pair that comes twice is scored once.
     """
@@ -47,6 +49,8 @@ def score_checkpoint(
 
 def score_with_torch(checkpoint: Checkpoint, pairs: Sequence[Pair], *, max_length: int) -> Reference:
     """Score `pairs` with the checkpoint's model: `logits[:, 0]`, no activation.
+
+    >>> score_with_torch(open_checkpoint("export/cappy_mini/checkpoint"), default_pairs(), max_length=512).scores
 
     Raises CheckpointError if PyTorch itself gives NaN or infinity for a pair.
     """

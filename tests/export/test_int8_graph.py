@@ -1,4 +1,4 @@
-"""int8: its weights and products against numpy, its scores in any batch, and embeddings that come back."""
+"""Products in 8 bits, against their arithmetic in numpy."""
 
 from __future__ import annotations
 
@@ -12,91 +12,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from cappy_engine import Scorer
-from cappy_engine.bundle import MODEL_FILES, open_bundle
-from cappy_engine.errors import ExportError, GraphError
-from cappy_engine.options import Mode
-from cappy_export import export
-from cappy_export.precisions.embeddings import MIN_TABLE_ROWS, quantize_embeddings
-from cappy_export.precisions.int8 import Options, products_with_weights, quantize, quantize_products
+from cappy_engine.errors import GraphError
+from cappy_export.precisions.int8 import quantize, quantize_products
+from cappy_export.precisions.int8_graph import Int8Options
 from cappy_export.precisions.rounding import quantize_weights
-from cappy_export.proof.pairs import default_pairs
-
-
-def lookup_model(path: Path, table: np.ndarray) -> Path:
-    """ids (batch, length) -> rows of `table`, looked up twice, and of a table of two rows."""
-    small = np.eye(2, table.shape[1], dtype=np.float32)
-    graph = helper.make_graph(
-        [
-            helper.make_node("Gather", ["words", "ids"], ["first"], "first"),
-            helper.make_node("Gather", ["words", "ids"], ["second"], "second"),
-            helper.make_node("Sub", ["ids", "ids"], ["zeros"], "zeros"),
-            helper.make_node("Gather", ["types", "zeros"], ["third"], "third"),
-        ],
-        "lookup",
-        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "length"])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("first", "second", "third")],
-        [numpy_helper.from_array(table, "words"), numpy_helper.from_array(small, "types")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(model, str(path))
-    return path
-
-
-@pytest.mark.parametrize(("kind", "part"), [(np.int8, 253), (np.float16, 2047)])
-def test_rows_come_back_to_half_a_step_of_their_own_scale(tmp_path: Path, kind: Any, part: int) -> None:
-    random = np.random.default_rng(0)
-    table = random.standard_normal((MIN_TABLE_ROWS, 16)).astype(np.float32) * np.geomspace(1e-3, 1e3, MIN_TABLE_ROWS)[
-        :, None
-    ].astype(np.float32)
-    table[1] = 0.0  # the padding's
-    path = lookup_model(tmp_path / "lookup.onnx", table)
-    assert quantize_embeddings(path, kind) == 1
-    ids = random.integers(0, MIN_TABLE_ROWS, (3, 50))
-    ids[0, 0] = 1
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    first, second, third = session.run(None, {"ids": ids})
-    wanted = table[ids]
-    assert (np.abs(first - wanted) <= np.abs(wanted).max(axis=-1, keepdims=True) / part).all()
-    np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(third, np.broadcast_to(np.eye(1, 16, dtype=np.float32), third.shape))
-
-
-def test_small_tables_stay_as_they_are(tmp_path: Path) -> None:
-    path = lookup_model(tmp_path / "lookup.onnx", np.ones((MIN_TABLE_ROWS - 1, 4), dtype=np.float32))
-    before = path.read_bytes()
-    assert quantize_embeddings(path) == 0
-    assert onnx.load(str(path)) == onnx.load_model_from_string(before)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_only_int8_has_its_words_in_8_bits(bundle: Path, precision: str) -> None:
-    model = onnx.load(str(bundle / MODEL_FILES[precision]))
-    tables = [entry for entry in model.graph.initializer if len(entry.dims) == 2 and entry.dims[0] >= MIN_TABLE_ROWS]
-    types = {entry.data_type for entry in tables if entry.dims[1] > 1}
-    assert types == {TensorProto.INT8 if precision == "int8" else TensorProto.FLOAT}
-
-
-def test_a_named_product_stays_in_float32_and_the_others_do_not(checkpoint: Path, tmp_path: Path) -> None:
-    manifest = export(
-        checkpoint, tmp_path / "bundle", precisions=["fp32", "int8"], float32_products=["layer.1/output/dense"]
-    )
-    [kept] = manifest["graphs"]["int8"]["products_in_fp32"]
-    assert "layer.1/output/dense" in kept
-    assert products_with_weights(tmp_path / "bundle" / MODEL_FILES["int8"]) == [kept]
-    assert len(products_with_weights(tmp_path / "bundle" / MODEL_FILES["fp32"])) == 6 * 2
-
-
-@pytest.mark.parametrize(
-    ("precisions", "message"),
-    [(["int8"], "no matrix product is named 'layer.7'; there are .*layer.1/output"), (["fp32"], "name it as a pre")],
-)
-def test_a_product_that_is_not_there_is_an_error(
-    checkpoint: Path, tmp_path: Path, precisions: list[str], message: str
-) -> None:
-    with pytest.raises(ExportError, match=message):
-        export(checkpoint, tmp_path / "bundle", precisions=precisions, float32_products=["layer.7"])
-    assert not (tmp_path / "bundle").exists()
 
 
 def product_model(
@@ -146,10 +65,20 @@ def int8_product(x: np.ndarray, weights: np.ndarray, *, zero_point: int, steps: 
 
 
 RANDOM = np.random.default_rng(0)
+
+
 X = (RANDOM.standard_normal((5, 16)) * np.geomspace(1e-3, 1e2, 5)[:, None]).astype(np.float32)
+
+
 W1 = RANDOM.standard_normal((16, 24)).astype(np.float32)
+
+
 W2 = RANDOM.standard_normal((24, 16)).astype(np.float32)
+
+
 B1 = RANDOM.standard_normal(24).astype(np.float32)
+
+
 ONES = {"y_ones": np.ones(16, np.float32)}
 
 
@@ -157,7 +86,7 @@ def test_an_int8_product_is_its_arithmetic_in_numpy(tmp_path: Path) -> None:
     x = np.concatenate([X, np.zeros((1, 16), np.float32)])
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "layer/dense"), *body_end("y")]
     source = product_model(tmp_path / "m.onnx", nodes, ["y_normed"], {"w": W1, "y_ones": np.ones(24, np.float32)})
-    kept, counts = quantize_products(source, tmp_path / "q.onnx", Options())
+    kept, counts = quantize_products(source, tmp_path / "q.onnx", Int8Options())
     assert (kept, counts) == ([], {"MatMul": 1})
     [found] = run(tmp_path / "q.onnx", x, ["y"])
     expected = int8_product(x, W1, zero_point=128, steps=127, least=1e-12)
@@ -223,19 +152,12 @@ def test_a_mean_activation_comes_out_exact_but_for_its_own_rounding(tmp_path: Pa
     stored = {"w": W1, "b": B1, "y_ones": np.ones(24, np.float32)}
     source = product_model(tmp_path / "m.onnx", nodes, ["y_normed"], stored)
     calibration: list[Any] = [{"x": mean[None, :]}]
-    quantize_products(source, tmp_path / "q.onnx", Options(), calibration)
+    quantize_products(source, tmp_path / "q.onnx", Int8Options(), calibration)
     [found] = run(tmp_path / "q.onnx", mean[None, :], ["y"])
     np.testing.assert_allclose(found[0], mean @ W1 + B1, atol=1e-4)
     quantize_products(source, tmp_path / "plain.onnx")
     [plain] = run(tmp_path / "plain.onnx", mean[None, :], ["y"])
     assert np.abs(plain[0] - (mean @ W1 + B1)).max() > 1e-3
-
-
-@pytest.fixture(scope="module")
-def accurate_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("accurate") / "tiny"
-    export(checkpoint, path, precisions=["int8"], is_int8_accurate=True)
-    return path
 
 
 def correlated_tokens(seed: int, tokens: int) -> np.ndarray:
@@ -248,8 +170,10 @@ def correlated_tokens(seed: int, tokens: int) -> np.ndarray:
     return made
 
 
-ROTATED = Options(rotates=True)
-ACCURATE = Options(rotates=True, compensates=True)
+ROTATED = Int8Options(rotates=True)
+
+
+ACCURATE = Int8Options(rotates=True, compensates=True)
 
 
 def two_products(path: Path) -> Path:
@@ -267,7 +191,7 @@ def two_products(path: Path) -> Path:
     return product_model(path, nodes, ["y_normed", "z_normed"], stored)
 
 
-def errors(source: Path, options: Options, seen: np.ndarray, fresh: np.ndarray) -> tuple[float, float]:
+def errors(source: Path, options: Int8Options, seen: np.ndarray, fresh: np.ndarray) -> tuple[float, float]:
     """How far y and z are from float32's on `fresh`, calibrated on `seen`; both (1, tokens, 64)."""
     out = source.with_name("q.onnx")
     calibration: list[Any] = [{"x": part} for part in np.split(seen, 4, axis=1)]
@@ -279,7 +203,7 @@ def errors(source: Path, options: Options, seen: np.ndarray, fresh: np.ndarray) 
 def test_rotation_and_compensation_each_make_products_closer(tmp_path: Path) -> None:
     source = two_products(tmp_path / "m.onnx")
     seen, fresh = correlated_tokens(2, 400)[None], correlated_tokens(3, 200)[None]
-    plain, rotated, accurate = (errors(source, each, seen, fresh) for each in (Options(), ROTATED, ACCURATE))
+    plain, rotated, accurate = (errors(source, each, seen, fresh) for each in (Int8Options(), ROTATED, ACCURATE))
     assert all(later < 0.75 * before for before, later in zip(plain, rotated, strict=True))
     assert all(later < 0.75 * before for before, later in zip(rotated, accurate, strict=True))
 
@@ -296,7 +220,7 @@ def test_a_channel_that_calibration_hardly_saw_may_be_alive_later(tmp_path: Path
     source = two_products(tmp_path / "m.onnx")
     seen, fresh = correlated_tokens(2, 400)[None], correlated_tokens(3, 200)[None]
     seen[..., 7:11] *= loudness
-    plain, accurate = (errors(source, each, seen, fresh) for each in (Options(), ACCURATE))
+    plain, accurate = (errors(source, each, seen, fresh) for each in (Int8Options(), ACCURATE))
     assert all(later < before for before, later in zip(plain, accurate, strict=True))
 
 
@@ -326,7 +250,7 @@ def test_a_product_that_stays_in_float32_may_be_of_a_kind_that_is_not_known(tmp_
     ]
     stored = {"w": W1, "b": B1, "y_ones": np.ones(24, np.float32), "z_ones": np.ones(24, np.float32)}
     source = product_model(tmp_path / "m.onnx", nodes, ["y_normed", "z_normed"], stored)
-    options = Options(rotates=True, compensates=True, float32_products=["layer.0"])
+    options = Int8Options(rotates=True, compensates=True, float32_products=["layer.0"])
     calibration: list[Any] = [{"x": X}]
     assert quantize_products(source, tmp_path / "q.onnx", options, calibration)[1] == {"MatMul": 1}
 
@@ -339,7 +263,7 @@ def test_compensated_products_may_follow_each_other(tmp_path: Path) -> None:
     ]
     source = product_model(tmp_path / "m.onnx", nodes, ["y_normed"], {"v": W1, "w": W2, **ONES})
     calibration: list[Any] = [{"x": X}]
-    quantize_products(source, tmp_path / "q.onnx", Options(compensates=True), calibration)
+    quantize_products(source, tmp_path / "q.onnx", Int8Options(compensates=True), calibration)
     run(tmp_path / "q.onnx", X, ["y"])
 
 
@@ -347,53 +271,3 @@ def test_calibration_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
     calibration: list[Any] = [{"x": np.full((1, 4, 64), np.inf, np.float32)}]
     with pytest.raises(GraphError, match="flat is not finite on the pairs to calibrate on"):
         quantize_products(two_products(tmp_path / "m.onnx"), tmp_path / "q.onnx", ACCURATE, calibration)
-
-
-def test_accurate_int8_has_its_words_in_16_bits_and_the_manifest_says_how_it_was_made(accurate_bundle: Path) -> None:
-    model = onnx.load(str(accurate_bundle / MODEL_FILES["int8"]))
-    tables = [entry for entry in model.graph.initializer if len(entry.dims) == 2 and entry.dims[0] >= MIN_TABLE_ROWS]
-    assert {entry.data_type for entry in tables if entry.dims[1] > 1} == {TensorProto.FLOAT16}
-    assert "rotated in blocks" in open_bundle(accurate_bundle).manifest.document["graphs"]["int8"]["method"]
-
-
-def test_accuracy_without_int8_is_an_error(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="accurate int8 is for the CPU's int8; name it as a precision too"):
-        export(checkpoint, tmp_path / "bundle", precisions=["fp32"], is_int8_accurate=True)
-
-
-def test_accuracy_without_calibration_is_an_error(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(GraphError, match="needs pairs to calibrate on"):
-        quantize(bundle / MODEL_FILES["fp32"], tmp_path / "q.onnx", is_accurate=True)
-
-
-@pytest.mark.parametrize("budget", [1, 200, 100_000])
-@pytest.mark.parametrize("mode", ["latency", "throughput"])
-@pytest.mark.parametrize("made", ["bundle", "accurate_bundle"])
-def test_an_int8_score_does_not_depend_on_the_batch(
-    made: str, budget: int, mode: Mode, request: pytest.FixtureRequest
-) -> None:
-    pairs = default_pairs()[::4]
-    with Scorer.open(request.getfixturevalue(made), device="cpu", precision="int8", threads=2, mode=mode) as scorer:
-        alone = np.concatenate([scorer.score([pair]) for pair in pairs])
-        for seed in range(3):
-            order = np.random.default_rng(seed).permutation(len(pairs))[: len(pairs) - 5 * seed]
-            found = scorer.score_pairs([pairs[place] for place in order], max_batch_tokens=budget).scores
-            np.testing.assert_allclose(found, alone[order], rtol=0, atol=1e-6)
-
-
-def test_int8_logits_do_not_depend_on_padding_or_neighbours(bundle: Path) -> None:
-    session = onnxruntime.InferenceSession(bundle / MODEL_FILES["int8"], providers=["CPUExecutionProvider"])
-    random = np.random.default_rng(0)
-    lengths = np.array([3, 64, 17, 9, 30, 5, 48, 31])
-    mask = (np.arange(80) < lengths[:, None]).astype(np.int64)
-    ids = np.where(mask == 1, random.integers(5, 1000, mask.shape), 1)
-    feeds = {"input_ids": ids, "attention_mask": mask}
-    alone = np.concatenate(
-        [
-            session.run(["logits"], {name: value[row : row + 1, :length] for name, value in feeds.items()})[0]
-            for row, length in enumerate(lengths)
-        ]
-    )
-    for rows in (np.arange(8), np.arange(8)[::-1], np.array([0, 0, 5]), np.array([1])):
-        found = session.run(["logits"], {name: value[rows] for name, value in feeds.items()})[0]
-        np.testing.assert_allclose(found, alone[rows], rtol=0, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Weights in a file beside the graph, as a large model's are: written once, checked, and read by other tools."""
+"""Files of graphs: what is checked, and weights beside a large one, which other tools read, too."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from transformers import AutoTokenizer
 
 from cappy_engine import Scorer
 from cappy_engine.bundle import EXTERNAL_SUFFIX, MODEL_FILES
-from cappy_engine.errors import BundleError
+from cappy_engine.errors import BundleError, GraphError
 from cappy_engine.options import Precision
-from cappy_export import export
+from cappy_export import ExportOptions, export
+from cappy_export.graphs.files import check_graph, head_nodes
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +24,9 @@ def large_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """A bundle that was exported as a large model is: with its weights beside the graphs."""
     path = tmp_path_factory.mktemp("large") / "bundle"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cappy_export.graphs.optimum.EXTERNAL_BYTES", 0)
-        patch.setattr("cappy_export.graphs.optimum.EXTERNAL_TENSOR_BYTES", 256)
-        export(checkpoint, path, precisions=["fp32", "fp16", "int8"], keep=["fp32", "int8"])
+        patch.setattr("cappy_export.graphs.files.EXTERNAL_BYTES", 0)
+        patch.setattr("cappy_export.graphs.files.EXTERNAL_TENSOR_BYTES", 256)
+        export(checkpoint, path, ExportOptions(precisions=("fp32", "fp16", "int8"), keep=("fp32", "int8")))
     return path
 
 
@@ -66,3 +67,25 @@ def test_optimum_reads_weights_beside_a_graph(large_bundle: Path) -> None:
     inputs = AutoTokenizer.from_pretrained(large_bundle)([("Is it?", "Yes")], return_tensors="pt")
     with Scorer.open(large_bundle, precision="fp32") as scorer:
         assert model(**inputs).logits[0, 0].item() == pytest.approx(scorer.score([("Is it?", "Yes")])[0], abs=1e-5)
+
+
+def test_a_specialised_axis_is_an_error(bundle: Path, tmp_path: Path) -> None:
+    model = onnx.load(bundle / "onnx/model.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 16
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(GraphError, match=r"input_ids of model\.onnx has the axes \['batch_size', 16\]"):
+        check_graph(tmp_path / "model.onnx")
+
+
+def test_an_invalid_graph_is_an_error(bundle: Path, tmp_path: Path) -> None:
+    model = onnx.load(bundle / "onnx/model.onnx")
+    model.graph.node.reverse()
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(GraphError, match=r"onnx\.checker refuses"):
+        check_graph(tmp_path / "model.onnx")
+
+
+def test_the_head_is_what_follows_the_last_layer(bundle: Path) -> None:
+    model = onnx.load(bundle / "onnx/model.onnx")
+    kinds = sorted(node.op_type for node in model.graph.node if node.name in head_nodes(model))
+    assert kinds == ["Gemm", "Gemm", "Tanh"]

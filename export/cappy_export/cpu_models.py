@@ -1,0 +1,66 @@
+"""Write the models for CPUs: fp32, and fp16 and int8 made from it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cappy_engine.bundle import MODEL_FILES
+from cappy_export.checkpoints.checkpoint import Checkpoint
+from cappy_export.graphs.optimum import build_fused_graph, build_graph, model_shape
+from cappy_export.options import ExportOptions, Say
+from cappy_export.precisions.calibration import (
+    ACCURATE_CALIBRATION_PAIRS,
+    CALIBRATION_PAIRS,
+    CalibrationPairs,
+    Inputs,
+)
+from cappy_export.precisions.fp16 import convert_to_half
+from cappy_export.precisions.int8 import quantize
+
+
+def write_cpu_models(
+    checkpoint: Checkpoint, staging: Path, options: ExportOptions, calibration: CalibrationPairs, say: Say
+) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
+    """Write the CPU's models into `staging`; return the model's shape, and the facts of every graph.
+
+    >>> shape, graphs = write_cpu_models(checkpoint, staging, ExportOptions(), calibration, print)
+
+    The fp32 model, from which the others are made, is written even where it was not asked for, and so it is proven.
+    Raises GraphError.
+    """
+    if not options.for_cpus:
+        return model_shape(checkpoint), {}
+    (staging / "onnx").mkdir()
+    say("building the fp32 graph")
+    fp32 = staging / MODEL_FILES["fp32"]
+    shape, facts = build_graph(checkpoint, fp32)
+    graphs = {"fp32": facts}
+    if "fp16" in options.for_cpus:
+        say("converting to fp16")
+        source = None if facts["unpadded"] else fp32
+        graphs["fp16"] = _write_half(checkpoint, source, staging / MODEL_FILES["fp16"], calibration.inputs())
+    if "int8" in options.for_cpus:
+        say("quantising to int8")
+        count = ACCURATE_CALIBRATION_PAIRS if options.accurate_int8 else CALIBRATION_PAIRS
+        int8 = quantize(
+            fp32,
+            staging / MODEL_FILES["int8"],
+            calibration.inputs(count),
+            float32_products=options.float32_products,
+            is_accurate=options.accurate_int8,
+        )
+        graphs["int8"] = {**int8, "unpadded": facts["unpadded"]}
+    return shape, graphs
+
+
+def _write_half(checkpoint: Checkpoint, fused: Path | None, out: Path, calibration: Iterable[Inputs]) -> dict[str, Any]:
+    """Write fp16 from the model `fused`, or from one that is made for it; return its facts."""
+    if fused is not None:
+        return {**convert_to_half(fused, out, calibration), "unpadded": False}
+    with tempfile.TemporaryDirectory(dir=out.parent.parent) as folder:
+        made = Path(folder, "fused.onnx")
+        build_fused_graph(checkpoint, made)
+        return {**convert_to_half(made, out, calibration), "unpadded": False}

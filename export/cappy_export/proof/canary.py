@@ -1,0 +1,67 @@
+"""Choose the canary: a few pairs, carried by the bundle, on which a GPU proves itself (`cappy_engine.gpu.canary`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cappy_engine.bundle import open_bundle
+from cappy_engine.tokenizer import PairTokenizer
+from cappy_export.proof.limits import Limits
+from cappy_export.proof.parity import Scores
+from cappy_export.proof.proving import Proof
+
+CANARY_PAIRS = 8
+
+
+def make_canary(staging: Path, parity: Mapping[str, Any], proof: Proof) -> dict[str, Any]:
+    """Make the manifest's "canary": pairs with PyTorch's scores, and how far a GPU's may be from them.
+
+    >>> make_canary(staging, parity, proof)["tolerance"]
+    {'cuda': {'fp16': 0.005}}
+    """
+    manifest = open_bundle(staging).manifest
+    rows = canary_rows(proof.reference.scores, proof.reference.token_counts)
+    encoder = PairTokenizer.from_file(staging / "tokenizer.json", max_length=manifest.max_length)
+    encoded = encoder.encode([proof.pairs[row] for row in rows])
+    return {
+        "tolerance": {
+            target: {precision: canary_tolerance(row, proof.limits[precision]) for precision, row in measured.items()}
+            for target, measured in parity["targets"].items()
+        },
+        "pairs": [
+            {
+                "input_ids": encoded.token_ids[place].tolist(),
+                "token_type_ids": encoded.type_ids[place].tolist(),
+                "score": float(proof.reference.scores[row]),
+            }
+            for place, row in enumerate(rows)
+        ],
+    }
+
+
+def canary_rows(scores: Scores, counts: npt.NDArray[np.int64]) -> list[int]:
+    """Choose the rows of CANARY_PAIRS pairs, from the lowest score to the highest.
+
+    >>> canary_rows(np.float32([0.1, 0.9, 0.5]), np.array([5, 5, 80]))
+    [0, 1, 2]
+
+    They are pairs up to the median length, and the longest one: together they are fast, and show long shapes too.
+    """
+    short = np.flatnonzero(counts <= np.median(counts))
+    by_score = short[np.argsort(scores[short], kind="stable")]
+    places = np.linspace(0, len(by_score) - 1, min(CANARY_PAIRS - 1, len(by_score))).round().astype(int)
+    return list(dict.fromkeys([*by_score[places].tolist(), int(counts.argmax())]))
+
+
+def canary_tolerance(row: Mapping[str, Any], limits: Limits) -> float:
+    """Say how far a GPU's score may be from PyTorch's: the absolute limit, else twice the largest measured error.
+
+    >>> canary_tolerance({"max_error": 0.02}, Limits(min_spearman=0.97))
+    0.04
+    """
+    return limits.max_error if limits.max_error is not None else max(2 * float(row["max_error"]), 1e-3)

@@ -1,0 +1,115 @@
+"""int8 bundles: their scores in any batch, products that stay in float32, and what is refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from cappy_engine import Scorer
+from cappy_engine.bundle import MODEL_FILES, open_bundle
+from cappy_engine.errors import ExportError, GraphError
+from cappy_engine.options import Mode
+from cappy_export import ExportOptions, export
+from cappy_export.precisions.embeddings import MIN_TABLE_ROWS
+from cappy_export.precisions.int8 import products_with_weights, quantize
+from cappy_export.proof.pairs import default_pairs
+
+
+@pytest.fixture(scope="module")
+def accurate_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("accurate") / "tiny"
+    export(checkpoint, path, ExportOptions(precisions=("int8",), accurate_int8=True))
+    return path
+
+
+def test_a_named_product_stays_in_float32_and_the_others_do_not(checkpoint: Path, tmp_path: Path) -> None:
+    options = ExportOptions(precisions=("fp32", "int8"), float32_products=("layer.1/output/dense",))
+    manifest = export(checkpoint, tmp_path / "bundle", options)
+    [kept] = manifest["graphs"]["int8"]["products_in_fp32"]
+    assert "layer.1/output/dense" in kept
+    assert products_with_weights(tmp_path / "bundle" / MODEL_FILES["int8"]) == [kept]
+    assert len(products_with_weights(tmp_path / "bundle" / MODEL_FILES["fp32"])) == 6 * 2
+
+
+def test_a_product_that_is_not_there_is_an_error(checkpoint: Path, tmp_path: Path) -> None:
+    options = ExportOptions(precisions=("int8",), float32_products=("layer.7",))
+    with pytest.raises(ExportError, match=r"no matrix product is named 'layer\.7'; there are .*layer\.1/output"):
+        export(checkpoint, tmp_path / "bundle", options)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_accurate_int8_has_its_words_in_16_bits_and_the_manifest_says_how_it_was_made(accurate_bundle: Path) -> None:
+    model = onnx.load(str(accurate_bundle / MODEL_FILES["int8"]))
+    tables = [entry for entry in model.graph.initializer if len(entry.dims) == 2 and entry.dims[0] >= MIN_TABLE_ROWS]
+    assert {entry.data_type for entry in tables if entry.dims[1] > 1} == {TensorProto.FLOAT16}
+    assert "rotated in blocks" in open_bundle(accurate_bundle).manifest.document["graphs"]["int8"]["method"]
+
+
+def test_accuracy_without_calibration_is_an_error(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(GraphError, match="needs pairs to calibrate on"):
+        quantize(bundle / MODEL_FILES["fp32"], tmp_path / "q.onnx", is_accurate=True)
+
+
+@pytest.mark.parametrize("budget", [1, 200, 100_000])
+@pytest.mark.parametrize("mode", ["latency", "throughput"])
+@pytest.mark.parametrize("made", ["bundle", "accurate_bundle"])
+def test_an_int8_score_does_not_depend_on_the_batch(
+    made: str, budget: int, mode: Mode, request: pytest.FixtureRequest
+) -> None:
+    pairs = default_pairs()[::4]
+    with Scorer.open(request.getfixturevalue(made), device="cpu", precision="int8", threads=2, mode=mode) as scorer:
+        alone = np.concatenate([scorer.score([pair]) for pair in pairs])
+        for seed in range(3):
+            order = np.random.default_rng(seed).permutation(len(pairs))[: len(pairs) - 5 * seed]
+            found = scorer.score_pairs([pairs[place] for place in order], max_batch_tokens=budget).scores
+            np.testing.assert_allclose(found, alone[order], rtol=0, atol=1e-6)
+
+
+def test_int8_logits_do_not_depend_on_padding_or_neighbours(bundle: Path) -> None:
+    session = onnxruntime.InferenceSession(bundle / MODEL_FILES["int8"], providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(0)
+    lengths = np.array([3, 64, 17, 9, 30, 5, 48, 31])
+    mask = (np.arange(80) < lengths[:, None]).astype(np.int64)
+    ids = np.where(mask == 1, random.integers(5, 1000, mask.shape), 1)
+    feeds = {"input_ids": ids, "attention_mask": mask}
+    alone = np.concatenate(
+        [
+            session.run(["logits"], {name: value[row : row + 1, :length] for name, value in feeds.items()})[0]
+            for row, length in enumerate(lengths)
+        ]
+    )
+    for rows in (np.arange(8), np.arange(8)[::-1], np.array([0, 0, 5]), np.array([1])):
+        found = session.run(["logits"], {name: value[rows] for name, value in feeds.items()})[0]
+        np.testing.assert_allclose(found, alone[rows], rtol=0, atol=1e-6)
+
+
+def test_int8_quantises_every_product_with_weights_and_nothing_of_the_head(bundle: Path) -> None:
+    nodes = Counter(node.op_type for node in onnx.load(bundle / "onnx/model_quantized.onnx").graph.node)
+    assert nodes["MatMulIntegerToFloat"] == 2 * 6
+    assert (nodes["MatMul"], nodes["Gemm"], nodes["BiasGelu"], nodes["Gelu"]) == (0, 2, 2, 0)
+
+
+def test_int8_weights_are_signed_and_per_channel(bundle: Path) -> None:
+    model = onnx.load(bundle / "onnx/model_quantized.onnx")
+    stored = {entry.name: entry for entry in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type == "MatMulIntegerToFloat"]
+    for node in products:
+        weights, scales = stored[node.input[1]], stored[node.input[3]]
+        assert weights.data_type == TensorProto.INT8
+        assert list(scales.dims) == [weights.dims[1]]
+    assert len({node.input[1] for node in products}) == 12
+    assert not [name for name in stored if name.endswith(".matrix") and "encoder" in name]
+
+
+def test_a_graph_without_products_cannot_be_quantised(tmp_path: Path) -> None:
+    x, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in ("x", "logits"))
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["logits"])], "g", [x], [out])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
+    with pytest.raises(GraphError, match="there are none"):
+        quantize(tmp_path / "m.onnx", tmp_path / "q.onnx")

@@ -1,0 +1,47 @@
+"""The manifest tells all of an export, and names the files that are there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cappy_engine.bundle import open_bundle
+from cappy_engine.errors import ExportError
+from cappy_export import ExportOptions, export
+from cappy_export.proof.limits import LIMITS
+
+
+def test_the_manifest_tells_all(bundle: Path, checkpoint: Path) -> None:
+    document = json.loads((bundle / "manifest.json").read_text())
+    assert document["schema_version"] == 1
+    assert document["precisions"] == ["fp32", "fp16", "int8"]
+    assert document["source"]["name"] == checkpoint.name
+    assert document["source"]["format"] == "safetensors"
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(document["source"]["files"])
+    assert {"torch", "transformers", "optimum", "onnx", "onnxruntime", "python"} <= set(document["versions"])
+    assert document["model"] | {"max_length": 512, "pad_token_id": 1, "layers": 2} == document["model"]
+    files = {str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()}
+    assert files == set(document["files"]) | {"manifest.json"}
+    pairs = document["parity"]["pairs"]
+    assert pairs["count"] >= 256
+    assert (pairs["shortest"], pairs["longest"]) == (4, 512)
+    assert pairs["truncated"] > 0
+    for precision, limits in LIMITS.items():
+        row = document["parity"]["precisions"][precision]
+        assert row["batch_shapes"] > 10
+        assert limits.max_error is None or row["max_error"] <= limits.max_error
+        assert row["spearman"] > 0.95
+    assert str(Path.home()) not in (bundle / "manifest.json").read_text()
+
+
+def test_only_what_is_kept_is_written_but_all_of_it_is_proven(checkpoint: Path, tmp_path: Path) -> None:
+    options = ExportOptions(precisions=("fp32", "fp16", "int8"), keep=("int8",))
+    manifest = export(checkpoint, tmp_path / "bundle", options)
+    assert manifest["precisions"] == ["int8"]
+    assert list(manifest["parity"]["precisions"]) == ["fp32", "fp16", "int8"]
+    assert [path.name for path in (tmp_path / "bundle" / "onnx").iterdir()] == ["model_quantized.onnx"]
+    assert open_bundle(tmp_path / "bundle").manifest.document == manifest
+    with pytest.raises(ExportError, match="cannot keep fp16 of fp32; name it as a precision too"):
+        ExportOptions(keep=("fp16",))

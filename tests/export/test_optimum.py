@@ -1,0 +1,96 @@
+"""The float32 graph: PyTorch's logits in any shape, and fusions that are demanded."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
+
+from cappy_engine.errors import GraphError
+from cappy_export.checkpoints.checkpoint import open_checkpoint
+from cappy_export.graphs.optimum import (
+    build_graph,
+    check_fusions,
+    demanded_fusions,
+)
+from tests.support.checkpoints import random_inputs
+
+
+@pytest.mark.parametrize("batch", [1, 2, 33])
+@pytest.mark.parametrize("length", [3, 4, 17, 128, 511, 512])
+def test_any_batch_and_length_gives_pytorchs_logits(checkpoint: Path, bundle: Path, batch: int, length: int) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint, attn_implementation="eager").eval()
+    session = onnxruntime.InferenceSession(bundle / "onnx/model.onnx", providers=["CPUExecutionProvider"])
+    inputs = random_inputs(batch, length)
+    with torch.inference_mode():
+        expected = model(**{name: torch.from_numpy(value) for name, value in inputs.items()}).logits.numpy()
+    (found,) = session.run(["logits"], inputs)
+    assert found.shape == (batch, 1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_roberta_is_written_without_padding_and_its_shape_is_told(checkpoint: Path, tmp_path: Path) -> None:
+    shape, facts = build_graph(open_checkpoint(checkpoint), tmp_path / "model.onnx")
+    assert facts == {"written_by": "cappy-export", "opset": 18, "unpadded": True}
+    assert (shape["layers"], shape["heads"], shape["hidden_size"]) == (2, 2, 32)
+    weights = load_file(checkpoint / "model.safetensors")
+    assert shape["parameters"] == sum(value.numel() for name, value in weights.items() if "position_ids" not in name)
+
+
+def test_every_layer_is_fused(fused: Path) -> None:
+    nodes = Counter(node.op_type for node in onnx.load(fused).graph.node)
+    assert (nodes["Attention"], nodes["SkipLayerNormalization"], nodes["BiasGelu"]) == (2, 4, 2)
+    assert nodes["Softmax"] == nodes["Erf"] == 0
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 3), (5, 128)])
+def test_the_fused_graph_gives_the_written_ones_logits(bundle: Path, fused: Path, batch: int, length: int) -> None:
+    inputs = random_inputs(batch, length)
+    written, found = (
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(["logits"], inputs)[0]
+        for path in (bundle / "onnx/model.onnx", fused)
+    )
+    np.testing.assert_allclose(found, written, atol=1e-5)
+
+
+def test_fewer_fusions_than_layers_are_an_error() -> None:
+    config = {"model_type": "roberta", "hidden_act": "gelu"}
+    complete = {"Attention": 24, "SkipLayerNormalization": 48, "BiasGelu": 24}
+    assert demanded_fusions(config, layers=24) == complete
+    check_fusions(complete, config, layers=24)
+    with pytest.raises(GraphError, match="only 23 of 24 Attention"):
+        check_fusions({**complete, "Attention": 23}, config, layers=24)
+    with pytest.raises(GraphError, match="0 of 24 BiasGelu"):
+        check_fusions({"Attention": 24, "SkipLayerNormalization": 48}, config, layers=24)
+
+
+def test_only_an_exact_gelu_must_be_fused_with_its_bias() -> None:
+    assert "BiasGelu" not in demanded_fusions({"model_type": "bert", "hidden_act": "relu"}, layers=2)
+    assert demanded_fusions({"model_type": "deberta-v2"}, layers=2) == {}
+
+
+def test_weights_beyond_one_file_are_refused_at_once(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cappy_export.graphs.optimum.MAX_BYTES", 1000)
+    with pytest.raises(GraphError, match="models up to 2 GiB"):
+        build_graph(open_checkpoint(checkpoint), tmp_path / "model.onnx")
+
+
+def test_weights_in_half_precision_count_as_the_float32_that_they_become(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = shutil.copytree(checkpoint, tmp_path / "half", ignore=shutil.ignore_patterns("*.bin", "*.msgpack"))
+    weights = {name: value.bfloat16() for name, value in load_file(checkpoint / "model.safetensors").items()}
+    save_file(weights, half / "model.safetensors")
+    monkeypatch.setattr("cappy_export.graphs.optimum.MAX_BYTES", (half / "model.safetensors").stat().st_size + 1)
+    with pytest.raises(GraphError, match="models up to 2 GiB"):
+        build_graph(open_checkpoint(half), tmp_path / "model.onnx")

@@ -1,0 +1,154 @@
+"""A bundle appears complete or not at all: nothing half-written is left, and nothing else is replaced."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cappy_engine.bundle import open_bundle
+from cappy_engine.cli.main import main
+from cappy_engine.errors import ExportError, ParityError
+from cappy_export import ExportOptions, export
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+STEPS = [
+    "cpu_models.build_graph",
+    "cpu_models.convert_to_half",
+    "cpu_models.quantize",
+    "pipeline.prove",
+    "pipeline.require",
+    "manifest.write_json",
+    "pipeline.publish",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", STEPS)
+def test_a_failure_at_any_step_leaves_no_bundle_and_no_litter(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(f"cappy_export.{step}", fail)
+    with pytest.raises(OSError, match="no space left"):
+        export(checkpoint, tmp_path / "bundle", ExportOptions(precisions=("fp32", "fp16", "int8")))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("said", ["building", "quantising", "scoring 279 pairs in fp32", "scoring 279 pairs in int8"])
+def test_kill_9_leaves_no_bundle_and_the_next_export_works(checkpoint: Path, tmp_path: Path, said: str) -> None:
+    command = [sys.executable, "-m", "cappy_engine", "export", str(checkpoint), str(tmp_path / "bundle")]
+    command += ["--precision", "fp32", "--precision", "int8"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(said):
+                time.sleep(0.05)
+                os.kill(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "bundle").exists()
+    assert main(command[3:]) == 0
+    open_bundle(tmp_path / "bundle")
+
+
+def test_force_never_replaces_what_is_no_bundle(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "chapter.txt").write_text("years of work")
+    with pytest.raises(ExportError, match="is not a bundle"):
+        export(checkpoint, folder, force=True)
+    assert (folder / "chapter.txt").read_text() == "years of work"
+
+
+def test_a_checkpoint_is_never_replaced_by_its_own_bundle(checkpoint: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "models" / "copy"))
+    for target in (copy, copy.parent):
+        (target / "manifest.json").write_text("{}")
+        with pytest.raises(ExportError, match="is or holds the checkpoint"):
+            export(copy, target, force=True)
+    assert (copy / "model.safetensors").exists()
+
+
+def test_a_bundle_that_appears_during_the_export_is_kept(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+
+    def say(text: str) -> None:
+        if text.startswith("scoring 279 pairs in fp32"):
+            shutil.copytree(bundle, target)
+
+    with pytest.raises(ExportError, match="exists"):
+        export(checkpoint, target, say=say)
+    assert tree(target) == tree(bundle)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
+def test_the_old_bundle_is_put_back_if_the_new_one_cannot_take_its_name(
+    checkpoint: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    right = Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        if ".partial-" in path.name:
+            raise error
+        return right(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(type(error)):
+        export(checkpoint, copy, force=True)
+    assert tree(copy) == tree(bundle)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_what_a_killed_export_left_is_pointed_out(checkpoint: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".bundle.partial-abc"
+    left.mkdir()
+    said: list[str] = []
+    export(checkpoint, tmp_path / "bundle", say=said.append)
+    assert any(str(left) in text for text in said)
+    assert left.exists()
+
+
+@pytest.mark.slow
+def test_sigterm_leaves_nothing_at_all(checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cappy_engine", "export", str(checkpoint), str(tmp_path / "bundle")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("building"):
+                process.terminate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_bundle_is_kept_without_force(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    before = tree(copy)
+    with pytest.raises(ExportError, match="exists; choose another name, or replace it with --force"):
+        export(checkpoint, copy)
+    assert tree(copy) == before
+
+
+def test_force_replaces_only_by_a_proven_bundle(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    before = tree(copy)
+    with pytest.raises(ParityError):
+        export(checkpoint, copy, ExportOptions(limits=("fp32.max_error=1e-12",)), force=True)
+    assert tree(copy) == before
+    export(checkpoint, copy, force=True)
+    assert open_bundle(copy).manifest.precisions == ("fp32",)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
