@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DEMO := .venv-demo/bin
 TEST := .venv-test/bin
+ENGINE := .venv-engine/bin
 
 # Real texts for the benchmarks (PromptSource's and BIG-Bench's tasks), where there are some; made-up ones otherwise.
 DATA ?= $(wildcard ../shared/data)
@@ -10,7 +11,8 @@ CHECKPOINT ?= bench/large
 ROBERTA ?= $(DATA)/roberta-tokenizer
 RESULTS ?= bench/results
 # Tests share the cores by files: what a file's tests share is made once, and PyTorch's threads do not fight for a core.
-PYTEST := OMP_NUM_THREADS=1 $(TEST)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+SHARED := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(TEST)/pytest $(SHARED)
 
 # What keeps `make bench` short; with BENCH= it measures the tools of all installed environments, each workload 3 times.
 BENCH ?= --environment main --max-seconds 8
@@ -19,11 +21,12 @@ BENCH ?= --environment main --max-seconds 8
 GPU_RESULT ?= bench/gpu-check.json
 GPU_CHECK ?=
 
-.PHONY: help demo test lint types fast bench bench-full bench-micro gpu-check clean
+.PHONY: help demo test lint types fast engine-tests bench bench-full bench-micro gpu-check clean
 help:
 	@echo "make demo   export cappy-mini, prove its scores, score pairs and rank candidates with it"
 	@echo "make test   lint, types and all tests"
 	@echo "make fast   only the fast tests"
+	@echo "make engine-tests  the engine's tests, where PyTorch is not installed"
 	@echo "make bench  parity and speed of cappy-mini beside other tools, in under 10 minutes"
 	@echo "make bench-full   the same for a model of cappy-large's size, beside every tool that can be installed"
 	@echo "make bench-micro  tokenisation, planning and single batches (pytest-benchmark)"
@@ -59,15 +62,25 @@ lint: .venv-test/ready
 types: .venv-test/ready
 	$(TEST)/mypy
 
+# What production installs, and what the engine's tests need.
+.venv-engine/ready: pyproject.toml constraints.txt
+	rm -rf .venv-engine
+	$(PYTHON) -m venv .venv-engine
+	$(ENGINE)/pip install --quiet --constraint constraints.txt --editable '.[cpu]' pytest hypothesis pytest-xdist
+	touch $@
+
+engine-tests: .venv-engine/ready
+	OMP_NUM_THREADS=1 $(ENGINE)/pytest $(SHARED) tests/engine
+
 # Tools that cannot be installed beside the others have environments of their own.
-.venv-bench-%/ready: benchmarks/environments/%.txt
+.venv-bench-%/ready: benchmarks/cappy_bench/environments/%.txt
 	rm -rf .venv-bench-$*
 	$(PYTHON) -m venv .venv-bench-$*
 	.venv-bench-$*/bin/pip install --quiet torch==2.13.0
 	.venv-bench-$*/bin/pip install --quiet --requirement $<
 	touch $@
 
-.venv-bench-node/ready: benchmarks/environments/node/package.json
+.venv-bench-node/ready: benchmarks/cappy_bench/environments/node/package.json
 	rm -rf .venv-bench-node
 	mkdir .venv-bench-node
 	cp $< .venv-bench-node/
@@ -125,4 +138,4 @@ gpu-check: $(GPU_BUNDLE)/manifest.json | .venv-gpu/ready
 		--title "GPU check of $(notdir $(CHECKPOINT))" --out $(GPU_RESULT) $(if $(DATA),--data $(DATA)) $(GPU_CHECK)
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-gpu .venv-bench-* demo bench
+	rm -rf .venv-demo .venv-test .venv-engine .venv-gpu .venv-bench-* demo bench

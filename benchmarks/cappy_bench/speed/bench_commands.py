@@ -1,77 +1,119 @@
-"""`cappy bench`: options in, calls out. Measuring and drawing are imported where they are needed."""
+"""`cappy bench`: how fast and how exact Cappy is on this machine, alone or beside other tools."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+
+import click
 
 from cappy_bench.peers.specs import SPECS
 from cappy_bench.speed.figures import read_result
 from cappy_bench.speed.options import RESULTS, RunOptions
 from cappy_bench.speed.tables import change_tables, result_tables, setting_table
+from cappy_engine.cli.arguments import command, extra, group, quiet_option, takes
+from cappy_engine.cli.streams import say
+from cappy_engine.cli.values import PATH
 
 
+@group(
+    """
+    examples:
+      cappy bench run
+      cappy bench run --bundle cappy-bundle --checkpoint my-checkpoint --out result.json
+      cappy bench compare before.json after.json
+      cappy bench report
+
+    numbers are useful tokens: padding counts for nothing
+    """
+)
+def bench() -> None:
+    """Measure throughput and latency on this machine, alone or beside other tools."""
+
+
+@command(
+    """
+    examples:
+      cappy bench run
+      cappy bench run --suite full --bundle cappy-bundle --pairs pairs.jsonl
+      cappy bench run --bundle cappy-bundle --checkpoint my-checkpoint --out result.json
+
+    The last line on stdout is the result as one JSON document. A run that was stopped goes on from its notes in --work.
+    """,
+    of=bench,
+)
+@takes(RunOptions)
+@quiet_option
 def run(options: RunOptions) -> None:
-    """Measure throughput and latency, of other tools too; print tables, and the result as one JSON document."""
-    from cappy_bench.speed.measure import measure  # PyTorch comes with it
+    """Measure a bundle on every workload; with its checkpoint, measure other tools and parity too.
 
+    Without --checkpoint only Cappy is measured, in the precisions of the bundle. A tool that is not installed is named
+    in the result, with the reason.
+    """
+    with extra("bench"):
+        from cappy_bench.speed.measure import measure
     result = measure(options, say=_say)
-    print(result_tables(result))
-    print(json.dumps(result, allow_nan=False, ensure_ascii=False))
+    click.echo(result_tables(result))
+    click.echo(json.dumps(result, allow_nan=False, ensure_ascii=False))
 
 
+@command(
+    """
+    examples:
+      cappy bench compare result.json
+      cappy bench compare before.json after.json
+    """,
+    of=bench,
+)
+@click.argument("results", type=PATH, nargs=-1, required=True, metavar="RESULT [RESULT]")
 def compare(results: Sequence[Path]) -> None:
-    """Print one result's tables, or what changed from the first to the second."""
+    """Print a result's tables, or what changed from one result to another."""
     if len(results) > 2:
-        sys.exit("compare takes one result, or two")
-    if len(results) == 1:
-        print(result_tables(read_result(results[0])))
+        raise click.UsageError("compare takes one result, or two")
+    found = [read_result(path) for path in results]
+    if len(found) == 1:
+        click.echo(result_tables(found[0]))
     else:
-        names = results[0].name, results[1].name
-        print(change_tables(*map(read_result, results), names=names))
+        click.echo(change_tables(found[0], found[1], names=(results[0].name, results[1].name)))
 
 
+@command(
+    """
+    examples:
+      cappy bench report
+      cappy bench report --results my-results
+    """,
+    of=bench,
+)
+@click.option(
+    "--results",
+    type=PATH,
+    default=RESULTS,
+    show_default=True,
+    metavar="FOLDER",
+    help="folder of the JSON files, where the page goes too",
+)
 def report(results: Path) -> None:
-    """Render every result of a folder as a page with plots."""
-    from cappy_bench.speed.report import write_report  # matplotlib comes with it
+    """Render results as a page with plots."""
+    with extra("bench"):
+        from cappy_bench.speed.report import write_report
+    say(f"the page is {write_report(results)}")
 
-    write_report(results)
 
-
-def list_() -> None:
-    """Print the runners and their settings."""
-    print(setting_table(SPECS))
+@command(
+    """
+    examples:
+      cappy bench list
+    """,
+    name="list",
+    of=bench,
+)
+def list_runners() -> None:
+    """Print the runners: every tool, in the settings in which it is measured."""
+    click.echo(setting_table(SPECS))
 
 
 def _say(line: str) -> None:
-    print(f"{datetime.now(UTC):%H:%M:%S} {line}", file=sys.stderr, flush=True)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[0] == "run":
-        parser = argparse.ArgumentParser()
-        for name, field in RunOptions.__dataclass_fields__.items():
-            flag = {"runners": "--runner", "environments": "--environment", "workloads": "--workload"}.get(name)
-            kind: Any = next((k for k in (Path, int, float) if k.__name__ in str(field.type).split("Asked")[0]), str)
-            action = {"action": "append"} if flag else {}
-            parser.add_argument(
-                flag or f"--{name.replace('_', '-')}", dest=name, type=kind, default=field.default, **action
-            )
-        found = vars(parser.parse_args(words[1:]))
-        run(RunOptions(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}))
-    elif words[0] == "compare":
-        compare([Path(word) for word in words[1:]])
-    elif words[0] == "report":
-        report(Path(words[2]) if len(words) > 1 else RESULTS)
-    else:
-        list_()
-
-
-if __name__ == "__main__":
-    main()
+    say(f"{datetime.now(UTC):%H:%M:%S} {line}")
