@@ -1,0 +1,112 @@
+"""The GPU check's decisions and figures, one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cappy_bench.gpu.check import GROUPS, NOT_ASKED, all_steps, exit_status, why_not, why_unusable
+from cappy_bench.gpu.drills import expect
+from cappy_bench.gpu.host import load_half
+from cappy_bench.gpu.plan import CheckFailed
+from cappy_bench.gpu.results import CONTESTANTS, PUBLISHED, beside_published, make_cell
+from cappy_bench.gpu.throughput import time_in_turns
+from cappy_engine.bundle import EMBEDDED, open_bundle
+from cappy_engine.errors import DeviceUnavailable, ScoringError
+from cappy_export.checkpoints.checkpoint import load_model, open_checkpoint
+from tests.support.installations import GOOD
+
+SHAPE = {"hidden_size": 8, "intermediate_size": 32, "layers": 2}
+
+
+def test_every_step_has_a_name_of_its_own_and_a_group_that_can_be_asked_for() -> None:
+    steps = all_steps(open_bundle(EMBEDDED))
+    assert len({step.name for step in steps}) == len(steps)
+    assert {step.group for step in steps} == set(GROUPS)
+
+
+def test_a_step_runs_only_where_nothing_is_missing_while_there_is_time() -> None:
+    step = next(step for step in all_steps(open_bundle(EMBEDDED)) if step.device == "tensorrt")
+    nothing = dict.fromkeys(("cuda", "tensorrt"))
+    assert why_not(step, nothing, [], 1.0) is None
+    assert why_not(step, nothing, [step.group], 1.0) is None
+    assert why_not(step, nothing, ["drill"], 1.0) == NOT_ASKED
+    assert why_not(step, {**nothing, "tensorrt": "no TensorRT"}, ["drill"], 1.0) == "no TensorRT"
+    assert why_unusable(GOOD) == nothing
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "expected"),
+    [("ok", None, 0), ("skipped", NOT_ASKED, 0), ("skipped", "no time", 1), ("failed", "wrong", 1)],
+)
+def test_the_exit_status_is_0_only_if_all_that_was_asked_for_is_ok(
+    status: str, reason: str | None, expected: int
+) -> None:
+    assert exit_status([{"status": "ok", "reason": None}, {"status": status, "reason": reason}]) == expected
+
+
+def test_a_drill_takes_only_the_error_that_it_expects() -> None:
+    def refuse() -> None:
+        raise DeviceUnavailable("gives wrong scores: 3")
+
+    assert expect(DeviceUnavailable, "wrong scores", refuse)["message"] == "gives wrong scores: 3"
+    with pytest.raises(CheckFailed, match="ScoringError with '' was expected, and DeviceUnavailable came"):
+        expect(ScoringError, "", refuse)
+    with pytest.raises(CheckFailed, match="and DeviceUnavailable came"):
+        expect(DeviceUnavailable, "no driver", refuse)
+    with pytest.raises(CheckFailed, match="and nothing was raised"):
+        expect(DeviceUnavailable, "", lambda: None)
+
+
+def test_turns_are_reversed_and_what_cannot_run_is_named() -> None:
+    ticks = iter(range(100))
+    order: list[str] = []
+
+    def break_down() -> None:
+        raise MemoryError("too large")
+
+    runs = {"a": lambda: order.append("a"), "b": lambda: order.append("b"), "c": break_down}
+    seconds, failed = time_in_turns(runs, runs=2, clock=lambda: float(next(ticks)))
+    assert "".join(order[-4:]) == "abba"
+    assert seconds == {"a": [1.0, 1.0], "b": [1.0, 1.0]}
+    assert failed == {"c": "MemoryError: too large"}
+
+
+def test_what_did_not_run_has_no_figure_rather_than_zero() -> None:
+    cell = make_cell("cuda fp16", [64] * 8, [], SHAPE)
+    assert {name: value for name, value in cell.items() if value is None}.keys() == {
+        "runs", "seconds", "fastest", "slowest", "pairs_per_second", "tokens_per_second", "tflops"
+    }  # fmt: skip
+
+
+def test_published_figures_stand_beside_ours_at_the_nearest_shape() -> None:
+    cells = [
+        make_cell("tensorrt fp16", [length] * rows, [rows * length * 1e-6], SHAPE)
+        for length in (128, 256, 512)
+        for rows in (1, 32)
+    ]
+    cells += [make_cell(name, [128], [], SHAPE) for name in CONTESTANTS]
+    steps = [{"name": "throughput/128", "figures": {"cells": cells}}]
+    found = beside_published(steps)
+    assert found is not None
+    ours = {(row["precision"], row["length"], row["rows"]): row["ours"] for row in found["rows"]}
+    assert ours["fp16", 128, 1]["milliseconds"] == pytest.approx(0.128)
+    assert (ours["fp16", 128, 128]["length"], ours["fp16", 128, 128]["rows"]) == (128, 32)
+    assert ours["fp16", 384, 128]["length"] == 512  # of two as near the longer
+    assert ours["int8", 128, 1] is None
+    assert ours[None, None, None] is None
+    assert len(found["rows"]) == len(PUBLISHED)
+    assert beside_published([{"name": "throughput/128", "figures": {"cells": cells[6:]}}]) is None
+
+
+def test_pytorchs_peer_is_in_fp16_with_sdpa_and_has_the_checkpoints_weights(checkpoint: Path) -> None:
+    module, loaded = load_half(checkpoint), load_model(open_checkpoint(checkpoint))
+    assert module.config._attn_implementation == "sdpa"
+    assert not module.training
+    weights = loaded.state_dict()
+    for name, weight in module.state_dict().items():
+        if weight.is_floating_point():
+            assert weight.dtype == torch.float16
+            torch.testing.assert_close(weight, weights[name].half(), rtol=0, atol=0)
