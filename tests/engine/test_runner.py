@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from cappy_engine.batching import EncodedPairs, Grouping, Padding, Scores, keeps_busy
 from cappy_engine.errors import ScoringError
 from cappy_engine.runner import LazySession, Runner
+from cappy_engine.scorer import Scorer
 from cappy_engine.session import Inputs
+from cappy_engine.testing import FakeSession, fake_scorer
+from cappy_engine.tokenizer import PairTokenizer
+from tests.support.places import parity_pairs
+
+FEW = parity_pairs()[::6]
 
 
 class CountingSession:
@@ -116,3 +122,57 @@ def test_equal_pairs_are_kept_once_and_found_again() -> None:
     assert distinct.lengths.tolist() == [3, 5, 4]
     assert places.tolist() == [0, 1, 0, 1, 2]
     assert distinct.lengths[places].tolist() == pairs.lengths.tolist()
+
+
+# Beside each other
+
+
+class Recorder(FakeSession):
+    """Also remembers which thread ran each batch, fails on one that holds `bad`, and at first waits for two others."""
+
+    def __init__(self, bad: list[int] | None = None) -> None:
+        super().__init__()
+        self.threads: set[str] = set()
+        self._bad = bad
+        self._others = threading.Barrier(3)
+
+    def run(self, inputs: Inputs) -> Scores:
+        name = threading.current_thread().name
+        if name not in self.threads:
+            self.threads.add(name)
+            self._others.wait(timeout=30)  # breaks if batches ran one after the other
+        if self._bad is not None and self._bad in [row.tolist()[: len(self._bad)] for row in inputs["input_ids"]]:
+            raise ScoringError("this batch is bad")
+        return super().run(inputs)
+
+
+def with_callers(tokenizer: PairTokenizer, wide: FakeSession, narrow: FakeSession) -> Scorer:
+    return Scorer(tokenizer, Runner(wide, Grouping(100), pad_token_id=1, narrow_session=narrow, callers=3))
+
+
+def test_several_batches_run_beside_each_other_and_one_alone_has_all_threads(tokenizer: PairTokenizer) -> None:
+    wide, narrow = FakeSession(), Recorder()
+    with with_callers(tokenizer, wide, narrow) as opened:
+        scores = opened.score(FEW)
+        assert not wide.batches
+        assert len(narrow.batches) > 3
+        assert len(narrow.threads) == 3
+        opened.score(FEW[:1])
+        assert len(wide.batches) == 1
+    np.testing.assert_array_equal(scores, fake_scorer(tokenizer=tokenizer).score(FEW))
+
+
+def test_where_no_session_has_all_threads_uneven_batches_run_beside_each_other_too(tokenizer: PairTokenizer) -> None:
+    narrow = Recorder()
+    with with_callers(tokenizer, narrow, narrow) as opened:
+        opened.score([("word " * 90, "a"), ("word " * 30, "b"), ("c", "d")])
+    assert len(narrow.threads) == 3
+
+
+def test_an_error_in_one_of_several_batches_is_raised(tokenizer: PairTokenizer) -> None:
+    bad = tokenizer.encode(FEW[3:4]).token_ids[0].tolist()
+    with (
+        with_callers(tokenizer, FakeSession(), Recorder(bad)) as opened,
+        pytest.raises(ScoringError, match="this batch is bad"),
+    ):
+        opened.score(FEW)

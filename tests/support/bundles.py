@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cappy_engine.bundle import MANIFEST, MODEL_FILES, seal
+from cappy_engine.bundle import MANIFEST, MODEL_FILES, TARGETS, seal
 from tests.support.places import TINY
 
 Manifest = dict[str, Any]
@@ -80,6 +80,16 @@ def keep_precisions(folder: Path, *precisions: str) -> Path:
     for precision in set(document["precisions"]) - set(precisions):
         remove_file(folder, document, MODEL_FILES[precision])
     document["precisions"] = list(precisions)
+    write_manifest(folder, document)
+    return folder
+
+
+def keep_targets(folder: Path, *targets: str) -> Path:
+    """Leave no other models than those for `targets`: "cpu" and the GPUs' ones that are named."""
+    document = read_manifest(folder)
+    for target in set(document["targets"]) - set(targets):
+        for precision in document["targets"].pop(target)["precisions"]:
+            remove_file(folder, document, TARGETS[target][precision])
     write_manifest(folder, document)
     return folder
 

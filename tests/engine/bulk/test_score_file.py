@@ -5,59 +5,28 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cappy_engine import Scorer
-from cappy_engine.batching import Grouping
 from cappy_engine.bulk.score_file import WINDOW_PAIRS, Totals, score_lines
 from cappy_engine.errors import InvalidLine, ScoringError
-from cappy_engine.runner import Runner
+from cappy_engine.testing import FakeSession, fake_scorer
 from cappy_engine.tokenizer import PairTokenizer
-
-Inputs = Mapping[str, npt.NDArray[np.int64]]
 
 LONG = "The sky is blue, and so on. " * 200
 GOOD = b'{"instruction": "q", "response": "a"}\n'
 
 
-class FakeSession:
-    """Scores a row by its token ids alone; fails from the batch `fails_at` on."""
-
-    device = "cpu"
-
-    def __init__(self, *, fails_at: int | None = None) -> None:
-        self.batches = 0
-        self._fails_at = fails_at
-
-    def run(self, inputs: Inputs) -> npt.NDArray[np.float32]:
-        if self.batches == self._fails_at:
-            raise ScoringError("the device is gone")
-        self.batches += 1
-        rows = inputs["input_ids"] * inputs["attention_mask"]
-        return np.array(rows.sum(axis=1) % 1009 / 1000, dtype=np.float32)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(checkpoint: Path) -> PairTokenizer:
-    return PairTokenizer.from_file(checkpoint / "tokenizer.json", max_length=512)
-
-
 @pytest.fixture(scope="module")
 def scorer(tokenizer: PairTokenizer) -> Scorer:
-    return faked(tokenizer)
-
-
-def faked(tokenizer: PairTokenizer, *, fails_at: int | None = None) -> Scorer:
-    session = FakeSession(fails_at=fails_at)
-    return Scorer(tokenizer, Runner(session, Grouping(512), pad_token_id=1))
+    return fake_scorer(tokenizer=tokenizer)
 
 
 def line_of(**fields: object) -> bytes:
@@ -144,12 +113,13 @@ def test_a_lone_surrogate_in_another_field_survives_as_its_escape(scorer: Scorer
     assert "é".encode() in second
 
 
-def test_a_number_beyond_floats_is_refused_or_kept_but_never_turned_into_what_is_no_json(scorer: Scorer) -> None:
+@pytest.mark.parametrize("number", [b"1e400", b"-1e999"])
+def test_a_number_beyond_floats_is_refused_since_it_could_not_be_written_back(scorer: Scorer, number: bytes) -> None:
     output: list[bytes] = []
-    totals = score_lines(
-        scorer, [b'{"instruction": "q", "response": "a", "n": 1e400}\n'], output.append, on_error="skip"
-    )
-    assert totals.skipped or b"1e400" in output[0].lower() or b"1e+400" in output[0].lower()
+    line = b'{"instruction": "q", "response": "a", "n": %s}\n' % number
+    with pytest.raises(InvalidLine, match=f"^line 1: not JSON .*{number.decode()} is beyond a float's range"):
+        score_lines(scorer, [line], output.append)
+    assert output == []
 
 
 def test_nesting_of_any_depth_is_written_back_or_refused_as_a_bad_line(scorer: Scorer) -> None:
@@ -265,7 +235,7 @@ def test_a_window_is_written_before_the_next_one_is_read(scorer: Scorer) -> None
 
 
 def test_what_was_scored_before_the_device_failed_is_written(tokenizer: PairTokenizer) -> None:
-    counting = faked(tokenizer)
+    counting = fake_scorer(tokenizer=tokenizer)
     lines = many_lines(2 * WINDOW_PAIRS)
     batches = 0
 
@@ -274,9 +244,10 @@ def test_what_was_scored_before_the_device_failed_is_written(tokenizer: PairToke
         batches += totals.pairs <= WINDOW_PAIRS
 
     written(counting, lines, progress=count)
+    failing = FakeSession(fails_at=batches + 1, error=ScoringError("the device is gone"))
     output: list[bytes] = []
     with pytest.raises(ScoringError, match="the device is gone"):
-        score_lines(faked(tokenizer, fails_at=batches + 1), lines, output.append)
+        score_lines(fake_scorer(failing, tokenizer=tokenizer), lines, output.append)
     assert [json.loads(line)["id"] for line in output] == list(range(WINDOW_PAIRS))
 
 

@@ -92,7 +92,7 @@ def test_a_file_torn_anywhere_goes_on_after_its_last_complete_line(kept: int, ou
 
 def test_a_run_that_is_killed_goes_on(out: Path) -> None:
     code = (
-        "import sys, time\nfrom tests.engine.test_growing import *\n"
+        f"import sys, time\nfrom {__name__} import *\n"
         "def after(done):\n    if done == 5:\n        print('five', flush=True); time.sleep(60)\n"
         "grow(Path(sys.argv[1]), after=after)"
     )

@@ -1,0 +1,75 @@
+"""What is asked for is what runs, or an error says why not; what auto took is told, with the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from cappy_engine import Scorer
+from cappy_engine.bundle import MODEL_FILES
+from cappy_engine.cpu.cores import usable_cores
+from cappy_engine.errors import BundleError, PrecisionUnavailable
+from cappy_engine.options import Mode, Precision
+from tests.support.bundles import copy_bundle, keep_precisions
+from tests.support.places import parity_pairs
+
+TOLERANCE = 1e-5
+FEW = parity_pairs()[::6]
+
+needs_cpu_package = pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="needs an ONNX Runtime without CUDA"
+)
+
+
+@needs_cpu_package
+def test_auto_takes_the_cpu_and_fp32_here_and_says_why(bundle: Path) -> None:
+    with Scorer.open(str(bundle)) as opened:
+        info = opened.info
+    assert (info.bundle, info.device, info.precision) == (str(bundle), "cpu", "fp32")
+    assert info.device_reason == "auto: this ONNX Runtime has no CUDA provider"
+    assert info.precision_reason == "auto: the first of fp32, int8, fp16 in the bundle"
+    assert (info.threads, info.max_batch_tokens, info.max_length) == (usable_cores(), 512, 512)
+    assert info.padding == "removed"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_what_is_asked_for_is_what_runs(bundle: Path, precision: Precision, tmp_path: Path) -> None:
+    with Scorer.open(bundle, device="cpu", precision=precision, threads=1, max_batch_tokens=99) as opened:
+        info = opened.info
+        scores = opened.score(FEW)
+    assert (info.device, info.device_reason) == ("cpu", "asked for")
+    assert (info.precision, info.precision_reason) == (precision, "asked for")
+    assert (info.threads, info.max_batch_tokens) == (1, 99)
+    copy = copy_bundle(tmp_path / "copy")  # in which no other model can run
+    for other in set(MODEL_FILES) - {precision}:
+        (copy / MODEL_FILES[other]).write_bytes(b"\0" * (copy / MODEL_FILES[other]).stat().st_size)
+    with Scorer.open(copy, device="cpu", precision=precision, threads=1, max_batch_tokens=99) as opened:
+        np.testing.assert_array_equal(opened.score(FEW), scores)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_precision_that_the_bundle_lacks_is_refused(tmp_path: Path, precision: Precision) -> None:
+    fp32_bundle = keep_precisions(copy_bundle(tmp_path / "fp32"), "fp32")
+    with pytest.raises(PrecisionUnavailable, match=f"has no {precision} model for cpu, only fp32; export it"):
+        Scorer.open(fp32_bundle, precision=precision)
+    with Scorer.open(fp32_bundle, precision="auto") as opened:
+        assert opened.info.precision == "fp32"
+
+
+@pytest.mark.parametrize("mode", ["latency", "throughput", "both"])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_every_mode_gives_the_same_scores(bundle: Path, mode: Mode, precision: Precision) -> None:
+    with (
+        Scorer.open(bundle, device="cpu", precision=precision, threads=1) as one,
+        Scorer.open(bundle, device="cpu", precision=precision, threads=2, mode=mode) as opened,
+    ):
+        assert (opened.info.mode, opened.info.mode_reason) == (mode, "asked for")
+        np.testing.assert_allclose(opened.score(FEW), one.score(FEW), rtol=0, atol=TOLERANCE)
+
+
+def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="it does not exist"):
+        Scorer.open(tmp_path / "nowhere")

@@ -1,0 +1,106 @@
+"""Options validate themselves and travel as JSON and as pickles; auto takes the documented precision."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cappy_engine import Scorer
+from cappy_engine.errors import DeviceUnavailable, PrecisionUnavailable
+from cappy_engine.options import ScorerOptions, choose_precision
+
+EVERY = ScorerOptions(device="cuda", gpus=(1, 0), precision="fp16", threads=3, mode="throughput", max_batch_tokens=4096)
+
+
+@pytest.mark.parametrize("options", [ScorerOptions(), EVERY], ids=["defaults", "every option"])
+def test_options_come_back_from_json_and_from_a_pickle(options: ScorerOptions) -> None:
+    assert ScorerOptions.from_json(options.to_json()) == options
+    assert pickle.loads(pickle.dumps(options)) == options
+    assert set(json.loads(options.to_json())) == set(vars(options))
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '"fp32"', '{"batch_size": 8}', '{"threads": 0}', "{", ""])
+def test_what_is_not_a_scorers_options_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"scorer options are a JSON object|threads must be|Expecting|property name"):
+        ScorerOptions.from_json(text)
+
+
+def test_a_scorer_takes_its_options_in_one_object(bundle: Path) -> None:
+    options = ScorerOptions(device="cpu", precision="int8", threads=1, max_batch_tokens=77)
+    with (
+        Scorer.open_with(bundle, options) as opened,
+        Scorer.open(bundle, device="cpu", precision="int8", threads=1, max_batch_tokens=77) as same,
+    ):
+        assert opened.info == same.info
+
+
+def test_the_exact_model_has_the_same_settings(bundle: Path) -> None:
+    with Scorer.open(
+        bundle, device="cpu", precision="int8", threads=2, mode="throughput", max_batch_tokens=77
+    ) as opened:
+        exact = opened.info.exact()
+    assert exact == ScorerOptions(device="cpu", precision="fp32", threads=2, mode="throughput", max_batch_tokens=77)
+
+
+@pytest.mark.parametrize(
+    ("device", "available", "chosen"),
+    [
+        ("cpu", ("fp32", "fp16", "int8"), "fp32"),
+        ("cpu", ("fp16", "int8"), "int8"),
+        ("cpu", ("fp16",), "fp16"),
+        ("cuda", ("fp32", "fp16", "int8"), "fp32"),
+        ("cuda", ("fp16", "int8"), "fp16"),
+        ("tensorrt", ("int8", "fp16", "fp32"), "fp32"),
+        ("tensorrt", ("int8", "fp16"), "fp16"),
+        ("tensorrt", ("int8",), "int8"),
+    ],
+)
+def test_auto_precision_is_the_first_of_the_documented_order(
+    device: str, available: Sequence[str], chosen: str
+) -> None:
+    precision, reason = choose_precision("auto", device, available)
+    assert precision == chosen
+    assert reason.startswith("auto: ")
+    assert choose_precision("fp32", device, available) == ("fp32", "asked for")
+
+
+def test_int8_is_refused_where_it_would_run_on_the_cpu_unseen() -> None:
+    for asked in ("int8", "auto"):
+        with pytest.raises(DeviceUnavailable, match="int8 does not run on cuda, which runs fp32, fp16"):
+            choose_precision(asked, "cuda", ("int8",))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "tensorrt"])
+def test_a_bundle_without_a_model_for_the_device_tells_how_to_get_one(device: str) -> None:
+    problem = f"the bundle has no model for {device}; export it with --target {device}"
+    with pytest.raises(PrecisionUnavailable, match=problem):
+        choose_precision("auto", device, ())
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"gpus": [1]}, r"gpus \[1\] need a device that has some: cuda or tensorrt, not 'auto'"),
+        ({"device": "cpu", "gpus": [0]}, r"gpus \[0\] need a device that has some"),
+        ({"device": "gpu"}, "unknown device 'gpu'; choose from auto, cpu, cuda"),
+        ({"precision": "bf16"}, "unknown precision 'bf16'; choose from auto, fp32, fp16, int8"),
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"threads": -2}, "threads must be at least 1, got -2"),
+        ({"max_batch_tokens": 0}, "max_batch_tokens must be at least 1, got 0"),
+        ({"max_batch_tokens": -1}, "max_batch_tokens must be at least 1, got -1"),
+    ],
+)
+def test_an_option_out_of_range_is_a_wrong_argument(bundle: Path, options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        Scorer.open(bundle, **options)
+
+
+def test_an_unknown_option_is_an_error(bundle: Path) -> None:
+    options: dict[str, Any] = {"batch_size": 8}
+    with pytest.raises(TypeError, match="batch_size"):
+        Scorer.open(bundle, **options)
