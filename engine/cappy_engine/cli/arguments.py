@@ -1,142 +1,272 @@
-"""What the commands share: how one is added, what its arguments may be, where it reads and what it says."""
+"""How a command is made, and what its options may be: click, with what all commands of cappy have in common.
+
+@command('''
+    examples:
+      cappy count pairs.jsonl
+''')
+@click.argument("pairs", metavar="PAIRS")
+@takes(CountOptions)
+def count(pairs: str, options: CountOptions) -> None:
+    '''Count the pairs of a file.'''
+"""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import errno
-import importlib
-import json
+import dataclasses
+import inspect
+import logging
 import math
-import os
-import signal
-import sys
-from collections.abc import Iterator
+import types
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, TypeVar
 
-from cappy_engine.bulk.jsonl import open_lines
-from cappy_engine.errors import InstallationError
+import click
 
-EXIT_OK, EXIT_ERROR, EXIT_SKIPPED = 0, 1, 3
+from cappy_engine.cli.streams import QUIET, VERBOSE
+from cappy_engine.cli.values import PATH, Real, Words, json_object
+from cappy_engine.errors import InstallationError, install_hint
+from cappy_engine.options import Asked
+
+EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_SKIPPED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+TAKEN = "cappy_taken"
+"""The attribute of a function that holds the classes of its options."""
+
+AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
 
-def add_command(commands: Any, name: str, run: Any, text: str, examples: str) -> argparse.ArgumentParser:
-    """Add a command that calls `run` with its options and returns the exit status; `text` says what it does.
+@dataclass(frozen=True)
+class Taken:
+    """A class of options that a command takes: its parameter's name, and the fields that are options."""
 
-    `run` is None for a command whose own commands do the work. --verbose has no default here: a command of a command
-    would reset what was said before it.
+    name: str
+    cls: type[Any]
+    fields: tuple[str, ...]
+
+
+class Command(click.Command):
+    """A command that builds what it `takes`, and prints the remarks below its options as they stand."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as click does; refuse arguments that are left over with a hint, and build the classes of options."""
+        given_words = list(args)
+        ctx.allow_extra_args = True
+        rest = super().parse_args(ctx, args)
+        if ctx.resilient_parsing:  # a shell wants to complete a word
+            return rest
+        if ctx.args:
+            ctx.fail(f"unexpected argument {ctx.args[0]!r}{self._repeat_hint(given_words, ctx.args[0])}")
+        for taken in getattr(self.callback, TAKEN, ()):
+            values = {field: ctx.params.pop(field) for field in taken.fields}
+            try:
+                ctx.params[taken.name] = taken.cls(**values)
+            except ValueError as error:
+                ctx.fail(str(error))
+        return rest
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples without wrapping their lines."""
+        if self.epilog:
+            formatter.write(f"\n{self.epilog}\n")
+
+    def _repeat_hint(self, given_words: Sequence[str], unexpected: str) -> str:
+        """Say how several values are given, if `unexpected` follows an option that takes several."""
+        before = given_words[: given_words.index(unexpected)] if unexpected in given_words else []
+        flag = next((word.partition("=")[0] for word in reversed(before) if word.startswith("-")), "")
+        if any(flag in param.opts and param.multiple for param in self.params):
+            return f"; repeat the option for each value: {flag} ... {flag} {unexpected}"
+        return ""
+
+
+class Group(click.Group):
+    """Commands of a command, such as `cappy evaluate promptsource`."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples without wrapping their lines."""
+        if self.epilog:
+            formatter.write(f"\n{self.epilog}\n")
+
+
+def command(epilog: str, *, of: click.Group | None = None) -> Callable[[Callable[..., Any]], Command]:
+    r"""Make a function a command, `of` a group; its docstring is the help, with `epilog` below the options.
+
+    The command has the function's name. The function returns None or an exit status.
+
+        >>> @command("examples:\n  cappy hello")
+        ... def hello() -> None:
+        ...     '''Greet the world.'''
     """
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=text,
-        description=text[0].upper() + text[1:] + ".",
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--verbose", action="store_true", default=argparse.SUPPRESS, help="say more on stderr")
-    parser.set_defaults(run=run)
-    return parser
+
+    def make(function: Callable[..., Any]) -> Command:
+        name = function.__name__.rstrip("_")
+        made = click.command(name, cls=Command, epilog=inspect.cleandoc(epilog))(function)
+        made.params.append(_verbose_option())
+        if of is not None:
+            of.add_command(made)
+        return made
+
+    return make
 
 
-def positive(text: str) -> int:
-    """The type of an argument that is a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+def group(epilog: str) -> Callable[[Callable[..., Any]], Group]:
+    r"""Make a function the head of commands of its own.
 
-
-def seconds_above_0(text: str) -> float:
-    """The type of an argument in seconds, above 0 and finite."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return value
-
-
-def fraction(text: str) -> float:
-    """The type of an argument of 0 or more and less than 1."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be 0 or more and less than 1, got {value}")
-    return value
-
-
-@contextlib.contextmanager
-def open_input(name: str) -> Iterator[BinaryIO]:
-    """Yield the file's bytes, unpacked where its name ends in .gz; `-` is stdin."""
-    if name == "-":
-        yield sys.stdin.buffer
-    else:
-        with open_lines(name) as lines:
-            yield lines
-
-
-@contextlib.contextmanager
-def open_output(path: Path | None, source: BinaryIO | None = None) -> Iterator[BinaryIO]:
-    """Yield stdout, or a file that appears under its name only when everything was written.
-
-    What is there and no regular file (a pipe, a device) is written to as it is. `source` is what is read meanwhile: it
-    must not be our unfinished file.
+    >>> @group("examples:\n  cappy evaluate bigbench samples")
+    ... def evaluate() -> None:
+    ...     '''Measure how good Cappy's picks are.'''
     """
-    if path is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "the output must be a file, not a folder", str(path))
-    path = path.resolve()
-    if path.exists() and not path.is_file():
-        with path.open("wb") as stream:
-            yield stream
-        return
-    partial = path.with_name(path.name + ".partial")
-    if source and partial.exists() and os.path.samestat(os.fstat(source.fileno()), partial.stat()):
-        raise FileExistsError(errno.EEXIST, "the input has the name of our unfinished output; rename it", str(partial))
-    file = partial.open("wb")
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        say(f"what was written before this is in {partial}")
-        raise
-    partial.replace(path)
+
+    def make(function: Callable[..., Any]) -> Group:
+        text = inspect.cleandoc(epilog)
+        made = click.group(function.__name__, cls=Group, epilog=text, no_args_is_help=False)(function)
+        made.params.append(_verbose_option())
+        return made
+
+    return make
+
+
+def takes(cls: type[Any], name: str = "options") -> Callable[[AnyFunction], AnyFunction]:
+    r"""Give a command one option for every field of the dataclass `cls` that is annotated with `Asked`.
+
+    The command gets an object of the class under `name`. Other fields keep their defaults. A ValueError of the class is
+    wrong usage.
+
+        >>> @command("examples:\n  cappy hello --threads 2")
+        ... @takes(ScorerOptions)
+        ... def hello(options: ScorerOptions) -> None:
+        ...     '''Greet the world.'''
+    """
+    options = options_of(cls)
+
+    def decorate(function: AnyFunction) -> AnyFunction:
+        for option in reversed(options.values()):  # decorators are applied from the last one up
+            function = option(function)
+        taken = Taken(name, cls, tuple(options))
+        setattr(function, TAKEN, (taken, *getattr(function, TAKEN, ())))
+        return function
+
+    return decorate
+
+
+def options_of(cls: type[Any]) -> dict[str, Callable[[AnyFunction], AnyFunction]]:
+    """Make a click option for each field of the dataclass `cls` that is annotated with `Asked`, by the field's name.
+
+    >>> list(options_of(ScorerOptions))
+    ['device', 'gpus', 'precision', 'threads', 'mode', 'max_batch_tokens']
+    """
+    hints = typing.get_type_hints(cls, include_extras=True)
+    asked = [(field, _read_hint(hints[field.name])) for field in dataclasses.fields(cls)]
+    return {field.name: _option(field, *found) for field, found in asked if found is not None}
+
+
+def flags_given(names: Collection[str]) -> list[str]:
+    """Tell which of the parameters `names` stood on the command line of the command that runs, as flags.
+
+    >>> flags_given(["max_new_tokens", "seed"])
+    ['--max-new-tokens']
+    """
+    context = click.get_current_context()
+    given = click.core.ParameterSource.COMMANDLINE
+    params = [param for param in context.command.params if param.name in names]
+    return [param.opts[0] for param in params if context.get_parameter_source(str(param.name)) is given]
+
+
+def bundle_option(function: AnyFunction) -> AnyFunction:
+    """Add --bundle; None is the package's own."""
+    text = "a bundle's folder (default: cappy-mini, the package's own)"
+    return click.option("--bundle", type=PATH, metavar="BUNDLE", help=text)(function)
+
+
+def quiet_option(function: AnyFunction) -> AnyFunction:
+    """Add --quiet, which silences `say` and progress bars."""
+    text = "print only warnings and errors to stderr"
+    return click.option("--quiet", is_flag=True, expose_value=False, callback=_remember_quiet, help=text)(function)
 
 
 @contextlib.contextmanager
-def exit_on_termination() -> Iterator[None]:
-    """Leave by an exception at SIGTERM, so that unfinished files are removed."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+def extra(extras: str) -> Iterator[None]:
+    """Turn a missing package into one clear error, which says how to install `extras`; also a decorator.
+
+    >>> with extra("cpu,export"):
+    ...     import torch
+
+    Raises InstallationError.
+    """
     try:
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def import_export(module: str = "cappy_export.pipeline", extras: str = "cpu,export") -> Any:
-    """Import a module of cappy_export, whose packages are not installed in production."""
-    try:
-        return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise InstallationError(
-            f"this command needs the package {error.name!r}; run: pip install 'cappy-engine[{extras}]'"
-        ) from error
+        package = (error.name or "").partition(".")[0]
+        if not package or package.startswith("cappy_"):  # a mistake of ours
+            raise
+        raise InstallationError(f"this command needs the package {package!r}; {install_hint(extras)}") from error
 
 
-def import_training(module: str) -> Any:
-    """Import a module of cappy_export that needs the extra `train`."""
-    return import_export(module, "cpu,export,train")
+def _verbose_option() -> click.Option:
+    text = "print more to stderr"
+    return click.Option(["--verbose"], is_flag=True, expose_value=False, callback=_remember_verbose, help=text)
 
 
-def print_json(value: object) -> None:
-    """Print a result; JSON is UTF-8 whatever the terminal's encoding is."""
-    sys.stdout.buffer.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
-    sys.stdout.buffer.flush()
+def _remember_verbose(ctx: click.Context, param: click.Parameter, is_given: bool) -> None:
+    if is_given and VERBOSE not in ctx.meta:
+        ctx.meta[VERBOSE] = True
+        logger = logging.getLogger()
+        before = logger.level
+        logger.setLevel(logging.INFO)
+        ctx.find_root().call_on_close(lambda: logger.setLevel(before))
 
 
-def say(text: str) -> None:
-    """Tell people something that is no result."""
-    print(text, file=sys.stderr, flush=True)
+def _remember_quiet(ctx: click.Context, param: click.Parameter, is_given: bool) -> None:
+    if is_given:
+        ctx.meta[QUIET] = True
+
+
+def _read_hint(hint: Any) -> tuple[Any, bool, Asked] | None:
+    """Read a field's type: what one value is, whether there are several, and how they are asked for; None if not."""
+    if typing.get_origin(hint) is not typing.Annotated:
+        return None
+    kind, *notes = typing.get_args(hint)
+    how = next((note for note in notes if isinstance(note, Asked)), None)
+    if how is None:
+        return None
+    if isinstance(kind, types.UnionType):
+        kind = next(each for each in typing.get_args(kind) if each is not types.NoneType)
+    if typing.get_origin(kind) is tuple:
+        return typing.get_args(kind)[0], True, how
+    return kind, False, how
+
+
+def _option(
+    field: dataclasses.Field[Any], kind: Any, is_many: bool, how: Asked
+) -> Callable[[AnyFunction], AnyFunction]:
+    names = [how.flag or f"--{field.name.replace('_', '-')}", field.name]
+    if kind is bool:
+        return click.option(*names, is_flag=True, help=how.help)
+    default = None if field.default is dataclasses.MISSING else field.default
+    return click.option(
+        *names,
+        type=_type(kind, how),
+        multiple=is_many,
+        default=default,
+        show_default="default" not in how.help and default not in (None, (), ""),
+        required=field.default is dataclasses.MISSING,
+        metavar=how.metavar or None,
+        help=how.help,
+        # click gives an empty tuple where an option that takes several was not given
+        callback=(lambda ctx, param, value: value or default) if is_many else None,
+    )
+
+
+def _type(kind: Any, how: Asked) -> Any:
+    """Choose click's type for values of `kind`."""
+    if how.choices:
+        return Words(how.choices)
+    if kind is int:
+        return click.INT if how.least is None else click.IntRange(min=math.ceil(how.least))
+    if kind is float:
+        return Real(min=how.least)
+    if kind is Path:
+        return PATH
+    return json_object if typing.get_origin(kind) in (dict, Mapping) else click.STRING

@@ -1,51 +1,106 @@
-"""`cappy`: arguments in, calls out. Results go to stdout, everything else to stderr."""
+"""`cappy`: finds the command that is called, runs it, and turns errors into a line on stderr and an exit status.
+
+Packages name their commands as entry points of the group `cappy.commands`. A command's module is imported when it is
+called; all are imported for `cappy --help`.
+"""
 
 from __future__ import annotations
 
-import argparse
 import io
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
 
-from cappy_bench.candidates import sample_commands
-from cappy_bench.quality import evaluate_commands
+import click
+
 from cappy_engine import __version__
-from cappy_engine.cli import scoring, text
-from cappy_engine.cli.arguments import EXIT_ERROR, say
-from cappy_engine.errors import CappyError, ParityError
-from cappy_export import cli as build_commands
+from cappy_engine.cli.arguments import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
+from cappy_engine.cli.streams import complain
+from cappy_engine.errors import CappyError, InstallationError, ParityError
+
+COMMANDS = "cappy.commands"
+DISTRIBUTION = "cappy-engine"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line; returns the exit status.
+
+    >>> main(["rank", "--instruction", "Is the sky blue?", "--candidate", "Yes", "--candidate", "No"])
+    0
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a text must not stop us
-    options = _parser().parse_args(argv)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO if options.verbose else logging.WARNING)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return int(options.run(options))
-    except ParityError as error:
-        say(f"{text.describe_parity(error.report)}\ncappy {options.command}: {error}")
-    except CappyError as error:
-        say(f"cappy {options.command}: {error}")
-    except BrokenPipeError:  # the reader of our stdout went away (`cappy score ... | head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        say(f"cappy {options.command}: {error}")
-    except KeyboardInterrupt:
-        say(f"cappy {options.command}: interrupted")
-        return 130
-    return EXIT_ERROR
+        return int(cappy.main(words or ["--help"], "cappy", standalone_mode=False) or EXIT_OK)
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "cappy"
+        complain(f"{path}: {error.format_message()}\nTry '{path} --help'.")
+        return EXIT_USAGE
+    except click.Abort:  # interrupted before a command ran
+        return EXIT_INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cappy", description="Score (instruction, response) pairs with Cappy.")
-    parser.add_argument("--version", action="version", version=f"cappy {__version__}")
-    parser.set_defaults(verbose=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (build_commands, scoring, sample_commands, evaluate_commands):
-        module.add_commands(commands)
-    return parser
+class Cappy(click.Group):
+    """The commands of all installed packages, found by their entry points."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name all commands, in alphabetical order; reads what every installed package says of itself."""
+        return sorted(metadata.entry_points(group=COMMANDS).names)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command; those of this distribution are found without a look at the others."""
+        found = _own_commands().select(group=COMMANDS, name=cmd_name) or metadata.entry_points(
+            group=COMMANDS, name=cmd_name
+        )
+        return next(map(_load, found), None)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an error of ours, of a file, or Ctrl-C becomes a line on stderr and an exit status."""
+        try:
+            return super().invoke(ctx)
+        except ParityError as error:
+            from cappy_engine.cli.text import describe_parity
+
+            complain(f"{describe_parity(error.report)}\ncappy {ctx.invoked_subcommand}: {error}")
+        except BrokenPipeError:  # the reader of our stdout went away (`cappy score ... | head`)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except (CappyError, OSError) as error:
+            complain(f"cappy {ctx.invoked_subcommand}: {error}")
+        except KeyboardInterrupt:
+            complain(f"cappy {ctx.invoked_subcommand}: interrupted")
+            return EXIT_INTERRUPTED
+        return EXIT_ERROR
+
+
+def _load(entry: metadata.EntryPoint) -> click.Command:
+    """Import a command; one that cannot be imported says why when it is called, and does not keep others from help."""
+    try:
+        loaded: click.Command = entry.load()
+        return loaded
+    except (ImportError, AttributeError) as error:
+        problem = f"the command {entry.name!r} cannot be loaded: {error}"
+
+    def fail() -> None:
+        raise InstallationError(problem)
+
+    settings = {"ignore_unknown_options": True, "allow_extra_args": True}
+    return click.Command(entry.name, settings, fail, help=f"({problem})", add_help_option=False)
+
+
+def _own_commands() -> metadata.EntryPoints:
+    try:
+        return metadata.distribution(DISTRIBUTION).entry_points
+    except metadata.PackageNotFoundError:  # a source tree that was not installed
+        return metadata.EntryPoints()
+
+
+@click.group(cls=Cappy, context_settings={"max_content_width": 100}, no_args_is_help=False)
+@click.version_option(__version__, message="cappy %(version)s")
+def cappy() -> None:
+    """Score (instruction, response) pairs with Cappy."""

@@ -81,11 +81,22 @@ def describe_ranking(ranked: Sequence[Candidate]) -> str:
 
 
 def describe_info(info: ScorerInfo) -> str:
-    """What a scorer runs, and why."""
-    device = " ".join([info.device, *map(str, info.gpus)])
+    """Say what a scorer runs: the bundle, the precision and the device.
+
+    >>> describe_info(scorer.info)
+    'cappy-bundle: int8 on cpu'
+    """
+    return f"{info.bundle}: {info.precision} on {_device(info)}"
+
+
+def explain_info(info: ScorerInfo) -> str:
+    """Say what a scorer runs, with all settings, and why.
+
+    >>> print(explain_info(scorer.info))
+    """
     threads = f"{info.threads} thread{'s' if info.threads > 1 else ''}"
     return (
-        f"{info.bundle}: {info.precision} ({info.precision_reason}) on {device} ({info.device_reason}), "
+        f"{info.bundle}: {info.precision} ({info.precision_reason}) on {_device(info)} ({info.device_reason}), "
         f"{threads}, mode {info.mode} ({info.mode_reason}), batches of up to {info.max_batch_tokens} tokens, padding "
         f"{info.padding}" + (f" up to {', '.join(map(str, info.buckets))} tokens" if info.buckets else "")
     )
@@ -119,6 +130,10 @@ def shorten(text: str, width: int = 48) -> str:
     """`text` on one printable line of at most `width` characters."""
     line = printable(text)
     return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _device(info: ScorerInfo) -> str:
+    return " ".join([info.device, *map(str, info.gpus)])
 
 
 def _model(target: str, precision: str) -> str:

@@ -1,0 +1,82 @@
+"""`cappy tune` and `cappy doctor`: what this machine can do, and does fastest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.bundle import PRECISIONS
+from cappy_engine.cli import text
+from cappy_engine.cli.arguments import EXIT_ERROR, EXIT_OK, command
+from cappy_engine.cli.streams import is_verbose, say
+from cappy_engine.cli.values import PATH, POSITIVE, Real, Words
+from cappy_engine.errors import CappyError
+from cappy_engine.gpu.installation import inspect_installation
+from cappy_engine.gpu.preflight import describe, diagnose
+from cappy_engine.pairs import Pair, read_rows
+from cappy_engine.session import DEVICES, load_runtime
+from cappy_engine.tuning import tune as measure
+
+
+@command(
+    """
+    examples:
+      cappy tune cappy-bundle
+      cappy tune cappy-bundle --precision int8 --pairs my-pairs.jsonl --seconds 60
+      cappy tune cappy-bundle --clear
+
+    the answer is kept in CAPPY_CACHE, else in XDG_CACHE_HOME/cappy-engine or ~/.cache/cappy-engine
+    """
+)
+@click.argument("bundle", type=PATH, required=False, metavar="[BUNDLE]")
+@click.option("--precision", type=Words(["auto", *PRECISIONS]), default="auto", show_default=True)
+@click.option("--threads", type=POSITIVE, help="CPU threads (default: one for each usable core)")
+@click.option("--pairs", type=PATH, help="JSON Lines with instruction and response (default: made-up pairs)")
+@click.option("--seconds", type=Real(min=0, min_open=True), default=20, show_default=True, help="how long to measure")
+def tune(bundle: Path | None, precision: str, threads: int | None, pairs: Path | None, seconds: float) -> None:
+    """Measure how this machine scores a bundle fastest, and keep the answer.
+
+    Without BUNDLE it is cappy-mini, the package's own.
+    """
+    found = measure(
+        bundle,
+        precision=precision,
+        threads=threads,
+        pairs=None if pairs is None else _read_pairs(pairs),
+        seconds=seconds,
+        say=say if is_verbose() else lambda text: None,
+    )
+    print(text.describe_tuned(found))
+
+
+@command(
+    """
+    examples:
+      cappy doctor
+      cappy doctor --device tensorrt
+
+    exit status: 0, whatever was found; with --device 1 if that device cannot be used
+    """
+)
+@click.option("--device", type=Words(DEVICES), help="tell all about this one; exit with 1 if it cannot be used")
+def doctor(device: str | None) -> int:
+    """Say what this machine offers, what a device lacks here, and how to get it."""
+    # ONNX Runtime may fail to be imported: then that is the finding.
+    installation = inspect_installation(
+        available_providers=lambda: load_runtime().get_available_providers(),
+        preload=lambda: getattr(load_runtime(), "preload_dlls", lambda: None)(),
+    )
+    findings = {name: diagnose(installation, name) for name in DEVICES}
+    print(describe(findings, installation))
+    is_usable = device is None or all(finding.is_ok for finding in findings[device])
+    return EXIT_OK if is_usable else EXIT_ERROR
+
+
+def _read_pairs(path: Path) -> list[Pair]:
+    with open_lines(path) as lines:
+        pairs = [row.pair for row in read_rows(lines)]
+    if not pairs:
+        raise CappyError(f'{path} holds no pairs; a line is {{"instruction": ..., "response": ...}}')
+    return pairs

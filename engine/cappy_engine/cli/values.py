@@ -1,0 +1,52 @@
+"""What the value of an option or argument may be, for click."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+POSITIVE = click.IntRange(min=1)
+PATH = click.Path(path_type=Path)
+
+
+class Words(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """A choice of words that says how to give several of them."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Accept one of the words."""
+        words = str(value).split(",")
+        if param is not None and len(words) > 1 and set(words) <= set(self.choices):
+            several = " ".join(f"{param.opts[0]} {word}" for word in words)
+            hint = f"repeat the option: {several}" if param.multiple else f"choose one: {' or '.join(words)}"
+            self.fail(f"{value!r} is not one of the words; {hint}", param, ctx)
+        return str(super().convert(value, param, ctx))
+
+
+class Real(click.FloatRange):
+    """A finite number within bounds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Accept a number."""
+        found = float(super().convert(value, param, ctx))
+        if not math.isfinite(found):
+            self.fail(f"must be finite, got {value}", param, ctx)
+        return found
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Accept the text of a JSON object.
+
+    >>> json_object('{"top_k": -1}')
+    {'top_k': -1}
+    """
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"must be JSON, got {text!r} ({error})") from error
+    if not isinstance(found, dict):
+        raise click.BadParameter(f"must be a JSON object, got {text!r}")
+    return found
