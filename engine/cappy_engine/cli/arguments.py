@@ -40,11 +40,12 @@ AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Taken:
-    """A class of options that a command takes: its parameter's name, and the fields that are options."""
+    """A class of options that a command takes: its parameter's name, the fields that are options, their section."""
 
     name: str
     cls: type[Any]
     fields: tuple[str, ...]
+    section: str
 
 
 class Command(click.Command):
@@ -66,6 +67,18 @@ class Command(click.Command):
             except ValueError as error:
                 ctx.fail(str(error))
         return rest
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, section by section."""
+        headings = {field: taken.section for taken in getattr(self.callback, TAKEN, ()) for field in taken.fields}
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if record is not None:
+                sections.setdefault(headings.get(str(param.name)) or "Options", []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples without wrapping their lines."""
@@ -90,10 +103,10 @@ class Group(click.Group):
             formatter.write(f"\n{self.epilog}\n")
 
 
-def command(epilog: str, *, of: click.Group | None = None) -> Callable[[Callable[..., Any]], Command]:
+def command(epilog: str, *, name: str = "", of: click.Group | None = None) -> Callable[[Callable[..., Any]], Command]:
     r"""Make a function a command, `of` a group; its docstring is the help, with `epilog` below the options.
 
-    The command has the function's name. The function returns None or an exit status.
+    Without `name` the command has the function's. The function returns None or an exit status.
 
         >>> @command("examples:\n  cappy hello")
         ... def hello() -> None:
@@ -101,8 +114,8 @@ def command(epilog: str, *, of: click.Group | None = None) -> Callable[[Callable
     """
 
     def make(function: Callable[..., Any]) -> Command:
-        name = function.__name__.rstrip("_")
-        made = click.command(name, cls=Command, epilog=inspect.cleandoc(epilog))(function)
+        text = inspect.cleandoc(epilog)
+        made = click.command(name or function.__name__, cls=Command, epilog=text)(function)
         made.params.append(_verbose_option())
         if of is not None:
             of.add_command(made)
@@ -128,23 +141,23 @@ def group(epilog: str) -> Callable[[Callable[..., Any]], Group]:
     return make
 
 
-def takes(cls: type[Any], name: str = "options") -> Callable[[AnyFunction], AnyFunction]:
+def takes(cls: type[Any], name: str = "options", *, only: Collection[str] = ()) -> Callable[[AnyFunction], AnyFunction]:
     r"""Give a command one option for every field of the dataclass `cls` that is annotated with `Asked`.
 
-    The command gets an object of the class under `name`. Other fields keep their defaults. A ValueError of the class is
-    wrong usage.
+    The command gets an object of the class under `name`. Other fields keep their defaults, and with `only` all but
+    these do. A ValueError of the class is wrong usage. `section` heads the options in the help.
 
         >>> @command("examples:\n  cappy hello --threads 2")
         ... @takes(ScorerOptions)
         ... def hello(options: ScorerOptions) -> None:
         ...     '''Greet the world.'''
     """
-    options = options_of(cls)
+    options = {field: option for field, option in options_of(cls).items() if not only or field in only}
 
     def decorate(function: AnyFunction) -> AnyFunction:
         for option in reversed(options.values()):  # decorators are applied from the last one up
             function = option(function)
-        taken = Taken(name, cls, tuple(options))
+        taken = Taken(name, cls, tuple(options), section)
         setattr(function, TAKEN, (taken, *getattr(function, TAKEN, ())))
         return function
 
@@ -252,7 +265,7 @@ def _option(
         default=default,
         show_default="default" not in how.help and default not in (None, (), ""),
         required=field.default is dataclasses.MISSING,
-        metavar=how.metavar or None,
+        metavar=how.metavar or ("NUMBER" if kind in (int, float) and not how.choices else None),
         help=how.help,
         # click gives an empty tuple where an option that takes several was not given
         callback=(lambda ctx, param, value: value or default) if is_many else None,
@@ -266,7 +279,7 @@ def _type(kind: Any, how: Asked) -> Any:
     if kind is int:
         return click.INT if how.least is None else click.IntRange(min=math.ceil(how.least))
     if kind is float:
-        return Real(min=how.least)
+        return click.FLOAT if how.least is None else Real(min=how.least)
     if kind is Path:
         return PATH
     return json_object if typing.get_origin(kind) in (dict, Mapping) else click.STRING

@@ -60,6 +60,12 @@ class Cappy(click.Group):
         )
         return next(map(_load, found), None)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List all commands with the whole first sentence of their help, in as many lines as it takes."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, made.get_short_help_str(limit=200)) for name, made in found if made])
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error of ours, of a file, or Ctrl-C becomes a line on stderr and an exit status."""
         try:
