@@ -78,8 +78,8 @@ class Ways:
     a line of PROMPTS: {"instruction": "Add 2 and 3.", "references": ["5"]}; other fields are kept. A line of OUT has
     these and "samples", "decodings", "log_likelihoods", "token_counts" and "cut", lists with an entry for each sample.
     'cappy evaluate bigbench' and 'cappy adapt --from-samples' read OUT. The defaults are the decodings of Cappy's paper
-    (arXiv 2311.06720): beam search with 4 beams, plain sampling, temperature 0.9, top-k 40 and top-p 0.95; 17 candidates.
-    Of an endpoint the defaults are sampling, temperature and top-p; its key is read from OPENAI_API_KEY
+    (arXiv 2311.06720), which give 17 candidates: beam search with 4 beams, plain sampling, temperature 0.9, top-k 40
+    and top-p 0.95. Of an endpoint the defaults are sampling, temperature and top-p; its key is read from OPENAI_API_KEY
     """
 )
 @click.argument("prompts", type=PATH, metavar="PROMPTS")

@@ -141,7 +141,9 @@ def group(epilog: str) -> Callable[[Callable[..., Any]], Group]:
     return make
 
 
-def takes(cls: type[Any], name: str = "options", *, only: Collection[str] = ()) -> Callable[[AnyFunction], AnyFunction]:
+def takes(
+    cls: type[Any], name: str = "options", *, only: Collection[str] = (), section: str = ""
+) -> Callable[[AnyFunction], AnyFunction]:
     r"""Give a command one option for every field of the dataclass `cls` that is annotated with `Asked`.
 
     The command gets an object of the class under `name`. Other fields keep their defaults, and with `only` all but

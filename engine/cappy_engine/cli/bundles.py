@@ -1,16 +1,18 @@
-"""`cappy inspect`: what a bundle is."""
+"""`cappy inspect` and `cappy slim`: what a bundle holds, and how it holds less."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from cappy_engine.bundle import EMBEDDED, open_bundle
+from cappy_engine.bundle import EMBEDDED, PRECISIONS, TARGETS, open_bundle
 from cappy_engine.cli import text
 from cappy_engine.cli.arguments import command
 from cappy_engine.cli.streams import print_json
-from cappy_engine.cli.values import PATH
+from cappy_engine.cli.values import PATH, Words
+from cappy_engine.slim import slim as keep_only
 
 
 @command(
@@ -32,3 +34,46 @@ def inspect(bundle: Path | None, as_json: bool) -> None:
         print_json(document)
     else:
         print(text.describe_manifest(document))
+
+
+@command(
+    """
+    examples:
+      cappy slim cappy-bundle --keep int8 --out cappy-int8
+      cappy slim cappy-bundle --keep int8
+      cappy slim cappy-bundle --target cpu --keep fp32 --keep int8
+
+    the models that stay are not touched; their scores, digests and parity are as before
+    """
+)
+@click.argument("bundle", type=PATH, metavar="BUNDLE")
+@click.option(
+    "--keep",
+    "precisions",
+    type=Words(PRECISIONS),
+    multiple=True,
+    help="a precision to keep; repeat for several (default: all)",
+)
+@click.option(
+    "--target",
+    "targets",
+    type=Words(list(TARGETS)),
+    multiple=True,
+    help="a device whose models are kept; repeat for several (default: all)",
+)
+@click.option("--out", type=PATH, metavar="OUT", help="folder to write; without it BUNDLE itself is changed")
+def slim(bundle: Path, precisions: Sequence[str], targets: Sequence[str], out: Path | None) -> None:
+    """Remove the models from a bundle that a machine does not need.
+
+    Needs no PyTorch. What is removed can only be exported again.
+    """
+    if not (precisions or targets):
+        raise click.UsageError("name what is kept: --keep int8, or --target cpu")
+    before = open_bundle(bundle).manifest.document["files"]
+    after = keep_only(bundle, precisions=precisions or None, targets=targets or None, out=out)["files"]
+    print(f"removed {', '.join(sorted(before.keys() - after.keys())) or 'nothing'}")
+    print(f"wrote {out or bundle}, {_megabytes(after)} instead of {_megabytes(before)}")
+
+
+def _megabytes(files: dict[str, dict[str, int]]) -> str:
+    return f"{sum(entry['bytes'] for entry in files.values()) / 1e6:.1f} MB"

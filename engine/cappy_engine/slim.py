@@ -1,0 +1,139 @@
+"""Remove models from a bundle that a machine does not need: precisions, and those for other devices.
+
+The models that stay are not touched: they keep their digests and their rows of the parity report. Needs no PyTorch.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from cappy_engine.bundle import EXTERNAL_SUFFIX, MANIFEST, TARGETS, Bundle, open_bundle, seal
+from cappy_engine.errors import BundleError, PrecisionUnavailable
+from cappy_engine.storage import rename, sync_tree, write_json
+
+Models = Collection[tuple[str, str]]
+"""Models by target and precision."""
+
+
+def slim(
+    bundle: str | Path,
+    *,
+    precisions: Collection[str] | None = None,
+    targets: Collection[str] | None = None,
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """Keep only the models of these precisions and targets (None: all); returns the new manifest.
+
+    Without `out` the bundle itself becomes smaller. With it the bundle is kept, and the smaller one is a new folder.
+
+        >>> slim("cappy-bundle", precisions=["int8"], out="cappy-int8")["precisions"]
+        ['int8']
+
+    Raises PrecisionUnavailable if no model would be left, or one that was named does not exist; BundleError if the
+    bundle is damaged or `out` exists; OSError if files cannot be written.
+    """
+    opened = open_bundle(bundle)
+    kept = _choose(opened, precisions, targets)
+    for target, precision in kept:
+        opened.check_model(precision, target)
+    dropped = {name for name in opened.manifest.files if _is_dropped(name, kept)}
+    document = _slim_document(opened.manifest.document, kept, dropped)
+    if out is None:
+        # First the manifest: stopped between both, the files that are left over are named by `open_bundle`.
+        write_json(opened.path / MANIFEST, document)
+        _remove(opened.path, dropped)
+    else:
+        _copy(opened, Path(out), document)
+    return document
+
+
+def _choose(
+    bundle: Bundle, precisions: Collection[str] | None, targets: Collection[str] | None
+) -> list[tuple[str, str]]:
+    """Choose the models to keep, as (target, precision)."""
+    there = [(target, name) for target in TARGETS for name in bundle.manifest.precisions_for(target)]
+    shown = ", ".join(f"{name} for {target}" for target, name in there)
+    for asked, place, what in ((targets, 0, "target"), (precisions, 1, "precision")):
+        for name in asked or ():
+            if not any(model[place] == name for model in there):
+                raise PrecisionUnavailable(f"bundle {bundle.path} has no model of the {what} {name!r}, only {shown}")
+    kept = [
+        (target, name)
+        for target, name in there
+        if (targets is None or target in targets) and (precisions is None or name in precisions)
+    ]
+    if not kept:
+        raise PrecisionUnavailable(f"nothing would be left of bundle {bundle.path}, which has {shown}")
+    return kept
+
+
+def _is_dropped(name: str, kept: Models) -> bool:
+    model = name.removesuffix(EXTERNAL_SUFFIX)
+    models = {file: (target, precision) for target, files in TARGETS.items() for precision, file in files.items()}
+    return model in models and models[model] not in kept
+
+
+def _slim_document(document: Mapping[str, Any], kept: Models, dropped: Collection[str]) -> dict[str, Any]:
+    """Leave out of a manifest what it says of models that are not kept, and seal it."""
+    parity, canary = document.get("parity", {}), document.get("canary", {})
+    parts = {target: _part(part, target, kept) for target, part in document.get("targets", {}).items()}
+    targets = {target: part for target, part in parts.items() if part["precisions"]}
+
+    def of_targets(found: Mapping[str, Any]) -> dict[str, Any]:
+        return {target: _rows(found.get(target, {}), target, kept) for target in targets}
+
+    changed = {
+        **_part(document, "cpu", kept),
+        "files": {name: entry for name, entry in document["files"].items() if name not in dropped},
+        "targets": targets,
+        "parity": {
+            **parity,
+            "precisions": _rows(parity.get("precisions", {}), "cpu", kept),
+            "targets": of_targets(parity.get("targets", {})),
+        },
+        "canary": {**canary, "tolerance": of_targets(canary.get("tolerance", {}))},
+    }
+    if not targets:
+        del changed["targets"], changed["parity"]["targets"], changed["canary"]
+    return seal({name: part for name, part in changed.items() if name in document})
+
+
+def _part(part: Mapping[str, Any], target: str, kept: Models) -> dict[str, Any]:
+    """The part of a manifest that tells of one target's models, without those that are not kept."""
+    precisions = [name for name in part["precisions"] if (target, name) in kept]
+    return {**part, "precisions": precisions, "graphs": _rows(part.get("graphs", {}), target, kept)}
+
+
+def _rows(rows: Mapping[str, Any], target: str, kept: Models) -> dict[str, Any]:
+    return {precision: row for precision, row in rows.items() if (target, precision) in kept}
+
+
+def _copy(bundle: Bundle, out: Path, document: Mapping[str, Any]) -> None:
+    """Write the smaller bundle into a new folder, which gets its name when it is complete."""
+    if out.exists() or out.is_symlink():
+        raise BundleError(f"{out} exists; choose another name, or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    try:
+        staging.chmod(0o755)
+        for name in document["files"]:
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle.path / name, staging / name)
+        write_json(staging / MANIFEST, document)
+        sync_tree(staging)
+        rename(staging, out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _remove(folder: Path, names: Collection[str]) -> None:
+    """Remove the files, and the folders that they leave empty."""
+    for name in names:
+        (folder / name).unlink()
+    for parent in {(folder / name).parent for name in names}:
+        if not any(parent.iterdir()):
+            parent.rmdir()
