@@ -1,7 +1,7 @@
-"""`cappy tune`: which mode and batch size score a bundle's pairs fastest on this machine; the answer is kept.
+"""Measure which mode and batch size score a bundle's pairs fastest on this machine, and keep the answer.
 
-Every alternative scores the same pairs, in turn, so that what disturbs the machine disturbs all. Latency is not
-measured: a pair alone has all threads in every mode that is considered.
+Every alternative scores the same pairs, in turn, so that a disturbance of the machine meets all of them. Latency is not
+measured: a pair alone has all threads in every mode.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cappy_engine.bundle import EMBEDDED, open_bundle
 from cappy_engine.cpu.execution import Execution
-from cappy_engine.cpu.tuned import tuned_key, tuning_facts, write_tuned
+from cappy_engine.cpu.tuned import forget_tuned, tuned_key, tuning_facts, write_tuned
 from cappy_engine.options import Precision
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scorer
@@ -31,16 +31,25 @@ WORDS = "the sky is blue and what a response to this question would say about it
 
 @dataclass(frozen=True)
 class Trial:
-    """One alternative, and the `tokens_per_second` of its median round."""
+    """One alternative, and the tokens a second of each of its rounds.
+
+    >>> Trial("latency", 512, (90.0, 100.0, 130.0)).tokens_per_second
+    100.0
+    """
 
     mode: str
     max_batch_tokens: int
-    tokens_per_second: float
+    rates: tuple[float, ...]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """The rate of the median round."""
+        return statistics.median(self.rates)
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was chosen, where the answer is kept, and all that was measured."""
+    """The answer, the file that keeps it, and every alternative that was measured."""
 
     execution: Execution
     path: Path
@@ -56,12 +65,14 @@ def tune(
     seconds: float = 20.0,
     say: Callable[[str], object] = lambda text: None,
 ) -> Tuned:
-    """Measure the alternatives for about `seconds`, on `pairs` (None: made-up ones of 10 to 300 tokens), on the CPU.
+    """Measure the alternatives for about `seconds` on the CPU, and keep the fastest.
 
-    As many of the pairs are taken as leave time for three rounds, eight at least.
+        >>> tune("cappy-bundle", precision="int8").execution.mode
+        'both'
 
-    The answer is what `Scorer.open` then takes for mode "auto" and for the batch size, for this bundle, precision,
-    processor, number of threads and ONNX Runtime. Raises what `Scorer.open` raises, and ValueError without pairs.
+    They score `pairs` (None: made-up ones of 10 to 300 tokens), as many as leave time for three rounds, eight at least.
+    `Scorer.open` then takes the answer for mode "auto" and for the batch size, if bundle, precision, processor, number
+    of threads and ONNX Runtime are the same. Raises what `Scorer.open` raises, and ValueError without pairs.
     """
     if pairs is not None and not pairs:
         raise ValueError("there are no pairs to measure with")
@@ -86,7 +97,7 @@ def tune(
     finally:
         for scorer in scorers.values():
             scorer.close()
-    trials = [Trial(mode, budget, statistics.median(found)) for (mode, budget), found in rates.items()]
+    trials = [Trial(mode, budget, tuple(found)) for (mode, budget), found in rates.items()]
     best = choose_trial(trials)
     facts = tuning_facts(open_bundle(EMBEDDED if bundle is None else bundle), info.precision, info.threads)
     execution = Execution(best.mode, best.max_batch_tokens, f"{best.tokens_per_second:.0f} tokens/s")
@@ -95,14 +106,22 @@ def tune(
 
 
 def choose_trial(trials: Sequence[Trial]) -> Trial:
-    """The fastest; but one that holds the weights once if it is within WORTH of it, and then the smallest batch."""
+    """Choose the fastest, or if WORTH does not part them, one that holds the weights once and has the smaller batch.
+
+    >>> choose_trial([Trial("latency", 512, (100.0,)), Trial("both", 512, (102.0,))]).mode
+    'latency'
+    """
     fastest = max(trials, key=lambda trial: trial.tokens_per_second)
     near = [trial for trial in trials if trial.tokens_per_second * WORTH >= fastest.tokens_per_second]
     return min(near, key=lambda trial: (MODES.index(trial.mode), trial.max_batch_tokens))
 
 
 def made_up_pairs() -> list[Pair]:
-    """24 pairs of about 10 to 300 tokens, most of them short, as in classification and re-ranking."""
+    """Make 24 pairs of about 10 to 300 tokens, most of them short, as in classification and re-ranking.
+
+    >>> len(made_up_pairs())
+    24
+    """
     lengths = [10 + 290 * (place / 23) ** 2 for place in range(24)]
     return [
         (" ".join(WORDS[(place + word) % len(WORDS)] for word in range(int(length))), f"answer {place}")
@@ -111,7 +130,7 @@ def made_up_pairs() -> list[Pair]:
 
 
 def _fitting(pairs: list[Pair], scorers: Mapping[str, Scorer], seconds: float) -> list[Pair]:
-    """As many of the pairs, spread over all of them, as every scorer gets through in `seconds`; also a warm-up."""
+    """Take as many pairs, spread over all of them, as every scorer gets through in `seconds`; also a warm-up."""
     sample = pairs[:: -(-len(pairs) // SAMPLE)]
     slowest = 0.0
     for scorer in scorers.values():
@@ -124,5 +143,18 @@ def _fitting(pairs: list[Pair], scorers: Mapping[str, Scorer], seconds: float) -
 
 
 def _alternatives(threads: int) -> list[tuple[str, int]]:
-    """With one thread the modes are the same."""
+    """List what is measured; with one thread the modes are the same."""
     return [(mode, budget) for mode in (MODES if threads > 1 else MODES[:1]) for budget in BATCH_TOKENS]
+
+
+def forget(bundle: str | Path | None = None) -> int:
+    """Remove the answers that are kept for a bundle (None: for every bundle); returns how many.
+
+    >>> forget("cappy-bundle")
+    1
+
+    Raises BundleError, and OSError if a file cannot be removed.
+    """
+    if bundle is None:
+        return forget_tuned(cache_folder())
+    return forget_tuned(cache_folder(), {entry.sha256 for entry in open_bundle(bundle).manifest.files.values()})

@@ -7,16 +7,19 @@ from pathlib import Path
 import click
 
 from cappy_engine.bulk.jsonl import open_lines
-from cappy_engine.bundle import PRECISIONS
 from cappy_engine.cli import text
-from cappy_engine.cli.arguments import EXIT_ERROR, EXIT_OK, command
+from cappy_engine.cli.arguments import EXIT_ERROR, EXIT_OK, command, flags_given, takes
 from cappy_engine.cli.streams import is_verbose, say
-from cappy_engine.cli.values import PATH, POSITIVE, Real, Words
+from cappy_engine.cli.values import PATH, Real, Words
+from cappy_engine.cpu.processor import describe_processor, read_processor
 from cappy_engine.errors import CappyError
 from cappy_engine.gpu.installation import inspect_installation
 from cappy_engine.gpu.preflight import describe, diagnose
+from cappy_engine.options import ScorerOptions
 from cappy_engine.pairs import Pair, read_rows
 from cappy_engine.session import DEVICES, load_runtime
+from cappy_engine.storage import cache_folder
+from cappy_engine.tuning import forget
 from cappy_engine.tuning import tune as measure
 
 
@@ -31,19 +34,32 @@ from cappy_engine.tuning import tune as measure
     """
 )
 @click.argument("bundle", type=PATH, required=False, metavar="[BUNDLE]")
-@click.option("--precision", type=Words(["auto", *PRECISIONS]), default="auto", show_default=True)
-@click.option("--threads", type=POSITIVE, help="CPU threads (default: one for each usable core)")
+@takes(ScorerOptions, only=("precision", "threads"))
 @click.option("--pairs", type=PATH, help="JSON Lines with instruction and response (default: made-up pairs)")
-@click.option("--seconds", type=Real(min=0, min_open=True), default=20, show_default=True, help="how long to measure")
-def tune(bundle: Path | None, precision: str, threads: int | None, pairs: Path | None, seconds: float) -> None:
+@click.option(
+    "--seconds",
+    type=Real(min=0, min_open=True),
+    default=20,
+    show_default=True,
+    metavar="NUMBER",
+    help="how long to measure",
+)
+@click.option("--clear", is_flag=True, help="forget the answers for BUNDLE (default: for every bundle) instead")
+def tune(bundle: Path | None, options: ScorerOptions, pairs: Path | None, seconds: float, clear: bool) -> None:
     """Measure how this machine scores a bundle fastest, and keep the answer.
 
     Without BUNDLE it is cappy-mini, the package's own.
     """
+    if clear:
+        for flag in flags_given(("precision", "threads", "pairs", "seconds")):
+            raise click.UsageError(f"{flag} is for measuring; --clear forgets the answers for all of BUNDLE's models")
+        count = forget(bundle)
+        print(f"forgot {count} answer{'' if count == 1 else 's'} in {cache_folder()}")
+        return
     found = measure(
         bundle,
-        precision=precision,
-        threads=threads,
+        precision=options.precision,
+        threads=options.threads,
         pairs=None if pairs is None else _read_pairs(pairs),
         seconds=seconds,
         say=say if is_verbose() else lambda text: None,
@@ -60,7 +76,7 @@ def tune(bundle: Path | None, precision: str, threads: int | None, pairs: Path |
     exit status: 0, whatever was found; with --device 1 if that device cannot be used
     """
 )
-@click.option("--device", type=Words(DEVICES), help="tell all about this one; exit with 1 if it cannot be used")
+@click.option("--device", type=Words(DEVICES), help="tell all about devices; exit with 1 if this one cannot be used")
 def doctor(device: str | None) -> int:
     """Say what this machine offers, what a device lacks here, and how to get it."""
     # ONNX Runtime may fail to be imported: then that is the finding.
@@ -69,7 +85,10 @@ def doctor(device: str | None) -> int:
         preload=lambda: getattr(load_runtime(), "preload_dlls", lambda: None)(),
     )
     findings = {name: diagnose(installation, name) for name in DEVICES}
-    print(describe(findings, installation))
+    if device in (None, "cpu"):
+        print(f"{describe_processor(read_processor())}\n")
+    is_gpu_wanted = device is not None or "onnxruntime-gpu" in installation.runtime_packages
+    print(describe(findings, installation) if is_gpu_wanted else text.describe_cpu_only(findings, installation))
     is_usable = device is None or all(finding.is_ok for finding in findings[device])
     return EXIT_OK if is_usable else EXIT_ERROR
 

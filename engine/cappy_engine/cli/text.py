@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cappy_engine.bulk.score_file import Totals
+from cappy_engine.gpu.installation import Installation
+from cappy_engine.gpu.preflight import Finding
 from cappy_engine.options import ScorerInfo
 from cappy_engine.ranking import Candidate
 from cappy_engine.tuning import Tuned
@@ -103,13 +105,34 @@ def explain_info(info: ScorerInfo) -> str:
 
 
 def describe_tuned(tuned: Tuned) -> str:
-    """What was measured, what was chosen, and where the answer is kept."""
-    lines = ["mode        tokens a batch  tokens/s"]
+    """Tell in a table what was measured, with the spread of its rounds; what was chosen, and where that is kept.
+
+    >>> print(describe_tuned(tune("cappy-bundle")))
+    """
+    lines = ["mode        tokens a batch  tokens/s  min..max"]
     for trial in tuned.trials:
         is_chosen = (trial.mode, trial.max_batch_tokens) == (tuned.execution.mode, tuned.execution.max_batch_tokens)
-        mark = "  chosen" if is_chosen else ""
-        lines.append(f"{trial.mode:<10}  {trial.max_batch_tokens:>14}  {trial.tokens_per_second:>8.0f}{mark}")
+        spread = f"{min(trial.rates):.0f}..{max(trial.rates):.0f}"
+        lines.append(
+            f"{trial.mode:<10}  {trial.max_batch_tokens:>14}  {trial.tokens_per_second:>8.0f}  {spread}"
+            + ("  chosen" if is_chosen else "")
+        )
     return "\n".join([*lines, f"kept in {tuned.path}"])
+
+
+def describe_cpu_only(findings: Mapping[str, Sequence[Finding]], installation: Installation) -> str:
+    """Tell briefly what an installation without GPU support lacks, and what GPUs it leaves unused.
+
+    >>> print(describe_cpu_only({"cpu": diagnose(installation, "cpu")}, installation))
+    """
+    packages = ", ".join(f"{name} {version}" for name, version in installation.runtime_packages.items())
+    lines = [f"ONNX Runtime  {packages or 'no package'}"]
+    for finding in findings["cpu"]:
+        if not finding.is_ok:
+            lines += [f"MISSING       {finding.name}: {finding.detail}", f"              fix: {finding.fix}"]
+    gpus = ", ".join(gpu.name for gpu in installation.gpus)
+    lines.append(f"GPU           {gpus or 'none was asked for'}; 'cappy doctor --device cuda' says what one needs")
+    return "\n".join(lines)
 
 
 def describe_totals(totals: Totals, seconds: float) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -59,3 +60,26 @@ def write_tuned(folder: Path, key: str, execution: Execution, facts: Mapping[str
     path = folder / f"{key}.json"
     write_json(path, {**asdict(execution), "facts": dict(facts)})
     return path
+
+
+def forget_tuned(folder: Path, models: Collection[str] | None = None) -> int:
+    """Remove the answers that are kept, of the models with these digests (None: all); returns how many.
+
+    >>> forget_tuned(cache_folder())
+    2
+
+    Raises OSError.
+    """
+    kept = [path for path in folder.glob("*.json") if re.fullmatch(r"[0-9a-f]{32}", path.stem)]
+    found = [path for path in kept if models is None or not set(models).isdisjoint(_models_of(path))]
+    for path in found:
+        path.unlink()
+    return len(found)
+
+
+def _models_of(path: Path) -> list[str]:
+    """The digests of the model that an answer is for; empty if the file is not an answer."""
+    try:
+        return list(map(str, json.loads(path.read_bytes())["facts"]["model"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
