@@ -22,7 +22,7 @@ from cappy_bench.machine import describe_machine
 from cappy_bench.peers.peer import Model, Pair
 from cappy_bench.peers.process import ENVIRONMENTS, RunnerFailed, WorkerProcess, in_short, link_packages, start_worker
 from cappy_bench.peers.specs import SPECS, Spec
-from cappy_bench.speed.bench_commands import main
+from cappy_engine.cli.main import main
 from cappy_bench.speed.figures import SCHEMA, Ratio, compare_with_peer, figures, is_as_right, useful_flops
 from cappy_bench.speed.report import write_report
 from cappy_bench.speed.suite import Plan, run_suite

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from cappy_engine import Scorer
+from cappy_engine.bundle import EMBEDDED
 from cappy_engine.cli.main import main
-from cappy_engine.tuning import Trial, choose_trial, made_up_pairs, tune
+from cappy_engine.tuning import Trial, choose_trial, forget, made_up_pairs, tune
 
 
 @pytest.fixture(autouse=True)
@@ -39,9 +40,46 @@ def test_with_one_thread_only_batch_sizes_are_measured(bundle: Path) -> None:
 def test_the_command_shows_what_was_measured_and_chosen(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", str(bundle), "--precision", "int8", "--threads", "2", "--seconds", "0.1"]) == 0
     header, *lines, last = capsys.readouterr().out.splitlines()
-    assert header.split() == ["mode", "tokens", "a", "batch", "tokens/s"]
+    assert header.split() == ["mode", "tokens", "a", "batch", "tokens/s", "min..max"]
     assert sum(line.endswith("chosen") for line in lines) == 1
     assert last.startswith("kept in ")
+    for line in lines:
+        median, spread = line.split()[2:4]
+        slowest, fastest = map(float, spread.split(".."))
+        assert slowest <= float(median) <= fastest
+
+
+def answers(cache: Path) -> int:
+    return len(list(cache.glob("*.json")))
+
+
+def test_answers_are_forgotten_for_one_bundle_or_for_all(
+    bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tune(bundle, precision="int8", threads=1, seconds=0.1)
+    tune(bundle, precision="fp32", threads=1, seconds=0.1)
+    tune(threads=1, seconds=0.1)
+    (cache / "engines").mkdir()
+    (cache / "of-something-else.json").write_text("{}")
+    assert answers(cache) == 4
+    assert main(["tune", "--clear", str(bundle)]) == 0
+    assert capsys.readouterr().out == f"forgot 2 answers in {cache}\n"
+    assert answers(cache) == 2
+    assert main(["tune", "--clear"]) == 0
+    assert capsys.readouterr().out == f"forgot 1 answer in {cache}\n"
+    assert sorted(path.name for path in cache.iterdir()) == ["engines", "of-something-else.json"]
+
+
+def test_a_damaged_answer_is_forgotten_with_all(cache: Path) -> None:
+    cache.mkdir()
+    (cache / f"{'0' * 32}.json").write_text("{")
+    assert forget(EMBEDDED) == 0
+    assert forget() == 1
+    assert forget() == 0
+
+
+def test_a_trial_is_worth_its_median_round() -> None:
+    assert Trial("latency", 512, (90.0, 100.0, 900.0)).tokens_per_second == 100
 
 
 def test_the_users_pairs_may_be_packed(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +110,7 @@ def test_a_file_without_pairs_is_an_error(bundle: Path, tmp_path: Path, capsys: 
 def test_weights_are_held_twice_only_where_that_is_worth_it(
     rates: dict[tuple[str, int], float], best: tuple[str, int]
 ) -> None:
-    found = choose_trial([Trial(mode, budget, rate) for (mode, budget), rate in rates.items()])
+    found = choose_trial([Trial(mode, budget, (rate,)) for (mode, budget), rate in rates.items()])
     assert (found.mode, found.max_batch_tokens) == best
 
 

@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from cappy_bench.peers.peer import Pair
 from cappy_engine.bulk.jsonl import open_lines
-from cappy_engine.errors import BenchmarkError
 from cappy_engine.bulk.rows import read_rows
+from cappy_engine.errors import BenchmarkError
 from cappy_engine.tokenizer import PairTokenizer
 
 MAX_LENGTH = 512

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import logging
 import math
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -114,7 +114,7 @@ def command(epilog: str, *, name: str = "", of: click.Group | None = None) -> Ca
     """
 
     def make(function: Callable[..., Any]) -> Command:
-        text = inspect.cleandoc(epilog)
+        text = textwrap.dedent(epilog).strip()
         made = click.command(name or function.__name__, cls=Command, epilog=text)(function)
         made.params.append(_verbose_option())
         if of is not None:
@@ -133,7 +133,7 @@ def group(epilog: str) -> Callable[[Callable[..., Any]], Group]:
     """
 
     def make(function: Callable[..., Any]) -> Group:
-        text = inspect.cleandoc(epilog)
+        text = textwrap.dedent(epilog).strip()
         made = click.group(function.__name__, cls=Group, epilog=text, no_args_is_help=False)(function)
         made.params.append(_verbose_option())
         return made
@@ -259,18 +259,18 @@ def _option(
     names = [how.flag or f"--{field.name.replace('_', '-')}", field.name]
     if kind is bool:
         return click.option(*names, is_flag=True, help=how.help)
-    default = None if field.default is dataclasses.MISSING else field.default
+    is_required = field.default is dataclasses.MISSING
+    settings: dict[str, Any] = {"required": True} if is_required else {"default": field.default}
     return click.option(
         *names,
+        **settings,
         type=_type(kind, how),
         multiple=is_many,
-        default=default,
-        show_default="default" not in how.help and default not in (None, (), ""),
-        required=field.default is dataclasses.MISSING,
+        show_default="default" not in how.help and field.default not in (None, (), ""),
         metavar=how.metavar or ("NUMBER" if kind in (int, float) and not how.choices else None),
         help=how.help,
         # click gives an empty tuple where an option that takes several was not given
-        callback=(lambda ctx, param, value: value or default) if is_many else None,
+        callback=(lambda ctx, param, value: value or field.default) if is_many else None,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.bulk.rows import read_rows
 from cappy_engine.cli import text
 from cappy_engine.cli.arguments import EXIT_ERROR, EXIT_OK, command, flags_given, takes
 from cappy_engine.cli.streams import is_verbose, say
@@ -16,7 +17,7 @@ from cappy_engine.errors import CappyError
 from cappy_engine.gpu.installation import inspect_installation
 from cappy_engine.gpu.preflight import describe, diagnose
 from cappy_engine.options import ScorerOptions
-from cappy_engine.pairs import Pair, read_rows
+from cappy_engine.pairs import Pair
 from cappy_engine.session import DEVICES, load_runtime
 from cappy_engine.storage import cache_folder
 from cappy_engine.tuning import forget

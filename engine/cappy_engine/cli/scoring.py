@@ -184,8 +184,7 @@ def _read_text(flag: str, word: str) -> str | None:
 @contextlib.contextmanager
 def _scoring_bar(lines: BinaryIO) -> Iterator[Callable[[Totals], None]]:
     """Yield a function that shows pairs/s, tokens/s and the time left."""
-    is_plain = not isinstance(lines, gzip.GzipFile)  # how long a .gz is when unpacked nobody knows before
-    size = (os.fstat(lines.fileno()).st_size or None) if is_plain else None
+    size = _size_of(lines)
     layout = "{percentage:3.0f}%|{bar}| {postfix}, {remaining} left" if size else "{postfix} in {elapsed}"
     started = time.monotonic()
     with progress_bar(layout=layout) as show:
@@ -199,3 +198,12 @@ def _scoring_bar(lines: BinaryIO) -> Iterator[Callable[[Totals], None]]:
             )
 
         yield show_totals
+
+
+def _size_of(lines: BinaryIO) -> int | None:
+    """The bytes of a file; None for a pipe, and for a .gz, whose size unpacked nobody knows before."""
+    if isinstance(lines, gzip.GzipFile):
+        return None
+    with contextlib.suppress(OSError):  # not a file of the system
+        return os.fstat(lines.fileno()).st_size or None
+    return None

@@ -1,0 +1,137 @@
+"""`cappy rank`: a table or JSON, best first, of texts that stand on the command line, in files or on stdin."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from cappy_engine import Scorer
+from cappy_engine.cli.main import main
+from tests.support.command_line import LONG, cappy
+
+
+def test_rank_prints_a_table_best_first(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    candidates = ["A pear", "granite\nrock", "Où?"]
+    arguments = [part for candidate in candidates for part in ("--candidate", candidate)]
+    assert main(["rank", "--bundle", str(bundle), "--instruction", "Name a fruit.", *arguments]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    with Scorer.open(bundle, device="cpu") as scorer:
+        ranked = scorer.rank("Name a fruit.", candidates)
+    assert header.split() == ["rank", "score", "index", "response"]
+    assert [line.split(maxsplit=3)[:3] for line in lines] == [
+        [str(place), f"{candidate.score:.3f}", str(candidate.index)] for place, candidate in enumerate(ranked, start=1)
+    ]
+    assert [line.split(maxsplit=3)[3] for line in lines] == [
+        candidate.response.replace("\n", "·") for candidate in ranked
+    ]
+
+
+def test_rank_prints_json(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--instruction", "Name a fruit.", "--candidate", "Où?", "--candidate", LONG, "--json"]
+    assert main(["rank", "--bundle", str(bundle), *arguments]) == 0
+    captured = capsys.readouterr()
+    with Scorer.open(bundle, device="cpu") as scorer:
+        ranked = scorer.rank("Name a fruit.", ["Où?", LONG])
+    assert json.loads(captured.out) == [
+        {
+            "index": candidate.index,
+            "response": candidate.response,
+            "score": pytest.approx(candidate.score, abs=1e-5),
+            "is_exact": False,
+        }
+        for candidate in ranked
+    ]
+    assert "Où?" in captured.out
+    assert "1 of 2 pairs were truncated" in captured.err
+
+
+def test_rank_on_a_terminal_that_is_not_utf8_ends_without_a_traceback(bundle: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = cappy("rank", "--bundle", bundle, "--instruction", "q", "--candidate", "Où?", env=environment)
+    assert b"Traceback" not in done.stderr
+    assert done.returncode == 0
+    assert b"O\\xf9?" in done.stdout
+
+
+RANK = ["rank", "--json", "--instruction", "Name a fruit."]
+
+
+def responses(arguments: list[str], bundle: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Rank by the command line; the responses in the order in which they were given."""
+    assert main([*arguments, "--bundle", str(bundle)]) == 0
+    return [row["response"] for row in sorted(json.loads(capsys.readouterr().out), key=lambda row: row["index"])]
+
+
+def test_candidates_come_from_a_file_one_a_line(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "fruits.txt"
+    path.write_bytes("a pear\r\n\nOù?\u2028?\n -\n".encode())
+    arguments = [*RANK, "--candidate", "first", "--candidate", f"@{path}", "--candidate", "last"]
+    assert responses(arguments, bundle, capsys) == ["first", "a pear", "Où?\u2028?", " -", "last"]
+
+
+def test_candidates_come_from_stdin(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a pear\ngranite")))
+    assert responses([*RANK, "--candidate", "-"], bundle, capsys) == ["a pear", "granite"]
+
+
+def test_an_instruction_comes_from_a_file_without_its_last_line_break(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "instruction.txt"
+    path.write_text("Name a fruit,\nor a stone.\n")
+    found = []
+    for instruction in (f"@{path}", "Name a fruit,\nor a stone.", "Name a fruit,\nor a stone.\n"):
+        arguments = ["rank", "--bundle", str(bundle), "--json", "--instruction", instruction, "--candidate", "a pear"]
+        assert main(arguments) == 0
+        found.append(json.loads(capsys.readouterr().out)[0]["score"])
+    assert found[0] == found[1] != found[2]
+
+
+def test_literal_texts_are_taken_as_they_are(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"not read")))
+    arguments = ["rank", "--json", "--literal", "--instruction", "@home", "--candidate", "-", "--candidate", "@you"]
+    assert responses(arguments, bundle, capsys) == ["-", "@you"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "problem"),
+    [
+        (["--candidate", "@nowhere.txt"], 1, "nowhere.txt cannot be read (No such file or directory); with --literal"),
+        (["--candidate", "-", "--instruction", "-"], 2, "- was given twice, but stdin is read once"),
+        (["--candidate", "@empty.txt"], 1, "@empty.txt held no candidates"),
+        (["--candidate", "@latin1.txt"], 1, "--candidate @latin1.txt is not UTF-8"),
+        (["--candidate", "Yes", "No"], 2, "unexpected argument 'No'; repeat the option for each value: --candidate"),
+    ],
+)
+def test_texts_that_cannot_be_had_are_an_error_with_a_hint(
+    arguments: list[str],
+    status: int,
+    problem: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "latin1.txt").write_bytes("Où?".encode("latin-1"))
+    assert main([*RANK, *arguments]) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert problem in captured.err
+
+
+def test_the_same_text_from_stdin_by_a_process(bundle: Path) -> None:
+    done = cappy("rank", "--bundle", bundle, "--instruction", "q", "--candidate", "-", input="Où?\n".encode())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode().splitlines()[1].endswith("Où?")

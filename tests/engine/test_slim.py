@@ -1,0 +1,124 @@
+"""`cappy inspect` and `cappy slim`: what a bundle holds, and that it holds less and scores the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cappy_engine import Scorer
+from cappy_engine.bundle import MANIFEST, open_bundle, seal
+from cappy_engine.cli.main import main
+from cappy_engine.errors import BundleError, PrecisionUnavailable
+from cappy_engine.slim import slim
+
+
+def test_inspect_prints_what_the_bundle_is(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(bundle)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    for fact in ("RobertaForSequenceClassification, 2 layers", "onnx/model_fp16.onnx", "parity with PyTorch", "int8"):
+        assert fact in captured.out
+
+
+def test_inspect_prints_the_manifest_as_json(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(bundle), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((bundle / MANIFEST).read_bytes())
+
+
+# slim
+
+
+PAIRS = [("Is the sky blue?", "Yes"), ("Is the sky blue?", "No"), ("Où?", "word " * 40)]
+
+
+def test_what_is_kept_scores_as_before(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "parent" / "small"
+    assert main(["slim", str(bundle), "--keep", "int8", "--target", "cpu", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "onnx/model.onnx" in printed
+    assert f"wrote {out}" in printed
+    small = open_bundle(out).manifest
+    assert small.precisions == ("int8",)
+    assert not small.targets
+    with Scorer.open(bundle, device="cpu", precision="int8") as before, Scorer.open(out) as after:
+        assert after.info.precision == "int8"
+        assert after.score(PAIRS).tolist() == before.score(PAIRS).tolist()
+    assert sorted(path.name for path in (tmp_path / "parent").iterdir()) == ["small"]
+
+
+def test_the_manifest_says_no_more_of_what_was_removed(bundle: Path, tmp_path: Path) -> None:
+    before = json.loads((bundle / MANIFEST).read_bytes())
+    after = slim(bundle, precisions=["fp32", "fp16"], targets=["cpu", "cuda"], out=tmp_path / "small")
+    assert after == json.loads((tmp_path / "small" / MANIFEST).read_bytes())
+    assert after["precisions"] == list(after["graphs"]) == list(after["parity"]["precisions"]) == ["fp32", "fp16"]
+    assert list(after["targets"]) == list(after["parity"]["targets"]) == list(after["canary"]["tolerance"]) == ["cuda"]
+    assert after["canary"]["pairs"] == before["canary"]["pairs"]
+    assert after["parity"]["precisions"]["fp32"] == before["parity"]["precisions"]["fp32"]
+    assert {name: before["files"][name] for name in after["files"]} == after["files"]
+    assert {path.relative_to(tmp_path / "small").as_posix() for path in files_in(tmp_path / "small")} == {
+        *after["files"],
+        MANIFEST,
+    }
+
+
+def test_without_out_the_bundle_itself_becomes_smaller(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    assert main(["slim", str(copy), "--keep", "fp16", "--target", "cuda"]) == 0
+    assert [path.name for path in files_in(copy) if path.suffix == ".onnx"] == ["model_fp16.onnx"]
+    manifest = open_bundle(copy).manifest
+    assert (manifest.precisions, manifest.targets) == ((), {"cuda": ("fp16",)})
+    assert main(["inspect", str(copy)]) == 0
+
+
+def test_weights_beside_a_model_go_with_it(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    (copy / "onnx" / "model.onnx_data").write_bytes(b"weights")
+    document = json.loads((copy / MANIFEST).read_bytes())
+    document["files"]["onnx/model.onnx_data"] = {"sha256": hashlib.sha256(b"weights").hexdigest(), "bytes": 7}
+    (copy / MANIFEST).write_text(json.dumps(seal(document)))
+    assert "onnx/model.onnx_data" in slim(copy, precisions=["fp32"], out=tmp_path / "fp32")["files"]
+    assert "onnx/model.onnx_data" not in slim(copy, precisions=["int8"])["files"]
+    assert not (copy / "onnx" / "model.onnx_data").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "problem"),
+    [
+        ([], 2, "name what is kept: --keep int8, or --target cpu"),
+        (["--keep", "fp32,int8"], 2, "repeat the option: --keep fp32 --keep int8"),
+        (["--keep", "int8", "--target", "cuda"], 1, "nothing would be left of bundle"),
+        (["--keep", "int8", "--out", "."], 1, ". exists; choose another name, or remove it"),
+    ],
+)
+def test_a_bundle_with_nothing_left_or_over_another_folder_is_refused(
+    options: list[str], status: int, problem: str, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files_in(bundle)
+    assert main(["slim", str(bundle), *options]) == status
+    assert problem in capsys.readouterr().err
+    assert files_in(bundle) == before
+
+
+def test_what_the_bundle_does_not_have_cannot_be_kept(bundle: Path, tmp_path: Path) -> None:
+    slim(bundle, precisions=["fp32"], targets=["cpu"], out=tmp_path / "small")
+    with pytest.raises(PrecisionUnavailable, match=r"has no model of the precision 'int8', only fp32 for cpu"):
+        slim(tmp_path / "small", precisions=["fp32", "int8"])
+    with pytest.raises(PrecisionUnavailable, match=r"has no model of the target 'cuda', only fp32 for cpu"):
+        slim(tmp_path / "small", targets=["cuda"])
+
+
+def test_a_damaged_model_is_not_passed_on(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    model = copy / "onnx" / "model_quantized.onnx"
+    model.write_bytes(model.read_bytes()[:-1] + b"?")
+    with pytest.raises(BundleError, match=r"model_quantized\.onnx"):
+        slim(copy, precisions=["int8"], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
