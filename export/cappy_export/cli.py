@@ -18,7 +18,7 @@ from cappy_export.adaptation.recipe import AdaptOptions, Recipe
 from cappy_export.options import ExportOptions, VerifyOptions
 
 if TYPE_CHECKING:
-    from cappy_export.adaptation.training import Progress
+    from cappy_export.adaptation.run import Progress
 
 
 @command(

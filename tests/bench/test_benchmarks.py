@@ -22,7 +22,6 @@ from cappy_bench.machine import describe_machine
 from cappy_bench.peers.peer import Model, Pair
 from cappy_bench.peers.process import ENVIRONMENTS, RunnerFailed, WorkerProcess, in_short, link_packages, start_worker
 from cappy_bench.peers.specs import SPECS, Spec
-from cappy_engine.cli.main import main
 from cappy_bench.speed.figures import SCHEMA, Ratio, compare_with_peer, figures, is_as_right, useful_flops
 from cappy_bench.speed.report import write_report
 from cappy_bench.speed.suite import Plan, run_suite
@@ -30,6 +29,7 @@ from cappy_bench.speed.tables import missing_table, ratio_table, runner_table, w
 from cappy_bench.speed.workloads import DESCRIPTIONS, LENGTHS, Sizes, Workload, make_pool, make_workloads
 from cappy_engine import Scorer
 from cappy_engine.bundle import EMBEDDED
+from cappy_engine.cli.main import main
 from cappy_engine.errors import BenchmarkError
 from cappy_engine.tokenizer import PairTokenizer
 
@@ -315,9 +315,9 @@ def test_compare_prints_one_result_or_what_changed(
     for name, slowness in (("before", 2.0), ("after", 1.0)):
         result = measure(FakeTool(spec("cappy"), slowness=slowness), FakeTool(spec("peer")))
         (tmp_path / f"{name}.json").write_text(json.dumps(result), encoding="utf-8")
-    main(["compare", str(tmp_path / "before.json")])
+    main(["bench", "compare", str(tmp_path / "before.json")])
     assert "the peer wins" in capsys.readouterr().out
-    main(["compare", str(tmp_path / "before.json"), str(tmp_path / "after.json")])
+    main(["bench", "compare", str(tmp_path / "before.json"), str(tmp_path / "after.json")])
     changed = capsys.readouterr().out
     assert row_of(changed, "cappy")[2:] == ["2.00x"] * len(DESCRIPTIONS)
     assert row_of(changed, "peer")[2:] == ["1.00x"] * len(DESCRIPTIONS)
@@ -541,7 +541,7 @@ def test_the_tools_of_this_environment_give_the_references_scores(
     names = [one.name for one in SPECS if one.environment == "main" and one.name != "torch-compile"]
     out = tmp_path / "result.json"
     main(
-        ["run", "--suite", "smoke", "--checkpoint", str(checkpoint), "--bundle", str(bundle), "--out", str(out)]
+        ["bench", "run", "--suite", "smoke", "--checkpoint", str(checkpoint), "--bundle", str(bundle), "--out", str(out)]
         + ["--work", str(tmp_path / "work"), "--threads", "1", "--rounds", "1"]
         + [argument for name in names for argument in ("--runner", name)]
     )

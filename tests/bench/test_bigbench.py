@@ -273,7 +273,7 @@ def test_the_command_draws_and_prints_json(
 
 
 def test_the_command_needs_neither_pytorch_nor_transformers(folder: Path) -> None:
-    command = ["evaluate", "bigbench", folder, "--plot", "rouge.svg", "--examples", "2"]
+    command = ["evaluate", "bigbench", str(folder), "--plot", "rouge.svg", "--examples", "2"]
     done = run_without([*EXPORTER, "openai"], *command, cwd=folder.parent)
     assert done.returncode == 0, done.stderr
     assert "mean over tasks" in done.stdout
