@@ -1,4 +1,4 @@
-"""What people read: manifests, parity reports, rankings and totals as text. Pure."""
+"""Write manifests, parity reports, rankings and totals as text for people. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from cappy_engine.tuning import Tuned
 
 
 def describe_manifest(document: Mapping[str, Any]) -> str:
-    """A bundle's manifest: where it comes from, what it holds, how right it is."""
+    """Tell where a bundle comes from, what it holds, and how right it is.
+
+    >>> print(describe_manifest(open_bundle("cappy-bundle").manifest.document))
+    """
     model, source, machine = document["model"], document["source"], document["machine"]
     lines = [
         f"model       {model['architecture']}, {model['layers']} layers, hidden {model['hidden_size']}, "
@@ -40,7 +43,10 @@ def describe_manifest(document: Mapping[str, Any]) -> str:
 
 
 def describe_parity(parity: Mapping[str, Any]) -> str:
-    """A parity report: one row per precision, then the worst pairs."""
+    """Write a parity report: a row for each model, then the worst pairs.
+
+    >>> print(describe_parity(open_bundle("cappy-bundle").manifest.document["parity"]))
+    """
     pairs = parity["pairs"]
     models = {"cpu": parity["precisions"], **parity.get("targets", {})}
     rows = {_model(target, name): row for target, found in models.items() for name, row in found.items()}
@@ -72,7 +78,10 @@ def describe_parity(parity: Mapping[str, Any]) -> str:
 
 
 def describe_ranking(ranked: Sequence[Candidate]) -> str:
-    """A table of candidates, best first."""
+    """Write a table of candidates, best first.
+
+    >>> print(describe_ranking(scorer.rank("Is the sky blue?", ["Yes", "No"])))
+    """
     lines = ["rank   score  index  response"]
     for place, candidate in enumerate(ranked, start=1):
         exact = "  (fp32)" if candidate.is_exact else ""
@@ -136,7 +145,11 @@ def describe_cpu_only(findings: Mapping[str, Sequence[Finding]], installation: I
 
 
 def describe_totals(totals: Totals, seconds: float) -> str:
-    """What `cappy score` did, in one line."""
+    """Say in one line what was scored, and how fast.
+
+    >>> describe_totals(Totals(pairs=10, tokens=300), 2.0)
+    '10 pairs scored in 2.0 s (5.0 pairs/s, 150 tokens/s), 0 truncated'
+    """
     rate = (
         f"{totals.pairs / seconds:.1f} pairs/s, {totals.tokens / seconds:.0f} tokens/s" if totals.pairs else "nothing"
     )
@@ -150,7 +163,11 @@ def describe_totals(totals: Totals, seconds: float) -> str:
 
 
 def shorten(text: str, width: int = 48) -> str:
-    """`text` on one printable line of at most `width` characters."""
+    """Shorten a text to one printable line of at most `width` characters.
+
+    >>> shorten("one\\ntwo", 5)
+    'one·…'
+    """
     line = printable(text)
     return line if len(line) <= width else line[: width - 1] + "…"
 
@@ -164,7 +181,11 @@ def _model(target: str, precision: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with a dot for what is no printable character: a manifest must not steer a terminal."""
+    """Put a dot for every character that is not printable: a manifest must not steer a terminal.
+
+    >>> printable("one\\ttwo")
+    'one·two'
+    """
     return "".join(character if character.isprintable() else "·" for character in text)
 
 
