@@ -41,9 +41,9 @@ def parse(call: list[str]) -> Words:
 
 
 def examples(command: click.Command) -> list[str]:
-    """List the examples below a command's help: each a line, or several that end in a backslash."""
+    """List the examples below a command's help: each an indented line, or several that end in a backslash."""
     lines = (command.epilog or "").replace("\\\n", " ").splitlines()
-    return [line.strip() for line in lines if calls_of_cappy(line)]
+    return [line.strip() for line in lines if line.startswith("  ") and calls_of_cappy(line)]
 
 
 def test_the_commands_are_the_entry_points() -> None:

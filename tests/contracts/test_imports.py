@@ -28,7 +28,7 @@ errors, storage
 < pairs, batching, buckets, session, bundle, ranking
 < tokenizer, runner, cpu/, gpu/
 < options < opening < scorer
-< tuning, bulk/, serving/, testing
+< tuning, slim, bulk/, serving/, testing
 < cli/
 """
 """The engine's modules and rooms: each may import what stands before the `<` on its left."""
@@ -41,7 +41,7 @@ FENCES = {
     "onnxruntime": ["cappy_engine.session", "cappy_export", "cappy_bench"],
     "tokenizers": ["cappy_engine.tokenizer", "cappy_export", "cappy_bench", "cappy_mini"],
     "click": ["cappy_engine.cli", "cappy_export.cli", "cappy_bench"],
-    "tqdm": ["cappy_engine.cli", "cappy_bench", "cappy_mini"],
+    "tqdm": ["cappy_engine.cli", "cappy_mini"],
     "filelock": ["cappy_engine.storage"],
     "pynvml": ["cappy_engine.gpu.installation", "cappy_bench.gpu"],
     "pyarrow": ["cappy_engine.bulk.tables"],

@@ -32,6 +32,8 @@ from cappy_engine.errors import InstallationError, install_hint
 from cappy_engine.options import Asked
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_SKIPPED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+LONGEST_CHOICES = 60
+"""Longer lists of words stand in the text of the help, not before it."""
 TAKEN = "cappy_taken"
 """The attribute of a function that holds the classes of its options."""
 
@@ -259,6 +261,11 @@ def _option(
     names = [how.flag or f"--{field.name.replace('_', '-')}", field.name]
     if kind is bool:
         return click.option(*names, is_flag=True, help=how.help)
+    metavar, text = how.metavar, how.help
+    if not metavar and len("|".join(how.choices)) > LONGEST_CHOICES:
+        metavar, text = "NAME", f"{text}: {', '.join(how.choices)}"
+    elif not metavar and kind in (int, float):
+        metavar = "NUMBER"
     is_required = field.default is dataclasses.MISSING
     settings: dict[str, Any] = {"required": True} if is_required else {"default": field.default}
     return click.option(
@@ -267,8 +274,8 @@ def _option(
         type=_type(kind, how),
         multiple=is_many,
         show_default="default" not in how.help and field.default not in (None, (), ""),
-        metavar=how.metavar or ("NUMBER" if kind in (int, float) and not how.choices else None),
-        help=how.help,
+        metavar=metavar or None,
+        help=text,
         # click gives an empty tuple where an option that takes several was not given
         callback=(lambda ctx, param, value: value or field.default) if is_many else None,
     )
