@@ -1,4 +1,4 @@
-"""Write the models for GPUs, and make them runnable on the CPU, where they are proven.
+"""Write the models for GPUs, and make them runnable on CPUs for the proof.
 
 "cuda" has ONNX Runtime's fused operators, padding removed (`graphs/cuda.py`), in fp32 and fp16. "tensorrt" has standard
 operators (`graphs/tensorrt.py`), in fp32, fp16, and int8 with explicit quantisation around fp16
@@ -59,10 +59,12 @@ def write_gpu_models(
 
 
 def choose_lengths(token_counts: npt.NDArray[np.int64] | None, buckets: int, *, max_length: int) -> tuple[int, ...]:
-    """Choose at most `buckets` lengths for TensorRT: for pairs of these `token_counts`, else the longest default ones.
+    """Choose at most `buckets` lengths for TensorRT.
 
     >>> choose_lengths(None, 2, max_length=512)
     (256, 512)
+
+    They suit pairs of these `token_counts`; without any they are the longest default ones.
     """
     if token_counts is None:
         return default_buckets(max_length)[-buckets:]

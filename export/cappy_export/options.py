@@ -32,7 +32,7 @@ ChangedLimits = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What is asked of `export`.
+    """Say what is asked of `export`.
 
     >>> ExportOptions(precisions=("fp32", "int8"), limits=("int8.min_spearman=0.99",))
 
@@ -128,7 +128,7 @@ class ExportOptions:
                 raise ExportError(f"{precision} does not run on {', '.join(self.targets)}; add a --target that runs it")
 
     def _check_int8(self) -> None:
-        """Raise ExportError for what is asked of the CPU's precisions and meets none of them."""
+        """Raise ExportError for an option of a precision that is not made for CPUs."""
         if not set(self.kept) <= set(self.for_cpus):
             raise ExportError(
                 f"cannot keep {', '.join(self.kept)} of {', '.join(self.for_cpus)}; name it as a precision too"
@@ -140,11 +140,11 @@ class ExportOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
-    """What is asked of `verify`: `precisions` are the CPU's; by default all models of the bundle are measured.
+    """Say what is asked of `verify`: by default all models of the bundle are measured.
 
     >>> VerifyOptions(precisions=("int8",))
 
-    Raises ValueError for an unknown precision, and ExportError for a limit that is none.
+    `precisions` are the CPU's. Raises ValueError for an unknown precision, and ExportError for a bad limit.
     """
 
     revision: Revision = None

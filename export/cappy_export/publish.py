@@ -28,7 +28,7 @@ def check_out(out: Path, *, force: bool) -> None:
 
 @contextlib.contextmanager
 def staging_folder(out: Path, say: Say) -> Iterator[Path]:
-    """Make a temporary folder beside `out`, which is removed on the way out unless it was published.
+    """Make a temporary folder beside `out`; remove it in the end unless it was published.
 
     >>> with staging_folder(Path("new-bundle"), print) as staging:
     ...     publish(staging, Path("new-bundle"), force=False)

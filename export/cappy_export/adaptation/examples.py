@@ -1,4 +1,4 @@
-"""Read training examples, pairs with a label each, from JSON Lines, and hold a part of them out."""
+"""Read pairs with labels from JSON Lines, and hold a part of them out."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from cappy_engine.bulk.jsonl import open_lines
 from cappy_engine.bulk.rows import Row, read_rows
 from cappy_engine.errors import AdaptError, InvalidLine
 from cappy_engine.pairs import Pair, shown
+from cappy_engine.ranking import first_best
 
 Rows = npt.NDArray[np.int64]
 
@@ -47,11 +48,12 @@ def make_examples(pairs: Sequence[Pair], labels: Sequence[float]) -> Examples:
 
 
 def read_examples(path: str | Path) -> Examples:
-    """Read examples from JSON Lines with `instruction`, `response` and `label`, a number of 0 (wrong) to 1 (right).
+    """Read examples from JSON Lines with `instruction`, `response` and `label`.
 
     >>> len(read_examples("docs/examples/train.jsonl"))
 
-    Raises AdaptError that names the line, for a bad line, a label out of range, and a file without examples.
+    A label is a number of 0 (wrong) to 1 (right). Raises AdaptError, with the line's number, for a bad line and for a
+    label out of range; and for a file without examples.
     """
     try:
         with open_lines(path) as file:
@@ -118,5 +120,5 @@ def grouped_accuracy(scores: npt.NDArray[np.float32], examples: Examples) -> tup
         labels = examples.labels[rows]
         if labels.min() < labels.max():
             counted += 1
-            correct += int(labels[scores[rows].argmax()] == labels.max())
+            correct += int(labels[first_best(scores[rows])] == labels.max())
     return (correct / counted if counted else math.nan), counted

@@ -18,7 +18,7 @@ MIXED_PRECISIONS = ("auto", "no", "bf16", "fp16")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Every number of a training; the defaults are Cappy's (arXiv 2311.06720).
+    """Hold every number of a training; the defaults are Cappy's (arXiv 2311.06720).
 
     >>> Recipe(epochs=3, learning_rate=5e-5)
 
@@ -43,7 +43,7 @@ class Recipe:
     mixed_precision: Annotated[
         str, Asked("auto: bf16 or fp16 where the GPU has it, none on a CPU", choices=MIXED_PRECISIONS)
     ] = "auto"
-    seed: Annotated[int, Asked("of shuffling, dropout and what is held out (default: 0)")] = 0
+    seed: Annotated[int, Asked("of shuffling, dropout and the choice of held-out examples (default: 0)")] = 0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "max_length", "max_batch_tokens"):
@@ -67,7 +67,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptOptions:
-    """How a training is run: how it reads its files, how often it measures and saves, and whether it goes on.
+    """Say how a training reads, how often it measures and saves, and whether it goes on.
 
     >>> AdaptOptions(held_out_fraction=0.1, save_every=50)
 

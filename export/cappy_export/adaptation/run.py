@@ -74,7 +74,7 @@ class Run:
         self.done = 0
 
     def start(self, settings: Mapping[str, Any], *, resume: bool) -> None:
-        """Load the model, and the state of a stopped training if there is one to resume."""
+        """Load the model, and with `resume` the state of a stopped training."""
         torch.manual_seed(self.recipe.seed)
         model = load_model(self.checkpoint)
         _set_dropout(model, self.recipe.dropout)
@@ -194,7 +194,7 @@ class Run:
         return int(self.accelerator.unwrap_model(self.model).config.pad_token_id)
 
     def _evaluate(self, number: int) -> dict[str, float]:
-        """Measure loss and grouped accuracy on the held-out examples, if there are any, after step `number`."""
+        """Measure loss and grouped accuracy on the held-out examples, if any, after step `number`."""
         if not len(self.held_out):
             return {}
         scores = self._predict(self.encoded_held_out)

@@ -1,7 +1,7 @@
-"""Read an LLM's samples from JSON Lines, and make training pairs of them (arXiv 2311.06720, section 3.3).
+"""Read an LLM's samples from JSON Lines, and make training pairs of them.
 
-Each reference of an example gets the label 1, references of other examples 0, and each sample of the LLM its ROUGE-L
-with the references.
+This is section 3.3 of arXiv 2311.06720: each reference of an example gets the label 1, references of other examples 0,
+and each sample of the LLM its ROUGE-L with the references.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Sampled:
 
 
 def read_samples(path: str | Path) -> list[Sampled]:
-    """Read JSON Lines with `instruction`, `references` (at least one string) and `samples` (strings, may be empty).
+    """Read JSON Lines with `instruction`, `references` (one string or more) and `samples` (strings).
 
     >>> read_samples("docs/examples/samples.jsonl")[0].references
 

@@ -74,7 +74,7 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     'safetensors'
 
     With HF_HUB_OFFLINE set, a hub id is one that was downloaded before. Weights are taken from safetensors, else .bin,
-    else Flax's msgpack. Raises CheckpointError that says what was found and what is needed.
+    else Flax's msgpack. Raises CheckpointError, which says what was found and what is needed.
     """
     found = locate(source, revision=revision)
     config = read_config(found.folder, found.name)

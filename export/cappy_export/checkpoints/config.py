@@ -1,4 +1,4 @@
-"""Read a checkpoint's config files, and let nothing through that could make transformers run or fetch code.
+"""Read a checkpoint's config files, and refuse whatever could run or fetch code.
 
 `config.json` and `tokenizer_config.json` are parsed here and reduced to allow-lists before transformers sees them:
 transformers 4.56 to 5.2 fetch and run code for some of their keys (CVE-2026-4372).

@@ -1,6 +1,6 @@
 """Find a checkpoint's files: in a local folder, or on the hub, from where only the files that are needed come.
 
-Knows nothing of what the model is for: what is exported and what is sampled from are found by the same functions.
+Knows nothing of the model: the same functions find a checkpoint to export and an LLM to sample from.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def locate(
 
 
 def download(name: str, *, revision: str | None, files: Sequence[str] = (), formats: Sequence[str] = ()) -> Located:
-    """Download `files` of a hub repository, and its weights in the first of `formats` that it has.
+    """Download `files` of a hub repository, and weights in the first of `formats`.
 
     >>> found = locate("google/flan-t5-small", formats=())
     >>> download(found.name, revision=found.commit, formats=("safetensors", "bin"))
@@ -115,7 +115,7 @@ def weight_files(
 def _needed(
     name: str, revision: str | None, files: Sequence[str], formats: Sequence[str]
 ) -> tuple[str | None, list[str]]:
-    """The commit of a hub repository, and patterns for what is needed of it."""
+    """Ask for a hub repository's commit, and make patterns of the needed files."""
     info = HfApi().model_info(name, revision=revision)
     listed = [entry.rfilename for entry in info.siblings or []]
     patterns = list(files)

@@ -1,4 +1,4 @@
-"""Read the weights of a checkpoint, whatever format they lie in, and check that they fit the model."""
+"""Read weights of any format, and check that they fit the model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check_finite(weights: Mapping[str, torch.Tensor]) -> None:
 
 
 def check_keys(needed: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> None:
-    """Raise one CheckpointError that lists all keys of `needed` and `found` that do not match in name and shape.
+    """Raise one CheckpointError for all keys that do not match in name and shape.
 
     >>> check_keys(model.state_dict(), read_weights([Path("model.safetensors")], "safetensors"))
     """

@@ -26,7 +26,7 @@ from cappy_export.graphs.writer import ACTIVATIONS, MICROSOFT, GraphWriter, Part
 
 
 def encoder_model(config: Any, weights: Weights) -> onnx.ModelProto:
-    """Write the model of the transformers `config` and `weights` (by their names in PyTorch), in float32.
+    """Write the float32 model of a transformers `config` and `weights` (named as in PyTorch).
 
     >>> encoder_model(model.config, {name: value.numpy() for name, value in model.state_dict().items()})
 

@@ -21,7 +21,7 @@ from cappy_export.graphs.writer import MICROSOFT, GraphWriter, Parts, Weights
 
 
 def packed_model(config: Any, weights: Weights) -> onnx.ModelProto:
-    """Write the model of the transformers `config` and `weights` (by their names in PyTorch), in float32.
+    """Write the float32 model of a transformers `config` and `weights` (named as in PyTorch).
 
     >>> packed_model(model.config, {name: value.numpy() for name, value in model.state_dict().items()})
 
@@ -98,7 +98,7 @@ def _layer(
 
 
 def _residual(graph: GraphWriter, parts: Parts, weights: str, source: str, skip: str, name: str) -> str:
-    """Write a linear layer, with the residual `skip` and the layer normalisation after it in one operator."""
+    """Write a linear layer; residual (`skip`) and layer normalisation are one operator after it."""
     product = graph.add("MatMul", [source, parts.matrix(f"{weights}.dense")], name)
     norm = parts.norm_weights(f"{weights}.LayerNorm")
     return graph.add(

@@ -1,4 +1,4 @@
-"""Write ONNX files, check what a bundle promises of them, and find the head in a graph. Knows no architecture."""
+"""Write ONNX files, check them, and find the head in a graph. Knows no architecture."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ BODY_ENDS = ("SkipLayerNormalization", "LayerNormalization", "Gather", "Slice")
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write the model to `path`, and the weights of a large one to a file beside it, named as other tools expect.
+    """Write the model to `path`, and the weights of a large one beside it.
 
     >>> save(onnx.load("model.onnx"), Path("copy.onnx"))
 
-    ONNX Runtime maps such a file instead of copying it: cappy-large's fp32 loads in 1.2 s and 1.25 GB instead of 3 s
-    and 2.2 GB.
+    The second file has the name that other tools expect. ONNX Runtime maps it instead of copying it: cappy-large's fp32
+    loads in 1.2 s and 1.25 GB instead of 3 s and 2.2 GB.
     """
     beside = path.with_name(path.name + EXTERNAL_SUFFIX)
     beside.unlink(missing_ok=True)  # onnx would append to it
@@ -46,11 +46,9 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 
 
 def check_graph(path: Path) -> None:
-    """Check that onnx.checker accepts the model, and that its axes and opset are what a bundle promises.
+    """Raise GraphError unless the model is valid, with a bundle's inputs, axes and opset.
 
     >>> check_graph(Path("my-bundle/onnx/model.onnx"))
-
-    Raises GraphError.
     """
     try:
         onnx.checker.check_model(str(path))
@@ -88,7 +86,7 @@ def head_nodes(model: onnx.ModelProto) -> set[str]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep warnings and prints of the libraries that write graphs, which are about themselves, away from our users.
+    """Silence the libraries that write graphs: their warnings and prints are about themselves.
 
     >>> with quiet():
     ...     print("not shown")

@@ -1,4 +1,4 @@
-"""Stand in for the operators that exist for CUDA alone, so that the graph for CUDA is proven without a GPU.
+"""Stand in for operators of CUDA, so that its graph is proven without a GPU.
 
 Each is an ONNX function of standard operators, written from the operator's documented shapes and its source
 (onnxruntime/contrib_ops/cuda/bert). Everything else of the graph, its weights and casts included, runs as it is.

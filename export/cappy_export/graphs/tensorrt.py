@@ -1,4 +1,4 @@
-"""Write the graph for TensorRT: standard operators only, all of them known to its parser, and padded shapes.
+"""Write the graph for TensorRT: padded shapes, and only operators that its parser knows.
 
 TensorRT fuses these patterns itself (attention, Gelu by Erf, layer normalisation), and wants to see them plain.
 RoBERTa's position ids are an input, since its parser takes no integer CumSum. The last layer computes only the first
@@ -31,7 +31,7 @@ onnx-tensorrt's docs/operators.md; CumSum in float only, QuantizeLinear and Dequ
 
 
 def plain_model(config: Any, weights: Weights) -> onnx.ModelProto:
-    """Write the model of the transformers `config` and `weights` (by their names in PyTorch), in float32.
+    """Write the float32 model of a transformers `config` and `weights` (named as in PyTorch).
 
     >>> plain_model(model.config, {name: value.numpy() for name, value in model.state_dict().items()})
 

@@ -46,7 +46,7 @@ def is_written_directly(config: Mapping[str, Any]) -> bool:
 
 
 class GraphWriter:
-    """Collect the nodes and constants of one graph, or of a branch, whose constants are its parent's.
+    """Collect the nodes and constants of one graph; a branch's constants are its parent's.
 
     >>> graph = GraphWriter()
     >>> graph.add("Add", ["x", graph.constant("one", 1.0)], "sum")
@@ -93,7 +93,7 @@ class GraphWriter:
 
 
 class Parts:
-    """Put an encoder's weights into a graph as constants, and write the operators of each of its pieces.
+    """Put an encoder's weights into a graph, and write the operators of its pieces.
 
     >>> parts = Parts(GraphWriter(), model.config, {name: value.numpy() for name, value in model.state_dict().items()})
     >>> parts.inputs
@@ -115,7 +115,7 @@ class Parts:
         return self._weights[name]
 
     def types(self) -> str | None:
-        """Add the row of the only token type, and return its name; None where `rows` must look token types up."""
+        """Add the row of the only token type; None where there are several, to look up by `rows`."""
         if not self.counts_from_padding:
             return None
         name = f"{self.prefix}.embeddings.token_type_embeddings"

@@ -2,7 +2,7 @@
 
 fp16 looks for the largest value of every tensor (`take_census`). int8 on CPUs needs means, for its biases, and second
 moments of what products read (`measure_activations`); int8 for TensorRT needs the largest value of every channel
-(`activation_ranges`). Knows nothing of what is made from these figures.
+(`activation_ranges`). Knows nothing of the models that are made from these figures.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class CalibrationPairs:
 
 @dataclass(frozen=True)
 class Census:
-    """Hold every tensor that a graph computes, and the largest absolute value of each float tensor or initializer."""
+    """Hold all tensors of a graph, and the largest absolute value of each float one."""
 
     tensors: list[NodeArg]
     largest: Mapping[str, float]
@@ -166,7 +166,7 @@ def open_exposed(source: Path, names: Sequence[str] | None = None) -> InferenceS
 def exposed_values(
     session: InferenceSession, names: Sequence[str], calibration: Iterable[Inputs]
 ) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """Yield the tensors `names` by name, for each of `calibration` (of which the session takes the inputs that it has).
+    """Yield the values of the tensors `names`, by name, for each of `calibration`.
 
     >>> next(exposed_values(session, ["layer.0/attention"], pairs.inputs()))["layer.0/attention"].shape
     """
@@ -177,7 +177,7 @@ def exposed_values(
 
 
 def _without_silence(squares: Floats, count: int) -> Floats:
-    """Divide the sums of x xᵀ of `count` tokens by it, in place, and let no channel be below QUIETEST."""
+    """Divide sums of x xᵀ by `count`, in place, and let no channel be below QUIETEST."""
     squares /= np.float32(count)
     sizes = np.diag(squares)
     floor = QUIETEST**2 * sizes.mean()

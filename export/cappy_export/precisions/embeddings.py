@@ -18,13 +18,13 @@ Small = type[np.int8] | type[np.float16]
 
 
 def quantize_embeddings(path: Path, kind: Small = np.int8) -> int:
-    """Store float tables of at least MIN_TABLE_ROWS rows as `kind` with a scale per row; return how many there were.
+    """Store large float tables as `kind` with a scale per row; return how many there were.
 
     >>> quantize_embeddings(Path("model_quantized.onnx"))
     1
 
-    In int8 a small model's file is a quarter smaller, and a value exact to a 254th of its row's largest; in float16
-    to a 2048th of itself.
+    Tables of at least MIN_TABLE_ROWS rows are large. In int8 a small model's file is a quarter smaller, and a value is
+    exact to a 254th of its row's largest; in float16 to a 2048th of itself.
     """
     model = onnx.load(str(path))
     tables = {entry.name: entry for entry in model.graph.initializer}
@@ -52,7 +52,7 @@ def _is_embedding(table: onnx.TensorProto) -> bool:
 
 
 def _scaled_rows(table: onnx.TensorProto, kind: Small) -> list[onnx.TensorProto]:
-    """Turn a table into `kind` (rows, hidden), with 127 as its largest value, and scales in float32 (rows, 1)."""
+    """Turn a table into `kind` (rows, hidden), 127 at most, and scales (rows, 1) float32."""
     values = onnx.numpy_helper.to_array(table)
     scales = np.maximum(np.abs(values).max(axis=1, keepdims=True), np.finfo(np.float32).tiny) / 127
     scaled = values / scales
@@ -64,7 +64,7 @@ def _scaled_rows(table: onnx.TensorProto, kind: Small) -> list[onnx.TensorProto]
 
 
 def _lookup(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Write the nodes that gather rows and scales, and multiply them to the float rows of the node's output."""
+    """Write the nodes that gather rows and scales, and multiply them."""
     table, ids = node.input[0], node.input[1]
     rows, scales, numbers = (f"{node.output[0]}_{part}" for part in ("rows", "scale", "float"))
     return [

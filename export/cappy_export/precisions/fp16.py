@@ -63,7 +63,7 @@ def convert_to_half(
 
 
 def overflowing_nodes(model: onnx.ModelProto, largest: Mapping[str, float]) -> set[str]:
-    """Name the nodes that read or write a tensor whose largest value is beyond fp16 (or is not a number).
+    """Name the nodes that read or write a value beyond fp16, or NaN.
 
     >>> overflowing_nodes(onnx.load("model.onnx"), {"layer.0/intermediate/dense": 1e5})
     """

@@ -77,7 +77,7 @@ class Rewriter:
         products: Collection[str],
         activations: Mapping[str, Activations],
     ) -> None:
-        """Take the names of the `products` to replace, and the `activations` that they read, by name."""
+        """Take the names of the `products` to replace, and the `activations` that they read."""
         self._products = products
         self._activations = activations
         self._nodes: list[onnx.NodeProto] = []
@@ -106,7 +106,7 @@ class Rewriter:
             self._replace_product(node)
 
     def finish(self) -> None:
-        """Put the new nodes and constants into the model, and take out the weights that nobody reads."""
+        """Put the new nodes and constants into the model; take out weights that nobody reads."""
         graph = self._model.graph
         del graph.node[:]
         graph.node.extend(self._nodes)
@@ -143,7 +143,7 @@ class Rewriter:
         return is_transposed
 
     def _corrected_bias(self, node: onnx.NodeProto) -> str:
-        """Add the bias, less the part that the rounding of the weights adds to the product of the mean activation."""
+        """Add the bias, less the shift of the mean that rounded weights bring."""
         bias = str(node.input[2])
         if node.name not in self._shifts or bias not in self._weights:
             return bias

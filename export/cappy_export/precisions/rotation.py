@@ -1,4 +1,4 @@
-"""Scale activations and rotate them in blocks of channels, so that they lose less in 8 bits.
+"""Scale and rotate activations in blocks of channels: they lose less in 8 bits then.
 
 A token's scale is set by its largest channel. A few channels are many times larger than the others, which have few
 steps then. So channels are divided by factors, which go into the weights (SmoothQuant, arXiv 2211.10438). Then blocks
@@ -64,9 +64,11 @@ class Rotation:
 
 
 def rotation_for(moments: Floats, weights: Sequence[Floats]) -> Rotation:
-    """Choose the rotation of an input with second `moments` (inputs, inputs), which products with `weights` read.
+    """Choose the rotation of an input that products with `weights` read.
 
     >>> rotation_for(x.T @ x / len(x), [weights]).factors.shape
+
+    `moments` are the input's mean of x xᵀ, (inputs, inputs).
     """
     sizes = np.sqrt(np.diag(moments))
     squares = np.sum([np.square(part, dtype=np.float64).sum(axis=1) for part in weights], axis=0)

@@ -42,7 +42,7 @@ def quantize_weights(weights: Floats) -> tuple[Int8, Floats]:
 
 
 def compensate_weights(weights: Floats, moments: Floats, *, damping: float = DAMPING) -> tuple[Int8, Floats]:
-    """Round as `quantize_weights` does, but make up for every rounding error by the inputs after it.
+    """Round as `quantize_weights` does, but make up for each error by later inputs.
 
     >>> steps, scales = compensate_weights(weights, x.T @ x / len(x))
 
@@ -80,7 +80,7 @@ def _inverse_factor(moments: Floats, damping: float) -> Doubles:
 
 
 def _bounds(steps: Doubles, row: int, is_rounded: npt.NDArray[np.bool_]) -> tuple[Doubles, Doubles]:
-    """Bound a row's steps, least and most, by those of its neighbours that are rounded already."""
+    """Bound a row's steps, least and most, by those of rounded neighbours."""
     high = np.full(steps.shape[1], float(LARGEST_STEP))
     low = -high
     for neighbour in (row - 1, row + 1):

@@ -39,11 +39,12 @@ def default_pairs() -> list[Pair]:
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """Read parity pairs from JSON Lines with `instruction` and `response`, unpacked where the name ends in .gz.
+    """Read parity pairs from JSON Lines with `instruction` and `response`.
 
     >>> read_pairs("my-pairs.jsonl")
 
-    Raises ExportError for a bad line, and for fewer than MIN_PAIRS pairs; CappyError for a .gz that is not complete.
+    A file whose name ends in .gz is unpacked. Raises ExportError for a bad line, and for fewer than MIN_PAIRS pairs;
+    CappyError for a .gz that is not complete.
     """
     try:
         with open_lines(path) as file:

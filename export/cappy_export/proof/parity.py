@@ -13,6 +13,7 @@ import numpy.typing as npt
 from cappy_engine.batching import Padding
 from cappy_engine.errors import ExportError, ParityError
 from cappy_engine.pairs import Pair
+from cappy_engine.ranking import first_best
 from cappy_engine.scorer import Scored, Scorer
 from cappy_export.proof.limits import Limits
 from cappy_export.proof.reference import Reference
@@ -103,7 +104,7 @@ def score_in_shapes(
 
 
 def require_same_tokens(scored: Scored, reference: Reference, pairs: Sequence[Pair]) -> None:
-    """Raise ExportError unless the engine and transformers cut the pairs into the same number of tokens.
+    """Raise ExportError unless the engine makes as many tokens of each pair as transformers.
 
     >>> require_same_tokens(scored, reference, pairs)
     """
@@ -129,14 +130,16 @@ def candidate_groups(pairs: Sequence[Pair]) -> list[list[int]]:
 
 
 def winner_agreement(reference: Scores, scores: Scores, groups: Sequence[Sequence[int]]) -> float | None:
-    """Compute the share of groups in which the same candidate wins (the first one of a tie); None without groups.
+    """Compute the share of groups in which the same candidate wins; None without groups.
 
     >>> winner_agreement(np.float32([0.1, 0.9]), np.float32([0.2, 0.8]), [[0, 1]])
     1.0
+
+    The first one wins a tie.
     """
     if not groups:
         return None
-    return float(np.mean([reference[rows].argmax() == scores[rows].argmax() for rows in map(list, groups)]))
+    return float(np.mean([first_best(reference[rows]) == first_best(scores[rows]) for rows in map(list, groups)]))
 
 
 def spearman(first: Scores, second: Scores) -> float:

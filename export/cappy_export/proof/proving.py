@@ -84,7 +84,7 @@ def _measure(folder: Path, target: str, precision: str, proof: Proof) -> dict[st
 
 @contextlib.contextmanager
 def _open_for_proof(folder: Path, target: str, precision: str) -> Iterator[Scorer]:
-    """Open a scorer on the CPU for a model of the bundle in `folder`, for whatever device it was made."""
+    """Open a scorer on the CPU for any model of the bundle in `folder`."""
     if target == "cpu":
         with Scorer.open_with(folder, ScorerOptions(device="cpu", precision=cast(Precision, precision))) as scorer:
             yield scorer

@@ -21,7 +21,7 @@ from cappy_export.checkpoints.checkpoint import Checkpoint, load_model, load_tok
 
 @dataclass(frozen=True)
 class Reference:
-    """Hold PyTorch's `scores` (n,) float32, with `token_counts` (n,) int64 and `truncated` (n,) bool of the pairs."""
+    """Hold PyTorch's `scores` (n,) float32, `token_counts` (n,) int64, and `truncated` (n,) bool."""
 
     scores: npt.NDArray[np.float32]
     token_counts: npt.NDArray[np.int64]
