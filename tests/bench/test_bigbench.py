@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,34 +14,10 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from cappy_bench.quality.bigbench import examples_of, first_of_each, notes_on, read_tasks, ways_without_scores
 from cappy_bench.quality.evaluation import Evaluation, describe_rouge, evaluate, evaluation_document
-from cappy_bench.quality.rouge_plot import check_path, plot_evaluation
-from cappy_engine.cli.main import main
 from cappy_engine.errors import CappyError
-from cappy_export.adaptation.samples import read_samples
-from tests.support.absent import EXPORTER, run_without
+from tests.support.protocol_rows import GOOD, Row, samples, write
 
-Row = dict[str, Any]
 ROUGE = RougeScorer(["rougeL"], use_stemmer=True)
-DECODINGS = ["beam", "sampling", "sampling", "top-k"]
-
-
-def row(task: str, samples: list[str], references: list[str], log_likelihoods: list[float], **others: object) -> Row:
-    return {
-        "dataset": task,
-        "instruction": f"{task}: which dogs?",
-        "references": references,
-        "samples": samples,
-        "decodings": DECODINGS,
-        "log_likelihoods": log_likelihoods,
-        "token_counts": [len(sample.split()) + 1 for sample in samples],
-        **others,
-    }
-
-
-def write(folder: Path, rows: list[Row], name: str = "tasks.jsonl") -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text("".join(json.dumps(fields) + "\n" for fields in rows))
-    return folder
 
 
 def evaluation_of(source: Path, scores: list[float]) -> Evaluation:
@@ -95,7 +69,7 @@ texts = st.lists(st.sampled_from("The dogs dog were running runs über 42 是".s
 few = st.sampled_from([-2.0, -1.0, 0.0])  # so that many tie
 rows_of_files = st.lists(
     st.builds(
-        row,
+        samples,
         st.sampled_from(["alpha", "beta"]),
         st.lists(texts, min_size=4, max_size=4),
         st.lists(texts, min_size=1, max_size=3),
@@ -125,9 +99,6 @@ def test_every_figure_is_that_of_the_definition_ties_included(
     for way in expected.keys() - {"fp32"}:
         difference = document["differences"][f"fp32 above {way}"]["mean"]
         assert difference == pytest.approx(expected["fp32"]["mean"] - expected[way]["mean"], abs=1e-12)
-
-
-GOOD = row("alpha", ["the dogs", "dogs", "cats", ""], ["the dogs"], [-1.0, -2.0, -0.5, -3.0])
 
 
 def test_samples_without_log_likelihoods_have_no_self_score_and_it_is_said(tmp_path: Path) -> None:
@@ -227,102 +198,3 @@ def test_a_folder_without_samples_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").touch()
     with pytest.raises(CappyError, match="holds no examples"):
         read_tasks(tmp_path)
-
-
-# The command
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Two tasks of ten examples."""
-    words = ["the dogs", "the dogs were running", "cats", "42"]
-    rows = [
-        row(task, words[place % 4 :] + words[: place % 4], [words[place % 3]], [-1.0, -2.0, -0.5, -3.0])
-        for task in ("alpha", "beta")
-        for place in range(10)
-    ]
-    return write(tmp_path / "samples", rows)
-
-
-def test_the_command_shows_every_way_and_compares_precisions_with_pytorch(
-    folder: Path, bundle: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["evaluate", "bigbench", str(folder), "--bundle", str(bundle), "--against", str(checkpoint)]
-    assert main([*command, "--precision", "fp32", "--precision", "int8"]) == 0
-    shown = capsys.readouterr().out.splitlines()
-    ways = ["beam", "sampling", "top-k", "self sum", "self mean", "random", "PyTorch", "fp32", "int8", "oracle"]
-    assert shown[2].split() == ["task", "examples", *" ".join(ways).split()]
-    assert [line.split()[:2] for line in shown[3:6]] == [["alpha", "10"], ["beta", "10"], ["mean", "20"]]
-    assert [line[: len("mean over tasks")].strip() for line in shown[8:18]] == ways
-    assert "fp32 against PyTorch: the same decision in 20 of 20 examples (100.00%)" in "\n".join(shown)
-
-
-def test_the_command_draws_and_prints_json(
-    folder: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plot = tmp_path / "rouge.svg"
-    command = ["evaluate", "bigbench", str(folder), "--bundle", str(bundle), "--examples", "3", "--json"]
-    assert main([*command, "--plot", str(plot)]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert document["averages"]["fp32"]["mean"]["count"] == 6
-    drawn = plot.read_text()
-    for text in ("self mean", "oracle", "alpha", f"{100 * document['averages']['fp32']['mean']['mean']:.1f}"):
-        assert f">{text}<" in drawn
-    assert main([*command, "--plot", str(plot)]) == 0
-    assert plot.read_text() == drawn
-
-
-def test_the_command_needs_neither_pytorch_nor_transformers(folder: Path) -> None:
-    command = ["evaluate", "bigbench", str(folder), "--plot", "rouge.svg", "--examples", "2"]
-    done = run_without([*EXPORTER, "openai"], *command, cwd=folder.parent)
-    assert done.returncode == 0, done.stderr
-    assert "mean over tasks" in done.stdout
-    assert (folder.parent / "rouge.svg").is_file()
-
-
-@pytest.mark.parametrize(
-    ("name", "problem"),
-    [
-        ("a.jpeg", "must end in"),
-        ("none/a.svg", "does not exist"),
-        ("folder.svg", "the plot cannot be written: .*Is a directory"),
-        (f"{'a' * 300}.svg", "the plot cannot be written: .*File name too long"),
-    ],
-)
-def test_a_plot_that_cannot_be_written_is_refused_before_anything_is_scored(
-    name: str, problem: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "folder.svg").mkdir()
-    assert main(["evaluate", "bigbench", str(folder), "--plot", str(tmp_path / name)]) == 1
-    err = capsys.readouterr().err
-    assert re.search(problem, err)
-    assert "threads" not in err
-
-
-def test_asking_whether_a_plot_can_be_written_leaves_nothing_and_changes_nothing(tmp_path: Path) -> None:
-    check_path(tmp_path / "new.svg")
-    assert not list(tmp_path.iterdir())
-    (tmp_path / "old.svg").write_text("old")
-    check_path(tmp_path / "old.svg")
-    assert (tmp_path / "old.svg").read_text() == "old"
-
-
-def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
-    found = evaluation_of(write(tmp_path / "tasks", [{**GOOD, "dataset": "cost_$5_to_$10_{"}]), [0.0] * 4)
-    plot_evaluation(found, tmp_path / "rouge.svg")
-    assert ">cost_$5_to_$10_{<" in (tmp_path / "rouge.svg").read_text()
-
-
-def test_figures_that_cannot_be_drawn_are_an_error_after_they_were_printed(
-    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = write(tmp_path / "tasks", [{**GOOD, "dataset": "a lone surrogate \ud800"}])
-    command = ["evaluate", "bigbench", str(folder), "--bundle", str(bundle), "--plot", str(tmp_path / "a.svg")]
-    assert main(command) == 1
-    shown = capsys.readouterr()
-    assert "mean over tasks" in shown.out
-    assert f"the plot {tmp_path / 'a.svg'} cannot be drawn" in shown.err
-
-
-def test_what_is_evaluated_can_be_adapted_to(folder: Path) -> None:
-    assert len(read_samples(folder / "tasks.jsonl")) == 20

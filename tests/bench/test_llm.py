@@ -198,15 +198,12 @@ def test_log_likelihoods_do_not_depend_on_the_decoding(folders: dict[str, Path])
     ("options", "error", "problem"),
     [
         ({"max_new_tokens": 0}, SampleError, "max_new_tokens must be at least 1, got 0"),
-        ({"max_prompt_tokens": 0}, SampleError, "max_prompt_tokens must be at least 1, got 0"),
         ({"max_new_tokens": POSITIONS}, SampleError, "room for prompts of 0 tokens"),
         (
             {"max_prompt_tokens": 60},
             SampleError,
             f"room for prompts of {POSITIONS - NEW} tokens in gpt2; max_prompt_tokens is 60",
         ),
-        ({"device": "tpu"}, SampleError, "unknown device 'tpu'; choose from auto, cpu, cuda"),
-        ({"dtype": "float16"}, SampleError, "unknown dtype 'float16'; choose from auto, float32, bfloat16"),
         ({"revision": "main"}, CheckpointError, "a local folder; --revision is for hub ids"),
     ],
 )

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from cappy_bench.candidates.decodings import PAPER, Candidates, Decoding, Sample, choose_decodings
+from cappy_bench.candidates.decodings import PAPER, Decoding, choose_decodings
 from cappy_bench.candidates.llm import LocalLLM, open_llm
 from cappy_bench.candidates.options import LLMOptions, SampleOptions
 from cappy_bench.candidates.sampling import Totals, sample_file
 from cappy_engine.errors import OutputError, SampleError
 from cappy_export.adaptation.samples import read_samples
+from tests.support.echo import Echo
 from tests.support.small_llms import make_llm
 
 ROWS: list[dict[str, Any]] = [
@@ -25,38 +26,6 @@ ROWS: list[dict[str, Any]] = [
 ]
 LINES = [json.dumps(row).encode() + b"\n" for row in ROWS]
 TWO = choose_decodings(["greedy", "sampling"], count=2)
-
-
-@dataclasses.dataclass
-class Echo:
-    """Answers with the instruction, the decoding and the seed; fails at the instruction `stop`."""
-
-    stop: str | None = None
-    error: BaseException = dataclasses.field(default_factory=lambda: SampleError("stopped"))
-    facts: dict[str, Any] = dataclasses.field(default_factory=lambda: {"model": "echo", "limits": {"new": 3}})
-    versions: dict[str, str] = dataclasses.field(default_factory=lambda: {"echo": "1"})
-    name: str = "echo"
-    asked: list[str] = dataclasses.field(default_factory=list)
-
-    def check(self, instructions: Sequence[str], decodings: Sequence[Decoding]) -> None:
-        if "refused" in instructions:
-            raise SampleError(f"instruction {instructions.index('refused') + 1} is too long")
-
-    def sample(self, instructions: Sequence[str], decodings: Sequence[Decoding], *, seed: int) -> list[Candidates]:
-        if self.stop in instructions:
-            raise self.error
-        self.asked += instructions
-        return [
-            Candidates(
-                tuple(
-                    Sample(f"{text}{seed} {place}" if place else "", each.name, -1.5 - place, 3, place == 1)
-                    for each in decodings
-                    for place in range(each.count)
-                ),
-                text.strip().endswith("4"),
-            )
-            for text in instructions
-        ]
 
 
 @pytest.fixture(scope="module")
@@ -321,5 +290,3 @@ def test_what_cannot_be_read_or_written_is_refused(tmp_path: Path) -> None:
             sample(LINES, tmp_path / name)
     with pytest.raises(OutputError, match="nothing to resume"):
         sample(LINES, tmp_path / "out.jsonl", resume=True)
-    with pytest.raises(SampleError, match="batch_size must be at least 1 and seed at least 0, got 0 and -1"):
-        sample(LINES, tmp_path / "out.jsonl", batch_size=0, seed=-1)

@@ -32,6 +32,7 @@ def run_all(jobs: Sequence[Callable[[], Result]], concurrent: int) -> list[Resul
             try:
                 result.set_result(job())
             except BaseException as error:  # of any kind: it belongs to the caller, who waits for the result
+                waiting.clear()
                 result.set_exception(error)
 
     for _ in range(min(concurrent, len(jobs))):

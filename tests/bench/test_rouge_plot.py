@@ -1,0 +1,47 @@
+"""A plot has its names as they are; asking whether it can be written changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cappy_bench.quality.evaluation import evaluate
+from cappy_bench.quality.picking import Example
+from cappy_bench.quality.rouge_plot import check_path, plot_evaluation
+from cappy_engine.errors import CappyError
+
+
+def test_names_are_drawn_as_they_are_and_the_same_figures_give_the_same_file(tmp_path: Path) -> None:
+    examples = [Example("cost_$5_to_$10_{", (0, 1), (1.0, 0.25)), Example("b", (2, 3), (0.5, 0.5))]
+    found = evaluate("ROUGE-L", examples, {"fp32": np.array([0.9, 0.1, 0.2, 0.3])})
+    for name in ("one.svg", "other.svg"):
+        plot_evaluation(found, tmp_path / name)
+    drawn = (tmp_path / "one.svg").read_text()
+    assert drawn == (tmp_path / "other.svg").read_text()
+    for text in ("cost_$5_to_$10_{", "fp32", "75.0", "56.2", "oracle"):
+        assert f">{text}<" in drawn
+
+
+def test_asking_whether_a_plot_can_be_written_leaves_nothing_and_changes_nothing(tmp_path: Path) -> None:
+    check_path(tmp_path / "new.svg")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "old.svg").write_text("old")
+    check_path(tmp_path / "old.svg")
+    assert (tmp_path / "old.svg").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("a.jpeg", "must end in .svg, .png or .pdf"),
+        ("none/a.svg", "the folder .*none does not exist"),
+        ("folder.svg", "the plot cannot be written: .*Is a directory"),
+        (f"{'a' * 300}.svg", "the plot cannot be written: .*File name too long"),
+    ],
+)
+def test_a_plot_that_cannot_be_written_is_refused(name: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.svg").mkdir()
+    with pytest.raises(CappyError, match=problem):
+        check_path(tmp_path / name)
