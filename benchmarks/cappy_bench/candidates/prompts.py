@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -77,8 +76,9 @@ def _decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
     return str(tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def _plain(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
-    return list(tokenizer(text, verbose=False, **options)["input_ids"])
+def _plain(tokenizer: PreTrainedTokenizerBase, text: str, *, max_length: int | None = None) -> list[int]:
+    is_cut = max_length is not None
+    return list(tokenizer(text, verbose=False, truncation=is_cut, max_length=max_length)["input_ids"])
 
 
 def _chat(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -97,7 +97,7 @@ def _shorten_plain(tokenizer: PreTrainedTokenizerBase, text: str, most: int, cou
     """The tokenizer's own truncation, which keeps the special tokens."""
     if most <= tokenizer.num_special_tokens_to_add():
         raise SampleError(f"max_prompt_tokens {most} leaves no text of instruction {place} ({count} tokens)")
-    return _plain(tokenizer, text, truncation=True, max_length=most)
+    return _plain(tokenizer, text, max_length=most)
 
 
 def _shorten_chat(tokenizer: PreTrainedTokenizerBase, text: str, most: int, count: int, place: int) -> list[int]:
