@@ -21,7 +21,6 @@ from tests.support.pages import PAGES, Step, commands, is_shown, split_commands,
 from tests.support.places import ROOT, parity_pairs
 
 QUICK = {
-    "docs/benchmarks.md",
     "docs/troubleshooting.md",
     "export/cappy_mini/checkpoint/README.md",
     "CONTRIBUTING.md",
@@ -32,7 +31,7 @@ NOT_RUN = {
     "git clone": "the clone is there already",
     "make ": "makes environments of its own, and measures for minutes to an hour",
     "pip install": "the environment of the tests stays as it is",
-    "cappy adapt export/cappy_mini/checkpoint docs/examples/train.jsonl my-cappy --resume": "needs a stopped training",
+    "cappy bench run --bundle ": "measures every tool, for minutes",
     "cappy score docs/examples/pairs.jsonl --device": "needs a GPU",
     "cappy sample docs/examples/prompts.jsonl --endpoint": "needs a server",
     "cappy render ": "needs PromptSource and a network",
