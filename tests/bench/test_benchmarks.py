@@ -541,7 +541,18 @@ def test_the_tools_of_this_environment_give_the_references_scores(
     names = [one.name for one in SPECS if one.environment == "main" and one.name != "torch-compile"]
     out = tmp_path / "result.json"
     main(
-        ["bench", "run", "--suite", "smoke", "--checkpoint", str(checkpoint), "--bundle", str(bundle), "--out", str(out)]
+        [
+            "bench",
+            "run",
+            "--suite",
+            "smoke",
+            "--checkpoint",
+            str(checkpoint),
+            "--bundle",
+            str(bundle),
+            "--out",
+            str(out),
+        ]
         + ["--work", str(tmp_path / "work"), "--threads", "1", "--rounds", "1"]
         + [argument for name in names for argument in ("--runner", name)]
     )

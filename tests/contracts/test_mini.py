@@ -81,7 +81,7 @@ def test_rank_without_a_bundle_says_which_model_it_used(capsys: pytest.CaptureFi
     assert main(["rank", "--instruction", CARLYLE, *candidates, "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)[0]["response"] == "Business"
-    assert captured.err.startswith("cappy-mini, the package's own small model: int8 (")
+    assert captured.err.startswith("cappy-mini, the package's own small model: int8 on cpu")
 
 
 def test_inspect_without_a_bundle_describes_cappy_mini(capsys: pytest.CaptureFixture[str]) -> None:
