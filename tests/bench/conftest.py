@@ -1,7 +1,8 @@
-"""Give the benchmarks' tests a checkpoint and its bundle."""
+"""Give the benchmarks' tests a checkpoint and its bundle, and tools with known times and scores."""
 
 from __future__ import annotations
 
 from tests.support.exported import bundle, checkpoint
+from tests.support.fake_tools import measure, tokenizer, workloads
 
-__all__ = ["bundle", "checkpoint"]
+__all__ = ["bundle", "checkpoint", "measure", "tokenizer", "workloads"]

@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+from cappy_engine.cli.streams import say
+from cappy_engine.cli.values import PATH
 
 from cappy_bench.peers.specs import SPECS
 from cappy_bench.speed.figures import read_result
 from cappy_bench.speed.options import RESULTS, RunOptions
 from cappy_bench.speed.tables import change_tables, result_tables, setting_table
 from cappy_engine.cli.arguments import command, extra, group, quiet_option, takes
-from cappy_engine.cli.streams import say
-from cappy_engine.cli.values import PATH
 
 
 @group(
@@ -30,7 +30,7 @@ from cappy_engine.cli.values import PATH
     """
 )
 def bench() -> None:
-    """Measure throughput and latency on this machine, alone or beside other tools."""
+    """Measure throughput and latency, alone or beside other tools."""
 
 
 @command(
@@ -47,7 +47,7 @@ def bench() -> None:
 @takes(RunOptions)
 @quiet_option
 def run(options: RunOptions) -> None:
-    """Measure a bundle on every workload; with its checkpoint, measure other tools and parity too.
+    """Measure a bundle; with its checkpoint, measure other tools and parity too.
 
     Without --checkpoint only Cappy is measured, in the precisions of the bundle. A tool that is not installed is named
     in the result, with the reason.
@@ -69,7 +69,7 @@ def run(options: RunOptions) -> None:
 )
 @click.argument("results", type=PATH, nargs=-1, required=True, metavar="RESULT [RESULT]")
 def compare(results: Sequence[Path]) -> None:
-    """Print a result's tables, or what changed from one result to another."""
+    """Print a result, or what changed between two."""
     if len(results) > 2:
         raise click.UsageError("compare takes one result, or two")
     found = [read_result(path) for path in results]
@@ -111,7 +111,7 @@ def report(results: Path) -> None:
     of=bench,
 )
 def list_runners() -> None:
-    """Print the runners: every tool, in the settings in which it is measured."""
+    """Print the runners: tools in their settings."""
     click.echo(setting_table(SPECS))
 
 

@@ -46,12 +46,15 @@ class RunOptions:
     tools: Annotated[Path, Asked("folder of the environments of other tools, .venv-bench-NAME", metavar="FOLDER")] = (
         Path()
     )
-    runners: Annotated[tuple[str, ...], Asked("only this one; repeat for more", flag="--runner", choices=RUNNERS)] = ()
+    runners: Annotated[
+        tuple[str, ...],
+        Asked("one of `cappy bench list`; repeat for more (default: all)", "--runner", RUNNERS, metavar="RUNNER"),
+    ] = ()
     environments: Annotated[
-        tuple[str, ...], Asked("only runners of this one; repeat for more", flag="--environment", choices=ENVIRONMENTS)
+        tuple[str, ...], Asked("only its runners; repeat for more (default: all)", "--environment", ENVIRONMENTS)
     ] = ()
     workloads: Annotated[
-        tuple[str, ...], Asked("only this one; repeat for more", flag="--workload", choices=tuple(DESCRIPTIONS))
+        tuple[str, ...], Asked("only this one; repeat for more (default: all)", "--workload", tuple(DESCRIPTIONS))
     ] = ()
     rounds: Annotated[int | None, Asked("how often each workload is scored (default: the suite's)", least=1)] = None
     threads: Annotated[int | None, Asked("CPU threads (default: one for each usable core)", least=1)] = None

@@ -1,0 +1,170 @@
+"""`cappy bench` measures, compares and reports in any folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cappy_bench
+from cappy_bench.machine import current_commit
+from cappy_bench.peers.specs import SPECS
+from cappy_bench.speed import measure as measuring
+from cappy_bench.speed.measure import choose_runners, describe_model
+from cappy_bench.speed.options import RunOptions
+from cappy_bench.speed.tables import workload_table
+from cappy_bench.speed.workloads import DESCRIPTIONS, make_pool
+from cappy_engine.bundle import EMBEDDED, open_bundle
+from cappy_engine.cli.main import main
+from cappy_engine.errors import BenchmarkError
+from tests.support.fake_tools import FakeTool, Measure, row_of, spec
+from tests.support.places import MINI
+
+
+def test_the_packages_own_model_is_measured_on_ones_own_texts_in_an_empty_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the real engine; the machine's peak, which takes long, is made up."""
+    monkeypatch.chdir(tmp_path)
+    peak = {"fp32": {"flops": 1e12, "how": "made up"}, "int8": {"flops": 2e12, "how": "made up"}}
+    monkeypatch.setattr(measuring, "measure_peak", lambda threads: peak)
+    words = make_pool([f"word{place}" for place in range(50)], seed=0, count=60)
+    lines = [json.dumps({"instruction": first, "response": second}) for first, second in words]
+    Path("pairs.jsonl").write_text("\n".join(lines))
+    options = RunOptions(suite="smoke", workloads=("interactive", "bulk"), threads=1, pairs=Path("pairs.jsonl"))
+    result = measuring.measure(options, say=lambda line: None)
+    (ours,) = result["runners"]
+    assert (ours["name"], ours["status"], ours["parity"]["pairs"]) == ("cappy-int8", "ok", 279)
+    assert [len(cell["seconds"]) for cell in ours["cells"]] == [2, 2]
+    assert (result["title"], result["settings"]["pairs"]) == ("cappy-mini", "the file pairs.jsonl")
+    assert json.loads(Path("bench/results/cappy-mini.json").read_bytes()) == result
+    assert not list(Path("bench").glob("notes-*")), "a run that ended leaves no notes"
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (RunOptions(), ["cappy-int8"]),
+        (RunOptions(checkpoint=MINI), [one.name for one in SPECS]),
+        (RunOptions(checkpoint=MINI, runners=("torch", "cappy")), ["cappy", "torch"]),
+        (RunOptions(checkpoint=MINI, environments=("node",)), ["transformers.js", "transformers.js-int8"]),
+    ],
+)
+def test_with_a_checkpoint_other_tools_are_measured_too(options: RunOptions, names: list[str]) -> None:
+    assert [one.name for one in choose_runners(options, open_bundle(EMBEDDED))] == names
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (RunOptions(runners=("cappy-int8", "torch")), "torch"),
+        (RunOptions(runners=("cappy",)), "cappy"),
+        (RunOptions(environments=("openvino",)), "openvino"),
+    ],
+    ids=["another tool", "a precision that the bundle has not", "another environment"],
+)
+def test_what_cannot_be_measured_without_a_checkpoint_is_named(options: RunOptions, named: str) -> None:
+    with pytest.raises(BenchmarkError, match=f"nothing to measure for {named}: without --checkpoint .*int8"):
+        choose_runners(options, open_bundle(EMBEDDED))
+
+
+def test_a_bundle_and_its_checkpoint_tell_the_same_of_the_model() -> None:
+    """So that `compare` takes a result with a checkpoint and one without as of one model."""
+    alone, compared = (describe_model(open_bundle(EMBEDDED), path) for path in (None, MINI))
+    assert alone["name"] == "cappy-mini"
+    for name in ("weights_sha256", "parameters", "shape"):
+        assert alone[name] == compared[name]
+
+
+def test_a_copy_of_the_package_has_no_commit_even_inside_of_a_repository(tmp_path: Path) -> None:
+    assert re.fullmatch("[0-9a-f]{12}", current_commit() or "")
+    installed = tmp_path / "site-packages" / "cappy_bench"
+    installed.mkdir(parents=True)
+    for name in ("__init__.py", "machine.py"):
+        shutil.copyfile(Path(cappy_bench.__path__[0]) / name, installed / name)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=A", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "somebody's own"], check=True)
+    code = "import cappy_bench.machine as machine; print(machine.__file__, machine.current_commit())"
+    path = os.pathsep.join([str(installed.parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == [str(installed / "machine.py"), "None"]
+
+
+def test_the_commands_compare_list_and_report(
+    measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, slowness in (("before", 2.0), ("after", 1.0)):
+        result = measure(FakeTool(spec("cappy"), slowness=slowness), FakeTool(spec("peer")))
+        (tmp_path / f"{name}.json").write_text(json.dumps(result), encoding="utf-8")
+    before, after = str(tmp_path / "before.json"), str(tmp_path / "after.json")
+    assert main(["bench", "compare", before]) == 0
+    assert "the peer wins" in capsys.readouterr().out
+    assert main(["bench", "compare", before, after]) == 0
+    assert row_of(capsys.readouterr().out, "cappy")[2:] == ["2.00x"] * len(DESCRIPTIONS)
+    assert main(["bench", "compare", before, after, before]) == 2
+    assert main(["bench", "compare", str(tmp_path / "no.json")]) == 1
+    assert "no.json" in capsys.readouterr().err
+    assert main(["bench", "list"]) == 0
+    assert row_of(capsys.readouterr().out, "openvino")[2] == "openvino"
+    assert main(["bench", "report", "--results", str(tmp_path)]) == 0
+    assert (tmp_path / "README.md").exists()
+
+
+@pytest.mark.slow
+def test_the_last_line_of_a_run_is_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "run", "--suite", "smoke", "--rounds", "1", "--threads", "1"]) == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out.splitlines()[-1])
+    assert result == json.loads(Path("bench/results/cappy-mini.json").read_bytes())
+    assert set(result["peak"]) == {"fp32", "int8"}
+    assert "cappy-int8: ready" in printed.err
+    assert workload_table(result, "bulk") in printed.out
+
+
+@pytest.mark.slow
+def test_the_tools_of_this_environment_give_the_references_scores(
+    checkpoint: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [one.name for one in SPECS if one.environment == "main" and one.name != "torch-compile"]
+    out = tmp_path / "result.json"
+    main(
+        [
+            "bench",
+            "run",
+            "--suite",
+            "smoke",
+            "--checkpoint",
+            str(checkpoint),
+            "--bundle",
+            str(bundle),
+            "--out",
+            str(out),
+        ]
+        + ["--work", str(tmp_path / "work"), "--threads", "1", "--rounds", "1"]
+        + [argument for name in names for argument in ("--runner", name)]
+    )
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed == json.loads(out.read_text(encoding="utf-8"))
+    # int8 of a tiny model of random weights may lose its order; what is exact must be exact
+    assert {one["name"]: one["status"] for one in printed["runners"] if one["precision"] != "int8"} == {
+        name: "ok" for name in names if not name.endswith("int8")
+    }
+    for one in printed["runners"]:
+        assert one["status"] in ("ok", "wrong"), one["reason"]
+        ran = [cell["status"] == "ok" for cell in one["cells"]]
+        assert one["parity"]["pairs"] == sum(
+            workload["pairs"] for workload, is_ok in zip(printed["workloads"], ran, strict=True) if is_ok
+        )

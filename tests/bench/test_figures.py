@@ -1,0 +1,79 @@
+"""Figures and ratios follow from the measured times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cappy_bench.speed.figures import Ratio, compare_with_peer, is_as_right, useful_flops
+from cappy_bench.speed.tables import workload_table
+from cappy_bench.speed.workloads import DESCRIPTIONS
+from tests.support.fake_tools import FakeTool, Measure, row_of, runner_of, spec, true_score
+
+
+def test_a_slowed_runner_is_exposed_with_its_ratio(measure: Measure) -> None:
+    result = measure(FakeTool(spec("cappy")), FakeTool(spec("slow"), slowness=3.0))
+    for name in DESCRIPTIONS:
+        ratio = compare_with_peer(result, runner_of(result, "slow"), name)
+        assert isinstance(ratio, Ratio)
+        assert ratio.median == pytest.approx(3.0)
+        assert row_of(workload_table(result, name), "slow")[-1].startswith("3.00x")
+
+
+def test_ours_is_compared_in_the_fastest_precision_that_is_as_right(measure: Measure) -> None:
+    ours8 = FakeTool(spec("cappy-int8", "int8"), slowness=0.5, score=lambda pair: round(true_score(pair), 1))
+    peers = [
+        FakeTool(spec("exact")),
+        FakeTool(spec("closer", "int8"), score=lambda pair: round(true_score(pair), 2)),
+        FakeTool(spec("farther", "int8"), score=lambda pair: round(true_score(pair) * 4) / 4),
+    ]
+    result = measure(FakeTool(spec("cappy")), ours8, *peers)
+    for name, ours, times in (("exact", "cappy", 1.0), ("closer", "cappy", 1.0), ("farther", "cappy-int8", 2.0)):
+        ratio = compare_with_peer(result, runner_of(result, name), "bulk")
+        assert isinstance(ratio, Ratio)
+        assert ratio.ours == ours
+        assert ratio.median == pytest.approx(times)
+
+
+def test_without_scores_as_right_as_the_peers_there_is_no_ratio(measure: Measure) -> None:
+    ours8 = FakeTool(spec("cappy-int8", "int8"), score=lambda pair: round(true_score(pair), 1))
+    result = measure(ours8, FakeTool(spec("exact")))
+    assert compare_with_peer(result, runner_of(result, "exact"), "bulk") == "none of ours is as right"
+    assert row_of(workload_table(result, "bulk"), "exact")[-1] == "none of ours is as right"
+
+
+@given(
+    errors=st.lists(st.floats(0, 1), min_size=2, max_size=2), ranks=st.lists(st.floats(-1, 1), min_size=2, max_size=2)
+)
+def test_of_two_that_are_equally_right_each_is_as_right_as_the_other(errors: list[float], ranks: list[float]) -> None:
+    first, second = (
+        {"max_error": error * 2, "mean_error": error, "spearman": rank}
+        for error, rank in zip(errors, ranks, strict=True)
+    )
+    assert is_as_right(first, first)
+    if is_as_right(first, second) and is_as_right(second, first):
+        both_exact = first["max_error"] <= 1e-4 and second["max_error"] <= 1e-4
+        assert both_exact or first == second
+
+
+def test_operations_are_those_that_pytorch_counts(checkpoint: Path) -> None:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from cappy_export.checkpoints.checkpoint import load_model, open_checkpoint
+
+    model = load_model(open_checkpoint(checkpoint))
+    config = model.config
+    shape = {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "layers": config.num_hidden_layers,
+    }
+    head = 2 * (config.hidden_size**2 + config.hidden_size)
+    for length in (3, 64, 500):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(input_ids=torch.full((1, length), 5), attention_mask=torch.ones(1, length, dtype=torch.int64))
+        assert useful_flops(shape, [length]) + head == counter.get_total_flops()

@@ -1,0 +1,125 @@
+"""Runners are programs in processes and environments of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cappy_bench.peers
+from cappy_bench.peers.peer import Model
+from cappy_bench.peers.process import ENVIRONMENTS, RunnerFailed, WorkerProcess, in_short, link_packages, start_worker
+from cappy_bench.peers.specs import SPECS, Spec
+from cappy_engine import Scorer
+from cappy_engine.bundle import EMBEDDED
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("import sys; sys.exit('no such model')", "ended with status 1: no such model"),
+        ("""input(); print('{"error": "ValueError: too   large"}')""", "ValueError: too large"),
+    ],
+    ids=["dies", "answers with an error"],
+)
+def test_a_process_that_fails_says_why(script: str, reason: str, tmp_path: Path) -> None:
+    worker = WorkerProcess([sys.executable, "-c", script], environment={}, log=tmp_path / "log")
+    with pytest.raises(RunnerFailed, match=reason):
+        worker.ask({"do": "open"})
+    worker.close()
+
+
+def test_what_a_tool_prints_does_not_come_between_the_answers(tmp_path: Path) -> None:
+    noisy = tmp_path / "noisy.py"
+    noisy.write_text(
+        "import os\n"
+        "from cappy_bench.peers.worker import serve\n"
+        "def prepare(model, precision):\n"
+        "    print('hello'); os.system('echo from a child')\n"
+        "def open_runner(model, precision):\n"
+        "    raise RuntimeError('out of luck')\n"
+        "serve(open_runner, prepare)\n"
+    )
+    command = [sys.executable, str(noisy), "fp32", Model(Path("b"), Path("c"), 1).to_json()]
+    worker = WorkerProcess(command, environment={}, log=tmp_path / "log")
+    assert worker.ask({"do": "prepare"})["seconds"] >= 0
+    with pytest.raises(RunnerFailed, match="RuntimeError: out of luck"):
+        worker.ask({"do": "open"})
+    with pytest.raises(RunnerFailed, match="the runner is not open"):
+        worker.ask({"do": "score", "requests": [], "pad_to": None})
+    worker.close()
+    assert {"hello", "from a child"} <= set((tmp_path / "log").read_text().splitlines())
+
+
+def test_reasons_hold_no_paths_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert in_short(f"no fp16\n  in {Path.cwd()}/bench/large") == "no fp16 in bench/large"
+
+
+@pytest.mark.parametrize("environment", ["openvino", "infinity", "node"])
+def test_a_runner_whose_environment_is_missing_says_where_it_is_told_how_to_make_it(
+    environment: str, tmp_path: Path
+) -> None:
+    missing = next(one for one in SPECS if one.environment == environment)
+    with pytest.raises(RunnerFailed, match=rf"there is no .*\.venv-bench-{environment}; how to make it: ") as caught:
+        start_worker(missing, Model(tmp_path, tmp_path, threads=1), tools=tmp_path)
+    recipe = Path.cwd() / str(caught.value).rpartition(": ")[2]
+    assert f".venv-bench-{environment}" in recipe.read_text(encoding="utf-8")
+
+
+def test_a_runner_whose_package_is_missing_says_which(tmp_path: Path) -> None:
+    missing = Spec("one", "torch_eager", "fp32", "a fake", ("no-such-package", "numpy"))
+    with pytest.raises(RunnerFailed, match=r"not installed here: no-such-package; .*\.\[bench\]"):
+        start_worker(missing, Model(tmp_path, tmp_path, threads=1), tools=tmp_path)
+
+
+def test_another_environment_is_given_our_packages_and_no_others(tmp_path: Path) -> None:
+    """Its own numpy must be used, not ours; and it needs no more of ours than numpy and tokenizers."""
+    folder = link_packages(tmp_path / "packages")
+    assert link_packages(folder) == folder, "a second run finds the links of the first"
+    code = """
+import sys
+from importlib.machinery import PathFinder
+allowed = {*sys.stdlib_module_names, "numpy", "tokenizers", "cappy_bench", "cappy_engine", "cappy_export"}
+
+
+class Refuse(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] not in allowed:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Refuse)
+import cappy_bench.peers.batches, cappy_bench.peers.worker, cappy_export.proof.pairs
+print(cappy_bench.__file__, len(cappy_export.proof.pairs.default_pairs()))
+"""
+    command = [sys.executable, "-P", "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [str(folder / "cappy_bench" / "__init__.py"), "279"], done.stderr
+    assert {path.name for path in folder.iterdir()} == {"cappy_bench", "cappy_engine", "cappy_export"}
+
+
+def test_what_lies_in_the_current_folder_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "numpy.py").write_text("raise RuntimeError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    ours = next(one for one in SPECS if one.is_ours and one.precision == "int8")
+    worker = start_worker(ours, Model(EMBEDDED, tmp_path, threads=1), tools=tmp_path)
+    try:
+        worker.ask({"do": "open"})
+        answer = worker.ask({"do": "score", "requests": [[("Is the sky blue?", "Yes")]], "pad_to": None})
+    finally:
+        worker.close()
+    with Scorer.open(threads=1) as scorer:
+        assert answer["scores"] == [scorer.score([("Is the sky blue?", "Yes")]).tolist()]
+
+
+def test_every_runner_has_a_program_and_a_name_of_its_own() -> None:
+    folder = Path(cappy_bench.peers.__path__[0])
+    assert len({one.name for one in SPECS}) == len(SPECS)
+    for one in SPECS:
+        path = folder / (one.module if "." in one.module else f"{one.module}.py")
+        assert path.suffix == ".mjs" or path.read_text(encoding="utf-8").count("\n    serve(open_runner") == 1
+        assert one.environment in ("main", "node") or (ENVIRONMENTS / f"{one.environment}.txt").exists()
