@@ -17,7 +17,7 @@ from cappy_bench.machine import current_commit
 from cappy_bench.peers.specs import SPECS
 from cappy_bench.speed import measure as measuring
 from cappy_bench.speed.measure import choose_runners, describe_model
-from cappy_bench.speed.options import RunOptions
+from cappy_bench.speed.run_options import RunOptions
 from cappy_bench.speed.tables import workload_table
 from cappy_bench.speed.workloads import DESCRIPTIONS, make_pool
 from cappy_engine.bundle import EMBEDDED, open_bundle

@@ -112,8 +112,8 @@ def _convert(checkpoint: Path, folder: Path, quantization: str) -> None:
     from ctranslate2.converters import TransformersConverter
 
     class EncoderConverter(TransformersConverter):  # type: ignore[misc]
-        def load_model(self, model_class: Any, model_name_or_path: str, **options: Any) -> Any:
-            return model_class.from_pretrained(model_name_or_path, add_pooling_layer=False, **options)
+        def load_model(self, model_class: Any, model_name_or_path: str, *, dtype: Any, config: Any) -> Any:
+            return model_class.from_pretrained(model_name_or_path, add_pooling_layer=False, dtype=dtype, config=config)
 
     EncoderConverter(str(checkpoint)).convert(str(folder), quantization=quantization)
 

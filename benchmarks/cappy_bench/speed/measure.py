@@ -18,7 +18,7 @@ from cappy_bench.peers.process import start_worker
 from cappy_bench.peers.specs import SPECS, Spec
 from cappy_bench.shapes import count_parameters, read_shape
 from cappy_bench.speed.figures import SCHEMA, useful_flops
-from cappy_bench.speed.options import RESULTS, SUITES, RunOptions
+from cappy_bench.speed.run_options import RESULTS, SUITES, RunOptions
 from cappy_bench.speed.suite import Plan, Say, measure_peak, run_suite
 from cappy_bench.speed.workloads import (
     MAX_LENGTH,
