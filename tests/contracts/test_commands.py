@@ -41,9 +41,10 @@ def parse(call: list[str]) -> Words:
 
 
 def examples(command: click.Command) -> list[str]:
-    """List the examples below a command's help: each an indented line, or several that end in a backslash."""
-    lines = (command.epilog or "").replace("\\\n", " ").splitlines()
-    return [line.strip() for line in lines if line.startswith("  ") and calls_of_cappy(line)]
+    """List the examples below a command's help: each a line, or several that end in a backslash."""
+    paragraphs = (command.epilog or "").replace("\\\n", " ").split("\n\n")
+    found = [paragraph.splitlines()[1:] for paragraph in paragraphs if paragraph.startswith("examples:")]
+    return [line.strip() for lines in found for line in lines if calls_of_cappy(line)]
 
 
 def test_the_commands_are_the_entry_points() -> None:

@@ -28,7 +28,6 @@ QUICK = {
 NO_PAGE_TO_RUN = "export/cappy_mini/README.md"
 """It trains for hours, on data that are not ours to publish."""
 NOT_RUN = {
-    "git clone": "the clone is there already",
     "make ": "makes environments of its own, and measures for minutes to an hour",
     "pip install": "the environment of the tests stays as it is",
     "cappy bench run --bundle ": "measures every tool, for minutes",
@@ -40,9 +39,7 @@ NOT_RUN = {
     "bash docs/examples/loop/run.sh": "has a test of its own",
     "TRAIN=": "needs flan-t5-xxl and a GPU",
     "python -m cappy_bench.studies.": "measures for minutes",
-    "cappy bench run": "measures for minutes",
     "cappy bench compare before.json": "reads results of cappy bench run",
-    "cappy bench report": "reads results of cappy bench run",
     "python -m cappy_bench.make_checkpoint large ": "a model of cappy-large's size: 1.4 GB",
     "cappy export export/cappy_mini/checkpoint cappy-mini-bundle": "takes half a minute, and other pages export it",
     "cappy export large ": "a model of cappy-large's size: minutes, and 9 GB",

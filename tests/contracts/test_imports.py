@@ -9,15 +9,13 @@ from collections.abc import Iterator
 from importlib import metadata
 from itertools import pairwise
 
-import pytest
-
 from tests.support.places import ROOT
 from tests.support.sources import (
     ROOTS,
-    Source,
     every_source,
     is_loader,
     loaded_name,
+    none,
     resolve,
     sources,
     sources_of_tests,
@@ -43,7 +41,6 @@ FENCES = {
     "click": ["cappy_engine.cli", "cappy_export.cli", "cappy_bench"],
     "tqdm": ["cappy_engine.cli", "cappy_mini"],
     "filelock": ["cappy_engine.storage"],
-    "pynvml": ["cappy_engine.gpu.installation", "cappy_bench.gpu"],
     "pyarrow": ["cappy_engine.bulk.tables"],
     "ray": ["cappy_engine.bulk.ray_data"],
     "starlette": ["cappy_engine.serving.app"],
@@ -68,8 +65,6 @@ HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "optimum", "matplotlib"
 
 NOT_FOR_THE_ENGINES_TESTS = {"torch", "transformers", "onnx", "cappy_export", "cappy_bench", "cappy_mini"}
 
-ALL = pytest.mark.parametrize("source", every_source(), ids=lambda source: source.name)
-
 
 def layers(text: str) -> list[list[str]]:
     """Read `a, b < c` as [[a, b], [c]]."""
@@ -80,6 +75,10 @@ def place(source_name: str) -> str:
     """Name the engine's module or room that a module is, as LAYERS does: `cappy_engine.gpu.plan` is in `gpu/`."""
     _, name, *rest = source_name.split(".")
     return f"{name}/" if rest or (ROOT / "engine" / "cappy_engine" / name).is_dir() else name
+
+
+def root_of(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def in_package(name: str, package: str) -> bool:
@@ -95,17 +94,17 @@ OF_THE_ENGINE = [source for source in sources("cappy_engine") if "." in source.n
 # In the engine
 
 
-@pytest.mark.parametrize("source", OF_THE_ENGINE, ids=lambda source: source.name)
-def test_engine_modules_import_only_what_stands_before_them(source: Source) -> None:
-    here = place(source.name)
-    assert here in LAYER_OF, f"{source.shown}: LAYERS has no {here}"
+def test_engine_modules_import_only_what_stands_before_them() -> None:
     known = {other.name for other in OF_THE_ENGINE}
-    for found in source.imports:
-        name = resolve(found.name, known)
-        if name in known and place(name) != here:
-            assert LAYER_OF.get(place(name), 99) < LAYER_OF[here], (
-                f"{source.shown}:{found.line} imports {name}: {place(name)} must stand before {here} in LAYERS"
-            )
+    wrong = []
+    for source in OF_THE_ENGINE:
+        here = place(source.name)
+        assert here in LAYER_OF, f"{source.shown}: LAYERS has no {here}"
+        for found in source.imports:
+            name = resolve(found.name, known)
+            if name in known and place(name) != here and LAYER_OF.get(place(name), 99) >= LAYER_OF[here]:
+                wrong.append(f"{source.shown}:{found.line} imports {name}, but {place(name)} is not before {here}")
+    none(wrong)
 
 
 def test_every_name_in_the_layers_is_a_module_or_a_room_or_reserved_for_one() -> None:
@@ -122,37 +121,43 @@ def test_the_rules_are_told_to_contributors() -> None:
 # Between packages
 
 
-@ALL
-def test_no_package_imports_a_higher_one(source: Source) -> None:
-    own = source.name.partition(".")[0]
-    for found in source.imports:
-        other = found.name.partition(".")[0]
-        if other in RANK_OF:
-            assert RANK_OF[other] <= RANK_OF[own], (
-                f"{source.shown}:{found.line} imports {found.name}, but {PACKAGES}: never back, not lazily"
-            )
+def test_no_package_imports_a_higher_one() -> None:
+    """Never back, not lazily either."""
+    none(
+        [
+            f"{source.shown}:{found.line} imports {found.name}"
+            for source in every_source()
+            for found in source.imports
+            if RANK_OF.get(root_of(found.name), -1) > RANK_OF[root_of(source.name)]
+        ]
+    )
 
 
-@ALL
-def test_nothing_of_ours_is_imported_by_a_string(source: Source) -> None:
-    """Entry points in pyproject.toml are the only names; a package of others may be named where it is optional."""
+def test_nothing_of_ours_is_imported_by_a_string() -> None:
+    """Entry points in pyproject.toml are the only names. A package of others may be named where it is optional."""
     known = {other.name for other in every_source() if "." in other.name}
-    for node in ast.walk(source.tree):
-        if isinstance(node, ast.Call) and is_loader(node):
-            name = loaded_name(node)
-            assert name, f"{source.shown}:{node.lineno} loads a module whose name is computed; import it"
-            assert name.partition(".")[0] not in ROOTS, f"{source.shown}:{node.lineno} loads {name} by a string"
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            module = node.value.partition(":")[0]
-            assert module not in known or in_package(module, source.name.rpartition(".")[0]), (
-                f"{source.shown}:{node.lineno} names the module {module} in a string; import it"
-            )
+    wrong = []
+    for source in every_source():
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Call) and is_loader(node) and root_of(loaded_name(node) or "cappy_engine") in ROOTS:
+                wrong.append(f"{source.shown}:{node.lineno} loads a module by a string: {ast.unparse(node)}")
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                module = node.value.partition(":")[0]
+                if module in known and not in_package(module, source.name.rpartition(".")[0]):
+                    wrong.append(f"{source.shown}:{node.lineno} names the module {module} in a string")
+    none(wrong)
 
 
-@ALL
-def test_imports_are_absolute(source: Source) -> None:
-    relative = [found for found in source.imports if found.name.startswith(".")]
-    assert not relative, f"{source.shown}:{relative[0].line} is relative, which hides who imports whom"
+def test_imports_are_absolute() -> None:
+    """A relative one hides who imports whom."""
+    none(
+        [
+            f"{source.shown}:{found.line}"
+            for source in every_source()
+            for found in source.imports
+            if found.name.startswith(".")
+        ]
+    )
 
 
 def test_modules_do_not_import_each_other_in_a_circle() -> None:
@@ -191,16 +196,16 @@ def test_circles_are_found() -> None:
 # Packages of others
 
 
-@ALL
-def test_packages_of_others_are_imported_within_their_fences(source: Source) -> None:
-    for found in source.imports:
-        package = found.name.partition(".")[0]
-        if package in {*ROOTS, *sys.stdlib_module_names}:
-            continue
-        may = FENCES.get(package, ["cappy_bench"])
-        assert any(in_package(source.name, name) for name in may), (
-            f"{source.shown}:{found.line} imports {package}, which is for {', '.join(may)}"
-        )
+def test_packages_of_others_are_imported_within_their_fences() -> None:
+    none(
+        [
+            f"{source.shown}:{found.line} imports {root_of(found.name)}"
+            for source in every_source()
+            for found in source.imports
+            if root_of(found.name) not in {*ROOTS, *sys.stdlib_module_names}
+            and not any(in_package(source.name, name) for name in FENCES.get(root_of(found.name), ["cappy_bench"]))
+        ]
+    )
 
 
 def test_no_fence_is_open_for_what_does_not_need_it() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -90,6 +90,11 @@ def resolve(name: str, known: set[str]) -> str:
     while name not in known and "." in name:
         name = name.rpartition(".")[0]
     return name
+
+
+def none(wrong: Sequence[str]) -> None:
+    """Fail with a line for everything that is wrong."""
+    assert not wrong, "\n" + "\n".join(wrong)
 
 
 def is_loader(call: ast.Call) -> bool:
