@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
 from cappy_engine import Scorer
-from cappy_engine.bundle import MANIFEST, open_bundle, seal
+from cappy_engine.bundle import MANIFEST, open_bundle
 from cappy_engine.cli.main import main
 from cappy_engine.errors import BundleError, PrecisionUnavailable
 from cappy_engine.slim import slim
+from tests.support.bundles import add_file, change_manifest, copy_bundle, read_manifest
 
 
 def test_inspect_prints_what_the_bundle_is(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,7 +25,7 @@ def test_inspect_prints_what_the_bundle_is(bundle: Path, capsys: pytest.CaptureF
 
 def test_inspect_prints_the_manifest_as_json(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(bundle), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == json.loads((bundle / MANIFEST).read_bytes())
+    assert json.loads(capsys.readouterr().out) == read_manifest(bundle)
 
 
 # slim
@@ -51,9 +50,9 @@ def test_what_is_kept_scores_as_before(bundle: Path, tmp_path: Path, capsys: pyt
 
 
 def test_the_manifest_says_no_more_of_what_was_removed(bundle: Path, tmp_path: Path) -> None:
-    before = json.loads((bundle / MANIFEST).read_bytes())
+    before = read_manifest(bundle)
     after = slim(bundle, precisions=["fp32", "fp16"], targets=["cpu", "cuda"], out=tmp_path / "small")
-    assert after == json.loads((tmp_path / "small" / MANIFEST).read_bytes())
+    assert after == read_manifest(tmp_path / "small")
     assert after["precisions"] == list(after["graphs"]) == list(after["parity"]["precisions"]) == ["fp32", "fp16"]
     assert list(after["targets"]) == list(after["parity"]["targets"]) == list(after["canary"]["tolerance"]) == ["cuda"]
     assert after["canary"]["pairs"] == before["canary"]["pairs"]
@@ -65,8 +64,8 @@ def test_the_manifest_says_no_more_of_what_was_removed(bundle: Path, tmp_path: P
     }
 
 
-def test_without_out_the_bundle_itself_becomes_smaller(bundle: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+def test_without_out_the_bundle_itself_becomes_smaller(tmp_path: Path) -> None:
+    copy = copy_bundle(tmp_path / "bundle")
     assert main(["slim", str(copy), "--keep", "fp16", "--target", "cuda"]) == 0
     assert [path.name for path in files_in(copy) if path.suffix == ".onnx"] == ["model_fp16.onnx"]
     manifest = open_bundle(copy).manifest
@@ -74,12 +73,9 @@ def test_without_out_the_bundle_itself_becomes_smaller(bundle: Path, tmp_path: P
     assert main(["inspect", str(copy)]) == 0
 
 
-def test_weights_beside_a_model_go_with_it(bundle: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
-    (copy / "onnx" / "model.onnx_data").write_bytes(b"weights")
-    document = json.loads((copy / MANIFEST).read_bytes())
-    document["files"]["onnx/model.onnx_data"] = {"sha256": hashlib.sha256(b"weights").hexdigest(), "bytes": 7}
-    (copy / MANIFEST).write_text(json.dumps(seal(document)))
+def test_weights_beside_a_model_go_with_it(tmp_path: Path) -> None:
+    copy = copy_bundle(tmp_path / "bundle")
+    change_manifest(copy, lambda document: add_file(copy, document, "onnx/model.onnx_data", b"weights"))
     assert "onnx/model.onnx_data" in slim(copy, precisions=["fp32"], out=tmp_path / "fp32")["files"]
     assert "onnx/model.onnx_data" not in slim(copy, precisions=["int8"])["files"]
     assert not (copy / "onnx" / "model.onnx_data").exists()
@@ -95,12 +91,13 @@ def test_weights_beside_a_model_go_with_it(bundle: Path, tmp_path: Path) -> None
     ],
 )
 def test_a_bundle_with_nothing_left_or_over_another_folder_is_refused(
-    options: list[str], status: int, problem: str, bundle: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], status: int, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = files_in(bundle)
-    assert main(["slim", str(bundle), *options]) == status
+    copy = copy_bundle(tmp_path / "bundle")
+    before = files_in(copy)
+    assert main(["slim", str(copy), *options]) == status
     assert problem in capsys.readouterr().err
-    assert files_in(bundle) == before
+    assert files_in(copy) == before
 
 
 def test_what_the_bundle_does_not_have_cannot_be_kept(bundle: Path, tmp_path: Path) -> None:
@@ -111,8 +108,8 @@ def test_what_the_bundle_does_not_have_cannot_be_kept(bundle: Path, tmp_path: Pa
         slim(tmp_path / "small", targets=["cuda"])
 
 
-def test_a_damaged_model_is_not_passed_on(bundle: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+def test_a_damaged_model_is_not_passed_on(tmp_path: Path) -> None:
+    copy = copy_bundle(tmp_path / "bundle")
     model = copy / "onnx" / "model_quantized.onnx"
     model.write_bytes(model.read_bytes()[:-1] + b"?")
     with pytest.raises(BundleError, match=r"model_quantized\.onnx"):

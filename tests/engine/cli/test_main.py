@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from cappy_engine import __version__
 from cappy_engine.cli.main import main
 from tests.support.command_line import cappy
 
-COMMANDS = ("inspect", "slim", "score", "rank", "tune", "doctor")
+COMMANDS = sorted(
+    entry.name for entry in metadata.entry_points(group="cappy.commands") if entry.module.startswith("cappy_engine.")
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
