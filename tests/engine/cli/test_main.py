@@ -13,6 +13,8 @@ import pytest
 
 from cappy_engine import __version__
 from cappy_engine.cli.main import main
+from cappy_engine.errors import install_hint
+from tests.support.absent import EXPORTER, run_without
 from tests.support.command_line import cappy
 
 COMMANDS = sorted(
@@ -136,6 +138,36 @@ def test_a_command_is_verbose_for_itself_only(
     for arguments, is_long in ((rank, False), ([*rank, "--verbose"], True), (rank, False)):
         assert main(arguments) == 0
         assert ("batches of up to" in capsys.readouterr().err) is is_long
+
+
+ONLY_IN_EXTRAS = (*EXPORTER, "rouge_score", "openai", "matplotlib", "onnxruntime")
+
+
+def test_every_command_is_listed_whatever_is_installed(tmp_path: Path) -> None:
+    done = run_without(ONLY_IN_EXTRAS, "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = metadata.entry_points(group="cappy.commands").names
+    assert {"score", "export", "sample", "bench"} <= names
+    assert [name for name in names if f"\n  {name} " not in done.stdout] == []
+    assert "cannot be loaded" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "package", "extras"),
+    [
+        ("export checkpoint out", "torch", "cpu,export"),
+        ("verify bundle --checkpoint checkpoint", "torch", "cpu,export"),
+        ("evaluate bigbench samples", "rouge_score", "cpu,llm"),
+    ],
+)
+def test_a_command_whose_packages_are_missing_says_how_to_install_them(
+    arguments: str, package: str, extras: str, tmp_path: Path
+) -> None:
+    done = run_without(ONLY_IN_EXTRAS, *arguments.split(), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"cappy {arguments.split()[0]}: this command needs the package {package!r}; {install_hint(extras)}\n"
+    )
 
 
 # Commands of packages
