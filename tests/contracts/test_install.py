@@ -60,4 +60,4 @@ def test_the_cpu_extra_scores_without_torch_transformers_and_onnx(bundle: Path, 
         [binaries / "cappy", "export", bundle, "new"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert exported.returncode == 1
-    assert "pip install 'cappy-engine[cpu,export]'" in exported.stderr
+    assert "pip install -c constraints.txt '.[cpu,export]'" in exported.stderr
