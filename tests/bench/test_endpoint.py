@@ -17,7 +17,7 @@ import pytest
 
 from cappy_bench.candidates.decodings import DECODINGS, ENDPOINT_DECODINGS, Candidates, Sample, choose_decodings
 from cappy_bench.candidates.endpoint import Endpoint
-from cappy_bench.candidates.options import EndpointOptions
+from cappy_bench.candidates.sample_options import EndpointOptions
 from cappy_engine.errors import SampleError
 from tests.support.absent import EXPORTER, run_without
 from tests.support.small_endpoint import Answer, Body, Server, answered, refused, serving, text_of

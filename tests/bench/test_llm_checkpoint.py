@@ -152,7 +152,7 @@ def test_a_hub_model_that_was_downloaded_before_works_offline(folders: dict[str,
     code = (
         "import json\nfrom cappy_bench.candidates.llm import open_llm\n"
         "from cappy_bench.candidates.decodings import DECODINGS\n"
-        "from cappy_bench.candidates.options import LLMOptions\n"
+        "from cappy_bench.candidates.sample_options import LLMOptions\n"
         "llm = open_llm('someone/small', LLMOptions(device='cpu'), max_new_tokens=8)\n"
         "(each,) = llm.sample(['Count'], [DECODINGS['beam']], seed=0)\n"
         "print(json.dumps([dict(llm.facts), each.samples[0].text]))"

@@ -13,7 +13,7 @@ import pytest
 
 from cappy_bench.candidates.decodings import PAPER, Decoding, choose_decodings
 from cappy_bench.candidates.llm import LocalLLM, open_llm
-from cappy_bench.candidates.options import LLMOptions, SampleOptions
+from cappy_bench.candidates.sample_options import LLMOptions, SampleOptions
 from cappy_bench.candidates.sampling import Totals, sample_file
 from cappy_engine.errors import OutputError, SampleError
 from cappy_export.adaptation.samples import read_samples

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from cappy_bench.candidates.llm import LocalLLM, open_llm
-from cappy_bench.candidates.options import LLMOptions
+from cappy_bench.candidates.sample_options import LLMOptions
 
 KINDS = ("t5", "gpt2", "llama")
 INSTRUCTIONS = ["Which colour has the sky?", "\nCount the dogs and the cats: there are ", "Ü"]

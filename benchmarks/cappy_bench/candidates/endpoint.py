@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import openai
 
 from cappy_bench.candidates.decodings import Candidates, Decoding, Sample, derive_seed
-from cappy_bench.candidates.options import EndpointOptions, check_new_tokens
+from cappy_bench.candidates.sample_options import EndpointOptions, check_new_tokens
 from cappy_bench.candidates.threads import run_all
 from cappy_engine.errors import SampleError
 

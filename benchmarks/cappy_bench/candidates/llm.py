@@ -26,8 +26,8 @@ from cappy_bench.candidates.checkpoint import (
 )
 from cappy_bench.candidates.decodings import Candidates, Decoding, Sample, derive_seed
 from cappy_bench.candidates.likelihoods import log_likelihoods, pad
-from cappy_bench.candidates.options import LLMOptions, check_new_tokens
 from cappy_bench.candidates.prompts import Prompt, PromptRules, encode_prompt, response_text
+from cappy_bench.candidates.sample_options import LLMOptions, check_new_tokens
 from cappy_engine.errors import CheckpointError, DeviceUnavailable, SampleError
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

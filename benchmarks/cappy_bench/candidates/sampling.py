@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cappy_bench.candidates.decodings import Candidates, Decoding, Sampler, derive_seed
-from cappy_bench.candidates.options import SampleOptions
+from cappy_bench.candidates.sample_options import SampleOptions
 from cappy_engine.bulk.growing import Names, check_names, open_growing
 from cappy_engine.bulk.jsonl import json_line, open_lines
 from cappy_engine.bulk.rows import read_fields

@@ -78,9 +78,9 @@ def render(
     for name in names:
         if TASKS[name].place is None and name not in files:
             raise CappyError(f"{name} is not on the hub; {TASKS[name].advice}, and give that file, or leave it out")
-    _import("promptsource.templates")
+    _import_templates()
     if not files.keys() >= set(names):
-        _import("datasets")
+        _import_datasets()
     return _rows(names, examples, seed, files, say)
 
 
@@ -175,7 +175,7 @@ def checked(name: str, index: int, example: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _rows(names: Sequence[str], most: int | None, seed: int, files: Files, say: Say) -> Iterator[Row]:
-    collection = _import("promptsource.templates").DatasetTemplates
+    collection = _import_templates().DatasetTemplates
     for name in names:
         task = TASKS[name]
         found = read_examples(name, files[name]) if name in files else _from_hub(name, task)
@@ -212,7 +212,7 @@ def _from_hub(name: str, task: Task) -> Sequence[Mapping[str, Any]]:
     It needs no dataset scripts, which `datasets` 4 does not run.
     """
     url = f"hf://datasets/{task.place}@refs/convert/parquet/{task.config}/{task.split}/*.parquet"
-    load = _import("datasets").load_dataset
+    load = _import_datasets().load_dataset
     try:
         return list(load("parquet", data_files={task.split: url}, split=task.split))
     except Exception as error:  # of whichever package failed below `datasets`
@@ -223,8 +223,19 @@ def _from_hub(name: str, task: Task) -> Sequence[Mapping[str, Any]]:
         ) from error
 
 
-def _import(module: str) -> Any:
+def _import_templates() -> Any:
     try:
-        return importlib.import_module(module)
+        return importlib.import_module("promptsource.templates")
     except ImportError as error:
-        raise InstallationError(f"{module.split('.')[0]} cannot be imported ({error}); run: {INSTALL}") from error
+        raise _not_installed("promptsource", error) from error
+
+
+def _import_datasets() -> Any:
+    try:
+        return importlib.import_module("datasets")
+    except ImportError as error:
+        raise _not_installed("datasets", error) from error
+
+
+def _not_installed(package: str, error: ImportError) -> InstallationError:
+    return InstallationError(f"{package} cannot be imported ({error}); run: {INSTALL}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cappy_bench.candidates.options import EndpointOptions, LLMOptions, SampleOptions, check_new_tokens
+from cappy_bench.candidates.sample_options import EndpointOptions, LLMOptions, SampleOptions, check_new_tokens
 from cappy_engine.errors import SampleError
 
 
@@ -46,6 +46,6 @@ def test_a_limit_of_new_tokens_is_at_least_1() -> None:
 
 
 def test_commands_read_the_options_without_a_heavy_package() -> None:
-    code = "import sys, cappy_bench.candidates.options; print(*sys.modules)"
+    code = "import sys, cappy_bench.candidates.sample_options; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(done.stdout.split()) & {"torch", "transformers", "openai", "onnxruntime", "matplotlib"}
