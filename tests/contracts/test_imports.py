@@ -37,7 +37,7 @@ PACKAGES = "cappy_engine < cappy_export < cappy_mini < cappy_bench"
 FENCES = {
     "numpy": ["cappy_engine", "cappy_export", "cappy_bench", "cappy_mini"],
     "onnxruntime": ["cappy_engine.session", "cappy_export", "cappy_bench"],
-    "tokenizers": ["cappy_engine.tokenizer", "cappy_export", "cappy_bench", "cappy_mini"],
+    "tokenizers": ["cappy_engine.tokenizer", "cappy_bench", "cappy_mini"],
     "click": ["cappy_engine.cli", "cappy_export.cli", "cappy_bench"],
     "tqdm": ["cappy_engine.cli", "cappy_mini"],
     "filelock": ["cappy_engine.storage"],
