@@ -1,4 +1,4 @@
-"""Teach the starting checkpoint to read with its new vocabulary as all-MiniLM-L6-v2 does with its own.
+"""Teach the starting checkpoint, which has a new vocabulary, to read as all-MiniLM-L6-v2 does.
 
     python -m cappy_mini.distil START MINILM TRAIN.jsonl OUT
 
@@ -72,7 +72,7 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, pair: Pair, *, between: int) ->
 
 
 def hidden_states(model: PreTrainedModel, batch: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the last hidden states (batch, length, hidden) float32, and the attention mask (batch, length) int64.
+    """Compute last hidden states (batch, length, hidden) float32 and the attention mask (batch, length) int64.
 
     >>> hidden, mask = hidden_states(model, [Tokens([0, 5, 2], [-1, 0, -1])])
     """

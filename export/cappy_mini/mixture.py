@@ -50,10 +50,12 @@ STAGES: Mapping[int, Mapping[str, float]] = {
 
 
 def select(lines: Iterable[str], fractions: Mapping[str, float], *, seed: int) -> Iterator[str]:
-    """Yield the lines of about the given fraction of each task's groups, all lines of a group or none.
+    """Yield the lines of about the given fraction of each task's groups.
 
-    >>> list(select(['{"task": "trec", "group": "1"}'], {"trec": 1.0}, seed=0))
-    ['{"task": "trec", "group": "1"}']
+        >>> list(select(['{"task": "trec", "group": "1"}'], {"trec": 1.0}, seed=0))
+        ['{"task": "trec", "group": "1"}']
+
+    All lines of a group are there, or none is.
     """
     chosen: dict[tuple[str, str], bool] = {}
     for line in lines:

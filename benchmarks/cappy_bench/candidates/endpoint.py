@@ -70,7 +70,7 @@ class Endpoint:
     def sample(self, instructions: Sequence[str], decodings: Sequence[Decoding], *, seed: int) -> list[Candidates]:
         """Ask for candidates for each instruction, in order; a server may ignore the `seed` that is sent.
 
-        Raises SampleError; requests that were not sent yet are then dropped, and those that run are not waited for.
+        Raises SampleError; requests that were not sent are then dropped, and running ones are not waited for.
         """
         self.check(instructions, decodings)
         jobs = [
@@ -171,7 +171,7 @@ class Endpoint:
 
 
 def _client(base_url: str, options: EndpointOptions) -> openai.OpenAI:
-    """Raise SampleError for a URL that is not an endpoint's, without a password that it may hold."""
+    """Open the client. Raises SampleError, without a password, for a URL that is not an endpoint's."""
     try:
         url = urlsplit(base_url)
         is_endpoint = url.scheme in ("http", "https") and url.hostname and url.username is None

@@ -26,12 +26,13 @@ def log_likelihoods(
     pad_id: int,
     decoder_start_id: int | None,
 ) -> list[float]:
-    """Compute the log-likelihood of each response (not empty) to its prompt, in nats, by a float32 softmax.
+    """Compute the log-likelihood of each response to its prompt, in nats.
 
         >>> log_likelihoods(model, [[5, 6]], [[7, 1]], pad_id=0, decoder_start_id=0)
         [-3.2]
 
-    A seq2seq model's decoder starts with `decoder_start_id`; None: the model is causal.
+    No response may be empty. The softmax is float32's. A seq2seq model's decoder starts with `decoder_start_id`; None:
+    the model is causal.
     """
     words = int(model.get_output_embeddings().weight.shape[0])
     sums: list[float] = []

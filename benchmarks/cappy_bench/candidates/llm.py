@@ -213,7 +213,7 @@ def _room(config: PretrainedConfig, *, is_seq2seq: bool, max_new_tokens: int) ->
 
 
 def _check_room(rules: PromptRules, name: str, max_new_tokens: int) -> None:
-    """Raise SampleError if the new tokens leave no room for a prompt, or too little for `rules.max_tokens`."""
+    """Raise SampleError if new tokens leave no room for a prompt of `rules.max_tokens`, or any."""
     if rules.room is not None and max(1, rules.max_tokens or 0) > rules.room:
         raise SampleError(
             f"{max_new_tokens} new tokens leave room for prompts of {max(0, rules.room)} tokens in {name}"

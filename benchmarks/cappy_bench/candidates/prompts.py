@@ -1,6 +1,7 @@
-"""Turn an instruction into the tokens that an LLM reads, as it is or as a chat's message, and tokens into text.
+"""Turn instructions into the tokens that an LLM reads, and its tokens into text.
 
-A prompt that is too long is refused, or cut on the right if a limit was given. Knows nothing of models.
+An instruction is taken as it is, or as the user's message of a chat. A prompt that is too long is refused, or cut on
+the right if a limit was given. Knows nothing of models.
 """
 
 from __future__ import annotations

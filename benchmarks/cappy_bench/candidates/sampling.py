@@ -63,7 +63,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The fields of all lines that are not blank, and the `sha256` of the whole input."""
+    """The fields of all lines but blank ones, and the `sha256` of the whole input."""
 
     examples: Sequence[Fields]
     sha256: str
@@ -86,7 +86,7 @@ def check_out(out: str | Path, *, resume: bool) -> Names:
 
 
 def read_prompts(source: str | Path | Iterable[bytes]) -> Prompts:
-    """Read and check the instructions of `source`, a JSON Lines file (.gz too) or its lines.
+    """Read and check the instructions of `source`: a JSON Lines file (.gz too), or its lines.
 
         >>> len(read_prompts([b'{"instruction": "Add 2 and 3."}']).examples)
         1
@@ -167,7 +167,7 @@ def sample_file(
                 totals = dataclasses.replace(totals.plus(lines), seconds=time.monotonic() - started)
                 progress(totals)
         except SampleError as error:
-            if not totals.examples:  # its settings would only be in the way of those that work
+            if not totals.examples:  # its settings would only be in the way of others
                 growing.remove()
             raise SampleError(f"{error}\n{_kept(totals, names)}") from error
         growing.finish()

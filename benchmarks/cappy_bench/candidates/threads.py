@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 def run_all(jobs: Sequence[Callable[[], Result]], concurrent: int) -> list[Result]:
     """Give the results of `jobs`, in order; at most `concurrent` run at once.
 
-    At the first error, or an interrupt, jobs that have not begun are dropped and those that run are left behind: their
+    At the first error, or an interrupt, jobs that have not begun are dropped and running ones are left behind: their
     threads are daemons. A process would wait at its end for the threads of a ThreadPoolExecutor.
 
         >>> run_all([lambda: 1, lambda: 2], concurrent=2)

@@ -84,9 +84,9 @@ def describe_accuracy(found: Evaluation) -> str:
 
 
 def describe_rouge(found: Evaluation) -> str:
-    """Write a table of each way to answer by task, with 95% bounds of the means; then agreement.
+    """Write a table of each way to answer by task, with bounds; then agreement.
 
-    Beside each mean stands by how much the first scorer is better.
+    The bounds are 95%. Beside each mean stands by how much the first scorer is better.
 
         >>> print(describe_rouge(found))
     """

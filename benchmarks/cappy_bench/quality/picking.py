@@ -1,4 +1,4 @@
-"""Measure the worth of picking the best-scoring candidate, and how often two sets of scores pick alike.
+"""Measure the worth of picking the best-scoring candidate, and how often scores pick alike.
 
 Both of the paper's protocols (arXiv 2311.06720, section 4) ask for this: on classification a candidate is worth 1 if
 it is right, else 0; among an LLM's samples it is worth its ROUGE-L. The first candidate wins a tie. Pure; knows nothing

@@ -20,7 +20,7 @@ TEXTS = ("dataset_name", "template_name", "instruction", "response")
 
 
 def read_examples(lines: Iterable[bytes]) -> tuple[list[Pair], list[Example]]:
-    """Read the pairs of all lines, in their order, and the examples, in the order in which they first appear.
+    """Read the pairs of all lines and the examples, both in the order of the lines.
 
         >>> with open_lines("docs/examples/promptsource.jsonl") as lines:
         ...     pairs, examples = read_examples(lines)

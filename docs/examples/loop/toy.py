@@ -1,4 +1,4 @@
-"""Make a toy task, and a tiny LLM that is sloppy at it, so that `run.sh` shows Cappy's loop in minutes.
+"""Make a toy task for `run.sh`, and a tiny LLM that is sloppy at it.
 
     python docs/examples/loop/toy.py OUT [--seed 0]
 
@@ -104,7 +104,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Make a tokenizer that knows the words of this task, each as one token, and punctuation."""
+    """Make a tokenizer that knows the words of this task, one token each, and punctuation."""
     texts = " ".join(QUESTIONS).replace("{word}", "")
     split = pre_tokenizers.BertPreTokenizer()
     words = {word for word, _ in split.pre_tokenize_str(texts)} | set(KINDS) | set(KIND_OF)

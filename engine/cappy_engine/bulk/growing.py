@@ -1,4 +1,4 @@
-"""A file of lines that grows batch by batch as OUT.partial, and goes on after a stop.
+"""Let a file of lines grow as OUT.partial, batch by batch, and go on after a stop.
 
 A line counts once it is on the disk, up to its newline. OUT.settings.json keeps the settings that decide the lines: a
 run goes on only with those it began with. Its origin (versions, input) may change, and every change is kept. Knows
