@@ -49,8 +49,9 @@ demo: .venv-demo/ready
 	$(DEMO)/cappy rank --bundle demo/bundle --precision int8 --instruction "$$(cat docs/examples/news.txt)" \
 		--candidate World --candidate Sports --candidate Business --candidate "Science and technology"
 
-test: lint types
-	$(PYTEST)
+# The engine's tests run where PyTorch is not installed, as the engine itself does.
+test: lint types engine-tests
+	$(PYTEST) --ignore tests/engine
 
 fast: .venv-test/ready
 	$(PYTEST) -m "not slow"
