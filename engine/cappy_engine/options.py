@@ -62,9 +62,7 @@ class ScorerOptions:
         tuple[int, ...] | None,
         Asked("a GPU's number; repeat to share the work (default: 0)", flag="--gpu", metavar="NUMBER"),
     ] = None
-    precision: Annotated[
-        Precision, Asked("auto: the most exact one that the bundle has", choices=("auto", *PRECISIONS))
-    ] = "auto"
+    precision: Annotated[Precision, Asked("auto: fp32, if the bundle has it", choices=("auto", *PRECISIONS))] = "auto"
     threads: Annotated[int | None, Asked("CPU threads (default: one for each usable core)", least=1)] = None
     mode: Annotated[
         Mode,
