@@ -39,7 +39,6 @@ NOT_RUN = {
     "bash docs/examples/loop/run.sh": "has a test of its own",
     "TRAIN=": "needs flan-t5-xxl and a GPU",
     "python -m cappy_bench.studies.": "measures for minutes",
-    "cappy bench compare before.json": "reads results of cappy bench run",
     "python -m cappy_bench.make_checkpoint large ": "a model of cappy-large's size: 1.4 GB",
     "cappy export export/cappy_mini/checkpoint cappy-mini-bundle": "takes half a minute, and other pages export it",
     "cappy export large ": "a model of cappy-large's size: minutes, and 9 GB",
