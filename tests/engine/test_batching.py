@@ -50,15 +50,6 @@ def test_no_batch_could_take_the_next_row_too(lengths: Ids, budget: int) -> None
         assert (len(batch.rows) + 1) * max(1, batch.length) > budget
 
 
-@given(lengths=lengths_of_rows, budget=budgets)
-def test_the_plan_depends_on_nothing_but_lengths_and_budget(lengths: Ids, budget: int) -> None:
-    before = lengths.copy()
-    plans = [plan_batches(lengths, max_batch_tokens=budget) for _ in range(2)]
-    first, second = ([(batch.rows.tolist(), batch.length) for batch in plan] for plan in plans)
-    assert first == second
-    assert lengths.tolist() == before.tolist()
-
-
 @given(lengths=lengths_of_rows, budget=budgets, padding=paddings, workers=numbers_of_workers)
 def test_every_row_runs_once_longest_first_whatever_is_asked(
     lengths: Ids, budget: int, padding: Padding, workers: int

@@ -20,6 +20,7 @@ from cappy_export import ExportOptions, VerifyOptions, cpu_models, export, pipel
 from cappy_export.graphs.optimum import build_graph
 from cappy_export.proof.pairs import default_pairs
 from cappy_export.proof.reference import score_with_torch
+from tests.support.bundles import copy_bundle
 
 PAIRS = default_pairs()[:40]
 
@@ -182,7 +183,7 @@ def test_verify_with_another_checkpoint_fails_and_says_why(checkpoint: Path, bun
 
 
 def test_verify_refuses_a_damaged_bundle(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    copy = copy_bundle(tmp_path / "bundle", source=bundle)
     perturb(copy / "onnx" / "model.onnx", 0.1)
     with pytest.raises(BundleError, match=r"onnx/model\.onnx"):
         verify(copy, checkpoint)

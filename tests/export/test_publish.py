@@ -16,6 +16,7 @@ from cappy_engine.bundle import open_bundle
 from cappy_engine.cli.main import main
 from cappy_engine.errors import ExportError, ParityError
 from cappy_export import ExportOptions, export
+from tests.support.bundles import copy_bundle
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -87,7 +88,7 @@ def test_a_bundle_that_appears_during_the_export_is_kept(checkpoint: Path, bundl
 
     def say(text: str) -> None:
         if text.startswith("scoring 279 pairs in fp32"):
-            shutil.copytree(bundle, target)
+            copy_bundle(target, source=bundle)
 
     with pytest.raises(ExportError, match="exists"):
         export(checkpoint, target, say=say)
@@ -99,7 +100,7 @@ def test_a_bundle_that_appears_during_the_export_is_kept(checkpoint: Path, bundl
 def test_the_old_bundle_is_put_back_if_the_new_one_cannot_take_its_name(
     checkpoint: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    copy = copy_bundle(tmp_path / "bundle", source=bundle)
     right = Path.rename
 
     def rename(path: Path, target: Path) -> Path:
@@ -136,7 +137,7 @@ def test_sigterm_leaves_nothing_at_all(checkpoint: Path, tmp_path: Path) -> None
 
 
 def test_an_existing_bundle_is_kept_without_force(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    copy = copy_bundle(tmp_path / "bundle", source=bundle)
     before = tree(copy)
     with pytest.raises(ExportError, match="exists; choose another name, or replace it with --force"):
         export(checkpoint, copy)
@@ -144,7 +145,7 @@ def test_an_existing_bundle_is_kept_without_force(checkpoint: Path, bundle: Path
 
 
 def test_force_replaces_only_by_a_proven_bundle(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    copy = copy_bundle(tmp_path / "bundle", source=bundle)
     before = tree(copy)
     with pytest.raises(ParityError):
         export(checkpoint, copy, ExportOptions(limits=("fp32.max_error=1e-12",)), force=True)
