@@ -31,8 +31,8 @@ from cappy_export.proof.parity import candidate_groups, spearman, winner_agreeme
 from cappy_mini.mixture import EASY
 from tests.support.places import DATA, MINI, ROOT
 
-CARLYLE = (ROOT / "docs" / "examples" / "news.txt").read_text(encoding="utf-8")
-"""The example of cappy-large's model card."""
+NEWS = (ROOT / "docs" / "examples" / "news.txt").read_text(encoding="utf-8")
+"""The news article of the pages, and its question."""
 BIGBENCH_TASK = "few_shot_nlg"
 TOPICS = ["World", "Sports", "Business", "Science and technology"]
 
@@ -73,12 +73,12 @@ def pairs_of(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
 def test_a_scorer_without_a_bundle_is_cappy_mini_and_says_so() -> None:
     with Scorer.open(device="cpu") as scorer:
         assert scorer.info.bundle.startswith("cappy-mini")
-        assert scorer.rank(CARLYLE, TOPICS)[0].response == "Business"
+        assert scorer.rank(NEWS, TOPICS)[0].response == "Business"
 
 
 def test_rank_without_a_bundle_says_which_model_it_used(capsys: pytest.CaptureFixture[str]) -> None:
     candidates = [part for topic in TOPICS for part in ("--candidate", topic)]
-    assert main(["rank", "--instruction", CARLYLE, *candidates, "--json"]) == 0
+    assert main(["rank", "--instruction", NEWS, *candidates, "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)[0]["response"] == "Business"
     assert captured.err.startswith("cappy-mini, the package's own small model: int8 on cpu")
@@ -129,7 +129,7 @@ def test_the_shipped_bundle_is_what_an_export_gives_here(made: Path) -> None:
     """
     parity = open_bundle(made).manifest.document["parity"]["precisions"]
     assert parity["fp32"]["winner_agreement"] == 1.0
-    pairs = [(CARLYLE, topic) for topic in TOPICS]
+    pairs = [(NEWS, topic) for topic in TOPICS]
     with Scorer.open(device="cpu") as shipped, Scorer.open(made, precision="int8") as exported:
         np.testing.assert_allclose(shipped.score(pairs), exported.score(pairs), atol=2e-3)
 
@@ -182,6 +182,17 @@ def bigbench(task: str, split: str, count: int) -> Examples:
             labels.append(float(distance == 0))
     assert len(pairs) >= count
     return make_examples(pairs[:count], labels[:count])
+
+
+@pytest.mark.slow
+def test_adapting_to_the_pages_example_raises_its_held_out_accuracy(tmp_path: Path) -> None:
+    recipe = Recipe(epochs=4, batch_size=12, learning_rate=3e-4, dropout=0.0)
+    options = AdaptOptions(held_out_fraction=0.25)
+    before, *_, after = adapt(
+        MINI, ROOT / "docs" / "examples" / "train.jsonl", tmp_path / "adapted", recipe=recipe, options=options
+    )["log"]
+    assert before["held_out_accuracy"] < 0.2
+    assert after["held_out_accuracy"] > 0.7
 
 
 @pytest.mark.slow
