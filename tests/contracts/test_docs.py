@@ -31,6 +31,7 @@ NOT_RUN = {
     "make ": "makes environments of its own, and measures for minutes to an hour",
     "pip install": "the environment of the tests stays as it is",
     "cappy bench run --bundle ": "measures every tool, for minutes",
+    "cappy bench compare before.json": "compares results of two days",
     "cappy score docs/examples/pairs.jsonl --device": "needs a GPU",
     "cappy sample docs/examples/prompts.jsonl --endpoint": "needs a server",
     "cappy render ": "needs PromptSource and a network",
