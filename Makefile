@@ -3,8 +3,6 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DEMO := .venv-demo/bin
 TEST := .venv-test/bin
 ENGINE := .venv-engine/bin
-# What is imported is compiled at its first import. To compile all of PyTorch would take half a minute for each environment.
-PIP := --quiet --no-compile
 
 # Real texts for the benchmarks (PromptSource's and BIG-Bench's tasks), where there are some; made-up ones otherwise.
 DATA ?= $(wildcard ../shared/data)
@@ -39,8 +37,8 @@ help:
 .venv-%/ready: pyproject.toml constraints.txt
 	rm -rf .venv-$*
 	$(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/pip install $(PIP) --constraint constraints.txt torch==2.13.0
-	.venv-$*/bin/pip install $(PIP) --constraint constraints.txt --editable '.[cpu,export,train$(if $(filter test,$*),$(comma)dev)]'
+	.venv-$*/bin/pip install --quiet --constraint constraints.txt torch==2.13.0
+	.venv-$*/bin/pip install --quiet --constraint constraints.txt --editable '.[cpu,export,train$(if $(filter test,$*),$(comma)dev)]'
 	touch $@
 comma := ,
 
@@ -69,7 +67,7 @@ types: .venv-test/ready
 .venv-engine/ready: pyproject.toml constraints.txt
 	rm -rf .venv-engine
 	$(PYTHON) -m venv .venv-engine
-	$(ENGINE)/pip install $(PIP) --constraint constraints.txt --editable '.[cpu]' pytest hypothesis pytest-xdist
+	$(ENGINE)/pip install --quiet --constraint constraints.txt --editable '.[cpu]' pytest hypothesis pytest-xdist
 	touch $@
 
 engine-tests: .venv-engine/ready
@@ -79,8 +77,8 @@ engine-tests: .venv-engine/ready
 .venv-bench-%/ready: benchmarks/cappy_bench/environments/%.txt
 	rm -rf .venv-bench-$*
 	$(PYTHON) -m venv .venv-bench-$*
-	.venv-bench-$*/bin/pip install $(PIP) torch==2.13.0
-	.venv-bench-$*/bin/pip install $(PIP) --requirement $<
+	.venv-bench-$*/bin/pip install --quiet torch==2.13.0
+	.venv-bench-$*/bin/pip install --quiet --requirement $<
 	touch $@
 
 .venv-bench-node/ready: benchmarks/cappy_bench/environments/node/package.json
@@ -125,8 +123,8 @@ bench-micro: .venv-test/ready
 .venv-gpu/ready: pyproject.toml constraints.txt
 	rm -rf .venv-gpu
 	$(PYTHON) -m venv .venv-gpu
-	.venv-gpu/bin/pip install $(PIP) --constraint constraints.txt torch==2.13.0
-	.venv-gpu/bin/pip install $(PIP) --constraint constraints.txt --editable '.[gpu,export]' 'tensorrt-cu13<11'
+	.venv-gpu/bin/pip install --quiet --constraint constraints.txt torch==2.13.0
+	.venv-gpu/bin/pip install --quiet --constraint constraints.txt --editable '.[gpu,export]' 'tensorrt-cu13<11'
 	touch $@
 
 # Made once: an export of cappy-large's size takes minutes. Remove the folder to export again.
