@@ -1,6 +1,7 @@
 # `make demo` and `make test` need Python 3.11 or newer and nothing else: each makes its own virtual environment.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-DEMO := .venv-demo/bin
+# The demo runs in the tests' environment where there is one: it has all that the demo's own would have.
+DEMO := $(if $(wildcard .venv-test/ready),.venv-test,.venv-demo)
 TEST := .venv-test/bin
 ENGINE := .venv-engine/bin
 
@@ -42,11 +43,11 @@ help:
 	touch $@
 comma := ,
 
-demo: .venv-demo/ready
+demo: $(DEMO)/ready
 	rm -rf demo
-	$(DEMO)/cappy export export/cappy_mini/checkpoint demo/bundle --precision fp32 --precision int8
-	$(DEMO)/cappy score docs/examples/pairs.jsonl --bundle demo/bundle
-	$(DEMO)/cappy rank --bundle demo/bundle --precision int8 --instruction "$$(cat docs/examples/news.txt)" \
+	$(DEMO)/bin/cappy export export/cappy_mini/checkpoint demo/bundle --precision fp32 --precision int8
+	$(DEMO)/bin/cappy score docs/examples/pairs.jsonl --bundle demo/bundle
+	$(DEMO)/bin/cappy rank --bundle demo/bundle --precision int8 --instruction "$$(cat docs/examples/news.txt)" \
 		--candidate World --candidate Sports --candidate Business --candidate "Science and technology"
 
 # The engine's tests run where PyTorch is not installed, as the engine itself does.

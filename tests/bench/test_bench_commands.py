@@ -26,14 +26,15 @@ from cappy_engine.errors import BenchmarkError
 from tests.support.fake_tools import FakeTool, Measure, row_of, spec
 from tests.support.places import MINI
 
+MADE_UP_PEAK = {"fp32": {"flops": 1e12, "how": "made up"}, "int8": {"flops": 2e12, "how": "made up"}}
+
 
 def test_the_packages_own_model_is_measured_on_ones_own_texts_in_an_empty_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the real engine; the machine's peak, which takes long, is made up."""
     monkeypatch.chdir(tmp_path)
-    peak = {"fp32": {"flops": 1e12, "how": "made up"}, "int8": {"flops": 2e12, "how": "made up"}}
-    monkeypatch.setattr(measuring, "measure_peak", lambda threads: peak)
+    monkeypatch.setattr(measuring, "measure_peak", lambda threads: MADE_UP_PEAK)
     words = make_pool([f"word{place}" for place in range(50)], seed=0, count=60)
     lines = [json.dumps({"instruction": first, "response": second}) for first, second in words]
     Path("pairs.jsonl").write_text("\n".join(lines))
@@ -136,8 +137,13 @@ def test_the_last_line_of_a_run_is_its_result(
 
 @pytest.mark.slow
 def test_the_tools_of_this_environment_give_the_references_scores(
-    checkpoint: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path,
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(measuring, "measure_peak", lambda threads: MADE_UP_PEAK)
     names = [one.name for one in SPECS if one.environment == "main" and one.name != "torch-compile"]
     out = tmp_path / "result.json"
     main(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from cappy_engine.cli.main import main
 from cappy_export import ExportOptions, export
 from cappy_export.adaptation.samples import read_samples
 from tests.support.absent import EXPORTER, run_without
-from tests.support.places import DATA, MINI
 from tests.support.protocol_rows import GOOD, choice, samples, write
 
 
@@ -104,22 +102,6 @@ def test_an_empty_file_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "empty.jsonl").touch()
     assert main(["evaluate", "promptsource", str(tmp_path / "empty.jsonl")]) == 1
     assert "holds no examples" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_on_trained_weights_and_real_tasks_fp32_decides_as_pytorch(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = DATA / "promptsource_test.jsonl.gz"
-    if not source.is_file():
-        pytest.skip(f"needs {source}")
-    (tmp_path / "tasks.jsonl").write_bytes(gzip.decompress(source.read_bytes()))
-    export(MINI, tmp_path / "bundle", ExportOptions(precisions=("fp32", "int8")))
-    command = ["evaluate", "promptsource", str(tmp_path / "tasks.jsonl"), "--bundle", str(tmp_path / "bundle")]
-    assert main([*command, "--against", str(MINI), "--precision", "fp32", "--examples", "3", "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert len(document["averages"]["PyTorch"]["datasets"]) == 11
-    assert document["agreement"]["fp32 against PyTorch"]["share"] == 1
 
 
 @pytest.fixture

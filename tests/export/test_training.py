@@ -157,7 +157,7 @@ def test_killed_with_sigkill_and_resumed_the_command_ends_with_the_same_weights(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     train = write_examples(tmp_path / "train.jsonl", colour_examples(200))
-    options = ["--batch-size", "16", "--epochs", "12", "--learning-rate", "1e-3", "--save-every", "5"]
+    options = ["--batch-size", "16", "--epochs", "4", "--learning-rate", "1e-3", "--save-every", "5"]
 
     def command(out: str, *more: str) -> list[str]:
         arguments = ["adapt", str(checkpoint), str(train), str(tmp_path / out), *options, *more]

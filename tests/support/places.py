@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / "export" / "cappy_mini" / "checkpoint"
@@ -20,3 +24,19 @@ def parity_pairs() -> list[tuple[str, str]]:
     lines = (ROOT / "export" / "cappy_export" / "proof" / "parity_pairs.jsonl").read_text(encoding="utf-8")
     rows = map(json.loads, lines.split("\n")[:-1])
     return [(row["instruction"], row["response"]) for row in rows]
+
+
+def write_parity_pairs(path: Path, *, every: int) -> Path:
+    """Write every n-th of the parity pairs as JSON Lines, for an export that is to be proven sooner; returns `path`."""
+    rows = [{"instruction": instruction, "response": response} for instruction, response in parity_pairs()[::every]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def data_rows(name: str) -> list[dict[str, Any]]:
+    """Read the rows of a packed file of `DATA`; skips the test where it is not there."""
+    path = DATA / name
+    if not path.is_file():
+        pytest.skip(f"needs {path}")
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
