@@ -20,7 +20,7 @@ from cappy_engine.batching import Batch, EncodedPairs, Ids, model_inputs, plan_b
 from cappy_engine.bundle import EMBEDDED, open_bundle
 from cappy_engine.cpu.execution import BATCH_TOKENS
 from cappy_engine.pairs import Pair
-from cappy_engine.scorer import Scored
+from cappy_engine.scored import Scored
 from cappy_engine.session import OrtSession, open_session
 from cappy_engine.tokenizer import PairTokenizer
 

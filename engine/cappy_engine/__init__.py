@@ -26,7 +26,8 @@ from cappy_engine.errors import (
 )
 from cappy_engine.options import ScorerInfo, ScorerOptions
 from cappy_engine.ranking import Candidate
-from cappy_engine.scorer import Scored, Scorer
+from cappy_engine.scored import Scored
+from cappy_engine.scorer import Scorer
 
 __version__ = "0.1.0"
 __all__ = [

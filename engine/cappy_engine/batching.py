@@ -13,14 +13,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from cappy_engine.checks import check_count, check_word
+
 Ids = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 Padding = Literal["removed", "avoided", "allowed"]
+PADDINGS: tuple[Padding, ...] = get_args(Padding)
 FAIR_ROUNDS = 4
 WORTH_WAITING = 1.3
 """How much longer than with equal shares the last worker may take; threads that share a batch lose 5 to 30%."""
@@ -31,13 +34,15 @@ class EncodedPairs:
     """Token ids of n pairs, as `PairTokenizer.encode` makes them.
 
     `token_ids` and `type_ids` hold n arrays (length,) int64. `lengths` is (n,) int64, in tokens. `truncated` is (n,)
-    bool: true where tokens were cut off to stay within the model's maximum.
+    bool: true where tokens were cut off to stay within the model's maximum. `without_instruction` are the places of
+    pairs whose instruction has no tokens.
     """
 
     token_ids: Sequence[Ids]
     type_ids: Sequence[Ids]
     lengths: Ids
     truncated: npt.NDArray[np.bool_]
+    without_instruction: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -58,12 +63,14 @@ class EncodedPairs:
                 firsts.append(row)
             places[row] = place
         chosen = np.array(firsts, dtype=np.int64)
+        without = set(self.without_instruction)
         return (
             EncodedPairs(
                 [self.token_ids[row] for row in firsts],
                 [self.type_ids[row] for row in firsts],
                 self.lengths[chosen],
                 self.truncated[chosen],
+                tuple(place for place, row in enumerate(firsts) if row in without),
             ),
             places,
         )
@@ -86,8 +93,8 @@ class Batch:
 class Grouping:
     """The limits of batches: their largest size in tokens, the way with padding, and the lengths to pad to.
 
-    `buckets` ascend to the longest pair; they are empty where batches may have any length. Raises ValueError for
-    `max_batch_tokens` below 1.
+    `buckets` ascend to the longest pair; they are empty where batches may have any length. Raises ValueError for a
+    `max_batch_tokens` that is not a whole number of at least 1, and for an unknown `padding`.
     """
 
     max_batch_tokens: int
@@ -95,8 +102,8 @@ class Grouping:
     buckets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_batch_tokens < 1:
-            raise ValueError(f"max_batch_tokens must be at least 1, got {self.max_batch_tokens}")
+        object.__setattr__(self, "max_batch_tokens", check_count("max_batch_tokens", self.max_batch_tokens))
+        check_word("padding", self.padding, PADDINGS)
 
     def changed(self, *, max_batch_tokens: int | None, padding: Padding | None) -> Grouping:
         """Return the grouping with other limits; None keeps a limit.
@@ -104,10 +111,13 @@ class Grouping:
         With buckets, there are engines for these lengths and for batches up to this size only: larger batches and
         another padding are not taken.
         """
-        budget = self.max_batch_tokens if max_batch_tokens is None else max_batch_tokens
+        asked = Grouping(
+            self.max_batch_tokens if max_batch_tokens is None else max_batch_tokens,
+            self.padding if padding is None else padding,
+        )
         if self.buckets:
-            return dataclasses.replace(self, max_batch_tokens=min(budget, self.max_batch_tokens))
-        return Grouping(budget, padding or self.padding)
+            return dataclasses.replace(self, max_batch_tokens=min(asked.max_batch_tokens, self.max_batch_tokens))
+        return asked
 
 
 @dataclass(frozen=True)

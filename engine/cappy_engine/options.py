@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self, cast
 
 from cappy_engine.batching import Padding
 from cappy_engine.bundle import PRECISIONS
+from cappy_engine.checks import check_count, check_word, described
 from cappy_engine.cpu.execution import MODES
 from cappy_engine.errors import DeviceUnavailable, PrecisionUnavailable
+from cappy_engine.pairs import MAX_TEXT_CHARS
 from cappy_engine.session import DEVICES
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
@@ -74,22 +76,17 @@ class ScorerOptions:
     max_batch_tokens: Annotated[int | None, Asked("tokens in a batch (default: as tuned, or by device)", least=1)] = (
         None
     )
+    max_text_chars: Annotated[int, Asked("a longer text is refused before it takes memory", least=1)] = MAX_TEXT_CHARS
 
     def __post_init__(self) -> None:
         for name, choices in (("device", DEVICES), ("precision", PRECISIONS), ("mode", MODES)):
+            check_word(name, getattr(self, name), ("auto", *choices))
+        for name in ("threads", "max_batch_tokens", "max_text_chars"):
             value = getattr(self, name)
-            if value not in ("auto", *choices):
-                raise ValueError(f"unknown {name} {value!r}; choose from auto, {', '.join(choices)}")
-        for name in ("threads", "max_batch_tokens"):
-            value = getattr(self, name)
-            if value is not None:
-                check_positive(**{name: value})
+            if value is not None or name == "max_text_chars":
+                object.__setattr__(self, name, check_count(name, value))
         if self.gpus is not None:
-            object.__setattr__(self, "gpus", tuple(self.gpus))
-            if self.device not in ("cuda", "tensorrt"):
-                raise ValueError(
-                    f"gpus {list(self.gpus)} need a device that has some: cuda or tensorrt, not {self.device!r}"
-                )
+            object.__setattr__(self, "gpus", _check_gpus(self.gpus, self.device))
 
     def to_json(self) -> str:
         """Write the options as a JSON object; `from_json` reads it.
@@ -102,7 +99,10 @@ class ScorerOptions:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read what `to_json` wrote. Raises ValueError for anything else, also for an option that does not exist."""
-        fields = json.loads(text)
+        try:
+            fields = json.loads(text)
+        except RecursionError as error:
+            raise ValueError("scorer options are a JSON object, got one that is nested too deeply") from error
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(fields, dict) or not fields.keys() <= names:
             raise ValueError(f"scorer options are a JSON object with some of {sorted(names)}, got {text[:80]!r}")
@@ -157,11 +157,14 @@ def choose_precision(asked: str, device: str, available: Sequence[str]) -> tuple
     return found, "asked for" if asked != "auto" else f"auto: the first of {', '.join(order)} in the bundle"
 
 
-def check_positive(**options: int) -> None:
-    """Raise ValueError for an option below 1, by its name.
-
-    >>> check_positive(threads=1)
-    """
-    for name, value in options.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+def _check_gpus(gpus: object, device: str) -> tuple[int, ...]:
+    """Return the numbers of GPUs; ValueError for anything else, and for a device that has none."""
+    if isinstance(gpus, (str, bytes)) or not isinstance(gpus, Iterable):
+        problem = f"gpus must be a list of GPUs' numbers, as in [0, 1], got {described(gpus)}"
+        raise ValueError(problem)  # noqa: TRY004 - as for all options
+    numbers = tuple(check_count("a number in gpus", number, least=0) for number in gpus)
+    if not numbers:
+        raise ValueError("gpus must name at least one GPU, as in [0], got an empty list")
+    if device not in ("cuda", "tensorrt"):
+        raise ValueError(f"gpus {list(numbers)} need a device that has some: cuda or tensorrt, not {device!r}")
+    return numbers

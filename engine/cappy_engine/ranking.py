@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,25 +24,26 @@ class Candidate:
     is_exact: bool = False
 
 
-def first_best(scores: Sequence[float] | npt.NDArray[np.floating]) -> int:
+def first_best(scores: Iterable[float]) -> int:
     """Find the place of the greatest score; the first wins a tie.
 
     >>> first_best([0.2, 0.9, 0.9])
     1
     """
-    return int(np.argmax(scores))
+    return int(np.argmax(_listed(scores)))
 
 
-def near_best(scores: npt.NDArray[np.float32], margin: float) -> list[int]:
+def near_best(scores: Iterable[float], margin: float) -> list[int]:
     """List the places of scores, (n,) float32, at most `margin` below the greatest.
 
     >>> near_best(np.array([0.2, 0.9, 0.85], dtype=np.float32), 0.1)
     [1, 2]
     """
-    return [int(place) for place in np.flatnonzero(scores >= scores.max() - margin)]
+    listed = _listed(scores)
+    return [int(place) for place in np.flatnonzero(listed >= listed.max() - margin)]
 
 
-def best_first(scores: npt.NDArray[np.float32], exact: Mapping[int, float]) -> list[int]:
+def best_first(scores: Iterable[float], exact: Mapping[int, float]) -> list[int]:
     """Order the places of scores, (n,) float32: those with an `exact` score first, by it, then the others by theirs.
 
     Among equals the first comes first.
@@ -50,4 +51,10 @@ def best_first(scores: npt.NDArray[np.float32], exact: Mapping[int, float]) -> l
         >>> best_first(np.array([0.2, 0.9, 0.85], dtype=np.float32), {1: 0.8, 2: 0.81})
         [2, 1, 0]
     """
-    return sorted(range(len(scores)), key=lambda place: (place not in exact, -exact.get(place, float(scores[place]))))
+    listed = _listed(scores).tolist()
+    return sorted(range(len(listed)), key=lambda place: (place not in exact, -exact.get(place, listed[place])))
+
+
+def _listed(scores: Iterable[float]) -> npt.NDArray[np.floating]:
+    """Return an array of the scores in the order of iteration: a pandas Series is indexed by its labels."""
+    return scores if isinstance(scores, np.ndarray) else np.array(list(scores), dtype=np.float64)

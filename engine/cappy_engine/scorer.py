@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
-import numpy.typing as npt
 
-from cappy_engine.batching import Batch, EncodedPairs, Ids, Padding, Scores
+from cappy_engine.batching import Batch, EncodedPairs, Padding, Scores
 from cappy_engine.bundle import EMBEDDED, Bundle, open_bundle
-from cappy_engine.errors import InvalidPair, ScoringError
+from cappy_engine.checks import check_flag
+from cappy_engine.errors import ScoringError
 from cappy_engine.opening import open_runner
 from cappy_engine.options import Device, Mode, Precision, ScorerInfo, ScorerOptions
+from cappy_engine.pairs import MAX_TEXT_CHARS, Pair, TooLong, candidate_pairs
 from cappy_engine.ranking import Candidate, best_first, near_best
 from cappy_engine.runner import CLOSED, Runner
+from cappy_engine.scored import Scored
 from cappy_engine.tokenizer import PairTokenizer
 
 EMBEDDED_NAME = "cappy-mini, the package's own small model"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Scores (n,) float32 in input order, `token_counts` (n,) int64 and `truncated` (n,) bool."""
-
-    scores: Scores
-    token_counts: Ids
-    truncated: npt.NDArray[np.bool_]
 
 
 class Scorer:
@@ -42,7 +34,7 @@ class Scorer:
     @classmethod
     def open(
         cls,
-        bundle: str | Path | None = None,
+        bundle: str | Path = EMBEDDED,
         *,
         device: Device = "auto",
         precision: Precision = "auto",
@@ -50,8 +42,9 @@ class Scorer:
         mode: Mode = "auto",
         max_batch_tokens: int | None = None,
         gpus: Sequence[int] | None = None,
+        max_text_chars: int = MAX_TEXT_CHARS,
     ) -> Self:
-        """Open a bundle for scoring; None is cappy-mini, the small model in the package.
+        """Open a bundle for scoring; without one it is cappy-mini, the small model in the package.
 
             >>> with Scorer.open("cappy-bundle", precision="int8") as scorer:
             ...     scores = scorer.score([("Is the sky blue?", "Yes")])
@@ -72,7 +65,7 @@ class Scorer:
         - "auto": what `cappy tune` measured here, else "both" for models up to 512 MB and "latency" for larger ones.
 
         With one thread, or off the CPU, the modes are one. A batch holds at most `max_batch_tokens` tokens (None: as
-        tuned, else 512 on the CPU and 16,384 on GPUs).
+        tuned, else 512 on the CPU and 16,384 on GPUs). A text of more than `max_text_chars` characters is refused.
 
         What is asked for by name is what runs, or an error is raised. `info` says what "auto" chose, and why.
 
@@ -87,22 +80,24 @@ class Scorer:
                 threads=threads,
                 mode=mode,
                 max_batch_tokens=max_batch_tokens,
-                gpus=None if gpus is None else tuple(gpus),
+                gpus=cast("tuple[int, ...] | None", gpus),  # which it makes of any collection of numbers
+                max_text_chars=max_text_chars,
             ),
         )
 
     @classmethod
-    def open_with(cls, bundle: str | Path | None = None, options: ScorerOptions | None = None) -> Self:
+    def open_with(cls, bundle: str | Path = EMBEDDED, options: ScorerOptions | None = None) -> Self:
         """Open a bundle with all options in one object, which pickles and writes itself as JSON.
 
         >>> scorer = Scorer.open_with("cappy-bundle", ScorerOptions(precision="int8", threads=4))
 
         Raises what `open` raises.
         """
-        found = open_bundle(EMBEDDED if bundle is None else bundle)
-        name = EMBEDDED_NAME if bundle is None else str(bundle)
-        runner, info = open_runner(found, options or ScorerOptions(), name=name)
-        tokenizer = PairTokenizer.from_file(found.file("tokenizer.json"), max_length=info.max_length)
+        found, asked = open_bundle(bundle), options or ScorerOptions()
+        runner, info = open_runner(found, asked, name=EMBEDDED_NAME if bundle == EMBEDDED else str(bundle))
+        tokenizer = PairTokenizer.from_file(
+            found.file("tokenizer.json"), max_length=info.max_length, max_text_chars=asked.max_text_chars
+        )
         return cls(tokenizer, runner, bundle=found, info=info)
 
     def __init__(
@@ -134,42 +129,42 @@ class Scorer:
         """Give the runner, which plans and runs batches."""
         return self._runner
 
-    def score(self, pairs: Sequence[Sequence[str]]) -> Scores:
+    def score(self, pairs: Iterable[Sequence[str]], *, too_long: TooLong = "truncate") -> Scores:
         """Score (instruction, response) pairs: (n,) float32, in input order; about 0 to 1, not clipped.
 
-        A pair too long for the model is truncated as in training. A warning is logged with the count; `score_pairs`
-        tells which ones.
+        A pair too long for the model is truncated as in training; with `too_long="refuse"` it is an InvalidPair. A
+        warning is logged with the count of truncated pairs, and of empty instructions; `score_pairs` tells which ones.
 
             >>> scorer.score([("Is the sky blue?", "Yes"), ("Is the sky blue?", "No")])
             array([0.93, 0.08], dtype=float32)
 
         Raises InvalidPair (with the index) and ScoringError.
         """
-        scored = self.score_pairs(pairs)
-        if scored.truncated.any():
-            count, first = int(scored.truncated.sum()), int(scored.truncated.argmax())
-            log.warning("%d of %d pairs were truncated, the first is pair %d", count, len(scored.scores), first)
+        scored = self.score_pairs(pairs, too_long=too_long)
+        for remark in scored.remarks():
+            log.warning("%s", remark)
         return scored.scores
 
     def score_pairs(
         self,
-        pairs: Sequence[Sequence[str]],
+        pairs: Iterable[Sequence[str]],
         *,
+        too_long: TooLong = "truncate",
         max_batch_tokens: int | None = None,
         padding: Padding | None = None,
         progress: Callable[[int, int], object] = lambda pairs, tokens: None,
     ) -> Scored:
         """Score like `score`, and tell the number of tokens and the truncation of every pair.
 
-        The options are those of `score_encoded`. Raises InvalidPair (with the index) and ScoringError.
+        The other options are those of `score_encoded`. Raises InvalidPair (with the index) and ScoringError.
 
             >>> scorer.score_pairs([("Is the sky blue?", "Yes")]).token_counts
             array([10])
         """
-        encoded = self.encode(pairs)
+        encoded = self.encode(pairs, too_long=too_long)
         return self.score_encoded(encoded, max_batch_tokens=max_batch_tokens, padding=padding, progress=progress)
 
-    def encode(self, pairs: Sequence[Sequence[str]]) -> EncodedPairs:
+    def encode(self, pairs: Iterable[Sequence[str]], *, too_long: TooLong = "truncate") -> EncodedPairs:
         """Tokenise (instruction, response) pairs, without scoring them.
 
         Each distinct text is tokenised once. Raises InvalidPair, with the index.
@@ -178,7 +173,7 @@ class Scorer:
             >>> scorer.score_encoded(encoded).scores
             array([0.93], dtype=float32)
         """
-        return self._tokenizer.encode(pairs)
+        return self._tokenizer.encode(pairs, too_long=too_long)
 
     def score_encoded(
         self,
@@ -203,10 +198,19 @@ class Scorer:
 
         grouping = self._runner.grouping.changed(max_batch_tokens=max_batch_tokens, padding=padding)
         found = self._runner.run(distinct, grouping=grouping, progress=report)
-        return Scored(_finite(found[places]), encoded.lengths, encoded.truncated)
+        return Scored(_finite(found[places]), encoded.lengths, encoded.truncated, encoded.without_instruction)
 
-    def rank(self, instruction: str, candidates: Sequence[str], *, exact_winner: bool = False) -> list[Candidate]:
+    def rank(
+        self,
+        instruction: str,
+        candidates: Iterable[str],
+        *,
+        exact_winner: bool = False,
+        too_long: TooLong = "truncate",
+    ) -> list[Candidate]:
         """Score each candidate as the response to `instruction`, best first; the first wins a tie.
+
+        `candidates` may be any collection of texts, a column of a table too. It is gone through once.
 
             >>> scorer.rank("Is the sky blue?", ["Yes", "No"])[0].response
             'Yes'
@@ -220,16 +224,17 @@ class Scorer:
         Raises InvalidPair, whose index is the candidate's, and ScoringError. With `exact_winner`, raises
         PrecisionUnavailable if the bundle has no fp32 model, and BundleError if it tells no errors.
         """
-        if isinstance(candidates, str):
-            raise InvalidPair(0, f"candidates must be a list of strings, got one str: {candidates[:40]!r}")
-        pairs = [(instruction, candidate) for candidate in candidates]
+        check_flag("exact_winner", exact_winner)
+        pairs = candidate_pairs(instruction, candidates)
         margin = self._winner_margin() if exact_winner else 0.0
-        scored = self.score_pairs(pairs)
+        scored = self.score_pairs(pairs, too_long=too_long)
+        if scored.without_instruction:
+            log.warning("the instruction is empty")
         exact = self._rescore(pairs, near_best(scored.scores, margin)) if margin and pairs else {}
         return [
             Candidate(
                 place,
-                candidates[place],
+                pairs[place][1],
                 exact.get(place, float(scored.scores[place])),
                 bool(scored.truncated[place]),
                 place in exact,
@@ -262,7 +267,7 @@ class Scorer:
         self._bundle.model("fp32", self.info.device)  # or PrecisionUnavailable
         return 2 * self._bundle.largest_error(self.info.precision, self.info.device)
 
-    def _rescore(self, pairs: Sequence[tuple[str, str]], near: Sequence[int]) -> dict[int, float]:
+    def _rescore(self, pairs: Sequence[Pair], near: Sequence[int]) -> dict[int, float]:
         """Score the `near` pairs in fp32; returns scores by place, none if one candidate is alone."""
         if len(near) < 2:
             return {}

@@ -8,7 +8,7 @@ for a million. Where the special tokens go is learnt from the library when the t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from cappy_engine.batching import EncodedPairs, Ids
-from cappy_engine.errors import BundleError
-from cappy_engine.pairs import check_pairs
+from cappy_engine.checks import check_word
+from cappy_engine.errors import BundleError, InvalidPair
+from cappy_engine.pairs import MAX_TEXT_CHARS, TOO_LONG, TooLong, check_pairs
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,25 @@ class PairTokenizer:
     """Tokenises pairs; each distinct text of a call once, so an instruction costs the same for any count of candidates.
 
     `tokenizer` needs `encode_batch_fast(texts, add_special_tokens=False)`; `max_length` counts special tokens too.
+    Texts of more than `max_text_chars` characters are refused. Raises BundleError if special tokens alone are too many.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, max_length: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, max_length: int, max_text_chars: int = MAX_TEXT_CHARS) -> None:
         self._tokenizer = tokenizer
         self.template = find_template(tokenizer)
         self.max_length = max_length
+        self.max_text_chars = max_text_chars
+        if self.template.special_tokens > max_length:
+            raise BundleError(
+                f"this tokenizer puts {self.template.special_tokens} special tokens around a pair, and the model takes "
+                f"{max_length} tokens; export the bundle again, with its own tokenizer"
+            )
 
     @classmethod
-    def from_file(cls, path: Path, *, max_length: int) -> PairTokenizer:
+    def from_file(cls, path: Path, *, max_length: int, max_text_chars: int = MAX_TEXT_CHARS) -> PairTokenizer:
         """Open a `tokenizer.json`; truncation and padding set in the file are ignored.
 
-        Raises BundleError if the file is not a tokenizer, or joins pairs in an unknown way.
+        Raises BundleError if the file is not a tokenizer, or joins pairs in an unknown way or with too many tokens.
         """
         try:
             tokenizer = Tokenizer.from_file(str(path))
@@ -68,14 +76,16 @@ class PairTokenizer:
             raise BundleError(f"{path.name} is not a tokenizer: {error}") from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        return cls(tokenizer, max_length=max_length)
+        return cls(tokenizer, max_length=max_length, max_text_chars=max_text_chars)
 
-    def encode(self, pairs: Sequence[Sequence[str]]) -> EncodedPairs:
+    def encode(self, pairs: Iterable[Sequence[str]], *, too_long: TooLong = "truncate") -> EncodedPairs:
         """Tokenise n pairs, truncated to `max_length` by cutting the longer text first.
 
-        Raises InvalidPair, with the index, for what is not a pair of valid strings.
+        Raises InvalidPair, with the index, for what is not a pair of valid strings, and with `too_long="refuse"` for a
+        pair that would be truncated.
         """
-        checked = check_pairs(pairs)
+        check_word("too_long", too_long, TOO_LONG)
+        checked = check_pairs(pairs, max_text_chars=self.max_text_chars)
         texts = list(dict.fromkeys(text for pair in checked for text in pair))
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         ids = {text: np.array(found.ids, dtype=np.int64) for text, found in zip(texts, encodings, strict=True)}
@@ -86,11 +96,18 @@ class PairTokenizer:
             first, second = ids[instruction], ids[response]
             kept = truncate_longest_first(len(first), len(second), budget)
             truncated[row] = kept != (len(first), len(second))
+            if truncated[row] and too_long == "refuse":
+                raise InvalidPair(
+                    row,
+                    f"has {len(first) + len(second) + self.template.special_tokens} tokens, and the model takes "
+                    f"{self.max_length}; shorten it, or let it be cut: too_long truncate",
+                )
             first, second = first[: kept[0]], second[: kept[1]]
             token_ids.append(self.template.join(first, second))
             type_ids.append(self.template.join_types(first, second))
         lengths = np.array([len(row_ids) for row_ids in token_ids], dtype=np.int64)
-        return EncodedPairs(token_ids, type_ids, lengths, truncated)
+        without_instruction = tuple(row for row, (instruction, _) in enumerate(checked) if not len(ids[instruction]))
+        return EncodedPairs(token_ids, type_ids, lengths, truncated, without_instruction)
 
 
 def truncate_longest_first(first: int, second: int, budget: int) -> tuple[int, int]:

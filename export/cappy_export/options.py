@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Annotated
 
 from cappy_engine.bundle import PRECISIONS, TARGETS
+from cappy_engine.checks import check_count, check_flag
 from cappy_engine.errors import ExportError
-from cappy_engine.options import Asked, check_positive
+from cappy_engine.options import Asked
 from cappy_export.proof.limits import Limits, parse_limits
 
 Say = Callable[[str], object]
@@ -90,7 +91,9 @@ class ExportOptions:
         _set(self, "limits", _listed("limits", self.limits))
         if self.pairs is not None:
             _set(self, "pairs", Path(self.pairs))
-        check_positive(buckets=self.buckets, max_length=self.max_length)
+        for name in ("buckets", "max_length"):
+            _set(self, name, check_count(name, getattr(self, name)))
+        check_flag("accurate_int8", self.accurate_int8)
         parse_limits(self.limits)
         self._check_targets()
         self._check_int8()

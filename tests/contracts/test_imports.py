@@ -22,9 +22,9 @@ from tests.support.sources import (
 )
 
 LAYERS = """
-errors, storage
+errors, storage, checks
 < pairs, batching, buckets, session, bundle, ranking
-< tokenizer, runner, cpu/, gpu/
+< tokenizer, runner, scored, cpu/, gpu/
 < options < opening < scorer
 < tuning, slim, bulk/, serving/, testing
 < cli/

@@ -8,13 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cappy_engine import Scorer
 from cappy_engine.errors import DeviceUnavailable, PrecisionUnavailable
 from cappy_engine.options import ScorerOptions, choose_precision
 
-EVERY = ScorerOptions(device="cuda", gpus=(1, 0), precision="fp16", threads=3, mode="throughput", max_batch_tokens=4096)
+EVERY = ScorerOptions(
+    device="cuda",
+    gpus=(1, 0),
+    precision="fp16",
+    threads=3,
+    mode="throughput",
+    max_batch_tokens=4096,
+    max_text_chars=1000,
+)
 
 
 @pytest.mark.parametrize("options", [ScorerOptions(), EVERY], ids=["defaults", "every option"])
@@ -93,11 +102,53 @@ def test_a_bundle_without_a_model_for_the_device_tells_how_to_get_one(device: st
         ({"threads": -2}, "threads must be at least 1, got -2"),
         ({"max_batch_tokens": 0}, "max_batch_tokens must be at least 1, got 0"),
         ({"max_batch_tokens": -1}, "max_batch_tokens must be at least 1, got -1"),
+        ({"max_text_chars": 0}, "max_text_chars must be at least 1, got 0"),
+        ({"device": None}, "unknown device None; choose from auto, cpu, cuda"),
+        ({"precision": ["fp32"]}, r"unknown precision \['fp32'\]; choose from auto, fp32"),
+        ({"mode": True}, "unknown mode True; choose from auto, latency"),
+        ({"threads": True}, "threads must be a whole number of at least 1, got bool True"),
+        ({"threads": 2.5}, "threads must be a whole number of at least 1, got float 2.5"),
+        ({"threads": "2"}, "threads must be a whole number of at least 1, got str '2'"),
+        ({"max_batch_tokens": float("nan")}, "max_batch_tokens must be a whole number of at least 1, got float nan"),
+        ({"max_batch_tokens": "512"}, "max_batch_tokens must be a whole number of at least 1, got str '512'"),
+        ({"max_text_chars": None}, "max_text_chars must be a whole number of at least 1, got NoneType None"),
+        ({"device": "cuda", "gpus": 0}, r"gpus must be a list of GPUs' numbers, as in \[0, 1\], got int 0"),
+        ({"device": "cuda", "gpus": "01"}, "gpus must be a list of GPUs' numbers, .*, got str '01'"),
+        ({"device": "cuda", "gpus": []}, "gpus must name at least one GPU"),
+        ({"device": "cuda", "gpus": [True]}, "a number in gpus must be a whole number of at least 0, got bool True"),
+        ({"device": "cuda", "gpus": ["0"]}, "a number in gpus must be a whole number of at least 0, got str '0'"),
+        ({"device": "cuda", "gpus": [-1]}, "a number in gpus must be at least 0, got -1"),
     ],
 )
 def test_an_option_out_of_range_is_a_wrong_argument(bundle: Path, options: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         Scorer.open(bundle, **options)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"threads": true}',
+        '{"threads": 2.0}',
+        '{"threads": "2"}',
+        '{"threads": NaN}',
+        '{"max_text_chars": null}',
+        '{"gpus": "0", "device": "cuda"}',
+        '{"gpus": [0.0], "device": "cuda"}',
+        '{"mode": 3}',
+        "[" * 100_000,
+    ],
+)
+def test_options_from_json_are_checked_as_others_are(text: str) -> None:
+    with pytest.raises(ValueError, match=r"must be a|unknown mode 3|nested too deeply"):
+        ScorerOptions.from_json(text)
+
+
+def test_numpys_whole_numbers_become_pythons() -> None:
+    threads: Any = np.int32(2)
+    gpus: Any = np.array([1, 0])
+    options = ScorerOptions(device="cuda", threads=threads, gpus=gpus)
+    assert ScorerOptions.from_json(options.to_json()) == options == ScorerOptions(device="cuda", threads=2, gpus=(1, 0))
 
 
 def test_an_unknown_option_is_an_error(bundle: Path) -> None:

@@ -2,24 +2,162 @@
 
 from __future__ import annotations
 
+import collections
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cappy_engine.errors import InvalidPair
-from cappy_engine.pairs import check_pairs
+from cappy_engine.pairs import candidate_pairs, check_pairs
+from tests.support.columns import ArrowScalar, ArrowTable, Frame, Once, Series
+
+PAIRS = [("a", "b"), ("c", "d")]
 
 
-def test_pairs_may_be_tuples_or_lists_from_any_iterable() -> None:
-    expected = [("a", "b"), ("c", "d")]
-    assert check_pairs(expected) == expected
-    assert check_pairs([["a", "b"], ["c", "d"]]) == expected
-    assert check_pairs(pair for pair in expected) == expected
+class Named(NamedTuple):
+    instruction: str
+    response: str
+
+
+class Label(str, Enum):  # noqa: UP042 - str() of it is "Label.YES"
+    YES = "yes"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        list,
+        tuple,
+        iter,
+        Once,
+        Series,
+        collections.deque,
+        lambda pairs: (pair for pair in pairs),
+        lambda pairs: dict(pairs).items(),
+        lambda pairs: dict(enumerate(pairs)).values(),
+        lambda pairs: dict.fromkeys(pairs).keys(),
+        lambda pairs: [list(pair) for pair in pairs],
+        lambda pairs: [Named(*pair) for pair in pairs],
+        lambda pairs: [Series(pair) for pair in pairs],
+        lambda pairs: [ArrowScalar(list(pair)) for pair in pairs],
+        lambda pairs: [tuple(map(ArrowScalar, pair)) for pair in pairs],
+        lambda pairs: [np.array(pair) for pair in pairs],
+        lambda pairs: np.array(pairs),
+        lambda pairs: np.array(pairs, dtype=object),
+        lambda pairs: np.array(pairs, dtype=[("instruction", "U1"), ("response", object)]),
+        lambda pairs: zip(*(np.array(column) for column in zip(*pairs, strict=True)), strict=True),
+    ],
+)
+def test_pairs_may_be_rows_of_two_from_any_iterable(make: Callable[[Any], Any]) -> None:
+    checked = check_pairs(make(PAIRS))
+    assert checked == PAIRS
+    assert {type(text) for pair in checked for text in pair} == {str}
     assert check_pairs([]) == []
+
+
+def test_a_set_of_pairs_is_taken_in_its_own_order() -> None:
+    pairs = {(letter, "b") for letter in "acdefg"}
+    assert check_pairs(pairs) == list(pairs)
+
+
+def test_an_iterable_is_gone_through_once() -> None:
+    pairs, candidates = Once(PAIRS), Once(["b", "d"])
+    check_pairs(pairs)
+    candidate_pairs("a", candidates)
+    assert pairs.count == candidates.count == 1
+
+
+def test_an_error_of_the_users_own_generator_is_passed_on() -> None:
+    def pairs() -> Any:
+        yield ("a", "b")
+        raise TypeError("mine")
+
+    with pytest.raises(TypeError, match="mine"):
+        check_pairs(pairs())
+
+
+def test_strings_of_other_types_become_plain_ones() -> None:
+    (checked,) = check_pairs([(np.str_("Où?"), Label.YES)])
+    assert checked == ("Où?", "yes")
+    assert [type(text) for text in checked] == [str, str]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "problem"),
+    [
+        (Frame(["instruction", "response", "id"]), "got Frame with the columns ['instruction', 'response', 'id']; pass "
+         "its rows, as in list(zip(table['instruction'], table['response']))"),
+        (Frame(["q", "a"]), "got Frame with the columns ['q', 'a']; pass its rows, as in list(zip(table['q'], "),
+        (ArrowTable(), "got ArrowTable with the columns ['instruction', 'response']; pass its rows"),
+        ({"instruction": ["a"], "response": ["b"]}, "got dict with the columns ['instruction', 'response']; pass its"),
+        (b"ab", "got bytes b'ab'"),
+        (bytearray(b"ab"), "got bytearray"),
+        (None, "got NoneType None"),
+        (3, "got int 3"),
+        (np.array("ab"), "got ndarray array('ab', dtype='<U2')"),
+    ],
+)  # fmt: skip
+def test_what_holds_no_rows_is_refused_with_what_it_is(pairs: Any, problem: str) -> None:
+    with pytest.raises(InvalidPair, match=re.escape(f"expected (instruction, response) pairs, {problem}")):
+        check_pairs(pairs)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "problem"),
+    [
+        (Frame(["answer"]), "got Frame with the columns ['answer']; pass one of its columns, as in table['answer']"),
+        ({"a": "Yes", "b": "No"}, "got dict with the columns ['a', 'b']; pass one of its columns"),
+        (b"Yes", "got bytes b'Yes'"),
+        (None, "got NoneType None"),
+    ],
+)
+def test_what_holds_no_candidates_is_refused_with_what_it_is(candidates: Any, problem: str) -> None:
+    with pytest.raises(InvalidPair, match=re.escape(f"candidates must be a list of strings, {problem}")):
+        candidate_pairs("a", candidates)
+
+
+@pytest.mark.parametrize("candidates", [[], ["b"]])
+def test_an_instruction_is_a_text_also_without_candidates(candidates: list[str]) -> None:
+    instruction: Any = None
+    with pytest.raises(InvalidPair, match="instruction must be a str, got NoneType None"):
+        candidate_pairs(instruction, candidates)
+
+
+@pytest.mark.parametrize("package", ["pandas", "polars", "pyarrow", "datasets"])
+def test_columns_of_other_packages_are_candidates_and_their_rows_are_pairs(package: str) -> None:
+    library = pytest.importorskip(package)
+    columns = {"instruction": ["a", "b", "c"], "response": ["f", "e", "d"]}
+    table = {
+        "pandas": lambda: library.DataFrame(columns).sort_values("response"),
+        "polars": lambda: library.DataFrame(columns),
+        "pyarrow": lambda: library.table(columns),
+        "datasets": lambda: library.Dataset.from_dict(columns),
+    }[package]()
+    instructions, responses = table["instruction"], table["response"]
+    expected = sorted(zip(*columns.values(), strict=True), reverse=package == "pandas")
+    assert check_pairs(zip(instructions, responses, strict=True)) == expected
+    assert candidate_pairs("q", responses) == [("q", response) for _, response in expected]
+    with pytest.raises(InvalidPair, match=r"with the columns \['instruction', 'response'\]; pass its rows"):
+        check_pairs(table)
+
+
+def test_a_text_may_have_as_many_characters_as_asked_for() -> None:
+    assert check_pairs([("Où?", "yes")], max_text_chars=3) == [("Où?", "yes")]
+    with pytest.raises(InvalidPair, match="pair 1: response has 4 characters, and max_text_chars is 3") as caught:
+        check_pairs([("a", "b"), ("Où?", "yes\ud800")], max_text_chars=3)  # the length is looked at first
+    assert caught.value.index == 1
+
+
+def test_a_million_characters_are_a_text_and_one_more_is_not() -> None:
+    assert check_pairs([("a", "b" * 1_000_000)])
+    with pytest.raises(InvalidPair, match="instruction has 1000001 characters, and max_text_chars is 1000000"):
+        check_pairs([("a" * 1_000_001, "b")])
 
 
 @given(pairs=st.lists(st.tuples(st.text(), st.text())))
@@ -30,10 +168,18 @@ def test_all_valid_strings_are_taken_as_they_are(pairs: list[tuple[str, str]]) -
 @pytest.mark.parametrize(
     ("bad", "problem"),
     [
-        (("a",), r"expected a tuple \(instruction, response\), got tuple \('a',\)"),
-        (("a", "b", "c"), r"expected a tuple"),
-        ((), r"expected a tuple"),
-        ("ab", r"expected a tuple \(instruction, response\), got str 'ab'"),
+        (("a",), r"expected a tuple \(instruction, response\), got tuple \('a',\) of length 1"),
+        (("a", "b", "c"), r"expected a tuple .* got tuple \('a', 'b', 'c'\) of length 3"),
+        (np.array(["a", "b", "c"]), r"expected a tuple .* got ndarray array.* of length 3"),
+        ((), r"expected a tuple .* got tuple \(\) of length 0"),
+        ("ab", r"expected a tuple \(instruction, response\), got str 'ab'; one pair alone is \[\(instruction, resp"),
+        (np.str_("ab"), r"expected a tuple \(instruction, response\), got str 'ab'"),
+        (b"ab", r"expected a tuple \(instruction, response\), got bytes b'ab'$"),
+        (Frame(["a", "b"]), r"expected a tuple \(instruction, response\), got Frame a table of several lines"),
+        (ArrowScalar({"instruction": "a", "response": "b"}), r"expected a tuple .* got dict"),
+        (("a", ArrowScalar(None)), r"response must be a str, got NoneType None"),
+        (("a", float("nan")), r"response must be a str, got float nan"),
+        (("a", np.bytes_(b"b")), r"response must be a str, got bytes_ "),
         (None, r"expected a tuple \(instruction, response\), got NoneType None"),
         ({"instruction": "a", "response": "b"}, r"expected a tuple .* got dict"),
         ({"a", "b"}, r"expected a tuple .* got set"),

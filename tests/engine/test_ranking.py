@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cappy_engine import Candidate, Scorer
 from cappy_engine.errors import InvalidPair, PrecisionUnavailable
+from cappy_engine.ranking import best_first, first_best, near_best
 from cappy_engine.testing import FakeSession, fake_scorer
 from cappy_engine.tokenizer import PairTokenizer
 from tests.support.bundles import change_manifest, copy_bundle, keep_precisions, read_manifest, with_value
+from tests.support.columns import ArrowScalar, Once, Series
 from tests.support.places import parity_pairs
 
 TOLERANCE = 1e-5
@@ -46,6 +49,52 @@ def test_the_first_candidate_wins_a_tie(tokenizer: PairTokenizer) -> None:
 
 def test_no_candidates_give_an_empty_ranking(scorer: Scorer) -> None:
     assert scorer.rank("Is the sky blue?", []) == []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Series,
+        Once,
+        iter,
+        tuple,
+        np.array,
+        lambda texts: np.array(texts, dtype=object),
+        lambda texts: [ArrowScalar(text) for text in texts],
+        lambda texts: dict.fromkeys(texts).keys(),
+        lambda texts: dict(enumerate(texts)).values(),
+    ],
+)
+def test_every_text_gets_its_own_score_whatever_holds_it(tokenizer: PairTokenizer, make: Callable[[Any], Any]) -> None:
+    opened = fake_scorer(tokenizer=tokenizer)
+    texts = ["granite", "A pear", "ocean", "Où?"]
+    expected = opened.rank("Name a fruit.", texts)
+    found = opened.rank("Name a fruit.", make(texts))
+    assert found == expected
+    assert {type(candidate.response) for candidate in found} == {str}
+    by_text = dict(zip(texts, opened.score([("Name a fruit.", text) for text in texts]).tolist(), strict=True))
+    assert {candidate.response: candidate.score for candidate in found} == by_text
+
+
+def test_a_set_of_candidates_is_ranked(scorer: Scorer) -> None:
+    ranked = scorer.rank("Name a fruit.", {"granite", "A pear", "ocean"})
+    assert {candidate.response for candidate in ranked} == {"granite", "A pear", "ocean"}
+    assert ranked[0].score == scorer.score([("Name a fruit.", ranked[0].response)])[0]
+
+
+def test_places_are_those_of_the_iteration_whatever_holds_the_scores() -> None:
+    scores = [0.2, 0.9, 0.85, 0.9]
+    for make in (list, iter, Series, np.array):
+        held: list[Any] = [make(scores) for _ in range(3)]
+        assert first_best(held[0]) == 1
+        assert near_best(held[1], 0.1) == [1, 2, 3]
+        assert best_first(held[2], {2: 0.8, 3: 0.81}) == [3, 2, 1, 0]
+
+
+def test_exact_winner_is_yes_or_no(scorer: Scorer) -> None:
+    word: Any = "False"
+    with pytest.raises(ValueError, match="exact_winner must be True or False, got str 'False'"):
+        scorer.rank("Is it?", ["Yes"], exact_winner=word)
 
 
 def test_one_string_as_candidates_is_refused(scorer: Scorer) -> None:

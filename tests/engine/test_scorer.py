@@ -214,6 +214,34 @@ def test_score_logs_a_warning_with_the_count_and_the_first_truncated_pair(
     assert [record.getMessage() for record in caplog.records] == ["2 of 3 pairs were truncated, the first is pair 1"]
 
 
+def test_score_logs_a_warning_for_empty_instructions_and_an_empty_response_is_an_answer(
+    scorer: Scorer, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = [("Is it?", ""), ("", "Yes"), ("Is it?", "Yes"), ("", "")]
+    with caplog.at_level(logging.WARNING, logger="cappy_engine"):
+        scored = scorer.score_pairs(pairs)
+        assert not caplog.records  # the caller has it in hand
+        scores = scorer.score(pairs)
+    assert [record.getMessage() for record in caplog.records] == [
+        "2 of 4 pairs have an empty instruction, the first is pair 1"
+    ]
+    assert scored.without_instruction == (1, 3)
+    np.testing.assert_array_equal(scores, scored.scores)
+    assert np.isfinite(scores).all()
+    encoded = scorer.encode([*pairs, *pairs])
+    assert encoded.without_instruction == (1, 3, 5, 7)
+    assert encoded.distinct()[0].without_instruction == (1, 3)
+
+
+def test_rank_logs_a_warning_for_an_empty_instruction(scorer: Scorer, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="cappy_engine"):
+        scorer.rank("", [])
+        scorer.rank("Is it?", ["", "Yes"])
+        assert not caplog.records
+        assert len(scorer.rank("", ["Yes", "No"])) == 2
+    assert [record.getMessage() for record in caplog.records] == ["the instruction is empty"]
+
+
 def test_score_logs_nothing_where_nothing_was_truncated(scorer: Scorer, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="cappy_engine"):
         scorer.score([("short", "pair")])

@@ -238,3 +238,9 @@ def test_any_template_of_prefix_middle_and_suffix_is_learnt(tokenizer_file: Path
         found, expected = encoder.encode([(first, second)]), changed.encode(first, second)
         assert found.token_ids[0].tolist() == expected.ids
         assert found.type_ids[0].tolist() == expected.type_ids
+
+
+def test_special_tokens_alone_must_fit_the_model(tokenizer_file: Path) -> None:
+    assert PairTokenizer.from_file(tokenizer_file, max_length=4).encode([("a", "b")]).lengths.tolist() == [4]
+    with pytest.raises(BundleError, match="puts 4 special tokens around a pair, and the model takes 3 tokens"):
+        PairTokenizer.from_file(tokenizer_file, max_length=3)

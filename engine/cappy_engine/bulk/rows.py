@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cappy_engine.checks import described, shown
 from cappy_engine.errors import InvalidLine
-from cappy_engine.pairs import Pair, described, shown, text_problem
+from cappy_engine.pairs import Pair, text_problem
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from cappy_engine.bulk.jsonl import json_line
 from cappy_engine.bulk.rows import Row, read_row
 from cappy_engine.errors import InvalidLine
+from cappy_engine.pairs import TooLong
 from cappy_engine.scorer import Scorer
 
 WINDOW_PAIRS = 128
@@ -28,6 +29,7 @@ class Totals:
     blank_lines: int = 0
     bytes_scored: int = 0
     skipped: list[InvalidLine] = field(default_factory=list)
+    without_instruction: int = 0
 
 
 @dataclass
@@ -43,6 +45,7 @@ def score_lines(
     *,
     on_error: str = "stop",
     field_name: str = "score",
+    too_long: TooLong = "truncate",
     progress: Callable[[Totals], object] = lambda totals: None,
 ) -> Totals:
     """Read JSON Lines, and write each row with its score in `field_name`, in the same order.
@@ -50,7 +53,8 @@ def score_lines(
         >>> score_lines(scorer, open("pairs.jsonl", "rb"), sys.stdout.buffer.write).pairs
         7
 
-    A row that was truncated gets `"<field_name>_truncated": true` besides. A bad line (see `rows.read_row`; also one
+    A row that was truncated gets `"<field_name>_truncated": true` besides; with `too_long="refuse"` it is a bad line.
+    A bad line (see `rows.read_row`; also one
     that has the field already) raises InvalidLine after the rows before it were written (`on_error="stop"`), or is left
     out, logged, and listed in `Totals.skipped` (`on_error="skip"`). `progress` is called after every batch.
     """
@@ -64,11 +68,11 @@ def score_lines(
         for row in _good_rows(lines, totals, window, on_error, field_name):
             window.rows.append(row)
             if len(window.rows) == WINDOW_PAIRS:
-                _score_window(scorer, window, write, field_name, totals, progress)
+                _score_window(scorer, window, write, field_name, totals, progress, too_long)
     except InvalidLine:
-        _score_window(scorer, window, write, field_name, totals, progress)
+        _score_window(scorer, window, write, field_name, totals, progress, too_long)
         raise
-    _score_window(scorer, window, write, field_name, totals, progress)
+    _score_window(scorer, window, write, field_name, totals, progress, too_long)
     return totals
 
 
@@ -101,6 +105,7 @@ def _score_window(
     field_name: str,
     totals: Totals,
     progress: Callable[[Totals], object],
+    too_long: TooLong,
 ) -> None:
     """Score and write the window's rows, and empty it."""
     before, size = totals.bytes_scored, window.bytes_read
@@ -114,10 +119,11 @@ def _score_window(
         totals.bytes_scored = before + size * done // len(window.rows)
         progress(totals)
 
-    scored = scorer.score_pairs([row.pair for row in window.rows], progress=count)
+    scored = scorer.score_pairs([row.pair for row in window.rows], progress=count, too_long=too_long)
     for row, score, is_truncated in zip(window.rows, scored.scores, scored.truncated, strict=True):
         marks = {f"{field_name}_truncated": True} if is_truncated else {}
         write(json_line({**row.fields, field_name: float(score), **marks}))
     totals.truncated += int(scored.truncated.sum())
+    totals.without_instruction += len(scored.without_instruction)
     totals.bytes_scored = before + size
     window.rows, window.bytes_read = [], 0

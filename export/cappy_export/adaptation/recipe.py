@@ -9,8 +9,9 @@ import math
 from dataclasses import dataclass
 from typing import Annotated
 
+from cappy_engine.checks import check_count, check_flag, check_number
 from cappy_engine.errors import AdaptError
-from cappy_engine.options import Asked, check_positive
+from cappy_engine.options import Asked
 from cappy_export.options import Revision
 
 MIXED_PRECISIONS = ("auto", "no", "bf16", "fp16")
@@ -47,9 +48,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "max_length", "max_batch_tokens"):
-            check_positive(**{name: getattr(self, name)})
+            check_count(name, getattr(self, name))
         if self.max_steps is not None:
-            check_positive(max_steps=self.max_steps)
+            check_count("max_steps", self.max_steps)
+        for name in ("learning_rate", "max_gradient_norm", "weight_decay", "warmup_fraction"):
+            check_number(name, getattr(self, name))
         for name in ("learning_rate", "max_gradient_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number above 0, got {getattr(self, name)}")
@@ -59,8 +62,7 @@ class Recipe:
             raise ValueError(f"warmup_fraction must be 0 to 1, got {self.warmup_fraction}")
         if self.dropout is not None:
             _check_part(dropout=self.dropout)
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+        check_count("seed", self.seed, least=0)
         if self.mixed_precision not in MIXED_PRECISIONS:
             raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}; choose from {MIXED_PRECISIONS}")
 
@@ -91,7 +93,9 @@ class AdaptOptions:
 
     def __post_init__(self) -> None:
         for name in ("negatives", "evaluate_every", "save_every"):
-            check_positive(**{name: getattr(self, name)})
+            check_count(name, getattr(self, name))
+        for name in ("from_samples", "resume"):
+            check_flag(name, getattr(self, name))
         _check_part(held_out_fraction=self.held_out_fraction)
 
 
@@ -114,5 +118,6 @@ def choose_mixed_precision(asked: str, *, device: str, has_bf16: bool) -> str:
 
 def _check_part(**options: float) -> None:
     for name, value in options.items():
+        check_number(name, value)
         if not 0 <= value < 1:
             raise ValueError(f"{name} must be 0 or more and less than 1, got {value}")

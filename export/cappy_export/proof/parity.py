@@ -14,7 +14,8 @@ from cappy_engine.batching import Padding
 from cappy_engine.errors import ExportError, ParityError
 from cappy_engine.pairs import Pair
 from cappy_engine.ranking import first_best
-from cappy_engine.scorer import Scored, Scorer
+from cappy_engine.scored import Scored
+from cappy_engine.scorer import Scorer
 from cappy_export.proof.limits import Limits
 from cappy_export.proof.reference import Reference
 

@@ -1,0 +1,73 @@
+"""Check arguments: words, flags and numbers. A wrong one is a ValueError with its name, value and choices."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def check_word(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ValueError unless `value` is one of the words `choices`.
+
+    >>> check_word("padding", "removed", ("removed", "avoided", "allowed"))
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"unknown {name} {shown(value)}; choose from {', '.join(choices)}")
+
+
+def check_count(name: str, value: object, *, least: int = 1) -> int:
+    """Return a whole number of at least `least` as an int; numpy's integers are taken too.
+
+        >>> check_count("threads", 4)
+        4
+
+    Raises ValueError for anything else: a bool, a float and a text are not counts.
+    """
+    try:
+        count = operator.index(value)  # type: ignore[arg-type]  # that is asked here
+    except TypeError:
+        count = None
+    if count is None or isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {described(value)}")
+    if count < least:
+        raise ValueError(f"{name} must be at least {least}, got {shown(value)}")
+    return count
+
+
+def check_number(name: str, value: object) -> float:
+    """Return a number as a float. Raises ValueError for anything else: a bool and a text are not numbers.
+
+    >>> check_number("seconds", 20)
+    20.0
+    """
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise ValueError(f"{name} must be a number, got {described(value)}")  # noqa: TRY004 - as for all options
+    return float(value)
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise ValueError unless `value` is True or False: any text would count as true.
+
+    >>> check_flag("exact_winner", True)
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} must be True or False, got {described(value)}")  # noqa: TRY004 - as for all options
+
+
+def described(value: object) -> str:
+    """Show a value for an error, with its type.
+
+    >>> described(3)
+    'int 3'
+    """
+    return f"{type(value).__name__} {shown(value)}"
+
+
+def shown(value: object) -> str:
+    """Show a value for an error, in one line of at most 60 characters."""
+    if isinstance(value, (str, bytes, bytearray, list, tuple)) and len(value) > 60:
+        value = value[:60]  # no text of a gigabyte is written out to be cut
+    text = " ".join(repr(value).splitlines())
+    return text if len(text) <= 60 else text[:57] + "..."

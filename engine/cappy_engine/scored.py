@@ -1,0 +1,38 @@
+"""What a scorer returns for pairs: their scores, and what was done to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cappy_engine.batching import Ids, Scores
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores (n,) float32 in input order, `token_counts` (n,) int64 and `truncated` (n,) bool.
+
+    `without_instruction` are the places of pairs whose instruction is empty. They are scored, but no text was asked
+    anything.
+    """
+
+    scores: Scores
+    token_counts: Ids
+    truncated: npt.NDArray[np.bool_]
+    without_instruction: tuple[int, ...] = ()
+
+    def remarks(self) -> Iterator[str]:
+        """Say how many pairs were truncated or have no instruction, and which is the first.
+
+        >>> list(scorer.score_pairs([("", "Yes")]).remarks())
+        ['1 of 1 pairs have an empty instruction, the first is pair 0']
+        """
+        for places, what in (
+            (np.flatnonzero(self.truncated), "were truncated"),
+            (self.without_instruction, "have an empty instruction"),
+        ):
+            if len(places):
+                yield f"{len(places)} of {len(self.scores)} pairs {what}, the first is pair {places[0]}"

@@ -1,0 +1,104 @@
+"""What a scorer is asked for is what it was told, or an error: bundles, options, pairs that are too long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cappy_engine import Scorer, ScorerOptions
+from cappy_engine.bundle import open_bundle
+from cappy_engine.errors import BundleError, InvalidPair
+from cappy_engine.slim import slim
+from cappy_engine.testing import FakeSession, fake_scorer
+from cappy_engine.tokenizer import PairTokenizer
+
+LONG = "The sky is blue, and so on. " * 200
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Iterator[Scorer]:
+    with fake_scorer() as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda scorer, pairs, **how: scorer.score(pairs, **how),
+        lambda scorer, pairs, **how: scorer.score_pairs(pairs, **how),
+        lambda scorer, pairs, **how: scorer.encode(pairs, **how),
+        lambda scorer, pairs, **how: scorer.rank("Is it?", [response for _, response in pairs], **how),
+    ],
+)
+def test_a_pair_that_is_too_long_is_refused_where_that_was_asked_for(
+    tokenizer: PairTokenizer, bundle: Path, call: Callable[..., object]
+) -> None:
+    session = FakeSession()
+    opened = fake_scorer(session, tokenizer=tokenizer)
+    pairs = [("Is it?", "Yes"), ("Is it?", LONG)]
+    (tokens,) = PairTokenizer.from_file(bundle / "tokenizer.json", max_length=10_000).encode(pairs[1:]).lengths
+    with pytest.raises(InvalidPair, match=rf"pair 1: has {tokens} tokens, and the model takes 512; shorten") as caught:
+        call(opened, pairs, too_long="refuse")
+    assert caught.value.index == 1
+    assert not session.batches
+    call(opened, pairs[:1], too_long="refuse")
+    call(opened, pairs, too_long="truncate")
+    call(opened, pairs)
+    for wrong in ("refused", "", None, True):
+        with pytest.raises(ValueError, match=f"unknown too_long {wrong!r}; choose from truncate, refuse"):
+            call(opened, pairs[:1], too_long=wrong)
+
+
+def test_a_text_of_too_many_characters_is_refused_before_it_is_tokenised(bundle: Path) -> None:
+    with Scorer.open(bundle, device="cpu", max_text_chars=10) as opened:
+        assert len(opened.score([("a" * 10, "b" * 10)])) == 1
+        for call in (opened.score, opened.encode, opened.score_pairs):
+            with pytest.raises(InvalidPair, match="pair 1: response has 11 characters, and max_text_chars is 10"):
+                call([("a", "b"), ("a", "b" * 11)])
+        with pytest.raises(InvalidPair, match="pair 0: instruction has 11 characters"):
+            opened.rank("a" * 11, ["b"])
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"padding": "none"}, "unknown padding 'none'; choose from removed, avoided, allowed"),
+        ({"padding": ""}, "unknown padding ''; choose from"),
+        ({"padding": 7}, "unknown padding 7; choose from"),
+        ({"padding": ["removed"]}, r"unknown padding \['removed'\]; choose from"),
+        ({"max_batch_tokens": "512"}, "max_batch_tokens must be a whole number of at least 1, got str '512'"),
+        ({"max_batch_tokens": True}, "max_batch_tokens must be a whole number of at least 1, got bool True"),
+        ({"max_batch_tokens": 2.5}, "max_batch_tokens must be a whole number of at least 1, got float 2.5"),
+        ({"max_batch_tokens": float("nan")}, "max_batch_tokens must be a whole number of at least 1, got float nan"),
+    ],
+)
+@pytest.mark.parametrize("pairs", [[], [("a", "b")]])
+def test_an_option_of_a_wrong_kind_is_a_wrong_argument(
+    scorer: Scorer, options: dict[str, Any], problem: str, pairs: list[tuple[str, str]]
+) -> None:
+    for call in (scorer.score_pairs, lambda pairs, **how: scorer.score_encoded(scorer.encode(pairs), **how)):
+        with pytest.raises(ValueError, match=problem):
+            call(pairs, **options)
+
+
+def test_numpys_whole_numbers_are_whole_numbers(scorer: Scorer) -> None:
+    budget: Any = np.int64(100)
+    assert len(scorer.score_pairs([("a", "b")], max_batch_tokens=budget).scores) == 1
+
+
+@pytest.mark.parametrize("bundle_asked", [None, "", 3, b"cappy-bundle", True, ["cappy-bundle"]])
+def test_a_bundle_that_was_not_named_is_an_error(bundle_asked: Any) -> None:
+    problem = "a bundle's folder is needed, got .*; is a variable not set"
+    for call in (Scorer.open, Scorer.open_with, open_bundle, slim):
+        with pytest.raises(BundleError, match=problem):
+            call(bundle_asked)
+
+
+def test_without_a_bundle_it_is_the_packages_own() -> None:
+    for opened in (Scorer.open(device="cpu"), Scorer.open_with(options=ScorerOptions(device="cpu"))):
+        with opened:
+            assert opened.info.bundle == "cappy-mini, the package's own small model"
