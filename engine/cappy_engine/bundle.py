@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cappy_engine.checks import described
 from cappy_engine.errors import BundleError, PrecisionUnavailable
 
 SCHEMA_VERSION = 1
@@ -142,8 +144,13 @@ def open_bundle(path: str | Path) -> Bundle:
 
     All files must exist in the right size, and nothing may lie beside a model that the manifest does not name (it could
     be read as external data). The digests of all small files are checked here, that of a model when it is used.
-    Raises BundleError, naming the file and what to do.
+    Raises BundleError, naming the file and what to do; also for None and "", which name no folder.
     """
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise BundleError(
+            f"a bundle's folder is needed, got {described(path)}; is a variable not set? Scorer.open() without any "
+            "opens cappy-mini"
+        )
     folder = Path(path)
     if not folder.is_dir():
         raise BundleError(f"no bundle at {folder}: {'not a folder' if folder.exists() else 'it does not exist'}")

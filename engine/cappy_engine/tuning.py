@@ -6,17 +6,21 @@ measured: a pair alone has all threads in every mode.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from typing import Literal
 
 from cappy_engine.bundle import EMBEDDED, open_bundle
+from cappy_engine.checks import check_number
 from cappy_engine.cpu.execution import Execution
 from cappy_engine.cpu.tuned import forget_tuned, tuned_key, tuning_facts, write_tuned
 from cappy_engine.options import Precision
-from cappy_engine.pairs import Pair
+from cappy_engine.pairs import Pair, check_pairs
 from cappy_engine.scorer import Scorer
 from cappy_engine.storage import cache_folder
 
@@ -27,6 +31,12 @@ SAMPLE = 8
 WORTH = 1.03
 """A mode that holds the weights twice must be this much faster."""
 WORDS = "the sky is blue and what a response to this question would say about it depends on the text before".split()
+
+
+class Every(Enum):
+    """Say that all bundles are meant; None would come from a variable that was not set."""
+
+    BUNDLE = "every bundle"
 
 
 @dataclass(frozen=True)
@@ -57,11 +67,11 @@ class Tuned:
 
 
 def tune(
-    bundle: str | Path | None = None,
+    bundle: str | Path = EMBEDDED,
     *,
     precision: Precision = "auto",
     threads: int | None = None,
-    pairs: Sequence[Pair] | None = None,
+    pairs: Iterable[Sequence[str]] | None = None,
     seconds: float = 20.0,
     say: Callable[[str], object] = lambda text: None,
 ) -> Tuned:
@@ -72,11 +82,14 @@ def tune(
 
     They score `pairs` (None: made-up ones of 10 to 300 tokens), as many as leave time for three rounds, eight at least.
     `Scorer.open` then takes the answer for mode "auto" and for the batch size, if bundle, precision, processor, number
-    of threads and ONNX Runtime are the same. Raises what `Scorer.open` raises, and ValueError without pairs.
+    of threads and ONNX Runtime are the same. Raises what `Scorer.open` raises, InvalidPair, and ValueError without
+    pairs and for `seconds` that are not a number above 0.
     """
-    if pairs is not None and not pairs:
+    if not 0 < check_number("seconds", seconds) < math.inf:
+        raise ValueError(f"seconds must be above 0, got {seconds}")
+    chosen = made_up_pairs() if pairs is None else check_pairs(pairs)
+    if not chosen:
         raise ValueError("there are no pairs to measure with")
-    chosen = list(pairs) if pairs is not None else made_up_pairs()
     rates: dict[tuple[str, int], list[float]] = {}
     scorers: dict[str, Scorer] = {}
     try:
@@ -99,7 +112,7 @@ def tune(
             scorer.close()
     trials = [Trial(mode, budget, tuple(found)) for (mode, budget), found in rates.items()]
     best = choose_trial(trials)
-    facts = tuning_facts(open_bundle(EMBEDDED if bundle is None else bundle), info.precision, info.threads)
+    facts = tuning_facts(open_bundle(bundle), info.precision, info.threads)
     execution = Execution(best.mode, best.max_batch_tokens, f"{best.tokens_per_second:.0f} tokens/s")
     path = write_tuned(cache_folder(), tuned_key(facts), execution, facts)
     return Tuned(execution, path, trials)
@@ -147,14 +160,14 @@ def _alternatives(threads: int) -> list[tuple[str, int]]:
     return [(mode, budget) for mode in (MODES if threads > 1 else MODES[:1]) for budget in BATCH_TOKENS]
 
 
-def forget(bundle: str | Path | None = None) -> int:
-    """Remove the answers that are kept for a bundle (None: for every bundle); returns how many.
+def forget(bundle: str | Path | Literal[Every.BUNDLE] = Every.BUNDLE) -> int:
+    """Remove the answers that are kept for a bundle, or without one for every bundle; returns how many.
 
     >>> forget("cappy-bundle")
     1
 
     Raises BundleError, and OSError if a file cannot be removed.
     """
-    if bundle is None:
+    if bundle is Every.BUNDLE:
         return forget_tuned(cache_folder())
     return forget_tuned(cache_folder(), {entry.sha256 for entry in open_bundle(bundle).manifest.files.values()})

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from cappy_engine import Scorer
 from cappy_engine.bundle import EMBEDDED
 from cappy_engine.cli.main import main
+from cappy_engine.errors import BundleError
 from cappy_engine.tuning import Trial, choose_trial, forget, made_up_pairs, tune
+from tests.support.columns import Series
 
 
 @pytest.fixture(autouse=True)
@@ -118,3 +123,29 @@ def test_the_made_up_pairs_are_distinct_and_of_many_lengths() -> None:
     pairs = made_up_pairs()
     assert len(set(pairs)) == len(pairs)
     assert len({len(instruction.split()) for instruction, _ in pairs}) > 15
+
+
+def test_answers_are_forgotten_for_what_was_named_or_for_all_never_for_none(bundle: Path, cache: Path) -> None:
+    (cache).mkdir()
+    (cache / f"{'0' * 32}.json").write_text("{}")
+    asked: list[Any] = [None, ""]
+    for nothing in asked:
+        for call in (forget, tune):
+            with pytest.raises(BundleError, match="a bundle's folder is needed"):
+                call(nothing)
+    assert answers(cache) == 1
+    assert forget() == 1
+
+
+@pytest.mark.parametrize("seconds", ["20", True, 0, -1, float("nan"), float("inf")])
+def test_seconds_are_a_number_above_zero(bundle: Path, seconds: Any) -> None:
+    with pytest.raises(ValueError, match="seconds must be"):
+        tune(bundle, seconds=seconds)
+
+
+@pytest.mark.parametrize("make", [iter, Series, lambda pairs: np.array(pairs)])
+def test_the_users_pairs_may_come_from_anything_that_holds_pairs(bundle: Path, make: Callable[[Any], Any]) -> None:
+    pairs = [("Is it?", "Yes"), ("Is it?", "No")]
+    assert tune(bundle, precision="int8", threads=1, pairs=make(pairs), seconds=0.001).trials
+    with pytest.raises(ValueError, match="no pairs"):
+        tune(bundle, pairs=make([]))

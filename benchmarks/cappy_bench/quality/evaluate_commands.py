@@ -35,9 +35,9 @@ class EvaluateOptions:
     Raises ValueError for a revision without a checkpoint.
     """
 
-    bundle: Annotated[
-        Path | None, Asked("a bundle's folder (default: cappy-mini, the package's own)", metavar="BUNDLE")
-    ] = None
+    bundle: Annotated[Path, Asked("a bundle's folder (default: cappy-mini, the package's own)", metavar="BUNDLE")] = (
+        EMBEDDED
+    )
     precisions: Annotated[
         tuple[str, ...], Asked("repeat to compare (default: auto)", flag="--precision", choices=PRECISIONS)
     ] = ()
@@ -202,7 +202,7 @@ def _score(options: EvaluateOptions, asked: ScorerOptions, pairs: Sequence[Pair]
     if options.against is not None:
         with extra("cpu,export"):
             from cappy_export.proof.reference import score_checkpoint
-        max_length = open_bundle(options.bundle or EMBEDDED).manifest.max_length
+        max_length = open_bundle(options.bundle).manifest.max_length
         say(f"scoring {len(set(pairs))} pairs with PyTorch")
         scores[PYTORCH] = score_checkpoint(options.against, pairs, revision=options.revision, max_length=max_length)
     for precision in precisions:
@@ -212,7 +212,7 @@ def _score(options: EvaluateOptions, asked: ScorerOptions, pairs: Sequence[Pair]
     return scores
 
 
-def _open_scorer(bundle: Path | None, asked: ScorerOptions, precision: str) -> Scorer:
+def _open_scorer(bundle: Path, asked: ScorerOptions, precision: str) -> Scorer:
     return Scorer.open_with(bundle, dataclasses.replace(asked, precision=cast(Precision, precision)))
 
 

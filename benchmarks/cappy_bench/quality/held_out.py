@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from cappy_bench.quality.picking import Example, Scores, Values, average_by_dataset, worths_by_chance, worths_of_picks
+from cappy_engine.bundle import EMBEDDED
 from cappy_engine.scorer import Scorer
 from cappy_export.proof.reference import score_checkpoint
 from cappy_mini.mixture import EASY
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("held_out", type=Path)
     parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--bundle", type=Path, default=EMBEDDED, help="default: cappy-mini, the package's own")
     parser.add_argument("--precision", action="append", default=[], dest="precisions")
     options = parser.parse_args(argv)
     with options.held_out.open(encoding="utf-8") as lines:

@@ -28,7 +28,7 @@ from cappy_bench.speed.workloads import (
     read_pairs_file,
     read_pool,
 )
-from cappy_engine.bundle import EMBEDDED, MANIFEST, Bundle, open_bundle, sha256_of
+from cappy_engine.bundle import MANIFEST, Bundle, open_bundle, sha256_of
 from cappy_engine.cpu.cores import usable_cores
 from cappy_engine.errors import BenchmarkError
 from cappy_engine.storage import write_json
@@ -50,7 +50,7 @@ def measure(options: RunOptions, *, say: Say) -> Result:
         'cappy-int8'
     """
     started, clock = datetime.now(UTC), time.monotonic()
-    bundle, machine = open_bundle(options.bundle or EMBEDDED), describe_machine()
+    bundle, machine = open_bundle(options.bundle), describe_machine()
     model = Model(
         bundle=bundle.path,
         folder=options.work,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cappy_bench.peers.specs import SPECS
 from cappy_bench.speed.workloads import DESCRIPTIONS, Sizes
+from cappy_engine.bundle import EMBEDDED
 from cappy_engine.options import Asked
 
 SUITES = {
@@ -30,7 +31,7 @@ class RunOptions:
     >>> RunOptions(suite="smoke", runners=("cappy-int8",))
     """
 
-    bundle: Annotated[Path | None, Asked("folder of the bundle (default: cappy-mini)", metavar="BUNDLE")] = None
+    bundle: Annotated[Path, Asked("folder of the bundle (default: cappy-mini)", metavar="BUNDLE")] = EMBEDDED
     checkpoint: Annotated[
         Path | None,
         Asked("the bundle's checkpoint: scores are compared with it, and other tools measured", metavar="CHECKPOINT"),

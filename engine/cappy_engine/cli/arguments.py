@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 import click
 
+from cappy_engine.bundle import EMBEDDED
 from cappy_engine.cli.streams import QUIET, VERBOSE
 from cappy_engine.cli.values import PATH, Real, Words, json_object
 from cappy_engine.errors import InstallationError, install_hint
@@ -172,7 +173,7 @@ def options_of(cls: type[Any]) -> dict[str, Callable[[AnyFunction], AnyFunction]
     """Make a click option for each field of the dataclass `cls` that is annotated with `Asked`, by the field's name.
 
     >>> list(options_of(ScorerOptions))
-    ['device', 'gpus', 'precision', 'threads', 'mode', 'max_batch_tokens']
+    ['device', 'gpus', 'precision', 'threads', 'mode', 'max_batch_tokens', 'max_text_chars']
     """
     hints = typing.get_type_hints(cls, include_extras=True)
     asked = [(field, _read_hint(hints[field.name])) for field in dataclasses.fields(cls)]
@@ -192,9 +193,9 @@ def flags_given(names: Collection[str]) -> list[str]:
 
 
 def bundle_option(function: AnyFunction) -> AnyFunction:
-    """Add --bundle; None is the package's own."""
+    """Add --bundle; without it, it is the package's own."""
     text = "a bundle's folder (default: cappy-mini, the package's own)"
-    return click.option("--bundle", type=PATH, metavar="BUNDLE", help=text)(function)
+    return click.option("--bundle", type=PATH, default=EMBEDDED, metavar="BUNDLE", help=text)(function)
 
 
 def quiet_option(function: AnyFunction) -> AnyFunction:

@@ -22,14 +22,14 @@ from cappy_engine.slim import slim as keep_only
       cappy inspect cappy-bundle --json
     """
 )
-@click.argument("bundle", type=PATH, required=False, metavar="[BUNDLE]")
+@click.argument("bundle", type=PATH, default=EMBEDDED, metavar="[BUNDLE]")
 @click.option("--json", "as_json", is_flag=True, help="print the manifest as JSON")
-def inspect(bundle: Path | None, as_json: bool) -> None:
+def inspect(bundle: Path, as_json: bool) -> None:
     """Print what a bundle is, and how far its scores are from PyTorch's.
 
     Without BUNDLE it is cappy-mini, the package's own.
     """
-    document = open_bundle(bundle or EMBEDDED).manifest.document
+    document = open_bundle(bundle).manifest.document
     if as_json:
         print_json(document)
     else:

@@ -8,6 +8,7 @@ import click
 
 from cappy_engine.bulk.jsonl import open_lines
 from cappy_engine.bulk.rows import read_rows
+from cappy_engine.bundle import EMBEDDED
 from cappy_engine.cli import text
 from cappy_engine.cli.arguments import EXIT_ERROR, EXIT_OK, command, flags_given, takes
 from cappy_engine.cli.streams import is_verbose, say
@@ -54,11 +55,11 @@ def tune(bundle: Path | None, options: ScorerOptions, pairs: Path | None, second
     if clear:
         for flag in flags_given(("precision", "threads", "pairs", "seconds")):
             raise click.UsageError(f"{flag} is for measuring; --clear forgets the answers for all of BUNDLE's models")
-        count = forget(bundle)
+        count = forget() if bundle is None else forget(bundle)
         print(f"forgot {count} answer{'' if count == 1 else 's'} in {cache_folder()}")
         return
     found = measure(
-        bundle,
+        EMBEDDED if bundle is None else bundle,
         precision=options.precision,
         threads=options.threads,
         pairs=None if pairs is None else _read_pairs(pairs),

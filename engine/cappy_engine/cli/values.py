@@ -10,7 +10,19 @@ from typing import Any
 import click
 
 POSITIVE = click.IntRange(min=1)
-PATH = click.Path(path_type=Path)
+
+
+class FilePath(click.Path):
+    """A path; an empty word, as of a variable that is not set, is none: it would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Accept a path."""
+        if value == "":
+            self.fail("an empty path; is a variable not set?", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = FilePath(path_type=Path)
 
 
 class Words(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 on

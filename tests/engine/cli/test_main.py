@@ -210,3 +210,12 @@ def test_only_the_module_of_the_command_that_is_called_is_imported(bundle: Path)
     modules = set(done.stderr.decode().splitlines()[-1].split())
     assert "cappy_engine.cli.scoring" in modules
     assert not {"tqdm", "argparse", "cappy_export", "cappy_bench", "cappy_engine.cli.machine"} & modules
+
+
+@pytest.mark.parametrize("words", ["score pairs.jsonl --bundle", "inspect", "tune", "tune --clear", "slim --keep int8"])
+def test_an_empty_path_is_wrong_usage_and_not_the_folder_one_is_in(
+    words: str, monkeypatch: pytest.MonkeyPatch, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(bundle)
+    assert main([*words.split(), ""]) == 2
+    assert "an empty path; is a variable not set?" in capsys.readouterr().err
