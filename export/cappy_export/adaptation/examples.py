@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from cappy_engine.bulk.jsonl import open_lines
 from cappy_engine.bulk.rows import Row, read_rows
+from cappy_engine.checks import shown
 from cappy_engine.errors import AdaptError, InvalidLine
-from cappy_engine.pairs import Pair, shown
+from cappy_engine.pairs import Pair, check_pairs
 from cappy_engine.ranking import first_best
 
 Rows = npt.NDArray[np.int64]
@@ -36,15 +37,20 @@ class Examples:
         return Examples([self.pairs[row] for row in rows], self.labels[rows], self.groups[rows])
 
 
-def make_examples(pairs: Sequence[Pair], labels: Sequence[float]) -> Examples:
+def make_examples(pairs: Iterable[Sequence[str]], labels: Iterable[float]) -> Examples:
     """Make examples of `pairs` and their `labels`, grouped by instruction.
 
     >>> make_examples([("a", "1"), ("b", "1"), ("a", "2")], [1, 1, 0]).groups.tolist()
     [0, 1, 0]
+
+    Raises InvalidPair, and ValueError if there are not as many labels as pairs.
     """
+    checked, listed = check_pairs(pairs), list(labels)
+    if len(checked) != len(listed):
+        raise ValueError(f"each pair needs a label; there are {len(checked)} pairs and {len(listed)} labels")
     numbers: dict[str, int] = {}
-    groups = [numbers.setdefault(instruction, len(numbers)) for instruction, _ in pairs]
-    return Examples(list(pairs), np.array(labels, dtype=np.float32), np.array(groups, dtype=np.int64))
+    groups = [numbers.setdefault(instruction, len(numbers)) for instruction, _ in checked]
+    return Examples(checked, np.array(listed, dtype=np.float32), np.array(groups, dtype=np.int64))
 
 
 def read_examples(path: str | Path) -> Examples:

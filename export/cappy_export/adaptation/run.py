@@ -130,7 +130,7 @@ class Run:
 
     def history(self) -> list[dict[str, Any]]:
         """List all evaluations so far."""
-        return [json.loads(line) for line in (self.folder / LOG).read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in (self.folder / LOG).read_bytes().splitlines()]
 
     def write(self, out: Path, document: Mapping[str, Any]) -> None:
         """Publish the checkpoint as `out`, complete or not at all; then remove the state."""

@@ -6,7 +6,7 @@ One pair at a time, so that neither padding nor batching, which the engine must 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from cappy_engine.errors import CheckpointError
-from cappy_engine.pairs import Pair
+from cappy_engine.pairs import check_pairs
 from cappy_export.checkpoints.checkpoint import Checkpoint, load_model, load_tokenizer, open_checkpoint
 
 
@@ -34,31 +34,33 @@ class Reference:
 
 
 def score_checkpoint(
-    source: str | Path, pairs: Sequence[Pair], *, revision: str | None = None, max_length: int = 512
+    source: str | Path, pairs: Iterable[Sequence[str]], *, revision: str | None = None, max_length: int = 512
 ) -> npt.NDArray[np.float32]:
     """Score `pairs` with PyTorch, (n,) float32: by the checkpoint in a folder, or of a hub id at `revision`.
 
     >>> score_checkpoint("export/cappy_mini/checkpoint", [("Is the sky blue?", "Yes")])
 
-    A pair that comes twice is scored once.
+    A pair that comes twice is scored once. Raises InvalidPair.
     """
-    rows = {pair: row for row, pair in enumerate(dict.fromkeys(pairs))}
+    checked = check_pairs(pairs)
+    rows = {pair: row for row, pair in enumerate(dict.fromkeys(checked))}
     found = score_with_torch(open_checkpoint(source, revision=revision), list(rows), max_length=max_length)
-    return found.scores[[rows[pair] for pair in pairs]]
+    return found.scores[[rows[pair] for pair in checked]]
 
 
-def score_with_torch(checkpoint: Checkpoint, pairs: Sequence[Pair], *, max_length: int) -> Reference:
+def score_with_torch(checkpoint: Checkpoint, pairs: Iterable[Sequence[str]], *, max_length: int) -> Reference:
     """Score `pairs` with the checkpoint's model: `logits[:, 0]`, no activation.
 
     >>> score_with_torch(open_checkpoint("export/cappy_mini/checkpoint"), default_pairs(), max_length=512).scores
 
-    Raises CheckpointError if PyTorch itself gives NaN or infinity for a pair.
+    Raises CheckpointError if PyTorch itself gives NaN or infinity for a pair, and InvalidPair.
     """
+    checked = check_pairs(pairs)
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint, max_length=max_length)
     taken = set(tokenizer.model_input_names) & set(inspect.signature(model.forward).parameters)
     scores, counts, truncated = [], [], []
     with torch.inference_mode():
-        for instruction, response in pairs:
+        for instruction, response in checked:
             inputs = tokenizer(
                 [(instruction, response)], truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
             )
@@ -68,7 +70,7 @@ def score_with_torch(checkpoint: Checkpoint, pairs: Sequence[Pair], *, max_lengt
     broken = [row for row, score in enumerate(scores) if not np.isfinite(score)]
     if broken:
         raise CheckpointError(
-            f"PyTorch itself gives {scores[broken[0]]} for {len(broken)} pairs, first {pairs[broken[0]]}"
+            f"PyTorch itself gives {scores[broken[0]]} for {len(broken)} pairs, first {checked[broken[0]]}"
         )
     return Reference(np.array(scores, dtype=np.float32), np.array(counts), np.array(truncated))
 
