@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gzip
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +19,19 @@ from cappy_engine.cli import text
 from cappy_engine.cli.arguments import EXIT_OK, EXIT_SKIPPED, bundle_option, command, quiet_option, takes
 from cappy_engine.cli.progress import progress_bar
 from cappy_engine.cli.streams import is_verbose, open_input, open_output, print_json, say
-from cappy_engine.cli.values import PATH
+from cappy_engine.cli.values import PATH, Words
 from cappy_engine.errors import CappyError
 from cappy_engine.options import ScorerOptions
+from cappy_engine.pairs import TOO_LONG, TooLong
 from cappy_engine.scorer import Scorer
+
+too_long_option = click.option(
+    "--too-long",
+    type=Words(TOO_LONG),
+    default="truncate",
+    show_default=True,
+    help="what to do with a pair of more tokens than the model takes",
+)
 
 
 def field_name(name: str) -> str:
@@ -66,9 +75,16 @@ def field_name(name: str) -> str:
     metavar="NAME",
     help="the name of the field to add",
 )
+@too_long_option
 @quiet_option
 def score(
-    pairs: str, bundle: Path | None, options: ScorerOptions, output: Path | None, on_error: str, score_field: str
+    pairs: str,
+    bundle: Path,
+    options: ScorerOptions,
+    output: Path | None,
+    on_error: str,
+    score_field: str,
+    too_long: TooLong,
 ) -> int:
     """Score the pairs of a JSON Lines file.
 
@@ -81,7 +97,15 @@ def score(
         _scoring_bar(lines) as progress,
     ):
         started = time.monotonic()
-        totals = score_lines(scorer, lines, written.write, on_error=on_error, field_name=score_field, progress=progress)
+        totals = score_lines(
+            scorer,
+            lines,
+            written.write,
+            on_error=on_error,
+            field_name=score_field,
+            too_long=too_long,
+            progress=progress,
+        )
         seconds = time.monotonic() - started
     say(text.describe_totals(totals, seconds))
     return EXIT_SKIPPED if totals.skipped else EXIT_OK
@@ -112,31 +136,31 @@ def score(
     help="a response to rank; repeat for each. @FILE and - give one a line",
 )
 @click.option("--literal", is_flag=True, help="take texts as they are: @ and - mean nothing")
-@click.option("--json", "as_json", is_flag=True, help="print a JSON list of {index, response, score, is_exact}")
+@click.option("--json", "as_json", is_flag=True, help="print a JSON list")
 @click.option(
     "--exact-winner",
     is_flag=True,
     help="score candidates again in fp32 where int8's error could decide which is best",
 )
+@too_long_option
 @quiet_option
 def rank(
-    bundle: Path | None,
+    bundle: Path,
     options: ScorerOptions,
     instruction: str,
     candidates: Sequence[str],
     literal: bool,
     as_json: bool,
     exact_winner: bool,
+    too_long: TooLong,
 ) -> None:
     """Rank the candidates of one instruction, best first."""
     if not literal:
-        instruction, candidates = _read_texts(instruction, candidates)
+        instruction, candidates = _read_texts(instruction, candidates, options.max_text_chars)
     with _open_scorer(bundle, options) as scorer:
-        ranked = scorer.rank(instruction, candidates, exact_winner=exact_winner)
+        ranked = scorer.rank(instruction, candidates, exact_winner=exact_winner, too_long=too_long)
     if as_json:
-        print_json(
-            [{"index": c.index, "response": c.response, "score": c.score, "is_exact": c.is_exact} for c in ranked]
-        )
+        print_json([dataclasses.asdict(candidate) for candidate in ranked])
     else:
         print(text.describe_ranking(ranked))
     truncated = sum(candidate.is_truncated for candidate in ranked)
@@ -146,39 +170,57 @@ def rank(
         say(f"{sum(candidate.is_exact for candidate in ranked)} of {len(ranked)} candidates were scored again in fp32")
 
 
-def _open_scorer(bundle: Path | None, options: ScorerOptions) -> Scorer:
+def _open_scorer(bundle: Path, options: ScorerOptions) -> Scorer:
     scorer = Scorer.open_with(bundle, options)
     say(text.explain_info(scorer.info) if is_verbose() else text.describe_info(scorer.info))
     return scorer
 
 
-def _read_texts(instruction: str, candidates: Sequence[str]) -> tuple[str, list[str]]:
+def _read_texts(instruction: str, candidates: Sequence[str], max_text_chars: int) -> tuple[str, list[str]]:
     """Put in what @FILE and - stand for."""
     if [instruction, *candidates].count("-") > 1:
         raise click.UsageError("- was given twice, but stdin is read once; put one of the texts into a file: @FILE")
-    whole = _read_text("--instruction", instruction)
+    if _is_read(instruction):
+        (instruction,) = _read("--instruction", instruction, max_text_chars, lambda file, most: file.read(most)) or [""]
     found: list[str] = []
     for candidate in candidates:
-        lines = _read_text("--candidate", candidate)
-        found += [candidate] if lines is None else filter(str.strip, re.split("\r?\n", lines))
+        if not _is_read(candidate):
+            found.append(candidate)
+            continue
+        lines = _read("--candidate", candidate, max_text_chars, lambda file, most: file.readline(most))
+        found += filter(str.strip, lines)
     if not found:
         raise CappyError(f"{' and '.join(candidates)} held no candidates, which are read one a line")
-    return (instruction if whole is None else whole.rstrip("\n")), found
+    return instruction, found
 
 
-def _read_text(flag: str, word: str) -> str | None:
-    """Read what @FILE or - stands for; None if `word` is a text."""
-    if word != "-" and not word.startswith("@"):
-        return None
+def _is_read(word: str) -> bool:
+    return word == "-" or word.startswith("@")
+
+
+def _read(flag: str, word: str, max_text_chars: int, take: Callable[[BinaryIO, int], bytes]) -> list[str]:
+    """Read texts from what @FILE or - stands for, without their last line breaks: `take` takes one of them.
+
+    No more is read than a text may have, so that a device or an endless pipe takes no memory.
+    """
+    most = 4 * max_text_chars + len("\r\n")  # the bytes of a character in UTF-8
+    texts: list[str] = []
     try:
-        content = sys.stdin.buffer.read() if word == "-" else Path(word[1:]).read_bytes()
-        return content.decode()
+        with contextlib.nullcontext(sys.stdin.buffer) if word == "-" else Path(word[1:]).open("rb") as file:
+            while content := take(file, most + 1):
+                if len(content) > most:
+                    raise CappyError(
+                        f"{flag} {word} holds a text of more than max_text_chars, {max_text_chars} characters; shorten "
+                        "it, or raise that limit"
+                    )
+                texts.append(content.decode("utf-8" if texts else "utf-8-sig").rstrip("\r\n"))
     except OSError as error:
         raise CappyError(
             f"{flag} {word}: {word[1:]} cannot be read ({error.strerror}); with --literal {word} is taken as a text"
         ) from error
     except UnicodeDecodeError as error:
         raise CappyError(f"{flag} {word} is not UTF-8: {error}") from error
+    return texts
 
 
 @contextlib.contextmanager

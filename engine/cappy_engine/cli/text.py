@@ -155,6 +155,8 @@ def describe_totals(totals: Totals, seconds: float) -> str:
     )
     facts = [f"{totals.pairs} pairs scored in {seconds:.1f} s ({rate})"]
     facts.append(f"{totals.truncated} truncated")
+    if totals.without_instruction:
+        facts.append(f"{totals.without_instruction} with an empty instruction")
     if totals.skipped:
         facts.append(f"{len(totals.skipped)} bad lines skipped")
     if totals.blank_lines:

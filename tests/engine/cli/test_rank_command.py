@@ -42,6 +42,7 @@ def test_rank_prints_json(bundle: Path, capsys: pytest.CaptureFixture[str]) -> N
             "index": candidate.index,
             "response": candidate.response,
             "score": pytest.approx(candidate.score, abs=1e-5),
+            "is_truncated": candidate.response == LONG,
             "is_exact": False,
         }
         for candidate in ranked
@@ -111,6 +112,25 @@ def test_literal_texts_are_taken_as_they_are(
         (["--candidate", "-", "--instruction", "-"], 2, "- was given twice, but stdin is read once"),
         (["--candidate", "@empty.txt"], 1, "@empty.txt held no candidates"),
         (["--candidate", "@latin1.txt"], 1, "--candidate @latin1.txt is not UTF-8"),
+        (
+            ["--candidate", LONG, "--too-long", "refuse"],
+            1,
+            "cappy rank: pair 0: has 1810 tokens, and the model takes 512",
+        ),
+        (["--candidate", "Yes", "--too-long", "cut"], 2, "'cut' is not one of 'truncate', 'refuse'"),
+        (
+            ["--candidate", "12345", "--max-text-chars", "4"],
+            1,
+            "cappy rank: pair 0: instruction has 13 characters",
+        ),
+        (["--candidate", "Yes", "--max-text-chars", "0"], 2, "0 is not in the range x>=1"),
+        (["--candidate", "Yes", "--bundle", ""], 2, "'--bundle': an empty path; is a variable not set?"),
+        (["--candidate", "@/dev/zero"], 1, "@/dev/zero holds a text of more than max_text_chars, 1000000 characters"),
+        (
+            ["--candidate", "Yes", "--instruction", "@/dev/zero"],
+            1,
+            "--instruction @/dev/zero holds a text",
+        ),
         (["--candidate", "Yes", "No"], 2, "unexpected argument 'No'; repeat the option for each value: --candidate"),
     ],
 )
@@ -135,3 +155,28 @@ def test_the_same_text_from_stdin_by_a_process(bundle: Path) -> None:
     done = cappy("rank", "--bundle", bundle, "--instruction", "q", "--candidate", "-", input="Où?\n".encode())
     assert done.returncode == 0, done.stderr
     assert done.stdout.decode().splitlines()[1].endswith("Où?")
+
+
+def test_rank_says_that_the_instruction_is_empty(
+    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "empty.txt").write_bytes(b"")
+    for instruction in ("", f"@{tmp_path / 'empty.txt'}"):
+        assert main(["rank", "--bundle", str(bundle), "--instruction", instruction, "--candidate", "Yes"]) == 0
+    assert [record.getMessage() for record in caplog.records] == ["the instruction is empty"] * 2
+
+
+def test_files_of_other_systems_hold_the_same_texts(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "instruction.txt").write_bytes("\ufeffName a fruit.\r\n".encode())
+    (tmp_path / "fruits.txt").write_bytes("\ufeffa pear\r\ngranite\r\n".encode())
+    found = []
+    for instruction, *candidates in (
+        (f"@{tmp_path / 'instruction.txt'}", f"@{tmp_path / 'fruits.txt'}"),
+        ("Name a fruit.", "a pear", "granite"),
+    ):
+        words = [word for candidate in candidates for word in ("--candidate", candidate)]
+        assert main(["rank", "--bundle", str(bundle), "--json", "--instruction", instruction, *words]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0] == found[1]

@@ -231,3 +231,24 @@ def test_score_into_a_folder_is_refused_before_anything_is_scored(
     assert main(["score", str(pairs_file), "--bundle", str(bundle), "-o", str(tmp_path / "folder")]) == 1
     assert "must be a file, not a folder" in capsys.readouterr().err
     assert not (tmp_path / "folder.partial").exists()
+
+
+def test_score_counts_empty_instructions(
+    bundle: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"instruction": "", "response": "Yes"}\n{"instruction": "Is it?", "response": ""}\n')
+    assert main(["score", str(path), "--bundle", str(bundle)]) == 0
+    assert b"0 truncated, 1 with an empty instruction\n" in capfdbinary.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--too-long", "refuse"], ["--max-text-chars", "100"]])
+def test_score_refuses_what_is_too_long_where_asked_to(
+    bundle: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], words: list[str]
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"instruction": "Is it?", "response": LONG}))
+    assert main(["score", str(path), "--bundle", str(bundle), *words]) == 1
+    out, err = capfdbinary.readouterr()
+    assert out == b""
+    assert (b"has 2410 tokens" if "refuse" in words else b"response has 5600 characters") in err
