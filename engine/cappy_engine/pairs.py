@@ -37,7 +37,13 @@ def check_pairs(pairs: Iterable[Sequence[str]], *, max_text_chars: int = MAX_TEX
     for index, pair in enumerate(_listed(pairs, "expected (instruction, response) pairs", _hint_for_pairs)):
         instruction, response = map(plain, _two(index, pair))
         for part, text in (("instruction", instruction), ("response", response)):
-            problem = text_problem(text, max_chars=max_text_chars)
+            if isinstance(text, str) and len(text) > max_text_chars:
+                raise InvalidPair(
+                    index,
+                    f"{part} has {len(text)} characters, and max_text_chars is {max_text_chars}; shorten it, or raise "
+                    "that limit",
+                )
+            problem = text_problem(text)
             if problem:
                 raise InvalidPair(index, f"{part} {problem}")
         checked.append((cast(str, instruction), cast(str, response)))
@@ -71,7 +77,7 @@ def plain(value: object) -> object:
     return value if as_py is None else as_py(value)
 
 
-def text_problem(text: object, *, max_chars: int | None = None) -> str | None:
+def text_problem(text: object) -> str | None:
     """Say why `text` cannot be tokenised, or None if it can.
 
     >>> text_problem(3)
@@ -79,8 +85,6 @@ def text_problem(text: object, *, max_chars: int | None = None) -> str | None:
     """
     if not isinstance(text, str):
         return f"must be a str, got {described(text)}"
-    if max_chars is not None and len(text) > max_chars:
-        return f"has {len(text)} characters, and max_text_chars is {max_chars}; shorten it, or raise that limit"
     if text.isascii():
         return None
     try:
@@ -112,7 +116,7 @@ def _column_names(values: object) -> list[object] | None:
         return list(values)
     for attribute in ("column_names", "columns"):
         names = getattr(values, attribute, None)
-        if isinstance(names, Iterable):
+        if isinstance(names, Iterable) and not isinstance(names, str):
             return list(names)
     return None
 
@@ -131,16 +135,21 @@ def _two(index: int, pair: object) -> Sequence[object]:
     if isinstance(pair, (tuple, list)) and len(pair) == 2:
         return pair
     row = plain(pair)
-    wanted = "expected a tuple (instruction, response)"
+    length = _length(row)
+    if length == 2:
+        return list(cast(Iterable[object], row))
+    problem = f"expected a tuple (instruction, response), got {described(row)}"
     if isinstance(row, str):
-        raise InvalidPair(index, f"{wanted}, got {described(row)}; one pair alone is [(instruction, response)]")
+        raise InvalidPair(index, f"{problem}; one pair alone is [(instruction, response)]")
+    raise InvalidPair(index, problem if length is None else f"{problem} of length {length}")
+
+
+def _length(row: object) -> int | None:
+    """Count the parts of a row; None for what is not one: texts, tables, and what has no order."""
+    is_ordered = hasattr(row, "__getitem__") and not isinstance(row, (str, bytes, bytearray, memoryview))
+    if not is_ordered or _column_names(row) is not None:
+        return None
     try:
-        length = len(row)  # type: ignore[arg-type]
-    except TypeError:
-        length = None
-    is_ordered = hasattr(row, "__getitem__") and not isinstance(row, (bytes, bytearray, memoryview))
-    if length is None or not is_ordered or _column_names(row) is not None:
-        raise InvalidPair(index, f"{wanted}, got {described(row)}")
-    if length != 2:
-        raise InvalidPair(index, f"{wanted}, got {described(row)} of length {length}")
-    return list(cast(Iterable[object], row))
+        return len(row)  # type: ignore[arg-type]
+    except TypeError:  # numpy's array of no dimension
+        return None
