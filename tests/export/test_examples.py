@@ -47,6 +47,16 @@ def rows_of(examples: Examples) -> list[int]:
 # Reading
 
 
+def test_pairs_and_labels_may_come_from_any_iterable() -> None:
+    pairs, labels = [("a", "1"), ("b", "1"), ("a", "2")], [1, 1, 0]
+    found = make_examples(iter(pairs), iter(labels))
+    assert found.pairs == pairs
+    assert found.labels.tolist() == labels
+    assert found.groups.tolist() == [0, 1, 0]
+    with pytest.raises(ValueError, match="there are 3 pairs and 2 labels"):
+        make_examples(pairs, labels[:2])
+
+
 def test_examples_are_the_lines_of_a_file_in_its_order(tmp_path: Path) -> None:
     lines = [("q", "x", 1), ("p", "y", 0.25), ("q", "é\n", 0), ("q", "x", 0.5)]
     fields = [{"instruction": a, "response": b, "label": label, "id": 7} for a, b, label in lines]

@@ -86,3 +86,12 @@ def test_options_out_of_range_are_named(field: dict[str, Any], message: str) -> 
 def test_options_that_would_come_to_nothing_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ExportError, match=message):
         ExportOptions(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_length": "512"}, {"max_length": True}, {"max_length": 0}, {"buckets": 2.5}, {"accurate_int8": "no"}],
+)
+def test_a_wrong_number_or_flag_is_named(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
+        ExportOptions(**options)

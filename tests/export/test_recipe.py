@@ -45,6 +45,14 @@ def test_a_mixed_precision_that_the_device_lacks_is_an_error(asked: str, device:
         {"max_gradient_norm": 0.0},
         {"mixed_precision": "int8"},
         {"seed": -1},
+        {"seed": 1.5},
+        {"epochs": True},
+        {"batch_size": 2.5},
+        {"max_length": "512"},
+        {"learning_rate": "2e-5"},
+        {"weight_decay": True},
+        {"dropout": "0.1"},
+        {"mixed_precision": 16},
     ],
 )
 def test_a_number_out_of_range_is_named(options: dict[str, Any]) -> None:
@@ -54,7 +62,16 @@ def test_a_number_out_of_range_is_named(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"negatives": 0}, {"evaluate_every": 0}, {"save_every": 0}, {"held_out_fraction": 1.0}],
+    [
+        {"negatives": 0},
+        {"evaluate_every": 0},
+        {"save_every": 0},
+        {"save_every": "200"},
+        {"held_out_fraction": 1.0},
+        {"held_out_fraction": "0.1"},
+        {"from_samples": "no"},
+        {"resume": 1},
+    ],
     ids=str,
 )
 def test_an_option_out_of_range_is_named(options: dict[str, Any]) -> None:

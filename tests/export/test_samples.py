@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from cappy_engine.errors import AdaptError
+from cappy_export.adaptation.rouge import rouge_l
 from cappy_export.adaptation.samples import Sampled, examples_from_samples, read_samples
 
 GOOD = {"instruction": "Is the sky blue?", "references": ["Yes"], "samples": ["yes.", "No"]}
@@ -172,3 +173,9 @@ def test_a_file_without_samples_or_no_file_is_refused(tmp_path: Path) -> None:
         read_samples(tmp_path / "blank.jsonl")
     with pytest.raises(AdaptError, match=r"the samples cannot be read: .*none\.jsonl"):
         read_samples(tmp_path / "none.jsonl")
+
+
+def test_one_text_is_not_a_list_of_references() -> None:
+    with pytest.raises(ValueError, match="references must be a list of texts, got one str"):
+        rouge_l("It is blue.", "blue")
+    assert rouge_l(iter(["It is red.", "It is blue."]), "It is blue.") == 1
