@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -54,6 +54,19 @@ def check_flag(name: str, value: object) -> None:
     """
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"{name} must be True or False, got {described(value)}")  # noqa: TRY004 - as for all options
+
+
+def check_names(name: str, values: Iterable[str]) -> list[str]:
+    """Return a collection of words as a list.
+
+    >>> check_names("precisions", ["int8"])
+    ['int8']
+
+    Raises ValueError for one text, whose letters would be taken.
+    """
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise ValueError(f"{name} must be a list of words, got {described(values)}")  # noqa: TRY004 - as for all options
+    return list(values)
 
 
 def described(value: object) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from cappy_engine.batching import Batch, EncodedPairs, Padding, Scores
 from cappy_engine.bundle import EMBEDDED, Bundle, open_bundle
-from cappy_engine.checks import check_flag
+from cappy_engine.checks import check_flag, described
 from cappy_engine.errors import ScoringError
 from cappy_engine.opening import open_runner
 from cappy_engine.options import Device, Mode, Precision, ScorerInfo, ScorerOptions
@@ -93,7 +93,9 @@ class Scorer:
 
         Raises what `open` raises.
         """
-        found, asked = open_bundle(bundle), options or ScorerOptions()
+        found, asked = open_bundle(bundle), ScorerOptions() if options is None else options
+        if not isinstance(asked, ScorerOptions):
+            raise ValueError(f"options must be ScorerOptions, got {described(asked)}")  # noqa: TRY004 - as for all
         runner, info = open_runner(found, asked, name=EMBEDDED_NAME if bundle == EMBEDDED else str(bundle))
         tokenizer = PairTokenizer.from_file(
             found.file("tokenizer.json"), max_length=info.max_length, max_text_chars=asked.max_text_chars

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cappy_engine.bundle import EXTERNAL_SUFFIX, MANIFEST, TARGETS, Bundle, open_bundle, seal
+from cappy_engine.checks import check_names
 from cappy_engine.errors import BundleError, PrecisionUnavailable
 from cappy_engine.storage import rename, sync_tree, write_json
 
@@ -34,9 +35,11 @@ def slim(
         ['int8']
 
     Raises PrecisionUnavailable if no model would be left, or one that was named does not exist; BundleError if the
-    bundle is damaged or `out` exists; OSError if files cannot be written.
+    bundle is damaged or `out` exists; OSError if files cannot be written; ValueError for one text instead of a list.
     """
     opened = open_bundle(bundle)
+    precisions = None if precisions is None else check_names("precisions", precisions)
+    targets = None if targets is None else check_names("targets", targets)
     kept = _choose(opened, precisions, targets)
     for target, precision in kept:
         opened.check_model(precision, target)

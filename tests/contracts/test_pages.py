@@ -44,6 +44,12 @@ def test_links_to_files_and_headings_lead_somewhere(page: str) -> None:
         assert not anchor or anchor in anchors(target.resolve()), f"{page} links to {link}, which has no such heading"
 
 
+def test_no_example_splits_lines_of_json_within_a_text() -> None:
+    examples = {page: "".join(block.text for block in blocks(page, "python", "console")) for page in PAGES}
+    examples |= {str(path): path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "examples").rglob("*.py")}
+    assert [name for name, text in examples.items() if "splitlines" in text] == []  # it splits at U+2028, too
+
+
 def test_every_error_has_a_heading_in_troubleshooting() -> None:
     names = {name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)}
     assert "ParityError" in names

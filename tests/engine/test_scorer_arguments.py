@@ -98,6 +98,12 @@ def test_a_bundle_that_was_not_named_is_an_error(bundle_asked: Any) -> None:
             call(bundle_asked)
 
 
+@pytest.mark.parametrize("options", [{}, {"threads": 2}, "int8"])
+def test_options_are_scorer_options(bundle: Path, options: Any) -> None:
+    with pytest.raises(ValueError, match="options must be ScorerOptions, got "):
+        Scorer.open_with(bundle, options)
+
+
 def test_without_a_bundle_it_is_the_packages_own() -> None:
     for opened in (Scorer.open(device="cpu"), Scorer.open_with(options=ScorerOptions(device="cpu"))):
         with opened:

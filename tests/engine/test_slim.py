@@ -119,3 +119,11 @@ def test_a_damaged_model_is_not_passed_on(tmp_path: Path) -> None:
 
 def files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_names_are_gone_through_once_and_one_text_is_not_a_list_of_them(bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "int8"
+    assert slim(bundle, precisions=iter(["int8"]), targets=iter(["cpu"]), out=out)["precisions"] == ["int8"]  # type: ignore[arg-type]
+    for wrong in ({"precisions": "int8"}, {"targets": "cpu"}, {"precisions": ""}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a list of words, got str"):
+            slim(bundle, **wrong, out=tmp_path / "other")

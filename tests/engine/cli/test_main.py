@@ -15,6 +15,7 @@ from cappy_engine import __version__
 from cappy_engine.cli.main import main
 from cappy_engine.errors import install_hint
 from tests.support.absent import EXPORTER, run_without
+from tests.support.bundles import copy_bundle
 from tests.support.command_line import cappy
 
 COMMANDS = sorted(
@@ -214,8 +215,9 @@ def test_only_the_module_of_the_command_that_is_called_is_imported(bundle: Path)
 
 @pytest.mark.parametrize("words", ["score pairs.jsonl --bundle", "inspect", "tune", "tune --clear", "slim --keep int8"])
 def test_an_empty_path_is_wrong_usage_and_not_the_folder_one_is_in(
-    words: str, monkeypatch: pytest.MonkeyPatch, bundle: Path, capsys: pytest.CaptureFixture[str]
+    words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(bundle)
+    monkeypatch.chdir(copy_bundle(tmp_path / "copy"))
+    monkeypatch.setenv("CAPPY_CACHE", str(tmp_path / "cache"))
     assert main([*words.split(), ""]) == 2
     assert "an empty path; is a variable not set?" in capsys.readouterr().err
