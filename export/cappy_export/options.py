@@ -39,7 +39,7 @@ class ExportOptions:
 
     Every one of `precisions` is made and proven for each of `targets` (devices) that runs it. With `keep` only these of
     the CPU's are written; the manifest has the parity of all. TensorRT gets at most `buckets` lengths. `pairs` (JSON
-    Lines) replaces the package's parity pairs, and `limits` changes what scores must keep (`proof.limits.LIMITS`).
+    Lines) replaces the package's parity pairs, and `limits` changes what scores must keep (`proof.limits`).
     Under the CPU's int8 matrix products whose names hold one of `float32_products` stay in float32; with
     `accurate_int8` the others lose less (`precisions.int8.quantize`).
 
@@ -113,10 +113,9 @@ class ExportOptions:
         """List the CPU's precisions that are written."""
         return self.for_cpus if self.keep is None else self.keep
 
-    @property
-    def parity_limits(self) -> dict[str, Limits]:
-        """Give the limits of every precision, changed as was asked."""
-        return parse_limits(self.limits)
+    def parity_limits(self, spread: float) -> dict[str, Limits]:
+        """Give every precision's limits for scores with this standard deviation, changed as was asked."""
+        return parse_limits(self.limits, spread=spread)
 
     def _runnable(self, target: str) -> tuple[str, ...]:
         return tuple(name for name in TARGETS[target] if name in self.precisions)
@@ -165,10 +164,9 @@ class VerifyOptions:
             _set(self, "pairs", Path(self.pairs))
         parse_limits(self.limits)
 
-    @property
-    def parity_limits(self) -> dict[str, Limits]:
-        """Give the limits of every precision, changed as was asked."""
-        return parse_limits(self.limits)
+    def parity_limits(self, spread: float) -> dict[str, Limits]:
+        """Give every precision's limits for scores with this standard deviation, changed as was asked."""
+        return parse_limits(self.limits, spread=spread)
 
 
 def _known(what: str, names: Sequence[str], choices: Sequence[str]) -> tuple[str, ...]:

@@ -11,8 +11,10 @@ from cappy_engine.bundle import open_bundle
 from cappy_engine.errors import ExportError
 from cappy_engine.storage import write_json
 from cappy_engine.tokenizer import PairTokenizer
-from cappy_export.checkpoints.checkpoint import Checkpoint, digest_of_files, load_tokenizer, open_checkpoint
+from cappy_export.checkpoints.checkpoint import Checkpoint, digest_of_files, open_checkpoint
 from cappy_export.checkpoints.config import bundle_config
+from cappy_export.checkpoints.fast_tokenizer import load_tokenizer
+from cappy_export.checkpoints.refusals import refusing
 from cappy_export.cpu_models import write_cpu_models
 from cappy_export.gpu_models import choose_lengths, write_gpu_models
 from cappy_export.manifest import describe_export, keep_chosen, list_files, write_manifest
@@ -55,7 +57,7 @@ def export(
     files = opened.files
     say(f"scoring {len(pairs)} pairs with PyTorch")
     reference = score_with_torch(opened, pairs, max_length=options.max_length)
-    proof = Proof(name, pairs, reference, options.parity_limits)
+    proof = Proof(name, pairs, reference, options.parity_limits(reference.spread))
     with staging_folder(out, say) as staging:
         written = _write(staging, opened, files, options, proof, say)
         parity = prove(staging, {"cpu": written["precisions"], **options.for_gpus}, proof, say)
@@ -87,7 +89,7 @@ def verify(
         say(f"note: {checkpoint} is not, file for file, the checkpoint that the bundle was exported from")
     say(f"scoring {len(pairs)} pairs with PyTorch")
     reference = score_with_torch(opened, pairs, max_length=manifest.max_length)
-    proof = Proof(name, pairs, reference, options.parity_limits)
+    proof = Proof(name, pairs, reference, options.parity_limits(reference.spread))
     parity = prove(Path(bundle), models, proof, say)
     require(parity, proof.limits, f"bundle {bundle}")
     return parity
@@ -98,10 +100,11 @@ def _write(
 ) -> dict[str, Any]:
     """Write all of the bundle but its parity into `staging`; return the manifest so far."""
     tokenizer = load_tokenizer(checkpoint, max_length=options.max_length)
-    tokenizer.save_pretrained(staging)
     write_json(staging / "config.json", bundle_config(checkpoint.config))
     model = {"max_length": tokenizer.model_max_length, "pad_token_id": tokenizer.pad_token_id}
-    encoder = PairTokenizer.from_file(staging / "tokenizer.json", max_length=tokenizer.model_max_length)
+    with refusing(f"the tokenizer of {checkpoint.name} cannot be put into a bundle"):
+        tokenizer.save_pretrained(staging)
+        encoder = PairTokenizer.from_file(staging / "tokenizer.json", max_length=tokenizer.model_max_length)
     calibration = CalibrationPairs(encoder.encode(proof.pairs), tokenizer.pad_token_id)
     shape, graphs = write_cpu_models(checkpoint, staging, options, calibration, say)
     document = describe_export(checkpoint, files, {**model, **shape}, graphs)

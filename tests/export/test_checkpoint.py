@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from cappy_engine.errors import CheckpointError
-from cappy_export.checkpoints.checkpoint import load_model, load_tokenizer, open_checkpoint
+from cappy_export.checkpoints.checkpoint import load_model, open_checkpoint
 from cappy_export.checkpoints.config import max_positions
+from cappy_export.checkpoints.fast_tokenizer import load_tokenizer
 from tests.support.checkpoints import copy, edit
 
 

@@ -24,7 +24,7 @@ from cappy_engine.gpu.engines import engine_folder
 from cappy_engine.gpu.plan import BATCH_TOKENS
 from cappy_engine.gpu.start import NO_TF32
 from cappy_engine.storage import write_json
-from cappy_export.proof.limits import LIMITS
+from cappy_export.proof.limits import default_limits
 from cappy_export.proof.pairs import default_pairs
 
 MODELS = (("cuda", "fp32"), ("cuda", "fp16"), ("tensorrt", "fp32"), ("tensorrt", "fp16"), ("tensorrt", "int8"))
@@ -109,7 +109,7 @@ def score_reference(check: Check) -> Figures:
 def measure_parity(check: Check, *, device: str, precision: str, tf32: bool = False) -> Figures:
     """Measure how far a model's scores are from PyTorch's.
 
-    Raises CheckFailed beyond LIMITS, which TF32 and PyTorch's own fp16 need not keep.
+    Raises CheckFailed beyond `default_limits`, which TF32 and PyTorch's own fp16 need not keep.
 
         >>> measure_parity(check, device="cuda", precision="fp16")["max_error"]
     """
@@ -136,9 +136,10 @@ def measure_parity(check: Check, *, device: str, precision: str, tf32: bool = Fa
     texts = ("instruction", "response")
     worst = [{name: value for name, value in row.items() if name not in texts} for row in found["worst"]]
     is_limited = device != "pytorch" and not tf32
-    limits = asdict(LIMITS[precision]) if is_limited else None
+    allowed = default_limits(reference.spread)
+    limits = asdict(allowed[precision]) if is_limited else None
     figures = {**found, "worst": worst, "pairs": len(pairs), "batch_shapes": shapes, "limits": limits}
-    broken = violations({"precisions": {}, "targets": {device: {precision: figures}}}, LIMITS)
+    broken = violations({"precisions": {}, "targets": {device: {precision: figures}}}, allowed)
     if broken and is_limited:
         raise CheckFailed("; ".join(broken), figures)
     return figures

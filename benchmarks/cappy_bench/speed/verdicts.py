@@ -14,7 +14,7 @@ import numpy as np
 from cappy_bench.peers.peer import Scores
 from cappy_bench.peers.specs import Spec
 from cappy_bench.speed.workloads import Workload
-from cappy_export.proof.limits import LIMITS
+from cappy_export.proof.limits import default_limits
 from cappy_export.proof.parity import measure
 
 Cell = dict[str, Any]
@@ -72,17 +72,18 @@ def judge_runner(
     if reference is None:
         return Verdict("ok", parity=exported.get(spec.precision))
     parity = _parity(scored, found, reference)
-    reason = judge_parity(spec.precision, parity)
+    spread = float(np.std(np.concatenate([reference.scores[workload.name] for workload in scored])))
+    reason = judge_parity(spec.precision, parity, spread=spread)
     return Verdict("wrong" if reason else "ok", reason, parity)
 
 
-def judge_parity(precision: str, parity: Parity) -> str | None:
-    """Say why scores with this parity are wrong, by our bundles' limits, if they are.
+def judge_parity(precision: str, parity: Parity, *, spread: float = 1.0) -> str | None:
+    """Say why scores with this parity are wrong, by our bundles' limits for scores of this `spread`, if they are.
 
     >>> judge_parity("fp32", {"max_error": 0.0002, "spearman": 1.0})
     'max error 0.0002, limit 0.0001'
     """
-    limits = LIMITS[precision]
+    limits = default_limits(spread)[precision]
     if limits.max_error is not None and parity["max_error"] > limits.max_error:
         return f"max error {parity['max_error']:.2g}, limit {limits.max_error:g}"
     if limits.min_spearman is not None and parity["spearman"] < limits.min_spearman:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
@@ -29,10 +29,14 @@ from cappy_engine.bulk.growing import changes
 from cappy_engine.errors import AdaptError
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.adaptation.examples import Examples, grouped_accuracy
-from cappy_export.adaptation.recipe import AdaptOptions, Recipe, choose_mixed_precision
+from cappy_export.adaptation.launch import make_accelerator
+from cappy_export.adaptation.recipe import AdaptOptions, Recipe
 from cappy_export.adaptation.schedule import count_steps, plan_steps
-from cappy_export.checkpoints.checkpoint import Checkpoint, load_model, load_tokenizer
+from cappy_export.checkpoints.checkpoint import Checkpoint, load_model
+from cappy_export.checkpoints.config import read_json
+from cappy_export.checkpoints.fast_tokenizer import load_tokenizer
 from cappy_export.checkpoints.hub import TOKENIZER_FILES
+from cappy_export.checkpoints.refusals import refusing
 from cappy_export.options import Say
 from cappy_export.publish import publish, staging_folder
 
@@ -65,10 +69,11 @@ class Run:
     ) -> None:
         self.checkpoint, self.training, self.held_out = checkpoint, training, held_out
         self.recipe, self.folder, self.say = recipe, folder, say
-        self.accelerator = _accelerator(recipe.mixed_precision)
-        self.encoder = _pair_tokenizer(checkpoint, recipe.max_length)
-        self.encoded = self.encoder.encode(training.pairs)
-        self.encoded_held_out = self.encoder.encode(held_out.pairs)
+        self.accelerator = make_accelerator(recipe.mixed_precision)
+        self.encoder, self.pad_token_id = _pair_tokenizer(checkpoint, recipe.max_length)
+        with refusing(f"the tokenizer of {checkpoint.name} fails on the examples"):
+            self.encoded = self.encoder.encode(training.pairs)
+            self.encoded_held_out = self.encoder.encode(held_out.pairs)
         self.steps = count_steps(len(training), batch_size=recipe.batch_size, epochs=recipe.epochs)
         self.steps = min(self.steps, recipe.max_steps or self.steps)
         self.done = 0
@@ -141,7 +146,9 @@ class Run:
             for name in TOKENIZER_FILES:
                 if (self.checkpoint.folder / name).exists():
                     shutil.copyfile(self.checkpoint.folder / name, staging / name)
-            storage.write_json(staging / "config.json", {**self.checkpoint.config, "torch_dtype": "float32"})
+            written_by = read_json(self.checkpoint.folder / "config.json").get("transformers_version")
+            origin = {} if written_by is None else {"transformers_version": written_by}  # of the tokenizer's files
+            storage.write_json(staging / "config.json", {**self.checkpoint.config, **origin, "torch_dtype": "float32"})
             weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
             save_file(weights, staging / "model.safetensors", {"format": "pt"})
             storage.write_json(staging / "training.json", document)
@@ -182,16 +189,12 @@ class Run:
 
     def _scores(self, encoded: EncodedPairs, batch: Batch) -> torch.Tensor:
         """Compute `logits[:, 0]` of a batch: (batch,) float32."""
-        inputs = model_inputs(encoded, batch, pad_token_id=self._pad_token_id)
+        inputs = model_inputs(encoded, batch, pad_token_id=self.pad_token_id)
         has_types = self.checkpoint.config.get("type_vocab_size", 0) > 1
         taken = ["input_ids", "attention_mask", *(["token_type_ids"] if has_types else [])]
         tensors = {name: torch.from_numpy(inputs[name]).to(self.accelerator.device) for name in taken}
         logits: torch.Tensor = self.model(**tensors).logits
         return logits[:, 0].float()
-
-    @property
-    def _pad_token_id(self) -> int:
-        return int(self.accelerator.unwrap_model(self.model).config.pad_token_id)
 
     def _evaluate(self, number: int) -> dict[str, float]:
         """Measure loss and grouped accuracy on the held-out examples, if any, after step `number`."""
@@ -257,19 +260,14 @@ class Run:
         self.say(f"going on after step {self.done}")
 
 
-def _accelerator(asked: str) -> Accelerator:
-    device = PartialState().device.type
-    has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return Accelerator(mixed_precision=choose_mixed_precision(asked, device=device, has_bf16=has_bf16))
-
-
-def _pair_tokenizer(checkpoint: Checkpoint, max_length: int) -> PairTokenizer:
-    """Make the engine's tokenizer, so that training sees exactly the tokens that will be served."""
+def _pair_tokenizer(checkpoint: Checkpoint, max_length: int) -> tuple[PairTokenizer, int]:
+    """Make the engine's tokenizer, so that training sees exactly the tokens that will be served, and its padding id."""
     fast = load_tokenizer(checkpoint, max_length=max_length)
     backend = fast.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    return PairTokenizer(backend, max_length=fast.model_max_length)
+    with refusing(f"the tokenizer of {checkpoint.name} cannot be used"):
+        backend.no_truncation()
+        backend.no_padding()
+        return PairTokenizer(backend, max_length=fast.model_max_length), int(fast.pad_token_id)
 
 
 def _parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:

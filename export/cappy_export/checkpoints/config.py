@@ -6,33 +6,22 @@ transformers 4.56 to 5.2 fetch and run code for some of their keys (CVE-2026-437
 
 from __future__ import annotations
 
-import inspect
 import json
-import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from cappy_engine.errors import CheckpointError
-
-log = logging.getLogger(__name__)
-
-COMMON_KEYS = frozenset(
-    """architectures model_type id2label label2id num_labels problem_type pad_token_id bos_token_id eos_token_id
-    sep_token_id tokenizer_class is_decoder is_encoder_decoder add_cross_attention chunk_size_feed_forward""".split()
-)
-"""Keys of config.json that any model has; those of one architecture are the arguments of its config class."""
-
-IGNORED_KEYS = frozenset(
-    """transformers_version torch_dtype dtype _name_or_path name_or_path use_cache gradient_checkpointing
-    finetuning_task output_past sentence_transformers task_specific_params return_dict output_attentions
-    output_hidden_states torchscript tie_word_embeddings language""".split()
-)
-"""Keys that are common and say nothing about the scores."""
+from cappy_export.checkpoints import modernbert
+from cappy_export.checkpoints.known_keys import kept_keys
+from cappy_export.checkpoints.naming import listed, shown
 
 TOKENIZER_KEYS = frozenset(
     """tokenizer_class model_max_length added_tokens_decoder additional_special_tokens extra_special_tokens
@@ -51,30 +40,39 @@ COUNTS_FROM_PADDING = frozenset(
 REFUSED_PARTS = ("auto_map", "attn_implementation", "kernel", "quantization", "custom_", "trust_remote", "_hub")
 
 
+MAX_JSON_BYTES = 64 * 2**20
+"""A config, or an index of weights, has some kilobytes; what is larger is refused before it is read."""
+
+
 def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """Read `config.json`, reduced to the keys that its architecture knows.
+    """Read `config.json`, reduced to the keys that the model is built from.
 
     >>> read_config(Path("export/cappy_mini/checkpoint"), "cappy-mini")["model_type"]
     'roberta'
 
-    Raises CheckpointError, also for keys that could make transformers fetch or run code.
+    Raises CheckpointError for keys that could make transformers fetch or run code, for keys that it would lose though
+    they may change scores, for values that it does not know, and for models that do not give one score for a pair.
     """
     path = folder / "config.json"
-    if not path.exists():
-        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+    if not path.is_file():
+        found = listed(sorted(entry.name for entry in folder.iterdir())) or "nothing"
         raise CheckpointError(f"{name} is not a checkpoint: it has no config.json; found {found}")
     config = read_json(path)
     refuse_code(config, path)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise CheckpointError(f"{path} names the model type {model_type!r}, which this transformers does not know")
-    known = COMMON_KEYS | set(inspect.signature(CONFIG_MAPPING[model_type].__init__).parameters) - {"self", "kwargs"}
-    dropped = sorted(set(config) - known - IGNORED_KEYS)
-    if dropped:
-        log.warning("%s: ignoring keys that %s does not know: %s", path, model_type, _listed(dropped))
-    kept = {key: value for key, value in config.items() if key in known - IGNORED_KEYS}
-    for key, value in kept.items():
-        _check_value(path, key, value)
+        raise CheckpointError(
+            f"{path} names the model type {shown(repr(model_type))}, which this transformers does not know"
+        )
+    check_architecture(config, name)
+    if model_type == "modernbert":
+        config = modernbert.translate(config, path)
+    kept = kept_keys(config, path)
+    if model_type in COUNTS_FROM_PADDING and kept.get("pad_token_id", 0) is None:
+        raise CheckpointError(
+            f"{path}: 'pad_token_id' is null, and {model_type} counts positions from it; write the id of the padding "
+            "token that the model was trained with (mostly 1)"
+        )
     return kept
 
 
@@ -84,16 +82,23 @@ def check_architecture(config: Mapping[str, Any], name: str) -> None:
     >>> check_architecture(read_config(Path("export/cappy_mini/checkpoint"), "cappy-mini"), "cappy-mini")
     """
     model_type, architectures = config["model_type"], config.get("architectures") or []
-    found = f"{', '.join(map(str, architectures)) or 'no architecture'} (model type {model_type})"
+    if not isinstance(architectures, list):
+        architectures = [architectures]
+    found = f"{listed(architectures) or 'no architecture'} (model type {model_type})"
     is_encoder = model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if config.get("is_decoder") or config.get("is_encoder_decoder") or not is_encoder:
         raise CheckpointError(f"{name} is a generative model, or not a text encoder: {found}; needed is a text encoder")
     if len(architectures) != 1 or not str(architectures[0]).endswith("ForSequenceClassification"):
         raise CheckpointError(f"{name} has no regression head: {found}; needed is a model ...ForSequenceClassification")
+    built = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(model_type)
+    if architectures[0] != built:
+        raise CheckpointError(f"{name} is {found}, but transformers has {built} for this type; its scores may differ")
     labels = config.get("id2label")
     count = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
     if count != 1:
-        raise CheckpointError(f"{name} has {count} labels; needed is one (the score): num_labels 1 in config.json")
+        raise CheckpointError(
+            f"{name} has {shown(repr(count))} labels; needed is one (the score): num_labels 1 in config.json"
+        )
 
 
 def config_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,17 +140,21 @@ def bundle_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return written
 
 
-def read_tokenizer_config(folder: Path, name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def read_tokenizer_config(
+    folder: Path, name: str, config: Mapping[str, Any], *, translate: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> dict[str, Any]:
     """Read `tokenizer_config.json`, if there is one, reduced to TOKENIZER_KEYS and special tokens.
 
     >>> read_tokenizer_config(Path("export/cappy_mini/checkpoint"), "cappy-mini", {})["pad_token"]
     '<pad>'
 
-    Raises CheckpointError if it, or the model's `config`, names a class that is not a tokenizer.
+    `translate` changes it before it is reduced. Raises CheckpointError if it, or the model's `config`, names a class
+    that is not a tokenizer.
     """
     path = folder / "tokenizer_config.json"
     found = read_json(path) if path.exists() else {}
     refuse_code(found, path)
+    found = translate(found)
     kept = {key: value for key, value in found.items() if key in TOKENIZER_KEYS or key.endswith("_token")}
     _check_tokenizer_class(name, kept, config)
     return kept
@@ -156,8 +165,10 @@ def _check_tokenizer_class(name: str, *configs: Mapping[str, Any]) -> None:
     known = {str(entry) for pair in TOKENIZER_MAPPING_NAMES.values() for entry in pair} | {"PreTrainedTokenizerFast"}
     for config in configs:
         found = config.get("tokenizer_class")
-        if found is not None and found not in known and f"{found}Fast" not in known:
-            raise CheckpointError(f"{name} names the tokenizer class {found!r}, which transformers does not know")
+        if found is not None and not (isinstance(found, str) and {found, f"{found}Fast"} & known):
+            raise CheckpointError(
+                f"{name} names the tokenizer class {shown(repr(found))}, which transformers does not know"
+            )
 
 
 def refuse_code(config: Mapping[str, Any], path: Path) -> None:
@@ -167,14 +178,17 @@ def refuse_code(config: Mapping[str, Any], path: Path) -> None:
     Traceback (most recent call last):
     cappy_engine.errors.CheckpointError: config.json has 'auto_map': ...
     """
-    for key, value in config.items():
-        if any(part in key for part in REFUSED_PARTS) and not isinstance(value, (int, float, type(None))):
-            raise CheckpointError(
-                f"{path} has {key!r}: {value!r}, which can make transformers fetch or run code; remove the key"
-            )
-        for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, dict):
-                refuse_code(child, path)
+    waiting: list[Any] = [config]
+    while waiting:
+        found = waiting.pop()
+        for key, value in found.items() if isinstance(found, dict) else ():
+            if any(part in key for part in REFUSED_PARTS) and not isinstance(value, (int, float, type(None))):
+                raise CheckpointError(
+                    f"{path} has {shown(repr(key))}: {shown(repr(value))}, which can make transformers fetch or run "
+                    "code; remove the key"
+                )
+        children = found.values() if isinstance(found, dict) else found
+        waiting += [child for child in children if isinstance(child, (dict, list))]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -184,26 +198,11 @@ def read_json(path: Path) -> dict[str, Any]:
     'roberta'
     """
     try:
+        if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path} must be a file of at most {MAX_JSON_BYTES} bytes")
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold a JSON object, found {type(content).__name__}")
     return content
-
-
-def _check_value(path: Path, key: str, value: Any) -> None:
-    scalar = (str, int, float, bool, type(None))
-    is_list = isinstance(value, list) and all(isinstance(item, scalar) for item in value)
-    is_map = (
-        isinstance(value, dict)
-        and key in ("id2label", "label2id")
-        and all(isinstance(v, scalar) for v in value.values())
-    )
-    if not (isinstance(value, scalar) or is_list or is_map):
-        raise CheckpointError(f"{path}: {key!r} must be a number, a string or a list of them, found {value!r}")
-
-
-def _listed(names: Iterable[str], at_most: int = 8) -> str:
-    names = list(names)
-    return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")

@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from cappy_engine.errors import CheckpointError
 from cappy_export.checkpoints.config import read_json
+from cappy_export.checkpoints.naming import listed
 
 WEIGHT_FILES: Mapping[str, tuple[str, ...]] = {
     "safetensors": ("model.safetensors", "model.safetensors.index.json"),
@@ -105,10 +106,10 @@ def weight_files(
     """
     for format_ in formats:
         for candidate in WEIGHT_FILES[format_]:
-            if (folder / candidate).exists():
+            if (folder / candidate).is_file():
                 return format_, (candidate, *_shards(folder / candidate))
     wanted = ", ".join(WEIGHT_FILES[format_][0] for format_ in formats)
-    found = ", ".join(sorted(entry.name for entry in folder.iterdir()))
+    found = listed(sorted(entry.name for entry in folder.iterdir()), at_most=20)
     raise CheckpointError(f"{name} has no weights: needed is one of {wanted} (or shards with an index); found {found}")
 
 

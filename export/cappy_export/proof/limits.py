@@ -12,7 +12,7 @@ from cappy_engine.errors import ExportError
 
 @dataclass(frozen=True)
 class Limits:
-    """Say what a precision must keep; None is not checked. `max_error` is absolute, in units of the score."""
+    """Say what a precision must keep; None is not checked. `max_error` is in units of the score."""
 
     max_error: float | None = None
     min_spearman: float | None = None
@@ -24,10 +24,10 @@ LIMITS: Mapping[str, Limits] = {
     "fp16": Limits(max_error=5e-3),
     "int8": Limits(min_spearman=0.97),
 }
-"""The default limits.
+"""The default limits for scores whose standard deviation is at most 1; `default_limits` has them for any spread.
 
-fp32 and fp16 differ from PyTorch by rounding only, so an absolute bound holds for any weights. Int8's errors grow with
-the spread of the weights and of the scores, so no absolute bound fits all checkpoints. Classification and re-ranking
+fp32 and fp16 differ from PyTorch by rounding only, which grows with the size of the numbers. Int8's errors grow with
+the spread of the weights too, so no bound of this kind fits all checkpoints. Classification and re-ranking
 need the *order* of the scores. Rank correlation was 0.98 and more for all exports that were measured, on random and on
 trained weights (README.md). It was 0.84 to 0.96 on trained weights for the coarsest quantisation, per tensor in 7 bits.
 On cappy-mini fp32 takes a hundredth of its limit and fp16 a sixth. cappy-large has four times the layers and needs the
@@ -35,15 +35,28 @@ room: 5.1e-3 in fp16 on random weights.
 """
 
 
-def parse_limits(texts: Sequence[str]) -> dict[str, Limits]:
-    """Read limits such as "int8.min_spearman=0.99", on top of LIMITS.
+def default_limits(spread: float) -> dict[str, Limits]:
+    """Give the limits for scores with the standard deviation `spread`: LIMITS, with larger errors where it is above 1.
+
+    >>> default_limits(50.0)["fp32"].max_error
+    0.005
+    """
+    factor = max(1.0, float(spread))
+    return {
+        precision: dataclasses.replace(limits, max_error=limits.max_error and limits.max_error * factor)
+        for precision, limits in LIMITS.items()
+    }
+
+
+def parse_limits(texts: Sequence[str], *, spread: float = 1.0) -> dict[str, Limits]:
+    """Read limits such as "int8.min_spearman=0.99", on top of `default_limits(spread)`.
 
     >>> parse_limits(["int8.max_error=0.1"])["int8"]
     Limits(max_error=0.1, min_spearman=0.97, min_winner_agreement=None)
 
-    Raises ExportError that shows the text.
+    A limit that was asked for is taken as it is, whatever the spread. Raises ExportError that shows the text.
     """
-    parsed = dict(LIMITS)
+    parsed = default_limits(spread)
     names = [field.name for field in dataclasses.fields(Limits)]
     for text in texts:
         key, _, value = text.partition("=")

@@ -74,7 +74,7 @@ def describe_pairs(pairs: Sequence[Pair], reference: Reference, name: str) -> di
         "longest": int(reference.token_counts.max()),
         "truncated": int(reference.truncated.sum()),
         "groups": len(candidate_groups(pairs)),
-        "score_std": float(reference.scores.std()),
+        "score_std": reference.spread,
     }
 
 

@@ -16,7 +16,10 @@ import torch
 
 from cappy_engine.errors import CheckpointError
 from cappy_engine.pairs import check_pairs
-from cappy_export.checkpoints.checkpoint import Checkpoint, load_model, load_tokenizer, open_checkpoint
+from cappy_export.checkpoints.checkpoint import Checkpoint, load_model, open_checkpoint
+from cappy_export.checkpoints.fast_tokenizer import load_tokenizer
+from cappy_export.checkpoints.naming import shown
+from cappy_export.checkpoints.refusals import refusing
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Reference:
     scores: npt.NDArray[np.float32]
     token_counts: npt.NDArray[np.int64]
     truncated: npt.NDArray[np.bool_]
+
+    @property
+    def spread(self) -> float:
+        """Give the standard deviation of the scores, by which errors are judged."""
+        return float(self.scores.std())
 
     @property
     def description(self) -> str:
@@ -61,10 +69,16 @@ def score_with_torch(checkpoint: Checkpoint, pairs: Iterable[Sequence[str]], *, 
     scores, counts, truncated = [], [], []
     with torch.inference_mode():
         for instruction, response in checked:
-            inputs = tokenizer(
-                [(instruction, response)], truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
-            )
-            scores.append(model(**{name: inputs[name] for name in taken}).logits[0, 0].item())
+            pair = shown(repr((instruction[:200], response[:200])))
+            with refusing(f"the tokenizer of {checkpoint.name} fails on the pair {pair}"):
+                inputs = tokenizer(
+                    [(instruction, response)],
+                    truncation=True,
+                    max_length=tokenizer.model_max_length,
+                    return_tensors="pt",
+                )
+            with refusing(f"PyTorch cannot score with {checkpoint.name}"):
+                scores.append(model(**{name: inputs[name] for name in taken}).logits[0, 0].item())
             counts.append(inputs["input_ids"].shape[1])
             truncated.append(_is_truncated(inputs.encodings[0]))
     broken = [row for row, score in enumerate(scores) if not np.isfinite(score)]

@@ -1,0 +1,184 @@
+"""Load a checkpoint's tokenizer, and check that the model has a place for all that it can make.
+
+Tokenizers that transformers 5 saved are taken from their tokenizer.json as it is: transformers 4 knows neither their
+class nor the form of some keys.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, __version__
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from cappy_engine.errors import CheckpointError
+from cappy_engine.tokenizer import PairTokenizer
+from cappy_export.checkpoints.checkpoint import Checkpoint
+from cappy_export.checkpoints.config import (
+    COUNTS_FROM_PADDING,
+    config_arguments,
+    max_positions,
+    read_json,
+    read_tokenizer_config,
+)
+from cappy_export.checkpoints.hub import TOKENIZER_FILES
+from cappy_export.checkpoints.naming import listed, shown
+from cappy_export.checkpoints.refusals import refusing
+
+PROBES = (
+    ("a", "b"),
+    ("Is the Sky BLUE?\n", " Yes,  it's 100% naïve: Ünïcode, e\u0301."),
+    ("東京 and 天气 \u200d🙂", "\tif x == 1: return [0]\r\n"),
+)
+"""Pairs with what tokenizers treat in different ways: case, accents, spaces, controls, CJK, emoji."""
+
+
+def load_tokenizer(checkpoint: Checkpoint, *, max_length: int) -> PreTrainedTokenizerBase:
+    """Load the checkpoint's fast tokenizer, with `model_max_length` set to at most `max_length`.
+
+    >>> load_tokenizer(open_checkpoint("export/cappy_mini/checkpoint"), max_length=512).model_max_length
+    512
+
+    Raises CheckpointError if there is none, if it truncates or pads on the left, or if it makes ids that the model has
+    no row for.
+    """
+    with refusing(f"{checkpoint.name} has no usable tokenizer"):
+        tokenizer = _load(checkpoint)
+        sides = (tokenizer.truncation_side, tokenizer.padding_side)
+        if not tokenizer.is_fast or sides != ("right", "right") or tokenizer.pad_token_id is None:
+            raise CheckpointError(
+                f"the tokenizer of {checkpoint.name} must be a fast one with a padding token that truncates and pads "
+                f"on the right; found {type(tokenizer).__name__}, padding token {tokenizer.pad_token!r}, sides {sides}"
+            )
+        check_tables(checkpoint, tokenizer)
+    limits = [max_length, max_positions(checkpoint.config)]
+    if isinstance(tokenizer.model_max_length, (int, float)):
+        limits.append(int(tokenizer.model_max_length))
+    tokenizer.model_max_length = min(limits)
+    least = tokenizer.num_special_tokens_to_add(pair=True) + 2
+    if tokenizer.model_max_length < least:
+        raise CheckpointError(
+            f"max_length {tokenizer.model_max_length} leaves a pair no text; at least {least} is needed"
+        )
+    return tokenizer
+
+
+def check_tables(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise CheckpointError unless the model's tables of embeddings have a row for every id that can come.
+
+    >>> check_tables(opened, load_tokenizer(opened, max_length=512))
+
+    Checked are the ids of the vocabulary, of added tokens, and of what is put around a pair; the types of tokens; and
+    the padding's id where positions are counted from it.
+    """
+    name, model_type = checkpoint.name, checkpoint.config["model_type"]
+    config = CONFIG_MAPPING[model_type](**config_arguments(checkpoint.config))
+    rows = int(config.vocab_size)
+    pair = tokenizer("a", "b", return_token_type_ids=True)
+    ids = {number: token for token, number in tokenizer.get_vocab().items()}
+    ids |= {number: f"id {number}" for number in pair["input_ids"] if number not in ids}
+    beyond = [token for number, token in sorted(ids.items()) if number >= rows]
+    if beyond:
+        raise CheckpointError(
+            f"the tokenizer of {name} makes ids up to {max(ids)}, and the model's table of words has {rows} rows (0 to "
+            f"{rows - 1}): there is none for {listed(beyond)}; remove these tokens, or train the model after "
+            "model.resize_token_embeddings(len(tokenizer))"
+        )
+    types, known_types = max(pair["token_type_ids"]), int(getattr(config, "type_vocab_size", 0) or 0)
+    if "token_type_ids" in tokenizer.model_input_names and 0 < known_types <= types:
+        raise CheckpointError(
+            f"the tokenizer of {name} makes token types up to {types}, and the model's table of types has "
+            f"{known_types} rows; take the tokenizer that the model was trained with"
+        )
+    if config.pad_token_id is not None and config.pad_token_id >= rows:
+        raise CheckpointError(
+            f"config.json of {name} has the pad_token_id {config.pad_token_id}, and the model's table of words has "
+            f"{rows} rows; write the tokenizer's, {tokenizer.pad_token_id}"
+        )
+    if model_type in COUNTS_FROM_PADDING and config.pad_token_id != tokenizer.pad_token_id:
+        raise CheckpointError(
+            f"{name} counts positions from the pad_token_id {config.pad_token_id} of its config.json, and its "
+            f"tokenizer pads with {tokenizer.pad_token_id} ({tokenizer.pad_token!r}); make them the same, as they "
+            "were in training"
+        )
+
+
+def _load(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """Load the tokenizer from copies of its files, with a config that holds nothing but what is known."""
+    from_newer = False
+
+    def translate(found: dict[str, Any]) -> dict[str, Any]:
+        nonlocal from_newer
+        from_newer = _is_from_newer(found, checkpoint)
+        if found.get("split_special_tokens"):
+            raise CheckpointError(
+                f"the tokenizer of {checkpoint.name} has split_special_tokens, which the engine does not know; train "
+                "and save it without"
+            )
+        return _translated(found, checkpoint) if from_newer else found
+
+    with tempfile.TemporaryDirectory() as folder:
+        for file in TOKENIZER_FILES:
+            if (checkpoint.folder / file).is_file() and file != "tokenizer_config.json":
+                shutil.copyfile(checkpoint.folder / file, Path(folder, file))
+        config = {key: value for key, value in checkpoint.config.items() if key != "tokenizer_class"}
+        tokenizer_config = read_tokenizer_config(
+            checkpoint.folder, checkpoint.name, checkpoint.config, translate=translate
+        )
+        tokenizer_config.setdefault("tokenizer_class", checkpoint.config.get("tokenizer_class"))
+        Path(folder, "config.json").write_text(json.dumps(config))
+        Path(folder, "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False, local_files_only=True)
+        if from_newer:
+            _require_own_ids(checkpoint, tokenizer, Path(folder, "tokenizer.json"))
+    return tokenizer
+
+
+def _is_from_newer(found: Mapping[str, Any], checkpoint: Checkpoint) -> bool:
+    """Tell whether transformers 5 or later saved this tokenizer."""
+    version = read_json(checkpoint.folder / "config.json").get("transformers_version")
+    major = version.partition(".")[0] if isinstance(version, str) else ""
+    return (
+        found.get("tokenizer_class") == "TokenizersBackend"
+        or "backend" in found
+        or isinstance(found.get("extra_special_tokens"), list)
+        or (major.isdigit() and int(major) >= 5)
+    )
+
+
+def _translated(found: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+    """Write a config of transformers 5 as transformers 4 reads it: the file tokenizer.json says all but the names."""
+    if not (checkpoint.folder / "tokenizer.json").is_file():
+        raise CheckpointError(
+            f"{checkpoint.name} was saved by transformers 5 without a tokenizer.json; load its tokenizer there and "
+            "save it with tokenizer.backend_tokenizer.save('tokenizer.json')"
+        )
+    translated = {**found, "tokenizer_class": "PreTrainedTokenizerFast"}
+    extra = translated.get("extra_special_tokens")
+    if isinstance(extra, list):
+        del translated["extra_special_tokens"]
+        if translated.setdefault("additional_special_tokens", extra) != extra:
+            raise CheckpointError(
+                f"{checkpoint.name} was saved by transformers 5: extra_special_tokens and additional_special_tokens "
+                "of its tokenizer_config.json differ; remove one of them"
+            )
+    return translated
+
+
+def _require_own_ids(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Raise CheckpointError unless transformers makes the ids that the tokenizer.json itself gives."""
+    own = PairTokenizer.from_file(path, max_length=1_000_000)
+    special = " ".join(f"{token} x" for token in tokenizer.all_special_tokens)
+    for pair in (*PROBES, (special, special)):
+        expected, found = own.encode([pair]).token_ids[0].tolist(), tokenizer([pair])["input_ids"][0]
+        if expected != found:
+            raise CheckpointError(
+                f"the tokenizer of {checkpoint.name} was saved by transformers 5, and transformers {__version__} reads "
+                f"it otherwise: {shown(repr(pair))} becomes {shown(found)} instead of {shown(expected)}; load it with "
+                "transformers 5 and save tokenizer.backend_tokenizer alone, without special_tokens_map.json"
+            )

@@ -1,0 +1,78 @@
+"""Build transformers' model for a config: without memory, to compare it with the weights, and then in float32.
+
+Knows no file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers.modeling_utils import no_init_weights
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_PRETRAINING_MAPPING,
+    MODEL_MAPPING,
+)
+
+from cappy_export.checkpoints.config import config_arguments
+
+OTHER_HEADS = (MODEL_MAPPING, MODEL_FOR_PRETRAINING_MAPPING, MODEL_FOR_MASKED_LM_MAPPING)
+
+
+def model_config(config: Mapping[str, Any]) -> PretrainedConfig:
+    """Make transformers' config of a checkpoint's.
+
+    >>> model_config({"model_type": "bert"}).num_labels
+    1
+    """
+    made: PretrainedConfig = CONFIG_MAPPING[config["model_type"]](**config_arguments(config))
+    return made
+
+
+def build_model(config: PretrainedConfig, *, is_hollow: bool = False) -> PreTrainedModel:
+    """Build the model for pairs: float32, eager attention; a hollow one has shapes, but takes no memory.
+
+    >>> build_model(model_config({"model_type": "bert"}), is_hollow=True).classifier.weight.device
+    device(type='meta')
+    """
+    with _hollow() if is_hollow else contextlib.nullcontext():
+        made: PreTrainedModel = AutoModelForSequenceClassification.from_config(
+            config, attn_implementation="eager", dtype=torch.float32
+        )
+    return made
+
+
+def unused_weights(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
+    """List the `names` that transformers ignores in this model: weights of the architecture's other heads.
+
+    >>> unused_weights(roberta, ["lm_head.bias", "roberta.pooler.dense.bias", "adapter.weight"])
+    ['lm_head.bias', 'roberta.pooler.dense.bias']
+    """
+    extra = sorted(set(names) - set(model.state_dict()))
+    if not extra:
+        return []
+    ignored = [re.compile(each) for each in model._keys_to_ignore_on_load_unexpected or ()]
+    known: set[str] = set()
+    for mapping in OTHER_HEADS:
+        for other in _classes(mapping.get(type(model.config), ())):
+            with _hollow():
+                keys = set(other(model.config).state_dict())
+            known |= keys | {f"{model.base_model_prefix}.{key}" for key in keys if mapping is MODEL_MAPPING}
+    return [name for name in extra if name in known or any(each.search(name) for each in ignored)]
+
+
+@contextlib.contextmanager
+def _hollow() -> Iterator[None]:
+    """Let models take no memory, and no random numbers: a training draws the same with and without them."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), no_init_weights():
+        yield
+
+
+def _classes(found: Any) -> tuple[Any, ...]:
+    return found if isinstance(found, tuple) else (found,)
