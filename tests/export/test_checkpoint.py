@@ -52,16 +52,6 @@ def test_a_tokenizer_config_with_code_is_refused(checkpoint: Path, tmp_path: Pat
         load_tokenizer(open_checkpoint(folder), max_length=512)
 
 
-def test_a_harmless_unknown_key_is_dropped_and_said(
-    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = copy(checkpoint, tmp_path / "copy")
-    edit(folder / "config.json", lambda config: config.update(wandb_run="abc", _attn_implementation_autoset=True))
-    opened = open_checkpoint(folder)
-    assert "wandb_run" not in opened.config
-    assert "wandb_run" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -79,8 +69,10 @@ def test_a_harmless_unknown_key_is_dropped_and_said(
         ({"model_type": "unheard-of"}, "'unheard-of', which this transformers does not know"),
         ({"model_type": None}, "names the model type None"),
         ({"hidden_size": {"a": 1}}, "'hidden_size' must be a number"),
-        ({"hidden_size": "wide"}, "describes no model"),
-        ({"problem_type": "foo"}, "describes no model"),
+        ({"hidden_size": 33}, "describes no model"),
+        ({"architectures": 5}, "no regression head: 5"),
+        ({"num_labels": "1", "id2label": None}, "has '1' labels"),
+        ({"pad_token_id": None}, "'pad_token_id' is null, and roberta counts positions from it"),
     ],
 )
 def test_what_cannot_give_one_score_is_refused(

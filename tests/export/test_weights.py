@@ -50,14 +50,14 @@ def test_every_missing_unexpected_and_misshapen_key_is_in_one_error(checkpoint: 
     folder = copy(checkpoint, tmp_path / "copy")
     weights = load_file(folder / "model.safetensors")
     del weights["classifier.dense.bias"], weights["classifier.out_proj.weight"]
-    weights["lm_head.bias"] = torch.zeros(3)
+    weights["classifier.extra"] = torch.zeros(3)
     weights["classifier.dense.weight"] = torch.zeros(2, 2)
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(CheckpointError) as caught:
         load_model(open_checkpoint(folder))
     for text in (
         "2 missing: classifier.dense.bias, classifier.out_proj.weight",
-        "1 unexpected: lm_head.bias",
+        "1 unexpected: classifier.extra",
         "1 of another shape: classifier.dense.weight (2, 2) instead of (32, 32)",
     ):
         assert text in str(caught.value)
