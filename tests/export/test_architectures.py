@@ -29,6 +29,7 @@ from cappy_export import ExportOptions, export
 from cappy_export.checkpoints.checkpoint import open_checkpoint
 from cappy_export.graphs.optimum import build_fused_graph, build_graph
 from cappy_export.proof.pairs import default_pairs
+from tests.support.checkpoints import edit
 
 TEXTS = [text for pair in default_pairs() for text in pair]
 
@@ -122,6 +123,31 @@ def test_an_encoder_is_exported_with_pytorchs_scores(
             for pair in pairs
         ]
     with Scorer.open(tmp_path / "bundle", precision="fp32") as scorer:
+        np.testing.assert_allclose(scorer.score(pairs), expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_modernbert_of_transformers_5_is_exported_with_its_own_thetas(tmp_path: Path) -> None:
+    """One theta for all layers, as mmBERT has it: read without `rope_parameters`, local layers would have 10000."""
+    checkpoint = make("modernbert", tmp_path / "checkpoint", unigram, local_rope_theta=160000.0, local_attention=64)
+    pairs = default_pairs()[::9]
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        inputs = [tokenizer([pair], truncation=True, max_length=512, return_tensors="pt") for pair in pairs]
+        expected = [model(**found).logits[0, 0].item() for found in inputs]
+
+    def as_transformers_5_writes_it(config: dict[str, Any]) -> None:
+        kinds = {"full_attention": config.pop("global_rope_theta"), "sliding_attention": config.pop("local_rope_theta")}
+        del config["torch_dtype" if "torch_dtype" in config else "dtype"]
+        config["rope_parameters"] = {
+            name: {"rope_type": "default", "rope_theta": theta} for name, theta in kinds.items()
+        }
+        config.update(layer_types=list(kinds), transformers_version="5.1.0", dtype="float32")
+
+    edit(checkpoint / "config.json", as_transformers_5_writes_it)
+    export(checkpoint, tmp_path / "bundle")
+    with Scorer.open(tmp_path / "bundle") as scorer:
         np.testing.assert_allclose(scorer.score(pairs), expected, atol=1e-4)
 
 

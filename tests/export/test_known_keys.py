@@ -164,7 +164,7 @@ def test_what_cannot_change_scores_is_left_out() -> None:
     harmless = {
         "_name_or_path": "x", "transformers_version": "5.0", "dtype": "bfloat16", "use_cache": False, "gap_size": 0,
         "finetuning_task": "sts", "gradient_checkpointing": True, "do_sample": False, "is_causal": False,
-        "unknown": None, "pruned_heads": {}, "layers_to_keep": [], "directionality": "bidi", "transformers.js_config": {"dtype": "q8"},
+        "unknown": None, "pruned_heads": {}, "layers_to_keep": [], "directionality": "bidi",
     }  # fmt: skip
     assert kept(model_type="bert", hidden_size=64, **harmless) == {"model_type": "bert", "hidden_size": 64}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cappy_engine.errors import ExportError
-from cappy_export.proof.limits import LIMITS, Limits, parse_limits
+from cappy_export.proof.limits import LIMITS, Limits, default_limits, parse_limits
 
 
 def test_limits_are_parsed_on_top_of_the_defaults() -> None:
@@ -29,3 +29,20 @@ def test_limits_are_parsed_on_top_of_the_defaults() -> None:
 def test_a_limit_that_is_none_is_an_error_that_shows_it(text: str) -> None:
     with pytest.raises(ExportError, match=text):
         parse_limits([text])
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.35, 1.0])
+def test_scores_of_cappys_spread_have_the_limits_as_they_stand(spread: float) -> None:
+    assert default_limits(spread) == LIMITS
+
+
+def test_errors_may_grow_with_the_spread_of_the_scores_and_ranks_may_not() -> None:
+    wide = default_limits(50.0)
+    assert wide["fp32"] == Limits(max_error=pytest.approx(5e-3))
+    assert wide["fp16"] == Limits(max_error=pytest.approx(0.25))
+    assert wide["int8"] == LIMITS["int8"]
+
+
+def test_a_limit_that_was_asked_for_is_taken_as_it_is() -> None:
+    parsed = parse_limits(["fp32.max_error=1e-4", "int8.max_error=0.5"], spread=50.0)
+    assert (parsed["fp32"].max_error, parsed["int8"].max_error) == (1e-4, 0.5)

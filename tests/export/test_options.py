@@ -38,7 +38,7 @@ def test_each_target_gets_the_precisions_that_it_runs() -> None:
 
 @pytest.mark.parametrize("options", [ExportOptions, VerifyOptions])
 def test_limits_are_changed_by_name(options: Any) -> None:
-    limits = options(limits=("fp32.max_error=0.5",)).parity_limits
+    limits = options(limits=("fp32.max_error=0.5",)).parity_limits(1.0)
     assert limits == {**LIMITS, "fp32": Limits(max_error=0.5)}
     with pytest.raises(ExportError, match=r"limit 'fp32\.error=1' is not PRECISION"):
         options(limits=("fp32.error=1",))

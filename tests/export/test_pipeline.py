@@ -18,6 +18,7 @@ from cappy_engine.cli.main import main
 from cappy_engine.errors import BundleError, ExportError, ParityError
 from cappy_export import ExportOptions, VerifyOptions, cpu_models, export, pipeline, verify
 from cappy_export.graphs.optimum import build_graph
+from cappy_export.proof.limits import LIMITS
 from cappy_export.proof.pairs import default_pairs
 from cappy_export.proof.reference import score_with_torch
 from tests.support.bundles import copy_bundle
@@ -207,3 +208,16 @@ def test_scores_that_hardly_vary_are_pointed_out(
     save_file(weights, flat / "model.safetensors")
     export(flat, tmp_path / "bundle")
     assert "the scores hardly vary" in caplog.text
+
+
+def test_scores_around_a_hundred_are_proven_by_their_spread(checkpoint: Path, tmp_path: Path) -> None:
+    """The absolute limit refused them for rounding; the report and the manifest say which limit they kept."""
+    wide = Path(shutil.copytree(checkpoint, tmp_path / "wide"))
+    weights = load_file(wide / "model.safetensors")
+    for name in ("classifier.out_proj.weight", "classifier.out_proj.bias"):
+        weights[name] *= 1000
+    save_file(weights, wide / "model.safetensors")
+    parity = export(wide, tmp_path / "bundle")["parity"]
+    std, row = parity["pairs"]["score_std"], parity["precisions"]["fp32"]
+    assert std > 100
+    assert LIMITS["fp32"].max_error < row["max_error"] <= row["limits"]["max_error"] == 1e-4 * std

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from cappy_engine.cli.main import main
 from cappy_engine.errors import AdaptError
@@ -25,6 +25,7 @@ from cappy_export import export
 from cappy_export.adaptation.examples import Examples, make_examples
 from cappy_export.adaptation.recipe import AdaptOptions, Recipe
 from cappy_export.adaptation.training import adapt
+from tests.support.checkpoints import copy
 
 COLOURS = "red green blue yellow black white brown pink".split()
 
@@ -255,3 +256,15 @@ def test_held_out_examples_of_a_file_are_measured_and_not_trained_on(checkpoint:
         scores = model(**tokenizer(held_out.pairs, padding=True, return_tensors="pt")).logits[:, 0].numpy()
     expected = float(np.square(scores - held_out.labels).mean())
     assert document["log"][0]["held_out_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_model_without_a_padding_id_is_padded_with_the_tokenizers(checkpoint: Path, tmp_path: Path) -> None:
+    """BERT's scores do not depend on it, so `pad_token_id: null` is a whole model, to adapt and to export."""
+    folder = copy(checkpoint, tmp_path / "bert", weights=None)
+    shape = {"vocab_size": 3245, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(**shape, intermediate_size=32, pad_token_id=None, num_labels=1)
+    torch.manual_seed(0)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    assert json.loads((folder / "config.json").read_text())["pad_token_id"] is None
+    adapt(folder, colour_examples(16), tmp_path / "out", dataclasses.replace(RECIPE, epochs=1))
+    assert export(tmp_path / "out", tmp_path / "bundle")["model"]["pad_token_id"] == 1

@@ -179,6 +179,6 @@ def _require_own_ids(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase,
         if expected != found:
             raise CheckpointError(
                 f"the tokenizer of {checkpoint.name} was saved by transformers 5, and transformers {__version__} reads "
-                f"it otherwise: {shown(repr(pair))} becomes {shown(found)} instead of {shown(expected)}; load it with "
-                "transformers 5 and save tokenizer.backend_tokenizer alone, without special_tokens_map.json"
+                f"it unlike its tokenizer.json: {shown(repr(pair))} becomes {shown(found)} instead of "
+                f"{shown(expected)}; load it with transformers 5 and save it again, so that its files agree"
             )
