@@ -73,7 +73,8 @@ def make(model_type: str, folder: Path, tokenizer_of: Callable[[Path], PreTraine
     folder.mkdir()
     tokenizer = tokenizer_of(folder)
     tokenizer.save_pretrained(folder)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, **shape}
+    usual = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes = shape if shape == DISTILBERT else {**usual, **shape}
     config = CONFIG_MAPPING[model_type](
         vocab_size=len(tokenizer),
         max_position_embeddings=514,

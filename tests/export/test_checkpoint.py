@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,17 @@ def test_folders_and_files_that_are_no_checkpoint_say_what_was_found(tmp_path: P
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+def test_only_regular_files_are_opened(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    """A FIFO would wait for ever for somebody to write into it."""
+    folder = copy(checkpoint, tmp_path / "copy")
+    for file in (name, "vocab.json"):
+        (folder / file).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(CheckpointError, match=rf"{name}|no usable tokenizer"):
+        load_tokenizer(open_checkpoint(folder), max_length=512)
 
 
 def test_a_tokenizer_config_cannot_name_files_or_other_classes(checkpoint: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def newer(checkpoint: Path, folder: Path, **changes: Any) -> Path:
         (copied / name).unlink()
     special = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>"}
     special |= {"mask": "<mask>", "pad": "<pad>", "unk": "<unk>"}
-    written = {f"{name}_token": token for name, token in special.items()}
+    written: dict[str, Any] = {f"{name}_token": token for name, token in special.items()}
     written |= {"backend": "tokenizers", "is_local": True, "tokenizer_class": "TokenizersBackend"}
     written |= {"model_max_length": 512, **changes}
     (copied / "tokenizer_config.json").write_text(json.dumps(written))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from cappy_engine.errors import CheckpointError
 from cappy_export.checkpoints import checkpoint as checkpoints
+from cappy_export.checkpoints import models
 from cappy_export.checkpoints.checkpoint import load_model, open_checkpoint
 from cappy_export.checkpoints.flax import read_flax
 from tests.support.checkpoints import copy, edit
@@ -37,7 +39,7 @@ def refusal(checkpoint: Path, folder: Path, content: object) -> str:
     return str(caught.value)
 
 
-ODD = {
+ODD: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "float8_e4m3fn": lambda value: value.to(torch.float8_e4m3fn),
     "complex64": lambda value: value + 1j,
     "int8": lambda value: value.to(torch.int8),
@@ -186,7 +188,7 @@ def test_a_config_that_cannot_fit_takes_neither_time_nor_memory(
 ) -> None:
     folder = copy(checkpoint, tmp_path / "copy")
     edit(folder / "config.json", lambda config: config.update(change))
-    build = checkpoints.build_model
+    build = models.build_model
 
     def hollow_only(config: Any, *, is_hollow: bool = False) -> Any:
         assert is_hollow, "memory was taken for a model that does not fit"

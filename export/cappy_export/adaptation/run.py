@@ -144,7 +144,7 @@ class Run:
         model = self.accelerator.unwrap_model(self.model)
         with staging_folder(out, self.say) as staging:
             for name in TOKENIZER_FILES:
-                if (self.checkpoint.folder / name).exists():
+                if (self.checkpoint.folder / name).is_file():
                     shutil.copyfile(self.checkpoint.folder / name, staging / name)
             written_by = read_json(self.checkpoint.folder / "config.json").get("transformers_version")
             origin = {} if written_by is None else {"transformers_version": written_by}  # of the tokenizer's files

@@ -78,15 +78,17 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     return Checkpoint(found.name, found.commit, found.folder, config, format_, files)
 
 
-def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
+def load_model(checkpoint: Checkpoint, *, is_quiet: bool = False) -> PreTrainedModel:
     """Load the checkpoint's model in PyTorch: float32, eager attention, evaluation mode.
 
     >>> load_model(open_checkpoint("export/cappy_mini/checkpoint")).config.num_labels
     1
 
-    Weights of other heads, which transformers ignores too, are left out with a warning. Raises CheckpointError if the
-    weights cannot be read safely, are not plain finite numbers, or do not fit the config. All this is found out before
-    memory is taken for the model. All missing, unexpected and misshapen keys are in one error.
+    Weights of other heads, which transformers ignores too, are left out; a warning says so, unless `is_quiet`.
+
+    Raises CheckpointError if the weights cannot be read safely, are not plain finite numbers, or do not fit the config.
+    All this is found out before memory is taken for the model. All missing, unexpected and misshapen keys are in one
+    error.
     """
     name, described = checkpoint.name, f"config.json of {checkpoint.name} describes no model"
     with refusing(described):
@@ -104,7 +106,7 @@ def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
         check_finite(weights)
     except CheckpointError as error:
         raise CheckpointError(f"{name} ({checkpoint.format} weights): {error}") from error
-    if unused:
+    if unused and not is_quiet:
         log.warning("%s: ignoring %d weights that its model does not use: %s", name, len(unused), listed(unused))
     with refusing(described):
         model = build_model(config)

@@ -30,11 +30,12 @@ COMMON_KEYS = frozenset(
 """Keys of config.json that any model has; those of one architecture are the arguments of its config class."""
 
 IGNORED_KEYS = frozenset(
-    """transformers_version torch_dtype dtype _name_or_path name_or_path _commit_hash _attn_implementation_autoset
-    _num_labels use_cache gradient_checkpointing finetuning_task output_past sentence_transformers
-    transformers.js_config task_specific_params return_dict use_return_dict output_attentions output_hidden_states
-    torchscript use_bfloat16 tf_legacy_loss xla_device tie_word_embeddings tie_encoder_decoder tie_weights_
-    language prefix decoder_start_token_id cross_attention_hidden_size vocab_size_or_config_json_file
+    """transformers_version torch_dtype dtype _name_or_path name_or_path _commit_hash
+    _attn_implementation_autoset _num_labels use_cache gradient_checkpointing finetuning_task
+    output_past sentence_transformers sbert_ce_default_activation_function transformers.js_config
+    task_specific_params return_dict use_return_dict output_attentions output_hidden_states torchscript
+    use_bfloat16 tf_legacy_loss xla_device tie_word_embeddings tie_encoder_decoder tie_weights_ language
+    prefix decoder_start_token_id cross_attention_hidden_size vocab_size_or_config_json_file
     directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head
     pooler_type""".split()
 ) | frozenset(PretrainedConfig._get_global_generation_defaults())

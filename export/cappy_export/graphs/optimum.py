@@ -123,7 +123,7 @@ def check_fusions(fused: Mapping[str, int], config: Mapping[str, Any], *, layers
 
 def _load(checkpoint: Checkpoint) -> PreTrainedModel:
     """Load the model in PyTorch; raises GraphError if it does not fit into one ONNX file."""
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, is_quiet=True)  # the reference's was loaded before
     size_bytes = sum(parameter.nbytes for parameter in model.parameters())
     if size_bytes > MAX_BYTES:
         raise GraphError(
