@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cappy_engine.cli.main import main
-from tests.support.places import ROOT, write_parity_pairs
+from tests.support.places import ROOT, write_short_parity_pairs
 
 SCRIPT = ["bash", str(ROOT / "docs" / "examples" / "loop" / "run.sh")]
 
@@ -31,7 +31,7 @@ def test_a_missing_package_is_said_before_the_first_step(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_the_loop_improves_rouge_l_over_a_random_pick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "loop"
-    pairs = write_parity_pairs(tmp_path / "pairs.jsonl", every=4)
+    pairs = write_short_parity_pairs(tmp_path / "pairs.jsonl")
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

@@ -22,7 +22,7 @@ from cappy_export.proof.limits import LIMITS
 from cappy_export.proof.pairs import default_pairs
 from cappy_export.proof.parity import candidate_groups, spearman, winner_agreement
 from cappy_mini.mixture import EASY
-from tests.support.places import MINI, ROOT, data_rows, write_parity_pairs
+from tests.support.places import MINI, ROOT, data_rows, short_parity_pairs, write_short_parity_pairs
 
 NEWS = (ROOT / "docs" / "examples" / "news.txt").read_text(encoding="utf-8")
 """The news article of the pages, and its question."""
@@ -121,10 +121,10 @@ def test_every_gpu_model_keeps_the_limits_on_trained_weights(made: Path) -> None
 
 @pytest.mark.slow
 def test_accurate_int8_errs_less_than_half_as_much_on_trained_weights(made: Path, tmp_path: Path) -> None:
-    """On a third of the parity pairs. The plain model is compared with fp32, which was proven for `made`."""
-    pairs = default_pairs()[::3]
+    """On shortened parity pairs. The plain model is compared with fp32, which was proven for `made`."""
+    pairs = short_parity_pairs()
     options = ExportOptions(
-        precisions=("int8",), accurate_int8=True, pairs=write_parity_pairs(tmp_path / "pairs.jsonl", every=3)
+        precisions=("int8",), accurate_int8=True, pairs=write_short_parity_pairs(tmp_path / "pairs.jsonl")
     )
     accurate = export(MINI, tmp_path / "bundle", options)["parity"]["precisions"]["int8"]
     with Scorer.open(device="cpu") as plain, Scorer.open(made, device="cpu", precision="fp32") as exact:
