@@ -220,6 +220,19 @@ def model_inputs(encoded: EncodedPairs, batch: Batch, *, pad_token_id: int) -> d
     }
 
 
+def full_batch(rows: int, length: int, *, pad_token_id: int) -> dict[str, Ids]:
+    """Make the inputs of a batch without padding, of a token that every vocabulary has.
+
+    >>> full_batch(2, 3, pad_token_id=1)["input_ids"].tolist()
+    [[0, 0, 0], [0, 0, 0]]
+    """
+    ids = [np.full(length, 0 if pad_token_id else 1, dtype=np.int64)] * rows
+    encoded = EncodedPairs(
+        ids, [np.zeros(length, dtype=np.int64)] * rows, np.full(rows, length), np.zeros(rows, dtype=np.bool_)
+    )
+    return model_inputs(encoded, Batch(np.arange(rows), length), pad_token_id=pad_token_id)
+
+
 def pad(sequences: Sequence[Ids], batch: Batch, *, value: int) -> Ids:
     """Pad the batch's rows of `sequences` on the right with `value`: (batch, length) int64."""
     padded = np.full((len(batch.rows), batch.length), value, dtype=np.int64)

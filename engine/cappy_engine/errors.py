@@ -11,7 +11,7 @@ CappyError
 ├── AdaptError               training cannot start, go on or end as asked; no checkpoint was written
 ├── BenchmarkError           nothing can be measured as asked, or a file is not a result
 ├── SampleError              candidates cannot be sampled as asked; what was complete is kept
-├── ScoringError             ONNX Runtime failed, or returned something that is not a score
+├── ScoringError             the model failed, or gave no score; `.index` is the pair's place, if one is at fault
 └── ExportError              no bundle was written
     ├── CheckpointError      not a checkpoint that can be exported, or not a safe one
     ├── GraphError           the ONNX graph is not what it must be
@@ -47,18 +47,24 @@ class InvalidPair(CappyError, ValueError):
     """
 
     def __init__(self, index: int, problem: str) -> None:
-        super().__init__(f"pair {index}: {problem}")
+        super().__init__(index, problem)  # what pickle makes the error from again
         self.index = index
         self.problem = problem
+
+    def __str__(self) -> str:
+        return f"pair {self.index}: {self.problem}"
 
 
 class InvalidLine(CappyError, ValueError):
     """A line of a JSON Lines file holds no usable pair; `number` counts from 1."""
 
     def __init__(self, number: int, problem: str) -> None:
-        super().__init__(f"line {number}: {problem}")
+        super().__init__(number, problem)
         self.number = number
         self.problem = problem
+
+    def __str__(self) -> str:
+        return f"line {self.number}: {self.problem}"
 
 
 class BundleError(CappyError):
@@ -74,7 +80,18 @@ class DeviceUnavailable(CappyError):
 
 
 class ScoringError(CappyError):
-    """ONNX Runtime failed while scoring, or returned something that is not a score (NaN, infinity)."""
+    """ONNX Runtime failed while scoring, or returned something that is not a score (NaN, infinity).
+
+    `index` is the place of the pair that fails in the model, from 0; None where no single pair is at fault.
+    """
+
+    def __init__(self, problem: str, index: int | None = None) -> None:
+        super().__init__(problem, index)
+        self.problem = problem
+        self.index = index
+
+    def __str__(self) -> str:
+        return self.problem if self.index is None else f"pair {self.index}: {self.problem}"
 
 
 class OutputError(CappyError):
@@ -112,5 +129,8 @@ class ParityError(ExportError):
     """
 
     def __init__(self, message: str, report: Any) -> None:
-        super().__init__(message)
+        super().__init__(message, report)
         self.report = report
+
+    def __str__(self) -> str:
+        return str(self.args[0])

@@ -16,6 +16,7 @@ from cappy_engine.batching import (
     Ids,
     Plan,
     Scores,
+    full_batch,
     keeps_busy,
     model_inputs,
     plan_batches,
@@ -25,6 +26,8 @@ from cappy_engine.errors import ScoringError
 from cappy_engine.session import Inputs, Session
 
 CLOSED = "this scorer was closed; open another one with Scorer.open"
+PROBE_TOKENS = 8
+"""The length of the made-up pair that tells a broken model from a pair at fault."""
 
 
 class LazySession:
@@ -94,7 +97,8 @@ class Runner:
     ) -> Scores:
         """Score n pairs: (n,) float32, in their order.
 
-        `grouping` replaces the runner's own. `progress` is called after every batch. Raises ScoringError.
+        `grouping` replaces the runner's own. `progress` is called after every batch. Raises ScoringError, with the
+        index of a pair that fails in the model; the index is None where no single pair is at fault.
         """
         plan = self.plan(encoded.lengths, grouping)
         scores = np.empty(len(encoded), dtype=np.float32)
@@ -116,7 +120,16 @@ class Runner:
             raise ScoringError(CLOSED)
 
         def score(batch: Batch) -> Scores:
-            return session.run(model_inputs(encoded, batch, pad_token_id=self._pad_token_id))
+            try:
+                return run(batch)
+            except ScoringError as error:
+                place, problem = self._find_guilty(session, run, batch)
+                if place is None:
+                    raise
+                raise ScoringError(problem, place) from error
+
+        def run(batch: Batch) -> Scores:
+            return finite(session.run(model_inputs(encoded, batch, pad_token_id=self._pad_token_id)))
 
         if not plan.is_shared or self._callers is None:
             return zip(plan.batches, map(score, plan.batches), strict=True)
@@ -124,3 +137,44 @@ class Runner:
             return zip(plan.batches, self._callers.map(score, plan.batches), strict=True)
         except RuntimeError as error:  # another thread closed the runner meanwhile
             raise ScoringError(CLOSED) from error
+
+    def _find_guilty(self, session: Session, run: Callable[[Batch], Scores], failed: Batch) -> tuple[int | None, str]:
+        """Find the first row of a batch that fails alone, twice, and its error; None if the fault is not one pair's.
+
+        So it is where a made-up pair fails too (the model or the device is broken), where the rows fail in company
+        only (no memory for a large batch), or the second time nothing fails.
+        """
+        length = min(self.grouping.buckets, default=PROBE_TOKENS)
+        if problem_of(lambda: finite(session.run(full_batch(1, length, pad_token_id=self._pad_token_id)))):
+            return None, ""
+        rows = np.sort(failed.rows)
+        while len(rows) > 1:
+            half, rest = np.split(rows, [len(rows) // 2])
+            rows = half if problem_of(partial(run, Batch(half, failed.length))) else rest
+        problem = problem_of(partial(run, Batch(rows, failed.length)))
+        return (int(rows[0]), problem) if problem else (None, "")
+
+
+def finite(scores: Scores) -> Scores:
+    """Return the scores. Raises ScoringError if one is NaN or infinite.
+
+    >>> finite(np.array([0.5], dtype=np.float32))
+    array([0.5], dtype=float32)
+    """
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        raise ScoringError(f"the model gave {scores[bad[0]]}, which is not a score")
+    return scores
+
+
+def problem_of(run: Callable[[], object]) -> str:
+    """Return the message of the ScoringError that `run` raises, empty if it raises none.
+
+    >>> problem_of(lambda: None)
+    ''
+    """
+    try:
+        run()
+    except ScoringError as error:
+        return error.problem
+    return ""

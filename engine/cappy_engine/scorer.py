@@ -188,8 +188,8 @@ class Scorer:
         """Score pairs that `encode` made; a pair that comes several times is computed once.
 
         `max_batch_tokens` and `padding` replace the scorer's own for this call. `progress` is called after every batch
-        with how many pairs and tokens (without padding) it held. Raises ScoringError, with the index of the pair where
-        the model gives no number.
+        with how many pairs and tokens (without padding) it held. Raises ScoringError, with the index of a pair that
+        fails in the model; the index is None where no single pair is at fault.
         """
         distinct, places = encoded.distinct()
         repeats = np.bincount(places, minlength=len(distinct))
@@ -199,8 +199,13 @@ class Scorer:
             progress(int(times.sum()), int((times * distinct.lengths[batch.rows]).sum()))
 
         grouping = self._runner.grouping.changed(max_batch_tokens=max_batch_tokens, padding=padding)
-        found = self._runner.run(distinct, grouping=grouping, progress=report)
-        return Scored(_finite(found[places]), encoded.lengths, encoded.truncated, encoded.without_instruction)
+        try:
+            found = self._runner.run(distinct, grouping=grouping, progress=report)
+        except ScoringError as error:
+            if error.index is None:
+                raise
+            raise ScoringError(error.problem, int((places == error.index).argmax())) from error
+        return Scored(found[places], encoded.lengths, encoded.truncated, encoded.without_instruction)
 
     def rank(
         self,
@@ -273,7 +278,10 @@ class Scorer:
         """Score the `near` pairs in fp32; returns scores by place, none if one candidate is alone."""
         if len(near) < 2:
             return {}
-        scores = self._companion().score_pairs([pairs[place] for place in near]).scores
+        try:
+            scores = self._companion().score_pairs([pairs[place] for place in near]).scores
+        except ScoringError as error:
+            raise ScoringError(error.problem, None if error.index is None else int(near[error.index])) from error
         return {place: float(score) for place, score in zip(near, scores, strict=True)}
 
     def _companion(self) -> Scorer:
@@ -285,11 +293,3 @@ class Scorer:
                 runner, info = open_runner(self._bundle, self.info.exact(), name=self.info.bundle)
                 self._exact = Scorer(self._tokenizer, runner, info=info)
             return self._exact
-
-
-def _finite(scores: Scores) -> Scores:
-    """Return the scores, or raise ScoringError with the first pair that has none."""
-    bad = np.flatnonzero(~np.isfinite(scores))
-    if len(bad):
-        raise ScoringError(f"the model gave {scores[bad[0]]} for pair {bad[0]}, which is not a score")
-    return scores

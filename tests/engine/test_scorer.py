@@ -190,8 +190,9 @@ def test_what_is_no_score_is_an_error_that_names_the_pair(tokenizer: PairTokeniz
     bad = tokenizer.encode([("Is it?", "The bad one")]).token_ids[0].tolist()
     session = FakeSession(lambda ids: value if ids == bad else 0.5)
     pairs = [("Is it?", "Yes"), ("Is it, at any rate?", "No"), ("Is it?", "The bad one"), ("Is it?", "Maybe")]
-    with pytest.raises(ScoringError, match=rf"the model gave {value} for pair 2,"):
+    with pytest.raises(ScoringError, match=rf"^pair 2: the model gave {value}, which is not a score$") as caught:
         fake_scorer(session, tokenizer=tokenizer).score(pairs)
+    assert caught.value.index == 2
 
 
 # Truncation

@@ -22,10 +22,10 @@ from cappy_bench.gpu.plan import Check, CheckFailed, Step
 from cappy_bench.gpu.results import Figures
 from cappy_bench.gpu.steps import engines
 from cappy_bench.peers.process import in_short
+from cappy_engine.batching import full_batch
 from cappy_engine.bundle import MANIFEST, open_bundle, seal, sha256_of
 from cappy_engine.errors import BundleError, DeviceUnavailable, ScoringError
 from cappy_engine.gpu.engines import engine_folder
-from cappy_engine.gpu.plan import full_batch
 from cappy_engine.storage import write_json
 
 PRECISION = "fp16"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cappy_engine.batching import Batch, EncodedPairs, Grouping, Ids, model_inputs, plan_batches
+from cappy_engine.batching import Batch, Grouping, Ids, plan_batches
 from cappy_engine.buckets import default_buckets
 from cappy_engine.bundle import Bundle
 from cappy_engine.errors import BundleError, DeviceUnavailable
@@ -79,19 +79,6 @@ def canary_batches(lengths: Ids, model: GpuModel) -> list[Batch]:
         rows, most = np.flatnonzero(lengths <= bucket), model.max_rows(bucket)
         batches += [Batch(rows[start : start + most], bucket) for start in range(0, len(rows), most)]
     return batches
-
-
-def full_batch(rows: int, length: int, *, pad_token_id: int) -> dict[str, Ids]:
-    """Make the inputs of a batch without padding, of a token that every vocabulary has.
-
-    >>> full_batch(2, 3, pad_token_id=1)["input_ids"].tolist()
-    [[0, 0, 0], [0, 0, 0]]
-    """
-    ids = [np.full(length, 0 if pad_token_id else 1, dtype=np.int64)] * rows
-    encoded = EncodedPairs(
-        ids, [np.zeros(length, dtype=np.int64)] * rows, np.full(rows, length), np.zeros(rows, dtype=np.bool_)
-    )
-    return model_inputs(encoded, Batch(np.arange(rows), length), pad_token_id=pad_token_id)
 
 
 def batch_flops(model: Mapping[str, Any], rows: int, length: int) -> float:

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from cappy_engine.batching import full_batch
 from cappy_engine.errors import BundleError, DeviceUnavailable
 from cappy_engine.gpu.canary import check_canary, read_canary
 from cappy_engine.gpu.engines import EngineCache, engine_facts, engine_folder, engine_key
 from cappy_engine.gpu.installation import TENSORRT_LIBRARIES, Gpu, Installation, inspect_installation
 from cappy_engine.gpu.placement import check_placement, warn_if_slow
-from cappy_engine.gpu.plan import GpuModel, batch_flops, canary_batches, full_batch
+from cappy_engine.gpu.plan import GpuModel, batch_flops, canary_batches
 from cappy_engine.gpu.preflight import require_device
 from cappy_engine.gpu.providers import Profile, cuda_options, tensorrt_options
 from cappy_engine.gpu.sessions import BucketedSession, SharedSession
