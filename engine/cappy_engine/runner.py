@@ -23,6 +23,7 @@ from cappy_engine.batching import (
 )
 from cappy_engine.buckets import bucket_lengths
 from cappy_engine.errors import ScoringError
+from cappy_engine.forking import tell_after_fork
 from cappy_engine.session import Inputs, Session
 
 CLOSED = "this scorer was closed; open another one with Scorer.open"
@@ -31,20 +32,30 @@ PROBE_TOKENS = 8
 
 
 class LazySession:
-    """A session that `open_now` opens when it is first run; safe to call from several threads."""
+    """A session that `open_now` opens when it is first run, and again in a forked child; any thread may call it.
 
-    def __init__(self, open_now: Callable[[], Session], *, device: str) -> None:
+    `session` is one that is open already.
+    """
+
+    def __init__(self, open_now: Callable[[], Session], *, device: str, session: Session | None = None) -> None:
         self.device = device
         self._open_now = open_now
+        self._session = session
         self._lock = threading.Lock()
-        self._session: Session | None = None
+        tell_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Forget the parent's session, and its lock, which another thread of the parent may hold."""
+        self._session = None
+        self._lock = threading.Lock()
 
     def run(self, inputs: Inputs) -> Scores:
         """Score one batch, as the session does. Raises what opening it raises, too."""
         with self._lock:
             if self._session is None:
                 self._session = self._open_now()
-        return self._session.run(inputs)
+            session = self._session
+        return session.run(inputs)
 
 
 class Runner:
@@ -71,7 +82,15 @@ class Runner:
         self._narrow = narrow_session if callers > 1 else None
         self._workers = callers if self._narrow is not None else 1
         self._has_wide = session is not narrow_session
-        self._callers = ThreadPoolExecutor(callers, "cappy") if self._narrow is not None else None
+        self._callers = self._start_callers()
+        tell_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Start threads of the child's own; sessions open again by themselves, or say that they cannot."""
+        self._callers = self._start_callers()
+
+    def _start_callers(self) -> ThreadPoolExecutor | None:
+        return ThreadPoolExecutor(self._workers, "cappy") if self._narrow is not None else None
 
     def plan(self, lengths: Ids, grouping: Grouping | None = None) -> Plan:
         """Plan batches for pairs of these `lengths`, (n,) int64 in tokens, and how they run.
@@ -135,8 +154,8 @@ class Runner:
             return zip(plan.batches, map(score, plan.batches), strict=True)
         try:
             return zip(plan.batches, self._callers.map(score, plan.batches), strict=True)
-        except RuntimeError as error:  # another thread closed the runner meanwhile
-            raise ScoringError(CLOSED) from error
+        except RuntimeError as error:  # another thread closed the runner meanwhile, or the system has no more threads
+            raise ScoringError(CLOSED if self._session is None else f"no thread can be started: {error}") from error
 
     def _find_guilty(self, session: Session, run: Callable[[Batch], Scores], failed: Batch) -> tuple[int | None, str]:
         """Find the first row of a batch that fails alone, twice, and its error; None if the fault is not one pair's.

@@ -8,6 +8,8 @@ run rebuilds the session on other providers; `onnxruntime` and `onnxruntime-gpu`
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
@@ -18,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cappy_engine.errors import BundleError, DeviceUnavailable, InstallationError, ScoringError, install_hint
+from cappy_engine.forking import never_free, tell_after_fork
 
 PROVIDERS: Mapping[str, str] = {
     "cpu": "CPUExecutionProvider",
@@ -35,6 +38,7 @@ RUNTIME_PACKAGES = (
     "onnxruntime-qnn",
 )
 """Packages that hold ONNX Runtime, all in one import directory: only one may be installed."""
+OPEN_IN_CHILD = "open the scorer after the fork, in the child process"
 Inputs = Mapping[str, npt.NDArray[np.int64]]
 """`INPUTS` by name, each (batch, length)."""
 Providers = Sequence[tuple[str, Mapping[str, str]]]
@@ -51,12 +55,25 @@ class Session(Protocol):
 
 
 class OrtSession:
-    """A model in ONNX Runtime; made by `open_session`. Safe to call from several threads."""
+    """A model in ONNX Runtime; made by `open_session`. Safe to call from several threads, but not in a forked child."""
 
     def __init__(self, session: Any, *, device: str) -> None:
         self.device = device
         self._session = session
+        self._is_forked = False
         self._inputs = [entry.name for entry in session.get_inputs()]
+        tell_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Give the parent's session up: its threads are not here, and freeing it would wait for them."""
+        never_free(self._session)
+        self._is_forked = True
+
+    def __del__(self) -> None:
+        """Free the model; the C library would keep its memory."""
+        if not self._is_forked and not sys.is_finalizing():
+            del self._session
+            give_memory_back()
 
     @property
     def placed(self) -> dict[str, Counter[str]]:
@@ -73,6 +90,8 @@ class OrtSession:
 
         Raises ScoringError if ONNX Runtime fails; the run is not repeated on another device.
         """
+        if self._is_forked:
+            raise ScoringError(f"this model was opened on {self.device} before the process forked; {OPEN_IN_CHILD}")
         try:
             (logits,) = self._session.run(["logits"], {name: inputs[name] for name in self._inputs})
             logits = np.asarray(logits)
@@ -130,7 +149,8 @@ def open_session(
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors only: its warnings go to stderr and are about graph optimisation
+    # Its warnings go to stderr and are about graph optimisation; a CPU's errors are raised, with the same text.
+    options.log_severity_level = 4 if device == "cpu" else 3
     if device != "cpu":  # ONNX Runtime is to tell which node runs where
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
@@ -146,8 +166,21 @@ def open_session(
         raise BundleError(f"ONNX Runtime {runtime.__version__} cannot load {model}: {error}") from error
     session.disable_fallback()
     check_providers(device, session.get_providers())
-    check_signature(model, [entry.name for entry in session.get_inputs()], [out.name for out in session.get_outputs()])
+    check_signature(
+        model,
+        {entry.name: entry.type for entry in session.get_inputs()},
+        {entry.name: entry.type for entry in session.get_outputs()},
+    )
     return OrtSession(session, device=device)
+
+
+def give_memory_back() -> None:
+    """Give freed memory back to the system where the C library is glibc, which keeps it; takes some 10 ms.
+
+    >>> give_memory_back()
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, another system
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def load_runtime() -> Any:
@@ -198,10 +231,18 @@ def check_providers(device: str, registered: Sequence[str]) -> None:
         )
 
 
-def check_signature(model: Path, inputs: list[str], outputs: list[str]) -> None:
-    """Raise BundleError unless the model takes token arrays by the usual names and gives `logits`."""
+def check_signature(model: Path, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
+    """Raise BundleError unless the model takes token arrays by the usual names and gives `logits`.
+
+    `inputs` and `outputs` are ONNX Runtime's types by name.
+    """
     unknown = [name for name in inputs if name not in INPUTS]
     if unknown or "input_ids" not in inputs or "logits" not in outputs:
         raise BundleError(
-            f"{model} takes {inputs} and gives {outputs}; a bundle's model takes {INPUTS} and gives logits"
+            f"{model} takes {list(inputs)} and gives {list(outputs)}; a bundle's model takes {INPUTS} and gives logits"
+        )
+    if set(inputs.values()) != {"tensor(int64)"} or outputs["logits"] not in ("tensor(float)", "tensor(float16)"):
+        raise BundleError(
+            f"{model} takes {dict(inputs)} and gives logits as {outputs['logits']}; a bundle's model takes "
+            "tensor(int64) and gives tensor(float) or tensor(float16); export the bundle again"
         )

@@ -188,7 +188,20 @@ def test_a_model_with_other_inputs_or_without_logits_is_refused(tmp_path: Path, 
 
 
 def test_a_signature_with_further_outputs_is_accepted() -> None:
-    check_signature(Path("model.onnx"), ["input_ids"], ["hidden", "logits"])
+    floats = "tensor(float)"
+    check_signature(Path("model.onnx"), {"input_ids": "tensor(int64)"}, {"hidden": floats, "logits": floats})
+
+
+@pytest.mark.parametrize("logits", ["tensor(double)", "tensor(int64)", "tensor(string)", "seq(tensor(float))"])
+def test_logits_of_an_odd_type_are_refused(logits: str) -> None:
+    with pytest.raises(BundleError, match=rf"gives logits as {re.escape(logits)}; .*tensor\(float\)"):
+        check_signature(Path("model.onnx"), {"input_ids": "tensor(int64)"}, {"logits": logits})
+
+
+@pytest.mark.parametrize("ids", ["tensor(int32)", "tensor(float)", "tensor(string)"])
+def test_token_ids_of_an_odd_type_are_refused(ids: str) -> None:
+    with pytest.raises(BundleError, match="a bundle's model takes"):
+        check_signature(Path("model.onnx"), {"input_ids": ids}, {"logits": "tensor(float)"})
 
 
 # Installations

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cappy_engine.errors import ScoringError
+from cappy_engine.forking import tell_after_fork
 from cappy_engine.session import Inputs, Session
 
 
@@ -37,8 +38,14 @@ class SharedSession:
 
     def __init__(self, sessions: Sequence[Session], *, device: str) -> None:
         self.device = device
+        self._sessions = list(sessions)
+        self.after_fork()
+        tell_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Set all GPUs free: in a forked child, the threads that took one are not there to give it back."""
         self._free: queue.SimpleQueue[Session] = queue.SimpleQueue()
-        for session in sessions:
+        for session in self._sessions:
             self._free.put(session)
 
     def run(self, inputs: Inputs) -> npt.NDArray[np.float32]:

@@ -1,0 +1,46 @@
+"""Tell objects that they live in a forked child now, where no other thread is left, and any lock may be held for ever.
+
+Each object knows what to do then: make its locks and pools anew, open its session again. Knows none of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from typing import Protocol
+
+
+class Forked(Protocol):
+    """An object that is told."""
+
+    def after_fork(self) -> None:
+        """Become usable in the child, which has one thread; must not wait for anything."""
+
+
+def tell_after_fork(thing: Forked) -> None:
+    """Call `thing.after_fork()` in every child that is forked while `thing` lives.
+
+    >>> tell_after_fork(scorer)
+    """
+    _TOLD.add(thing)
+
+
+def never_free(thing: object) -> None:
+    """Keep an object until the process ends, and never run its destructor, not even at the end.
+
+    The destructor of ONNX Runtime's session waits for its threads, and so for ever in a forked child.
+
+    >>> never_free(session)
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+def _tell_all() -> None:
+    for thing in list(_TOLD):
+        thing.after_fork()
+
+
+_TOLD: weakref.WeakSet[Forked] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=_tell_all)
