@@ -84,3 +84,12 @@ def shown(value: object) -> str:
         value = value[:60]  # no text of a gigabyte is written out to be cut
     text = " ".join(repr(value).splitlines())
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def printable(text: str) -> str:
+    """Put a dot for every character that is not printable: a manifest must not steer a terminal.
+
+    >>> printable("one\\ttwo")
+    'one·two'
+    """
+    return "".join(character if character.isprintable() else "·" for character in text)

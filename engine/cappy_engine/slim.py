@@ -11,7 +11,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from cappy_engine.bundle import EXTERNAL_SUFFIX, MANIFEST, TARGETS, Bundle, open_bundle, seal
+from cappy_engine.bundle import MANIFEST, TARGETS, Bundle, open_bundle, seal
+from cappy_engine.bundle_files import EXTERNAL_SUFFIX
 from cappy_engine.checks import check_names
 from cappy_engine.errors import BundleError, PrecisionUnavailable
 from cappy_engine.storage import rename, sync_tree, write_json
@@ -29,6 +30,8 @@ def slim(
 ) -> dict[str, Any]:
     """Keep only the models of these precisions and targets (None: all); returns the new manifest.
 
+    Files of models that are not kept may be missing.
+
     Without `out` the bundle itself becomes smaller. With it the bundle is kept, and the smaller one is a new folder.
 
         >>> slim("cappy-bundle", precisions=["int8"], out="cappy-int8")["precisions"]
@@ -44,7 +47,10 @@ def slim(
     for target, precision in kept:
         opened.check_model(precision, target)
     dropped = {name for name in opened.manifest.files if _is_dropped(name, kept)}
-    document = _slim_document(opened.manifest.document, kept, dropped)
+    try:
+        document = _slim_document(opened.manifest.document, kept, dropped)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise BundleError(f"the manifest of {bundle} is not one of an export ({error!r}); export it again") from error
     if out is None:
         # First the manifest: stopped between both, the files that are left over are named by `open_bundle`.
         write_json(opened.path / MANIFEST, document)
@@ -136,7 +142,7 @@ def _copy(bundle: Bundle, out: Path, document: Mapping[str, Any]) -> None:
 def _remove(folder: Path, names: Collection[str]) -> None:
     """Remove the files, and the folders that they leave empty."""
     for name in names:
-        (folder / name).unlink()
+        (folder / name).unlink(missing_ok=True)
     for parent in {(folder / name).parent for name in names}:
-        if not any(parent.iterdir()):
+        if parent.is_dir() and not any(parent.iterdir()):
             parent.rmdir()

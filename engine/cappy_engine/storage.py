@@ -6,11 +6,15 @@ A file that grows line by line is `bulk/growing.py`. Knows nothing of bundles, e
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,6 +50,47 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write `document` as indented JSON, whole or not at all. Raises OSError, and ValueError for NaN."""
     with whole_file(path) as file:
         file.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file to read. Raises OSError, also for a pipe, device, socket or folder, and never waits for one.
+
+    >>> with open_regular(Path("manifest.json")) as file:
+    ...     begin = file.read(1)
+    """
+    if not stat.S_ISREG(path.stat().st_mode):  # opening some devices has effects
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  (the caller closes it)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
+
+
+def read_regular(path: Path, *, limit: int) -> bytes:
+    """Read a regular file of at most `limit` bytes. Raises OSError for any other.
+
+    >>> read_regular(Path("manifest.json"), limit=2**20)
+    """
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"more than {limit} bytes", str(path))
+    return content
+
+
+def sha256_of(path: Path) -> str:
+    """Compute the file's sha256, as 64 hexadecimal digits.
+
+    >>> sha256_of(Path("cappy-bundle/config.json"))[:4]
+    '9f2c'
+    """
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def append(file: BinaryIO, content: bytes) -> None:

@@ -8,7 +8,9 @@ for a million. Where the special tokens go is learnt from the library when the t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from cappy_engine.batching import EncodedPairs, Ids
+from cappy_engine.bundle_files import MAX_SMALL_BYTES
 from cappy_engine.checks import check_word
-from cappy_engine.errors import BundleError, InvalidPair
+from cappy_engine.errors import BundleError, CappyError, InvalidPair, ScoringError
+from cappy_engine.forking import tell_after_fork
 from cappy_engine.pairs import MAX_TEXT_CHARS, TOO_LONG, TooLong, check_pairs
+from cappy_engine.storage import read_regular
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,11 @@ class PairTokenizer:
                 f"this tokenizer puts {self.template.special_tokens} special tokens around a pair, and the model takes "
                 f"{max_length} tokens; export the bundle again, with its own tokenizer"
             )
+        tell_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Have the library work without threads in a forked child, where its own are not."""
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
     @classmethod
     def from_file(cls, path: Path, *, max_length: int, max_text_chars: int = MAX_TEXT_CHARS) -> PairTokenizer:
@@ -71,9 +81,19 @@ class PairTokenizer:
         Raises BundleError if the file is not a tokenizer, or joins pairs in an unknown way or with too many tokens.
         """
         try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise BundleError(f"{path.name} is not a tokenizer: {error}") from error
+            content = read_regular(path, limit=MAX_SMALL_BYTES)
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read ({error})") from error
+        return cls.from_bytes(content, max_length=max_length, max_text_chars=max_text_chars)
+
+    @classmethod
+    def from_bytes(cls, content: bytes, *, max_length: int, max_text_chars: int = MAX_TEXT_CHARS) -> PairTokenizer:
+        """Open the content of a `tokenizer.json`, as `from_file` does.
+
+        >>> PairTokenizer.from_bytes(open_bundle("cappy-bundle").read("tokenizer.json"), max_length=512)
+        """
+        with _translated("tokenizer.json is not a tokenizer"):
+            tokenizer = Tokenizer.from_buffer(content)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return cls(tokenizer, max_length=max_length, max_text_chars=max_text_chars)
@@ -87,7 +107,11 @@ class PairTokenizer:
         check_word("too_long", too_long, TOO_LONG)
         checked = check_pairs(pairs, max_text_chars=self.max_text_chars)
         texts = list(dict.fromkeys(text for pair in checked for text in pair))
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            with _translated("the tokenizer fails"):
+                encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except BundleError as error:
+            raise self._blame(checked, str(error)) from error
         ids = {text: np.array(found.ids, dtype=np.int64) for text, found in zip(texts, encodings, strict=True)}
         budget = self.max_length - self.template.special_tokens
         token_ids, type_ids = [], []
@@ -108,6 +132,17 @@ class PairTokenizer:
         lengths = np.array([len(row_ids) for row_ids in token_ids], dtype=np.int64)
         without_instruction = tuple(row for row, (instruction, _) in enumerate(checked) if not len(ids[instruction]))
         return EncodedPairs(token_ids, type_ids, lengths, truncated, without_instruction)
+
+    def _blame(self, pairs: Sequence[Sequence[str]], problem: str) -> CappyError:
+        """Find the first text that the library does not encode alone either."""
+        for index, pair in enumerate(pairs):
+            for part, text in zip(("instruction", "response"), pair, strict=True):
+                try:
+                    with _translated(f"{part} cannot be tokenised"):
+                        self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+                except BundleError as error:
+                    return InvalidPair(index, str(error))
+        return ScoringError(problem)
 
 
 def truncate_longest_first(first: int, second: int, budget: int) -> tuple[int, int]:
@@ -131,12 +166,13 @@ def find_template(tokenizer: Tokenizer) -> PairTemplate:
 
     Raises BundleError if its output for a probe cannot be explained by a template.
     """
-    first, second = (tokenizer.encode(text, add_special_tokens=False) for text in ("a", "b"))
-    joined = tokenizer.encode("a", "b")
-    template = _split(joined, first.ids, second.ids)
-    probe = ("an example, rather longer", "its\nanswer")
-    parts = [np.array(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64) for text in probe]
-    expected = tokenizer.encode(*probe)
+    with _translated("this tokenizer cannot encode a pair"):
+        first, second = (tokenizer.encode(text, add_special_tokens=False) for text in ("a", "b"))
+        joined = tokenizer.encode("a", "b")
+        template = _split(joined, first.ids, second.ids)
+        probe = ("an example, rather longer", "its\nanswer")
+        parts = [np.array(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64) for text in probe]
+        expected = tokenizer.encode(*probe)
     if (
         template is None
         or template.join(parts[0], parts[1]).tolist() != expected.ids
@@ -165,3 +201,17 @@ def _split(joined: Any, first: list[int], second: list[int]) -> PairTemplate | N
 def _one_each(sections: Sequence[list[int]]) -> tuple[int, int, int, int, int]:
     first, second, third, fourth, fifth = (section[0] if section else 0 for section in sections)
     return first, second, third, fourth, fifth
+
+
+@contextlib.contextmanager
+def _translated(problem: str) -> Iterator[None]:
+    """Raise BundleError for whatever the library raises: a plain Exception, or a panic, which is not even one."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise BundleError(f"{problem}: {str(error)[:_LONGEST_REASON]}") from error
+
+
+_LONGEST_REASON = 300

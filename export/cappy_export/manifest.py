@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from cappy_engine import __version__
-from cappy_engine.bundle import EXTERNAL_SUFFIX, MANIFEST, MODEL_FILES, SCHEMA_VERSION, seal, sha256_of
+from cappy_engine.bundle import MANIFEST, MODEL_FILES, SCHEMA_VERSION, seal
+from cappy_engine.bundle_files import EXTERNAL_SUFFIX
 from cappy_engine.cpu.cores import cpu_name
-from cappy_engine.storage import write_json
+from cappy_engine.storage import sha256_of, write_json
 from cappy_export.checkpoints.checkpoint import Checkpoint, digest_of_files
 
 PACKAGES = (

@@ -2,3 +2,5 @@
 
 It imports the exporter and the engine, and is measured by `cappy_bench.quality.held_out`, which imports it.
 """
+
+import cappy_engine  # noqa: F401  (first, as it keeps ONNX Runtime's telemetry off)

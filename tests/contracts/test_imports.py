@@ -22,10 +22,11 @@ from tests.support.sources import (
 )
 
 LAYERS = """
-errors, storage, checks
-< pairs, batching, buckets, session, bundle, ranking
+errors, storage, checks, forking, external_data, json_values
+< pairs, batching, buckets, session, bundle_files, ranking
+< bundle
 < tokenizer, runner, scored, cpu/, gpu/
-< options < opening < scorer
+< options < opening < exact < scorer
 < tuning, slim, bulk/, serving/, testing
 < cli/
 """

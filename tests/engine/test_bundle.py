@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from cappy_engine import Scorer
-from cappy_engine.bundle import MANIFEST, MODEL_FILES, PRECISIONS, SCHEMA_VERSION, TARGETS, open_bundle, seal, sha256_of
+from cappy_engine.bundle import MANIFEST, MODEL_FILES, PRECISIONS, SCHEMA_VERSION, TARGETS, open_bundle, seal
 from cappy_engine.errors import BundleError, PrecisionUnavailable
+from cappy_engine.storage import sha256_of
 from tests.support.bundles import (
     Change,
     change_manifest,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,20 +76,41 @@ def test_a_changed_byte_in_the_manifest_is_found_unless_it_says_the_same(
         assert open_bundle(copy).manifest == open_bundle(bundle).manifest
 
 
-@pytest.mark.parametrize("name", [*SMALL_FILES, *MODEL_FILES.values()])
-def test_a_missing_file_is_named(copy: Path, name: str) -> None:
+def use(folder: Path, name: str) -> None:
+    """Open the bundle, and check the model if `name` is one of its files."""
+    opened = open_bundle(folder)
+    for target, files in TARGETS.items():
+        for precision, model in files.items():
+            if model == name:
+                opened.check_model(precision, target)
+
+
+@pytest.mark.parametrize("name", [*SMALL_FILES, *MODELS])
+def test_a_missing_file_is_named_when_it_is_used(copy: Path, name: str) -> None:
     (copy / name).unlink()
     with pytest.raises(BundleError, match=rf"lacks {name} \(No such file.*export it again"):
-        open_bundle(copy)
+        use(copy, name)
 
 
-@pytest.mark.parametrize("name", [*SMALL_FILES, *MODEL_FILES.values()])
+@pytest.mark.parametrize("name", [*SMALL_FILES, *MODELS])
 @pytest.mark.parametrize("kept", [0, 10])
 def test_a_truncated_file_is_named_with_its_size(copy: Path, name: str, kept: int) -> None:
     whole = (copy / name).read_bytes()
     (copy / name).write_bytes(whole[:kept])
     with pytest.raises(BundleError, match=rf"{name} .*has {kept} bytes instead of {len(whole)}; export it again"):
-        open_bundle(copy)
+        use(copy, name)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["left out", "empty"])
+def test_a_model_that_is_not_used_may_be_left_out(copy: Path, bundle: Path, damage: Callable[[Path], object]) -> None:
+    damage(copy / MODEL_FILES["fp32"])
+    assert list(open_bundle(copy).missing) == [MODEL_FILES["fp32"]]
+    with Scorer.open(copy, precision="int8") as scorer, Scorer.open(bundle, precision="int8") as whole:
+        assert scorer.score([("a", "b")]) == whole.score([("a", "b")])
+        with pytest.raises(BundleError, match=MODEL_FILES["fp32"]):
+            scorer.rank("a", ["b", "c"], exact_winner=True)
+    with pytest.raises(BundleError, match=MODEL_FILES["fp32"]):  # auto does not turn to another precision
+        Scorer.open(copy)
 
 
 def test_a_folder_in_place_of_a_file_is_refused(copy: Path) -> None:
@@ -134,4 +156,4 @@ def test_what_is_no_regular_file_is_refused(copy: Path) -> None:
     model.unlink()
     os.mkfifo(model)
     with pytest.raises(BundleError, match=r"onnx/model\.onnx .* is not a regular file"):
-        open_bundle(copy)
+        use(copy, MODEL_FILES["fp32"])

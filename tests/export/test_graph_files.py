@@ -12,7 +12,8 @@ from optimum.onnxruntime import ORTModelForSequenceClassification
 from transformers import AutoTokenizer
 
 from cappy_engine import Scorer
-from cappy_engine.bundle import EXTERNAL_SUFFIX, MODEL_FILES
+from cappy_engine.bundle import MODEL_FILES
+from cappy_engine.bundle_files import EXTERNAL_SUFFIX
 from cappy_engine.errors import BundleError, GraphError
 from cappy_engine.options import Precision
 from cappy_export import ExportOptions, export

@@ -15,15 +15,15 @@ Dimension = int | str
 
 def write_sum_model(path: Path, *, inputs: Sequence[str], output: str) -> Path:
     """Write a model that sums its (batch, length) int64 `inputs` to `output`, (batch, 1) float32."""
-    nodes = [_node("Cast", [name], f"{name}_float", _field(5, _attribute("to", FLOAT))) for name in inputs]
+    nodes = [_node("Cast", [name], f"{name}_float", field(5, _attribute("to", FLOAT))) for name in inputs]
     nodes.append(_node("Sum", [f"{name}_float" for name in inputs], "total"))
-    nodes.append(_node("ReduceSum", ["total", "last_axis"], output, _field(5, _attribute("keepdims", 1))))
+    nodes.append(_node("ReduceSum", ["total", "last_axis"], output, field(5, _attribute("keepdims", 1))))
     return _write(
         path,
         nodes,
         [_value(name, INT64, ["batch", "length"]) for name in inputs],
         [_value(output, FLOAT, ["batch", 1])],
-        [_field(1, 1) + _field(2, INT64) + _field(7, -1) + _field(8, "last_axis")],
+        [field(1, 1) + field(2, INT64) + field(7, -1) + field(8, "last_axis")],
     )
 
 
@@ -38,37 +38,56 @@ def write_product_model(path: Path) -> Path:
     return _write(path, nodes, inputs, [_value("result", FLOAT, ["n", "n"]), _value("shape", INT64, [2])], [])
 
 
+def write_external_model(path: Path, location: str) -> Path:
+    """Write a model that adds up its `input_ids` and a number, which lies in the file `location`, as `logits`."""
+    nodes = [
+        _node("Cast", ["input_ids"], "floats", field(5, _attribute("to", FLOAT))),
+        _node("ReduceSum", ["floats", "last_axis"], "total", field(5, _attribute("keepdims", 1))),
+        _node("Add", ["total", "number"], "logits"),
+    ]
+    axis = field(1, 1) + field(2, INT64) + field(7, -1) + field(8, "last_axis")
+    number = field(1, 1) + field(2, FLOAT) + field(8, "number") + external(location)
+    ids, logits = _value("input_ids", INT64, ["batch", "length"]), _value("logits", FLOAT, ["batch", 1])
+    return _write(path, nodes, [ids], [logits], [axis, number])
+
+
+def external(location: str) -> bytes:
+    """Encode the fields of a tensor whose 4 bytes lie in another file."""
+    entries = {"location": location, "offset": "0", "length": "4"}
+    return b"".join(field(13, field(1, key) + field(2, value)) for key, value in entries.items()) + field(14, 1)
+
+
 def _write(
     path: Path, nodes: Sequence[bytes], inputs: Sequence[bytes], outputs: Sequence[bytes], constants: Sequence[bytes]
 ) -> Path:
     graph = b"".join(
         [
-            *(_field(1, node) for node in nodes),
-            _field(2, "graph"),
-            *(_field(5, constant) for constant in constants),
-            *(_field(11, value) for value in inputs),
-            *(_field(12, value) for value in outputs),
+            *(field(1, node) for node in nodes),
+            field(2, "graph"),
+            *(field(5, constant) for constant in constants),
+            *(field(11, value) for value in inputs),
+            *(field(12, value) for value in outputs),
         ]
     )
-    path.write_bytes(_field(1, IR_VERSION) + _field(7, graph) + _field(8, _field(2, OPSET)))
+    path.write_bytes(field(1, IR_VERSION) + field(7, graph) + field(8, field(2, OPSET)))
     return path
 
 
 def _node(operator: str, inputs: Sequence[str], output: str, attributes: bytes = b"") -> bytes:
-    names = b"".join(_field(1, name) for name in inputs)
-    return names + _field(2, output) + _field(4, operator) + attributes
+    names = b"".join(field(1, name) for name in inputs)
+    return names + field(2, output) + field(4, operator) + attributes
 
 
 def _attribute(name: str, value: int) -> bytes:
-    return _field(1, name) + _field(3, value) + _field(20, 2)  # AttributeProto.INT
+    return field(1, name) + field(3, value) + field(20, 2)  # AttributeProto.INT
 
 
 def _value(name: str, kind: int, shape: Sequence[Dimension]) -> bytes:
-    dimensions = b"".join(_field(1, _field(2 if isinstance(size, str) else 1, size)) for size in shape)
-    return _field(1, name) + _field(2, _field(1, _field(1, kind) + _field(2, dimensions)))
+    dimensions = b"".join(field(1, field(2 if isinstance(size, str) else 1, size)) for size in shape)
+    return field(1, name) + field(2, field(1, field(1, kind) + field(2, dimensions)))
 
 
-def _field(number: int, value: int | str | bytes) -> bytes:
+def field(number: int, value: int | str | bytes) -> bytes:
     """Encode a field: an int as a varint, the others with their length before them."""
     if isinstance(value, int):
         return _varint(number << 3) + _varint(value & (2**64 - 1))

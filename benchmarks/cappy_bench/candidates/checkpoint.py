@@ -32,8 +32,8 @@ from transformers.models.auto.modeling_auto import (
     AutoModelForSeq2SeqLM,
 )
 
-from cappy_engine.bundle import sha256_of
 from cappy_engine.errors import CheckpointError, DeviceUnavailable, InstallationError, install_hint
+from cappy_engine.storage import sha256_of
 from cappy_export.checkpoints.checkpoint import digest_of_files
 from cappy_export.checkpoints.config import read_json, read_tokenizer_config, refuse_code
 from cappy_export.checkpoints.hub import TOKENIZER_FILES, download, locate, weight_files

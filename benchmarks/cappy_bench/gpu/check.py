@@ -37,12 +37,12 @@ from cappy_bench.gpu.steps import measuring_steps
 from cappy_bench.machine import current_commit, describe_machine
 from cappy_bench.peers.process import in_short
 from cappy_engine.buckets import default_buckets
-from cappy_engine.bundle import MANIFEST, Bundle, open_bundle, sha256_of
+from cappy_engine.bundle import MANIFEST, Bundle, open_bundle
 from cappy_engine.errors import CappyError
 from cappy_engine.gpu.installation import Installation
 from cappy_engine.gpu.preflight import diagnose
 from cappy_engine.gpu.start import NO_TF32
-from cappy_engine.storage import write_json
+from cappy_engine.storage import sha256_of, write_json
 
 SCHEMA = 1
 DEVICES = ("cuda", "tensorrt")

@@ -23,7 +23,7 @@ from cappy_bench.quality.picking import (
     worths_by_chance,
     worths_of_picks,
 )
-from cappy_engine.cli.text import printable
+from cappy_engine.checks import printable
 
 CHANCE, BEST, PYTORCH = "random", "oracle", "PyTorch"
 WIDEST_FLIPS = 5

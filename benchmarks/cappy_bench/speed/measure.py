@@ -28,10 +28,10 @@ from cappy_bench.speed.workloads import (
     read_pairs_file,
     read_pool,
 )
-from cappy_engine.bundle import MANIFEST, Bundle, open_bundle, sha256_of
+from cappy_engine.bundle import MANIFEST, Bundle, open_bundle
 from cappy_engine.cpu.cores import usable_cores
 from cappy_engine.errors import BenchmarkError
-from cappy_engine.storage import write_json
+from cappy_engine.storage import sha256_of, write_json
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.checkpoints.checkpoint import digest_of_files, open_checkpoint
 from cappy_export.proof.pairs import default_pairs

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
-from cappy_engine.bundle import EMBEDDED, PRECISIONS, TARGETS, open_bundle
+from cappy_engine.bundle import EMBEDDED, PRECISIONS, TARGETS, Bundle, open_bundle
 from cappy_engine.cli import text
 from cappy_engine.cli.arguments import command
-from cappy_engine.cli.streams import print_json
+from cappy_engine.cli.streams import complain, print_json
 from cappy_engine.cli.values import PATH, Words
+from cappy_engine.errors import BundleError
 from cappy_engine.slim import slim as keep_only
 
 
@@ -29,11 +30,17 @@ def inspect(bundle: Path, as_json: bool) -> None:
 
     Without BUNDLE it is cappy-mini, the package's own.
     """
-    document = open_bundle(bundle).manifest.document
+    found = _open(bundle)
     if as_json:
-        print_json(document)
-    else:
-        print(text.describe_manifest(document))
+        print_json(found.manifest.document)
+        return
+    try:
+        described = text.describe_manifest(found.manifest.document)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise BundleError(
+            f"the manifest of {bundle} lacks what is shown here ({error!r}); --json prints what it has"
+        ) from error
+    print(described)
 
 
 @command(
@@ -69,10 +76,18 @@ def slim(bundle: Path, precisions: Sequence[str], targets: Sequence[str], out: P
     """
     if not (precisions or targets):
         raise click.UsageError("name what is kept: --keep int8, or --target cpu")
-    before = open_bundle(bundle).manifest.document["files"]
+    before = _open(bundle).manifest.document["files"]
     after = keep_only(bundle, precisions=precisions or None, targets=targets or None, out=out)["files"]
     print(f"removed {', '.join(sorted(before.keys() - after.keys())) or 'nothing'}")
     print(f"wrote {out or bundle}, {_megabytes(after)} instead of {_megabytes(before)}")
+
+
+def _open(path: Path) -> Bundle:
+    """Open a bundle, and say which models were left out of it."""
+    found = open_bundle(path)
+    for problem in found.missing.values():
+        complain(f"note: {problem}")
+    return found
 
 
 def _megabytes(files: dict[str, dict[str, int]]) -> str:

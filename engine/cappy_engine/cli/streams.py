@@ -15,6 +15,7 @@ from typing import BinaryIO
 import click
 
 from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.checks import printable
 from cappy_engine.storage import whole_file
 
 QUIET, VERBOSE = "cappy.quiet", "cappy.verbose"
@@ -106,11 +107,11 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Print an error to stderr.
+    """Print an error to stderr; what it quotes from files cannot steer the terminal.
 
     >>> complain("cappy score: no bundle at nowhere: it does not exist")
     """
-    print(text, file=sys.stderr, flush=True)
+    print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 def is_quiet() -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cappy_engine.bulk.score_file import Totals
+from cappy_engine.checks import printable
 from cappy_engine.gpu.installation import Installation
 from cappy_engine.gpu.preflight import Finding
 from cappy_engine.options import ScorerInfo
@@ -180,15 +181,6 @@ def _device(info: ScorerInfo) -> str:
 
 def _model(target: str, precision: str) -> str:
     return precision if target == "cpu" else f"{target} {precision}"
-
-
-def printable(text: str) -> str:
-    """Put a dot for every character that is not printable: a manifest must not steer a terminal.
-
-    >>> printable("one\\ttwo")
-    'one·two'
-    """
-    return "".join(character if character.isprintable() else "·" for character in text)
 
 
 def _shown(value: object) -> str:

@@ -13,8 +13,12 @@ from pathlib import Path
 from cappy_engine.bundle import Bundle
 from cappy_engine.cpu.cores import cpu_name
 from cappy_engine.cpu.execution import MODES, Execution
+from cappy_engine.json_values import text, whole
 from cappy_engine.session import load_runtime
-from cappy_engine.storage import write_json
+from cappy_engine.storage import read_regular, write_json
+
+MAX_BYTES = 2**20
+"""The largest file that is read as an answer; one has some 500 bytes."""
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +46,13 @@ def read_tuned(folder: Path, key: str) -> Execution | None:
     """Read the answer kept under `key`, or None. A damaged file is ignored, and a warning says so."""
     path = folder / f"{key}.json"
     try:
-        document = json.loads(path.read_bytes())
-        found = Execution(str(document["mode"]), int(document["max_batch_tokens"]), str(document["reason"]))
+        document = json.loads(read_regular(path, limit=MAX_BYTES))
+        found = Execution(text(document["mode"]), whole(document["max_batch_tokens"]), text(document["reason"]))
         if found.mode not in MODES or found.max_batch_tokens < 1:
             raise ValueError(f"mode {found.mode!r}, max_batch_tokens {found.max_batch_tokens}")
-    except OSError:  # it is not there, or not ours to read
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         log.warning("ignoring %s, which is not an answer of cappy tune (%r); run it again", path, error)
         return None
     return found
@@ -80,6 +84,6 @@ def forget_tuned(folder: Path, models: Collection[str] | None = None) -> int:
 def _models_of(path: Path) -> list[str]:
     """The digests of the model that an answer is for; empty if the file is not an answer."""
     try:
-        return list(map(str, json.loads(path.read_bytes())["facts"]["model"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        return list(map(str, json.loads(read_regular(path, limit=MAX_BYTES))["facts"]["model"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []

@@ -14,6 +14,7 @@ import numpy as np
 
 from cappy_engine.batching import Batch, EncodedPairs, Scores, model_inputs
 from cappy_engine.errors import BundleError, DeviceUnavailable
+from cappy_engine.json_values import size
 from cappy_engine.session import Session
 
 
@@ -36,9 +37,12 @@ def read_canary(document: Mapping[str, Any], device: str, precision: str) -> Can
         found = Canary(
             EncodedPairs(token_ids, type_ids, lengths, np.zeros(len(lengths), dtype=np.bool_)),
             np.array([pair["score"] for pair in canary["pairs"]], dtype=np.float32),
-            float(canary["tolerance"][device][precision]),
+            size(canary["tolerance"][device][precision]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+        for ids, types in zip(token_ids, type_ids, strict=True):
+            if ids.ndim != 1 or ids.shape != types.shape or (ids < 0).any():
+                raise ValueError("its pairs are not lists of tokens")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BundleError(
             f"the bundle has no canary for {precision} on {device} ({error!r}), so nothing could tell whether its "
             f"scores are right there; export it again with --target {device}"

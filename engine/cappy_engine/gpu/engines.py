@@ -25,9 +25,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cappy_engine.bundle import MANIFEST, seal, sha256_of
+from cappy_engine.bundle import MANIFEST, MAX_MANIFEST_BYTES, seal
 from cappy_engine.errors import DeviceUnavailable
-from cappy_engine.storage import cache_folder, locked, sync, whole_file
+from cappy_engine.storage import cache_folder, locked, read_regular, sha256_of, sync, whole_file
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def engine_key(facts: Mapping[str, object]) -> str:
 
 def engine_folder(environment: Mapping[str, str] = os.environ) -> Path:
     """Name the folder of the engines: `engines` in `storage.cache_folder`."""
-    return cache_folder(environment) / "engines"
+    return cache_folder(environment).absolute() / "engines"
 
 
 class EngineCache:
@@ -197,7 +197,7 @@ def _check_engine(folder: Path, facts: Mapping[str, Any]) -> None:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
-        document = json.loads((folder / MANIFEST).read_bytes())
+        document = json.loads(read_regular(folder / MANIFEST, limit=MAX_MANIFEST_BYTES))
         is_sealed = isinstance(document, dict) and seal(document) == document
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"its {MANIFEST} cannot be read ({error})") from error

@@ -93,7 +93,8 @@ def open_on_gpus(model: GpuModel, machine: Machine) -> Session:
             f"TensorRT computes fp32 in TF32, with 10 bits, unless {NO_TF32}=0 is in the environment before the "
             "process starts; set it, or choose fp16"
         )
-    model.bundle.check_model(model.precision, model.device)
+    files = model.bundle.open_model(model.precision, model.device)
+    files.check()
     canary = read_canary(model.bundle.manifest.document, model.device, model.precision)
     sessions = []
     for gpu in model.gpus:
@@ -104,6 +105,7 @@ def open_on_gpus(model: GpuModel, machine: Machine) -> Session:
         )
         log.info("%s on GPU %d: the canary is off by %.2g of %.2g", model.device, gpu, error, canary.tolerance)
         sessions.append(session)
+    files.check_loaded()
     return sessions[0] if len(sessions) == 1 else SharedSession(sessions, device=model.device)
 
 
@@ -180,5 +182,10 @@ def _warm_up(session: Session, model: GpuModel, clock: Callable[[], float]) -> N
         session.run(inputs)
         began = clock()
         session.run(inputs)
-        flops = batch_flops(manifest.document["model"], rows, length)
+        try:
+            flops = batch_flops(manifest.document["model"], rows, length)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(
+                f"bundle {model.bundle.path} does not tell its layers ({error!r}); export it again"
+            ) from error
         warn_if_slow(model.device, flops=flops, seconds=clock() - began)

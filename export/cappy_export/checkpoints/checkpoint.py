@@ -15,8 +15,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from cappy_engine.bundle import sha256_of
 from cappy_engine.errors import CheckpointError
+from cappy_engine.storage import sha256_of
 from cappy_export.checkpoints.config import read_config
 from cappy_export.checkpoints.hub import TOKENIZER_FILES, locate, weight_files
 from cappy_export.checkpoints.models import build_model, model_config, unused_weights

@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 from onnx.external_data_helper import set_external_data
 
-from cappy_engine.bundle import EXTERNAL_SUFFIX
+from cappy_engine.bundle_files import EXTERNAL_SUFFIX
 from cappy_engine.errors import GraphError
 from cappy_engine.session import INPUTS
 

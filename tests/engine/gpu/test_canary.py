@@ -120,7 +120,7 @@ def test_a_bundle_that_cannot_prove_this_model_is_refused(
 )
 def test_a_canary_that_proves_nothing_is_refused(tmp_path: Path, root: Path, change: Change) -> None:
     bundle = write_gpu_bundle(tmp_path / "bundle", change=lambda document: change(document["canary"]))
-    with pytest.raises(BundleError, match="canary for fp16 on cuda is empty or not a number; export it again"):
+    with pytest.raises(BundleError, match=r"canary for fp16 on cuda .*export it again"):
         open_faked(bundle, root, FakeRuntime())
 
 

@@ -1,0 +1,42 @@
+"""Read values of JSON documents strictly: what is not exactly of its kind is an error, never converted."""
+
+from __future__ import annotations
+
+
+def whole(value: object) -> int:
+    """Read a whole number; true and false are none. Raises TypeError.
+
+    >>> whole(512)
+    512
+    """
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is not a whole number")
+    return value
+
+
+def size(value: object) -> float:
+    """Read a finite number from 0 on. Raises TypeError and ValueError.
+
+    >>> size(0.25)
+    0.25
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{value!r} is not a number")
+    if not 0 <= value <= _LARGEST:  # NaN is in no range
+        raise ValueError(f"{value!r} is not from 0 to {_LARGEST:g}")
+    return float(value)
+
+
+def text(value: object) -> str:
+    """Read a string. Raises TypeError.
+
+    >>> text("int8")
+    'int8'
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a text")
+    return value
+
+
+_LARGEST = 1e30
+"""Larger whole numbers than a float holds are valid JSON; nothing that we measure is near."""
