@@ -6,6 +6,8 @@
 ...     best = scorer.rank("Is the sky blue?", ["Yes", "No"])[0]
 """
 
+import os
+
 from cappy_engine.batching import EncodedPairs
 from cappy_engine.errors import (
     AdaptError,
@@ -28,6 +30,9 @@ from cappy_engine.options import ScorerInfo, ScorerOptions
 from cappy_engine.ranking import Candidate
 from cappy_engine.scored import Scored
 from cappy_engine.scorer import Scorer
+
+# ONNX Runtime reads it when it is imported, and no module that is imported above does that. Child processes inherit it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 __all__ = [

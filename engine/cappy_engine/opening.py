@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from concurrent.futures import ThreadPoolExecutor
 
-from cappy_engine.batching import Grouping
+from cappy_engine.batching import Grouping, Scores
 from cappy_engine.bundle import Bundle
+from cappy_engine.bundle_files import ModelFiles
 from cappy_engine.cpu.cores import usable_cores
 from cappy_engine.cpu.execution import choose_execution
 from cappy_engine.cpu.tuned import read_tuned, tuned_key, tuning_facts
-from cappy_engine.errors import CappyError, DeviceUnavailable, PrecisionUnavailable
+from cappy_engine.errors import BundleError, DeviceUnavailable, PrecisionUnavailable
 from cappy_engine.gpu.plan import BATCH_TOKENS, plan_gpu
 from cappy_engine.gpu.start import find_machine, open_on_gpus
 from cappy_engine.options import ScorerInfo, ScorerOptions, choose_precision
 from cappy_engine.runner import LazySession, Runner
-from cappy_engine.session import PROVIDERS, Session, load_runtime, open_session
+from cappy_engine.session import PROVIDERS, Inputs, Session, load_runtime, open_session
 from cappy_engine.storage import cache_folder
 
 log = logging.getLogger(__name__)
@@ -122,23 +122,47 @@ def _runner(
 def _open_sessions(bundle: Bundle, precision: str, threads: int, mode: str) -> tuple[Session, Session | None]:
     """Open the CPU's sessions: for one batch on all threads, and for several batches if `mode` has one.
 
-    The model's digest is computed while it is loaded, which halves the time for cappy-large. In mode "both" the second
-    session is opened when there first are several batches, after the file was checked again.
+    In mode "both" the second session is opened when there first are several batches. It is a matter of speed only: if
+    the bundle was changed meanwhile, the first one goes on alone. A forked child opens its sessions again.
     """
-    model = bundle.model(precision)
-    with ThreadPoolExecutor(1) as beside:
-        checked = beside.submit(bundle.check_model, precision)
-        try:
-            first = open_session(model, threads=1 if mode == "throughput" else threads)
-        except CappyError:
-            checked.result()  # that the file was changed explains more than that it cannot be loaded
-            raise
-        checked.result()
+    threads = 1 if mode == "throughput" else threads
+
+    def open_again() -> Session:
+        with bundle.used_again():
+            return _open_checked(bundle, precision, threads)
+
+    first = LazySession(open_again, device="cpu", session=_open_checked(bundle, precision, threads))
     if mode != "both":
         return first, first if mode == "throughput" else None
 
     def open_narrow() -> Session:
-        bundle.check_model(precision)
-        return open_session(model, threads=1)
+        try:
+            with bundle.used_again():
+                return _open_checked(bundle, precision, threads=1)
+        except BundleError as error:
+            log.warning("several batches run on one session, which is slower: %s", error)
+            return first
 
     return first, LazySession(open_narrow, device="cpu")
+
+
+def _open_checked(bundle: Bundle, precision: str, threads: int) -> Session:
+    with bundle.checked(precision) as files:
+        session = open_session(files.path, threads=threads)
+    return WatchedSession(session, files) if files.is_mapped else session
+
+
+class WatchedSession:
+    """A session whose weights are mapped from a file: no score is returned after that was written over."""
+
+    def __init__(self, session: Session, files: ModelFiles) -> None:
+        self.device = session.device
+        self._session = session
+        self._files = files
+
+    def run(self, inputs: Inputs) -> Scores:
+        """Score one batch, as the session does. Raises ScoringError if the file is not as it was."""
+        self._files.check_in_place()
+        scores = self._session.run(inputs)
+        self._files.check_in_place()
+        return scores

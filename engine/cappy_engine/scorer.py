@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +13,8 @@ import numpy as np
 from cappy_engine.batching import Batch, EncodedPairs, Padding, Scores
 from cappy_engine.bundle import EMBEDDED, Bundle, open_bundle
 from cappy_engine.checks import check_flag, described
-from cappy_engine.errors import ScoringError
+from cappy_engine.errors import CappyError, ScoringError
+from cappy_engine.exact import ExactModel
 from cappy_engine.opening import open_runner
 from cappy_engine.options import Device, Mode, Precision, ScorerInfo, ScorerOptions
 from cappy_engine.pairs import MAX_TEXT_CHARS, Pair, TooLong, candidate_pairs
@@ -97,10 +97,10 @@ class Scorer:
         if not isinstance(asked, ScorerOptions):
             raise ValueError(f"options must be ScorerOptions, got {described(asked)}")  # noqa: TRY004 - as for all
         runner, info = open_runner(found, asked, name=EMBEDDED_NAME if bundle == EMBEDDED else str(bundle))
-        tokenizer = PairTokenizer.from_file(
-            found.file("tokenizer.json"), max_length=info.max_length, max_text_chars=asked.max_text_chars
+        tokenizer = PairTokenizer.from_bytes(
+            found.read("tokenizer.json"), max_length=info.max_length, max_text_chars=asked.max_text_chars
         )
-        return cls(tokenizer, runner, bundle=found, info=info)
+        return cls(tokenizer, runner, bundle=found, info=info, options=asked)
 
     def __init__(
         self,
@@ -109,15 +109,25 @@ class Scorer:
         *,
         bundle: Bundle | None = None,
         info: ScorerInfo | None = None,
+        options: ScorerOptions | None = None,
     ) -> None:
-        """Score with a tokenizer and a runner that are open already; `bundle` and `info` say where they come from."""
+        """Score with a tokenizer and a runner that are open; `bundle`, `info`, `options` say where they come from."""
         self._tokenizer = tokenizer
         self._runner = runner
         self._bundle = bundle
         self._info = info
-        self._lock = threading.Lock()
-        self._exact: Scorer | None = None
+        self._options = options
+        self._exact = ExactModel(bundle, info) if bundle is not None and info is not None else None
         self._is_closed = False
+
+    def __reduce__(self) -> tuple[Callable[..., Scorer], tuple[object, ...]]:
+        """Pickle as the bundle's path and the options, by which it is opened again."""
+        if self._is_closed:
+            raise ScoringError(CLOSED)
+        if self._bundle is None or self._options is None:
+            raise CappyError("only a scorer from Scorer.open can be pickled or copied; make it anew where it is needed")
+        elsewhere = () if self._bundle.path == EMBEDDED.resolve() else (self._bundle.path,)
+        return _open_again, (type(self), self._options, *elsewhere)
 
     @property
     def info(self) -> ScorerInfo:
@@ -233,7 +243,9 @@ class Scorer:
         """
         check_flag("exact_winner", exact_winner)
         pairs = candidate_pairs(instruction, candidates)
-        margin = self._winner_margin() if exact_winner else 0.0
+        if exact_winner and self._exact is None:
+            raise AttributeError("exact_winner needs a scorer that was made by Scorer.open")
+        margin = self._exact.margin() if exact_winner and self._exact else 0.0
         scored = self.score_pairs(pairs, too_long=too_long)
         if scored.without_instruction:
             log.warning("the instruction is empty")
@@ -251,10 +263,9 @@ class Scorer:
 
     def close(self) -> None:
         """Free the model; scoring afterwards raises ScoringError."""
-        with self._lock:
-            self._is_closed = True
-            if self._exact is not None:
-                self._exact.close()
+        self._is_closed = True
+        if self._exact is not None:
+            self._exact.close()
         self._runner.close()
 
     def __enter__(self) -> Self:
@@ -265,31 +276,16 @@ class Scorer:
     ) -> None:
         self.close()
 
-    def _winner_margin(self) -> float:
-        """Tell how far below the best score fp32's winner may be: 0 in fp32."""
-        if self._bundle is None:
-            raise AttributeError("exact_winner needs a scorer that was made by Scorer.open")
-        if self.info.precision == "fp32":
-            return 0.0
-        self._bundle.model("fp32", self.info.device)  # or PrecisionUnavailable
-        return 2 * self._bundle.largest_error(self.info.precision, self.info.device)
-
     def _rescore(self, pairs: Sequence[Pair], near: Sequence[int]) -> dict[int, float]:
         """Score the `near` pairs in fp32; returns scores by place, none if one candidate is alone."""
-        if len(near) < 2:
+        if len(near) < 2 or self._exact is None:
             return {}
         try:
-            scores = self._companion().score_pairs([pairs[place] for place in near]).scores
+            scores = self._exact.run(self.encode(pairs[place] for place in near))
         except ScoringError as error:
             raise ScoringError(error.problem, None if error.index is None else int(near[error.index])) from error
         return {place: float(score) for place, score in zip(near, scores, strict=True)}
 
-    def _companion(self) -> Scorer:
-        """Open the same bundle's fp32 model, once, with the settings of this scorer."""
-        with self._lock:
-            if self._is_closed or self._bundle is None:
-                raise ScoringError(CLOSED)
-            if self._exact is None:
-                runner, info = open_runner(self._bundle, self.info.exact(), name=self.info.bundle)
-                self._exact = Scorer(self._tokenizer, runner, info=info)
-            return self._exact
+
+def _open_again(kind: type[Scorer], options: ScorerOptions, bundle: Path = EMBEDDED) -> Scorer:
+    return kind.open_with(bundle, options)

@@ -1,0 +1,58 @@
+"""Score the candidates between which int8's error could decide again, with the bundle's fp32 model."""
+
+from __future__ import annotations
+
+import threading
+
+from cappy_engine.batching import EncodedPairs, Scores
+from cappy_engine.bundle import Bundle
+from cappy_engine.errors import ScoringError
+from cappy_engine.forking import tell_after_fork
+from cappy_engine.opening import open_runner
+from cappy_engine.options import ScorerInfo
+from cappy_engine.runner import CLOSED, Runner
+
+
+class ExactModel:
+    """The fp32 model beside the one that `info` tells of, with its settings; opened when it is first run."""
+
+    def __init__(self, bundle: Bundle, info: ScorerInfo) -> None:
+        self._bundle = bundle
+        self._info = info
+        self._lock = threading.Lock()
+        self._runner: Runner | None = None
+        self._is_closed = False
+        tell_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Make the lock anew in a forked child; the runner cares for itself."""
+        self._lock = threading.Lock()
+
+    def margin(self) -> float:
+        """Tell how far below the best score fp32's winner may be: 0 in fp32.
+
+        Raises PrecisionUnavailable if the bundle has no fp32 model, and BundleError if it tells no errors.
+        """
+        if self._info.precision == "fp32":
+            return 0.0
+        self._bundle.model("fp32", self._info.device)
+        return 2 * self._bundle.largest_error(self._info.precision, self._info.device)
+
+    def run(self, encoded: EncodedPairs) -> Scores:
+        """Score pairs in fp32. Raises BundleError if the bundle changed since it was opened, and ScoringError."""
+        with self._lock:
+            if self._is_closed:
+                raise ScoringError(CLOSED)
+            if self._runner is None:
+                with self._bundle.used_again():
+                    self._runner, _ = open_runner(self._bundle, self._info.exact(), name=self._info.bundle)
+            runner = self._runner
+        return runner.run(encoded)
+
+    def close(self) -> None:
+        """Free the model; running afterwards raises ScoringError."""
+        with self._lock:
+            self._is_closed = True
+            if self._runner is not None:
+                self._runner.close()
+                self._runner = None
