@@ -156,8 +156,8 @@ def test_every_command_is_listed_whatever_is_installed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "package", "extras"),
     [
-        ("export checkpoint out", "torch", "cpu,export"),
-        ("verify bundle --checkpoint checkpoint", "torch", "cpu,export"),
+        ("export checkpoint out", "transformers", "cpu,export"),
+        ("verify bundle --checkpoint checkpoint", "transformers", "cpu,export"),
         ("evaluate bigbench samples", "rouge_score", "cpu,llm"),
     ],
 )
