@@ -13,6 +13,15 @@ from typing import Any, BinaryIO, cast
 from cappy_engine.errors import CappyError
 
 
+def is_packed(path: str | Path) -> bool:
+    """Tell by its name if a file is packed with gzip.
+
+    >>> is_packed("pairs.jsonl.gz")
+    True
+    """
+    return str(path).lower().endswith(".gz")
+
+
 @contextlib.contextmanager
 def open_lines(path: str | Path) -> Iterator[BinaryIO]:
     """Yield the file's bytes, unpacked where its name ends in .gz.
@@ -20,17 +29,19 @@ def open_lines(path: str | Path) -> Iterator[BinaryIO]:
         >>> with open_lines("pairs.jsonl.gz") as lines:
         ...     first = next(lines)
 
-    Raises OSError if it cannot be read, and CappyError if a .gz is damaged or not complete.
+    Raises OSError if it cannot be read, and CappyError if a .gz is damaged, empty or not complete.
     """
-    if not str(path).endswith(".gz"):
-        with Path(path).open("rb") as plain:
+    with Path(path).open("rb") as plain:
+        if not is_packed(path):
             yield plain
-        return
-    try:
-        with gzip.open(path) as packed:
-            yield cast(BinaryIO, packed)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise CappyError(f"{path} is not a complete gzip file: {error}") from error
+            return
+        try:
+            if not plain.peek(1):  # the library takes it for a packed file without content
+                raise EOFError("it is empty")
+            with gzip.GzipFile(fileobj=plain) as packed:
+                yield cast(BinaryIO, packed)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise CappyError(f"{path} is not a complete gzip file: {error}") from error
 
 
 def json_line(fields: Mapping[str, Any]) -> bytes:

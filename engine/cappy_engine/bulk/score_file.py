@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cappy_engine.bulk.jsonl import json_line
-from cappy_engine.bulk.rows import Row, read_row
-from cappy_engine.errors import InvalidLine
-from cappy_engine.pairs import TooLong
+from cappy_engine.bulk.lines import MAX_LINE_BYTES, Lines, check_length
+from cappy_engine.bulk.rows import read_row
+from cappy_engine.errors import InvalidLine, InvalidPair, ScoringError
+from cappy_engine.pairs import Pair, TooLong
 from cappy_engine.scorer import Scorer
 
 WINDOW_PAIRS = 128
 """Rows that are read before they are scored: enough to give every core full batches, and few enough that results of the
 full-size model on two cores come every minute."""
+WINDOW_BYTES = 16 * 2**20
+"""Rows that are larger together are scored at once: they are held in memory."""
+SPACES = b" \t\r\n"
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +37,11 @@ class Totals:
     without_instruction: int = 0
 
 
-@dataclass
-class _Window:
-    rows: list[Row] = field(default_factory=list)
-    bytes_read: int = 0
+@dataclass(frozen=True)
+class _Row:
+    number: int
+    line: bytes
+    pair: Pair
 
 
 def score_lines(
@@ -46,6 +52,7 @@ def score_lines(
     on_error: str = "stop",
     field_name: str = "score",
     too_long: TooLong = "truncate",
+    max_line_bytes: int = MAX_LINE_BYTES,
     progress: Callable[[Totals], object] = lambda totals: None,
 ) -> Totals:
     """Read JSON Lines, and write each row with its score in `field_name`, in the same order.
@@ -53,77 +60,137 @@ def score_lines(
         >>> score_lines(scorer, open("pairs.jsonl", "rb"), sys.stdout.buffer.write).pairs
         7
 
-    A row that was truncated gets `"<field_name>_truncated": true` besides; with `too_long="refuse"` it is a bad line.
-    A bad line (see `rows.read_row`; also one
-    that has the field already) raises InvalidLine after the rows before it were written (`on_error="stop"`), or is left
-    out, logged, and listed in `Totals.skipped` (`on_error="skip"`). `progress` is called after every batch.
+    `lines` is an open file, or any iterable. A row keeps its bytes: the field is put before its last brace. A row that
+    was truncated gets `"<field_name>_truncated": true` besides. `write` gets many rows at once: whenever enough were
+    read, and whenever a pipe, a terminal or a socket pauses.
+
+    A bad line raises InvalidLine after the rows before it were written (`on_error="stop"`), or is left out, logged, and
+    listed in `Totals.skipped` (`on_error="skip"`). That is a line that `rows.read_row` refuses, one longer than
+    `max_line_bytes`, one that has the field already, and one whose pair cannot be scored; with `too_long="refuse"` also
+    one whose pair would be truncated. `progress` is called after every batch.
     """
     if on_error not in ("stop", "skip"):
         raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}")
     if field_name in ("", "instruction", "response"):
         raise ValueError(f"field_name must be a name of its own, got {field_name!r}")
+    if max_line_bytes < 1:
+        raise ValueError(f"max_line_bytes must be at least 1, got {max_line_bytes}")
     totals = Totals()
-    window = _Window()
-    try:
-        for row in _good_rows(lines, totals, window, on_error, field_name):
-            window.rows.append(row)
-            if len(window.rows) == WINDOW_PAIRS:
-                _score_window(scorer, window, write, field_name, totals, progress, too_long)
-    except InvalidLine:
-        _score_window(scorer, window, write, field_name, totals, progress, too_long)
-        raise
-    _score_window(scorer, window, write, field_name, totals, progress, too_long)
+    source = Lines(lines, max_line_bytes)
+    work = _Work(scorer, write, field_name, too_long, progress, totals, skips=on_error == "skip")
+    for window in _windows(work.rows(source, max_line_bytes)):
+        work.score(window, source.bytes_read)
+    totals.bytes_scored = source.bytes_read
     return totals
 
 
-def _good_rows(
-    lines: Iterable[bytes], totals: Totals, window: _Window, on_error: str, field_name: str
-) -> Iterator[Row]:
-    for number, line in enumerate(lines, start=1):
-        window.bytes_read += len(line)
+def _windows(rows: Iterator[_Row | None]) -> Iterator[list[_Row]]:
+    """Gather rows up to a pause, or until there are enough; after an error of the input, those before it come first."""
+    window: list[_Row] = []
+    size = 0
+    try:
+        for row in rows:
+            if row is not None:
+                window.append(row)
+                size += len(row.line)
+            if window and (row is None or len(window) == WINDOW_PAIRS or size >= WINDOW_BYTES):
+                yield window
+                window, size = [], 0
+    except Exception:
+        if window:
+            yield window
+        raise
+    if window:
+        yield window
+
+
+@dataclass(frozen=True)
+class _Work:
+    scorer: Scorer
+    write: Callable[[bytes], object]
+    field_name: str
+    too_long: TooLong
+    progress: Callable[[Totals], object]
+    totals: Totals
+    skips: bool
+
+    def rows(self, source: Lines, max_line_bytes: int) -> Iterator[_Row | None]:
+        """Yield the good rows, and None for a pause."""
+        number = 0
+        for line in source:
+            if line is None:
+                yield None
+                continue
+            number += 1
+            try:
+                check_length(line, number, max_line_bytes)
+                row = read_row(line, number)
+                if row is not None:
+                    self._check_free(row.fields, number)
+            except InvalidLine as error:
+                self._refuse(error)
+                continue
+            if row is None:
+                self.totals.blank_lines += 1
+            else:
+                yield _Row(number, line, row.pair)
+
+    def score(self, window: Sequence[_Row], bytes_read: int) -> None:
+        """Score and write rows: all of them, or up to the first whose pair cannot be scored."""
+        totals, before, pairs_before = self.totals, self.totals.bytes_scored, self.totals.pairs
+        written: list[bytes] = []
+
+        def count(pairs: int, tokens: int) -> None:
+            totals.pairs += pairs
+            totals.tokens += tokens
+            totals.bytes_scored = before + (bytes_read - before) * (totals.pairs - pairs_before) // len(window)
+            self.progress(totals)
+
         try:
-            row = read_row(line, number)
-            for name in (field_name, f"{field_name}_truncated"):
-                if row is not None and name in row.fields:
-                    raise InvalidLine(number, f"has a field {name!r} already; choose another with --score-field")
-        except InvalidLine as error:
-            if on_error == "stop":
+            for row, score, is_truncated in self._scored(window, count):
+                marks = {f"{self.field_name}_truncated": True} if is_truncated else {}
+                written.append(_with_fields(row, {self.field_name: score, **marks}))
+                totals.truncated += is_truncated
+        finally:
+            if written:
+                self.write(b"".join(written))
+        totals.bytes_scored = bytes_read
+
+    def _scored(self, rows: Sequence[_Row], count: Callable[[int, int], object]) -> Iterator[tuple[_Row, float, bool]]:
+        """Yield rows with their scores; where one cannot be scored, those before and behind it are scored again."""
+        if not rows:
+            return
+        before = (self.totals.pairs, self.totals.tokens)
+        try:
+            found = self.scorer.score_pairs([row.pair for row in rows], too_long=self.too_long, progress=count)
+        except (InvalidPair, ScoringError) as error:
+            place = getattr(error, "index", None)
+            if place is None:  # the device failed, not a pair
                 raise
-            log.warning("skipped %s", error)
-            totals.skipped.append(InvalidLine(error.number, error.problem))  # without a traceback, which holds the line
-            continue
-        if row is None:
-            totals.blank_lines += 1
-        else:
-            yield row
+            self.totals.pairs, self.totals.tokens = before
+            yield from self._scored(rows[:place], count)
+            problem = getattr(error, "problem", None) or f"cannot be scored: {error}"
+            self._refuse(InvalidLine(rows[place].number, problem), error)
+            yield from self._scored(rows[place + 1 :], count)
+            return
+        self.totals.without_instruction += len(found.without_instruction)
+        yield from zip(rows, found.scores.tolist(), found.truncated.tolist(), strict=True)
+
+    def _check_free(self, fields: Mapping[str, object], number: int) -> None:
+        for name in (self.field_name, f"{self.field_name}_truncated"):
+            if name in fields:
+                raise InvalidLine(number, f"has a field {name!r} already; choose another with --score-field")
+
+    def _refuse(self, error: InvalidLine, cause: Exception | None = None) -> None:
+        """Raise the error, or log and list it."""
+        if not self.skips:
+            raise error from cause
+        log.warning("skipped %s", error)
+        self.totals.skipped.append(InvalidLine(error.number, error.problem))  # no traceback, which holds the line
 
 
-def _score_window(
-    scorer: Scorer,
-    window: _Window,
-    write: Callable[[bytes], object],
-    field_name: str,
-    totals: Totals,
-    progress: Callable[[Totals], object],
-    too_long: TooLong,
-) -> None:
-    """Score and write the window's rows, and empty it."""
-    before, size = totals.bytes_scored, window.bytes_read
-    done = 0
-
-    def count(pairs: int, tokens: int) -> None:
-        nonlocal done
-        done += pairs
-        totals.pairs += pairs
-        totals.tokens += tokens
-        totals.bytes_scored = before + size * done // len(window.rows)
-        progress(totals)
-
-    scored = scorer.score_pairs([row.pair for row in window.rows], progress=count, too_long=too_long)
-    for row, score, is_truncated in zip(window.rows, scored.scores, scored.truncated, strict=True):
-        marks = {f"{field_name}_truncated": True} if is_truncated else {}
-        write(json_line({**row.fields, field_name: float(score), **marks}))
-    totals.truncated += int(scored.truncated.sum())
-    totals.without_instruction += len(scored.without_instruction)
-    totals.bytes_scored = before + size
-    window.rows, window.bytes_read = [], 0
+def _with_fields(row: _Row, fields: Mapping[str, object]) -> bytes:
+    """Put fields before the last brace of a row, whose other bytes stay as they are."""
+    line = row.line.removeprefix(codecs.BOM_UTF8).rstrip(SPACES)
+    begun = line[:-1].rstrip(SPACES)
+    return b"%s, %s%s\n" % (begun, json_line(fields)[1:-2], line[len(begun) :])

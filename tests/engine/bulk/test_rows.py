@@ -17,7 +17,7 @@ GOOD = b'{"instruction": "Is the sky blue?", "response": "Yes"}'
 BOM = b"\xef\xbb\xbf"
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
@@ -87,6 +87,13 @@ BAD_LINES: list[tuple[bytes, str]] = [
     (b'{"instruction": "a\\ud800", "response": "b"}', r"instruction has a lone surrogate '\\ud800' at character 1"),
     (b'{"instruction": "a", "response": "\\udc00\\ud800"}', r"response has a lone surrogate '\\udc00' at character 0"),
     (b'{"instruction": "a", "response": "b", "n": ' + b"9" * 5000 + b"}", r"not JSON \(Exceeds the limit"),
+    (b'{"instruction": "a", "response": "b", "n": NaN}', r"not JSON \(NaN is not a value of JSON\)"),
+    (b'{"instruction": "a", "response": "b", "n": [-Infinity]}', r"not JSON \(-Infinity is not a value of JSON\)"),
+    (
+        b'{"instruction": "a", "response": "b", "instruction": "c"}',
+        r"has the field 'instruction' 2 times; give it once",
+    ),
+    (b"\x1f\x8b\x08\x00", r"not UTF-8 \(byte 1: 0x8b\); it is packed, and is unpacked if its name ends in \.gz"),
     (b"[" * 100_000 + b"]" * 100_000, r"not JSON"),
     (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, r"not JSON"),
 ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
+import os
+import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -19,33 +21,12 @@ from cappy_engine.bulk.score_file import WINDOW_PAIRS, Totals, score_lines
 from cappy_engine.errors import InvalidLine, ScoringError
 from cappy_engine.testing import FakeSession, fake_scorer
 from cappy_engine.tokenizer import PairTokenizer
-
-LONG = "The sky is blue, and so on. " * 200
-GOOD = b'{"instruction": "q", "response": "a"}\n'
+from tests.support.scored_lines import GOOD, LONG, line_of, many_lines, rows_in, written
 
 
 @pytest.fixture(scope="module")
 def scorer(tokenizer: PairTokenizer) -> Scorer:
     return fake_scorer(tokenizer=tokenizer)
-
-
-def line_of(**fields: object) -> bytes:
-    return json.dumps({"instruction": "q", "response": "a", **fields}).encode() + b"\n"
-
-
-def many_lines(count: int) -> list[bytes]:
-    """Lines whose lengths go up and down, so that batches are out of order."""
-    return [
-        line_of(id=number, instruction=f"Question {number}?", response="word " * (number * 37 % 53))
-        for number in range(count)
-    ]
-
-
-def written(scorer: Scorer, lines: Iterable[bytes], **options: Any) -> tuple[list[dict[str, Any]], Totals]:
-    """The rows that `score_lines` writes, and its totals."""
-    output: list[bytes] = []
-    totals = score_lines(scorer, lines, output.append, **options)
-    return [json.loads(line) for line in b"".join(output).splitlines()], totals
 
 
 # Rows
@@ -91,12 +72,34 @@ def test_other_fields_are_kept_in_their_place_and_value(scorer: Scorer, fields: 
     assert list(rows[0])[-1] == "score"
 
 
-def test_every_row_is_one_line_of_utf8_without_needless_escapes(scorer: Scorer) -> None:
+KEPT = [
+    '{"instruction": "Où\\n?", "response": "a", "note": "中文 \u2028"}',
+    '{"instruction": "O\\u00f9", "response": "\\/a", "note": "\\u4e2d\\ud83d"}',
+    ' {"response":"a","instruction" :\t"q", "x": {"b": 1,"a": []} } ',
+    '{"instruction": "q", "response": "a", "n": [0.1000000000000000000001, 1E5, -0, 12345678901234567890123, 1e400]}',
+    '{"n": 1, "instruction": "q", "response": "a", "n": 2, "x": {"response": 1, "response": 2}}',
+    '{"instruction": "q", "response": "a"\r}',
+]
+
+
+@pytest.mark.parametrize("line", KEPT)
+@pytest.mark.parametrize("end", ["\n", "\r\n", ""])
+def test_a_row_keeps_its_own_bytes_with_the_score_before_its_last_brace(line: str, end: str, scorer: Scorer) -> None:
     output: list[bytes] = []
-    score_lines(scorer, [line_of(instruction="Où\n?", note="中文 \u2028")], output.append)
-    (line,) = b"".join(output).decode().split("\n")[:-1]
-    assert '"instruction": "Où\\n?"' in line
-    assert '"note": "中文 \u2028"' in line
+    score_lines(scorer, [(line + end).encode()], output.append)
+    written = b"".join(output).decode()
+    score = json.loads(written)["score"]
+    begun, brace, rest = line.rpartition("}")
+    spaces = begun[len(begun.rstrip()) :]
+    assert written == f'{begun.rstrip()}, "score": {score}{spaces}{brace}\n'
+    assert json.loads(written) == {**json.loads(line), "score": score}
+    assert not rest.strip()
+
+
+def test_a_byte_order_mark_is_not_written_into_a_line(scorer: Scorer) -> None:
+    output: list[bytes] = []
+    score_lines(scorer, [b"\xef\xbb\xbf" + GOOD, GOOD], output.append)
+    assert [row["instruction"] for row in rows_in(output)] == ["q", "q"]
 
 
 def test_a_lone_surrogate_in_another_field_survives_as_its_escape(scorer: Scorer) -> None:
@@ -106,20 +109,18 @@ def test_a_lone_surrogate_in_another_field_survives_as_its_escape(scorer: Scorer
     ]
     output: list[bytes] = []
     score_lines(scorer, lines, output.append)
-    first, second = output
+    first, second = b"".join(output).splitlines()
     assert rb"x\ud800y" in first
     assert rb"\udfff" in first
     assert json.loads(first)["response"] == "é"
     assert "é".encode() in second
 
 
-@pytest.mark.parametrize("number", [b"1e400", b"-1e999"])
-def test_a_number_beyond_floats_is_refused_since_it_could_not_be_written_back(scorer: Scorer, number: bytes) -> None:
-    output: list[bytes] = []
-    line = b'{"instruction": "q", "response": "a", "n": %s}\n' % number
-    with pytest.raises(InvalidLine, match=f"^line 1: not JSON .*{number.decode()} is beyond a float's range"):
-        score_lines(scorer, [line], output.append)
-    assert output == []
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "[Infinity]"])
+def test_a_value_that_is_not_json_is_a_bad_line(scorer: Scorer, value: str) -> None:
+    line = f'{{"instruction": "q", "response": "a", "n": {value}}}\n'.encode()
+    with pytest.raises(InvalidLine, match=rf"^line 1: not JSON \({value.strip('[]')} is not a value of JSON\)"):
+        written(scorer, [line])
 
 
 def test_nesting_of_any_depth_is_written_back_or_refused_as_a_bad_line(scorer: Scorer) -> None:
@@ -130,7 +131,7 @@ def test_nesting_of_any_depth_is_written_back_or_refused_as_a_bad_line(scorer: S
     ]
     output: list[bytes] = []
     totals = score_lines(scorer, lines, output.append, on_error="skip")
-    assert len(output) + len(totals.skipped) == len(lines)
+    assert len(rows_in(output)) + len(totals.skipped) == len(lines)
 
 
 def test_no_lines_give_no_rows(scorer: Scorer) -> None:
@@ -161,64 +162,30 @@ def test_a_line_that_has_the_scores_field_already_is_bad(scorer: Scorer, name: s
     assert len(output) == 1
 
 
-# Bad lines
-
-
-@pytest.mark.parametrize("good_before", [0, 3, WINDOW_PAIRS, WINDOW_PAIRS + 5])
-def test_a_bad_line_stops_after_the_rows_before_it_were_written(scorer: Scorer, good_before: int) -> None:
-    lines = [*many_lines(good_before), b"oops\n", *many_lines(10)]
-    output: list[bytes] = []
-    with pytest.raises(InvalidLine, match=f"^line {good_before + 1}: not JSON"):
-        score_lines(scorer, lines, output.append)
-    assert [json.loads(line)["id"] for line in output] == list(range(good_before))
-
-
-def test_bad_lines_are_skipped_listed_and_logged_where_asked_for(
-    scorer: Scorer, caplog: pytest.LogCaptureFixture
-) -> None:
-    lines = [b"oops\n", GOOD, b"\n", b'{"instruction": "q"}\n', GOOD, line_of(score=1)]
-    with caplog.at_level(logging.WARNING, logger="cappy_engine"):
-        rows, totals = written(scorer, lines, on_error="skip")
-    assert len(rows) == totals.pairs == 2
-    assert [error.number for error in totals.skipped] == [1, 4, 6]
-    assert totals.blank_lines == 1
-    assert [record.getMessage() for record in caplog.records] == [f"skipped {error}" for error in totals.skipped]
-
-
-def test_blank_lines_are_counted_and_leave_numbers_right(scorer: Scorer) -> None:
-    rows, totals = written(scorer, [b"\n", GOOD, b"  \r\n", b"\n", GOOD, b"\n"])
-    assert (len(rows), totals.blank_lines) == (2, 4)
-    with pytest.raises(InvalidLine, match=r"^line 4:"):
-        written(scorer, [b"\n", GOOD, b"\n", b"oops"])
-
-
-@given(kinds=st.lists(st.sampled_from(["good", "bad", "blank"]), max_size=20))
-@settings(deadline=None, max_examples=60)
-def test_every_line_is_written_skipped_or_blank(scorer: Scorer, kinds: list[str]) -> None:
-    of_kind = {"bad": b"{}\n", "blank": b" \n"}
-    lines = [of_kind.get(kind, line_of(id=place)) for place, kind in enumerate(kinds)]
-    rows, totals = written(scorer, lines, on_error="skip")
-    assert [row["id"] for row in rows] == [place for place, kind in enumerate(kinds) if kind == "good"]
-    assert [error.number - 1 for error in totals.skipped] == [
-        place for place, kind in enumerate(kinds) if kind == "bad"
-    ]
-    assert totals.blank_lines == kinds.count("blank")
-    assert totals.bytes_scored == sum(map(len, lines))
-
-
-@pytest.mark.parametrize("on_error", ["ignore", "", "STOP"])
-def test_an_unknown_way_with_bad_lines_is_a_wrong_argument(scorer: Scorer, on_error: str) -> None:
-    with pytest.raises(ValueError, match=f"on_error must be 'stop' or 'skip', got {on_error!r}"):
-        score_lines(scorer, [GOOD], lambda line: None, on_error=on_error)
-
-
-@pytest.mark.parametrize("name", ["", "instruction", "response"])
-def test_a_score_field_that_would_hide_the_pair_is_a_wrong_argument(scorer: Scorer, name: str) -> None:
-    with pytest.raises(ValueError, match="field_name must be a name of its own"):
-        score_lines(scorer, [GOOD], lambda line: None, field_name=name)
-
-
 # Streaming and progress
+
+
+def test_a_stream_that_pauses_gets_its_rows_at_once(scorer: Scorer) -> None:
+    reader, writer = os.pipe()
+    output: list[bytes] = []
+    seen: list[int] = []
+
+    def write() -> None:
+        os.write(writer, GOOD * 3 + GOOD[:10])
+        for _ in range(200):
+            if output:
+                break
+            time.sleep(0.01)
+        seen.append(len(rows_in(output)))
+        os.write(writer, GOOD[10:])
+        os.close(writer)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    with os.fdopen(reader, "rb") as lines:
+        score_lines(scorer, lines, output.append)
+    thread.join()
+    assert (seen, len(rows_in(output))) == ([3], 4)
 
 
 def test_a_window_is_written_before_the_next_one_is_read(scorer: Scorer) -> None:
@@ -227,7 +194,7 @@ def test_a_window_is_written_before_the_next_one_is_read(scorer: Scorer) -> None
 
     def lines() -> Iterable[bytes]:
         for line in many_lines(3 * WINDOW_PAIRS):
-            seen.append(len(output))
+            seen.append(len(rows_in(output)))
             yield line
 
     score_lines(scorer, lines(), output.append)
@@ -248,7 +215,7 @@ def test_what_was_scored_before_the_device_failed_is_written(tokenizer: PairToke
     output: list[bytes] = []
     with pytest.raises(ScoringError, match="the device is gone"):
         score_lines(fake_scorer(failing, tokenizer=tokenizer), lines, output.append)
-    assert [json.loads(line)["id"] for line in output] == list(range(WINDOW_PAIRS))
+    assert [row["id"] for row in rows_in(output)] == list(range(WINDOW_PAIRS))
 
 
 def test_progress_is_told_growing_totals_up_to_the_size_of_the_input(scorer: Scorer) -> None:
