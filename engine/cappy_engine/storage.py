@@ -20,29 +20,28 @@ from typing import Any, BinaryIO
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, *, unfinished: Path | None = None) -> Iterator[BinaryIO]:
+def whole_file(path: Path, *, meanwhile: Path | None = None) -> Iterator[BinaryIO]:
     """Yield a file to write; it replaces `path` when the block ends without an error, and is then on the disk.
 
-    Until then it lies beside `path` under another name, and is removed if the block raises. A file named
-    `unfinished`, on the same file system, is not removed: it keeps what was written before the error.
+    Until then it has another name, `meanwhile` or one beside `path`, and it is removed if the block raises. Links are
+    not followed: neither that name nor `path`, which is a name of our own making.
 
         >>> with whole_file(Path("answer.json")) as file:
         ...     file.write(b"{}")
 
     Raises OSError.
     """
-    partial = unfinished or path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    try:
-        with partial.open("wb" if unfinished else "xb") as file:
+    partial = meanwhile or path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    with partial.open("xb") as file:
+        try:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        if unfinished is None:
+            partial.replace(path)
+        except BaseException:
             with contextlib.suppress(OSError):
                 partial.unlink()
-        raise
+            raise
     sync(path.parent)
 
 
@@ -119,6 +118,27 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock(descriptor: int) -> bool:
+    """Lock an open file until its descriptor is closed or the process ends; False if another one holds the lock.
+
+        >>> lock(file.fileno())
+        True
+
+    Raises OSError on a file system without locks.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        from filelock import lock_descriptor
+
+        return lock_descriptor(descriptor, blocking=False)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

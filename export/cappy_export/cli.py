@@ -12,7 +12,7 @@ import click
 from cappy_engine.cli import text
 from cappy_engine.cli.arguments import command, extra, takes
 from cappy_engine.cli.progress import progress_bar
-from cappy_engine.cli.streams import exit_on_termination, print_json, say
+from cappy_engine.cli.streams import print_json, say, tell
 from cappy_engine.cli.values import PATH
 from cappy_export.adaptation.recipe import AdaptOptions, Recipe
 from cappy_export.options import ExportOptions, VerifyOptions
@@ -42,10 +42,8 @@ def export(checkpoint: str, bundle: Path, options: ExportOptions, force: bool) -
     """
     with extra("cpu,export"):
         from cappy_export import pipeline
-    with exit_on_termination():
-        manifest = pipeline.export(checkpoint, bundle, options, force=force, say=say)
-    print(text.describe_parity(manifest["parity"]))
-    print(f"wrote {bundle}")
+    manifest = pipeline.export(checkpoint, bundle, options, force=force, say=say)
+    tell(f"{text.describe_parity(manifest['parity'])}\nwrote {bundle}")
 
 
 @command(
@@ -78,11 +76,11 @@ def adapt(
     """
     with extra("cpu,export,train"):
         from cappy_export.adaptation import training
-    with exit_on_termination(), _training_bar() as progress:
+    with _training_bar() as progress:
         training.adapt(
             checkpoint, train, out, held_out=held_out, recipe=recipe, options=options, say=say, progress=progress
         )
-    print(f"wrote {out}")
+    tell(f"wrote {out}")
 
 
 @command(

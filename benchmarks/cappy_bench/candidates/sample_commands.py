@@ -15,7 +15,7 @@ from cappy_bench.candidates.decodings import ENDPOINT_DECODINGS, PAPER, Decoding
 from cappy_bench.candidates.sample_options import EndpointOptions, LLMOptions, SampleOptions
 from cappy_engine.cli.arguments import command, extra, flags_given, options_of, takes
 from cappy_engine.cli.progress import progress_bar
-from cappy_engine.cli.streams import exit_on_termination, say
+from cappy_engine.cli.streams import say, tell
 from cappy_engine.cli.values import PATH
 from cappy_engine.options import Asked
 
@@ -107,11 +107,11 @@ def sample(
     sampling.check_out(output, resume=options.resume)
     decodings = ways.choose(PAPER if source.llm else ENDPOINT_DECODINGS)
     read = sampling.read_prompts(prompts)
-    with exit_on_termination(), _sampling_bar() as progress:
+    with _sampling_bar() as progress:
         sampler = _open_sampler(source, here, there)
         totals = sampling.sample_file(read, output, sampler, decodings, options, say=say, progress=progress)
     say(_describe(totals))
-    print(f"wrote {output}")
+    tell(f"wrote {output}")
 
 
 def _check_kind(source: Source) -> None:

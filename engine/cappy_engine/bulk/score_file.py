@@ -6,12 +6,14 @@ import codecs
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from cappy_engine.bulk.jsonl import json_line
 from cappy_engine.bulk.lines import MAX_LINE_BYTES, Lines, check_length
 from cappy_engine.bulk.rows import read_row
 from cappy_engine.errors import InvalidLine, InvalidPair, ScoringError
-from cappy_engine.pairs import Pair, TooLong
+from cappy_engine.options import Asked
+from cappy_engine.pairs import TOO_LONG, Pair, TooLong
 from cappy_engine.scorer import Scorer
 
 WINDOW_PAIRS = 128
@@ -35,6 +37,32 @@ class Totals:
     bytes_scored: int = 0
     skipped: list[InvalidLine] = field(default_factory=list)
     without_instruction: int = 0
+
+
+@dataclass(frozen=True)
+class LineOptions:
+    """How lines are read and written.
+
+    >>> LineOptions(on_error="skip").field_name
+    'score'
+
+    Raises ValueError.
+    """
+
+    on_error: Annotated[str, Asked("what to do at a bad line", choices=("stop", "skip"))] = "stop"
+    field_name: Annotated[str, Asked("the name of the field to add", flag="--score-field", metavar="NAME")] = "score"
+    too_long: Annotated[
+        TooLong, Asked("what to do with a pair of more tokens than the model takes", choices=TOO_LONG)
+    ] = "truncate"
+    max_line_bytes: Annotated[int, Asked("a longer line is a bad one, and takes no memory", least=1)] = MAX_LINE_BYTES
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ("stop", "skip"):
+            raise ValueError(f"on_error must be 'stop' or 'skip', got {self.on_error!r}")
+        if self.field_name in ("", "instruction", "response"):
+            raise ValueError(f"field_name must be a name of its own, got {self.field_name!r}")
+        if self.max_line_bytes < 1:
+            raise ValueError(f"max_line_bytes must be at least 1, got {self.max_line_bytes}")
 
 
 @dataclass(frozen=True)
@@ -69,16 +97,11 @@ def score_lines(
     `max_line_bytes`, one that has the field already, and one whose pair cannot be scored; with `too_long="refuse"` also
     one whose pair would be truncated. `progress` is called after every batch.
     """
-    if on_error not in ("stop", "skip"):
-        raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}")
-    if field_name in ("", "instruction", "response"):
-        raise ValueError(f"field_name must be a name of its own, got {field_name!r}")
-    if max_line_bytes < 1:
-        raise ValueError(f"max_line_bytes must be at least 1, got {max_line_bytes}")
+    options = LineOptions(on_error, field_name, too_long, max_line_bytes)
     totals = Totals()
     source = Lines(lines, max_line_bytes)
-    work = _Work(scorer, write, field_name, too_long, progress, totals, skips=on_error == "skip")
-    for window in _windows(work.rows(source, max_line_bytes)):
+    work = _Work(scorer, write, options, progress, totals)
+    for window in _windows(work.rows(source)):
         work.score(window, source.bytes_read)
     totals.bytes_scored = source.bytes_read
     return totals
@@ -108,13 +131,11 @@ def _windows(rows: Iterator[_Row | None]) -> Iterator[list[_Row]]:
 class _Work:
     scorer: Scorer
     write: Callable[[bytes], object]
-    field_name: str
-    too_long: TooLong
+    options: LineOptions
     progress: Callable[[Totals], object]
     totals: Totals
-    skips: bool
 
-    def rows(self, source: Lines, max_line_bytes: int) -> Iterator[_Row | None]:
+    def rows(self, source: Lines) -> Iterator[_Row | None]:
         """Yield the good rows, and None for a pause."""
         number = 0
         for line in source:
@@ -123,7 +144,7 @@ class _Work:
                 continue
             number += 1
             try:
-                check_length(line, number, max_line_bytes)
+                check_length(line, number, self.options.max_line_bytes)
                 row = read_row(line, number)
                 if row is not None:
                     self._check_free(row.fields, number)
@@ -148,8 +169,8 @@ class _Work:
 
         try:
             for row, score, is_truncated in self._scored(window, count):
-                marks = {f"{self.field_name}_truncated": True} if is_truncated else {}
-                written.append(_with_fields(row, {self.field_name: score, **marks}))
+                marks = {f"{self.options.field_name}_truncated": True} if is_truncated else {}
+                written.append(_with_fields(row, {self.options.field_name: score, **marks}))
                 totals.truncated += is_truncated
         finally:
             if written:
@@ -162,7 +183,7 @@ class _Work:
             return
         before = (self.totals.pairs, self.totals.tokens)
         try:
-            found = self.scorer.score_pairs([row.pair for row in rows], too_long=self.too_long, progress=count)
+            found = self.scorer.score_pairs([row.pair for row in rows], too_long=self.options.too_long, progress=count)
         except (InvalidPair, ScoringError) as error:
             place = getattr(error, "index", None)
             if place is None:  # the device failed, not a pair
@@ -177,13 +198,13 @@ class _Work:
         yield from zip(rows, found.scores.tolist(), found.truncated.tolist(), strict=True)
 
     def _check_free(self, fields: Mapping[str, object], number: int) -> None:
-        for name in (self.field_name, f"{self.field_name}_truncated"):
+        for name in (self.options.field_name, f"{self.options.field_name}_truncated"):
             if name in fields:
                 raise InvalidLine(number, f"has a field {name!r} already; choose another with --score-field")
 
     def _refuse(self, error: InvalidLine, cause: Exception | None = None) -> None:
         """Raise the error, or log and list it."""
-        if not self.skips:
+        if self.options.on_error == "stop":
             raise error from cause
         log.warning("skipped %s", error)
         self.totals.skipped.append(InvalidLine(error.number, error.problem))  # no traceback, which holds the line

@@ -198,6 +198,11 @@ def bundle_option(function: AnyFunction) -> AnyFunction:
     return click.option("--bundle", type=PATH, default=EMBEDDED, metavar="BUNDLE", help=text)(function)
 
 
+def force_option(function: AnyFunction) -> AnyFunction:
+    """Add --force, without which no command writes over what is there."""
+    return click.option("--force", is_flag=True, help="replace OUT if it exists")(function)
+
+
 def quiet_option(function: AnyFunction) -> AnyFunction:
     """Add --quiet, which silences `say` and progress bars."""
     text = "print only warnings and errors to stderr"

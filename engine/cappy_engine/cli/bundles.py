@@ -10,7 +10,7 @@ import click
 from cappy_engine.bundle import EMBEDDED, PRECISIONS, TARGETS, Bundle, open_bundle
 from cappy_engine.cli import text
 from cappy_engine.cli.arguments import command
-from cappy_engine.cli.streams import complain, print_json
+from cappy_engine.cli.streams import complain, print_json, tell
 from cappy_engine.cli.values import PATH, Words
 from cappy_engine.errors import BundleError
 from cappy_engine.slim import slim as keep_only
@@ -78,8 +78,8 @@ def slim(bundle: Path, precisions: Sequence[str], targets: Sequence[str], out: P
         raise click.UsageError("name what is kept: --keep int8, or --target cpu")
     before = _open(bundle).manifest.document["files"]
     after = keep_only(bundle, precisions=precisions or None, targets=targets or None, out=out)["files"]
-    print(f"removed {', '.join(sorted(before.keys() - after.keys())) or 'nothing'}")
-    print(f"wrote {out or bundle}, {_megabytes(after)} instead of {_megabytes(before)}")
+    tell(f"removed {', '.join(sorted(before.keys() - after.keys())) or 'nothing'}")
+    tell(f"wrote {out or bundle}, {_megabytes(after)} instead of {_megabytes(before)}")
 
 
 def _open(path: Path) -> Bundle:

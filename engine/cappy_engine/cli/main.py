@@ -6,11 +6,10 @@ called; all are imported for `cappy --help`.
 
 from __future__ import annotations
 
-import io
+import contextlib
 import logging
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -18,6 +17,7 @@ import click
 
 from cappy_engine import __version__
 from cappy_engine.cli.arguments import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
+from cappy_engine.cli.standard import Terminated, raised_signals, silence, standard_streams
 from cappy_engine.cli.streams import complain
 from cappy_engine.errors import CappyError, InstallationError, ParityError
 
@@ -31,19 +31,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["rank", "--instruction", "Is the sky blue?", "--candidate", "Yes", "--candidate", "No"])
     0
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a text must not stop us
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return int(cappy.main(words or ["--help"], "cappy", standalone_mode=False) or EXIT_OK)
-    except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx else "cappy"
-        complain(f"{path}: {error.format_message()}\nTry '{path} --help'.")
-        return EXIT_USAGE
-    except click.Abort:  # interrupted before a command ran
-        return EXIT_INTERRUPTED
+    with standard_streams(), raised_signals():
+        logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+        words = list(sys.argv[1:] if argv is None else argv)
+        with _Explained(lambda: "cappy") as explained:
+            try:
+                status = int(cappy.main(words or ["--help"], "cappy", standalone_mode=False) or EXIT_OK)
+                sys.stdout.flush()
+                return status
+            except click.UsageError as error:
+                path = error.ctx.command_path if error.ctx else "cappy"
+                complain(f"{path}: {error.format_message()}\nTry '{path} --help'.")
+                return EXIT_USAGE
+            except click.Abort:  # interrupted before a command ran
+                return EXIT_INTERRUPTED
+        return explained.status
+
+
+class _Explained:
+    """Turns an error of ours, of a file, or a signal into a line on stderr and an exit status."""
+
+    def __init__(self, command: Callable[[], str]) -> None:
+        self.status = EXIT_ERROR
+        self._command = command  # which one is known when it was called
+
+    def __enter__(self) -> _Explained:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, BrokenPipeError):  # the reader of our stdout went away (`cappy score ... | head`)
+            silence(sys.stdout)
+            return True
+        if isinstance(error, ParityError):
+            from cappy_engine.cli.text import describe_parity
+
+            complain(describe_parity(error.report))
+        if isinstance(error, (CappyError, OSError)):
+            complain(f"{self._command()}: {error}")
+        elif isinstance(error, KeyboardInterrupt):
+            complain(f"{self._command()}: interrupted")
+            self.status = EXIT_INTERRUPTED
+        elif isinstance(error, Terminated):
+            complain(f"{self._command()}: ended by {error.name}")
+            self.status = int(error.code or EXIT_ERROR)
+        else:
+            return False
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            return True
+        silence(sys.stdout)  # what it still holds cannot be written
+        return True
 
 
 class Cappy(click.Group):
@@ -68,20 +105,11 @@ class Cappy(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error of ours, of a file, or Ctrl-C becomes a line on stderr and an exit status."""
-        try:
-            return super().invoke(ctx)
-        except ParityError as error:
-            from cappy_engine.cli.text import describe_parity
-
-            complain(f"{describe_parity(error.report)}\ncappy {ctx.invoked_subcommand}: {error}")
-        except BrokenPipeError:  # the reader of our stdout went away (`cappy score ... | head`)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except (CappyError, OSError) as error:
-            complain(f"cappy {ctx.invoked_subcommand}: {error}")
-        except KeyboardInterrupt:
-            complain(f"cappy {ctx.invoked_subcommand}: interrupted")
-            return EXIT_INTERRUPTED
-        return EXIT_ERROR
+        with _Explained(lambda: f"cappy {ctx.invoked_subcommand}") as explained:
+            status = super().invoke(ctx)
+            sys.stdout.flush()
+            return status
+        return explained.status
 
 
 def _load(entry: metadata.EntryPoint) -> click.Command:

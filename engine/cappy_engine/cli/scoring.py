@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import gzip
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import BinaryIO
 
 import click
 
-from cappy_engine.bulk.score_file import Totals, score_lines
+from cappy_engine.bulk.score_file import LineOptions, Totals, score_lines
 from cappy_engine.cli import text
-from cappy_engine.cli.arguments import EXIT_OK, EXIT_SKIPPED, bundle_option, command, quiet_option, takes
+from cappy_engine.cli.arguments import EXIT_OK, EXIT_SKIPPED, bundle_option, command, force_option, quiet_option, takes
 from cappy_engine.cli.progress import progress_bar
-from cappy_engine.cli.streams import is_verbose, open_input, open_output, print_json, say
+from cappy_engine.cli.streams import is_verbose, open_input, open_output, open_stdin, print_json, say
 from cappy_engine.cli.values import PATH, Words
 from cappy_engine.errors import CappyError
 from cappy_engine.options import ScorerOptions
@@ -32,17 +31,6 @@ too_long_option = click.option(
     show_default=True,
     help="what to do with a pair of more tokens than the model takes",
 )
-
-
-def field_name(name: str) -> str:
-    """Accept the name of a field to add.
-
-    >>> field_name("score")
-    'score'
-    """
-    if name in ("", "instruction", "response"):
-        raise click.BadParameter(f"must be a name of its own, got {name!r}")
-    return name
 
 
 @command(
@@ -59,54 +47,43 @@ def field_name(name: str) -> str:
 @click.argument("pairs", metavar="PAIRS")
 @bundle_option
 @takes(ScorerOptions)
-@click.option("-o", "--output", type=PATH, metavar="OUT", help="the file to write (default: stdout)")
 @click.option(
-    "--on-error",
-    type=click.Choice(["stop", "skip"]),
-    default="stop",
-    show_default=True,
-    help="what to do at a bad line",
+    "-o", "--output", type=PATH, metavar="OUT", help="file to write, packed if it ends in .gz (default: stdout)"
 )
-@click.option(
-    "--score-field",
-    type=field_name,
-    default="score",
-    show_default=True,
-    metavar="NAME",
-    help="the name of the field to add",
-)
-@too_long_option
+@force_option
+@takes(LineOptions, "reading")
 @quiet_option
 def score(
     pairs: str,
     bundle: Path,
     options: ScorerOptions,
     output: Path | None,
-    on_error: str,
-    score_field: str,
-    too_long: TooLong,
+    force: bool,
+    reading: LineOptions,
 ) -> int:
     """Score the pairs of a JSON Lines file.
 
     PAIRS is a file, unpacked if its name ends in .gz, or - for stdin. Every line is written back with its score.
     """
-    with (
-        open_input(pairs) as lines,
-        _open_scorer(bundle, options) as scorer,
-        open_output(output, lines) as written,
-        _scoring_bar(lines) as progress,
-    ):
-        started = time.monotonic()
-        totals = score_lines(
-            scorer,
-            lines,
-            written.write,
-            on_error=on_error,
-            field_name=score_field,
-            too_long=too_long,
-            progress=progress,
-        )
-        seconds = time.monotonic() - started
+    with open_input(pairs) as lines, open_output(output, force=force, inputs=[lines, *_files_of(bundle)]) as written:
+
+        def write(rows: bytes) -> None:
+            written.write(rows)
+            written.flush()
+
+        with _open_scorer(bundle, options) as scorer, _scoring_bar(lines) as progress:
+            started = time.monotonic()
+            totals = score_lines(
+                scorer,
+                lines,
+                write,
+                on_error=reading.on_error,
+                field_name=reading.field_name,
+                too_long=reading.too_long,
+                max_line_bytes=reading.max_line_bytes,
+                progress=progress,
+            )
+            seconds = time.monotonic() - started
     say(text.describe_totals(totals, seconds))
     return EXIT_SKIPPED if totals.skipped else EXIT_OK
 
@@ -170,6 +147,11 @@ def rank(
         say(f"{sum(candidate.is_exact for candidate in ranked)} of {len(ranked)} candidates were scored again in fp32")
 
 
+def _files_of(bundle: Path) -> list[Path]:
+    """The files of a bundle, which are read, so that none of them is written."""
+    return [path for path in bundle.rglob("*") if path.is_file()]
+
+
 def _open_scorer(bundle: Path, options: ScorerOptions) -> Scorer:
     scorer = Scorer.open_with(bundle, options)
     say(text.explain_info(scorer.info) if is_verbose() else text.describe_info(scorer.info))
@@ -206,7 +188,7 @@ def _read(flag: str, word: str, max_text_chars: int, take: Callable[[BinaryIO, i
     most = 4 * max_text_chars + len("\r\n")  # the bytes of a character in UTF-8
     texts: list[str] = []
     try:
-        with contextlib.nullcontext(sys.stdin.buffer) if word == "-" else Path(word[1:]).open("rb") as file:
+        with contextlib.nullcontext(open_stdin()) if word == "-" else Path(word[1:]).open("rb") as file:
             while content := take(file, most + 1):
                 if len(content) > most:
                     raise CappyError(

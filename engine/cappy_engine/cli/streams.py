@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import click
 
 from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.bulk.outputs import Input, check_not_read
+from cappy_engine.bulk.outputs import open_output as open_file
 from cappy_engine.checks import printable
-from cappy_engine.storage import whole_file
+from cappy_engine.cli.standard import is_closed, silence
+from cappy_engine.errors import CappyError, OutputError
 
 QUIET, VERBOSE = "cappy.quiet", "cappy.verbose"
 """Where click's context keeps that --quiet and --verbose were given."""
+STDOUT = Path("-")
 
 
 @contextlib.contextmanager
@@ -29,63 +31,46 @@ def open_input(name: str) -> Iterator[BinaryIO]:
     >>> with open_input("pairs.jsonl.gz") as lines:
     ...     first = next(lines)
 
-    Raises OSError, and CappyError for a damaged .gz.
+    Raises OSError, and CappyError for a damaged .gz and a closed stdin.
     """
     if name == "-":
-        yield sys.stdin.buffer
+        yield open_stdin()
     else:
         with open_lines(name) as lines:
             yield lines
 
 
-@contextlib.contextmanager
-def open_output(path: Path | None, source: BinaryIO | None = None) -> Iterator[BinaryIO]:
-    """Yield stdout, or a file that appears under its name only when everything was written.
+def open_stdin() -> BinaryIO:
+    """Give stdin's bytes. Raises CappyError if the command was started without one.
 
-    A pipe or a device is written to as it is. `source` is read meanwhile: it must not be our unfinished file.
+    >>> open_stdin().read()
+    """
+    if is_closed(0):
+        raise CappyError("stdin is closed, so there is nothing to read from it; name a file")
+    return sys.stdin.buffer
+
+
+@contextlib.contextmanager
+def open_output(path: Path | None, *, force: bool = False, inputs: Sequence[Input] = ()) -> Iterator[BinaryIO]:
+    """Yield stdout (None or `-`), or a file that appears under its name only when everything was written.
+
+    An existing file is replaced with `force` only, and none of the `inputs` ever is.
 
         >>> with open_output(Path("scored.jsonl")) as output:
         ...     output.write(b"{}")
 
-    Raises OSError.
+    Raises OutputError and OSError.
     """
-    if path is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+    if path is not None and path != STDOUT:
+        with open_file(path, force=force, inputs=inputs, say=complain) as output:
+            yield output
         return
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "the output must be a file, not a folder", str(path))
-    path = path.resolve()
-    if path.exists() and not path.is_file():
-        with path.open("wb") as stream:
-            yield stream
-        return
-    partial = path.with_name(path.name + ".partial")
-    if source and partial.exists() and os.path.samestat(os.fstat(source.fileno()), partial.stat()):
-        raise FileExistsError(errno.EEXIST, "the input has the name of our unfinished output; rename it", str(partial))
-    is_open = False
-    try:
-        with whole_file(path, unfinished=partial) as file:
-            is_open = True
-            yield file
-    except BaseException:
-        if is_open:
-            complain(f"what was written before this is in {partial}")
-        raise
-
-
-@contextlib.contextmanager
-def exit_on_termination() -> Iterator[None]:
-    """Leave by an exception at SIGTERM, so that unfinished files are removed.
-
-    >>> with exit_on_termination():
-    ...     export("my-checkpoint", "my-bundle")
-    """
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    if is_closed(1):
+        raise OutputError("stdout is closed, so the results cannot be written; name a file with -o")
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # not a file of the system
+        check_not_read("file", os.fstat(sys.stdout.fileno()), inputs, "is stdout too; name another one with -o")
+    yield sys.stdout.buffer
+    sys.stdout.buffer.flush()
 
 
 def print_json(value: object) -> None:
@@ -95,6 +80,15 @@ def print_json(value: object) -> None:
     """
     sys.stdout.buffer.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
     sys.stdout.buffer.flush()
+
+
+def tell(text: str) -> None:
+    """Print to stdout what was written to files: a closed stdout is not an error then.
+
+    >>> tell("wrote cappy-bundle")
+    """
+    if not is_closed(1):
+        print(text)
 
 
 def say(text: str) -> None:
@@ -107,11 +101,14 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Print an error to stderr; what it quotes from files cannot steer the terminal.
+    """Print an error to stderr; what it quotes from files cannot steer the terminal. Nobody is told if that fails.
 
     >>> complain("cappy score: no bundle at nowhere: it does not exist")
     """
-    print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+    try:
+        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+    except OSError:
+        silence(sys.stderr)
 
 
 def is_quiet() -> bool:

@@ -139,7 +139,7 @@ class EngineCache:
             sync(folder / name)
         document = seal({"schema_version": SCHEMA_VERSION, "facts": facts, "files": _entries(folder)})
         # Not begun in the folder, where it would be a file too many if the process died.
-        with whole_file(folder / MANIFEST, unfinished=self.root / f"{key}.building-manifest") as file:
+        with whole_file(folder / MANIFEST, meanwhile=self.root / f"{key}.building-manifest") as file:
             file.write(json.dumps(document, indent=2).encode())
 
     def _remove_leftovers(self, key: str) -> None:

@@ -46,7 +46,7 @@ def test_score_writes_a_file_that_appears_when_it_is_complete(
 ) -> None:
     output = tmp_path / "scored.jsonl"
     output.write_text("of an earlier run")
-    assert main(["score", str(pairs_file), "--bundle", str(bundle), "-o", str(output)]) == 0
+    assert main(["score", str(pairs_file), "--bundle", str(bundle), "-o", str(output), "--force"]) == 0
     assert rows_in(output.read_bytes()) == expected_rows(bundle, pairs_file)
     assert capfdbinary.readouterr().out == b""
     assert list(tmp_path.glob("*.partial*")) == []
@@ -98,7 +98,7 @@ def test_score_keeps_the_old_file_and_names_the_partial_one_on_an_error(
 ) -> None:
     output = tmp_path / "scored.jsonl"
     output.write_text("of an earlier run")
-    assert main(["score", str(bad_file), "--bundle", str(bundle), "-o", str(output)]) == 1
+    assert main(["score", str(bad_file), "--bundle", str(bundle), "-o", str(output), "--force"]) == 1
     partial = tmp_path / "scored.jsonl.partial"
     assert output.read_text() == "of an earlier run"
     assert [row["id"] for row in rows_in(partial.read_bytes())] == [0, 1, 2, 3, 4]
@@ -204,7 +204,7 @@ def test_an_output_link_is_followed_and_a_pipe_written_to(
     link, target, fifo = tmp_path / "link", tmp_path / "target", tmp_path / "fifo"
     target.write_text("of an earlier run")
     link.symlink_to(target)
-    assert main(["score", str(pairs_file), "--bundle", str(bundle), "-o", str(link)]) == 0
+    assert main(["score", str(pairs_file), "--bundle", str(bundle), "-o", str(link), "--force"]) == 0
     assert link.is_symlink()
     os.mkfifo(fifo)
     with subprocess.Popen(["cat", fifo], stdout=subprocess.PIPE) as reader:
@@ -220,7 +220,7 @@ def test_an_input_with_the_name_of_the_unfinished_output_is_kept(
     source = tmp_path / "scored.jsonl.partial"
     source.write_bytes(pairs_file.read_bytes())
     assert main(["score", str(source), "--bundle", str(bundle), "-o", str(tmp_path / "scored.jsonl")]) == 1
-    assert "the input has the name of our unfinished output" in capsys.readouterr().err
+    assert "scored.jsonl.partial has the name of our unfinished output; rename it" in capsys.readouterr().err
     assert source.read_bytes() == pairs_file.read_bytes()
 
 

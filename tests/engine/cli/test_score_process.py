@@ -53,7 +53,9 @@ def test_score_names_the_partial_file_where_no_more_can_be_written(bundle: Path,
     path, output = tmp_path / "many.jsonl", tmp_path / "scored.jsonl"
     path.write_text((json.dumps({"instruction": "q", "response": "a", "note": "x" * 2000}) + "\n") * 300)
     output.write_text("of an earlier run")
-    command = f'ulimit -f 64; "{sys.executable}" -m cappy_engine score "{path}" --bundle "{bundle}" -o "{output}"'
+    command = (
+        f'ulimit -f 64; "{sys.executable}" -m cappy_engine score "{path}" --bundle "{bundle}" -o "{output}" --force'
+    )
     done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=120, check=False)
     assert done.returncode == 1
     assert b"File too large" in done.stderr

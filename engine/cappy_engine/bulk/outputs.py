@@ -1,0 +1,255 @@
+"""Write a file that a user named: complete or not at all, and as OUT.partial until then.
+
+OUT.partial is made exclusively, is never followed, and is locked until the process ends. A file that is replaced keeps
+its links, its mode, its owner and its attributes. Pipes, devices and open descriptors are written to as they are. Knows
+nothing of what the file holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import logging
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from cappy_engine import storage
+from cappy_engine.bulk import replacing
+from cappy_engine.bulk.jsonl import is_packed
+from cappy_engine.errors import OutputError
+
+MOST_LINKS = 40
+"""Links that are followed one after another, as on Linux."""
+
+log = logging.getLogger(__name__)
+Say = Callable[[str], object]
+Input = BinaryIO | Path
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an output goes: `path` with links followed, and its status, None if nothing is there.
+
+    `descriptor` is the number of an open file that the name stands for, as in /dev/stdout.
+    """
+
+    path: Path
+    status: os.stat_result | None = None
+    descriptor: int | None = None
+
+    @property
+    def is_stream(self) -> bool:
+        """True for what is written to as it is, and not replaced."""
+        return self.descriptor is not None or (self.status is not None and not stat.S_ISREG(self.status.st_mode))
+
+    @property
+    def partial(self) -> Path:
+        """The name until all is written."""
+        return self.path.with_name(f"{self.path.name}.partial")
+
+
+def check_output(path: Path, *, force: bool, inputs: Sequence[Input] = ()) -> Place:
+    """Find where `path` leads; raise OutputError if it cannot, or must not, be written.
+
+    An existing file is replaced with `force` only, and none of the `inputs` ever is.
+
+        >>> check_output(Path("scored.jsonl"), force=False).partial.name
+        'scored.jsonl.partial'
+    """
+    try:
+        place = _follow(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+    if not place.is_stream:
+        check_not_read(
+            place.partial, _status(place.partial), inputs, "has the name of our unfinished output; rename it"
+        )
+    if place.status is None:
+        return place
+    if stat.S_ISDIR(place.status.st_mode):
+        raise OutputError(f"{path} is a folder; the output must be a file, not a folder")
+    if stat.S_ISBLK(place.status.st_mode):
+        raise OutputError(f"{path} is a disk; the output must be a file")
+    check_not_read(path, place.status, inputs, "is the output too; choose another name")
+    if not place.is_stream and not force:
+        raise OutputError(f"{path} exists; choose another name, or replace it with --force")
+    return place
+
+
+def check_not_read(name: object, status: os.stat_result | None, inputs: Sequence[Input], problem: str) -> None:
+    """Raise OutputError if one of the `inputs` is the file with this `status`, by whatever name.
+
+    >>> check_not_read("out", os.stat("out"), [Path("in")], "is the output too; choose another name")
+    """
+    if status is None or not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):
+        return  # a terminal or a socket is read and written
+    for each in inputs:
+        found = _status(each)
+        if found is not None and os.path.samestat(found, status):
+            raise OutputError(f"the input {name} {problem}")
+
+
+@contextlib.contextmanager
+def open_output(
+    path: Path, *, force: bool = False, inputs: Sequence[Input] = (), say: Say = log.warning
+) -> Iterator[BinaryIO]:
+    """Yield a file that appears under its name only when everything was written; packed if the name ends in .gz.
+
+    Until then it is OUT.partial, which is kept after an error unless it is empty. `say` is told so.
+
+        >>> with open_output(Path("scored.jsonl")) as output:
+        ...     output.write(b"{}")
+
+    Raises OutputError, before anything is written if that is possible, and OSError.
+    """
+    place = check_output(path, force=force, inputs=inputs)
+    if place.is_stream:
+        with os.fdopen(_open_stream(place), "wb") as stream, _packed(stream, is_packed(path)) as output:
+            yield output
+        return
+    file, is_written_over = _begin(place, force=force, say=say)
+    is_empty = True
+    with file:
+        try:
+            with _packed(file, is_packed(path)) as output:
+                try:
+                    yield output
+                finally:
+                    is_empty = not output.tell()
+            file.flush()
+            os.fsync(file.fileno())
+            _finish(file, place, is_written_over)
+        except BaseException:
+            _leave(file, place.partial, say, is_empty=is_empty)
+            raise
+
+
+def _follow(path: Path) -> Place:
+    """Follow links one by one, up to a file or a descriptor of this process."""
+    found, descriptors = path, re.compile(rf"(?:/dev/fd|/proc/{os.getpid()}(?:/task/\d+)?/fd)/(\d+)")
+    for _ in range(MOST_LINKS):
+        found = Path(os.path.realpath(found.parent), found.name)
+        number = descriptors.fullmatch(str(found))
+        if number:
+            return Place(found, os.fstat(int(number[1])), int(number[1]))
+        if not found.is_symlink():
+            break
+        found = found.parent / found.readlink()
+    try:
+        return Place(found, path.stat())  # or an error, where links lead in a circle
+    except FileNotFoundError:
+        return Place(found)
+
+
+def _open_stream(place: Place) -> int:
+    try:
+        if place.descriptor is None:
+            return os.open(place.path, os.O_WRONLY | os.O_NOCTTY)
+        if place.status and not stat.S_ISSOCK(place.status.st_mode):
+            os.write(place.descriptor, b"")  # an error, if it was opened for reading only
+        return os.dup(place.descriptor)
+    except OSError as error:
+        raise OutputError(f"{place.path} cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _packed(file: BinaryIO, is_asked: bool) -> Iterator[BinaryIO]:
+    if not is_asked:
+        yield file
+        return
+    with gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:  # the same content gives the same bytes
+        yield cast(BinaryIO, packed)
+
+
+def _begin(place: Place, *, force: bool, say: Say) -> tuple[BinaryIO, bool]:
+    """Make and lock OUT.partial; also tell if its content must be written over the file that is there."""
+    partial = place.partial
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    mode = 0o666 if place.status is None else 0o600
+    try:
+        if os.path.lexists(partial):
+            _clear(partial, force=force, say=say)
+        file = cast(BinaryIO, os.fdopen(os.open(partial, flags, mode), "w+b"))
+    except FileExistsError as error:
+        raise _taken(partial) from error
+    except OSError as error:
+        raise OutputError(f"{partial} cannot be written: {error.strerror}") from error
+    try:
+        is_locked = True
+        with contextlib.suppress(OSError):  # a file system without locks: it was made exclusively all the same
+            is_locked = storage.lock(file.fileno())
+        if not is_locked or not _is_at(file, partial):
+            raise _taken(partial)
+        return file, replacing.prepare(file.fileno(), place.path, place.status)
+    except BaseException:
+        if _is_at(file, partial):
+            partial.unlink()
+        file.close()
+        raise
+
+
+def _clear(partial: Path, *, force: bool, say: Say) -> None:
+    """Remove, with `force`, what a stopped run left. Raises OutputError for anything else of that name."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        file = os.fdopen(os.open(partial, flags), "rb")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(f"{partial} is in the way, and not a file of ours; move or remove it") from error
+    with file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OutputError(f"{partial} is in the way, and not a file of ours; move or remove it")
+        try:
+            is_free = storage.lock(file.fileno())
+        except OSError as error:
+            raise OutputError(f"{partial} exists, and may be in use; if it is not, move or remove it") from error
+        if not is_free:
+            raise _taken(partial)
+        if not force:
+            raise OutputError(f"{partial} holds what a stopped run left; move or remove it, or replace it with --force")
+        say(f"note: replacing {partial}, which holds what a stopped run left")
+        partial.unlink()
+
+
+def _taken(partial: Path) -> OutputError:
+    return OutputError(f"another process writes to {partial}; wait for it, or choose another name")
+
+
+def _finish(file: BinaryIO, place: Place, is_written_over: bool) -> None:
+    if not _is_at(file, place.partial):
+        raise OutputError(f"{place.partial} was moved or removed meanwhile; run the command again")
+    if place.status is None and os.path.lexists(place.path):
+        raise OutputError(f"{place.path} has appeared meanwhile; move it away, and rename {place.partial}")
+    if place.status is None:
+        storage.rename(place.partial, place.path)
+    else:
+        replacing.replace(file, place.partial, place.path, place.status, is_written_over=is_written_over)
+
+
+def _leave(file: BinaryIO, partial: Path, say: Say, *, is_empty: bool) -> None:
+    """Leave OUT.partial and tell of it after an error; remove it if nothing was written."""
+    if not _is_at(file, partial):
+        return
+    if is_empty:
+        partial.unlink()
+    else:
+        say(f"what was written before this is in {partial}")
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    except OSError:
+        return False
+
+
+def _status(found: Input) -> os.stat_result | None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # not there, or not a file of the system
+        return found.stat() if isinstance(found, Path) else os.fstat(found.fileno())
+    return None

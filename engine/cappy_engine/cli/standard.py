@@ -1,0 +1,114 @@
+"""The process around a command: stdin, stdout and stderr, whatever they are, and the signals that end it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, TextIO
+
+from cappy_engine.errors import OutputError
+
+
+class Terminated(SystemExit):
+    """A signal asks the process to end; unfinished files are closed on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.name = signal.Signals(number).name
+
+
+@contextlib.contextmanager
+def standard_streams() -> Iterator[None]:
+    """Open what is closed of stdin, stdout and stderr on the null device, before a file gets their numbers.
+
+    What is read of a closed stdin ends at once, what is written to a closed stdout is an error, and what is written to
+    a closed stderr is lost. Texts that a terminal cannot show are escaped.
+
+        >>> with standard_streams():
+        ...     print("a result")
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
+    before = (sys.stdin, sys.stdout, sys.stderr)
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - open as long as the process is
+    if sys.stdout is None:
+        sys.stdout = io.TextIOWrapper(_ClosedStdout(), write_through=True)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        sys.stdin, sys.stdout, sys.stderr = before
+
+
+def is_closed(number: int) -> bool:
+    """Tell if the process was started without stdin (0), stdout (1) or stderr (2).
+
+    >>> is_closed(1)
+    False
+    """
+    return (sys.__stdin__, sys.__stdout__, sys.__stderr__)[number] is None
+
+
+def silence(stream: TextIO) -> None:
+    """Have all that is written to `stream`, also what it holds back, go nowhere.
+
+    >>> silence(sys.stdout)
+    """
+    with contextlib.suppress(OSError, ValueError):  # not a stream of the system
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+@contextlib.contextmanager
+def raised_signals() -> Iterator[None]:
+    """Raise Terminated at SIGTERM and SIGHUP, also as process 1 of a container, which has no default for them.
+
+    A signal that whoever started us ignores stays ignored. After the first one, others do not disturb the way out.
+
+        >>> with raised_signals():
+        ...     export("my-checkpoint", "my-bundle")
+    """
+    asked = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    taken = [number for number in asked if signal.getsignal(number) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        taken = []
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        for each in taken:
+            signal.signal(each, signal.SIG_IGN)
+        raise Terminated(number)
+
+    for number in taken:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+class _ClosedStdout(io.RawIOBase):
+    """Stands for a stdout that is closed: nothing is lost unseen."""
+
+    def writable(self) -> bool:
+        """Say yes, and raise at the first write."""
+        return True
+
+    def write(self, content: Any) -> int:
+        """Raise OutputError."""
+        raise OutputError("stdout is closed, so the results cannot be written")
