@@ -104,7 +104,7 @@ def sample(
     """
     _check_kind(source)
     # An error that can be known at once comes before an LLM is loaded for minutes.
-    sampling.check_out(output, resume=options.resume)
+    sampling.check_out(output, resume=options.resume, force=options.force, source=prompts)
     decodings = ways.choose(PAPER if source.llm else ENDPOINT_DECODINGS)
     read = sampling.read_prompts(prompts)
     with _sampling_bar() as progress:

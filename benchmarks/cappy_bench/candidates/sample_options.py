@@ -39,15 +39,17 @@ def check_new_tokens(max_new_tokens: int) -> None:
 class SampleOptions:
     """How a file of instructions is sampled.
 
-    Candidates depend on `seed` and `batch_size`; `resume` goes on with a run that was stopped.
+    Candidates depend on `seed` and `batch_size`; `resume` goes on with a run that was stopped; `force` replaces the
+    file, and what a stopped run left unless it goes on.
 
         >>> SampleOptions(seed=1, resume=True)
-        SampleOptions(seed=1, batch_size=8, resume=True)
+        SampleOptions(seed=1, batch_size=8, resume=True, force=False)
     """
 
     seed: Annotated[int, Asked("default: 0")] = 0
     batch_size: Annotated[int, Asked("instructions answered at once (default: 8)", least=1)] = 8
     resume: Annotated[bool, Asked("go on with a file that was stopped")] = False
+    force: Annotated[bool, Asked("replace OUT if it exists")] = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.seed < 0:

@@ -19,8 +19,9 @@ from typing import Any
 
 from cappy_bench.candidates.decodings import Candidates, Decoding, Sampler, derive_seed
 from cappy_bench.candidates.sample_options import SampleOptions
-from cappy_engine.bulk.growing import Names, check_names, open_growing
+from cappy_engine.bulk.growing import Names, find_names, open_growing
 from cappy_engine.bulk.jsonl import json_line, open_lines
+from cappy_engine.bulk.lines import numbered
 from cappy_engine.bulk.rows import read_fields
 from cappy_engine.errors import CappyError, InvalidLine, OutputError, SampleError
 
@@ -69,20 +70,19 @@ class Prompts:
     sha256: str
 
 
-def check_out(out: str | Path, *, resume: bool) -> Names:
+def check_out(out: str | Path, *, resume: bool, force: bool = False, source: object = None) -> Names:
     """Name a run's files, before an LLM is loaded for minutes.
 
-        >>> check_out("new.jsonl", resume=False).partial
-        PosixPath('new.jsonl.partial')
+        >>> check_out("new.jsonl", resume=False).partial.name
+        'new.jsonl.partial'
 
-    Raises SampleError for a name that does not end in .jsonl, and OutputError if a file would be overwritten or there
-    is nothing to resume.
+    Raises SampleError for a name that does not end in .jsonl, and OutputError if a file would be overwritten without
+    `force`, if it is the `source`, or if there is nothing to resume.
     """
-    names = Names(Path(out))
-    if names.target.suffix != ".jsonl":
+    if Path(out).suffix != ".jsonl":
         raise SampleError(f"candidates are written as plain JSON Lines; choose a name that ends in .jsonl, not {out}")
-    check_names(names, resume=resume)
-    return names
+    inputs = [Path(source)] if isinstance(source, (str, Path)) else []
+    return find_names(Path(out), resume=resume, force=force, inputs=inputs)
 
 
 def read_prompts(source: str | Path | Iterable[bytes]) -> Prompts:
@@ -97,7 +97,7 @@ def read_prompts(source: str | Path | Iterable[bytes]) -> Prompts:
     digest, examples = hashlib.sha256(), []
     try:
         with _lines(source) as lines:
-            for number, line in enumerate(lines, start=1):
+            for number, line in numbered(lines):
                 digest.update(line)
                 fields = read_fields(line, number, ("instruction",))
                 if fields is not None:
@@ -137,7 +137,7 @@ def sample_file(
     Raises SampleError, and OutputError if the file cannot be begun, gone on with or finished.
     """
     options = options or SampleOptions()
-    names = check_out(out, resume=options.resume)
+    names = check_out(out, resume=options.resume, force=options.force, source=source)
     prompts = source if isinstance(source, Prompts) else read_prompts(source)
     sampler.check([fields["instruction"] for fields in prompts.examples], decodings)
     settings = {

@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from cappy_engine import storage
+from cappy_engine.bulk import outputs, replacing
 from cappy_engine.errors import OutputError
 
+MOST_SETTINGS_BYTES = 2**20
+
+log = logging.getLogger(__name__)
 Say = Callable[[str], object]
 
 
@@ -25,11 +31,16 @@ Say = Callable[[str], object]
 class Names:
     """The three files of a run: `target` appears at the end, when all is complete; `settings` stays beside it.
 
+    `status` is that of a target that is there and will be replaced, else None. `is_forced` if what a stopped run left
+    is removed.
+
     >>> Names(Path("out.jsonl")).partial
     PosixPath('out.jsonl.partial')
     """
 
     target: Path
+    status: os.stat_result | None = None
+    is_forced: bool = False
 
     @property
     def partial(self) -> Path:
@@ -42,17 +53,24 @@ class Names:
         return self.target.with_name(self.target.name + ".settings.json")
 
 
-def check_names(names: Names, *, resume: bool) -> None:
-    """Raise OutputError if a file would be overwritten, or there is nothing to resume.
+def find_names(out: Path, *, resume: bool = False, force: bool = False, inputs: Sequence[outputs.Input] = ()) -> Names:
+    """Name the files of a run that writes `out`; links are followed.
 
-    >>> check_names(Names(Path("new.jsonl")), resume=False)
+        >>> find_names(Path("new.jsonl")).partial.name
+        'new.jsonl.partial'
+
+    Raises OutputError if a file would be overwritten without `force`, if `out` is one of the `inputs`, or not a file,
+    or if there is nothing to resume.
     """
-    if os.path.lexists(names.target):
-        raise OutputError(f"{names.target} exists; choose another name, or remove it")
+    place = outputs.check_output(out, force=force, inputs=inputs)
+    if place.is_stream:
+        raise OutputError(f"{out} is not a file, and a run could not go on with it; name a file")
+    names = Names(place.path, place.status, force)
     if resume and not names.partial.is_file():
         raise OutputError(f"there is nothing to resume: {names.partial} does not exist; leave out --resume")
-    if not resume and os.path.lexists(names.partial):
+    if not (resume or force) and os.path.lexists(names.partial):
         raise OutputError(f"{names.partial} holds what a stopped run left; go on with --resume, or remove it")
+    return names
 
 
 @contextlib.contextmanager
@@ -66,24 +84,27 @@ def open_growing(names: Names, *, resume: bool) -> Iterator[Growing]:
 
     Raises OutputError if that cannot be done.
     """
+    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | (0 if resume else os.O_CREAT | os.O_EXCL)
     try:
         names.partial.parent.mkdir(parents=True, exist_ok=True)
-        file = names.partial.open("r+b" if resume else "x+b")
+        if names.is_forced and not resume:
+            outputs.clear(names.partial, force=True, say=log.warning)
+        file = cast(BinaryIO, os.fdopen(os.open(names.partial, flags, 0o666), "r+b"))
     except OSError as error:
         raise OutputError(f"{names.partial} cannot be written: {error}") from error
     with contextlib.ExitStack() as stack:
         stack.callback(_close, file)
         try:
-            stack.enter_context(storage.locked(names.partial, wait=False))
-        except BlockingIOError as error:
-            raise OutputError(f"another run writes to {names.partial}; wait for it, or stop it") from error
+            is_ours = storage.lock(file.fileno())
         except OSError as error:
             if not resume:
                 names.partial.unlink()
             raise OutputError(
                 f"{names.partial} cannot be locked: {error}; choose a folder on a file system that has locks"
             ) from error
-        yield Growing(names, file)
+        if not is_ours:
+            raise OutputError(f"another run writes to {names.partial}; wait for it, or stop it")
+        yield Growing(names, file, replacing.prepare(file.fileno(), names.target, names.status))
 
 
 @dataclass(frozen=True)
@@ -92,11 +113,14 @@ class Growing:
 
     names: Names
     file: BinaryIO
+    is_written_over: bool
 
     def begin(self, settings: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
         """Write the settings of a new run; a run may go on with another `origin`."""
+        document = {**settings, **origin}
         try:
-            self._write_settings({**settings, **origin})
+            self._check_own_settings(document)
+            self._write_settings(document)
         except OutputError:
             self.names.partial.unlink()
             raise
@@ -152,9 +176,26 @@ class Growing:
 
     def finish(self) -> None:
         """Give the complete file its name."""
-        if os.path.lexists(self.names.target):
-            raise OutputError(f"{self.names.target} has appeared meanwhile; move it away, and finish with --resume")
-        storage.rename(self.names.partial, self.names.target)
+        partial, target, status = self.names.partial, self.names.target, self.names.status
+        if status is not None:
+            replacing.replace(self.file, partial, target, status, is_written_over=self.is_written_over)
+            return
+        if os.path.lexists(target):
+            raise OutputError(f"{target} has appeared meanwhile; move it away, and finish with --resume")
+        storage.rename(partial, target)
+
+    def _check_own_settings(self, document: Mapping[str, Any]) -> None:
+        """Raise OutputError if the settings' name is that of a file which no run of this kind wrote."""
+        path = self.names.settings
+        if not os.path.lexists(path):
+            return
+        found: object = None
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode) and status.st_size < MOST_SETTINGS_BYTES:
+                found = json.loads(path.read_bytes())
+        if not isinstance(found, dict) or not document.keys() <= found.keys():
+            raise OutputError(f"{path} is in the way, and not of such a run; move or remove it")
 
     def _write_settings(self, document: Mapping[str, Any]) -> None:
         try:

@@ -172,8 +172,7 @@ def _begin(place: Place, *, force: bool, say: Say) -> tuple[BinaryIO, bool]:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     mode = 0o666 if place.status is None else 0o600
     try:
-        if os.path.lexists(partial):
-            _clear(partial, force=force, say=say)
+        clear(partial, force=force, say=say)
         file = cast(BinaryIO, os.fdopen(os.open(partial, flags, mode), "w+b"))
     except FileExistsError as error:
         raise _taken(partial) from error
@@ -193,8 +192,13 @@ def _begin(place: Place, *, force: bool, say: Say) -> tuple[BinaryIO, bool]:
         raise
 
 
-def _clear(partial: Path, *, force: bool, say: Say) -> None:
-    """Remove, with `force`, what a stopped run left. Raises OutputError for anything else of that name."""
+def clear(partial: Path, *, force: bool, say: Say) -> None:
+    """Remove, with `force`, what a stopped run left; nothing if nothing is there.
+
+        >>> clear(Path("scored.jsonl.partial"), force=False, say=print)
+
+    Raises OutputError without `force`, for a file in use, and for anything of that name but a file.
+    """
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
         file = os.fdopen(os.open(partial, flags), "rb")

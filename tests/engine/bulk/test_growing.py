@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from cappy_engine.bulk.growing import Names, changes, check_names, open_growing
+from cappy_engine.bulk.growing import Names, changes, find_names, open_growing
 from cappy_engine.errors import OutputError
 
 LINES = [f'{{"line": "é {number}"}}\n'.encode() for number in range(7)]
@@ -25,12 +26,11 @@ ORIGIN = {"versions": {"python": "1"}}
 
 
 def grow(
-    target: Path, *, stop: int | None = None, resume: bool = False, settings: Any = SETTINGS, origin: Any = ORIGIN,
-    say: Callable[[str], object] = print, after: Callable[[int], object] = lambda done: None,
+    target: Path, *, stop: int | None = None, resume: bool = False, force: bool = False,
+    settings: Any = SETTINGS, origin: Any = ORIGIN, say: Callable[[str], object] = print, after: Callable[[int], object] = lambda done: None,
 ) -> int:  # fmt: skip
     """Write LINES line by line, up to `stop`; returns how many were there."""
-    names = Names(target)
-    check_names(names, resume=resume)
+    names = find_names(target, resume=resume, force=force)
     with open_growing(names, resume=resume) as growing:
         there = 0
         if resume:
@@ -181,8 +181,48 @@ def test_nothing_is_overwritten(out: Path) -> None:
         grow(out)
     grow(out, resume=True)
     for resume in (True, False):
-        with pytest.raises(OutputError, match=r"out.jsonl exists; choose another name, or remove it"):
+        with pytest.raises(OutputError, match=r"out.jsonl exists; choose another name, or replace it with --force"):
             grow(out, resume=resume)
+
+
+def test_with_force_a_file_and_what_a_stopped_run_left_are_replaced(out: Path) -> None:
+    out.write_text("of another run")
+    out.chmod(0o640)
+    out.with_name("link").symlink_to(out)
+    with pytest.raises(KeyboardInterrupt):
+        grow(out, stop=3, force=True)
+    assert out.read_text() == "of another run"
+    assert grow(out.with_name("link"), resume=True, force=True) == 3
+    assert out.read_bytes() == b"".join(LINES)
+    assert stat.S_IMODE(out.stat().st_mode) == 0o640
+    with pytest.raises(KeyboardInterrupt):
+        grow(out, stop=3, force=True)
+    assert grow(out, force=True) == 0
+    assert sorted(path.name for path in out.parent.iterdir()) == ["link", "out.jsonl", "out.jsonl.settings.json"]
+
+
+@pytest.mark.parametrize("content", [b"mine", b'{"seed": 0}', b"[]", None], ids=repr)
+def test_a_foreign_file_of_the_settings_name_is_not_lost(content: bytes | None, out: Path) -> None:
+    settings, other = Names(out).settings, out.with_name("other")
+    if content is None:
+        other.write_text(json.dumps({**SETTINGS, **ORIGIN}))
+        settings.symlink_to(other)
+    else:
+        settings.write_bytes(content)
+    with pytest.raises(OutputError, match=r"settings\.json is in the way, and not of such a run; move or remove it"):
+        grow(out, force=True)
+    assert settings.is_symlink() if content is None else settings.read_bytes() == content
+    assert not Names(out).partial.exists()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_partial_file_that_is_a_link_is_not_followed(resume: bool, out: Path) -> None:
+    other = out.with_name("other")
+    other.write_bytes(LINES[0])
+    Names(out).partial.symlink_to(other)
+    with pytest.raises(OutputError, match="partial"):
+        grow(out, resume=resume, force=True)
+    assert other.read_bytes() == LINES[0]
 
 
 def test_a_target_that_appears_meanwhile_is_kept_and_so_are_the_lines(out: Path) -> None:
@@ -247,7 +287,7 @@ def test_settings_that_cannot_be_written_leave_nothing_in_the_way(settings: dict
 
 def test_a_folder_that_cannot_be_made_is_an_error(out: Path) -> None:
     out.touch()
-    with pytest.raises(OutputError, match=r"more.jsonl.partial cannot be written: .*File exists"):
+    with pytest.raises(OutputError, match=r"more.jsonl cannot be written: Not a directory"):
         grow(out / "more.jsonl")
 
 
