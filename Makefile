@@ -95,10 +95,10 @@ bench/mini-bundle/manifest.json: .venv-test/ready
 
 bench: bench/mini-bundle/manifest.json
 	$(TEST)/cappy bench run --suite quick $(BENCH) --title cappy-mini --checkpoint export/cappy_mini/checkpoint \
-		--bundle bench/mini-bundle --work bench/mini --out $(RESULTS)/cappy-mini.json $(if $(DATA),--data $(DATA)) \
+		--bundle bench/mini-bundle --work bench/mini --out $(RESULTS)/cappy-mini.json --force $(if $(DATA),--data $(DATA)) \
 		> bench/mini.txt
 	$(TEST)/cappy bench compare $(RESULTS)/cappy-mini.json
-	$(TEST)/cappy bench report --results $(RESULTS)
+	$(TEST)/cappy bench report --results $(RESULTS) --force
 
 bench/large/config.json: .venv-test/ready
 	@test -f "$(ROBERTA)/vocab.json" || { echo "set ROBERTA to a folder with RoBERTa's vocab.json and merges.txt" >&2; exit 1; }
@@ -112,10 +112,10 @@ $(FULL)-bundle/manifest.json: $(if $(filter bench/large,$(CHECKPOINT)),bench/lar
 
 bench-full: $(FULL)-bundle/manifest.json .venv-bench-openvino/ready .venv-bench-infinity/ready .venv-bench-node/ready
 	$(TEST)/cappy bench run --suite full --max-seconds 30 --title "cappy-large's size" --checkpoint $(CHECKPOINT) \
-		--bundle $(FULL)-bundle --work $(FULL)-work --out $(RESULTS)/cappy-large.json $(if $(DATA),--data $(DATA)) \
+		--bundle $(FULL)-bundle --work $(FULL)-work --out $(RESULTS)/cappy-large.json --force $(if $(DATA),--data $(DATA)) \
 		> bench/full.txt
 	$(TEST)/cappy bench compare $(RESULTS)/cappy-large.json
-	$(TEST)/cappy bench report --results $(RESULTS)
+	$(TEST)/cappy bench report --results $(RESULTS) --force
 
 bench-micro: .venv-test/ready
 	$(TEST)/pytest benchmarks/micro --benchmark-columns=median,iqr,rounds
@@ -137,7 +137,7 @@ $(GPU_BUNDLE)/manifest.json: | .venv-gpu/ready $(if $(filter bench/large,$(CHECK
 
 gpu-check: $(GPU_BUNDLE)/manifest.json | .venv-gpu/ready
 	.venv-gpu/bin/python -m cappy_bench.gpu.check --checkpoint $(CHECKPOINT) --bundle $(GPU_BUNDLE) \
-		--title "GPU check of $(notdir $(CHECKPOINT))" --out $(GPU_RESULT) $(if $(DATA),--data $(DATA)) $(GPU_CHECK)
+		--title "GPU check of $(notdir $(CHECKPOINT))" --out $(GPU_RESULT) --force $(if $(DATA),--data $(DATA)) $(GPU_CHECK)
 
 clean:
 	rm -rf .venv-demo .venv-test .venv-engine .venv-gpu .venv-bench-* demo bench

@@ -48,7 +48,16 @@ def whole_file(path: Path, *, meanwhile: Path | None = None) -> Iterator[BinaryI
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write `document` as indented JSON, whole or not at all. Raises OSError, and ValueError for NaN."""
     with whole_file(path) as file:
-        file.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        file.write(json_bytes(document))
+
+
+def json_bytes(document: Mapping[str, Any]) -> bytes:
+    """Make indented JSON of `document`. Raises ValueError for NaN.
+
+    >>> json_bytes({"seed": 0}).decode()
+    '{\\n  "seed": 0\\n}\\n'
+    """
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def open_regular(path: Path) -> BufferedReader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,6 @@ def _write(
 
 def _check_apart(out: Path, checkpoint: Checkpoint) -> None:
     """Raise ExportError if the bundle would replace the checkpoint, or a folder that holds it."""
-    folder = checkpoint.folder.resolve()
-    if out.resolve() in (folder, *folder.parents):
+    folder = Path(os.path.realpath(checkpoint.folder))
+    if Path(os.path.realpath(out)) in (folder, *folder.parents):
         raise ExportError(f"{out} is or holds the checkpoint {checkpoint.folder}; choose another name")

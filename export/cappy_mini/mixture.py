@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
-    with options.train.open(encoding="utf-8") as lines, options.out.open("w", encoding="utf-8") as out:
+    with options.train.open(encoding="utf-8") as lines, options.out.open("x", encoding="utf-8") as out:
         out.writelines(select(lines, STAGES[options.stage], seed=options.seed))
 
 

@@ -118,6 +118,12 @@ def test_the_commands_compare_list_and_report(
     assert main(["bench", "list"]) == 0
     assert row_of(capsys.readouterr().out, "openvino")[2] == "openvino"
     assert main(["bench", "report", "--results", str(tmp_path)]) == 0
+    before_page = (tmp_path / "README.md").read_bytes()
+    (tmp_path / "README.md").write_text("mine")
+    assert main(["bench", "report", "--results", str(tmp_path)]) == 1
+    assert (tmp_path / "README.md").read_text() == "mine"
+    assert main(["bench", "report", "--results", str(tmp_path), "--force"]) == 0
+    assert (tmp_path / "README.md").read_bytes() == before_page
     assert (tmp_path / "README.md").exists()
 
 

@@ -140,7 +140,9 @@ def test_the_command_draws_and_prints_json(
     drawn = plot.read_text()
     for text in ("self mean", "oracle", "alpha", f"{100 * document['averages']['fp32']['mean']['mean']:.1f}"):
         assert f">{text}<" in drawn
-    assert main([*command, "--plot", str(plot)]) == 0
+    assert main([*command, "--plot", str(plot)]) == 1
+    assert "rouge.svg exists; choose another name, or replace it with --force" in capsys.readouterr().err
+    assert main([*command, "--plot", str(plot), "--force"]) == 0
     assert plot.read_text() == drawn
 
 

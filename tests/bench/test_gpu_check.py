@@ -177,7 +177,7 @@ def test_when_the_time_is_used_up_the_rest_is_skipped_and_says_so(check: Callabl
 
 def test_engines_that_were_kept_are_no_first_opening(check: Callable[..., Ran]) -> None:
     assert check(only=["open"]).step("open/tensorrt/fp16/first")["figures"]["opened_seconds"] > 0
-    kept = check("--keep-engines", only=["open"]).step("open/tensorrt/fp16/first")
+    kept = check("--keep-engines", "--force", only=["open"]).step("open/tensorrt/fp16/first")
     assert kept["status"] == "ok"
     assert kept["figures"]["opened_seconds"] is None
 

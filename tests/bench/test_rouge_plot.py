@@ -28,7 +28,11 @@ def test_asking_whether_a_plot_can_be_written_leaves_nothing_and_changes_nothing
     check_path(tmp_path / "new.svg")
     assert not list(tmp_path.iterdir())
     (tmp_path / "old.svg").write_text("old")
-    check_path(tmp_path / "old.svg")
+    check_path(tmp_path / "old.svg", force=True)
+    with pytest.raises(CappyError, match=r"old\.svg exists; choose another name, or replace it with --force"):
+        check_path(tmp_path / "old.svg")
+    with pytest.raises(CappyError, match=r"the input .*old\.svg is the output too"):
+        check_path(tmp_path / "old.svg", force=True, inputs=[tmp_path / "old.svg"])
     assert (tmp_path / "old.svg").read_text() == "old"
 
 
@@ -37,8 +41,8 @@ def test_asking_whether_a_plot_can_be_written_leaves_nothing_and_changes_nothing
     [
         ("a.jpeg", "must end in .svg, .png or .pdf"),
         ("none/a.svg", "the folder .*none does not exist"),
-        ("folder.svg", "the plot cannot be written: .*Is a directory"),
-        (f"{'a' * 300}.svg", "the plot cannot be written: .*File name too long"),
+        ("folder.svg", "folder.svg is a folder; the output must be a file"),
+        (f"{'a' * 300}.svg", "cannot be written: File name too long"),
     ],
 )
 def test_a_plot_that_cannot_be_written_is_refused(name: str, problem: str, tmp_path: Path) -> None:

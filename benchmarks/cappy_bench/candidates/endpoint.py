@@ -22,6 +22,7 @@ from cappy_bench.candidates.decodings import Candidates, Decoding, Sample, deriv
 from cappy_bench.candidates.sample_options import EndpointOptions, check_new_tokens
 from cappy_bench.candidates.threads import run_all
 from cappy_engine.errors import SampleError
+from cappy_engine.pairs import text_problem
 
 log = logging.getLogger(__name__)
 
@@ -119,8 +120,9 @@ class Endpoint:
 
     def _sample(self, choice: Any, decoding: Decoding, instruction: str, place: int) -> Sample:
         message = getattr(choice, "message", None)
-        text = getattr(message, "content", None) if self._is_chat else getattr(choice, "text", None)
-        text, refusal = text or "", getattr(message, "refusal", None)
+        found = getattr(message, "content", None) if self._is_chat else getattr(choice, "text", None)
+        called = getattr(message, "tool_calls", None) or getattr(message, "function_call", None)
+        text, refusal = _text(called or found, place), getattr(message, "refusal", None)
         if refusal or choice.finish_reason == "content_filter":
             why = f"{refusal or 'filtered'}"[:80]
             log.warning("an instruction was refused (%s): %s It begins with %.60r", decoding.name, why, instruction)
@@ -168,6 +170,20 @@ class Endpoint:
             f"{self.facts['base_url']} failed on instruction {place} ({decoding.name}; {len(instruction)} characters): "
             f"{message}{cause}{hint}"
         )
+
+
+def _text(found: Any, place: int) -> str:
+    """Take an answer's text, which may come in parts; none is empty. Raises SampleError for anything else."""
+    parts = [found] if isinstance(found, str) else found or []
+    texts = []
+    for part in parts if isinstance(parts, list) else [parts]:
+        is_part = isinstance(part, dict) and part.get("type") == "text"
+        text = part["text"] if is_part and "text" in part else part
+        problem = text_problem(text)
+        if problem:
+            raise SampleError(f"the endpoint's answer to instruction {place} is not a text: a part {problem}")
+        texts.append(text)
+    return "".join(texts)
 
 
 def _client(base_url: str, options: EndpointOptions) -> openai.OpenAI:

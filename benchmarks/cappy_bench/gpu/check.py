@@ -37,6 +37,7 @@ from cappy_bench.gpu.steps import measuring_steps
 from cappy_bench.machine import current_commit, describe_machine
 from cappy_bench.peers.process import in_short
 from cappy_engine.buckets import default_buckets
+from cappy_engine.bulk.outputs import check_output
 from cappy_engine.bundle import MANIFEST, Bundle, open_bundle
 from cappy_engine.errors import CappyError
 from cappy_engine.gpu.installation import Installation
@@ -76,7 +77,7 @@ def run_all(order: Order, check: Check, bundle: Bundle, say: Say) -> Entry:
     """
     began, started = time.monotonic(), datetime.now(UTC)
     installation = check.machine.inspect()  # before anything imports PyTorch, which brings CUDA's libraries with it
-    entries = [{**_preflight(installation), "seconds": _rounded(time.monotonic() - began)}]
+    entries = [{**_preflight(installation), "seconds": round(time.monotonic() - began, 1)}]
     lacking = why_unusable(installation)
 
     def document(is_complete: bool) -> Entry:
@@ -84,7 +85,7 @@ def run_all(order: Order, check: Check, bundle: Bundle, say: Say) -> Entry:
             "schema": SCHEMA,
             "title": order.title,
             "started": started.isoformat(timespec="seconds"),
-            "seconds": _rounded(time.monotonic() - began),
+            "seconds": round(time.monotonic() - began, 1),
             "is_complete": is_complete,
             "commit": current_commit(),
             "machine": {
@@ -216,7 +217,7 @@ def _in_child(step: Step, check: Check, order: Order, seconds: float) -> Entry:
     environment = {"CAPPY_CACHE": str(check.work / "cache"), NO_TF32: None, "HF_HUB_OFFLINE": "1", **step.environment}
     began = time.monotonic()
     child = check.machine.run_child([*map(str, arguments), "--step", step.name], environment, seconds)
-    took = _rounded(time.monotonic() - began)
+    took = round(time.monotonic() - began, 1)
     file.with_suffix(".log").write_text(child.output, encoding="utf-8")
     entry = json.loads(file.read_text(encoding="utf-8")) if file.exists() else _entry(step.name, "failed", None)
     if child.status == 0 and file.exists():
@@ -246,10 +247,6 @@ def _version(package: str) -> str | None:
     return None
 
 
-def _rounded(seconds: float) -> float:
-    return round(seconds, 1)
-
-
 def _say(line: str) -> None:
     print(f"{datetime.now(UTC):%H:%M:%S} {line}", file=sys.stderr, flush=True)
 
@@ -259,6 +256,7 @@ def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -
     parser.add_argument("--checkpoint", type=Path, required=True, help="for PyTorch: the reference, and a peer")
     parser.add_argument("--bundle", type=Path, required=True, help="exported from it, for all devices and precisions")
     parser.add_argument("--out", type=Path, required=True, help="the result, as JSON")
+    parser.add_argument("--force", action="store_true", help="replace the result if it exists")
     parser.add_argument("--data", type=Path, help="folder with PromptSource's and BIG-Bench's tasks, for real texts")
     parser.add_argument("--title", default="GPU check")
     parser.add_argument("--work", type=Path, default=Path("bench/gpu"), help="engines, and the output of every step")
@@ -279,6 +277,7 @@ def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -
     )
     try:
         bundle = open_bundle(check.bundle)
+        check_output(options.out, force=options.force or options.step is not None)
     except CappyError as error:
         sys.exit(f"error: {error}")
     if options.step:

@@ -12,6 +12,7 @@ in an environment of its own:
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class Model:
         2
         """
         paths = {"bundle": self.bundle, "folder": self.folder, "checkpoint": self.checkpoint}
-        whole = {name: path and str(path.resolve()) for name, path in paths.items()}
+        whole = {name: path and os.path.realpath(path) for name, path in paths.items()}
         return json.dumps({**whole, "threads": self.threads, "max_length": self.max_length})
 
     @classmethod

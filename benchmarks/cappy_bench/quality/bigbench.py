@@ -23,6 +23,7 @@ import numpy as np
 from cappy_bench.quality.evaluation import BEST, CHANCE, PYTORCH
 from cappy_bench.quality.picking import Example, Values
 from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.bulk.lines import numbered
 from cappy_engine.bulk.rows import read_fields
 from cappy_engine.bundle import PRECISIONS
 from cappy_engine.errors import CappyError, InvalidLine
@@ -184,7 +185,7 @@ def _mean_of(decoding: str, entry: Answers, example: Example) -> float:
 def _read_file(path: Path) -> Iterator[Answers]:
     decodings: dict[str, set[str]] = {}
     with open_lines(path) as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in numbered(lines):
             fields = read_fields(line, number, ("instruction",))
             if fields is None:
                 continue

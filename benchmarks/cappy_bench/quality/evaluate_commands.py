@@ -17,7 +17,7 @@ from cappy_bench.quality.evaluation import evaluate as measure
 from cappy_bench.quality.picking import Scores, first_examples
 from cappy_engine.bundle import EMBEDDED, PRECISIONS, open_bundle
 from cappy_engine.cli import text
-from cappy_engine.cli.arguments import command, extra, group, quiet_option, takes
+from cappy_engine.cli.arguments import command, extra, force_option, group, quiet_option, takes
 from cappy_engine.cli.streams import is_verbose, open_input, open_output, print_json, say
 from cappy_engine.cli.values import PATH, POSITIVE, named_path
 from cappy_engine.errors import CappyError
@@ -119,9 +119,10 @@ def evaluate_promptsource(file: str, options: EvaluateOptions, scorer: ScorerOpt
 @takes(ScorerOptions, "scorer", only=("device", "threads"))
 @click.option("--json", "as_json", is_flag=True, help="print the figures as JSON")
 @click.option("--plot", type=PATH, metavar="FILE", help="draw the figures into FILE (.svg, .png or .pdf)")
+@click.option("--force", is_flag=True, help="replace FILE if it exists")
 @quiet_option
 def evaluate_bigbench(
-    samples: Path, options: EvaluateOptions, scorer: ScorerOptions, as_json: bool, plot: Path | None
+    samples: Path, options: EvaluateOptions, scorer: ScorerOptions, as_json: bool, plot: Path | None, force: bool
 ) -> None:
     """Measure ROUGE-L of the best-scoring sample of an LLM, beside other ways to pick one.
 
@@ -133,7 +134,7 @@ def evaluate_bigbench(
         if plot is not None:
             from cappy_bench.quality import rouge_plot
 
-            rouge_plot.check_path(plot)
+            rouge_plot.check_path(plot, force=force, inputs=[samples])
     tasks = bigbench.first_of_each(bigbench.read_tasks(samples, say=say), options.examples)
     pairs, examples = bigbench.examples_of(tasks)
     found = measure(
@@ -148,7 +149,7 @@ def evaluate_bigbench(
     else:
         print(describe_rouge(found), flush=True)
     if plot is not None:
-        rouge_plot.plot_evaluation(found, plot)
+        rouge_plot.plot_evaluation(found, plot, force=force)
         say(f"wrote {plot}")
 
 
@@ -174,6 +175,7 @@ def evaluate_bigbench(
     help="take the examples of a task from a .jsonl or .csv file, not from the hub; repeatable",
 )
 @click.option("-o", "--output", type=PATH, metavar="OUT", help="file to write (default: stdout)")
+@force_option
 def render(
     protocol: str,
     tasks: Sequence[str],
@@ -181,14 +183,14 @@ def render(
     seed: int,
     files: Sequence[tuple[str, Path]],
     output: Path | None,
+    force: bool,
 ) -> None:
     """Write a protocol's tasks from datasets and PromptSource's templates."""
     from cappy_bench.quality import promptsource_render
 
     _check_files([name for name, _ in files], tasks)
-    rows = promptsource_render.render(tasks or None, examples=examples, seed=seed, files=dict(files), say=say)
-    with open_output(output) as written:
-        for row in rows:
+    with open_output(output, force=force, inputs=[path for _, path in files]) as written:
+        for row in promptsource_render.render(tasks or None, examples=examples, seed=seed, files=dict(files), say=say):
             written.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 

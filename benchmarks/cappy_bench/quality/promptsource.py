@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cappy_bench.quality.picking import Example
+from cappy_engine.bulk.lines import numbered
 from cappy_engine.bulk.rows import read_fields
 from cappy_engine.errors import InvalidLine
 from cappy_engine.pairs import Pair
@@ -29,7 +30,7 @@ def read_examples(lines: Iterable[bytes]) -> tuple[list[Pair], list[Example]]:
     """
     pairs: list[Pair] = []
     groups: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in numbered(lines):
         fields = read_fields(line, number, TEXTS)
         if fields is None:
             continue

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from cappy_bench.quality.promptsource_tasks import CSV_FIELDS, CSV_LABELS, TASKS, Task
 from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.bulk.lines import numbered
 from cappy_engine.bulk.rows import read_fields
 from cappy_engine.errors import CappyError, InstallationError, InvalidLine
 
@@ -142,7 +143,7 @@ def read_examples(name: str, path: str | Path) -> list[dict[str, Any]]:
             with Path(path).open(encoding="utf-8-sig", newline="") as file:
                 return [_from_csv(TASKS[name], fields) for fields in csv.DictReader(file, strict=True)]
         with open_lines(path) as lines:
-            found = (read_fields(line, number, ()) for number, line in enumerate(lines, start=1))
+            found = (read_fields(line, number, ()) for number, line in numbered(lines))
             return [fields for fields in found if fields is not None]
     except InvalidLine as error:
         raise CappyError(f"{path}, {error}") from error

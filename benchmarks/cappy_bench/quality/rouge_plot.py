@@ -5,9 +5,10 @@ Knows nothing of how the figures came about.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 
 from cappy_bench.quality.evaluation import BEST, CHANCE, Evaluation
 from cappy_bench.quality.picking import average_by_dataset, average_over_datasets
+from cappy_engine.bulk.outputs import check_output, open_output
 from cappy_engine.errors import CappyError
 
 ENDINGS = (".svg", ".png", ".pdf")
@@ -37,40 +39,42 @@ STYLE: Mapping[Any, Any] = {
 ROW_INCHES = 0.2
 
 
-def check_path(path: Path) -> None:
+def check_path(path: Path, *, force: bool = False, inputs: Sequence[Path] = ()) -> None:
     """Raise CappyError if a plot cannot be written to `path`: better before hours of scoring than after.
 
-    >>> check_path(Path("rouge.svg"))
+    An existing file is replaced with `force` only, and none of the `inputs` ever is.
+
+        >>> check_path(Path("rouge.svg"))
     """
     if path.suffix not in ENDINGS:
         raise CappyError(f"the plot {path} must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
     if not path.parent.is_dir():
         raise CappyError(f"the plot cannot be written: the folder {path.parent} does not exist")
-    try:
-        is_new = not path.exists()
-        with path.open("ab"):
-            pass
-        if is_new:
-            path.unlink()
-    except OSError as error:
-        raise CappyError(f"the plot cannot be written: {error}") from error
+    check_output(path, force=force, inputs=inputs)
+    with contextlib.suppress(_Tried), open_output(path, force=force):
+        raise _Tried
 
 
-def plot_evaluation(found: Evaluation, path: Path) -> None:
+class _Tried(Exception):
+    """Ends an attempt to write, of which nothing is left."""
+
+
+def plot_evaluation(found: Evaluation, path: Path, *, force: bool = False) -> None:
     """Draw the picture into `path`, whose ending says the format.
 
         >>> plot_evaluation(found, Path("rouge.svg"))
 
     Raises CappyError if it cannot be drawn or written.
     """
-    check_path(path)
+    check_path(path, force=force)
     try:
-        _draw(found, path)
+        with open_output(path, force=force) as file:
+            _draw(found, file, path.suffix)
     except Exception as error:  # whatever Matplotlib raises: the figures were not at fault
         raise CappyError(f"the plot {path} cannot be drawn: {error!r:.300}") from error
 
 
-def _draw(found: Evaluation, path: Path) -> None:
+def _draw(found: Evaluation, file: BinaryIO, ending: str) -> None:
     tasks = list(dict.fromkeys(example.dataset for example in found.examples))
     rows = (len(found.ways), len(tasks))
     with matplotlib.rc_context(dict(STYLE)):
@@ -79,8 +83,8 @@ def _draw(found: Evaluation, path: Path) -> None:
         above, below = figure.subplots(2, 1, height_ratios=[count + 1 for count in rows])
         _draw_ways(above, found)
         _draw_tasks(below, found, tasks)
-        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix, {})
-        figure.savefig(path, dpi=150, metadata=metadata)
+        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(ending, {})
+        figure.savefig(file, format=ending[1:], dpi=150, metadata=metadata)
 
 
 def _draw_ways(axes: Axes, found: Evaluation) -> None:

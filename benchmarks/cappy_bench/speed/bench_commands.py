@@ -83,7 +83,7 @@ def compare(results: Sequence[Path]) -> None:
     """
     examples:
       cappy bench report
-      cappy bench report --results my-results
+      cappy bench report --results my-results --force
     """,
     of=bench,
 )
@@ -95,11 +95,12 @@ def compare(results: Sequence[Path]) -> None:
     metavar="FOLDER",
     help="folder of the JSON files, where the page goes too",
 )
-def report(results: Path) -> None:
+@click.option("--force", is_flag=True, help="replace the page and its plots if they exist")
+def report(results: Path, force: bool) -> None:
     """Render results as a page with plots."""
     with extra("bench"):
         from cappy_bench.speed.report import write_report
-    say(f"the page is {write_report(results)}")
+    say(f"the page is {write_report(results, force=force)}")
 
 
 @command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -28,10 +29,11 @@ from cappy_bench.speed.workloads import (
     read_pairs_file,
     read_pool,
 )
+from cappy_engine.bulk.outputs import check_output, open_output
 from cappy_engine.bundle import MANIFEST, Bundle, open_bundle
 from cappy_engine.cpu.cores import usable_cores
 from cappy_engine.errors import BenchmarkError
-from cappy_engine.storage import sha256_of, write_json
+from cappy_engine.storage import json_bytes, sha256_of
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.checkpoints.checkpoint import digest_of_files, open_checkpoint
 from cappy_export.proof.pairs import default_pairs
@@ -44,7 +46,8 @@ Result = dict[str, Any]
 def measure(options: RunOptions, *, say: Say) -> Result:
     """Measure what `options` ask for, write the result, and return it.
 
-    Raises BenchmarkError, BundleError and CheckpointError. A tool that cannot run is part of the result.
+    Raises BenchmarkError, BundleError, CheckpointError, and OutputError if there is such a file. A tool that cannot run
+    is part of the result.
 
         >>> measure(RunOptions(suite="smoke"), say=print)["runners"][0]["name"]
         'cappy-int8'
@@ -59,6 +62,8 @@ def measure(options: RunOptions, *, say: Say) -> Result:
         max_length=min(MAX_LENGTH, bundle.manifest.max_length),
     )
     described = describe_model(bundle, options.checkpoint)
+    out = options.out or RESULTS / f"{described['name']}.json"
+    check_output(out, force=options.force, inputs=[options.pairs] if options.pairs else [])
     workloads, source = take_workloads(options, model)
     plan = make_plan(options, bundle, model, workloads, described["weights_bytes"])
     notes = options.work / f"notes-{_key(machine, model, described, workloads)}.jsonl"
@@ -88,9 +93,9 @@ def measure(options: RunOptions, *, say: Say) -> Result:
         "versions": {"cappy-engine": metadata.version("cappy-engine")},
         **measured,
     }
-    out = options.out or RESULTS / f"{described['name']}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, result)
+    with open_output(out, force=options.force, say=say) as file:
+        file.write(json_bytes(result))
     say(f"the result is in {out}")
     notes.unlink()
     return result
@@ -153,11 +158,12 @@ def describe_model(bundle: Bundle, checkpoint: Path | None) -> dict[str, Any]:
     """
     source, shape = bundle.manifest.document.get("source", {}), read_shape(bundle.path)
     if checkpoint is None:
-        name = Path(source.get("name") or bundle.path.resolve()).name
+        name = Path(source.get("name") or os.path.realpath(bundle.path)).name
         digests = {file: digest for file, digest in source.get("files", {}).items() if file.endswith(WEIGHTS)}
         size = max(entry.size_bytes for entry in bundle.manifest.files.values())
     else:
-        name, paths = checkpoint.resolve().name, open_checkpoint(checkpoint).weight_paths
+        paths = open_checkpoint(checkpoint).weight_paths
+        name = Path(os.path.realpath(checkpoint)).name
         digests, size = {path.name: sha256_of(path) for path in paths}, sum(path.stat().st_size for path in paths)
     return {
         "name": name,

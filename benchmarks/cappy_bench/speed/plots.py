@@ -23,6 +23,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from cappy_bench.speed.figures import EXACT
 from cappy_bench.speed.labels import name_ends
 from cappy_bench.speed.marks import COLOURS, GREY, INK, PALE, SOFT, Bar, Line, Point, colour_of
+from cappy_engine.bulk.outputs import open_output
 
 ERRORS = (1e-7, 1.0)
 """The range of errors that is shown; an error beyond is drawn at the edge."""
@@ -108,7 +109,8 @@ def _figure(path: Path, *, height: float, right: float = 1.0) -> Iterator[Figure
         figure.set_layout_engine("constrained", rect=(0, 0, right, 1))
         FigureCanvasAgg(figure)
         yield figure
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+        with open_output(path, force=True) as file:
+            figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def _add_title(figure: Figure, title: str, found: set[str]) -> None:

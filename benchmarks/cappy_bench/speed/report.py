@@ -19,6 +19,7 @@ from cappy_bench.speed.tables import (
     workload_table,
 )
 from cappy_bench.speed.workloads import LENGTHS
+from cappy_engine.bulk.outputs import check_output, open_output
 from cappy_engine.errors import BenchmarkError
 
 PAGE = "README.md"
@@ -47,10 +48,11 @@ Parity and speed of this engine beside what one would use instead, from the JSON
 """
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, *, force: bool = False) -> Path:
     """Render every result of `folder` into its README.md and plots; return the page's path.
 
-    Raises BenchmarkError if there is no result, or a file that is not one.
+    Raises BenchmarkError if there is no result, or a file that is not one; and OutputError if a file of the page exists
+    and `force` is not set.
 
         >>> write_report(Path("bench/results"))
         PosixPath('bench/results/README.md')
@@ -59,12 +61,16 @@ def write_report(folder: Path) -> Path:
     if not paths:
         raise BenchmarkError(f"no result (*.json) in {folder}; make one with 'cappy bench run'")
     results = {path: read_result(path) for path in paths}
+    page = folder / PAGE
+    plots = [folder / f"{path.stem}-{name}.svg" for path, result in results.items() for name in _plots(result)]
+    for each in (page, *plots):
+        check_output(each, force=force)
     sections = [INTRODUCTION]
     for path, result in results.items():
         draw_plots(result, folder, path.stem)
         sections.append(section(result, path.stem))
-    page = folder / PAGE
-    page.write_text("\n".join(sections), encoding="utf-8")
+    with open_output(page, force=True) as file:
+        file.write("\n".join(sections).encode())
     return page
 
 

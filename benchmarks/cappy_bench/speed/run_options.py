@@ -39,6 +39,7 @@ class RunOptions:
     out: Annotated[
         Path | None, Asked(f"the result, as JSON (default: {RESULTS}/MODEL.json)", metavar="RESULT.json")
     ] = None
+    force: Annotated[bool, Asked("replace the result if it exists")] = False
     suite: Annotated[str, Asked("sizes of the workloads", choices=tuple(SUITES))] = "quick"
     title: Annotated[str, Asked("heads the tables and the report's section (default: the model's name)")] = ""
     work: Annotated[

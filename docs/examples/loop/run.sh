@@ -97,4 +97,4 @@ fi
 
 # 5: ROUGE-L of the best-scoring answers, beside a random pick, the LLM's own likelihood and the best possible.
 say "evaluating"
-"$CAPPY" evaluate bigbench "$OUT/samples" --bundle "$OUT/bundle" --precision fp32 --precision int8 --plot "$OUT/rouge.svg"
+"$CAPPY" evaluate bigbench "$OUT/samples" --bundle "$OUT/bundle" --precision fp32 --precision int8 --plot "$OUT/rouge.svg" --force

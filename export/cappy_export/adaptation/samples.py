@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.bulk.lines import numbered
 from cappy_engine.bulk.rows import read_fields
 from cappy_engine.errors import AdaptError, InvalidLine
 from cappy_engine.pairs import Pair, text_problem
@@ -41,7 +42,7 @@ def read_samples(path: str | Path) -> list[Sampled]:
     """
     try:
         with open_lines(path) as file:
-            lines = ((number, read_fields(line, number, ("instruction",))) for number, line in enumerate(file, start=1))
+            lines = ((number, read_fields(line, number, ("instruction",))) for number, line in numbered(file))
             sampled = [sampled_from(fields, number) for number, fields in lines if fields is not None]
     except InvalidLine as error:
         raise AdaptError(f"{path}, {error}") from error

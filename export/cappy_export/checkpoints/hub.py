@@ -6,6 +6,7 @@ Knows nothing of the model: the same functions find a checkpoint to export and a
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ def locate(
     if folder.is_dir():
         if revision is not None:
             raise CheckpointError(f"{source} is a local folder; --revision is for hub ids")
-        return Located(folder.resolve().name, None, folder)
+        return Located(Path(os.path.realpath(folder)).name, None, folder)
     if folder.exists() or str(source).count("/") > 1 or str(source).startswith((".", "/", "~")):
         problem = "it is not a folder" if folder.exists() else "it does not exist"
         raise CheckpointError(f"{source} is not a checkpoint: {problem}")

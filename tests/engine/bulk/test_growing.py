@@ -27,7 +27,8 @@ ORIGIN = {"versions": {"python": "1"}}
 
 def grow(
     target: Path, *, stop: int | None = None, resume: bool = False, force: bool = False,
-    settings: Any = SETTINGS, origin: Any = ORIGIN, say: Callable[[str], object] = print, after: Callable[[int], object] = lambda done: None,
+    settings: Any = SETTINGS, origin: Any = ORIGIN, say: Callable[[str], object] = print,
+    after: Callable[[int], object] = lambda done: None,
 ) -> int:  # fmt: skip
     """Write LINES line by line, up to `stop`; returns how many were there."""
     names = find_names(target, resume=resume, force=force)
