@@ -13,7 +13,7 @@ from typing import BinaryIO
 import click
 
 from cappy_engine.bulk.jsonl import open_lines
-from cappy_engine.bulk.outputs import Input, check_not_read
+from cappy_engine.bulk.outputs import Input, check_not_read, check_output
 from cappy_engine.bulk.outputs import open_output as open_file
 from cappy_engine.checks import printable
 from cappy_engine.cli.standard import is_closed, silence
@@ -62,6 +62,9 @@ def open_output(path: Path | None, *, force: bool = False, inputs: Sequence[Inpu
     Raises OutputError and OSError.
     """
     if path is not None and path != STDOUT:
+        number = check_output(path, force=force, inputs=inputs).descriptor
+        if number is not None and number < 3 and is_closed(number):
+            raise OutputError(f"{path} cannot be written: it was closed when the command was started")
         with open_file(path, force=force, inputs=inputs, say=complain) as output:
             yield output
         return

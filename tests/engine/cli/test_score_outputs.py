@@ -1,0 +1,110 @@
+"""`cappy score -o`: what it writes to, and what it never writes over."""
+
+from __future__ import annotations
+
+import gzip
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cappy_engine.cli.main import main
+from tests.support.bundles import copy_bundle
+from tests.support.command_line import expected_rows, rows_in, write_bad_pairs, write_pairs
+
+CAPPY = f"{shlex.quote(sys.executable)} -m cappy_engine"
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> Path:
+    return write_pairs(tmp_path / "pairs.jsonl")
+
+
+def in_shell(command: str, cwd: Path) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["bash", "-c", command], cwd=cwd, capture_output=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["-o /dev/stdout", "-o /dev/fd/3 3>&1 >&2", "-o >(gzip | cat) | gunzip", "-o - | cat", "-o /dev/stdout >f; cat f"],
+)
+def test_results_go_where_the_shell_says(command: str, bundle: Path, pairs_file: Path) -> None:
+    done = in_shell(f"{CAPPY} score pairs.jsonl --bundle {bundle} {command}", pairs_file.parent)
+    assert done.returncode == 0, done.stderr
+    assert rows_in(done.stdout) == expected_rows(bundle, pairs_file)
+    assert not list(pairs_file.parent.glob("*.partial"))
+
+
+def test_a_packed_output_is_unpacked_as_an_input(
+    bundle: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed = tmp_path / "scored.jsonl.GZ"
+    assert main(["score", str(pairs_file), "--bundle", str(bundle), "-o", str(packed)]) == 0
+    assert rows_in(gzip.decompress(packed.read_bytes())) == expected_rows(bundle, pairs_file)
+    again = ["score", str(packed), "--bundle", str(bundle), "--score-field", "again", "-o", str(tmp_path / "again")]
+    assert main(again) == 0
+    assert len(rows_in((tmp_path / "again").read_bytes())) == 5
+
+
+@pytest.mark.parametrize("content", [b"", gzip.compress(b"{}")[:3], gzip.compress(b"") + b"x", b"\x1f"])
+def test_an_input_that_is_not_a_whole_gzip_file_is_an_error(
+    content: bytes, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pairs.gz").write_bytes(content)
+    assert main(["score", str(tmp_path / "pairs.gz"), "--bundle", str(bundle)]) == 1
+    assert "pairs.gz is not a complete gzip file" in capsys.readouterr().err
+
+
+def test_packed_files_in_one_are_read_one_after_another(
+    bundle: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = pairs_file.read_bytes()
+    (tmp_path / "two.gz").write_bytes(gzip.compress(content[:50]) + gzip.compress(b"") + gzip.compress(content[50:]))
+    assert main(["score", str(tmp_path / "two.gz"), "--bundle", str(bundle)]) == 0
+    assert len(rows_in(capsys.readouterr().out)) == 5
+
+
+def test_the_input_is_kept_whatever_is_asked(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_bad_pairs(tmp_path / "bad.jsonl")
+    before = source.read_bytes()
+    (tmp_path / "link").symlink_to(source)
+    for output in ("bad.jsonl", "link"):
+        arguments = ["score", str(source), "--bundle", str(bundle), "-o", str(tmp_path / output), "--on-error", "skip"]
+        assert main([*arguments, "--force"]) == 1
+        assert "is the output too; choose another name" in capsys.readouterr().err
+    for command in ("score bad.jsonl --on-error skip >> bad.jsonl", "score - --force -o bad.jsonl < bad.jsonl"):
+        done = in_shell(f"{CAPPY} {command}", tmp_path)
+        assert done.returncode == 1
+        assert b"the input" in done.stderr
+    assert source.read_bytes() == before
+
+
+def test_a_file_of_the_bundle_is_not_an_output(
+    bundle: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = copy_bundle(tmp_path / "bundle", source=bundle)
+    before = (copy / "manifest.json").read_bytes()
+    output = copy / "manifest.json"
+    assert main(["score", str(pairs_file), "--bundle", str(copy), "-o", str(output), "--force"]) == 1
+    assert output.read_bytes() == before
+
+
+def test_a_line_beyond_the_limit_is_a_bad_line(
+    bundle: Path, pairs_file: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    with pairs_file.open("ab") as file:
+        file.write(b'{"instruction": "q", "response": "%s"}\n' % (b"x" * 2000))
+    arguments = ["score", str(pairs_file), "--bundle", str(bundle), "--max-line-bytes", "1000"]
+    assert main(arguments) == 1
+    assert b"cappy score: line 7: is longer than 1000 bytes (max_line_bytes)" in capfdbinary.readouterr().err
+    assert main([*arguments, "--on-error", "skip"]) == 3
+    assert len(rows_in(capfdbinary.readouterr().out)) == 5
+
+
+@pytest.mark.parametrize("words", [["--instruction", "@/dev/zero"], ["--candidate", "@/dev/zero"]])
+def test_a_text_without_an_end_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    others = ["--candidate", "a"] if "--candidate" not in words else ["--instruction", "q"]
+    assert main(["rank", *others, *words]) == 1
+    assert "@/dev/zero holds a text longer than 16777216 bytes" in capsys.readouterr().err

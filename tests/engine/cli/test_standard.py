@@ -1,0 +1,103 @@
+"""Whatever stdin, stdout and stderr are, and whichever signal comes: results are kept apart, and words are said."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cappy_engine.cli.main import main
+from tests.support.command_line import rows_in, write_pairs
+
+CAPPY = f"{shlex.quote(sys.executable)} -m cappy_engine"
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> Path:
+    return write_pairs(tmp_path / "pairs.jsonl")
+
+
+def in_shell(command: str, cwd: Path) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["bash", "-c", command], cwd=cwd, capture_output=True, timeout=120, check=False)
+
+
+def test_without_a_stderr_the_results_are_all_that_is_on_stdout(bundle: Path, pairs_file: Path) -> None:
+    done = in_shell(f"{CAPPY} score pairs.jsonl --bundle {bundle} --verbose 2>&-", pairs_file.parent)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert [row["id"] for row in rows_in(done.stdout)] == [0, 1, 2, 3, 4]
+
+
+def test_without_a_stdout_results_are_an_error_and_files_are_written(bundle: Path, pairs_file: Path) -> None:
+    for words in (f"score pairs.jsonl --bundle {bundle}", "score pairs.jsonl -o /dev/stdout", f"inspect {bundle}"):
+        done = in_shell(f"{CAPPY} {words} >&-", pairs_file.parent)
+        assert done.returncode == 1
+        assert b"closed" in done.stderr
+        assert b"Traceback" not in done.stderr
+    done = in_shell(f"{CAPPY} score pairs.jsonl --bundle {bundle} -o out.jsonl <&- >&- 2>&-", pairs_file.parent)
+    assert done.returncode == 0
+    assert len(rows_in((pairs_file.parent / "out.jsonl").read_bytes())) == 5
+
+
+def test_without_a_stdin_reading_it_is_an_error(bundle: Path, tmp_path: Path) -> None:
+    done = in_shell(f"{CAPPY} rank --bundle {bundle} --instruction - --candidate a <&-", tmp_path)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr == b"cappy rank: stdin is closed, so there is nothing to read from it; name a file\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize(
+    ("words", "status"), [("inspect >/dev/full", 1), ("--help >/dev/full", 1), ("tune x 2>/dev/full", 1)]
+)
+def test_streams_that_are_full_are_no_traceback(words: str, status: int, tmp_path: Path) -> None:
+    done = in_shell(f"{CAPPY} {words}", tmp_path)
+    assert done.returncode == status
+    assert (b"No space left on device" in done.stderr) == ("2>" not in words)
+    assert b"Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("is_first", [False, True], ids=["a process", "process 1"])
+def test_a_signal_to_end_leaves_what_was_scored_and_says_so(
+    number: signal.Signals, is_first: bool, bundle: Path, tmp_path: Path
+) -> None:
+    if is_first and (number != signal.SIGTERM or in_shell("unshare --pid --fork true", tmp_path).returncode):
+        pytest.skip("process 1 is asked to end by SIGTERM; and it needs the right to make namespaces")
+    command = f"exec {CAPPY} score - --bundle {bundle} -o out.jsonl"
+    words = ["unshare", "--pid", "--fork"] if is_first else []
+    partial = tmp_path / "out.jsonl.partial"
+    with subprocess.Popen(
+        [*words, "bash", "-c", command], cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(b'{"instruction": "q", "response": "a"}\n' * 3 + b'{"instruc')
+        process.stdin.flush()
+        for _ in range(1000):
+            if partial.exists() and partial.stat().st_size:
+                break
+            time.sleep(0.02)
+        written = rows_in(partial.read_bytes())  # though the input goes on
+        target = process.pid
+        if is_first:
+            target = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+        os.kill(target, number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert [row["response"] for row in written] == ["a"] * 3
+    assert rows_in(partial.read_bytes()) == written
+    assert err.endswith(
+        f"what was written before this is in {partial.resolve()}\ncappy score: ended by {number.name}\n".encode()
+    )
+
+
+def test_signals_are_as_they_were_when_a_command_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    assert main(["--version"]) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+    assert (sys.stdin, sys.stdout, sys.stderr) == streams
