@@ -14,6 +14,7 @@ from typing import BinaryIO
 import click
 
 from cappy_engine.bulk.score_file import LineOptions, Totals, score_lines
+from cappy_engine.bundle import MANIFEST
 from cappy_engine.cli import text
 from cappy_engine.cli.arguments import EXIT_OK, EXIT_SKIPPED, bundle_option, command, force_option, quiet_option, takes
 from cappy_engine.cli.progress import progress_bar
@@ -149,7 +150,8 @@ def rank(
 
 def _files_of(bundle: Path) -> list[Path]:
     """The files of a bundle, which are read, so that none of them is written."""
-    return [path for path in bundle.rglob("*") if path.is_file()]
+    is_bundle = (bundle / MANIFEST).is_file()  # anything else may be a folder of everything
+    return [path for path in bundle.rglob("*") if path.is_file()] if is_bundle else []
 
 
 def _open_scorer(bundle: Path, options: ScorerOptions) -> Scorer:

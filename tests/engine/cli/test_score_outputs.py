@@ -101,10 +101,3 @@ def test_a_line_beyond_the_limit_is_a_bad_line(
     assert b"cappy score: line 7: is longer than 1000 bytes (max_line_bytes)" in capfdbinary.readouterr().err
     assert main([*arguments, "--on-error", "skip"]) == 3
     assert len(rows_in(capfdbinary.readouterr().out)) == 5
-
-
-@pytest.mark.parametrize("words", [["--instruction", "@/dev/zero"], ["--candidate", "@/dev/zero"]])
-def test_a_text_without_an_end_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    others = ["--candidate", "a"] if "--candidate" not in words else ["--instruction", "q"]
-    assert main(["rank", *others, *words]) == 1
-    assert "@/dev/zero holds a text longer than 16777216 bytes" in capsys.readouterr().err
