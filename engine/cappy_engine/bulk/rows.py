@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,26 @@ from cappy_engine.bulk.lines import numbered
 from cappy_engine.checks import described, shown
 from cappy_engine.errors import InvalidLine
 from cappy_engine.pairs import Pair, text_problem
+
+ESCAPED_LETTER = "\\u00"
+"""Names may be written with escapes; letters begin like this."""
+
+
+def _finite(text: str) -> float:
+    """Parse a number; one beyond a float's range would become infinity, and not be written back as it was."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:40]} is beyond a float's range")
+    return value
+
+
+def _refuse(name: str) -> float:
+    """Refuse NaN and infinities, which Python reads and JSON does not have."""
+    raise ValueError(f"{name} is not a value of JSON")
+
+
+FINITE = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse)
+ANY = json.JSONDecoder(parse_constant=_refuse)
 
 
 @dataclass(frozen=True)
@@ -32,7 +52,7 @@ def read_row(line: bytes, number: int) -> Row | None:
         >>> read_row(b'{"instruction": "Is the sky blue?", "response": "Yes"}', 1).pair
         ('Is the sky blue?', 'Yes')
     """
-    fields = read_fields(line, number, ("instruction", "response"), parse_float=float)
+    fields = read_fields(line, number, ("instruction", "response"), keeps_numbers=False)
     return None if fields is None else Row(number, fields, (fields["instruction"], fields["response"]))
 
 
@@ -44,35 +64,23 @@ def read_rows(lines: Iterable[bytes]) -> Iterator[Row]:
             yield row
 
 
-def finite(text: str) -> float:
-    """Parse a number, or raise ValueError for one that would become infinity.
-
-    >>> finite("0.5")
-    0.5
-    """
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"the number {text[:40]} is beyond a float's range")
-    return value
-
-
-def read_fields(
-    line: bytes, number: int, texts: Sequence[str], *, parse_float: Callable[[str], float] = finite
-) -> dict[str, Any] | None:
+def read_fields(line: bytes, number: int, texts: Sequence[str], *, keeps_numbers: bool = True) -> dict[str, Any] | None:
     """Parse the JSON object in one line of JSON Lines; None if the line is blank.
 
     It must have the fields `texts`, all strings, and each once. Raises InvalidLine, with `number`, for anything else.
-    Without `parse_float` a number beyond a float's range is refused, since it could not be written back.
+    With `keeps_numbers` a number beyond a float's range is refused, since it could not be written back.
 
         >>> read_fields(b'{"instruction": "Is the sky blue?"}', 1, ("instruction",))
         {'instruction': 'Is the sky blue?'}
     """
     if not line.strip():
         return None
-    objects = _Objects()
+    decoder = FINITE if keeps_numbers else ANY
     try:
         text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        fields = json.loads(text, parse_float=parse_float, parse_constant=_refuse, object_pairs_hook=objects.keep)
+        if text.startswith("\ufeff"):
+            raise ValueError("a BOM may stand at the beginning of a file only")
+        fields = decoder.decode(text)
     except UnicodeDecodeError as error:
         hint = "; it is packed, and is unpacked if its name ends in .gz" if line.startswith(b"\x1f\x8b") else ""
         raise InvalidLine(number, f"not UTF-8 (byte {error.start}: 0x{line[error.start]:02x}){hint}") from error
@@ -88,25 +96,13 @@ def read_fields(
         problem = text_problem(fields[part])
         if problem:
             raise InvalidLine(number, f"{part} {problem}")
-        if objects.count(part) > 1:
-            raise InvalidLine(number, f"has the field {part!r} {objects.count(part)} times; give it once")
+        if (text.count(f'"{part}"') > 1 or ESCAPED_LETTER in text) and (times := _count(text, part)) > 1:
+            raise InvalidLine(number, f"has the field {part!r} {times} times; give it once")
     return fields
 
 
-class _Objects:
-    """Makes objects of a JSON text, and knows all names of the last one, which is the outermost."""
-
-    def __init__(self) -> None:
-        self._last: list[tuple[str, Any]] = []
-
-    def keep(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        self._last = pairs
-        return dict(pairs)
-
-    def count(self, name: str) -> int:
-        return sum(name == each for each, _ in self._last)
-
-
-def _refuse(name: str) -> float:
-    """Refuse NaN and infinities, which Python reads and JSON does not have."""
-    raise ValueError(f"{name} is not a value of JSON")
+def _count(text: str, name: str) -> int:
+    """Count how often the outermost object of a JSON text has a field."""
+    objects: list[list[tuple[str, Any]]] = []  # the outermost is complete last
+    json.loads(text, object_pairs_hook=objects.append)
+    return sum(each == name for each, _ in objects[-1])

@@ -45,6 +45,13 @@ def test_any_object_with_the_two_strings_is_a_row(
     assert read_row(line, 2) == Row(2, fields, (instruction, response))
 
 
+@pytest.mark.parametrize("line", [b'{"a": "\\"response\\"", ', b'{"a": {"response": 1}, "\\u0061": 2, '])
+def test_a_field_that_is_there_once_may_be_named_elsewhere(line: bytes) -> None:
+    row = read_row(line + b'"instruction": "q", "response": "a"}', 1)
+    assert row is not None
+    assert row.pair == ("q", "a")
+
+
 def test_texts_are_taken_as_they_are() -> None:
     row = read_row(b'{"instruction": "", "response": " \\t\\u0000\\r\\n "}', 1)
     assert row is not None
@@ -92,6 +99,10 @@ BAD_LINES: list[tuple[bytes, str]] = [
     (
         b'{"instruction": "a", "response": "b", "instruction": "c"}',
         r"has the field 'instruction' 2 times; give it once",
+    ),
+    (
+        b'{"\\u0072esponse": "a", "instruction": "a", "response": "b"}',
+        r"has the field 'response' 2 times; give it once",
     ),
     (b"\x1f\x8b\x08\x00", r"not UTF-8 \(byte 1: 0x8b\); it is packed, and is unpacked if its name ends in \.gz"),
     (b"[" * 100_000 + b"]" * 100_000, r"not JSON"),
