@@ -144,7 +144,7 @@ def test_the_first_examples_of_each_task_are_taken(tmp_path: Path) -> None:
         ({"decodings": ["beam", None, "sampling", "top-k"]}, "has a sample without a decoding"),
         ({"log_likelihoods": [0.5]}, "log_likelihoods must be a list with an entry for each of 4 samples"),
         ({"log_likelihoods": [0.5, "x", 1, 2]}, "log_likelihoods must hold float or null, got 'x'"),
-        ({"log_likelihoods": [float("nan"), 1, 1, 2]}, "log_likelihoods must hold float or null, got nan"),
+        ({"log_likelihoods": [float("nan"), 1, 1, 2]}, "not JSON .NaN is not a value of JSON"),
         ({"token_counts": [1, 1, 0, 1]}, "token_counts must be at least 1, got 0"),
         ({"dataset": 3}, "dataset must be a string, got 3"),
         ({"decodings": ["beam", "fp32", "x", "y"]}, "a decoding is called 'fp32', as a column of the table is"),

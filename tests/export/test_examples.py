@@ -88,8 +88,8 @@ def test_anything_else_is_no_label(label: Any) -> None:
     ("line", "problem"),
     [
         (line_with("1.5"), r"has the label 1\.5; labels go from 0 \(wrong\) to 1 \(right\)"),
-        (line_with("NaN"), r"has the label nan; labels go from 0"),
-        (line_with("-Infinity"), r"has the label -inf; labels go from 0"),
+        (line_with("NaN"), r"not JSON \(NaN is not a value of JSON"),
+        (line_with("-Infinity"), r"not JSON \(-Infinity is not a value of JSON"),
         (line_with("1" + "0" * 400), r"has the label 1000.*; labels go from 0"),  # an int beyond a float's range
         (line_with(json.dumps("x" * 100_000)), r"has the label 'xxx.*, which is not a number"),
         (line_with("true"), r"has the label True, which is not a number"),
