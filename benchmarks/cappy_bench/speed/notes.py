@@ -19,7 +19,8 @@ class Notes:
         self._path = path
         if path.exists():
             *lines, _ = path.read_text(encoding="utf-8").split("\n")  # a last line without its end was never finished
-            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            with storage.whole_file(path) as file:
+                file.write("".join(f"{line}\n" for line in lines).encode())
             for line in lines:
                 entry = json.loads(line)
                 self.found[tuple(entry["key"])] = entry["value"]
