@@ -185,13 +185,12 @@ class _Work:
         try:
             found = self.scorer.score_pairs([row.pair for row in rows], too_long=self.options.too_long, progress=count)
         except (InvalidPair, ScoringError) as error:
-            place = getattr(error, "index", None)
+            place = error.index
             if place is None:  # the device failed, not a pair
                 raise
             self.totals.pairs, self.totals.tokens = before
             yield from self._scored(rows[:place], count)
-            problem = getattr(error, "problem", None) or f"cannot be scored: {error}"
-            self._refuse(InvalidLine(rows[place].number, problem), error)
+            self._refuse(InvalidLine(rows[place].number, error.problem), error)
             yield from self._scored(rows[place + 1 :], count)
             return
         self.totals.without_instruction += len(found.without_instruction)

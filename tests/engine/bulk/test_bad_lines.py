@@ -107,7 +107,7 @@ class _Failing(Scorer):
         places = [place for place, (instruction, _) in enumerate(pairs) if instruction in self._bad]
         if places:
             error = ScoringError("the model gave nan")
-            error.index = places[-1]  # type: ignore[attr-defined]
+            error.index = places[-1]
             raise error
         return scored
 
