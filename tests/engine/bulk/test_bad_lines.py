@@ -88,7 +88,7 @@ def test_a_pair_that_fails_in_the_model_is_its_lines_error(bad: list[int], score
     assert rows == [row for row in expected if row["id"] not in bad]
     assert [error.number - 1 for error in totals.skipped] == bad
     assert totals.pairs == len(rows)
-    assert "cannot be scored: the model gave nan" in str(totals.skipped[0])
+    assert "the model gave nan" in str(totals.skipped[0])
     output: list[bytes] = []
     with pytest.raises(InvalidLine, match=f"^line {bad[0] + 1}: cannot be scored"):
         score_lines(failing, lines, output.append)
@@ -106,9 +106,7 @@ class _Failing(Scorer):
         scored = super().score_pairs(pairs, **options)
         places = [place for place, (instruction, _) in enumerate(pairs) if instruction in self._bad]
         if places:
-            error = ScoringError("the model gave nan")
-            error.index = places[-1]
-            raise error
+            raise ScoringError("the model gave nan", places[-1])
         return scored
 
 

@@ -48,7 +48,11 @@ def test_a_packed_output_is_unpacked_as_an_input(
     assert len(rows_in((tmp_path / "again").read_bytes())) == 5
 
 
-@pytest.mark.parametrize("content", [b"", gzip.compress(b"{}")[:3], gzip.compress(b"") + b"x", b"\x1f"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", gzip.compress(b"{}")[:3], gzip.compress(b"") + b"x", b"\x1f"],
+    ids=["empty", "cut", "more behind it", "one byte"],  # a packed text holds the time
+)
 def test_an_input_that_is_not_a_whole_gzip_file_is_an_error(
     content: bytes, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
