@@ -15,6 +15,9 @@ RESULTS ?= bench/results
 SHARED := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 PYTEST := OMP_NUM_THREADS=1 $(TEST)/pytest $(SHARED)
 
+# Python keeps what it compiled, also where the environment says no: else each process of a test compiles all of it again.
+export PYTHONDONTWRITEBYTECODE :=
+
 # What keeps `make bench` short; with BENCH= it measures the tools of all installed environments, each workload 3 times.
 BENCH ?= --environment main --max-seconds 8
 

@@ -29,6 +29,7 @@ from tests.support.places import MINI
 MADE_UP_PEAK = {"fp32": {"flops": 1e12, "how": "made up"}, "int8": {"flops": 2e12, "how": "made up"}}
 
 
+@pytest.mark.slow
 def test_the_packages_own_model_is_measured_on_ones_own_texts_in_an_empty_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,6 +146,7 @@ def test_the_command_draws_and_prints_json(
     assert plot.read_text() == drawn
 
 
+@pytest.mark.slow
 def test_the_command_needs_neither_pytorch_nor_transformers(folder: Path) -> None:
     command = ["evaluate", "bigbench", str(folder), "--plot", "rouge.svg", "--examples", "2"]
     done = run_without([*EXPORTER, "openai"], *command, cwd=folder.parent)

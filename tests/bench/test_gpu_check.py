@@ -88,6 +88,7 @@ def test_where_all_is_well_every_step_is_ok_and_every_figure_is_there(check: Cal
     assert "What is missing" not in ran.printed
 
 
+@pytest.mark.slow
 def test_scores_that_the_canary_does_not_show_fail_the_parity_with_their_error(check: Callable[..., Ran]) -> None:
     ran = check(only=["parity"], error=0.25)
     step = ran.step("parity/cuda/fp32")
@@ -175,6 +176,7 @@ def test_when_the_time_is_used_up_the_rest_is_skipped_and_says_so(check: Callabl
     assert ran.status == 1
 
 
+@pytest.mark.slow
 def test_engines_that_were_kept_are_no_first_opening(check: Callable[..., Ran]) -> None:
     assert check(only=["open"]).step("open/tensorrt/fp16/first")["figures"]["opened_seconds"] > 0
     kept = check("--keep-engines", "--force", only=["open"]).step("open/tensorrt/fp16/first")

@@ -90,7 +90,7 @@ def test_a_pair_that_fails_in_the_model_is_its_lines_error(bad: list[int], score
     assert totals.pairs == len(rows)
     assert "the model gave nan" in str(totals.skipped[0])
     output: list[bytes] = []
-    with pytest.raises(InvalidLine, match=f"^line {bad[0] + 1}: cannot be scored"):
+    with pytest.raises(InvalidLine, match=f"^line {bad[0] + 1}: the model gave nan"):
         score_lines(failing, lines, output.append)
     assert [row["id"] for row in rows_in(output)] == list(range(bad[0]))
 
