@@ -201,6 +201,9 @@ class Scorer:
         with how many pairs and tokens (without padding) it held. Raises ScoringError, with the index of a pair that
         fails in the model; the index is None where no single pair is at fault.
         """
+        if not isinstance(encoded, EncodedPairs):
+            problem = f"score_encoded takes what encode made, got {described(encoded)}; score_pairs takes pairs"
+            raise ValueError(problem)  # noqa: TRY004 - as for all arguments
         distinct, places = encoded.distinct()
         repeats = np.bincount(places, minlength=len(distinct))
 

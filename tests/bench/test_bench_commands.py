@@ -102,6 +102,7 @@ def test_a_copy_of_the_package_has_no_commit_even_inside_of_a_repository(tmp_pat
     assert done.stdout.split() == [str(installed / "machine.py"), "None"]
 
 
+@pytest.mark.slow
 def test_the_commands_compare_list_and_report(
     measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

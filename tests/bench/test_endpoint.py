@@ -258,6 +258,7 @@ def test_an_interrupt_ends_the_command_while_a_server_hangs(server: Server, tmp_
         over.set()
 
 
+@pytest.mark.slow
 def test_the_command_needs_neither_pytorch_nor_transformers(server: Server, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"instruction": "a"}\n')
     command = ["sample", "prompts.jsonl", "-o", "out.jsonl", "--endpoint", server.url, "--model", "m"]

@@ -48,6 +48,7 @@ def test_the_command_gives_the_same_as_json(some_file: Path, bundle: Path, capsy
     assert document["agreement"]["fp16 against fp32"]["examples"] == 6
 
 
+@pytest.mark.slow
 def test_pytorch_cuts_pairs_where_the_bundle_does(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -130,6 +130,7 @@ def test_a_machine_that_refuses_nothing_fails_its_drills(check: Callable[..., Ra
     assert ran.status == 1
 
 
+@pytest.mark.slow
 def test_engines_that_are_found_by_name_fail_their_drills(check: Callable[..., Ran]) -> None:
     ran = check(only=["drill"], cache=CacheByName)
     assert ran.step("drill/swapped-weights")["status"] == "failed"

@@ -54,6 +54,7 @@ def same(first: list[Candidates], second: list[Candidates]) -> bool:
     ] and all(abs(a.log_likelihood - b.log_likelihood) < 1e-4 for a, b in zip(one, other, strict=True))  # type: ignore[operator]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_instruction_gets_17_candidates_some_cut_and_some_complete(
     kind: str, found: dict[str, list[Candidates]]

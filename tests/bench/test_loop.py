@@ -36,8 +36,6 @@ def test_the_loop_improves_rouge_l_over_a_random_pick(tmp_path: Path, capsys: py
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OUT": str(out),
-        # Shorter than what the script does by itself, for the same end.
-        "ADAPT_OPTIONS": "--batch-size 16 --epochs 20 --max-steps 50 --learning-rate 4e-4 --dropout 0",
         "EXPORT_OPTIONS": f"--pairs {pairs}",
     }
     first = subprocess.run(SCRIPT, env=environment, capture_output=True, text=True, check=False)

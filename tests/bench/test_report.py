@@ -22,6 +22,7 @@ def test_where_a_peer_is_faster_the_table_says_that_it_wins(measure: Measure) ->
     assert row_of(ratio_table(result), "fast")[2:] == ["**0.50 peer wins**"] * len(DESCRIPTIONS)
 
 
+@pytest.mark.slow
 def test_the_report_shows_every_table_and_plot(measure: Measure, tmp_path: Path) -> None:
     result = measure(
         FakeTool(spec("cappy")), FakeTool(spec("slow"), slowness=2.0), FakeTool(spec("gone"), fails_at="open")

@@ -148,6 +148,7 @@ def test_a_run_that_fails_before_its_first_example_is_complete_leaves_nothing_in
     sample(LINES, tmp_path / "out.jsonl", Echo(facts={"model": "echo"}))
 
 
+@pytest.mark.slow
 def test_a_real_llm_gives_the_same_candidates_after_a_stop(llm: LocalLLM, tmp_path: Path) -> None:
     sample(LINES, tmp_path / "expected.jsonl", llm, decodings=PAPER)
 

@@ -23,6 +23,7 @@ def test_workloads_are_the_same_from_the_same_seed_and_others_from_another(token
     }  # few are near the lengths of the others, so they can be the same
 
 
+@pytest.mark.slow
 def test_workloads_have_the_lengths_they_promise(tokenizer: PairTokenizer) -> None:
     pool = make_pool([f"word{place}" for place in range(50)], seed=0)
     sizes = Sizes(interactive=20, lengths=3, rerank=3, bulk=400, long=10, padded=4)

@@ -147,6 +147,7 @@ def test_on_real_tasks_fp32_decides_as_pytorch(made: Path, tmp_path: Path, capsy
     assert document["agreement"]["fp32 against PyTorch"]["share"] == 1
 
 
+@pytest.mark.slow
 def test_in_int8_a_pair_scores_the_same_alone_and_in_any_company() -> None:
     pairs = default_pairs()[::4]
     with Scorer.open(device="cpu", precision="int8", threads=2) as scorer:

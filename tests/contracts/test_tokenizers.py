@@ -194,6 +194,7 @@ def test_bert_ids_of_the_parity_pairs_are_those_of_transformers(bert: Family) ->
 # Truncation
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(lengths=st.lists(st.tuples(words, words), min_size=1, max_size=5), max_length=st.integers(4, 60))
 def test_a_pair_is_flagged_as_truncated_where_transformers_would_cut_it(

@@ -85,6 +85,12 @@ def test_an_option_of_a_wrong_kind_is_a_wrong_argument(
             call(pairs, **options)
 
 
+@pytest.mark.parametrize("encoded", [3, None, [("Is it?", "Yes")]])
+def test_what_was_not_encoded_is_not_scored_as_if(scorer: Scorer, encoded: Any) -> None:
+    with pytest.raises(ValueError, match="score_encoded takes what encode made, got .*; score_pairs takes pairs"):
+        scorer.score_encoded(encoded)
+
+
 def test_numpys_whole_numbers_are_whole_numbers(scorer: Scorer) -> None:
     budget: Any = np.int64(100)
     assert len(scorer.score_pairs([("a", "b")], max_batch_tokens=budget).scores) == 1

@@ -26,6 +26,7 @@ def start(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_small_start(minilm, tmp_path_factory.mktemp("start") / "out")
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(["the film", "was bad.", "Žlutý", "  ", "\n", "naïve", "x" * 30, "好", "?"])))
 def test_both_tokenizers_read_the_same_words(minilm: Path, start: Path, parts: list[str]) -> None:
     """The text of the tokens with one number is one word of the pair, for either tokenizer."""

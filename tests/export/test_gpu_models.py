@@ -46,6 +46,7 @@ def nodes(bundle: Path, file: str, kind: str) -> list[onnx.NodeProto]:
     return [node for node in onnx.load(bundle / file).graph.node if node.op_type == kind]
 
 
+@pytest.mark.slow
 def test_each_target_has_the_precisions_that_it_runs(gpu_bundle: Path) -> None:
     manifest = open_bundle(gpu_bundle).manifest
     assert manifest.precisions == ALL
@@ -115,6 +116,7 @@ def test_gpus_are_refused_here_by_name_and_passed_over_by_auto(gpu_bundle: Path)
         assert "no CUDA provider" in scorer.info.device_reason
 
 
+@pytest.mark.slow
 def test_a_bundle_for_gpus_alone_has_nothing_for_the_cpu(checkpoint: Path, tmp_path: Path) -> None:
     export(checkpoint, tmp_path / "b", ExportOptions(precisions=("fp16",), targets=("cuda",)))
     bundle = open_bundle(tmp_path / "b")
@@ -124,6 +126,7 @@ def test_a_bundle_for_gpus_alone_has_nothing_for_the_cpu(checkpoint: Path, tmp_p
         Scorer.open(tmp_path / "b", device="cpu")
 
 
+@pytest.mark.slow
 def test_buckets_follow_the_lengths_of_the_users_pairs(checkpoint: Path, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.jsonl"
     rows = [{"instruction": "word " * (place % 20), "response": "yes"} for place in range(300)]
@@ -135,6 +138,7 @@ def test_buckets_follow_the_lengths_of_the_users_pairs(checkpoint: Path, tmp_pat
     assert buckets[1] <= 128  # the longest of these pairs
 
 
+@pytest.mark.slow
 def test_wrong_weights_for_a_gpu_are_a_parity_error(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

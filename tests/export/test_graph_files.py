@@ -31,6 +31,7 @@ def large_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return path
 
 
+@pytest.mark.slow
 def test_weights_beside_a_graph_are_written_once_and_readable_by_who_reads_the_graph(large_bundle: Path) -> None:
     assert {path.name for path in (large_bundle / "onnx").iterdir()} == {
         "model.onnx", "model.onnx_data", "model_quantized.onnx", "model_quantized.onnx_data"

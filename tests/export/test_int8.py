@@ -28,6 +28,7 @@ def accurate_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     return path
 
 
+@pytest.mark.slow
 def test_a_named_product_stays_in_float32_and_the_others_do_not(checkpoint: Path, tmp_path: Path) -> None:
     options = ExportOptions(precisions=("fp32", "int8"), float32_products=("layer.1/output/dense",))
     manifest = export(checkpoint, tmp_path / "bundle", options)
@@ -37,6 +38,7 @@ def test_a_named_product_stays_in_float32_and_the_others_do_not(checkpoint: Path
     assert len(products_with_weights(tmp_path / "bundle" / MODEL_FILES["fp32"])) == 6 * 2
 
 
+@pytest.mark.slow
 def test_a_product_that_is_not_there_is_an_error(checkpoint: Path, tmp_path: Path) -> None:
     options = ExportOptions(precisions=("int8",), float32_products=("layer.7",))
     with pytest.raises(ExportError, match=r"no matrix product is named 'layer\.7'; there are .*layer\.1/output"):
@@ -44,6 +46,7 @@ def test_a_product_that_is_not_there_is_an_error(checkpoint: Path, tmp_path: Pat
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.slow
 def test_accurate_int8_has_its_words_in_16_bits_and_the_manifest_says_how_it_was_made(accurate_bundle: Path) -> None:
     model = onnx.load(str(accurate_bundle / MODEL_FILES["int8"]))
     tables = [entry for entry in model.graph.initializer if len(entry.dims) == 2 and entry.dims[0] >= MIN_TABLE_ROWS]

@@ -36,6 +36,7 @@ def test_the_manifest_tells_all(bundle: Path, checkpoint: Path) -> None:
     assert str(Path.home()) not in (bundle / "manifest.json").read_text()
 
 
+@pytest.mark.slow
 def test_only_what_is_kept_is_written_but_all_of_it_is_proven(checkpoint: Path, tmp_path: Path) -> None:
     options = ExportOptions(precisions=("fp32", "fp16", "int8"), keep=("int8",))
     manifest = export(checkpoint, tmp_path / "bundle", options)

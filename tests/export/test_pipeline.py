@@ -64,6 +64,7 @@ def test_every_format_exports_to_the_same_graph_and_scores(
         np.testing.assert_array_equal(one.score(PAIRS), other.score(PAIRS))
 
 
+@pytest.mark.slow
 def test_only_what_was_asked_for_is_in_the_bundle(checkpoint: Path, tmp_path: Path) -> None:
     export(checkpoint, tmp_path / "bundle", ExportOptions(precisions=("int8",)))
     assert [path.name for path in (tmp_path / "bundle" / "onnx").iterdir()] == ["model_quantized.onnx"]
@@ -108,6 +109,7 @@ def test_a_perturbed_weight_is_a_parity_error_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_command_shows_the_report_of_a_failed_parity(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,6 +122,7 @@ def test_the_command_shows_the_report_of_a_failed_parity(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_int8_export_proves_the_fp32_graph_it_is_made_from(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +202,7 @@ def test_the_users_pairs_prove_the_export(checkpoint: Path, tmp_path: Path) -> N
     assert (pairs["name"], pairs["count"], pairs["groups"]) == ("mine.jsonl", 256, 128)
 
 
+@pytest.mark.slow
 def test_scores_that_hardly_vary_are_pointed_out(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -210,6 +214,7 @@ def test_scores_that_hardly_vary_are_pointed_out(
     assert "the scores hardly vary" in caplog.text
 
 
+@pytest.mark.slow
 def test_scores_around_a_hundred_are_proven_by_their_spread(checkpoint: Path, tmp_path: Path) -> None:
     """The absolute limit refused them for rounding; the report and the manifest say which limit they kept."""
     wide = Path(shutil.copytree(checkpoint, tmp_path / "wide"))

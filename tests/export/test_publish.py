@@ -83,6 +83,7 @@ def test_a_checkpoint_is_never_replaced_by_its_own_bundle(checkpoint: Path, tmp_
     assert (copy / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_bundle_that_appears_during_the_export_is_kept(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     target = tmp_path / "bundle"
 
@@ -96,6 +97,7 @@ def test_a_bundle_that_appears_during_the_export_is_kept(checkpoint: Path, bundl
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
 def test_the_old_bundle_is_put_back_if_the_new_one_cannot_take_its_name(
     checkpoint: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
@@ -144,6 +146,7 @@ def test_an_existing_bundle_is_kept_without_force(checkpoint: Path, bundle: Path
     assert tree(copy) == before
 
 
+@pytest.mark.slow
 def test_force_replaces_only_by_a_proven_bundle(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     copy = copy_bundle(tmp_path / "bundle", source=bundle)
     before = tree(copy)

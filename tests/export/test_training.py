@@ -70,6 +70,7 @@ def test_a_few_hundred_examples_lower_the_held_out_loss(checkpoint: Path, tmp_pa
     assert last["step"] == math.ceil(document["train"]["examples"] / 16) * 8
 
 
+@pytest.mark.slow
 def test_the_result_is_a_checkpoint_that_transformers_and_export_take(checkpoint: Path, tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, max_steps=2)
     adapt(checkpoint, colour_examples(40), tmp_path / "out", recipe=recipe)
