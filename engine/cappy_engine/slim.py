@@ -112,7 +112,7 @@ def _slim_document(document: Mapping[str, Any], kept: Models, dropped: Collectio
 
 
 def _part(part: Mapping[str, Any], target: str, kept: Models) -> dict[str, Any]:
-    """The part of a manifest that tells of one target's models, without those that are not kept."""
+    """Keep the part of a manifest about one target's kept models."""
     precisions = [name for name in part["precisions"] if (target, name) in kept]
     return {**part, "precisions": precisions, "graphs": _rows(part.get("graphs", {}), target, kept)}
 

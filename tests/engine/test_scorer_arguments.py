@@ -87,7 +87,7 @@ def test_an_option_of_a_wrong_kind_is_a_wrong_argument(
 
 @pytest.mark.parametrize("encoded", [3, None, [("Is it?", "Yes")]])
 def test_what_was_not_encoded_is_not_scored_as_if(scorer: Scorer, encoded: Any) -> None:
-    with pytest.raises(ValueError, match="score_encoded takes what encode made, got .*; score_pairs takes pairs"):
+    with pytest.raises(ValueError, match=r"score_encoded takes what encode made, got .*; score_pairs takes pairs"):
         scorer.score_encoded(encoded)
 
 
