@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 import termios
@@ -18,6 +19,12 @@ from cappy_engine import Scorer
 
 LONG = "The sky is blue, and so on. " * 200
 """A text that is truncated."""
+CAPPY = f"{shlex.quote(sys.executable)} -m cappy_engine"
+"""The command line, for a shell."""
+
+
+def in_shell(command: str, cwd: Path) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["bash", "-c", command], cwd=cwd, capture_output=True, timeout=120, check=False)
 
 
 def write_pairs(path: Path) -> Path:

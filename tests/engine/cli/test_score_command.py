@@ -14,13 +14,7 @@ from pathlib import Path
 import pytest
 
 from cappy_engine.cli.main import main
-from tests.support.command_line import LONG, expected_rows, rows_in, write_bad_pairs, write_pairs
-
-
-@pytest.fixture
-def pairs_file(tmp_path: Path) -> Path:
-    """Five good rows with a blank line among them."""
-    return write_pairs(tmp_path / "pairs.jsonl")
+from tests.support.command_line import LONG, expected_rows, rows_in, write_bad_pairs
 
 
 @pytest.fixture

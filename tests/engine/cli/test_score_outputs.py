@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from cappy_engine.cli.main import main
 from tests.support.bundles import copy_bundle
-from tests.support.command_line import expected_rows, rows_in, write_bad_pairs, write_pairs
-
-CAPPY = f"{shlex.quote(sys.executable)} -m cappy_engine"
-
-
-@pytest.fixture
-def pairs_file(tmp_path: Path) -> Path:
-    return write_pairs(tmp_path / "pairs.jsonl")
-
-
-def in_shell(command: str, cwd: Path) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(["bash", "-c", command], cwd=cwd, capture_output=True, timeout=120, check=False)
+from tests.support.command_line import CAPPY, expected_rows, in_shell, rows_in, write_bad_pairs
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import cappy, expected_rows, rows_in, run_on_terminal, write_pairs
-
-
-@pytest.fixture
-def pairs_file(tmp_path: Path) -> Path:
-    """Five good rows with a blank line among them."""
-    return write_pairs(tmp_path / "pairs.jsonl")
+from tests.support.command_line import cappy, expected_rows, rows_in, run_on_terminal
 
 
 def test_score_works_in_a_pipe(bundle: Path, pairs_file: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -13,18 +12,7 @@ from pathlib import Path
 import pytest
 
 from cappy_engine.cli.main import main
-from tests.support.command_line import rows_in, write_pairs
-
-CAPPY = f"{shlex.quote(sys.executable)} -m cappy_engine"
-
-
-@pytest.fixture
-def pairs_file(tmp_path: Path) -> Path:
-    return write_pairs(tmp_path / "pairs.jsonl")
-
-
-def in_shell(command: str, cwd: Path) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(["bash", "-c", command], cwd=cwd, capture_output=True, timeout=120, check=False)
+from tests.support.command_line import CAPPY, in_shell, rows_in
 
 
 def test_without_a_stderr_the_results_are_all_that_is_on_stdout(bundle: Path, pairs_file: Path) -> None:
