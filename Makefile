@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11 or newer and nothing else: each makes its own virtual environment.
+# `make demo` and `make test` need Python 3.11 or newer and nothing else: each makes the virtual environment that it needs.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # The demo runs in the tests' environment where there is one: it has all that the demo's own would have.
 DEMO := $(if $(wildcard .venv-test/ready),.venv-test,.venv-demo)

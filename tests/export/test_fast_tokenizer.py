@@ -1,4 +1,4 @@
-"""Tokenizers of checkpoints: those of transformers 5, those that make too much, and those that break their library."""
+"""A checkpoint's tokenizer: saved by transformers 5, with ids beyond the tables, or broken."""
 
 from __future__ import annotations
 

@@ -51,8 +51,8 @@ Parity and speed of this engine beside what one would use instead, from the JSON
 def write_report(folder: Path, *, force: bool = False) -> Path:
     """Render every result of `folder` into its README.md and plots; return the page's path.
 
-    Raises BenchmarkError if there is no result, or a file that is not one; and OutputError if a file of the page exists
-    and `force` is not set.
+    Raises BenchmarkError for a folder without results, or with another JSON file. Raises OutputError if a file of the
+    page exists and `force` is not set.
 
         >>> write_report(Path("bench/results"))
         PosixPath('bench/results/README.md')

@@ -71,9 +71,9 @@ def kept_keys(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         version = config.get("transformers_version")
         written = f" (written by transformers {shown(version)})" if isinstance(version, str) else ""
         raise CheckpointError(
-            f"{path}{written} has keys that {model_type} of transformers {__version__} does not know, and that may "
-            f"change scores: {listed(lost)}; remove those that change nothing, or save the checkpoint with "
-            f"transformers {__version__}"
+            f"{path}{written} has keys that transformers {__version__} ignores in {model_type}: {listed(lost)}. They "
+            f"may change scores: save the checkpoint with transformers {__version__}, or remove a key that changes "
+            "nothing"
         )
     for key, value in kept.items():
         needed = None if key in UNCHECKED else _needed(key, value, model_type)

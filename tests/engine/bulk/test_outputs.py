@@ -15,17 +15,6 @@ from cappy_engine.bulk.outputs import check_output, open_output
 from cappy_engine.errors import OutputError
 from tests.support.written import NEW, OLD, interrupt, names, stop, write
 
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out.jsonl"
-
-
-@pytest.fixture
-def partial(out: Path) -> Path:
-    return out.with_name("out.jsonl.partial")
-
-
 # One process
 
 

@@ -20,16 +20,6 @@ from cappy_engine.errors import OutputError
 from tests.support.written import NEW, OLD, names, stop, write
 
 
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out.jsonl"
-
-
-@pytest.fixture
-def partial(out: Path) -> Path:
-    return out.with_name("out.jsonl.partial")
-
-
 def test_a_file_is_replaced_with_force_only(out: Path) -> None:
     out.write_bytes(OLD)
     with pytest.raises(OutputError, match=r"out\.jsonl exists; choose another name, or replace it with --force"):
