@@ -67,11 +67,11 @@ lint: .venv-test/ready
 types: .venv-test/ready
 	$(TEST)/mypy
 
-# What production installs, and what the engine's tests need.
+# What production installs, the server too, and what the engine's tests need.
 .venv-engine/ready: pyproject.toml constraints.txt
 	rm -rf .venv-engine
 	$(PYTHON) -m venv .venv-engine
-	$(ENGINE)/pip install --quiet --constraint constraints.txt --editable '.[cpu]' pytest hypothesis pytest-xdist
+	$(ENGINE)/pip install --quiet --constraint constraints.txt --editable '.[cpu,serve]' pytest hypothesis pytest-xdist httpx
 	touch $@
 
 engine-tests: .venv-engine/ready

@@ -1,0 +1,85 @@
+"""What the server is asked and what it finds, whatever the dialect of the request. Knows nothing of HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cappy_engine.errors import CappyError
+from cappy_engine.pairs import Pair, TooLong
+from cappy_engine.scored import Scored
+
+
+class InvalidRequest(CappyError, ValueError):
+    """A request is not what its dialect asks for; `status` is HTTP's (400: not JSON, 404: not our model, 422)."""
+
+    def __init__(self, problem: str, status: int = 422) -> None:
+        super().__init__(problem, status)
+        self.problem = problem
+        self.status = status
+
+    def __str__(self) -> str:
+        return self.problem
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The model that answers: the `names` that requests may call it (the first is its own), and how it runs."""
+
+    names: tuple[str, ...]
+    device: str
+    precision: str
+    max_length: int
+
+    @property
+    def name(self) -> str:
+        """Give the name that answers carry."""
+        return self.names[0]
+
+    def check_name(self, asked: str | None) -> None:
+        """Raise InvalidRequest (404) for the name of another model; None and an empty name are the one there is.
+
+        >>> ServedModel(("cappy-mini",), "cpu", "int8", 512).check_name("cappy-mini")
+        """
+        if asked and asked not in self.names:
+            raise InvalidRequest(
+                f"model {asked[:100]!r} is not served here, only {', '.join(self.names)}; name that one or none, or "
+                "start the server with another --model-name",
+                404,
+            )
+
+
+@dataclass(frozen=True)
+class ScoringResult:
+    """What was found for the pairs of a request, in their order.
+
+    `exact` holds the scores in fp32 by the place of a pair, for the candidates that were scored again. `created` is
+    the time in seconds since 1970.
+    """
+
+    scored: Scored
+    model: ServedModel
+    request_id: str
+    created: int
+    exact: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer that is not JSON: its bytes, and the headers that go with them."""
+
+    body: bytes
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ScoringRequest:
+    """The `pairs` to score, and `answer`, which makes the reply of their result: what msgspec encodes, or a Reply.
+
+    With `exact_winner` the candidates between which int8's error could decide are scored again in fp32.
+    """
+
+    pairs: Sequence[Pair]
+    answer: Callable[[ScoringResult], object]
+    too_long: TooLong = "truncate"
+    exact_winner: bool = False
