@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, get_args
 
 import numpy as np
@@ -62,17 +63,40 @@ class EncodedPairs:
             if place == len(firsts):
                 firsts.append(row)
             places[row] = place
-        chosen = np.array(firsts, dtype=np.int64)
+        return self.chosen(firsts), places
+
+    def chosen(self, rows: Sequence[int] | Ids) -> EncodedPairs:
+        """Keep the pairs of some places, in the order of `rows`.
+
+        >>> encoded.chosen([2, 0]).lengths.tolist() == encoded.lengths[[2, 0]].tolist()
+        True
+        """
+        places = np.asarray(rows, dtype=np.int64)
         without = set(self.without_instruction)
-        return (
-            EncodedPairs(
-                [self.token_ids[row] for row in firsts],
-                [self.type_ids[row] for row in firsts],
-                self.lengths[chosen],
-                self.truncated[chosen],
-                tuple(place for place, row in enumerate(firsts) if row in without),
-            ),
-            places,
+        return EncodedPairs(
+            [self.token_ids[row] for row in places],
+            [self.type_ids[row] for row in places],
+            self.lengths[places],
+            self.truncated[places],
+            tuple(place for place, row in enumerate(places.tolist()) if row in without) if without else (),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[EncodedPairs]) -> EncodedPairs:
+        """Put the pairs of several calls one after the other.
+
+        >>> len(EncodedPairs.joined([encoded, encoded])) == 2 * len(encoded)
+        True
+        """
+        if len(parts) == 1:
+            return parts[0]
+        starts = np.cumsum([0, *map(len, parts)]).tolist()
+        return cls(
+            list(chain.from_iterable(part.token_ids for part in parts)),
+            list(chain.from_iterable(part.type_ids for part in parts)),
+            np.concatenate([part.lengths for part in parts]),
+            np.concatenate([part.truncated for part in parts]),
+            tuple(start + row for start, part in zip(starts, parts, strict=False) for row in part.without_instruction),
         )
 
 

@@ -14,17 +14,28 @@ def whole(value: object) -> int:
     return value
 
 
+def number(value: object) -> float:
+    """Read a finite number. Raises TypeError and ValueError.
+
+    >>> number(-0.25)
+    -0.25
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{value!r} is not a number")
+    if not -_LARGEST <= value <= _LARGEST:  # NaN is in no range
+        raise ValueError(f"{value!r} is not a number of at most {_LARGEST:g}")
+    return float(value)
+
+
 def size(value: object) -> float:
     """Read a finite number from 0 on. Raises TypeError and ValueError.
 
     >>> size(0.25)
     0.25
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{value!r} is not a number")
-    if not 0 <= value <= _LARGEST:  # NaN is in no range
-        raise ValueError(f"{value!r} is not from 0 to {_LARGEST:g}")
-    return float(value)
+    if (found := number(value)) < 0:
+        raise ValueError(f"{value!r} is below 0")
+    return found
 
 
 def text(value: object) -> str:

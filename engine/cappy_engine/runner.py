@@ -62,7 +62,7 @@ class Runner:
     """Scores encoded pairs, in batches. Any number of threads may call it.
 
     `session` runs one batch on all threads. `narrow_session`, if any, runs `callers` batches at once, one thread each;
-    where it is the same object, batches always run beside each other.
+    where it is the same object, batches always run beside each other. `workers` says how many run at once.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Runner:
         self._pad_token_id = pad_token_id
         self._session: Session | None = session
         self._narrow = narrow_session if callers > 1 else None
-        self._workers = callers if self._narrow is not None else 1
+        self.workers = callers if self._narrow is not None else 1
         self._has_wide = session is not narrow_session
         self._callers = self._start_callers()
         tell_after_fork(self)
@@ -90,7 +90,7 @@ class Runner:
         self._callers = self._start_callers()
 
     def _start_callers(self) -> ThreadPoolExecutor | None:
-        return ThreadPoolExecutor(self._workers, "cappy") if self._narrow is not None else None
+        return ThreadPoolExecutor(self.workers, "cappy") if self._narrow is not None else None
 
     def plan(self, lengths: Ids, grouping: Grouping | None = None) -> Plan:
         """Plan batches for pairs of these `lengths`, (n,) int64 in tokens, and how they run.
@@ -101,9 +101,9 @@ class Runner:
         if grouping.buckets:
             lengths = bucket_lengths(lengths, grouping.buckets)
         cut = partial(plan_batches, lengths, max_batch_tokens=grouping.max_batch_tokens, padding=grouping.padding)
-        if self._workers > 1:
-            batches = cut(workers=self._workers)
-            if len(batches) > 1 and (not self._has_wide or keeps_busy(batches, lengths, self._workers)):
+        if self.workers > 1:
+            batches = cut(workers=self.workers)
+            if len(batches) > 1 and (not self._has_wide or keeps_busy(batches, lengths, self.workers)):
                 return Plan(batches, is_shared=True)
         return Plan(cut())
 

@@ -141,6 +141,13 @@ class Scorer:
         """Give the runner, which plans and runs batches."""
         return self._runner
 
+    @property
+    def exact(self) -> ExactModel:
+        """Give the fp32 model of `exact_winner`. Only a scorer from `Scorer.open` has one."""
+        if self._exact is None:
+            raise AttributeError("exact_winner needs a scorer that was made by Scorer.open")
+        return self._exact
+
     def score(self, pairs: Iterable[Sequence[str]], *, too_long: TooLong = "truncate") -> Scores:
         """Score (instruction, response) pairs: (n,) float32, in input order; about 0 to 1, not clipped.
 
@@ -246,9 +253,7 @@ class Scorer:
         """
         check_flag("exact_winner", exact_winner)
         pairs = candidate_pairs(instruction, candidates)
-        if exact_winner and self._exact is None:
-            raise AttributeError("exact_winner needs a scorer that was made by Scorer.open")
-        margin = self._exact.margin() if exact_winner and self._exact else 0.0
+        margin = self.exact.margin() if exact_winner else 0.0
         scored = self.score_pairs(pairs, too_long=too_long)
         if scored.without_instruction:
             log.warning("the instruction is empty")
@@ -281,10 +286,10 @@ class Scorer:
 
     def _rescore(self, pairs: Sequence[Pair], near: Sequence[int]) -> dict[int, float]:
         """Score the `near` pairs in fp32; returns scores by place, none if one candidate is alone."""
-        if len(near) < 2 or self._exact is None:
+        if len(near) < 2:
             return {}
         try:
-            scores = self._exact.run(self.encode(pairs[place] for place in near))
+            scores = self.exact.run(self.encode(pairs[place] for place in near))
         except ScoringError as error:
             raise ScoringError(error.problem, None if error.index is None else int(near[error.index])) from error
         return {place: float(score) for place, score in zip(near, scores, strict=True)}

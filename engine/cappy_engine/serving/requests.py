@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -50,6 +51,24 @@ class ServedModel:
 
 
 @dataclass(frozen=True)
+class Stages:
+    """The seconds that a request took to be tokenised, to wait, to be scored, and all in all."""
+
+    tokenize: float = 0.0
+    queue: float = 0.0
+    score: float = 0.0
+    total: float = 0.0
+
+    def items(self) -> list[tuple[str, float]]:
+        """List the stages by name.
+
+        >>> Stages(total=0.5).items()[-1]
+        ('total', 0.5)
+        """
+        return list(dataclasses.asdict(self).items())
+
+
+@dataclass(frozen=True)
 class ScoringResult:
     """What was found for the pairs of a request, in their order.
 
@@ -62,6 +81,7 @@ class ScoringResult:
     request_id: str
     created: int
     exact: Mapping[int, float] = field(default_factory=dict)
+    stages: Stages = field(default_factory=Stages)
 
 
 @dataclass(frozen=True)

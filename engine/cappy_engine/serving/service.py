@@ -1,0 +1,241 @@
+"""Serve one model at a time: open it, check it, score with it, put another in its place, and end well.
+
+Knows nothing of HTTP. `load` and `close` block; `score` is called in the event loop, and blocks nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from cappy_engine.batching import EncodedPairs, Scores
+from cappy_engine.bundle import EMBEDDED, open_bundle
+from cappy_engine.errors import CappyError
+from cappy_engine.options import ScorerOptions
+from cappy_engine.ranking import near_best
+from cappy_engine.scored import Scored
+from cappy_engine.scorer import Scorer
+from cappy_engine.serving.jobs import Model
+from cappy_engine.serving.metrics import Metrics
+from cappy_engine.serving.queue import (
+    DeadlinePassed,
+    ModelBroken,
+    Place,
+    QueueClosed,
+    QueueLimits,
+    ScoringQueue,
+    Step,
+)
+from cappy_engine.serving.ready_check import check_scores, find_canary
+from cappy_engine.serving.requests import InvalidRequest, ScoringRequest, ScoringResult, ServedModel, Stages
+from cappy_engine.serving.server_options import ServerOptions
+
+State = Literal["loading", "ready", "draining", "broken"]
+STEPS_THAT_WAIT = 4
+ENCODERS = 2
+"""Threads that tokenise: one request's long texts must not keep the others' waiting."""
+
+log = logging.getLogger(__name__)
+
+
+class NotReady(CappyError):
+    """The server has no model yet, or none any more."""
+
+
+class LoadedModel:
+    """A model at work: its scorer, which passed the canary, and its queue."""
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        options: ScorerOptions,
+        server: ServerOptions,
+        metrics: Metrics,
+        on_broken: Callable[[LoadedModel, ModelBroken], None],
+    ) -> None:
+        self.scorer = Scorer.open_with(bundle, options)
+        self._metrics = metrics
+        info = self.scorer.info
+        own_name = "cappy-mini" if bundle == EMBEDDED else Path(bundle).absolute().name
+        self.card = ServedModel(server.model_names or (own_name,), info.device, info.precision, info.max_length)
+        try:
+            self._canary = find_canary(open_bundle(bundle), info, self.scorer.encode)
+            self._check()
+        except CappyError:
+            self.scorer.close()
+            raise
+        step_tokens = server.step_tokens or info.max_batch_tokens * self.scorer.runner.workers
+        most_tokens = server.max_queue_tokens or STEPS_THAT_WAIT * step_tokens
+        self.queue = ScoringQueue(
+            self._run,
+            QueueLimits(server.max_queue_pairs, most_tokens, step_tokens),
+            check=self._check,
+            on_step=self._count,
+            on_broken=partial(on_broken, self),
+        )
+
+    def close(self, wait_seconds: float | None = None) -> bool:
+        """Answer what waits, and free the model; returns False if something was left unanswered."""
+        is_done = self.queue.close(wait_seconds=wait_seconds)
+        self.scorer.close()
+        return is_done
+
+    def _run(self, model: Model, encoded: EncodedPairs) -> Scores:
+        return self.scorer.score_encoded(encoded).scores if model == "chosen" else self.scorer.exact.run(encoded)
+
+    def _check(self) -> None:
+        check_scores(self._canary, partial(self._run, "chosen"))
+
+    def _count(self, step: Step) -> None:
+        runner = self.scorer.runner
+        computed = int(step.lengths.sum())
+        if runner.grouping.padding == "allowed" or runner.grouping.buckets:
+            computed = sum(batch.padded_tokens for batch in runner.plan(step.lengths).batches)
+        self._metrics.stepped(step, self.scorer.info, computed)
+
+
+class Service:
+    """Scores requests with the model of a bundle; another one takes its place when `load` is called again.
+
+    `on_broken` is called, from a thread of its own, when the model gives no right scores any more.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        options: ScorerOptions,
+        server: ServerOptions,
+        *,
+        metrics: Metrics,
+        on_broken: Callable[[ModelBroken], None] = lambda error: None,
+    ) -> None:
+        self.state: State = "loading"
+        self.metrics = metrics
+        self._bundle = bundle if bundle == EMBEDDED else Path(bundle).absolute()  # whoever changes the folder
+        self._options = options
+        self._server = server
+        self._on_broken = on_broken
+        self._model: LoadedModel | None = None
+        self._loading = threading.Lock()
+        self._encoders = ThreadPoolExecutor(ENCODERS, "cappy-tokenize")
+        metrics.watch("queue_pairs", "pairs that wait", lambda: self._waiting()[0])
+        metrics.watch("queue_tokens", "tokens that wait", lambda: self._waiting()[1])
+        metrics.watch("ready", "1 if requests are answered", lambda: self.state == "ready")
+
+    @property
+    def model(self) -> LoadedModel:
+        """Give the model that answers now. Raises NotReady."""
+        if self._model is None:
+            raise NotReady("the model is still being loaded; send the request again in a moment")
+        return self._model
+
+    def load(self) -> None:
+        """Open the bundle, check it, and answer with it from now on; what another one accepted is answered by that.
+
+        Raises what `Scorer.open` raises, ModelBroken for wrong scores, and BundleError where the bundle records none;
+        then nothing changes.
+        """
+        with self._loading:
+            fresh = LoadedModel(self._bundle, self._options, self._server, self.metrics, self._break)
+            old, self._model = self._model, fresh
+            if self.state in ("loading", "broken"):
+                self.state = "ready"
+            if old is not None:
+                old.close()
+
+    async def score(self, request: ScoringRequest, request_id: str) -> ScoringResult:
+        """Score the pairs of a request.
+
+        Raises InvalidRequest for too many pairs, InvalidPair, QueueFull, QueueClosed, DeadlinePassed, NotReady,
+        ScoringError, ModelBroken, and with `exact_winner` PrecisionUnavailable. Where the call is cancelled, what waits
+        is not scored.
+        """
+        if len(request.pairs) > self._server.max_pairs:
+            raise InvalidRequest(
+                f"{len(request.pairs)} pairs in one request, and at most {self._server.max_pairs} are taken; send "
+                "several requests",
+                413,
+            )
+        try:
+            async with asyncio.timeout(self._server.request_seconds):
+                return await self._score(request, request_id)
+        except TimeoutError as error:
+            raise DeadlinePassed(
+                f"the request was not answered in {self._server.request_seconds:g} seconds; send it again later, or "
+                "less at once"
+            ) from error
+
+    def drain(self) -> None:
+        """Say that this server stops; what comes is still answered."""
+        if self.state == "ready":
+            self.state = "draining"
+
+    def close(self) -> bool:
+        """Answer what was accepted, within the time for it; returns False if something was left unanswered."""
+        self.drain()
+        with self._loading:
+            is_done = self._model is None or self._model.close(self._server.drain_seconds)
+        self._encoders.shutdown(wait=False)
+        return is_done
+
+    async def _score(self, request: ScoringRequest, request_id: str) -> ScoringResult:
+        started = time.monotonic()
+        deadline = started + self._server.request_seconds
+        model, room = self._reserve(len(request.pairs))
+        with room as place:
+            margin = model.scorer.exact.margin() if request.exact_winner else 0.0
+            encoded = await asyncio.get_running_loop().run_in_executor(
+                self._encoders, partial(model.scorer.encode, request.pairs, too_long=request.too_long)
+            )
+            encoded_at = time.monotonic()
+            job = place.submit(encoded, deadline=deadline)
+            scores = await asyncio.wrap_future(job.future)
+            exact: dict[int, float] = {}
+            near = near_best(scores, margin) if margin and len(scores) else []
+            if len(near) > 1:
+                again = place.submit(encoded.chosen(near), deadline=deadline, model="exact")
+                exact = dict(zip(near, (await asyncio.wrap_future(again.future)).tolist(), strict=True))
+        ended = time.monotonic()
+        stages = Stages(
+            tokenize=encoded_at - started,
+            queue=(job.started or encoded_at) - encoded_at,
+            score=ended - (job.started or encoded_at),
+            total=ended - started,
+        )
+        self._count(encoded, stages)
+        scored = Scored(scores, encoded.lengths, encoded.truncated, encoded.without_instruction)
+        return ScoringResult(scored, model.card, request_id, int(time.time()), exact, stages)
+
+    def _reserve(self, pairs: int) -> tuple[LoadedModel, Place]:
+        """Get room in the queue of the model that answers now."""
+        while True:
+            model = self.model
+            try:
+                return model, model.queue.reserve(pairs)
+            except QueueClosed:
+                if model is self._model:
+                    raise
+
+    def _count(self, encoded: EncodedPairs, stages: Stages) -> None:
+        for stage, seconds in stages.items():
+            self.metrics.staged(stage, seconds)
+        if truncated := int(np.count_nonzero(encoded.truncated)):
+            self.metrics.truncated(truncated)
+
+    def _break(self, model: LoadedModel, error: ModelBroken) -> None:
+        log.error("%s", error)
+        if model is self._model:
+            self.state = "broken"
+            self._on_broken(error)
+
+    def _waiting(self) -> tuple[int, int]:
+        return (0, 0) if self._model is None else self._model.queue.waiting()
