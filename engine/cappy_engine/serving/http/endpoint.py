@@ -1,0 +1,185 @@
+"""Answer one request: key, body, dialect, scores. The same way for every dialect; what it costs is in the headers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
+
+from cappy_engine.serving.dialects.routes import Route
+from cappy_engine.serving.http.bodies import ClientGone, read_body, until_gone
+from cappy_engine.serving.keys import ApiKeys
+from cappy_engine.serving.logs import FIELDS
+from cappy_engine.serving.requests import InvalidRequest, Reply, ScoringRequest, ScoringResult
+from cappy_engine.serving.server_options import ServerOptions
+from cappy_engine.serving.service import Service
+from cappy_engine.serving.statuses import Failure, failure_of
+from cappy_engine.serving.tracing import Tracer
+
+GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+CLIENT_GONE = 499
+"""What the log says of a request whose client went away, as nginx does."""
+
+log = logging.getLogger("cappy.server")
+
+
+@dataclass
+class Gate:
+    """What every endpoint shares: the service, its options, the keys that may ask, and whether the server stops."""
+
+    service: Service
+    options: ServerOptions
+    keys: ApiKeys | None
+    tracer: Tracer | None = None
+    is_closing: bool = False
+
+    def check_key(self, headers: Headers) -> None:
+        """Raise InvalidRequest (401) unless the request has a key that may ask."""
+        if self.keys is None:
+            return
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        if not self.keys.accepts(key):
+            what = "is not one of this server's" if key else "is missing"
+            raise InvalidRequest(f"the API key {what}; send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'", 401)
+
+
+class ScoringEndpoint:
+    """Answers what is posted to a route, as an ASGI application."""
+
+    def __init__(self, route: Route, gate: Gate) -> None:
+        self._route = route
+        self._gate = gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.monotonic()
+        headers = Headers(scope=scope)
+        asked_id = headers.get("x-request-id", "")
+        request_id = asked_id if GOOD_ID.fullmatch(asked_id) else uuid.uuid4().hex
+        result: ScoringResult | None = None
+        try:
+            request = await self._read(scope, headers, receive)
+            result = await self._score(request, request_id, receive)
+            reply = request.answer(result)
+            status, body, extra = 200, *encoded(reply)
+            extra = {**extra, **cost_headers(result)}
+        except ClientGone:
+            self._gate.service.metrics.abandoned()
+            self._log(CLIENT_GONE, request_id, started, result)
+            return
+        except Exception as error:
+            failure = failure_of(error)
+            if failure.status == 500:
+                log.exception("a request failed", extra={FIELDS: {"request_id": request_id}})
+            self._gate.service.metrics.refused(failure.error_type)
+            status, body, extra = failure.status, *failure_reply(failure)
+        if self._gate.is_closing:
+            extra["connection"] = "close"
+        await respond(send, status, body, {**extra, "x-request-id": request_id})
+        self._gate.service.metrics.answered(self._route.path, status)
+        self._log(status, request_id, started, result)
+        if self._gate.tracer is not None:
+            self._gate.tracer.trace(self._route.path, headers, status, time.monotonic() - started, result)
+
+    async def _read(self, scope: Scope, headers: Headers, receive: Receive) -> ScoringRequest:
+        options = self._gate.options
+        self._gate.check_key(headers)
+        model = self._gate.service.model.card
+        self._check_content(headers)
+        body = await read_body(
+            receive, headers.get("content-length"), max_bytes=options.max_body_bytes, seconds=options.body_seconds
+        )
+        if (name := scope["path_params"].get("name")) is not None:
+            model.check_name(name)
+        if self._route.has_tensors:
+            return read_infer(body, model, headers.get(JSON_LENGTH_HEADER))
+        return self._route.read(body, model)
+
+    def _check_content(self, headers: Headers) -> None:
+        """Raise InvalidRequest (415) for a body that says to be something else than JSON."""
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind and not (kind == "application/json" or kind.endswith("+json") or self._route.has_tensors):
+            raise InvalidRequest(f"the body is {kind[:80]!r}; send JSON, with 'Content-Type: application/json'", 415)
+        if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+            raise InvalidRequest("the body is packed, and packed bodies are not taken; send it as it is", 415)
+
+    async def _score(self, request: ScoringRequest, request_id: str, receive: Receive) -> ScoringResult:
+        """Score a request, and stop where its client goes away."""
+        work = asyncio.ensure_future(self._gate.service.score(request, request_id))
+        gone = asyncio.ensure_future(until_gone(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise ClientGone
+            return work.result()
+        finally:
+            work.cancel()
+            gone.cancel()
+
+    def _log(self, status: int, request_id: str, started: float, result: ScoringResult | None) -> None:
+        if not self._gate.options.log_requests:
+            return
+        fields: dict[str, object] = {"route": self._route.path, "status": status, "request_id": request_id}
+        if result is not None:
+            fields["pairs"] = len(result.scored.scores)
+            fields["tokens"] = int(result.scored.token_counts.sum())
+            fields["truncated"] = int(result.scored.truncated.sum())
+        fields["ms"] = round(1000 * (time.monotonic() - started), 3)
+        log.info("request", extra={FIELDS: fields})
+
+
+def encoded(reply: object) -> tuple[bytes, dict[str, str]]:
+    """Write a reply: its body, and its headers.
+
+    >>> encoded({"score": 0.93})
+    (b'{"score":0.93}', {'content-type': 'application/json'})
+    """
+    if isinstance(reply, Reply):
+        return reply.body, dict(reply.headers)
+    return msgspec.json.encode(reply), {"content-type": "application/json"}
+
+
+def failure_reply(failure: Failure) -> tuple[bytes, dict[str, str]]:
+    """Write the answer to a request that was not scored.
+
+    >>> failure_reply(Failure(401, "an API key is needed"))[1]["www-authenticate"]
+    'Bearer'
+    """
+    body, headers = encoded(failure.document())
+    headers.update(failure.headers)
+    if failure.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if failure.status in (401, 408, 413, 415):  # the rest of the body is not read
+        headers["connection"] = "close"
+    return body, headers
+
+
+def cost_headers(result: ScoringResult) -> dict[str, str]:
+    """Say in headers what a request cost, in tokens and milliseconds.
+
+    >>> cost_headers(result)["x-cappy-tokens"]
+    '20'
+    """
+    stages = [(stage, f"{1000 * seconds:.3f}") for stage, seconds in result.stages.items()]
+    return {
+        "x-cappy-tokens": str(int(result.scored.token_counts.sum())),
+        "x-cappy-truncated": str(int(result.scored.truncated.sum())),
+        **{f"x-cappy-{stage}-ms": milliseconds for stage, milliseconds in stages},
+        "server-timing": ", ".join(f"{stage};dur={milliseconds}" for stage, milliseconds in stages),
+    }
+
+
+async def respond(send: Send, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+    """Send a whole answer."""
+    lines = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    lines.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": lines})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,61 @@
+"""Check the API key of a request, in a time that tells nothing of the keys there are."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from pathlib import Path
+
+from cappy_engine.errors import CappyError
+from cappy_engine.storage import read_regular
+
+LEAST_KEY_CHARS = 16
+MAX_FILE_BYTES = 2**20
+
+
+class ApiKeys:
+    """The keys that may ask, as digests.
+
+    >>> ApiKeys(["a-key-of-some-length"]).accepts("a-key-of-some-length")
+    True
+    """
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = [_digest(key) for key in keys]
+
+    def accepts(self, key: str) -> bool:
+        """Tell if `key` is one of them; all are compared, in constant time."""
+        found = False
+        digest = _digest(key)
+        for each in self._digests:
+            found |= hmac.compare_digest(digest, each)
+        return found
+
+
+def read_keys(path: Path) -> ApiKeys:
+    """Read the keys of a file, one a line; empty lines and lines that begin with # are left out.
+
+    Raises CappyError if the file has none, or one of less than 16 characters, or cannot be read.
+
+        >>> read_keys(Path("keys.txt")).accepts("wrong")
+        False
+    """
+    try:
+        lines = read_regular(path, limit=MAX_FILE_BYTES).decode("ascii").splitlines()
+    except OSError as error:
+        raise CappyError(f"the API keys of {path} cannot be read ({error})") from error
+    except UnicodeDecodeError as error:
+        raise CappyError(f"the API keys of {path} must be ASCII, since HTTP's headers are ({error})") from error
+    found = {number: line.strip() for number, line in enumerate(lines, start=1)}
+    keys = {number: key for number, key in found.items() if key and not key.startswith("#")}
+    short = [number for number, key in keys.items() if len(key) < LEAST_KEY_CHARS]
+    if short:
+        raise CappyError(f"{path}, line {short[0]}: an API key must have at least {LEAST_KEY_CHARS} characters")
+    if not keys:
+        raise CappyError(f"{path} has no API key; write one on a line of its own")
+    return ApiKeys(keys.values())
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

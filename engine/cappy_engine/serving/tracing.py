@@ -1,0 +1,69 @@
+"""Send a span for each request, with one for each of its stages, to an OpenTelemetry collector. Never any text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from cappy_engine import __version__
+from cappy_engine.errors import InstallationError, install_hint
+from cappy_engine.serving.requests import ScoringResult
+
+STAGES = ("tokenize", "queue", "score")
+
+
+class Tracer:
+    """Makes spans of requests that ended; they go where `OTEL_EXPORTER_OTLP_ENDPOINT` says.
+
+    A `provider` of the caller's own is used as it is. Raises InstallationError without the packages.
+    """
+
+    def __init__(self, provider: Any = None) -> None:
+        try:
+            from opentelemetry import propagate, trace
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        except ModuleNotFoundError as error:
+            raise InstallationError(f"tracing needs the package {error.name!r}; {install_hint('serve,tracing')}") from error
+        if provider is None:
+            provider = TracerProvider(resource=Resource.create({"service.name": "cappy"}))
+            provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._provider = provider
+        self._tracer = provider.get_tracer("cappy_engine.serving", __version__)
+        self._trace = trace
+        self._propagate = propagate
+
+    def trace(
+        self, route: str, headers: Mapping[str, str], status: int, seconds: float, result: ScoringResult | None
+    ) -> None:
+        """Make the span of a request that took `seconds` and ends now, below the client's own by `traceparent`."""
+        parent = self._propagate.extract(headers)
+        end = time.time_ns()
+        start = end - round(seconds * 1e9)
+        attributes: dict[str, Any] = {"http.request.method": "POST", "http.route": route}
+        attributes["http.response.status_code"] = status
+        if result is not None:
+            attributes["cappy.pairs"] = len(result.scored.scores)
+            attributes["cappy.tokens"] = int(result.scored.token_counts.sum())
+            attributes["cappy.truncated"] = int(result.scored.truncated.sum())
+            attributes["cappy.precision"] = result.model.precision
+        kind = self._trace.SpanKind.SERVER
+        span = self._tracer.start_span(f"POST {route}", parent, kind=kind, attributes=attributes, start_time=start)
+        if status >= 500:
+            span.set_status(self._trace.Status(self._trace.StatusCode.ERROR))
+        if result is not None:
+            inside = self._trace.set_span_in_context(span)
+            at = end - round(result.stages.total * 1e9)
+            stages = dict(result.stages.items())
+            for stage in STAGES:
+                until = at + round(stages[stage] * 1e9)
+                self._tracer.start_span(stage, inside, start_time=at).end(until)
+                at = until
+        span.end(end)
+
+    def close(self) -> None:
+        """Send what was not sent yet."""
+        self._provider.shutdown()
