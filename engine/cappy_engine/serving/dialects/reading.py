@@ -1,0 +1,136 @@
+"""Read bodies strictly: what is not of its type, or is not known, is refused with its place."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Set
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+
+from cappy_engine.pairs import TooLong
+from cappy_engine.ranking import best_first
+from cappy_engine.serving.requests import InvalidRequest, ScoringResult
+
+Shape = TypeVar("Shape")
+
+
+def decoded(body: bytes, shape: type[Shape]) -> Shape:
+    """Decode a JSON body. Raises InvalidRequest: 400 for what is not JSON, 422 for what has another shape.
+
+    >>> decoded(b"[1, 2]", list[int])
+    [1, 2]
+    """
+    try:
+        return msgspec.json.decode(body, type=shape)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(_placed(str(error))) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the body is not JSON: {error}", 400) from error
+    except RecursionError as error:
+        raise InvalidRequest(
+            "the body is not JSON that can be read: its lists or objects are nested too deeply", 400
+        ) from error
+
+
+def field_names(body: bytes) -> Set[str]:
+    """List the names of the fields of a JSON object. Raises InvalidRequest for another body.
+
+    >>> sorted(field_names(b'{"query": "Is the sky blue?", "texts": []}'))
+    ['query', 'texts']
+    """
+    return decoded(body, dict[str, msgspec.Raw]).keys()
+
+
+def wants_sigmoid(**asked: bool | None) -> bool:
+    """Say whether a request asks for the sigmoid of scores. Raises InvalidRequest if it contradicts itself.
+
+    Each name says what its true means: `raw_scores` the scores themselves, every other one the sigmoid. None asks for
+    nothing: then scores are raw.
+
+        >>> wants_sigmoid(raw_scores=False)
+        True
+    """
+    wanted = {name: value != (name == "raw_scores") for name, value in asked.items() if value is not None}
+    if len(set(wanted.values())) > 1:
+        raise InvalidRequest(f"{' and '.join(wanted)} ask for different scores; send one of them")
+    return any(wanted.values())
+
+
+def scores_of(result: ScoringResult, *, is_sigmoid: bool) -> list[float]:
+    """List the scores of a result, or the sigmoid of each.
+
+    >>> scores_of(result, is_sigmoid=False)
+    [0.93, 0.12]
+    """
+    raw: list[float] = result.scored.scores.tolist()
+    return [sigmoid(score) for score in raw] if is_sigmoid else raw
+
+
+def sigmoid(score: float) -> float:
+    """Squash a score between 0 and 1.
+
+    >>> sigmoid(0.0)
+    0.5
+    """
+    small = math.exp(-abs(score))  # the exponential of a large number is not a float
+    return (1.0 if score >= 0 else small) / (1.0 + small)
+
+
+def ranked(result: ScoringResult, top_n: int | None) -> list[int]:
+    """List the places of the best `top_n` pairs, or of all, the best first; the first wins a tie.
+
+    >>> ranked(result, 1)
+    [0]
+    """
+    return best_first(result.scored.scores, result.exact)[:top_n]
+
+
+def token_count(result: ScoringResult) -> int:
+    """Count the tokens of all pairs of a result.
+
+    >>> token_count(result)
+    20
+    """
+    return int(np.sum(result.scored.token_counts))
+
+
+def truncated_count(result: ScoringResult) -> int:
+    """Count the pairs of a result that were truncated.
+
+    >>> truncated_count(result)
+    0
+    """
+    return int(np.count_nonzero(result.scored.truncated))
+
+
+def too_long_of(truncate: bool | None) -> TooLong:
+    """Say what happens to pairs that are too long; without an answer they are truncated.
+
+    >>> too_long_of(False)
+    'refuse'
+    """
+    return "refuse" if truncate is False else "truncate"
+
+
+def refuse_others(name: str, value: object, harmless: Iterable[object], why: str) -> None:
+    """Raise InvalidRequest if a field asks for what cannot be done: only `harmless` values change nothing.
+
+    >>> refuse_others("truncation_side", "right", (None, "right"), "texts are cut at their ends")
+    """
+    known = tuple(harmless)
+    if not any(value == each and type(value) is type(each) for each in known):
+        given = " or ".join(msgspec.json.encode(each).decode() for each in known if each is not None)
+        shown = msgspec.json.encode(value).decode()[:60]
+        raise InvalidRequest(
+            f"{name} {shown} is not supported: {why}; leave it out{f', or send {given}' if given else ''}"
+        )
+
+
+def _placed(problem: str) -> str:
+    """Write where it is wrong first: "$.pairs[3].response: expected `str`, got `int`"."""
+    found = re.fullmatch(r"(.*) - at (?:`key` in )?`(.*)`", problem, re.DOTALL)
+    what, where = found.groups() if found else (problem, "the body")
+    return f"{where}: {what[:1].lower()}{what[1:]}"
