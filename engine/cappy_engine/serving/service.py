@@ -63,6 +63,7 @@ class LoadedModel:
         on_broken: Callable[[LoadedModel, ModelBroken], None],
     ) -> None:
         self.scorer = Scorer.open_with(bundle, options)
+        self.max_text_chars = options.max_text_chars
         self._metrics = metrics
         info = self.scorer.info
         own_name = "cappy-mini" if bundle == EMBEDDED else Path(bundle).absolute().name

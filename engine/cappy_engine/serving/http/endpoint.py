@@ -14,6 +14,7 @@ import msgspec
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
+from cappy_engine.serving.dialects.kserve import JSON_LENGTH_HEADER, read_infer
 from cappy_engine.serving.dialects.routes import Route
 from cappy_engine.serving.http.bodies import ClientGone, read_body, until_gone
 from cappy_engine.serving.keys import ApiKeys

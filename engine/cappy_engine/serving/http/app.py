@@ -1,0 +1,156 @@
+"""Put the server's paths together, as an ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.routing import Route as Path
+
+from cappy_engine import __version__
+from cappy_engine.serving.assets import Asset, read_assets
+from cappy_engine.serving.dialects.kserve import describe_model, describe_server
+from cappy_engine.serving.dialects.routes import ROUTES
+from cappy_engine.serving.http.endpoint import Gate, ScoringEndpoint, encoded, failure_reply
+from cappy_engine.serving.metrics import CONTENT_TYPE
+from cappy_engine.serving.openapi import describe
+from cappy_engine.serving.service import Service
+from cappy_engine.serving.statuses import Failure, failure_of
+
+Answer = Callable[[Request], Awaitable[Response]]
+
+
+def make_app(gate: Gate) -> Starlette:
+    """Make the application that answers all paths.
+
+    >>> app = make_app(Gate(service, ServerOptions(), keys=None))
+    """
+    service = gate.service
+    description = msgspec.json.encode(describe(ROUTES, __version__))
+    pages: list[BaseRoute] = [Path(path, partial(_show, asset)) for path, asset in read_assets().items()]
+    posts: list[BaseRoute] = [Path(route.path, ScoringEndpoint(route, gate), methods=["POST"]) for route in ROUTES]
+    gets: dict[str, Callable[[Request], Any]] = {
+        "/health": lambda request: {"status": "alive"},
+        "/ready": partial(_ready, service),
+        "/v2/health/live": lambda request: {"live": True},
+        "/v2/health/ready": partial(_ready, service),
+    }
+    keyed: dict[str, Callable[[Request], Any]] = {
+        "/info": partial(_info, gate),
+        "/openapi.json": lambda request: Response(description, media_type="application/json"),
+        "/metrics": lambda request: Response(service.metrics.page(), media_type=CONTENT_TYPE),
+        "/v2": lambda request: describe_server(__version__),
+        "/v2/models/{name}": partial(_kserve_model, service),
+        "/v2/models/{name}/ready": partial(_kserve_ready, service),
+    }
+    return Starlette(
+        routes=[
+            *posts,
+            *(Path(path, _answer(gate, read)) for path, read in gets.items()),
+            *(Path(path, _answer(gate, read, needs_key=True)) for path, read in keyed.items()),
+            *pages,
+        ],
+        exception_handlers={HTTPException: _http_error, Exception: _server_error},
+    )
+
+
+def _answer(gate: Gate, read: Callable[[Request], Any], *, needs_key: bool = False) -> Answer:
+    """Make an endpoint of a function that reads what is asked for."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            if needs_key:
+                gate.check_key(request.headers)
+            found = read(request)
+        except Exception as error:
+            return _failed(failure_of(error))
+        response = found if isinstance(found, Response) else _json(found)
+        if gate.is_closing:
+            response.headers["connection"] = "close"
+        return response
+
+    return answer
+
+
+def _ready(service: Service, request: Request) -> Any:
+    if service.state != "ready":
+        return _json({"status": service.state}, 503)
+    return {"status": "ready"}
+
+
+def _info(gate: Gate, request: Request) -> dict[str, Any]:
+    model, options = gate.service.model, gate.options
+    info, limits = model.scorer.info, model.queue.limits
+    return {
+        "model": model.card.name,
+        "names": list(model.card.names),
+        "version": __version__,
+        "bundle": info.bundle,
+        **{
+            name: getattr(info, name)
+            for name in (
+                "device device_reason precision precision_reason threads mode mode_reason padding max_batch_tokens "
+                "max_length"
+            ).split()
+        },
+        "limits": {
+            "max_body_bytes": options.max_body_bytes,
+            "max_pairs": options.max_pairs,
+            "max_text_chars": model.max_text_chars,
+            "max_queue_pairs": limits.max_pairs,
+            "max_queue_tokens": limits.max_tokens,
+            "request_seconds": options.request_seconds,
+        },
+    }
+
+
+def _kserve_model(service: Service, request: Request) -> Any:
+    card = service.model.card
+    card.check_name(request.path_params["name"])
+    return describe_model(card)
+
+
+def _kserve_ready(service: Service, request: Request) -> Any:
+    service.model.card.check_name(request.path_params["name"])
+    return _ready(service, request)
+
+
+async def _show(asset: Asset, request: Request) -> Response:
+    headers = dict(asset.headers)
+    if request.headers.get("if-none-match") == headers.get("etag"):
+        return Response(status_code=304, headers=headers)
+    return Response(asset.body, headers=headers)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Answer what no path answers."""
+    status = getattr(error, "status_code", 500)
+    headers = getattr(error, "headers", None) or {}
+    path = request.url.path[:100]
+    message = {
+        404: f"there is nothing at {path!r}; /docs lists the paths",
+        405: f"{path!r} takes {headers.get('Allow', 'other methods')}, not {request.method[:20]}",
+    }.get(status, getattr(error, "detail", "this request cannot be answered"))
+    return _failed(Failure(status, message, headers={name.lower(): value for name, value in headers.items()}))
+
+
+async def _server_error(request: Request, error: Exception) -> Response:
+    return _failed(failure_of(error))
+
+
+def _failed(failure: Failure) -> Response:
+    body, headers = failure_reply(failure)
+    return Response(body, failure.status, headers)
+
+
+def _json(document: Any, status: int = 200) -> Response:
+    body, headers = encoded(document)
+    return Response(body, status, headers)
