@@ -48,10 +48,18 @@ class RerankRequest(PoolingOptions):
         bool | None, Meta(description="Whether the answer holds the documents. null: /rerank does, /v1 and /v2 do not.")
     ] = None
     rank_fields: Annotated[
-        list[str] | None, Meta(description='Refused unless ["text"]: the one field that is ranked.')
+        list[str] | None,
+        Meta(
+            description='Refused unless ["text"]: the one field that is ranked.',
+            extra_json_schema={"enum": [["text"], None]},
+        ),
     ] = None
     max_chunks_per_doc: Annotated[
-        int | None, Meta(description="Refused unless 1: long documents are cut, not ranked in chunks.")
+        int | None,
+        Meta(
+            description="Refused unless 1: long documents are cut, not ranked in chunks.",
+            extra_json_schema={"enum": [1, None]},
+        ),
     ] = None
     raw_scores: Annotated[
         bool | None, Meta(description="false: the sigmoid of each score; the order stays. Otherwise the raw scores.")

@@ -28,7 +28,11 @@ Activation = Annotated[
     bool | None, Meta(description="true: the sigmoid of each score; the order stays. Otherwise the raw scores.")
 ]
 Nothing = Annotated[
-    dict[str, Any] | None, Meta(description="There is no template and no image: only null or {} is taken.")
+    dict[str, Any] | None,
+    Meta(
+        description="There is no template and no image: only null or {} is taken.",
+        extra_json_schema={"maxProperties": 0},
+    ),
 ]
 
 
@@ -42,7 +46,10 @@ class PoolingOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     ) = None
     use_activation: Activation = None
     activation: Activation = None
-    softmax: Annotated[bool | None, Meta(description="Refused if true: over one score it is always 1.")] = None
+    softmax: Annotated[
+        bool | None,
+        Meta(description="Refused if true: over one score it is always 1.", extra_json_schema={"enum": [False, None]}),
+    ] = None
     max_tokens_per_query: (
         Annotated[int, Meta(ge=0, description="Only 0, or as many tokens as the model takes: neither cuts.")] | None
     ) = None
@@ -50,10 +57,15 @@ class PoolingOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         Annotated[int, Meta(ge=0, description="Only 0, or as many tokens as the model takes: neither cuts.")] | None
     ) = None
     truncation_side: Annotated[
-        Literal["left", "right"] | None, Meta(description="Texts are cut at their ends: left is refused.")
+        Literal["left", "right"] | None,
+        Meta(description="Texts are cut at their ends: left is refused.", extra_json_schema={"enum": ["right", None]}),
     ] = None
     instruction: Annotated[
-        str | None, Meta(description="Refused unless empty: the query is what Cappy calls the instruction.")
+        str | None,
+        Meta(
+            description="Refused unless empty: the query is what Cappy calls the instruction.",
+            extra_json_schema={"enum": ["", None]},
+        ),
     ] = None
     chat_template_kwargs: Nothing = None
     mm_processor_kwargs: Nothing = None
