@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from cappy_engine.cli import text
-from cappy_engine.cli.arguments import command, extra, takes
+from cappy_engine.cli.arguments import command, takes
+from cappy_engine.cli.extras import extra
 from cappy_engine.cli.progress import progress_bar
 from cappy_engine.cli.streams import print_json, say, tell
 from cappy_engine.cli.values import PATH

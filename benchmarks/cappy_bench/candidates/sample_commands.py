@@ -13,7 +13,8 @@ import click
 from cappy_bench.candidates import sampling
 from cappy_bench.candidates.decodings import ENDPOINT_DECODINGS, PAPER, Decoding, Sampler, choose_decodings
 from cappy_bench.candidates.sample_options import EndpointOptions, LLMOptions, SampleOptions
-from cappy_engine.cli.arguments import command, extra, flags_given, options_of, takes
+from cappy_engine.cli.arguments import command, flags_given, options_of, takes
+from cappy_engine.cli.extras import extra
 from cappy_engine.cli.progress import progress_bar
 from cappy_engine.cli.streams import say, tell
 from cappy_engine.cli.values import PATH

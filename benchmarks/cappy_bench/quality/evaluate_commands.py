@@ -17,7 +17,8 @@ from cappy_bench.quality.evaluation import evaluate as measure
 from cappy_bench.quality.picking import Scores, first_examples
 from cappy_engine.bundle import EMBEDDED, PRECISIONS, open_bundle
 from cappy_engine.cli import text
-from cappy_engine.cli.arguments import command, extra, force_option, group, quiet_option, takes
+from cappy_engine.cli.arguments import command, force_option, group, quiet_option, takes
+from cappy_engine.cli.extras import extra
 from cappy_engine.cli.streams import is_verbose, open_input, open_output, print_json, say
 from cappy_engine.cli.values import PATH, POSITIVE, named_path
 from cappy_engine.errors import CappyError

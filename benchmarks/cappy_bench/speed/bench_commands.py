@@ -13,7 +13,8 @@ from cappy_bench.peers.specs import SPECS
 from cappy_bench.speed.figures import read_result
 from cappy_bench.speed.run_options import RESULTS, RunOptions
 from cappy_bench.speed.tables import change_tables, result_tables, setting_table
-from cappy_engine.cli.arguments import command, extra, group, quiet_option, takes
+from cappy_engine.cli.arguments import command, group, quiet_option, takes
+from cappy_engine.cli.extras import extra
 from cappy_engine.cli.streams import say
 from cappy_engine.cli.values import PATH
 

@@ -12,14 +12,13 @@ def count(pairs: str, options: CountOptions) -> None:
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import math
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +28,7 @@ import click
 from cappy_engine.bundle import EMBEDDED
 from cappy_engine.cli.streams import QUIET, VERBOSE
 from cappy_engine.cli.values import PATH, Real, Words, json_object
-from cappy_engine.errors import InstallationError, install_hint
+from cappy_engine.cli.variables import add_variables, check_variables
 from cappy_engine.options import Asked
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_SKIPPED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
@@ -52,12 +51,19 @@ class Taken:
 
 
 class Command(click.Command):
-    """A command that builds what it `takes`, and prints the remarks below its options as they stand."""
+    """A command that builds what it `takes`, and prints the remarks below its options as they stand.
+
+    `variables` is what the names of its environment variables begin with, if it has some.
+    """
+
+    variables = ""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse as click does; refuse arguments that are left over with a hint, and build the classes of options."""
         given_words = list(args)
         ctx.allow_extra_args = True
+        if self.variables and not ctx.resilient_parsing:
+            check_variables(ctx, self.variables)
         rest = super().parse_args(ctx, args)
         if ctx.resilient_parsing:  # a shell wants to complete a word
             return rest
@@ -106,10 +112,13 @@ class Group(click.Group):
             formatter.write(f"\n{self.epilog}\n")
 
 
-def command(epilog: str, *, name: str = "", of: click.Group | None = None) -> Callable[[Callable[..., Any]], Command]:
+def command(
+    epilog: str, *, name: str = "", of: click.Group | None = None, variables: str = ""
+) -> Callable[[Callable[..., Any]], Command]:
     r"""Make a function a command, `of` a group; its docstring is the help, with `epilog` below the options.
 
-    Without `name` the command has the function's. The function returns None or an exit status.
+    Without `name` the command has the function's. The function returns None or an exit status. Where `variables` is
+    given, each option has an environment variable, whose name begins with it.
 
         >>> @command("examples:\n  cappy hello")
         ... def hello() -> None:
@@ -120,6 +129,9 @@ def command(epilog: str, *, name: str = "", of: click.Group | None = None) -> Ca
         text = textwrap.dedent(epilog).strip()
         made = click.command(name or function.__name__, cls=Command, epilog=text)(function)
         made.params.append(_verbose_option())
+        made.variables = variables
+        if variables:
+            add_variables(made, variables)
         if of is not None:
             of.add_command(made)
         return made
@@ -207,24 +219,6 @@ def quiet_option(function: AnyFunction) -> AnyFunction:
     """Add --quiet, which silences `say` and progress bars."""
     text = "print only warnings and errors to stderr"
     return click.option("--quiet", is_flag=True, expose_value=False, callback=_remember_quiet, help=text)(function)
-
-
-@contextlib.contextmanager
-def extra(extras: str) -> Iterator[None]:
-    """Turn a missing package into one clear error, which says how to install `extras`; also a decorator.
-
-    >>> with extra("cpu,export"):
-    ...     import torch
-
-    Raises InstallationError.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if not package or package.startswith("cappy_"):  # a mistake of ours
-            raise
-        raise InstallationError(f"this command needs the package {package!r}; {install_hint(extras)}") from error
 
 
 def _verbose_option() -> click.Option:

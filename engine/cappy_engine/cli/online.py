@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cappy_engine.cli.arguments import bundle_option, command, extra, takes
+from cappy_engine.cli.arguments import bundle_option, command, takes
+from cappy_engine.cli.extras import extra
 from cappy_engine.options import ScorerOptions
 from cappy_engine.serving.server_options import ServerOptions
 
@@ -17,6 +18,7 @@ from cappy_engine.serving.server_options import ServerOptions
       cappy serve --bundle cappy-bundle --host 0.0.0.0 --api-key-file keys.txt --log-format json
       CAPPY_SERVE_PORT=9000 cappy serve
 
+    every option has a variable: --max-pairs is CAPPY_SERVE_MAX_PAIRS
     signals: SIGTERM answers what was accepted and ends with status 0, SIGHUP opens the bundle again
     """,
     variables="CAPPY_SERVE",
@@ -24,11 +26,11 @@ from cappy_engine.serving.server_options import ServerOptions
 @bundle_option
 @takes(ServerOptions, "server", section="Server")
 @takes(ScorerOptions, section="Scorer")
-@extra("cpu,serve")
 def serve(bundle: Path, server: ServerOptions, options: ScorerOptions) -> None:
     """Answer scoring requests over HTTP."""
-    from cappy_engine.serving.http.running import run_server
-    from cappy_engine.serving.logs import start_logging
+    with extra("cpu,serve"):
+        from cappy_engine.serving.http.running import run_server
+        from cappy_engine.serving.logs import start_logging
 
     start_logging(server.log_format)
     run_server(bundle, options, server)

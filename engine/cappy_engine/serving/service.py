@@ -19,7 +19,7 @@ import numpy as np
 
 from cappy_engine.batching import EncodedPairs, Scores
 from cappy_engine.bundle import EMBEDDED, open_bundle
-from cappy_engine.errors import CappyError
+from cappy_engine.errors import CappyError, PrecisionUnavailable
 from cappy_engine.options import ScorerOptions
 from cappy_engine.ranking import near_best
 from cappy_engine.scored import Scored
@@ -84,6 +84,14 @@ class LoadedModel:
             on_broken=partial(on_broken, self),
         )
 
+    def margin(self) -> float:
+        """Tell how far below the best score fp32's winner may be. Raises InvalidRequest without an fp32 model."""
+        try:
+            return self.scorer.exact.margin()
+        except PrecisionUnavailable as error:
+            problem = f"exact_winner needs an fp32 model, and this server's bundle has none for {self.card.device}"
+            raise InvalidRequest(problem) from error
+
     def close(self, wait_seconds: float | None = None) -> bool:
         """Answer what waits, and free the model; returns False if something was left unanswered."""
         is_done = self.queue.close(wait_seconds=wait_seconds)
@@ -124,7 +132,7 @@ class Service:
         self._bundle = bundle if bundle == EMBEDDED else Path(bundle).absolute()  # whoever changes the folder
         self._options = options
         self._server = server
-        self._on_broken = on_broken
+        self.on_broken = on_broken
         self._model: LoadedModel | None = None
         self._loading = threading.Lock()
         self._encoders = ThreadPoolExecutor(ENCODERS, "cappy-tokenize")
@@ -157,7 +165,7 @@ class Service:
         """Score the pairs of a request.
 
         Raises InvalidRequest for too many pairs, InvalidPair, QueueFull, QueueClosed, DeadlinePassed, NotReady,
-        ScoringError, ModelBroken, and with `exact_winner` PrecisionUnavailable. Where the call is cancelled, what waits
+        ScoringError and ModelBroken. Where the call is cancelled, what waits
         is not scored.
         """
         if len(request.pairs) > self._server.max_pairs:
@@ -193,7 +201,7 @@ class Service:
         deadline = started + self._server.request_seconds
         model, room = self._reserve(len(request.pairs))
         with room as place:
-            margin = model.scorer.exact.margin() if request.exact_winner else 0.0
+            margin = model.margin() if request.exact_winner else 0.0
             encoded = await asyncio.get_running_loop().run_in_executor(
                 self._encoders, partial(model.scorer.encode, request.pairs, too_long=request.too_long)
             )
@@ -236,7 +244,7 @@ class Service:
         log.error("%s", error)
         if model is self._model:
             self.state = "broken"
-            self._on_broken(error)
+            self.on_broken(error)
 
     def _waiting(self) -> tuple[int, int]:
         return (0, 0) if self._model is None else self._model.queue.waiting()

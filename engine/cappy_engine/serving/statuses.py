@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cappy_engine.errors import InvalidPair, PrecisionUnavailable, ScoringError
+from cappy_engine.errors import InvalidPair, ScoringError
 from cappy_engine.serving.queue import DeadlinePassed, ModelBroken, QueueClosed, QueueFull
 from cappy_engine.serving.requests import InvalidRequest
 from cappy_engine.serving.service import NotReady
@@ -27,7 +27,6 @@ ERROR_TYPES: Mapping[int, str] = {
 
 STATUSES: Mapping[type[Exception], int] = {
     InvalidPair: 422,
-    PrecisionUnavailable: 422,
     QueueFull: 429,
     QueueClosed: 503,
     NotReady: 503,

@@ -27,7 +27,9 @@ class Tracer:
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ModuleNotFoundError as error:
-            raise InstallationError(f"tracing needs the package {error.name!r}; {install_hint('serve,tracing')}") from error
+            raise InstallationError(
+                f"tracing needs the package {error.name!r}; {install_hint('serve,tracing')}"
+            ) from error
         if provider is None:
             provider = TracerProvider(resource=Resource.create({"service.name": "cappy"}))
             provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

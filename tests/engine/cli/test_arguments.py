@@ -12,7 +12,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cappy_engine.cli.arguments import command, extra, flags_given, group, takes
+from cappy_engine.cli.arguments import command, flags_given, group, takes
+from cappy_engine.cli.extras import extra
 from cappy_engine.errors import InstallationError
 from cappy_engine.options import Asked, ScorerOptions
 

@@ -87,13 +87,19 @@ class _Server:
         """Serve until `_stop`; raises what made it stop."""
         loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
-        self._service.on_broken = lambda error: loop.call_soon_threadsafe(self._stop, error)
+
+        def stop_for(error: ModelBroken) -> None:
+            loop.call_soon_threadsafe(self._stop, error)
+
+        self._service.on_broken = stop_for
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
         loop.add_signal_handler(signal.SIGHUP, self._begin, self._swap)
         self._begin(self._load)
         serving = asyncio.ensure_future(self._web.serve(sockets=[self._listener]))
-        await asyncio.wait({serving, waiting := asyncio.ensure_future(self._stopped.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            {serving, waiting := asyncio.ensure_future(self._stopped.wait())}, return_when=asyncio.FIRST_COMPLETED
+        )
         waiting.cancel()
         self._gate.is_closing = True
         self._service.drain()
@@ -105,7 +111,7 @@ class _Server:
             raise self._problem
         if not is_done:
             raise CappyError(
-                f"requests were left unanswered after drain_seconds, {self._gate.options.drain_seconds:g}; raise that limit"
+                f"requests were left unanswered after drain_seconds, {self._gate.options.drain_seconds:g}; raise it"
             )
         log.info("all requests are answered; the server stops")
 
@@ -126,7 +132,7 @@ class _Server:
         else:
             card = self._service.model.card
             log.info("serving on %s", self._address)
-            log.info("%s, %s on %s; every request that asks for it is scored by this model", card.name, card.precision, card.device)
+            log.info("model %s: %s on %s", card.name, card.precision, card.device)
 
     def _swap(self, loop: asyncio.AbstractEventLoop) -> None:
         """Load the bundle again; where that fails, the model that is there goes on."""
