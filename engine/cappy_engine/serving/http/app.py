@@ -50,7 +50,7 @@ def make_app(gate: Gate) -> Starlette:
         "/v2/models/{name}": partial(_kserve_model, service),
         "/v2/models/{name}/ready": partial(_kserve_ready, service),
     }
-    return Starlette(
+    app = Starlette(
         routes=[
             *posts,
             *(Path(path, _answer(gate, read)) for path, read in gets.items()),
@@ -59,6 +59,8 @@ def make_app(gate: Gate) -> Starlette:
         ],
         exception_handlers={HTTPException: _http_error, Exception: _server_error},
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 def _answer(gate: Gate, read: Callable[[Request], Any], *, needs_key: bool = False) -> Answer:

@@ -18,6 +18,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     header_seconds = 20.0
     _until_head: asyncio.TimerHandle | None = None
+    _is_in_head = False
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn's
@@ -27,38 +28,43 @@ class BoundedConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what arrives; close the connection where a request's head is too long."""
-        is_head = self._is_between_requests()
         super().data_received(data)
-        if not is_head or self.transport.is_closing():
-            return
-        if self._is_between_requests():  # still no whole head
+        if self._is_in_head and not self.transport.is_closing():
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEADER_BYTES:
                 self.send_400_response(f"the headers have more than {MAX_HEADER_BYTES} bytes")
-            elif self._until_head is None:
-                self._wait_for_head()
-        else:
-            self._stop_waiting()
+
+    def on_message_begin(self) -> None:
+        """Begin to wait for the rest of a request's head."""
+        super().on_message_begin()
+        self._is_in_head = True
+        self._head_bytes = 0
+        if self._until_head is None:
+            self._wait_for_head()
+
+    def on_headers_complete(self) -> None:
+        """Wait no longer: the head is there."""
+        self._is_in_head = False
+        self._stop_waiting()
+        super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._stop_waiting()
         super().connection_lost(exc)
 
-    def _is_between_requests(self) -> bool:
-        cycle: Any = self.cycle
-        return cycle is None or cycle.response_complete
-
     def _wait_for_head(self) -> None:
         self._until_head = self.loop.call_later(self.header_seconds, self._close_if_waiting)
 
     def _stop_waiting(self) -> None:
-        self._head_bytes = 0
         if self._until_head is not None:
             self._until_head.cancel()
             self._until_head = None
 
     def _close_if_waiting(self) -> None:
-        self._until_head = None
-        if not self.transport.is_closing():
+        """Close the connection, but not before the request before on it is answered."""
+        cycle: Any = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            self._wait_for_head()
+        elif not self.transport.is_closing():
             self.transport.close()

@@ -19,6 +19,7 @@ from cappy_engine.serving.dialects.routes import Route
 from cappy_engine.serving.http.bodies import ClientGone, read_body, until_gone
 from cappy_engine.serving.keys import ApiKeys
 from cappy_engine.serving.logs import FIELDS
+from cappy_engine.serving.queue import STOPPED, QueueClosed
 from cappy_engine.serving.requests import InvalidRequest, Reply, ScoringRequest, ScoringResult
 from cappy_engine.serving.server_options import ServerOptions
 from cappy_engine.serving.service import Service
@@ -34,13 +35,17 @@ log = logging.getLogger("cappy.server")
 
 @dataclass
 class Gate:
-    """What every endpoint shares: the service, its options, the keys that may ask, and whether the server stops."""
+    """What every endpoint shares: the service, its options, the keys that may ask, and whether the server stops.
+
+    `unanswered` counts the requests that were cut off, since the time to answer them was over.
+    """
 
     service: Service
     options: ServerOptions
     keys: ApiKeys | None
     tracer: Tracer | None = None
     is_closing: bool = False
+    unanswered: int = 0
 
     def check_key(self, headers: Headers) -> None:
         """Raise InvalidRequest (401) unless the request has a key that may ask."""
@@ -76,7 +81,10 @@ class ScoringEndpoint:
             self._gate.service.metrics.abandoned()
             self._log(CLIENT_GONE, request_id, started, result)
             return
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError):  # by the server, whose time to end is over
+                self._gate.unanswered += 1
+                error = QueueClosed(STOPPED)
             failure = failure_of(error)
             if failure.status == 500:
                 log.exception("a request failed", extra={FIELDS: {"request_id": request_id}})

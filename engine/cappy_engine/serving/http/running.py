@@ -109,9 +109,10 @@ class _Server:
         is_done = await asyncio.to_thread(self._service.close)
         if self._problem is not None:
             raise self._problem
-        if not is_done:
+        if self._gate.unanswered or not is_done:
             raise CappyError(
-                f"requests were left unanswered after drain_seconds, {self._gate.options.drain_seconds:g}; raise it"
+                f"{self._gate.unanswered} requests were not answered in drain_seconds, "
+                f"{self._gate.options.drain_seconds:g}; give the server more time to end"
             )
         log.info("all requests are answered; the server stops")
 

@@ -1,0 +1,156 @@
+"""What one client does must not hurt the others: bodies, headers and connections are bounded, and so is its work."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.support.faulty_cappy import POISON, POISON_TOKENS
+from tests.support.servers import Server, faulty, pairs_of, serving
+
+SKY = "Is the sky blue?"
+HEAD = "POST /v1/rank HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\n"
+BODY = json.dumps({"instruction": SKY, "candidates": ["Yes"]})
+
+
+def received(connection: socket.socket) -> bytes:
+    """Read until the server closes the connection."""
+    found = b""
+    try:
+        while part := connection.recv(65536):
+            found += part
+    except ConnectionResetError:  # it closed while we were still sending
+        pass
+    return found
+
+
+def test_a_body_that_announces_to_be_too_large_is_refused_unread(server: Server) -> None:
+    with server.connect() as connection:
+        connection.sendall(f"{HEAD}content-length: 99999999999\r\n\r\n".encode())
+        assert b" 413 " in received(connection)
+
+
+def test_a_chunked_body_without_end_is_refused_when_it_is_too_large(server: Server) -> None:
+    chunk = b"1000\r\n" + b"x" * 4096 + b"\r\n"
+    with server.connect() as connection:
+        connection.sendall(f"{HEAD}transfer-encoding: chunked\r\n\r\n".encode())
+        connection.sendall(chunk * 26)  # just above the limit of 100,000 bytes
+        assert b" 413 " in received(connection)
+
+
+def test_a_body_that_comes_too_slowly_is_refused(server: Server) -> None:
+    with server.connect() as connection:
+        connection.sendall(f"{HEAD}content-length: {len(BODY)}\r\n\r\n{BODY[:10]}".encode())
+        assert b" 408 " in received(connection)
+
+
+@pytest.mark.parametrize("sent", ["", "POST /v1/rank HT", HEAD], ids=["nothing", "half a line", "half a head"])
+def test_a_connection_without_a_whole_head_is_closed(server: Server, sent: str) -> None:
+    with server.connect() as connection:
+        connection.sendall(sent.encode())
+        assert received(connection) == b""
+
+
+def test_half_a_head_after_an_answer_is_closed_too(server: Server) -> None:
+    with server.connect() as connection:
+        connection.sendall(f"{HEAD}content-length: {len(BODY)}\r\n\r\n{BODY}POST /v1/".encode())
+        assert received(connection).count(b"HTTP/1.1 ") == 1
+
+
+def test_headers_without_end_are_refused(server: Server) -> None:
+    with server.connect() as connection:
+        try:
+            for number in range(200):
+                connection.sendall(f"{'' if number else HEAD}x-{number}: {'y' * 1000}\r\n".encode())
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        assert b" 200 " not in received(connection)
+    assert server.get("/ready").status_code == 200
+
+
+def test_requests_behind_each_other_on_a_connection_are_answered_in_order(server: Server) -> None:
+    one = f"{HEAD}content-length: {len(BODY)}\r\n\r\n{BODY}"
+    last = one.replace("host: here", "host: here\r\nconnection: close")
+    with server.connect() as connection:
+        connection.sendall((one + one + last).encode())
+        assert received(connection).count(b"HTTP/1.1 200 ") == 3
+
+
+def test_what_is_not_http_is_refused(server: Server) -> None:
+    with server.connect() as connection:
+        connection.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 not http\r\n\r\n")
+        assert b" 400 " in received(connection)
+
+
+def test_a_thousand_idle_connections_do_not_keep_others_waiting(server: Server) -> None:
+    idle: list[socket.socket] = []
+    try:
+        for _ in range(1000):
+            idle.append(server.connect())
+        assert server.post("/v1/score", pairs_of((SKY, "Yes"))).status_code == 200
+    finally:
+        for connection in idle:
+            connection.close()
+
+
+@pytest.fixture(scope="module")
+def slow(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Give a server whose model takes 0.2 s for a batch, and whose queue holds three pairs."""
+    trigger = tmp_path_factory.mktemp("slow") / "trigger"
+    options = "--threads 1 --max-queue-pairs 3 --step-tokens 16 --request-seconds 1.5".split()
+    with serving("--bundle", str(bundle), *options, command=faulty("slow", trigger)) as running:
+        trigger.touch()
+        yield running
+
+
+def test_what_does_not_fit_is_refused_at_once_and_says_when_to_come_again(slow: Server) -> None:
+    with ThreadPoolExecutor(12) as threads:
+        found = list(threads.map(lambda number: slow.post("/v1/score", pairs_of((SKY, str(number)))), range(12)))
+    refused = [response for response in found if response.status_code == 429]
+    assert {response.status_code for response in found} == {200, 429}
+    assert refused[0].json()["error_type"] == "overloaded"
+    assert int(refused[0].headers["retry-after"]) >= 1
+
+
+def test_a_request_that_takes_too_long_is_given_up(slow: Server) -> None:
+    response = slow.post("/v1/score", pairs_of(*[(SKY, str(number)) for number in range(30)]))
+    assert (response.status_code, response.json()["error_type"]) == (503, "unhealthy")
+    assert "not answered in 1.5 seconds" in response.json()["error"]
+
+
+def test_the_work_of_a_client_that_hangs_up_is_not_done(slow: Server) -> None:
+    labels = 'cappy_pairs_total{device="cpu",precision="fp32"}'
+    before, gone = slow.metric(labels), slow.metric("cappy_abandoned_requests_total")
+    body = json.dumps({"instruction": SKY, "candidates": [str(number) for number in range(40)]})
+    with slow.connect() as connection:
+        connection.sendall(f"{HEAD}content-length: {len(body)}\r\n\r\n{body}".encode())
+        time.sleep(0.3)
+    slow.wait_until(lambda: slow.metric("cappy_abandoned_requests_total") > gone)
+    assert slow.post("/v1/score", pairs_of((SKY, "Yes"))).status_code == 200
+    assert slow.metric(labels) - before < 10
+
+
+def test_a_pair_that_fails_in_the_model_fails_only_its_request(bundle: Path, tmp_path: Path) -> None:
+    trigger = tmp_path / "trigger"
+    with serving("--bundle", str(bundle), command=faulty(POISON, trigger)) as server:
+        tokens = server.post("/v1/score", pairs_of(("", "a"))).json()["tokens"]
+        poison = ("", " ".join(["a"] * (POISON_TOKENS - tokens + 1)))
+        assert server.post("/v1/score", pairs_of(poison)).json()["tokens"] == POISON_TOKENS
+        trigger.touch()
+
+        def ask(number: int) -> int:
+            texts = [(SKY, str(number)), poison] if number % 4 == 0 else [(SKY, str(number)), (SKY, "no")]
+            return server.post("/v1/score", pairs_of(*texts)).status_code
+
+        with ThreadPoolExecutor(8) as threads:
+            found = list(threads.map(ask, range(24)))
+        assert found == [422 if number % 4 == 0 else 200 for number in range(24)]
+        failed = server.post("/v1/score", pairs_of((SKY, "Yes"), poison)).json()
+        assert (failed["pair"], "this pair is poison" in failed["error"]) == (1, True)
+        assert server.get("/ready").status_code == 200

@@ -1,0 +1,253 @@
+"""How a server begins, changes its model and ends: with nothing lost, and never with wrong scores."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import stat
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cappy_engine.scorer import Scorer
+from tests.support.bundles import copy_bundle
+from tests.support.servers import COMMAND, SECONDS, Server, faulty, pairs_of, serving, started
+
+SKY = "Is the sky blue?"
+ONE = pairs_of((SKY, "Yes"))
+
+
+def test_a_server_that_stops_answers_what_it_accepted(bundle: Path, tmp_path: Path) -> None:
+    trigger = tmp_path / "trigger"
+    trigger.touch()
+    options = "--step-tokens 16 --max-queue-tokens 1000".split()
+    with serving("--bundle", str(bundle), *options, command=faulty("slow", trigger)) as server:
+        with ThreadPoolExecutor(6) as threads:
+            waiting = [
+                threads.submit(server.post, "/v1/score", pairs_of((SKY, str(number)), (SKY, "No")))
+                for number in range(6)
+            ]
+            server.wait_until(lambda: server.metric("cappy_queue_pairs") > 5)
+            assert server.stop(signal.SIGTERM) == 0
+            assert [future.result().status_code for future in waiting] == [200] * 6
+        assert "all requests are answered" in server.log
+        with pytest.raises(httpx.ConnectError):
+            server.get("/health")
+
+
+def test_a_server_that_stops_waits_no_longer_than_it_may(bundle: Path, tmp_path: Path) -> None:
+    trigger = tmp_path / "trigger"
+    trigger.touch()
+    options = ["--bundle", str(bundle), "--step-tokens", "16", "--drain-seconds", "0.3"]
+    with serving(*options, command=faulty("slow", trigger)) as server, ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(server.post, "/v1/score", pairs_of(*[(SKY, str(number)) for number in range(200)]))
+        server.wait_until(lambda: server.metric("cappy_queue_pairs") > 0)
+        assert server.stop(signal.SIGTERM) == 1
+        assert "1 requests were not answered in drain_seconds, 0.3" in server.log
+        assert asked.result().status_code == 503
+
+
+def test_ctrl_c_ends_a_server_like_sigterm(bundle: Path) -> None:
+    with serving("--bundle", str(bundle)) as server:
+        assert server.stop(signal.SIGINT) == 0
+
+
+def test_a_bundle_that_takes_the_place_of_another_answers_from_then_on(bundle: Path, tmp_path: Path) -> None:
+    """Requests go on while the model changes, and none of them fails."""
+    current = tmp_path / "current"
+    current.symlink_to(bundle)
+    embedded = Scorer.open()
+    with serving("--bundle", str(current), "--precision", "int8") as server:
+        before = server.post("/v1/score", ONE).json()["results"][0]["score"]
+        statuses: set[int] = set()
+        is_over = threading.Event()
+
+        def ask() -> None:
+            while not is_over.is_set():
+                statuses.add(server.post("/v1/score", ONE).status_code)
+
+        asking = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in asking:
+            thread.start()
+        current.unlink()
+        current.symlink_to(Path(Scorer.open.__globals__["EMBEDDED"]))
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for_line("its model answers from now on")
+        after = server.post("/v1/score", ONE).json()["results"][0]["score"]
+        is_over.set()
+        for thread in asking:
+            thread.join()
+        assert statuses == {200}
+        assert after == embedded.score([(SKY, "Yes")])[0] != before
+        assert server.metric('cappy_swaps_total{result="done"}') == 1
+
+
+def test_a_bundle_that_cannot_be_opened_changes_nothing(bundle: Path, tmp_path: Path) -> None:
+    copy = copy_bundle(tmp_path / "copy")
+    with serving("--bundle", str(copy), "--precision", "fp32") as server:
+        before = server.post("/v1/score", ONE).json()
+        (copy / "tokenizer.json").write_text("{}")
+        server.process.send_signal(signal.SIGHUP)
+        assert "tokenizer.json" in server.wait_for_line("the model before goes on")
+        assert server.post("/v1/score", ONE).json() == before
+        assert server.get("/ready").status_code == 200
+        assert server.metric('cappy_swaps_total{result="failed"}') == 1
+
+
+def test_a_model_that_scores_otherwise_than_its_bundle_says_is_not_served(bundle: Path, tmp_path: Path) -> None:
+    trigger = tmp_path / "trigger"
+    trigger.touch()
+    with started(["--bundle", str(bundle)], command=faulty("wrong", trigger)) as server:
+        assert server.wait() == 1
+        assert "the model gives wrong scores: 0.12300 for a pair of the bundle" in server.log
+
+
+def test_a_swap_to_a_model_with_wrong_scores_is_refused(bundle: Path, tmp_path: Path) -> None:
+    trigger = tmp_path / "trigger"
+    with serving("--bundle", str(bundle), command=faulty("wrong", trigger)) as server:
+        trigger.touch()
+        server.process.send_signal(signal.SIGHUP)
+        assert "wrong scores" in server.wait_for_line("the model before goes on")
+
+
+def test_a_model_that_begins_to_fail_ends_the_process(bundle: Path, tmp_path: Path) -> None:
+    trigger = tmp_path / "trigger"
+    with serving("--bundle", str(bundle), command=faulty("fails", trigger)) as server:
+        assert server.post("/v1/score", ONE).status_code == 200
+        trigger.touch()
+        assert server.post("/v1/score", ONE).status_code in (500, 503)
+        with contextlib.suppress(httpx.TransportError):  # it says so until it ends
+            assert server.get("/ready").status_code == 503
+        assert server.wait() == 1
+        assert "the model fails on pairs that it scored when it was exported: the device is gone" in server.log
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "problem"),
+    [
+        (["--bundle", "/nowhere"], 1, "/nowhere"),
+        (["--host", "0.0.0.0"], 2, "host '0.0.0.0' can be reached by others; give --api-key-file"),
+        (["--host", "0.0.0.0", "--no-key", "--api-key-file", "keys"], 2, "exclude each other"),
+        (["--api-key-file", "/nowhere"], 1, "the API keys of /nowhere cannot be read"),
+        (["--host", "192.0.2.1", "--no-key"], 1, "cannot listen on 192.0.2.1"),
+        (["--port", "70000"], 2, "port must be at most 65535"),
+        (["--request-seconds", "0"], 2, "request-seconds"),
+        (["--unix-socket", "/nowhere/socket"], 1, "cannot listen on /nowhere/socket"),
+    ],
+)
+def test_a_server_that_cannot_be_what_was_asked_ends_and_says_why(
+    options: list[str], status: int, problem: str
+) -> None:
+    with started(options) as server:
+        assert server.wait() == status
+        assert problem in server.log
+
+
+def test_a_port_that_is_taken_is_named(server: Server) -> None:
+    port = str(httpx.URL(server.url).port)
+    with started(["--port", port]) as second:
+        assert second.wait() == 1
+        assert f"cannot listen on 127.0.0.1, port {port}: Address already in use" in second.log
+
+
+def test_every_option_has_a_variable(bundle: Path) -> None:
+    variables = {"CAPPY_SERVE_BUNDLE": str(bundle), "CAPPY_SERVE_PRECISION": "int8", "CAPPY_SERVE_MAX_PAIRS": "7"}
+    with serving(variables=variables) as server:
+        found = server.get("/info").json()
+        assert (found["precision"], found["limits"]["max_pairs"]) == ("int8", 7)
+        assert found["model"] == bundle.name
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("CAPPY_SERVE_BUNDLE", "", "the variable CAPPY_SERVE_BUNDLE is empty"),
+        ("CAPPY_SERVE_PROT", "1", "did you mean CAPPY_SERVE_PORT"),
+        ("CAPPY_SERVE_MAX_PAIRS", "many", "many"),
+    ],
+)
+def test_a_variable_that_would_change_nothing_is_an_error(name: str, value: str, problem: str) -> None:
+    with started(variables={name: value}) as server:
+        assert server.wait() == 2
+        assert problem in server.log
+
+
+def test_keys_are_asked_for_where_there_are_some(bundle: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# the team's\nthe-first-key-of-two\n\nthe-second-key-of-two\n")
+    with serving("--bundle", str(bundle), "--api-key-file", str(keys)) as server:
+        assert server.post("/v1/score", ONE, authorization="Bearer the-first-key-of-two").status_code == 200
+        assert server.post("/v1/score", ONE, x_api_key="the-second-key-of-two").status_code == 200
+        for headers in (
+            {},
+            {"authorization": "Bearer the-first-key"},
+            {"authorization": "Basic the-first-key-of-two"},
+            {"authorization": "Bearer"},
+            {"x_api_key": "# the team's"},
+            {"authorization": "Bearer wrong", "x_api_key": "the-first-key-of-two"},
+        ):
+            refused = server.post("/v1/score", ONE, **headers)
+            assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer"), headers
+            assert refused.json()["error_type"] == "unauthorized"
+        assert [server.get(path).status_code for path in ("/health", "/ready", "/")] == [200] * 3
+        assert [server.get(path).status_code for path in ("/metrics", "/info", "/openapi.json")] == [401] * 3
+        assert "of-two" not in server.log
+
+
+@pytest.mark.parametrize("text", ["", "# none\n", "short\n", "a-key-that-is-not-ascii-é\n"])
+def test_a_file_without_good_keys_is_an_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "keys").write_text(text)
+    with started(["--api-key-file", str(tmp_path / "keys")]) as server:
+        assert server.wait() == 1
+        assert "key" in server.log
+
+
+def test_a_unix_socket_is_its_owner_s_alone_and_goes_at_the_end(bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(path))  # by a server that was killed
+    left.close()
+    with serving("--bundle", str(bundle), "--unix-socket", str(path)) as server:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://here") as client:
+            assert client.post("/v1/score", json=ONE).status_code == 200
+        with started(["--unix-socket", str(path)]) as second:
+            assert second.wait() == 1
+            assert "Address already in use" in second.log
+        assert server.stop() == 0
+    assert not path.exists()
+
+
+def test_logs_are_json_for_a_collector_and_hold_no_text(bundle: Path) -> None:
+    with serving("--bundle", str(bundle), "--log-format", "json", "--log-requests") as server:
+        server.post("/v1/score", pairs_of(("a secret", "b")), x_request_id="mine")
+        server.post("/v1/score", {"a secret": 1})
+        assert server.stop() == 0
+        lines = [json.loads(line) for line in server.lines]
+    asked = [line for line in lines if line["message"] == "request"]
+    assert [(line["status"], line["route"]) for line in asked] == [(200, "/v1/score"), (422, "/v1/score")]
+    assert (asked[0]["request_id"], asked[0]["pairs"], asked[0]["level"]) == ("mine", 1, "info")
+    assert "secret" not in server.log
+
+
+def test_a_full_disk_for_the_log_does_not_stop_the_server(bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [*COMMAND, "serve", "--bundle", str(bundle), "--port", str(port), "--log-requests"]
+    with Path("/dev/full").open("w") as full, subprocess.Popen(words, stderr=full) as process:
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=8)) as client:
+                while client.get("/ready").status_code == 503:
+                    time.sleep(0.05)
+                assert [client.post("/v1/score", json=ONE).status_code for _ in range(5)] == [200] * 5
+            process.terminate()
+            assert process.wait(SECONDS) == 0
+        finally:
+            process.kill()
