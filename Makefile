@@ -71,7 +71,7 @@ types: .venv-test/ready
 .venv-engine/ready: pyproject.toml constraints.txt
 	rm -rf .venv-engine
 	$(PYTHON) -m venv .venv-engine
-	$(ENGINE)/pip install --quiet --constraint constraints.txt --editable '.[cpu,serve]' pytest hypothesis pytest-xdist httpx
+	$(ENGINE)/pip install --quiet --constraint constraints.txt --editable '.[cpu,serve,tracing]' pytest hypothesis pytest-xdist httpx
 	touch $@
 
 engine-tests: .venv-engine/ready
