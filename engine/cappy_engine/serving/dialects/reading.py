@@ -30,9 +30,7 @@ def decoded(body: bytes, shape: type[Shape]) -> Shape:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the body is not JSON: {error}", 400) from error
     except RecursionError as error:
-        raise InvalidRequest(
-            "the body is not JSON that can be read: its lists or objects are nested too deeply", 400
-        ) from error
+        raise InvalidRequest("the body is not JSON: its lists or objects are nested too deeply", 400) from error
 
 
 def field_names(body: bytes) -> Set[str]:

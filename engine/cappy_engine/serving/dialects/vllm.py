@@ -75,6 +75,9 @@ class PoolingOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     padding: Annotated[
         Literal["max_length", "do_not_pad"] | None, Meta(description="Ignored: it cannot change a score.")
     ] = None
+    encoding_format: Annotated[
+        Literal["float"] | None, Meta(description="Scores are numbers, whether asked for or not.")
+    ] = None
     cache_salt: Annotated[str | None, Meta(description="Ignored: it cannot change a score.")] = None
 
 

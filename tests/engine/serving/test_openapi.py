@@ -1,0 +1,61 @@
+"""The OpenAPI document says what the server takes and answers, and refers to nothing that is not in it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from cappy_engine.serving.dialects.routes import ROUTES
+from cappy_engine.serving.openapi import ERRORS, LOOKS, describe
+
+DOCUMENT = describe(ROUTES, "1.0", model_names=["cappy-mini"], needs_key=True)
+
+
+def operations(document: dict[str, Any]) -> list[dict[str, Any]]:
+    return [item[method] for item in document["paths"].values() for method in ("get", "post") if method in item]
+
+
+def test_every_path_is_described_once() -> None:
+    assert len(operations(DOCUMENT)) == len(ROUTES) + len(LOOKS)
+    names = [each["operationId"] for each in operations(DOCUMENT)]
+    assert len(set(names)) == len(names)
+
+
+def test_nothing_is_referred_to_that_is_not_there() -> None:
+    references = set(re.findall(r'"\$ref": "#/([^"]+)"', json.dumps(DOCUMENT)))
+    assert "components/schemas/ErrorAnswer" in references
+    for reference in references:
+        found: Any = DOCUMENT
+        for part in reference.split("/"):
+            found = found[part]
+    used = {name.rpartition("/")[2] for name in references if "schemas" in name}
+    assert used == set(DOCUMENT["components"]["schemas"])
+
+
+def test_objects_of_requests_take_no_other_fields() -> None:
+    schemas = DOCUMENT["components"]["schemas"]
+    for route in ROUTES:
+        for shape in route.requests:
+            assert schemas[shape.__name__]["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("needs_key", [True, False])
+def test_keys_are_asked_for_where_there_are_some_but_not_of_probes(needs_key: bool) -> None:
+    document = describe(ROUTES, "1.0", needs_key=needs_key)
+    probes = {look.operation for look in LOOKS if not look.needs_key}
+    for each in operations(document):
+        asks = needs_key and each["operationId"] not in probes
+        assert bool(each["security"]) == ("401" in each["responses"]) == asks
+
+
+def test_every_error_of_a_request_is_described() -> None:
+    posted = [each for each in operations(DOCUMENT) if "requestBody" in each]
+    assert all(set(each["responses"]) == {"200", *map(str, ERRORS)} for each in posted)
+
+
+def test_a_path_may_have_served_names_only() -> None:
+    (parameter,) = DOCUMENT["paths"]["/v2/models/{name}/infer"]["parameters"]
+    assert parameter["schema"] == {"type": "string", "enum": ["cappy-mini"]}
