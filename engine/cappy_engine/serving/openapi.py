@@ -18,6 +18,12 @@ BINARY = "application/octet-stream"
 Json = dict[str, Any]
 
 
+class Status(msgspec.Struct, frozen=True):
+    """How the server is: alive, ready, loading, draining, broken."""
+
+    status: str
+
+
 class ErrorAnswer(msgspec.Struct, frozen=True):
     """What every error answers, whatever the dialect. `error` and `message` are the same sentence."""
 
@@ -29,19 +35,23 @@ class ErrorAnswer(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Look:
-    """A path to GET. `answer` is a type, or the media type of a text; `needs_key` is false for probes."""
+    """A path to GET. `answer` is a type, or the media type of a text; `needs_key` is false for probes.
+
+    With `may_be_unready` the answer may come with 503, too.
+    """
 
     path: str
     operation: str
     summary: str
     answer: Any
     needs_key: bool = True
+    may_be_unready: bool = False
     errors: tuple[int, ...] = ()
 
 
 LOOKS = (
-    Look("/health", "health", "Whether the server runs", Json, needs_key=False),
-    Look("/ready", "ready", "Whether the server can score", Json, needs_key=False, errors=(503,)),
+    Look("/health", "health", "Whether the server runs", Status, needs_key=False),
+    Look("/ready", "ready", "Whether the server can score", Status, needs_key=False, may_be_unready=True),
     Look("/info", "info", "What is served, how it runs, and the limits", Json, errors=(401, 503)),
     Look("/metrics", "metrics", "Counters and times for Prometheus", "text/plain", errors=(401,)),
     Look("/v2", "kserve_server", "What the server is (KServe v2)", kserve.ServerMetadata, errors=(401,)),
@@ -52,7 +62,7 @@ LOOKS = (
         "Whether the server can score (KServe v2)",
         kserve.ServerReady,
         needs_key=False,
-        errors=(503,),
+        may_be_unready=True,
     ),
     Look(
         "/v2/models/{name}",
@@ -66,7 +76,8 @@ LOOKS = (
         "kserve_model_ready",
         "Whether the model can score (KServe v2)",
         kserve.ModelReady,
-        errors=(401, 404, 503),
+        may_be_unready=True,
+        errors=(401, 404),
     ),
 )
 """What the server answers to GET, but for its pages."""
@@ -77,6 +88,7 @@ ERRORS = {
     404: "There is no such path or model.",
     408: "The body came too slowly.",
     413: "The body, a text or the count of pairs is over its limit.",
+    415: "The body says to be something else than JSON, or is packed.",
     422: "The request has another shape, or a pair cannot be scored.",
     429: "The queue is full. Retry-After says when to ask again.",
     500: "The model failed.",
@@ -84,6 +96,7 @@ ERRORS = {
 }
 """What may go wrong with a request, by status."""
 
+_ERROR: Json = {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}
 _TWO_TEXTS: Json = {"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2}
 
 
@@ -136,14 +149,15 @@ def _look(look: Look, by_type: Json, needs_key: bool) -> Json:
     schema, media = (
         ({"type": "string"}, look.answer) if isinstance(look.answer, str) else (by_type[str(look.answer)], JSON)
     )
+    answer = {"description": look.summary + ".", "content": {media: {"schema": schema}}}
+    unready = {"description": ERRORS[503], "content": {JSON: {"schema": {"anyOf": [schema, _ERROR]}}}}
     return {
         "operationId": look.operation,
         "summary": look.summary,
         "security": _security(needs_key and look.needs_key),
-        "responses": {
-            "200": {"description": look.summary + ".", "content": {media: {"schema": schema}}},
-            **_errors(look.errors, needs_key),
-        },
+        "responses": {"200": answer}
+        | ({"503": unready} if look.may_be_unready else {})
+        | _errors(look.errors, needs_key),
     }
 
 
@@ -184,7 +198,7 @@ def _errors(statuses: Sequence[int], needs_key: bool) -> Json:
 def _error(status: int) -> Json:
     described: Json = {
         "description": ERRORS[status],
-        "content": {JSON: {"schema": {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}}},
+        "content": {JSON: {"schema": _ERROR}},
     }
     if status == 429:
         described["headers"] = {"Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds."}}

@@ -50,7 +50,7 @@ def by_name(answer: Any) -> dict[str, Any]:
 
 def unpacked(reply: Reply) -> dict[str, Any]:
     """Read an answer with tensors behind it, as tritonclient does."""
-    length = int(reply.headers["Inference-Header-Content-Length"])
+    length = int(reply.headers[kserve.JSON_LENGTH_HEADER])
     answer, rest = json.loads(reply.body[:length]), reply.body[length:]
     found = {}
     for each in answer["outputs"]:
@@ -89,7 +89,7 @@ def test_tensors_behind_the_json_are_read_and_answered_so() -> None:
     read = partial(kserve.read_infer, json_length=length)
     reply = reply_to(read, data)
     assert isinstance(reply, Reply)
-    assert reply.headers["Content-Type"] == "application/octet-stream"
+    assert reply.headers["content-type"] == "application/octet-stream"
     found = unpacked(reply)
     assert found["score"] == scores_of(PAIRS)
     assert found["truncated"] == [False] * 3

@@ -19,7 +19,7 @@ from cappy_engine.serving.dialects.reading import decoded
 from cappy_engine.serving.dialects.tensors import flattened, split_body, texts_of
 from cappy_engine.serving.requests import InvalidRequest, Reply, ScoringRequest, ScoringResult, ServedModel
 
-JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
+JSON_LENGTH_HEADER = "inference-header-content-length"
 """How many bytes of a body are JSON; tensors follow."""
 INPUTS = ("instruction", "response")
 OUTPUTS = {"score": "FP32", "tokens": "INT64", "truncated": "BOOL"}
@@ -253,7 +253,7 @@ def _answer(asked: InferRequest, shape: list[int], result: ScoringResult) -> Inf
     if not behind:
         return answer
     head = msgspec.json.encode(answer)
-    headers = {"Content-Type": "application/octet-stream", JSON_LENGTH_HEADER: str(len(head))}
+    headers = {"content-type": "application/octet-stream", JSON_LENGTH_HEADER: str(len(head))}
     return Reply(b"".join([head, *behind]), headers)
 
 

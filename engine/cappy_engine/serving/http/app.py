@@ -16,7 +16,7 @@ from starlette.routing import Route as Path
 
 from cappy_engine import __version__
 from cappy_engine.serving.assets import Asset, read_assets
-from cappy_engine.serving.dialects.kserve import describe_model, describe_server
+from cappy_engine.serving.dialects.kserve import ModelReady, ServerReady, describe_model, describe_server
 from cappy_engine.serving.dialects.routes import ROUTES
 from cappy_engine.serving.http.endpoint import Gate, ScoringEndpoint, encoded, failure_reply
 from cappy_engine.serving.metrics import CONTENT_TYPE
@@ -33,14 +33,14 @@ def make_app(gate: Gate) -> Starlette:
     >>> app = make_app(Gate(service, ServerOptions(), keys=None))
     """
     service = gate.service
-    description = msgspec.json.encode(describe(ROUTES, __version__))
+    description = msgspec.json.encode(describe(ROUTES, __version__, needs_key=gate.keys is not None))
     pages: list[BaseRoute] = [Path(path, partial(_show, asset)) for path, asset in read_assets().items()]
     posts: list[BaseRoute] = [Path(route.path, ScoringEndpoint(route, gate), methods=["POST"]) for route in ROUTES]
     gets: dict[str, Callable[[Request], Any]] = {
         "/health": lambda request: {"status": "alive"},
         "/ready": partial(_ready, service),
         "/v2/health/live": lambda request: {"live": True},
-        "/v2/health/ready": partial(_ready, service),
+        "/v2/health/ready": lambda request: _json(ServerReady(service.state == "ready"), _ready_status(service)),
     }
     keyed: dict[str, Callable[[Request], Any]] = {
         "/info": partial(_info, gate),
@@ -82,9 +82,11 @@ def _answer(gate: Gate, read: Callable[[Request], Any], *, needs_key: bool = Fal
 
 
 def _ready(service: Service, request: Request) -> Any:
-    if service.state != "ready":
-        return _json({"status": service.state}, 503)
-    return {"status": "ready"}
+    return _json({"status": service.state}, _ready_status(service))
+
+
+def _ready_status(service: Service) -> int:
+    return 200 if service.state == "ready" else 503
 
 
 def _info(gate: Gate, request: Request) -> dict[str, Any]:
@@ -120,8 +122,9 @@ def _kserve_model(service: Service, request: Request) -> Any:
 
 
 def _kserve_ready(service: Service, request: Request) -> Any:
-    service.model.card.check_name(request.path_params["name"])
-    return _ready(service, request)
+    card = service.model.card
+    card.check_name(request.path_params["name"])
+    return _json(ModelReady(card.name, service.state == "ready"), _ready_status(service))
 
 
 async def _show(asset: Asset, request: Request) -> Response:
