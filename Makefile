@@ -25,12 +25,13 @@ BENCH ?= --environment main --max-seconds 8
 GPU_RESULT ?= bench/gpu-check.json
 GPU_CHECK ?=
 
-.PHONY: help demo test lint types fast engine-tests bench bench-full bench-micro gpu-check clean
+.PHONY: help demo test lint types fast engine-tests clients bench bench-full bench-micro gpu-check clean
 help:
 	@echo "make demo   export cappy-mini, prove its scores, score pairs and rank candidates with it"
 	@echo "make test   lint, types and all tests"
 	@echo "make fast   only the fast tests"
 	@echo "make engine-tests  the engine's tests, where PyTorch is not installed"
+	@echo "make clients  cappy serve with the clients that people have, and with schemathesis"
 	@echo "make bench  parity and speed of cappy-mini beside other tools, in under 10 minutes"
 	@echo "make bench-full   the same for a model of cappy-large's size, beside every tool that can be installed"
 	@echo "make bench-micro  tokenisation, planning and single batches (pytest-benchmark)"
@@ -54,7 +55,7 @@ demo: $(DEMO)/ready
 		--candidate World --candidate Sports --candidate Business --candidate "Science and technology"
 
 # The engine's tests run where PyTorch is not installed, as the engine itself does.
-test: lint types engine-tests
+test: lint types engine-tests clients
 	$(PYTEST) --ignore tests/engine
 
 fast: .venv-test/ready
@@ -76,6 +77,16 @@ types: .venv-test/ready
 
 engine-tests: .venv-engine/ready
 	OMP_NUM_THREADS=1 $(ENGINE)/pytest $(SHARED) tests/engine
+
+# Clients of other servers have an environment of their own; `cappy serve` runs in the engine's.
+.venv-clients/ready: tests/clients/requirements.txt
+	rm -rf .venv-clients
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install --quiet --requirement $<
+	touch $@
+
+clients: .venv-engine/ready .venv-clients/ready
+	CAPPY=$(ENGINE)/cappy .venv-clients/bin/pytest tests/clients
 
 # Tools that cannot be installed beside the others have environments of their own.
 .venv-bench-%/ready: benchmarks/cappy_bench/environments/%.txt
@@ -143,4 +154,4 @@ gpu-check: $(GPU_BUNDLE)/manifest.json | .venv-gpu/ready
 		--title "GPU check of $(notdir $(CHECKPOINT))" --out $(GPU_RESULT) --force $(if $(DATA),--data $(DATA)) $(GPU_CHECK)
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-engine .venv-gpu .venv-bench-* demo bench
+	rm -rf .venv-demo .venv-test .venv-engine .venv-clients .venv-gpu .venv-bench-* demo bench

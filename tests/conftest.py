@@ -9,6 +9,9 @@ import pytest
 
 from tests.support.places import DATA
 
+collect_ignore = ["clients"]
+"""They run in an environment of their own, with `make clients`."""
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

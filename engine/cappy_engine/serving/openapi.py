@@ -97,13 +97,25 @@ ERRORS = {
 """What may go wrong with a request, by status."""
 
 _ERROR: Json = {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}
+_NAME: Json = {
+    "name": "name",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string"},
+    "description": "The model's name.",
+}
+_LENGTH: Json = {
+    "name": kserve.JSON_LENGTH_HEADER,
+    "in": "header",
+    "required": False,
+    "schema": {"type": "integer", "minimum": 0},
+    "description": "How many bytes of the body are JSON, where tensors follow.",
+}
 _TWO_TEXTS: Json = {"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2}
 
 
-def describe(
-    routes: Sequence[Route], version: str, *, model_names: Sequence[str] = (), needs_key: bool = False
-) -> Json:
-    """Describe the interface: `routes` that are posted to, and LOOKS. `model_names` are those that a path may have.
+def describe(routes: Sequence[Route], version: str, *, needs_key: bool = False) -> Json:
+    """Describe the interface: `routes` that are posted to, and LOOKS.
 
     >>> describe(ROUTES, "1.0")["openapi"]
     '3.1.0'
@@ -122,7 +134,7 @@ def describe(
         paths.setdefault(route.path, {})["post"] = _post(route, by_type, needs_key)
     for path, item in paths.items():
         if "{name}" in path:
-            item["parameters"] = [_name_parameter(model_names)]
+            item["parameters"] = [_NAME]
     return {
         "openapi": "3.1.0",
         "info": {
@@ -174,7 +186,7 @@ def _post(route: Route, by_type: Json, needs_key: bool) -> Json:
     if route.has_tensors:
         tensors: Json = {BINARY: {"schema": {"description": "JSON, then the tensors that it names."}}}
         body, answer = body | tensors, answer | tensors
-        described["parameters"] = [_length_parameter()]
+        described["parameters"] = [_LENGTH]
     return described | {
         "requestBody": {"required": True, "content": body},
         "responses": {
@@ -207,21 +219,6 @@ def _error(status: int) -> Json:
 
 def _security(needs_key: bool) -> list[Json]:
     return [{"bearer": []}, {"key": []}] if needs_key else []
-
-
-def _name_parameter(names: Sequence[str]) -> Json:
-    schema: Json = {"type": "string"} | ({"enum": list(names)} if names else {})
-    return {"name": "name", "in": "path", "required": True, "schema": schema, "description": "The model's name."}
-
-
-def _length_parameter() -> Json:
-    return {
-        "name": kserve.JSON_LENGTH_HEADER,
-        "in": "header",
-        "required": False,
-        "schema": {"type": "integer", "minimum": 0},
-        "description": "How many bytes of the body are JSON, where tensors follow.",
-    }
 
 
 def _inputs_of_predict() -> Json:
