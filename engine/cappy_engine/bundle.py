@@ -32,10 +32,12 @@ from cappy_engine.bundle_files import (
 from cappy_engine.checks import described
 from cappy_engine.errors import BundleError, CappyError, PrecisionUnavailable
 from cappy_engine.json_values import size, text, whole
+from cappy_engine.publish import Kind
 from cappy_engine.storage import read_regular
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+BUNDLE = Kind("a bundle", MANIFEST)
 MODEL_FILES: Mapping[str, str] = {
     "fp32": "onnx/model.onnx",
     "fp16": "onnx/model_fp16.onnx",

@@ -7,7 +7,7 @@ CappyError
 ├── BundleError              a bundle that is damaged, incomplete, foreign or too new
 │   └── PrecisionUnavailable the bundle has no model of the precision asked for
 ├── DeviceUnavailable        the device asked for cannot be used; nothing falls back
-├── OutputError              a file of results cannot be begun, gone on with or finished
+├── OutputError              a file or folder of results cannot be begun, gone on with or finished
 ├── AdaptError               training cannot start, go on or end as asked; no checkpoint was written
 ├── BenchmarkError           nothing can be measured as asked, or a file is not a result
 ├── SampleError              candidates cannot be sampled as asked; what was complete is kept
@@ -95,7 +95,7 @@ class ScoringError(CappyError):
 
 
 class OutputError(CappyError):
-    """A file of results cannot be begun, gone on with or finished; what was complete is kept."""
+    """A file or folder of results cannot be begun, gone on with or finished; what was complete is kept."""
 
 
 class AdaptError(CappyError):

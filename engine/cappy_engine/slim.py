@@ -5,18 +5,20 @@ The models that stay are not touched: they keep their digests and their rows of 
 
 from __future__ import annotations
 
+import logging
 import shutil
-import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from cappy_engine.bundle import MANIFEST, TARGETS, Bundle, open_bundle, seal
+from cappy_engine.bundle import BUNDLE, MANIFEST, TARGETS, Bundle, open_bundle, seal
 from cappy_engine.bundle_files import EXTERNAL_SUFFIX
-from cappy_engine.checks import check_names
+from cappy_engine.checks import check_flag, check_names
 from cappy_engine.errors import BundleError, PrecisionUnavailable
-from cappy_engine.storage import rename, sync_tree, write_json
+from cappy_engine.publish import check_folder, publish, staging_folder
+from cappy_engine.storage import write_json
 
+log = logging.getLogger(__name__)
 Models = Collection[tuple[str, str]]
 """Models by target and precision."""
 
@@ -27,20 +29,27 @@ def slim(
     precisions: Collection[str] | None = None,
     targets: Collection[str] | None = None,
     out: str | Path | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Keep only the models of these precisions and targets (None: all); returns the new manifest.
 
     Files of models that are not kept may be missing.
 
-    Without `out` the bundle itself becomes smaller. With it the bundle is kept, and the smaller one is a new folder.
+    Without `out` the bundle itself becomes smaller. With it the bundle is kept, and the smaller one is a new folder. A
+    bundle that is there already is replaced with `force`, once the new one is complete.
 
         >>> slim("cappy-bundle", precisions=["int8"], out="cappy-int8")["precisions"]
         ['int8']
 
     Raises PrecisionUnavailable if no model would be left, or one that was named does not exist; BundleError if the
-    bundle is damaged or `out` exists; OSError if files cannot be written; ValueError for one text instead of a list.
+    bundle is damaged; OutputError if `out` must not be written; OSError if files cannot be; ValueError for one text
+    instead of a list.
     """
+    check_flag("force", force)
+    if force and out is None:
+        raise ValueError("force replaces a bundle at out, and no out was given")
     opened = open_bundle(bundle)
+    place = None if out is None else check_folder(Path(out), BUNDLE, force=force, inputs=_files_of(opened))
     precisions = None if precisions is None else check_names("precisions", precisions)
     targets = None if targets is None else check_names("targets", targets)
     kept = _choose(opened, precisions, targets)
@@ -51,12 +60,12 @@ def slim(
         document = _slim_document(opened.manifest.document, kept, dropped)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise BundleError(f"the manifest of {bundle} is not one of an export ({error!r}); export it again") from error
-    if out is None:
+    if place is None:
         # First the manifest: stopped between both, the files that are left over are named by `open_bundle`.
         write_json(opened.path / MANIFEST, document)
         _remove(opened.path, dropped)
     else:
-        _copy(opened, Path(out), document)
+        _copy(opened, place, document, force=force)
     return document
 
 
@@ -121,22 +130,19 @@ def _rows(rows: Mapping[str, Any], target: str, kept: Models) -> dict[str, Any]:
     return {precision: row for precision, row in rows.items() if (target, precision) in kept}
 
 
-def _copy(bundle: Bundle, out: Path, document: Mapping[str, Any]) -> None:
+def _files_of(bundle: Bundle) -> list[Path]:
+    """List what is read: the folder, and its files, which may be links."""
+    return [bundle.path, *(bundle.path / name for name in bundle.manifest.files)]
+
+
+def _copy(bundle: Bundle, out: Path, document: Mapping[str, Any], *, force: bool) -> None:
     """Write the smaller bundle into a new folder, which gets its name when it is complete."""
-    if out.exists() or out.is_symlink():
-        raise BundleError(f"{out} exists; choose another name, or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-    try:
-        staging.chmod(0o755)
+    with staging_folder(out, log.warning) as staging:
         for name in document["files"]:
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.path / name, staging / name)
         write_json(staging / MANIFEST, document)
-        sync_tree(staging)
-        rename(staging, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        publish(staging, out, BUNDLE, force=force)
 
 
 def _remove(folder: Path, names: Collection[str]) -> None:

@@ -170,6 +170,22 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
         lock.release()
 
 
+def is_mounted(path: Path) -> bool:
+    """True if a file or folder itself is a mount, as those are that a container was given. Needs Linux."""
+    return hasattr(os, "O_PATH") and _mount_of(path) != _mount_of(path.parent)
+
+
+def _mount_of(path: Path) -> str | None:
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_PATH)
+        try:
+            lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+        finally:
+            os.close(descriptor)
+        return next((line for line in lines if line.startswith("mnt_id:")), None)
+    return None
+
+
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
     """Where this user's measurements and engines are kept.
 

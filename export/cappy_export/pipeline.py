@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cappy_engine.bundle import open_bundle
+from cappy_engine.bundle import BUNDLE, open_bundle
 from cappy_engine.errors import ExportError
+from cappy_engine.publish import check_folder, publish, staging_folder
 from cappy_engine.storage import write_json
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.checkpoints.checkpoint import Checkpoint, digest_of_files, open_checkpoint
@@ -26,7 +26,6 @@ from cappy_export.proof.pairs import parity_pairs
 from cappy_export.proof.parity import require
 from cappy_export.proof.proving import Proof, prove
 from cappy_export.proof.reference import score_with_torch
-from cappy_export.publish import check_out, publish, staging_folder
 
 log = logging.getLogger(__name__)
 
@@ -47,19 +46,19 @@ def export(
     nothing is written. A bundle that exists is kept unless `force` is set, and then replaced only by a proven one.
     `say` is told of every step.
 
-    Raises ExportError (CheckpointError, GraphError, ParityError), ScoringError where a model gives no number, and
-    OSError where files cannot be written.
+    Raises ExportError (CheckpointError, GraphError, ParityError), OutputError if `out` must not be written,
+    ScoringError where a model gives no number, and OSError where files cannot be written.
     """
-    out = Path(out)
-    check_out(out, force=force)
+    inputs = [Path(checkpoint), *([options.pairs] if options.pairs else [])]
+    place = check_folder(Path(out), BUNDLE, force=force, inputs=inputs)
     name, pairs = parity_pairs(options.pairs)
     opened = open_checkpoint(checkpoint, revision=options.revision)
-    _check_apart(out, opened)
+    check_folder(place, BUNDLE, force=force, inputs=[opened.folder])
     files = opened.files
     say(f"scoring {len(pairs)} pairs with PyTorch")
     reference = score_with_torch(opened, pairs, max_length=options.max_length)
     proof = Proof(name, pairs, reference, options.parity_limits(reference.spread))
-    with staging_folder(out, say) as staging:
+    with staging_folder(place, say) as staging:
         written = _write(staging, opened, files, options, proof, say)
         parity = prove(staging, {"cpu": written["precisions"], **options.for_gpus}, proof, say)
         require(parity, proof.limits, f"the export of {opened.name}")
@@ -67,7 +66,7 @@ def export(
             raise ExportError(f"{checkpoint} changed during the export; run it again")
         canary = {"canary": make_canary(staging, parity, proof)} if "targets" in parity else {}
         manifest = keep_chosen(staging, {**written, **canary, "parity": parity}, options.kept)
-        publish(staging, out, force=force)
+        publish(staging, place, BUNDLE, force=force)
     return manifest
 
 
@@ -114,10 +113,3 @@ def _write(
         buckets = choose_lengths(own_lengths, options.buckets, max_length=tokenizer.model_max_length)
         document["targets"] = write_gpu_models(checkpoint, staging, options, calibration, buckets, say)
     return write_manifest(staging, {**document, "files": list_files(staging)})
-
-
-def _check_apart(out: Path, checkpoint: Checkpoint) -> None:
-    """Raise ExportError if the bundle would replace the checkpoint, or a folder that holds it."""
-    folder = Path(os.path.realpath(checkpoint.folder))
-    if Path(os.path.realpath(out)) in (folder, *folder.parents):
-        raise ExportError(f"{out} is or holds the checkpoint {checkpoint.folder}; choose another name")

@@ -23,7 +23,7 @@ from tests.support.sources import (
 
 LAYERS = """
 errors, storage, checks, forking, external_data, json_values
-< pairs, batching, buckets, session, bundle_files, ranking
+< pairs, batching, buckets, session, bundle_files, ranking, publish
 < bundle
 < tokenizer, runner, scored, cpu/, gpu/
 < options < opening < exact < scorer

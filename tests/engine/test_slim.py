@@ -86,8 +86,9 @@ def test_weights_beside_a_model_go_with_it(tmp_path: Path) -> None:
     [
         ([], 2, "name what is kept: --keep int8, or --target cpu"),
         (["--keep", "fp32,int8"], 2, "repeat the option: --keep fp32 --keep int8"),
+        (["--keep", "int8", "--force"], 2, "--force replaces OUT; name it with --out"),
         (["--keep", "int8", "--target", "cuda"], 1, "nothing would be left of bundle"),
-        (["--keep", "int8", "--out", "."], 1, ". exists; choose another name, or remove it"),
+        (["--keep", "int8", "--out", "."], 1, ". exists; choose another name, or replace it with --force"),
     ],
 )
 def test_a_bundle_with_nothing_left_or_over_another_folder_is_refused(
@@ -106,6 +107,29 @@ def test_what_the_bundle_does_not_have_cannot_be_kept(bundle: Path, tmp_path: Pa
         slim(tmp_path / "small", precisions=["fp32", "int8"])
     with pytest.raises(PrecisionUnavailable, match=r"has no model of the target 'cuda', only fp32 for cpu"):
         slim(tmp_path / "small", targets=["cuda"])
+
+
+def test_force_replaces_a_bundle_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy, out, notes = copy_bundle(tmp_path / "bundle"), copy_bundle(tmp_path / "old"), tmp_path / "notes"
+    notes.mkdir()
+    for target, problem in ((out, ""), (notes, "is not a bundle"), (copy, "is, holds or lies in the input")):
+        assert main(["slim", str(copy), "--keep", "int8", "--out", str(target), "--force"]) == bool(problem)
+        assert problem in capsys.readouterr().err
+    assert open_bundle(out).manifest.precisions == ("int8",)
+    assert len(open_bundle(copy).manifest.precisions) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "notes", "old"]
+    with pytest.raises(ValueError, match="no out was given"):
+        slim(copy, precisions=["int8"], force=True)
+
+
+def test_the_old_bundle_stays_if_the_new_one_cannot_be_made(tmp_path: Path) -> None:
+    copy, out = copy_bundle(tmp_path / "bundle"), copy_bundle(tmp_path / "old")
+    (copy / "merges.txt").unlink()
+    before = read_manifest(out)
+    with pytest.raises(BundleError, match=r"merges\.txt"):
+        slim(copy, precisions=["int8"], out=out, force=True)
+    assert read_manifest(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "old"]
 
 
 def test_a_damaged_model_is_not_passed_on(tmp_path: Path) -> None:

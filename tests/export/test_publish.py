@@ -14,7 +14,7 @@ import pytest
 
 from cappy_engine.bundle import open_bundle
 from cappy_engine.cli.main import main
-from cappy_engine.errors import ExportError, ParityError
+from cappy_engine.errors import OutputError, ParityError
 from cappy_export import ExportOptions, export
 from tests.support.bundles import copy_bundle
 
@@ -69,7 +69,7 @@ def test_force_never_replaces_what_is_no_bundle(checkpoint: Path, tmp_path: Path
     folder = tmp_path / "thesis"
     folder.mkdir()
     (folder / "chapter.txt").write_text("years of work")
-    with pytest.raises(ExportError, match="is not a bundle"):
+    with pytest.raises(OutputError, match="is not a bundle"):
         export(checkpoint, folder, force=True)
     assert (folder / "chapter.txt").read_text() == "years of work"
 
@@ -78,7 +78,7 @@ def test_a_checkpoint_is_never_replaced_by_its_own_bundle(checkpoint: Path, tmp_
     copy = Path(shutil.copytree(checkpoint, tmp_path / "models" / "copy"))
     for target in (copy, copy.parent):
         (target / "manifest.json").write_text("{}")
-        with pytest.raises(ExportError, match="is or holds the checkpoint"):
+        with pytest.raises(OutputError, match="is, holds or lies in the input"):
             export(copy, target, force=True)
     assert (copy / "model.safetensors").exists()
 
@@ -91,7 +91,7 @@ def test_a_bundle_that_appears_during_the_export_is_kept(checkpoint: Path, bundl
         if text.startswith("scoring 279 pairs in fp32"):
             copy_bundle(target, source=bundle)
 
-    with pytest.raises(ExportError, match="exists"):
+    with pytest.raises(OutputError, match="exists"):
         export(checkpoint, target, say=say)
     assert tree(target) == tree(bundle)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
@@ -141,7 +141,7 @@ def test_sigterm_leaves_nothing_at_all(checkpoint: Path, tmp_path: Path) -> None
 def test_an_existing_bundle_is_kept_without_force(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     copy = copy_bundle(tmp_path / "bundle", source=bundle)
     before = tree(copy)
-    with pytest.raises(ExportError, match="exists; choose another name, or replace it with --force"):
+    with pytest.raises(OutputError, match="exists; choose another name, or replace it with --force"):
         export(checkpoint, copy)
     assert tree(copy) == before
 

@@ -16,45 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from cappy_engine.cli.main import main
 from cappy_engine.errors import AdaptError
 from cappy_export import export
-from cappy_export.adaptation.examples import Examples, make_examples
-from cappy_export.adaptation.recipe import AdaptOptions, Recipe
+from cappy_export.adaptation.recipe import AdaptOptions
 from cappy_export.adaptation.training import adapt
 from tests.support.checkpoints import copy
-
-COLOURS = "red green blue yellow black white brown pink".split()
-
-
-RECIPE = Recipe(learning_rate=3e-3, batch_size=16, epochs=8, dropout=0.0, max_length=64, max_batch_tokens=256)
-
-
-def colour_examples(count: int) -> Examples:
-    """A task that is learnt in seconds: does the response repeat the colour that the instruction names?"""
-    pairs, labels = [], []
-    for number in range(count):
-        right, wrong = COLOURS[number % 8], COLOURS[(number * 3 + 1 + number // 8) % 8]
-        instruction = f"Object {number} is {right}. Which colour has it?"
-        pairs += [(instruction, right)] + ([(instruction, wrong)] if wrong != right else [])
-        labels += [1.0] + ([0.0] if wrong != right else [])
-    return make_examples(pairs, labels)
-
-
-def write_examples(path: Path, examples: Examples) -> Path:
-    rows = [
-        {"instruction": instruction, "response": response, "label": float(label)}
-        for (instruction, response), label in zip(examples.pairs, examples.labels, strict=True)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(load_file(folder / "model.safetensors"))
+from tests.support.colours import COLOURS, RECIPE, StoppedError, colour_examples, weights_of, write_examples
 
 
 def same_weights(first: Path, second: Path) -> bool:
@@ -125,10 +95,6 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(checkpoin
     assert not same_weights(tmp_path / "one", tmp_path / "other")
 
 
-class StoppedError(Exception):
-    """Stands for a crash in the middle of a training."""
-
-
 def test_a_training_that_stopped_goes_on_to_the_same_weights(checkpoint: Path, tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, epochs=3, dropout=0.1)
     examples = colour_examples(60)
@@ -187,7 +153,7 @@ def test_another_training_is_not_resumed(checkpoint: Path, tmp_path: Path) -> No
 
     with pytest.raises(StoppedError):
         adapt(checkpoint, examples, tmp_path / "out", recipe=stopped, progress=stop)
-    with pytest.raises(AdaptError, match="go on with --resume, or remove it"):
+    with pytest.raises(AdaptError, match="go on with --resume, or replace it with --force"):
         adapt(checkpoint, examples, tmp_path / "out", recipe=stopped)
     with pytest.raises(AdaptError, match=r"another training \(.*recipe\.seed was 0, is 5"):
         adapt(checkpoint, examples, tmp_path / "out", dataclasses.replace(stopped, seed=5), again)
@@ -195,12 +161,6 @@ def test_another_training_is_not_resumed(checkpoint: Path, tmp_path: Path) -> No
         adapt(checkpoint, colour_examples(21), tmp_path / "out", stopped, again)
     with pytest.raises(AdaptError, match="nothing to resume"):
         adapt(checkpoint, examples, tmp_path / "elsewhere", stopped, again)
-
-
-def test_what_exists_is_not_replaced(checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    with pytest.raises(AdaptError, match="exists; choose another name"):
-        adapt(checkpoint, colour_examples(20), tmp_path / "out")
 
 
 @pytest.mark.parametrize(("steps", "loss"), [(None, "the loss of step 2"), (1, "the held-out loss after step 1")])

@@ -69,7 +69,9 @@ def find_names(out: Path, *, resume: bool = False, force: bool = False, inputs: 
     if resume and not names.partial.is_file():
         raise OutputError(f"there is nothing to resume: {names.partial} does not exist; leave out --resume")
     if not (resume or force) and os.path.lexists(names.partial):
-        raise OutputError(f"{names.partial} holds what a stopped run left; go on with --resume, or remove it")
+        raise OutputError(
+            f"{names.partial} holds what a stopped run left; go on with --resume, or replace it with --force"
+        )
     return names
 
 

@@ -37,7 +37,7 @@ def prepare(descriptor: int, path: Path, status: os.stat_result | None) -> bool:
     is_written_over = (
         can_rename is not None
         or status.st_nlink > 1
-        or _is_mounted(path)
+        or storage.is_mounted(path)
         or _is_anothers(path, status)
         or not _make_like(descriptor, path, status)
     )
@@ -101,22 +101,6 @@ def _is_anothers(path: Path, status: os.stat_result) -> bool:
     """True in a folder such as /tmp, where a file of another user can be written, but not replaced."""
     folder = path.parent.stat()
     return bool(folder.st_mode & stat.S_ISVTX) and os.geteuid() not in (0, status.st_uid, folder.st_uid)
-
-
-def _is_mounted(path: Path) -> bool:
-    """True if the file itself is a mount, as files are that a container was given. Needs Linux."""
-    return hasattr(os, "O_PATH") and _mount_of(path) != _mount_of(path.parent)
-
-
-def _mount_of(path: Path) -> str | None:
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_PATH)
-        try:
-            lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
-        finally:
-            os.close(descriptor)
-        return next((line for line in lines if line.startswith("mnt_id:")), None)
-    return None
 
 
 def _make_like(descriptor: int, path: Path, status: os.stat_result) -> bool:

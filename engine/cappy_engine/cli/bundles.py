@@ -9,7 +9,7 @@ import click
 
 from cappy_engine.bundle import EMBEDDED, PRECISIONS, TARGETS, Bundle, open_bundle
 from cappy_engine.cli import text
-from cappy_engine.cli.arguments import command
+from cappy_engine.cli.arguments import command, force_option
 from cappy_engine.cli.streams import complain, print_json, tell
 from cappy_engine.cli.values import PATH, Words
 from cappy_engine.errors import BundleError
@@ -69,15 +69,18 @@ def inspect(bundle: Path, as_json: bool) -> None:
     help="a device whose models are kept; repeat for several (default: all)",
 )
 @click.option("--out", type=PATH, metavar="OUT", help="folder to write; without it BUNDLE itself is changed")
-def slim(bundle: Path, precisions: Sequence[str], targets: Sequence[str], out: Path | None) -> None:
+@force_option
+def slim(bundle: Path, precisions: Sequence[str], targets: Sequence[str], out: Path | None, force: bool) -> None:
     """Remove the models from a bundle that a machine does not need.
 
     Needs no PyTorch. What is removed can only be exported again.
     """
     if not (precisions or targets):
         raise click.UsageError("name what is kept: --keep int8, or --target cpu")
+    if force and out is None:
+        raise click.UsageError("--force replaces OUT; name it with --out")
     before = _open(bundle).manifest.document["files"]
-    after = keep_only(bundle, precisions=precisions or None, targets=targets or None, out=out)["files"]
+    after = keep_only(bundle, precisions=precisions or None, targets=targets or None, out=out, force=force)["files"]
     tell(f"removed {', '.join(sorted(before.keys() - after.keys())) or 'nothing'}")
     tell(f"wrote {out or bundle}, {_megabytes(after)} instead of {_megabytes(before)}")
 

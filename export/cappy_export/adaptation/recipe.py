@@ -75,7 +75,8 @@ class AdaptOptions:
 
     With `from_samples` the files hold references and an LLM's samples (`samples.read_samples`), and each example gets
     `negatives` references of others. Without held-out examples of their own, `adapt` holds out all examples of
-    `held_out_fraction` of the instructions. Raises ValueError for a number out of range.
+    `held_out_fraction` of the instructions. `resume` goes on with a training that was stopped; `force` replaces `out`,
+    and what a stopped training left unless it goes on. Raises ValueError for a number out of range.
     """
 
     revision: Revision = None
@@ -90,11 +91,12 @@ class AdaptOptions:
     ] = 200
     save_every: Annotated[int, Asked("steps between states that --resume can go on from (default: 200)", least=1)] = 200
     resume: Annotated[bool, Asked("go on with a training that was stopped")] = False
+    force: Annotated[bool, Asked("replace OUT if it exists, once the new one is complete")] = False
 
     def __post_init__(self) -> None:
         for name in ("negatives", "evaluate_every", "save_every"):
             check_count(name, getattr(self, name))
-        for name in ("from_samples", "resume"):
+        for name in ("from_samples", "resume", "force"):
             check_flag(name, getattr(self, name))
         _check_part(held_out_fraction=self.held_out_fraction)
 

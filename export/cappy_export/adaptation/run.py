@@ -6,6 +6,7 @@ Every process of a distributed training runs the same code; only the main one wr
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import shutil
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +26,10 @@ from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from cappy_engine import storage
 from cappy_engine.batching import Batch, EncodedPairs, model_inputs, plan_batches
-from cappy_engine.bulk.growing import changes
 from cappy_engine.errors import AdaptError
+from cappy_engine.publish import Kind, publish, staging_folder
 from cappy_engine.tokenizer import PairTokenizer
+from cappy_export.adaptation import state
 from cappy_export.adaptation.examples import Examples, grouped_accuracy
 from cappy_export.adaptation.launch import make_accelerator
 from cappy_export.adaptation.recipe import AdaptOptions, Recipe
@@ -38,9 +40,9 @@ from cappy_export.checkpoints.fast_tokenizer import load_tokenizer
 from cappy_export.checkpoints.hub import TOKENIZER_FILES
 from cappy_export.checkpoints.refusals import refusing
 from cappy_export.options import Say
-from cappy_export.publish import publish, staging_folder
 
-LOG, SETTINGS, STATE = "log.jsonl", "settings.json", "step-"
+LOG = "log.jsonl"
+ADAPTED = Kind("a checkpoint of 'cappy adapt'", "training.json")
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,9 @@ class Run:
     """Hold one training: the model, its optimiser and schedule, the data, and the folder that keeps their state.
 
     >>> run = Run(checkpoint, training, held_out, Recipe(), Path("my-cappy.training"), print)
-    >>> run.start(settings, resume=False)
+    >>> run.start(settings, AdaptOptions())
     >>> run.train(AdaptOptions(), print)
-    >>> run.write(Path("my-cappy"), {**settings, "log": run.history()})
+    >>> run.write(Path("my-cappy"), {**settings, "log": run.history()}, force=False)
     """
 
     def __init__(
@@ -77,9 +79,10 @@ class Run:
         self.steps = count_steps(len(training), batch_size=recipe.batch_size, epochs=recipe.epochs)
         self.steps = min(self.steps, recipe.max_steps or self.steps)
         self.done = 0
+        self._held: BinaryIO | None = None
 
-    def start(self, settings: Mapping[str, Any], *, resume: bool) -> None:
-        """Load the model, and with `resume` the state of a stopped training."""
+    def start(self, settings: Mapping[str, Any], options: AdaptOptions) -> None:
+        """Load the model, and where `options` say so the state of a stopped training."""
         torch.manual_seed(self.recipe.seed)
         model = load_model(self.checkpoint)
         _set_dropout(model, self.recipe.dropout)
@@ -91,13 +94,9 @@ class Run:
         )
         self.accelerator.register_for_checkpointing(self.schedule)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        if resume:
-            self._resume(settings)
-        elif self.folder.exists():
-            raise AdaptError(f"{self.folder} holds a training that was stopped; go on with --resume, or remove it")
-        elif self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True)
-            storage.write_json(self.folder / SETTINGS, settings)
+        self._take_folder(settings, options)
+        if options.resume:
+            self._resume()
         self.accelerator.wait_for_everyone()
         truncated = int(self.encoded.truncated.sum())
         self.say(
@@ -137,7 +136,7 @@ class Run:
         """List all evaluations so far."""
         return [json.loads(line) for line in (self.folder / LOG).read_bytes().splitlines()]
 
-    def write(self, out: Path, document: Mapping[str, Any]) -> None:
+    def write(self, out: Path, document: Mapping[str, Any], *, force: bool) -> None:
         """Publish the checkpoint as `out`, complete or not at all; then remove the state."""
         if not self.accelerator.is_main_process:
             return
@@ -151,9 +150,14 @@ class Run:
             storage.write_json(staging / "config.json", {**self.checkpoint.config, **origin, "torch_dtype": "float32"})
             weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
             save_file(weights, staging / "model.safetensors", {"format": "pt"})
-            storage.write_json(staging / "training.json", document)
-            publish(staging, out, force=False)
+            storage.write_json(staging / ADAPTED.marker, document)
+            publish(staging, out, ADAPTED, force=force)
         shutil.rmtree(self.folder)
+
+    def close(self) -> None:
+        """Let another process have the state."""
+        if self._held is not None:
+            self._held.close()
 
     def _step(self, rows: npt.NDArray[np.int64], number: int) -> float:
         """Make one step of the optimiser; return the mean squared error over its rows.
@@ -233,22 +237,25 @@ class Run:
         self.accelerator.save_state(str(staging), safe_serialization=True)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            before = _states(self.folder)
+            before = state.states(self.folder)
             shutil.copyfile(self.folder / LOG, staging / LOG)
             storage.sync_tree(staging)
-            storage.rename(staging, self.folder / f"{STATE}{number}")
+            storage.rename(staging, self.folder / f"{state.STEP}{number}")
             for old in before.values():
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
-    def _resume(self, settings: Mapping[str, Any]) -> None:
-        """Load the last state of a stopped training, which must have had the same settings."""
-        if not (self.folder / SETTINGS).is_file():
-            raise AdaptError(f"there is nothing to resume: {self.folder} does not exist; leave out --resume")
-        changed = changes(json.loads((self.folder / SETTINGS).read_text(encoding="utf-8")), settings)
-        if changed:
-            raise AdaptError(f"{self.folder} belongs to another training ({changed}); it can only go on as it began")
-        states = _states(self.folder)
+    def _take_folder(self, settings: Mapping[str, Any], options: AdaptOptions) -> None:
+        """Make the folder of the state, or take one that is there; one process holds its lock for all."""
+        if options.resume:
+            state.check(self.folder, settings)
+        if self.accelerator.is_main_process:
+            begin = state.go_on if options.resume else functools.partial(state.begin, force=options.force)
+            self._held = begin(self.folder, settings)
+
+    def _resume(self) -> None:
+        """Load the last state of a stopped training."""
+        states = state.states(self.folder)
         if not states:
             (self.folder / LOG).unlink(missing_ok=True)
             self.say("the training was stopped before its first state was saved: it starts again")
@@ -287,7 +294,3 @@ def _set_dropout(model: PreTrainedModel, dropout: float | None) -> None:
 def _synchronised(accelerator: Accelerator, model: Any, is_last: bool) -> contextlib.AbstractContextManager[Any]:
     """Hand gradients on between processes only with the last batch of a step."""
     return contextlib.nullcontext() if is_last else accelerator.no_sync(model)
-
-
-def _states(folder: Path) -> dict[int, Path]:
-    return {int(path.name.removeprefix(STATE)): path for path in folder.glob(f"{STATE}*")}

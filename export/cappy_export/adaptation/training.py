@@ -6,19 +6,19 @@ the same steps, so a training that was stopped goes on as if it had not been.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cappy_engine.errors import AdaptError
+from cappy_engine.publish import check_apart, check_folder
 from cappy_export.adaptation.examples import Examples, hold_out, read_examples
 from cappy_export.adaptation.recipe import AdaptOptions, Recipe
-from cappy_export.adaptation.run import Progress, Run
+from cappy_export.adaptation.run import ADAPTED, Progress, Run
 from cappy_export.adaptation.samples import examples_from_samples, read_samples
 from cappy_export.checkpoints.checkpoint import Checkpoint, digest_of_files, open_checkpoint
 from cappy_export.options import Say
@@ -49,23 +49,29 @@ def adapt(
     `evaluate_every` steps. Every `save_every` steps the whole state is written to `OUT.training`. With `resume` a
     training that was stopped goes on from there, to the same weights. Returns the content of `OUT/training.json`.
 
-    Raises AdaptError, CheckpointError, and ExportError if `out` appears meanwhile.
+    A checkpoint of that name which an `adapt` made is replaced with `force`, once the new one is complete.
+
+    Raises AdaptError, CheckpointError, and OutputError if `out` must not be written.
     """
-    out = Path(out)
-    if os.path.lexists(out):
-        raise AdaptError(f"{out} exists; choose another name, or remove it")
+    inputs = [Path(source) for source in (checkpoint, train, held_out) if isinstance(source, (str, Path))]
+    place = check_folder(Path(out), ADAPTED, force=options.force, inputs=inputs)
+    state = place.with_name(place.name + ".training")
+    if state.exists():
+        check_apart(state, inputs)
     opened = open_checkpoint(checkpoint, revision=options.revision)
+    check_folder(place, ADAPTED, force=options.force, inputs=[opened.folder])
     examples = _read(train, options, recipe.seed)
     if held_out is None:
         training, kept = hold_out(examples, options.held_out_fraction, seed=recipe.seed)
     else:
         training, kept = examples, _read(held_out, options, recipe.seed)
     settings = _settings(opened, training, kept, recipe)
-    run = Run(opened, training, kept, recipe, out.with_name(out.name + ".training"), say)
-    run.start(settings, resume=options.resume)
-    run.train(options, progress)
-    document = {**settings, "log": run.history()}
-    run.write(out, document)
+    run = Run(opened, training, kept, recipe, state, say)
+    with contextlib.closing(run):
+        run.start(settings, options)
+        run.train(options, progress)
+        document = {**settings, "log": run.history()}
+        run.write(place, document, force=options.force)
     return document
 
 

@@ -1,0 +1,81 @@
+"""A folder that a command makes: new, or in the place of one of its kind, and never of what is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cappy_engine import storage
+from cappy_engine.errors import OutputError
+from cappy_engine.publish import Kind, check_folder, publish, staging_folder
+
+KIND = Kind("a thing", "thing.json")
+
+
+def made(folder: Path, content: str = "old") -> Path:
+    folder.mkdir(parents=True)
+    (folder / KIND.marker).write_text(content)
+    return folder
+
+
+def replace(out: Path) -> Path:
+    place = check_folder(out, KIND, force=True)
+    with staging_folder(place, print) as staging:
+        (staging / KIND.marker).write_text("new")
+        publish(staging, place, KIND, force=True)
+    return place
+
+
+def test_a_new_folder_may_have_any_name(tmp_path: Path) -> None:
+    inputs = [made(tmp_path / "input")]
+    for out in (tmp_path / "new", tmp_path / "more" / "new", tmp_path / "input" / "new"):
+        assert check_folder(out, KIND, force=False, inputs=inputs) == out
+
+
+@pytest.mark.parametrize("name", ["file", "folder", "empty", "dangling"])
+def test_force_replaces_no_other_kind(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder" / KIND.marker).mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(OutputError, match="exists; choose another name, or replace it with --force"):
+        check_folder(tmp_path / name, KIND, force=False)
+    with pytest.raises(OutputError, match=r"exists and is not a thing \(it has no thing\.json\)"):
+        check_folder(tmp_path / name, KIND, force=True)
+
+
+def test_what_is_read_is_not_replaced_by_any_name(tmp_path: Path) -> None:
+    out, other = made(tmp_path / "out"), made(tmp_path / "other")
+    (out / "rows.jsonl").write_text("")
+    (tmp_path / "link").symlink_to(out)
+    (other / "weights").symlink_to(out / "rows.jsonl")
+    made(out / "inner")
+    for each in (out, tmp_path / "link", out / "rows.jsonl", out / "inner", tmp_path, other):
+        with pytest.raises(OutputError, match="is, holds or lies in the input"):
+            check_folder(out, KIND, force=True, inputs=[each])
+        with pytest.raises(OutputError, match="is, holds or lies in the input"):
+            check_folder(tmp_path / "link", KIND, force=True, inputs=[each])
+    assert check_folder(out, KIND, force=True, inputs=[made(tmp_path / "apart"), tmp_path / "nowhere"]) == out
+
+
+def test_a_link_leads_to_the_new_folder(tmp_path: Path) -> None:
+    out = made(tmp_path / "v1")
+    (tmp_path / "current").symlink_to("v1")
+    assert replace(tmp_path / "current") == out
+    assert (tmp_path / "current").is_symlink()
+    assert (tmp_path / "current" / KIND.marker).read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "v1"]
+
+
+def test_the_current_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made(tmp_path / "out"))
+    assert replace(Path()) == tmp_path / "out"
+    assert (tmp_path / "out" / KIND.marker).read_text() == "new"
+
+
+def test_a_mount_cannot_be_replaced_which_is_known_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = made(tmp_path / "out")
+    monkeypatch.setattr(storage, "is_mounted", lambda path: path == out)
+    with pytest.raises(OutputError, match="is mounted, and cannot be replaced; name a new folder in it"):
+        check_folder(out, KIND, force=True)

@@ -1,0 +1,84 @@
+"""What `cappy adapt` writes: new, or replaced where that is asked for, and never over what it reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cappy_engine.errors import AdaptError, OutputError
+from cappy_export.adaptation.recipe import AdaptOptions
+from cappy_export.adaptation.training import adapt
+from tests.support.checkpoints import copy
+from tests.support.colours import RECIPE, StoppedError, colour_examples, weights_of, write_examples
+
+
+def test_what_exists_is_not_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    for force, problem in (
+        (False, "exists; choose another name, or replace it with --force"),
+        (True, "has no training"),
+    ):
+        with pytest.raises(OutputError, match=problem):
+            adapt(checkpoint, colour_examples(20), tmp_path / "out", options=AdaptOptions(force=force))
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_force_replaces_a_checkpoint_of_adapt_when_the_new_one_is_complete(checkpoint: Path, tmp_path: Path) -> None:
+    recipe, forced = dataclasses.replace(RECIPE, max_steps=1), AdaptOptions(force=True)
+    old, state = tmp_path / "out", tmp_path / "out.training"
+    adapt(checkpoint, colour_examples(20), old, recipe)
+    before = weights_of(old)
+
+    def stop(progress: Any) -> None:
+        raise StoppedError
+
+    for _ in range(2):  # the second time, what the first one left is replaced
+        with pytest.raises(StoppedError):
+            adapt(checkpoint, colour_examples(20), old, dataclasses.replace(recipe, seed=1), forced, progress=stop)
+        assert state.is_dir()
+        assert all(torch.equal(value, weights_of(old)[name]) for name, value in before.items())
+    adapt(checkpoint, colour_examples(20), old, dataclasses.replace(recipe, seed=1), forced)
+    assert json.loads((old / "training.json").read_text())["recipe"]["seed"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_is_adapted_or_learnt_from_is_never_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    out = copy(checkpoint, tmp_path / "out")
+    (out / "training.json").write_text("{}")
+    train = write_examples(out / "train.jsonl", colour_examples(20))
+    link = tmp_path / "link"
+    link.symlink_to(out)
+    for source, examples in ((out, colour_examples(20)), (link, colour_examples(20)), (checkpoint, train)):
+        with pytest.raises(OutputError, match="is, holds or lies in the input"):
+            adapt(source, examples, out, options=AdaptOptions(force=True))
+    assert (out / "model.safetensors").exists()
+    state = tmp_path / "new.training"
+    state.mkdir()
+    with pytest.raises(OutputError, match=r"new\.training is, holds or lies in the input"):
+        adapt(checkpoint, write_examples(state / "train.jsonl", colour_examples(20)), tmp_path / "new")
+
+
+def test_a_training_that_runs_is_neither_joined_nor_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    recipe, refused = dataclasses.replace(RECIPE, max_steps=1), []
+
+    def try_again(progress: Any) -> None:
+        for options in (AdaptOptions(resume=True), AdaptOptions(force=True)):
+            with pytest.raises(AdaptError, match="another training writes to") as caught:
+                adapt(checkpoint, colour_examples(20), tmp_path / "out", recipe, options)
+            refused.append(caught)
+
+    adapt(checkpoint, colour_examples(20), tmp_path / "out", recipe, progress=try_again)
+    assert len(refused) == 2
+
+
+def test_a_folder_in_place_of_the_state_is_kept(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.training").mkdir()
+    with pytest.raises(AdaptError, match="is in the way, and not of a training"):
+        adapt(checkpoint, colour_examples(20), tmp_path / "out", options=AdaptOptions(force=True))
+    assert (tmp_path / "out.training").is_dir()
