@@ -10,7 +10,6 @@ mean over all of the teacher's tokens. Losses are relative: 0 is the teacher, 1 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import shutil
 from collections.abc import Iterable, Sequence
@@ -33,6 +32,8 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.bulk.rows import read_rows
 from cappy_export.adaptation.schedule import plan_epoch
 from cappy_export.checkpoints.hub import TOKENIZER_FILES
 
@@ -188,10 +189,9 @@ def read_pairs(path: Path, *, seed: int) -> list[Pair]:
     >>> pairs = read_pairs(Path("stage2.jsonl"), seed=0)
     """
     responses: dict[str, list[str]] = {}
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            fields = json.loads(line)
-            responses.setdefault(fields["instruction"], []).append(fields["response"])
+    with open_lines(path) as lines:
+        for row in read_rows(lines):
+            responses.setdefault(row.pair[0], []).append(row.pair[1])
     draw = random.Random(seed)  # noqa: S311 - a sample, no secret
     pairs = [(instruction, draw.choice(choices)) for instruction, choices in responses.items()]
     random.Random(seed).shuffle(pairs)  # noqa: S311

@@ -16,6 +16,9 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.bulk.lines import numbered
+
 EASY = (
     "ag_news",
     "customer_reviews",
@@ -75,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
-    with options.train.open(encoding="utf-8") as lines, options.out.open("x", encoding="utf-8") as out:
+    with open_lines(options.train) as file, options.out.open("x", encoding="utf-8") as out:
+        lines = (line.decode() for _, line in numbered(file))
         out.writelines(select(lines, STAGES[options.stage], seed=options.seed))
 
 

@@ -11,7 +11,6 @@ mean of the old word pieces of its text; the head is fresh.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +18,9 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import BertTokenizerFast, RobertaConfig, RobertaForSequenceClassification, RobertaTokenizerFast
+
+from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.bulk.rows import read_rows
 
 SPECIAL = {"<s>": "[CLS]", "<pad>": "[PAD]", "</s>": "[SEP]", "<unk>": "[UNK]", "<mask>": "[MASK]"}
 POSITIONS = 512
@@ -120,10 +122,9 @@ def read_texts(paths: Sequence[Path]) -> Iterator[str]:
     """
     seen: set[str] = set()
     for path in paths:
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                fields = json.loads(line)
-                for text in (fields["instruction"], fields["response"]):
+        with open_lines(path) as lines:
+            for row in read_rows(lines):
+                for text in row.pair:
                     if text not in seen:
                         seen.add(text)
                         yield text

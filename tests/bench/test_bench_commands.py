@@ -23,6 +23,7 @@ from cappy_bench.speed.workloads import DESCRIPTIONS, make_pool
 from cappy_engine.bundle import EMBEDDED, open_bundle
 from cappy_engine.cli.main import main
 from cappy_engine.errors import BenchmarkError
+from tests.support.bundles import copy_bundle
 from tests.support.fake_tools import FakeTool, Measure, row_of, spec
 from tests.support.places import MINI
 
@@ -182,3 +183,17 @@ def test_the_tools_of_this_environment_give_the_references_scores(
         assert one["parity"]["pairs"] == sum(
             workload["pairs"] for workload, is_ok in zip(printed["workloads"], ran, strict=True) if is_ok
         )
+
+
+def test_a_result_is_not_written_over_what_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy, data = copy_bundle(tmp_path / "bundle"), tmp_path / "data"
+    data.mkdir()
+    for path in (data / "promptsource_test.jsonl.gz", tmp_path / "pairs.jsonl"):
+        path.write_bytes(b"mine")
+    for name in ("bundle/manifest.json", "bundle/onnx/model.onnx", "data/promptsource_test.jsonl.gz", "pairs.jsonl"):
+        path = tmp_path / name
+        before = path.read_bytes()
+        command = ["bench", "run", "--bundle", str(copy), "--data", str(data), "--out", str(path), "--force"]
+        assert main([*command, "--pairs", str(tmp_path / "pairs.jsonl")]) == 1
+        assert f"the input {path} is the output too" in capsys.readouterr().err
+        assert path.read_bytes() == before

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cappy_bench.speed.figures import Ratio, compare_with_peer, is_as_right, useful_flops
+from cappy_bench.speed.figures import MAX_RESULT_BYTES, Ratio, compare_with_peer, is_as_right, read_result, useful_flops
 from cappy_bench.speed.tables import workload_table
 from cappy_bench.speed.workloads import DESCRIPTIONS
+from cappy_engine.errors import BenchmarkError
 from tests.support.fake_tools import FakeTool, Measure, row_of, runner_of, spec, true_score
 
 
@@ -77,3 +78,15 @@ def test_operations_are_those_that_pytorch_counts(checkpoint: Path) -> None:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(input_ids=torch.full((1, length), 5), attention_mask=torch.ones(1, length, dtype=torch.int64))
         assert useful_flops(shape, [length]) + head == counter.get_total_flops()
+
+
+def test_what_is_not_a_result_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(BenchmarkError, match="is not a result of 'cappy bench run'"):
+        read_result(path)
+    with path.open("wb") as file:
+        file.truncate(MAX_RESULT_BYTES + 1)
+    for each, problem in ((path, f"more than {MAX_RESULT_BYTES} bytes"), (Path("/dev/zero"), "not a regular file")):
+        with pytest.raises(OSError, match=problem):
+            read_result(each)

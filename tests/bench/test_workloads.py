@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from cappy_bench.speed.workloads import DESCRIPTIONS, LENGTHS, Sizes, make_pool, make_workloads
+from cappy_bench.speed.workloads import DESCRIPTIONS, LENGTHS, Sizes, make_pool, make_workloads, read_pool
+from cappy_engine.bulk.lines import MAX_LINE_BYTES
 from cappy_engine.errors import BenchmarkError
 from cappy_engine.tokenizer import PairTokenizer
 from tests.support.fake_tools import SIZES
@@ -45,3 +50,31 @@ def test_workloads_have_the_lengths_they_promise(tokenizer: PairTokenizer) -> No
 def test_a_pool_that_is_too_small_is_a_clear_error(tokenizer: PairTokenizer) -> None:
     with pytest.raises(BenchmarkError, match="only 3 pairs"):
         make_workloads([("a", "b"), ("c", "d"), ("e", "f")], tokenizer, SIZES, seed=0)
+
+
+def write_packed(path: Path, *rows: object) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in rows), 1))
+
+
+def test_a_pool_of_real_texts_has_usual_pairs_first_and_long_ones_later(tmp_path: Path) -> None:
+    assert read_pool(tmp_path, seed=0) == []
+    write_packed(tmp_path / "promptsource_test.jsonl.gz", {"instruction": " a", "response": "b ", "label": 1})
+    write_packed(tmp_path / "bigbench" / "x_train.jsonl.gz", {"instruction": "c", "references": ["d", "e"]})
+    assert read_pool(tmp_path, seed=0) == [("a", "b"), ("c", "d")]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "problem"),
+    [
+        ("promptsource_test.jsonl.gz", ["instruction"], "line 1: expected a JSON object"),
+        ("promptsource_test.jsonl.gz", {"instruction": "a"}, "line 1: has no field 'response'"),
+        ("bigbench/x_train.jsonl.gz", {"instruction": "a", "references": "b"}, "line 1: needs 'references', a list"),
+        ("bigbench/x_train.jsonl.gz", {"instruction": "a", "references": [1]}, "line 1: needs 'references', a list"),
+        ("bigbench/x_train.jsonl.gz", "a" * MAX_LINE_BYTES, "line 1: is longer than 16777216 bytes"),
+    ],
+)
+def test_a_bad_line_of_a_pool_is_named(name: str, row: object, problem: str, tmp_path: Path) -> None:
+    write_packed(tmp_path / name, row)
+    with pytest.raises(BenchmarkError, match=f"{name}, {problem}"):
+        read_pool(tmp_path, seed=0)

@@ -10,7 +10,6 @@ right are left out, and so are tasks without any group. The mean is over tasks.
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from cappy_bench.quality.picking import Example, Scores, Values, average_by_dataset, worths_by_chance, worths_of_picks
+from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.bulk.rows import read_rows
 from cappy_engine.bundle import EMBEDDED
 from cappy_engine.scorer import Scorer
 from cappy_export.proof.reference import score_checkpoint
@@ -100,8 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--bundle", type=Path, default=EMBEDDED, help="default: cappy-mini, the package's own")
     parser.add_argument("--precision", action="append", default=[], dest="precisions")
     options = parser.parse_args(argv)
-    with options.held_out.open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
+    with open_lines(options.held_out) as lines:
+        rows = [row.fields for row in read_rows(lines)]
     pairs = [(row["instruction"], row["response"]) for row in rows]
     columns = {}
     if options.checkpoint:

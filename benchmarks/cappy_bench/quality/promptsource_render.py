@@ -140,8 +140,9 @@ def read_examples(name: str, path: str | Path) -> list[dict[str, Any]]:
     """
     try:
         if Path(path).suffix == ".csv":
-            with Path(path).open(encoding="utf-8-sig", newline="") as file:
-                return [_from_csv(TASKS[name], fields) for fields in csv.DictReader(file, strict=True)]
+            with Path(path).open("rb") as file:
+                texts = (line.decode("utf-8-sig" if number == 1 else "utf-8") for number, line in numbered(file))
+                return [_from_csv(TASKS[name], fields) for fields in csv.DictReader(texts, strict=True)]
         with open_lines(path) as lines:
             found = (read_fields(line, number, ()) for number, line in numbered(lines))
             return [fields for fields in found if fields is not None]

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from cappy_engine.errors import BenchmarkError
+from cappy_engine.storage import read_regular
 
 SCHEMA = 1
+MAX_RESULT_BYTES = 64 * 2**20
 
 EXACT = 1e-4
 """Errors up to this are rounding: such scores count as equal, whichever of two is closer to the reference."""
@@ -50,8 +52,8 @@ def read_result(path: Path) -> Result:
     'cappy-mini'
     """
     try:
-        document = json.loads(path.read_bytes())
-    except ValueError as error:
+        document = json.loads(read_regular(path, limit=MAX_RESULT_BYTES))
+    except (ValueError, RecursionError) as error:
         raise BenchmarkError(f"{path} is not a result of 'cappy bench run': {error}") from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA or "runners" not in document:
         raise BenchmarkError(f"{path} is not a result of 'cappy bench run' of schema {SCHEMA}")

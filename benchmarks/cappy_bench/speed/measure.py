@@ -26,10 +26,11 @@ from cappy_bench.speed.workloads import (
     Workload,
     make_pool_like,
     make_workloads,
+    pool_files,
     read_pairs_file,
     read_pool,
 )
-from cappy_engine.bulk.outputs import check_output, open_output
+from cappy_engine.bulk.outputs import check_output, files_in, open_output
 from cappy_engine.bundle import MANIFEST, Bundle, open_bundle
 from cappy_engine.cpu.cores import usable_cores
 from cappy_engine.errors import BenchmarkError
@@ -63,7 +64,7 @@ def measure(options: RunOptions, *, say: Say) -> Result:
     )
     described = describe_model(bundle, options.checkpoint)
     out = options.out or RESULTS / f"{described['name']}.json"
-    check_output(out, force=options.force, inputs=[options.pairs] if options.pairs else [])
+    check_output(out, force=options.force, inputs=_inputs(options))
     workloads, source = take_workloads(options, model)
     plan = make_plan(options, bundle, model, workloads, described["weights_bytes"])
     notes = options.work / f"notes-{_key(machine, model, described, workloads)}.jsonl"
@@ -99,6 +100,16 @@ def measure(options: RunOptions, *, say: Say) -> Result:
     say(f"the result is in {out}")
     notes.unlink()
     return result
+
+
+def _inputs(options: RunOptions) -> list[Path]:
+    """List the files that are read, of which none is written."""
+    return [
+        *([options.pairs] if options.pairs else []),
+        *(pool_files(options.data) if options.data else []),
+        *files_in(options.bundle, MANIFEST),
+        *(files_in(options.checkpoint, "config.json") if options.checkpoint else []),
+    ]
 
 
 def make_plan(

@@ -8,6 +8,7 @@ from typing import Any
 
 from cappy_engine import storage
 
+MAX_BYTES = 2**30
 Key = tuple[str, ...]
 
 
@@ -18,7 +19,8 @@ class Notes:
         self.found: dict[Key, dict[str, Any]] = {}
         self._path = path
         if path.exists():
-            *lines, _ = path.read_text(encoding="utf-8").split("\n")  # a last line without its end was never finished
+            text = storage.read_regular(path, limit=MAX_BYTES).decode()
+            *lines, _ = text.split("\n")  # a last line without its end was never finished
             with storage.whole_file(path) as file:
                 file.write("".join(f"{line}\n" for line in lines).encode())
             for line in lines:

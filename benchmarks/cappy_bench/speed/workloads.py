@@ -20,8 +20,11 @@ import numpy.typing as npt
 
 from cappy_bench.peers.peer import Pair
 from cappy_engine.bulk.jsonl import open_lines
-from cappy_engine.bulk.rows import read_rows
-from cappy_engine.errors import BenchmarkError
+from cappy_engine.bulk.lines import numbered
+from cappy_engine.bulk.rows import read_fields, read_rows
+from cappy_engine.checks import shown
+from cappy_engine.errors import BenchmarkError, InvalidLine
+from cappy_engine.pairs import text_problem
 from cappy_engine.tokenizer import PairTokenizer
 
 MAX_LENGTH = 512
@@ -35,6 +38,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "long": "all pairs in one request, all of 480 to 512 tokens or the nearest there are",
     "padded": "pairs of bulk's lengths, every one computed at 512 tokens; here padding counts as work, equal for all",
 }
+USUAL = "promptsource_test.jsonl.gz"
 POOL = 12_000
 """Pairs that are looked at, of those that a pool has."""
 
@@ -162,21 +166,36 @@ def make_workloads(pairs: Sequence[Pair], tokenizer: PairTokenizer, sizes: Sizes
 def read_pool(folder: Path, *, seed: int) -> list[Pair]:
     """Read real pairs from the files of `folder`, if it has any.
 
-    First come PromptSource's tasks, then BIG-Bench's, whose instructions are long.
+    First come PromptSource's tasks, then BIG-Bench's, whose instructions are long. Raises BenchmarkError with the line
+    of a file that is not of that form, and OSError.
 
         >>> read_pool(Path("data"), seed=0)
     """
-    usual = _rows(folder / "promptsource_test.jsonl.gz")
-    long = [
-        {"instruction": row["instruction"], "response": row["references"][0]}
-        for path in sorted(folder.glob("bigbench/*_train.jsonl.gz"))
-        for row in _rows(path)
-    ]
-    pairs = []
-    for rows, share in ((usual, POOL // 4), (long + usual, POOL - POOL // 4)):
-        order = np.random.default_rng(seed).permutation(len(rows))[:share]
-        pairs += [(str(rows[row]["instruction"]).strip(), str(rows[row]["response"]).strip()) for row in order]
+    usual: list[Pair] = []
+    long: list[Pair] = []
+    for path in pool_files(folder):
+        try:
+            if path.name == USUAL:
+                usual += _read_pairs(path)
+            else:
+                long += _read_first_references(path)
+        except InvalidLine as error:
+            raise BenchmarkError(f"{path}, {error}") from error
+    pairs: list[Pair] = []
+    for found, share in ((usual, POOL // 4), (long + usual, POOL - POOL // 4)):
+        order = np.random.default_rng(seed).permutation(len(found))[:share]
+        pairs += [(found[place][0].strip(), found[place][1].strip()) for place in order]
     return _distinct(pairs)
+
+
+def pool_files(folder: Path) -> list[Path]:
+    """List the files that `read_pool` reads, of those that `folder` has.
+
+    >>> pool_files(Path("data"))
+    [PosixPath('data/promptsource_test.jsonl.gz')]
+    """
+    usual = folder / USUAL
+    return [*([usual] if usual.exists() else []), *sorted(folder.glob("bigbench/*_train.jsonl.gz"))]
 
 
 def make_pool(words: Sequence[str], *, seed: int, count: int = 4000) -> list[Pair]:
@@ -208,12 +227,14 @@ def make_pool_like(pairs: Iterable[Pair], *, seed: int, count: int = 4000) -> li
 def read_pairs_file(path: Path) -> list[Pair]:
     """Read the distinct pairs of a JSON Lines file with `instruction` and `response`, stripped.
 
-    Raises InvalidLine and OSError.
+    Raises BenchmarkError with the line, and OSError.
 
         >>> read_pairs_file(Path("pairs.jsonl"))
     """
-    with open_lines(path) as lines:
-        return _distinct((row.pair[0].strip(), row.pair[1].strip()) for row in read_rows(lines))
+    try:
+        return _distinct((first.strip(), second.strip()) for first, second in _read_pairs(path))
+    except InvalidLine as error:
+        raise BenchmarkError(f"{path}, {error}") from error
 
 
 def _bulk_lengths(random: np.random.Generator, count: int) -> list[int]:
@@ -238,11 +259,23 @@ def _workload(name: str, requests: Sequence[Sequence[Pair]], tokenizer: PairToke
     return Workload(name, frozen, counts, pad_to=MAX_LENGTH if name == "padded" else None)
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
+def _read_pairs(path: Path) -> list[Pair]:
     with open_lines(path) as lines:
-        return [json.loads(line) for line in lines if line.strip()]
+        return [row.pair for row in read_rows(lines)]
+
+
+def _read_first_references(path: Path) -> list[Pair]:
+    """Read a task's instructions, each with its first right answer."""
+    pairs: list[Pair] = []
+    with open_lines(path) as lines:
+        for number, line in numbered(lines):
+            fields = read_fields(line, number, ("instruction",))
+            if fields is not None:
+                references = fields.get("references")
+                if not isinstance(references, list) or not references or text_problem(references[0]):
+                    raise InvalidLine(number, f"needs 'references', a list of texts; found {shown(references)}")
+                pairs.append((fields["instruction"], references[0]))
+    return pairs
 
 
 def _distinct(pairs: Iterable[Pair]) -> list[Pair]:

@@ -19,9 +19,12 @@ from typing import Any, BinaryIO, cast
 
 from cappy_engine import storage
 from cappy_engine.bulk import outputs, replacing
-from cappy_engine.errors import OutputError
+from cappy_engine.bulk.lines import MAX_LINE_BYTES, numbered
+from cappy_engine.errors import InvalidLine, OutputError
 
 MOST_SETTINGS_BYTES = 2**20
+MOST_LINE_BYTES = 16 * MAX_LINE_BYTES
+"""A line holds one of the input, and what was made of it."""
 
 log = logging.getLogger(__name__)
 Say = Callable[[str], object]
@@ -134,12 +137,12 @@ class Growing:
         """
         partial = self.names.partial
         try:
-            before = json.loads(self.names.settings.read_bytes())
+            before = json.loads(storage.read_regular(self.names.settings, limit=MOST_SETTINGS_BYTES))
             others = before.pop("resumed_with", [])
             begun = {name: before.pop(name) for name in origin}
             changed = changes(before, settings)
             moved = changes(others[-1] if others else begun, origin)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise OutputError(f"{partial} has lost its settings ({error!r}); remove it and start anew") from error
         if changed:
             raise OutputError(
@@ -153,7 +156,7 @@ class Growing:
         """Yield all complete lines, one by one; a torn last line is dropped from the file."""
         end = 0
         self.file.seek(0)
-        for line in self.file:
+        for line in self._lines():
             if not line.endswith(b"\n"):
                 say(f"the last line of {self.names.partial} is torn; it is made again")
                 break
@@ -161,6 +164,12 @@ class Growing:
             yield line
         self.file.seek(end)
         self.file.truncate()
+
+    def _lines(self) -> Iterator[bytes]:
+        try:
+            yield from (line for _, line in numbered(self.file, MOST_LINE_BYTES))
+        except InvalidLine as error:
+            raise OutputError(f"{self.names.partial}, {error}; remove it and start anew") from error
 
     def append(self, lines: bytes) -> None:
         """Write `lines`, to the disk."""

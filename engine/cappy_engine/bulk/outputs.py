@@ -94,6 +94,18 @@ def check_not_read(name: object, status: os.stat_result | None, inputs: Sequence
             raise OutputError(f"the input {name} {problem}")
 
 
+def files_in(folder: Path, marker: str) -> list[Path]:
+    """List the files of a folder that is read, so that none is written; none unless it holds `marker`.
+
+    Any other folder may be one of everything.
+
+        >>> files_in(Path("cappy-bundle"), "manifest.json")[0]
+        PosixPath('cappy-bundle/config.json')
+    """
+    is_known = (folder / marker).is_file()
+    return sorted(path for path in folder.rglob("*") if path.is_file()) if is_known else []
+
+
 @contextlib.contextmanager
 def open_output(
     path: Path, *, force: bool = False, inputs: Sequence[Input] = (), say: Say = log.warning

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import click
 
+from cappy_engine.bulk.outputs import files_in
 from cappy_engine.bulk.score_file import LineOptions, Totals, score_lines
 from cappy_engine.bundle import MANIFEST
 from cappy_engine.cli import text
@@ -66,7 +67,10 @@ def score(
 
     PAIRS is a file, unpacked if its name ends in .gz, or - for stdin. Every line is written back with its score.
     """
-    with open_input(pairs) as lines, open_output(output, force=force, inputs=[lines, *_files_of(bundle)]) as written:
+    with (
+        open_input(pairs) as lines,
+        open_output(output, force=force, inputs=[lines, *files_in(bundle, MANIFEST)]) as written,
+    ):
 
         def write(rows: bytes) -> None:
             written.write(rows)
@@ -146,12 +150,6 @@ def rank(
         say(f"{truncated} of {len(ranked)} pairs were truncated")
     if exact_winner:
         say(f"{sum(candidate.is_exact for candidate in ranked)} of {len(ranked)} candidates were scored again in fp32")
-
-
-def _files_of(bundle: Path) -> list[Path]:
-    """The files of a bundle, which are read, so that none of them is written."""
-    is_bundle = (bundle / MANIFEST).is_file()  # anything else may be a folder of everything
-    return [path for path in bundle.rglob("*") if path.is_file()] if is_bundle else []
 
 
 def _open_scorer(bundle: Path, options: ScorerOptions) -> Scorer:

@@ -15,6 +15,7 @@ from cappy_engine.bulk.growing import changes
 from cappy_engine.errors import AdaptError
 
 SETTINGS, STEP = "settings.json", "step-"
+MOST_BYTES = 2**20
 
 
 def begin(folder: Path, settings: Mapping[str, Any], *, force: bool) -> BinaryIO:
@@ -58,7 +59,7 @@ def check(folder: Path, settings: Mapping[str, Any]) -> None:
     if not (folder / SETTINGS).is_file():
         raise AdaptError(f"there is nothing to resume: {folder} does not exist; leave out --resume")
     try:
-        changed = changes(json.loads((folder / SETTINGS).read_bytes()), settings)
+        changed = changes(json.loads(storage.read_regular(folder / SETTINGS, limit=MOST_BYTES)), settings)
     except (ValueError, AttributeError, RecursionError) as error:
         raise AdaptError(f"{folder / SETTINGS} is not of a training ({error!r}); remove the folder") from error
     if changed:

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cappy_engine.bulk import growing
 from cappy_engine.bulk import lines as reading
 from cappy_engine.bulk.lines import Lines, check_length, numbered
-from cappy_engine.errors import InvalidLine
+from cappy_engine.errors import InvalidLine, OutputError
 
 LIMIT = 10
 
@@ -138,3 +139,18 @@ def test_a_pipe_that_does_not_block_is_read_to_its_end() -> None:
 def test_large_lines_of_a_pipe_come_whole() -> None:
     content = b"".join(b"%d" % (number % 10) * (number * 997 % 30_000) + b"\n" for number in range(200))
     assert b"".join(line for line in Lines(piped(content), 2**20) if line) == content
+
+
+def test_a_line_of_an_unfinished_output_has_a_limit_and_is_not_taken_for_a_torn_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(growing, "MOST_LINE_BYTES", LIMIT)
+    partial = tmp_path / "out.jsonl.partial"
+    partial.write_bytes(b"short\n" + b"x" * 5 * LIMIT + b"\nlast\n")
+    before = partial.read_bytes()
+    with growing.open_growing(growing.Names(tmp_path / "out.jsonl"), resume=True) as file:
+        lines = file.complete_lines(print)
+        assert next(lines) == b"short\n"
+        with pytest.raises(OutputError, match=r"out\.jsonl\.partial, line 2: is longer than 10 bytes.*start anew"):
+            next(lines)
+    assert partial.read_bytes() == before
