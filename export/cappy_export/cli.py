@@ -13,7 +13,7 @@ from cappy_engine.cli import text
 from cappy_engine.cli.arguments import command, takes
 from cappy_engine.cli.extras import extra
 from cappy_engine.cli.progress import progress_bar
-from cappy_engine.cli.streams import print_json, say, tell
+from cappy_engine.cli.streams import print_json, say, show, tell
 from cappy_engine.cli.values import PATH
 from cappy_export.adaptation.recipe import AdaptOptions, Recipe
 from cappy_export.options import ExportOptions, VerifyOptions
@@ -103,7 +103,7 @@ def verify(bundle: Path, checkpoint: str, options: VerifyOptions, as_json: bool)
     if as_json:
         print_json(parity)
     else:
-        print(text.describe_parity(parity))
+        show(text.describe_parity(parity))
 
 
 @contextlib.contextmanager

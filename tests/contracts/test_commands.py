@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from importlib import metadata
 
@@ -10,6 +11,7 @@ import pytest
 
 from cappy_engine.cli.main import cappy
 from tests.support.pages import PAGES, calls_of_cappy, commands
+from tests.support.sources import every_source, none
 
 Words = tuple[str, ...]
 
@@ -82,3 +84,16 @@ def test_every_command_is_on_a_page(words: Words) -> None:
 @pytest.mark.parametrize("call", ON_PAGES, ids=lambda call: " ".join(call)[:60])
 def test_every_command_on_a_page_parses(call: list[str]) -> None:
     parse(call)
+
+
+def test_commands_write_through_streams_which_keep_escape_codes_from_the_terminal() -> None:
+    modules = [source for source in every_source() if "click" in source.roots and "streams" not in source.name]
+    assert len(modules) > 8
+    none(
+        [
+            f"{source.shown}:{node.lineno} writes by {ast.unparse(node.func)}; use show, tell, say or print_json"
+            for source in modules
+            for node in ast.walk(source.tree)
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "click.echo", "sys.stdout.write")
+        ]
+    )

@@ -19,7 +19,7 @@ from cappy_engine.bundle import EMBEDDED, PRECISIONS, open_bundle
 from cappy_engine.cli import text
 from cappy_engine.cli.arguments import command, force_option, group, quiet_option, takes
 from cappy_engine.cli.extras import extra
-from cappy_engine.cli.streams import is_verbose, open_input, open_output, print_json, say
+from cappy_engine.cli.streams import is_verbose, open_input, open_output, print_json, say, show
 from cappy_engine.cli.values import PATH, POSITIVE, named_path
 from cappy_engine.errors import CappyError
 from cappy_engine.options import Asked, Precision, ScorerOptions
@@ -100,7 +100,7 @@ def evaluate_promptsource(file: str, options: EvaluateOptions, scorer: ScorerOpt
     if as_json:
         print_json(evaluation_document(found))
     else:
-        print(describe_accuracy(found))
+        show(describe_accuracy(found))
 
 
 @command(
@@ -148,7 +148,7 @@ def evaluate_bigbench(
     if as_json:
         print_json(evaluation_document(found))
     else:
-        print(describe_rouge(found), flush=True)
+        show(describe_rouge(found))
     if plot is not None:
         rouge_plot.plot_evaluation(found, plot, force=force)
         say(f"wrote {plot}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from cappy_bench.speed.run_options import RESULTS, RunOptions
 from cappy_bench.speed.tables import change_tables, result_tables, setting_table
 from cappy_engine.cli.arguments import command, group, quiet_option, takes
 from cappy_engine.cli.extras import extra
-from cappy_engine.cli.streams import say
+from cappy_engine.cli.streams import print_json, say, show
 from cappy_engine.cli.values import PATH
 
 
@@ -56,8 +55,8 @@ def run(options: RunOptions) -> None:
     with extra("bench"):
         from cappy_bench.speed.measure import measure
     result = measure(options, say=_say)
-    click.echo(result_tables(result))
-    click.echo(json.dumps(result, allow_nan=False, ensure_ascii=False))
+    show(result_tables(result))
+    print_json(result, indent=None)
 
 
 @command(
@@ -75,9 +74,9 @@ def compare(results: Sequence[Path]) -> None:
         raise click.UsageError("compare takes one result, or two")
     found = [read_result(path) for path in results]
     if len(found) == 1:
-        click.echo(result_tables(found[0]))
+        show(result_tables(found[0]))
     else:
-        click.echo(change_tables(found[0], found[1], names=(results[0].name, results[1].name)))
+        show(change_tables(found[0], found[1], names=(results[0].name, results[1].name)))
 
 
 @command(
@@ -114,7 +113,7 @@ def report(results: Path, force: bool) -> None:
 )
 def list_runners() -> None:
     """Print the runners: tools in their settings."""
-    click.echo(setting_table(SPECS))
+    show(setting_table(SPECS))
 
 
 def _say(line: str) -> None:

@@ -10,7 +10,7 @@ import click
 from cappy_engine.bundle import EMBEDDED, PRECISIONS, TARGETS, Bundle, open_bundle
 from cappy_engine.cli import text
 from cappy_engine.cli.arguments import command, force_option
-from cappy_engine.cli.streams import complain, print_json, tell
+from cappy_engine.cli.streams import complain, print_json, show, tell
 from cappy_engine.cli.values import PATH, Words
 from cappy_engine.errors import BundleError
 from cappy_engine.slim import slim as keep_only
@@ -40,7 +40,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
         raise BundleError(
             f"the manifest of {bundle} lacks what is shown here ({error!r}); --json prints what it has"
         ) from error
-    print(described)
+    show(described)
 
 
 @command(

@@ -11,7 +11,7 @@ from cappy_engine.bulk.rows import read_rows
 from cappy_engine.bundle import EMBEDDED
 from cappy_engine.cli import text
 from cappy_engine.cli.arguments import EXIT_ERROR, EXIT_OK, command, flags_given, takes
-from cappy_engine.cli.streams import is_verbose, say
+from cappy_engine.cli.streams import is_verbose, say, show
 from cappy_engine.cli.values import PATH, Real, Words
 from cappy_engine.cpu.processor import describe_processor, read_processor
 from cappy_engine.errors import CappyError
@@ -56,7 +56,7 @@ def tune(bundle: Path | None, options: ScorerOptions, pairs: Path | None, second
         for flag in flags_given(("precision", "threads", "pairs", "seconds")):
             raise click.UsageError(f"{flag} is for measuring; --clear forgets the answers for all of BUNDLE's models")
         count = forget() if bundle is None else forget(bundle)
-        print(f"forgot {count} answer{'' if count == 1 else 's'} in {cache_folder()}")
+        show(f"forgot {count} answer{'' if count == 1 else 's'} in {cache_folder()}")
         return
     found = measure(
         EMBEDDED if bundle is None else bundle,
@@ -66,7 +66,7 @@ def tune(bundle: Path | None, options: ScorerOptions, pairs: Path | None, second
         seconds=seconds,
         say=say if is_verbose() else lambda text: None,
     )
-    print(text.describe_tuned(found))
+    show(text.describe_tuned(found))
 
 
 @command(
@@ -88,9 +88,9 @@ def doctor(device: str | None) -> int:
     )
     findings = {name: diagnose(installation, name) for name in DEVICES}
     if device in (None, "cpu"):
-        print(f"{describe_processor(read_processor())}\n")
+        show(f"{describe_processor(read_processor())}\n")
     is_gpu_wanted = device is not None or "onnxruntime-gpu" in installation.runtime_packages
-    print(describe(findings, installation) if is_gpu_wanted else text.describe_cpu_only(findings, installation))
+    show(describe(findings, installation) if is_gpu_wanted else text.describe_cpu_only(findings, installation))
     is_usable = device is None or all(finding.is_ok for finding in findings[device])
     return EXIT_OK if is_usable else EXIT_ERROR
 

@@ -18,7 +18,7 @@ import click
 from cappy_engine import __version__
 from cappy_engine.cli.arguments import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from cappy_engine.cli.standard import Terminated, raised_signals, silence, standard_streams
-from cappy_engine.cli.streams import complain
+from cappy_engine.cli.streams import CleanFormatter, complain
 from cappy_engine.errors import CappyError, InstallationError, ParityError
 
 COMMANDS = "cappy.commands"
@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     0
     """
     with standard_streams(), raised_signals():
-        logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+        handler = logging.StreamHandler()
+        handler.setFormatter(CleanFormatter("%(levelname)s: %(message)s"))
+        logging.basicConfig(handlers=[handler], level=logging.WARNING)
         words = list(sys.argv[1:] if argv is None else argv)
         with _Explained(lambda: "cappy") as explained:
             try:

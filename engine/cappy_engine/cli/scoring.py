@@ -19,7 +19,7 @@ from cappy_engine.bundle import MANIFEST
 from cappy_engine.cli import text
 from cappy_engine.cli.arguments import EXIT_OK, EXIT_SKIPPED, bundle_option, command, force_option, quiet_option, takes
 from cappy_engine.cli.progress import progress_bar
-from cappy_engine.cli.streams import is_verbose, open_input, open_output, open_stdin, print_json, say
+from cappy_engine.cli.streams import is_verbose, open_input, open_output, open_stdin, print_json, say, show
 from cappy_engine.cli.values import PATH, Words
 from cappy_engine.errors import CappyError
 from cappy_engine.options import ScorerOptions
@@ -144,7 +144,7 @@ def rank(
     if as_json:
         print_json([dataclasses.asdict(candidate) for candidate in ranked])
     else:
-        print(text.describe_ranking(ranked))
+        show(text.describe_ranking(ranked))
     truncated = sum(candidate.is_truncated for candidate in ranked)
     if truncated:
         say(f"{truncated} of {len(ranked)} pairs were truncated")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -76,13 +77,22 @@ def open_output(path: Path | None, *, force: bool = False, inputs: Sequence[Inpu
     sys.stdout.buffer.flush()
 
 
-def print_json(value: object) -> None:
-    """Print a result as JSON, in UTF-8 whatever the terminal's encoding is.
+def print_json(value: object, *, indent: int | None = 2) -> None:
+    """Print a result as JSON, in UTF-8 whatever the terminal's encoding is; without `indent` it is one line.
 
     >>> print_json({"score": 0.5})
     """
-    sys.stdout.buffer.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+    sys.stdout.flush()
+    sys.stdout.buffer.write(json.dumps(value, indent=indent, ensure_ascii=False).encode() + b"\n")
     sys.stdout.buffer.flush()
+
+
+def show(text: str) -> None:
+    """Print a table or another result for people to stdout; what it quotes from files cannot steer the terminal.
+
+    >>> show("rank   score  index  response")
+    """
+    print(_clean(text), flush=True)
 
 
 def tell(text: str) -> None:
@@ -91,7 +101,7 @@ def tell(text: str) -> None:
     >>> tell("wrote cappy-bundle")
     """
     if not is_closed(1):
-        print(text)
+        show(text)
 
 
 def say(text: str) -> None:
@@ -109,9 +119,17 @@ def complain(text: str) -> None:
     >>> complain("cappy score: no bundle at nowhere: it does not exist")
     """
     try:
-        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+        print(_clean(text), file=sys.stderr, flush=True)
     except OSError:
         silence(sys.stderr)
+
+
+class CleanFormatter(logging.Formatter):
+    """Formats what is logged for a terminal, which it cannot steer."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a record as its lines, with dots for what is not printable."""
+        return _clean(super().format(record))
 
 
 def is_quiet() -> bool:
@@ -122,6 +140,11 @@ def is_quiet() -> bool:
 def is_verbose() -> bool:
     """Tell whether the command that runs was called with --verbose."""
     return _was_given(VERBOSE)
+
+
+def _clean(text: str) -> str:
+    """Put dots for what is not printable, but keep our own line breaks."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _was_given(name: str) -> bool:

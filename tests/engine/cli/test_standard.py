@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cappy_engine.cli.main import main
-from tests.support.command_line import CAPPY, in_shell, rows_in
+from cappy_engine.cli.streams import complain, say, show, tell
+from tests.support.command_line import CAPPY, cappy, in_shell, rows_in
 
 
 def test_without_a_stderr_the_results_are_all_that_is_on_stdout(bundle: Path, pairs_file: Path) -> None:
@@ -89,3 +91,21 @@ def test_signals_are_as_they_were_when_a_command_is_done(capsys: pytest.CaptureF
     assert main(["--version"]) == 0
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
     assert (sys.stdin, sys.stdout, sys.stderr) == streams
+
+
+def test_what_is_logged_cannot_steer_the_terminal(bundle: Path, tmp_path: Path) -> None:
+    name = "a\x1b[2Jb"
+    (tmp_path / f".{name}.partial-1").mkdir()  # as of a command that was killed: a warning is logged
+    done = cappy("slim", str(bundle), "--keep", "int8", "--target", "cpu", "--out", str(tmp_path / name))
+    assert (done.returncode, done.stdout.count(b"a\xc2\xb7[2Jb")) == (0, 1)
+    assert b"WARNING: note: " in done.stderr
+    assert b"\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("write", [show, tell, say, complain])
+def test_no_text_for_people_can_steer_the_terminal(
+    write: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("one line\nÄhre \x1b[31mrot\u202e\r\x9b2J")
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == "one line\nÄhre ·[31mrot···2J\n"
