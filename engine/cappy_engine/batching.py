@@ -36,7 +36,8 @@ class EncodedPairs:
 
     `token_ids` and `type_ids` hold n arrays (length,) int64. `lengths` is (n,) int64, in tokens. `truncated` is (n,)
     bool: true where tokens were cut off to stay within the model's maximum. `without_instruction` are the places of
-    pairs whose instruction has no tokens.
+    pairs whose instruction has no tokens. `tokenizer` is the digest of the tokenizer that made the ids, None if
+    that is not known.
     """
 
     token_ids: Sequence[Ids]
@@ -44,6 +45,7 @@ class EncodedPairs:
     lengths: Ids
     truncated: npt.NDArray[np.bool_]
     without_instruction: tuple[int, ...] = ()
+    tokenizer: str | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -79,17 +81,21 @@ class EncodedPairs:
             self.lengths[places],
             self.truncated[places],
             tuple(place for place, row in enumerate(places.tolist()) if row in without) if without else (),
+            self.tokenizer,
         )
 
     @classmethod
     def joined(cls, parts: Sequence[EncodedPairs]) -> EncodedPairs:
-        """Put the pairs of several calls one after the other.
+        """Put the pairs of several calls one after the other. Raises ValueError for those of several tokenizers.
 
         >>> len(EncodedPairs.joined([encoded, encoded])) == 2 * len(encoded)
         True
         """
         if len(parts) == 1:
             return parts[0]
+        tokenizers = {part.tokenizer for part in parts} - {None}
+        if len(tokenizers) > 1:
+            raise ValueError("these pairs were encoded by several tokenizers, and cannot be scored together")
         starts = np.cumsum([0, *map(len, parts)]).tolist()
         return cls(
             list(chain.from_iterable(part.token_ids for part in parts)),
@@ -97,6 +103,7 @@ class EncodedPairs:
             np.concatenate([part.lengths for part in parts]),
             np.concatenate([part.truncated for part in parts]),
             tuple(start + row for start, part in zip(starts, parts, strict=False) for row in part.without_instruction),
+            next(iter(tokenizers), None),
         )
 
 

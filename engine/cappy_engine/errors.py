@@ -32,6 +32,15 @@ def install_hint(extras: str) -> str:
     return f"in a clone of cappy-engine, run: pip install -c constraints.txt '.[{extras}]'"
 
 
+def is_failure(error: BaseException) -> bool:
+    """True for an Exception, and for a panic in Rust, which Python does not count as one.
+
+    >>> is_failure(ValueError()), is_failure(KeyboardInterrupt())
+    (True, False)
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 class CappyError(Exception):
     """Base of all; catch it to catch everything that this project raises on purpose."""
 

@@ -202,15 +202,15 @@ class Scorer:
         padding: Padding | None = None,
         progress: Callable[[int, int], object] = lambda pairs, tokens: None,
     ) -> Scored:
-        """Score pairs that `encode` made; a pair that comes several times is computed once.
+        """Score pairs that `encode` made, of this scorer or of another one with the same tokenizer.
+
+        A pair that comes several times is computed once. Raises ValueError for pairs of another tokenizer.
 
         `max_batch_tokens` and `padding` replace the scorer's own for this call. `progress` is called after every batch
         with how many pairs and tokens (without padding) it held. Raises ScoringError, with the index of a pair that
         fails in the model; the index is None where no single pair is at fault.
         """
-        if not isinstance(encoded, EncodedPairs):
-            problem = f"score_encoded takes what encode made, got {described(encoded)}; score_pairs takes pairs"
-            raise ValueError(problem)  # noqa: TRY004 - as for all arguments
+        self._tokenizer.check(encoded)
         distinct, places = encoded.distinct()
         repeats = np.bincount(places, minlength=len(distinct))
 

@@ -9,6 +9,7 @@ for a million. Where the special tokens go is learnt from the library when the t
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from tokenizers import Tokenizer
 
 from cappy_engine.batching import EncodedPairs, Ids
 from cappy_engine.bundle_files import MAX_SMALL_BYTES
-from cappy_engine.checks import check_word
-from cappy_engine.errors import BundleError, CappyError, InvalidPair, ScoringError
+from cappy_engine.checks import check_word, described
+from cappy_engine.errors import BundleError, CappyError, InvalidPair, ScoringError, is_failure
 from cappy_engine.forking import tell_after_fork
 from cappy_engine.pairs import MAX_TEXT_CHARS, TOO_LONG, TooLong, check_pairs
 from cappy_engine.storage import read_regular
@@ -55,14 +56,23 @@ class PairTokenizer:
     """Tokenises pairs; each distinct text of a call once, so an instruction costs the same for any count of candidates.
 
     `tokenizer` needs `encode_batch_fast(texts, add_special_tokens=False)`; `max_length` counts special tokens too.
-    Texts of more than `max_text_chars` characters are refused. Raises BundleError if special tokens alone are too many.
+    Texts of more than `max_text_chars` characters are refused. Two with one `digest` make the same ids; None if that is
+    not known. Raises BundleError if special tokens alone are too many.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, max_length: int, max_text_chars: int = MAX_TEXT_CHARS) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        max_length: int,
+        max_text_chars: int = MAX_TEXT_CHARS,
+        digest: str | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
         self.template = find_template(tokenizer)
         self.max_length = max_length
         self.max_text_chars = max_text_chars
+        self.digest = digest
         if self.template.special_tokens > max_length:
             raise BundleError(
                 f"this tokenizer puts {self.template.special_tokens} special tokens around a pair, and the model takes "
@@ -96,7 +106,8 @@ class PairTokenizer:
             tokenizer = Tokenizer.from_buffer(content)
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        return cls(tokenizer, max_length=max_length, max_text_chars=max_text_chars)
+        digest = hashlib.sha256(content).hexdigest()
+        return cls(tokenizer, max_length=max_length, max_text_chars=max_text_chars, digest=digest)
 
     def encode(self, pairs: Iterable[Sequence[str]], *, too_long: TooLong = "truncate") -> EncodedPairs:
         """Tokenise n pairs, truncated to `max_length` by cutting the longer text first.
@@ -131,7 +142,24 @@ class PairTokenizer:
             type_ids.append(self.template.join_types(first, second))
         lengths = np.array([len(row_ids) for row_ids in token_ids], dtype=np.int64)
         without_instruction = tuple(row for row, (instruction, _) in enumerate(checked) if not len(ids[instruction]))
-        return EncodedPairs(token_ids, type_ids, lengths, truncated, without_instruction)
+        return EncodedPairs(token_ids, type_ids, lengths, truncated, without_instruction, self.digest)
+
+    def check(self, encoded: EncodedPairs) -> None:
+        """Raise ValueError for what is not encoded, or was encoded for another tokenizer or for longer pairs.
+
+        >>> tokenizer.check(tokenizer.encode([("Is the sky blue?", "Yes")]))
+        """
+        if not isinstance(encoded, EncodedPairs):
+            problem = f"score_encoded takes what encode made, got {described(encoded)}; score_pairs takes pairs"
+            raise ValueError(problem)  # noqa: TRY004 - as for all arguments
+        if None not in (encoded.tokenizer, self.digest) and encoded.tokenizer != self.digest:
+            raise ValueError("these pairs were encoded by another model's tokenizer; encode them with this scorer")
+        longest = int(encoded.lengths.max(initial=0))
+        if longest > self.max_length:
+            raise ValueError(
+                f"these pairs have up to {longest} tokens, and this model takes {self.max_length}; encode them with "
+                "this scorer"
+            )
 
     def _blame(self, pairs: Sequence[Sequence[str]], problem: str) -> CappyError:
         """Find the first text that the library does not encode alone either."""
@@ -209,7 +237,7 @@ def _translated(problem: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_failure(error):
             raise
         raise BundleError(f"{problem}: {str(error)[:_LONGEST_REASON]}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from cappy_engine import Scorer, ScorerOptions
-from cappy_engine.bundle import open_bundle
+from cappy_engine.batching import EncodedPairs
+from cappy_engine.bundle import EMBEDDED, open_bundle
 from cappy_engine.errors import BundleError, InvalidPair
 from cappy_engine.slim import slim
 from cappy_engine.testing import FakeSession, fake_scorer
@@ -89,6 +91,23 @@ def test_an_option_of_a_wrong_kind_is_a_wrong_argument(
 def test_what_was_not_encoded_is_not_scored_as_if(scorer: Scorer, encoded: Any) -> None:
     with pytest.raises(ValueError, match=r"score_encoded takes what encode made, got .*; score_pairs takes pairs"):
         scorer.score_encoded(encoded)
+
+
+def test_pairs_of_another_tokenizer_or_of_too_many_tokens_are_not_scored(scorer: Scorer) -> None:
+    content = (EMBEDDED / "tokenizer.json").read_bytes()
+    pairs, limit = [("a", "b " * 2000), ("a", "b")], 512
+    same = PairTokenizer.from_bytes(content, max_length=limit).encode(pairs)
+    for encoded in (same, same.chosen([1]), dataclasses.replace(same, tokenizer=None)):
+        assert len(scorer.score_encoded(encoded).scores) == len(encoded)
+    other = PairTokenizer.from_bytes(content + b" ", max_length=limit).encode(pairs)
+    for encoded in (other, other.distinct()[0], EncodedPairs.joined([other, other])):
+        with pytest.raises(ValueError, match="encoded by another model's tokenizer; encode them with this scorer"):
+            scorer.score_encoded(encoded)
+    with pytest.raises(ValueError, match="encoded by several tokenizers"):
+        EncodedPairs.joined([same, other])
+    longer = PairTokenizer.from_bytes(content, max_length=limit + 1).encode(pairs)
+    with pytest.raises(ValueError, match=f"have up to {limit + 1} tokens, and this model takes {limit}"):
+        scorer.score_encoded(longer)
 
 
 def test_numpys_whole_numbers_are_whole_numbers(scorer: Scorer) -> None:

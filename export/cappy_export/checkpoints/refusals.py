@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from cappy_engine.errors import BundleError, CappyError, CheckpointError
+from cappy_engine.errors import BundleError, CappyError, CheckpointError, is_failure
 from cappy_export.checkpoints.naming import shown
 
 
@@ -22,9 +22,8 @@ def refusing(problem: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        is_panic = type(error).__name__ == "PanicException"
         is_ours = isinstance(error, CappyError) and not isinstance(error, BundleError)
-        if is_ours or not (is_panic or isinstance(error, Exception)):
+        if is_ours or not is_failure(error):
             raise
         reason = str(error) if isinstance(error, (BundleError, OSError, ValueError)) else repr(error)
         raise CheckpointError(f"{problem}: {shown(' '.join(reason.split()), 400)}") from error
