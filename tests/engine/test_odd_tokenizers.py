@@ -60,6 +60,14 @@ def test_texts_at_which_the_tokenizer_fails_together_blame_no_pair() -> None:
     assert caught.value.index is None
 
 
+def test_a_pattern_that_tries_for_ever_is_stopped_at_the_pair() -> None:
+    document = json.loads((TINY / "tokenizer.json").read_bytes())
+    document["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "a"}
+    tokenizer = PairTokenizer.from_bytes(json.dumps(document).encode(), max_length=512)
+    with pytest.raises(InvalidPair, match=r"^pair 1: instruction cannot be tokenised: Onig: .* retry-limit-in-match"):
+        tokenizer.encode([("b", "c"), ("a" * 40 + "!", "c")])
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit()], ids=repr)
 def test_an_interruption_is_not_taken_for_a_failure(error: BaseException) -> None:
     library: Any = Panicking(Tokenizer.from_file(str(TINY / "tokenizer.json")), "bad", error)
