@@ -104,6 +104,8 @@ def _slim_document(document: Mapping[str, Any], kept: Models, dropped: Collectio
     def of_targets(found: Mapping[str, Any]) -> dict[str, Any]:
         return {target: _rows(found.get(target, {}), target, kept) for target in targets}
 
+    tolerance = {target: _rows(rows, target, kept) for target, rows in canary.get("tolerance", {}).items()}
+
     changed = {
         **_part(document, "cpu", kept),
         "files": {name: entry for name, entry in document["files"].items() if name not in dropped},
@@ -113,10 +115,12 @@ def _slim_document(document: Mapping[str, Any], kept: Models, dropped: Collectio
             "precisions": _rows(parity.get("precisions", {}), "cpu", kept),
             "targets": of_targets(parity.get("targets", {})),
         },
-        "canary": {**canary, "tolerance": of_targets(canary.get("tolerance", {}))},
+        "canary": {**canary, "tolerance": {target: rows for target, rows in tolerance.items() if rows}},
     }
     if not targets:
-        del changed["targets"], changed["parity"]["targets"], changed["canary"]
+        del changed["targets"], changed["parity"]["targets"]
+    if not changed["canary"]["tolerance"]:
+        del changed["canary"]
     return seal({name: part for name, part in changed.items() if name in document})
 
 

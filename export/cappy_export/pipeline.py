@@ -64,8 +64,8 @@ def export(
         require(parity, proof.limits, f"the export of {opened.name}")
         if opened.files != files:
             raise ExportError(f"{checkpoint} changed during the export; run it again")
-        canary = {"canary": make_canary(staging, parity, proof)} if "targets" in parity else {}
-        manifest = keep_chosen(staging, {**written, **canary, "parity": parity}, options.kept)
+        canary = make_canary(staging, parity, proof)
+        manifest = keep_chosen(staging, {**written, "canary": canary, "parity": parity}, options.kept)
         publish(staging, place, BUNDLE, force=force)
     return manifest
 

@@ -148,6 +148,6 @@ def files_in(folder: Path) -> list[Path]:
 def test_names_are_gone_through_once_and_one_text_is_not_a_list_of_them(bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "int8"
     assert slim(bundle, precisions=iter(["int8"]), targets=iter(["cpu"]), out=out)["precisions"] == ["int8"]  # type: ignore[arg-type]
-    for wrong in ({"precisions": "int8"}, {"targets": "cpu"}, {"precisions": ""}):
-        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a list of words, got str"):
-            slim(bundle, **wrong, out=tmp_path / "other")
+    for name, wrong in (("precisions", "int8"), ("targets", "cpu"), ("precisions", "")):
+        with pytest.raises(ValueError, match=f"{name} must be a list of words, got str"):
+            slim(bundle, **{name: wrong}, out=tmp_path / "other")  # type: ignore[arg-type]

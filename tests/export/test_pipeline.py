@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -14,8 +14,10 @@ from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
 from cappy_engine import Scorer
+from cappy_engine.bundle import open_bundle
 from cappy_engine.cli.main import main
 from cappy_engine.errors import BundleError, ExportError, ParityError
+from cappy_engine.gpu.canary import read_canary
 from cappy_export import ExportOptions, VerifyOptions, cpu_models, export, pipeline, verify
 from cappy_export.graphs.optimum import build_graph
 from cappy_export.proof.limits import LIMITS
@@ -43,6 +45,15 @@ def test_other_tools_are_told_to_give_the_raw_score(bundle: Path) -> None:
     assert config["sentence_transformers"] == {"activation_fn": "torch.nn.modules.linear.Identity"}
     assert config["architectures"] == ["RobertaForSequenceClassification"]
     assert list(config["id2label"]) == ["0"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_bundle_carries_a_canary_that_it_passes(bundle: Path, precision: Literal["fp32", "int8"]) -> None:
+    canary = read_canary(open_bundle(bundle).manifest.document, "cpu", precision)
+    with Scorer.open(bundle, precision=precision) as scorer:
+        errors = np.abs(scorer.score_encoded(canary.pairs).scores - canary.scores)
+    assert len(errors) > 3
+    assert errors.max() <= canary.tolerance
 
 
 @pytest.mark.parametrize("kind", ["bin", "msgpack"])

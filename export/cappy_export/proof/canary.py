@@ -1,4 +1,7 @@
-"""Choose the canary: a few pairs, carried by the bundle, on which a GPU proves itself (`cappy_engine.gpu.canary`)."""
+"""Choose the canary: a few pairs, carried by the bundle, on which a GPU or a server proves itself.
+
+They are read by `cappy_engine.gpu.canary`.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,10 @@ CANARY_PAIRS = 8
 
 
 def make_canary(staging: Path, parity: Mapping[str, Any], proof: Proof) -> dict[str, Any]:
-    """Make the manifest's "canary": pairs with PyTorch's scores, and how far a GPU's may be from them.
+    """Make the manifest's "canary": pairs with PyTorch's scores, and how far a model's may be from them.
 
     >>> make_canary(staging, parity, proof)["tolerance"]
-    {'cuda': {'fp16': 0.005}}
+    {'cpu': {'fp32': 0.0001}, 'cuda': {'fp16': 0.005}}
     """
     manifest = open_bundle(staging).manifest
     rows = canary_rows(proof.reference.scores, proof.reference.token_counts)
@@ -31,7 +34,7 @@ def make_canary(staging: Path, parity: Mapping[str, Any], proof: Proof) -> dict[
     return {
         "tolerance": {
             target: {precision: canary_tolerance(row, proof.limits[precision]) for precision, row in measured.items()}
-            for target, measured in parity["targets"].items()
+            for target, measured in {"cpu": parity["precisions"], **parity.get("targets", {})}.items()
         },
         "pairs": [
             {
@@ -59,7 +62,7 @@ def canary_rows(scores: Scores, counts: npt.NDArray[np.int64]) -> list[int]:
 
 
 def canary_tolerance(row: Mapping[str, Any], limits: Limits) -> float:
-    """Say how far a GPU's score may be from PyTorch's: the absolute limit, else twice the largest measured error.
+    """Say how far a score may be from PyTorch's: the absolute limit, else twice the largest measured error.
 
     >>> canary_tolerance({"max_error": 0.02}, Limits(min_spearman=0.97))
     0.04

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from cappy_engine.scorer import Scorer
+from cappy_engine.serving.queue import QueueLimits, ScoringQueue
+from tests.support.gated import SECONDS, Gated
 from tests.support.servers import Server, serving
 
 
@@ -24,3 +26,29 @@ def scorer(bundle: Path) -> Iterator[Scorer]:
     """Give a scorer of the same model."""
     with Scorer.open(bundle, precision="int8") as opened:
         yield opened
+
+
+LIMITS = QueueLimits(max_pairs=100, max_tokens=1000, step_tokens=100)
+
+
+@pytest.fixture
+def model() -> Iterator[Gated]:
+    """Give a model whose runs wait until they are let go."""
+    gated = Gated()
+    yield gated
+    gated.let()
+
+
+@pytest.fixture
+def start(model: Gated) -> Iterator[Callable[..., ScoringQueue]]:
+    """Give a function that starts queues, which are closed at the end."""
+    queues: list[ScoringQueue] = []
+
+    def make(limits: QueueLimits = LIMITS, **hooks: Callable[..., None]) -> ScoringQueue:
+        queues.append(ScoringQueue(model, limits, **hooks))
+        return queues[-1]
+
+    yield make
+    model.let()
+    for queue in queues:
+        queue.close(wait_seconds=SECONDS)
