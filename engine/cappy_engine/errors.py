@@ -11,6 +11,13 @@ CappyError
 ├── AdaptError               training cannot start, go on or end as asked; no checkpoint was written
 ├── BenchmarkError           nothing can be measured as asked, or a file is not a result
 ├── SampleError              candidates cannot be sampled as asked; what was complete is kept
+├── ServingError             a server that cannot begin, or end as it should
+│   ├── InvalidRequest       a request that is not what its path takes; `.status` is HTTP's
+│   ├── QueueFull            more waits than may; `.retry_seconds` says when to come again
+│   ├── QueueClosed          the server stops, or the model's place was taken
+│   ├── NotReady             no model is loaded yet
+│   ├── DeadlinePassed       a request was not answered in time
+│   └── ModelBroken          the model's scores are wrong, or it fails on what it scored before
 ├── ScoringError             the model failed, or gave no score; `.index` is the pair's place, if one is at fault
 └── ExportError              no bundle was written
     ├── CheckpointError      not a checkpoint that can be exported, or not a safe one
@@ -101,6 +108,50 @@ class ScoringError(CappyError):
 
     def __str__(self) -> str:
         return self.problem if self.index is None else f"pair {self.index}: {self.problem}"
+
+
+class ServingError(CappyError):
+    """A server cannot begin, cannot answer a request with scores, or did not end as it should."""
+
+
+class InvalidRequest(ServingError, ValueError):
+    """A request is not what its path takes; `status` is HTTP's (400 for what is not JSON, 422 for a wrong field...)."""
+
+    def __init__(self, problem: str, status: int = 422) -> None:
+        super().__init__(problem, status)
+        self.problem = problem
+        self.status = status
+
+    def __str__(self) -> str:
+        return self.problem
+
+
+class QueueFull(ServingError):
+    """A request does not fit into the queue; after `retry_seconds` it is worth sending again."""
+
+    def __init__(self, problem: str, retry_seconds: int) -> None:
+        super().__init__(problem, retry_seconds)
+        self.problem = problem
+        self.retry_seconds = retry_seconds
+
+    def __str__(self) -> str:
+        return self.problem
+
+
+class QueueClosed(ServingError):
+    """The queue takes no more requests: the server stops, or another model took this one's place."""
+
+
+class NotReady(ServingError):
+    """The server has loaded no model yet."""
+
+
+class DeadlinePassed(ServingError):
+    """A request was not answered in the time that it had."""
+
+
+class ModelBroken(ServingError):
+    """The model gives wrong scores, or fails on pairs that it scored before."""
 
 
 class OutputError(CappyError):

@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from cappy_engine.errors import InvalidRequest
 from cappy_engine.pairs import Pair
 from cappy_engine.scored import Scored
-from cappy_engine.serving.requests import InvalidRequest, Reply, ScoringRequest, ScoringResult, ServedModel
+from cappy_engine.serving.requests import Reply, ScoringRequest, ScoringResult, ServedModel
 from cappy_engine.testing import fake_scorer
 
 MODEL = ServedModel(("cappy-mini", "rerank"), "cpu", "int8", 512)

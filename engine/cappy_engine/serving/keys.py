@@ -7,7 +7,7 @@ import hmac
 from collections.abc import Iterable
 from pathlib import Path
 
-from cappy_engine.errors import CappyError
+from cappy_engine.errors import ServingError
 from cappy_engine.storage import read_regular
 
 LEAST_KEY_CHARS = 16
@@ -36,7 +36,7 @@ class ApiKeys:
 def read_keys(path: Path) -> ApiKeys:
     """Read the keys of a file, one a line; empty lines and lines that begin with # are left out.
 
-    Raises CappyError if the file has none, or one of less than 16 characters, or cannot be read.
+    Raises ServingError if the file has none, or one of less than 16 characters, or cannot be read.
 
         >>> read_keys(Path("keys.txt")).accepts("wrong")
         False
@@ -44,16 +44,18 @@ def read_keys(path: Path) -> ApiKeys:
     try:
         lines = read_regular(path, limit=MAX_FILE_BYTES).decode("ascii").splitlines()
     except OSError as error:
-        raise CappyError(f"the API keys of {path} cannot be read ({error})") from error
+        raise ServingError(f"the API keys of {path} cannot be read ({error})") from error
     except UnicodeDecodeError as error:
-        raise CappyError(f"the API keys of {path} must be ASCII, since HTTP's headers are ({error})") from error
+        raise ServingError(f"the API keys of {path} must be ASCII, since HTTP's headers are ({error})") from error
     found = {number: line.strip() for number, line in enumerate(lines, start=1)}
     keys = {number: key for number, key in found.items() if key and not key.startswith("#")}
     short = [number for number, key in keys.items() if len(key) < LEAST_KEY_CHARS]
     if short:
-        raise CappyError(f"{path}, line {short[0]}: an API key must have at least {LEAST_KEY_CHARS} characters")
+        raise ServingError(
+            f"the API key in line {short[0]} of {path} has fewer than {LEAST_KEY_CHARS} characters; make a longer one"
+        )
     if not keys:
-        raise CappyError(f"{path} has no API key; write one on a line of its own")
+        raise ServingError(f"{path} has no API key; write one on a line of its own")
     return ApiKeys(keys.values())
 
 

@@ -19,7 +19,7 @@ from typing import Self
 import numpy as np
 
 from cappy_engine.batching import EncodedPairs, Ids, Scores
-from cappy_engine.errors import CappyError, ScoringError
+from cappy_engine.errors import CappyError, DeadlinePassed, ModelBroken, QueueClosed, QueueFull, ScoringError
 from cappy_engine.serving.jobs import Job, Model, Part, cut_step
 
 Run = Callable[[Model, EncodedPairs], Scores]
@@ -27,29 +27,6 @@ Run = Callable[[Model, EncodedPairs], Scores]
 log = logging.getLogger(__name__)
 
 STOPPED = "the server stopped before this request was answered; send it again"
-
-
-class QueueFull(CappyError):
-    """A request does not fit into the queue; `retry_seconds` is when it is worth to come again."""
-
-    def __init__(self, problem: str, retry_seconds: int) -> None:
-        super().__init__(problem, retry_seconds)
-        self.retry_seconds = retry_seconds
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
-class QueueClosed(CappyError):
-    """The queue takes no more requests: the server stops, or another model took this one's place."""
-
-
-class DeadlinePassed(CappyError):
-    """A request was not answered in the time that it had."""
-
-
-class ModelBroken(CappyError):
-    """The model or its device gives no right scores any more, also for pairs that it scored before."""
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,11 @@ import numpy as np
 
 from cappy_engine.batching import EncodedPairs, Scores
 from cappy_engine.bundle import Bundle
-from cappy_engine.errors import BundleError, ScoringError
+from cappy_engine.errors import BundleError, ModelBroken, ScoringError
 from cappy_engine.gpu.canary import Canary, read_canary
 from cappy_engine.json_values import number, size
 from cappy_engine.options import ScorerInfo
 from cappy_engine.pairs import Pair
-from cappy_engine.serving.queue import ModelBroken
 
 LEAST_TOLERANCE = 1e-3
 

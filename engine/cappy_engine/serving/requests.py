@@ -6,21 +6,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cappy_engine.errors import CappyError
+from cappy_engine.errors import InvalidRequest
 from cappy_engine.pairs import Pair, TooLong
 from cappy_engine.scored import Scored
-
-
-class InvalidRequest(CappyError, ValueError):
-    """A request is not what its dialect asks for; `status` is HTTP's (400: not JSON, 404: not our model, 422)."""
-
-    def __init__(self, problem: str, status: int = 422) -> None:
-        super().__init__(problem, status)
-        self.problem = problem
-        self.status = status
-
-    def __str__(self) -> str:
-        return self.problem
 
 
 @dataclass(frozen=True)

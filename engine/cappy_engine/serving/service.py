@@ -19,24 +19,24 @@ import numpy as np
 
 from cappy_engine.batching import EncodedPairs, Scores
 from cappy_engine.bundle import EMBEDDED, open_bundle
-from cappy_engine.errors import CappyError, PrecisionUnavailable
+from cappy_engine.errors import (
+    CappyError,
+    DeadlinePassed,
+    InvalidRequest,
+    ModelBroken,
+    NotReady,
+    PrecisionUnavailable,
+    QueueClosed,
+)
 from cappy_engine.options import ScorerOptions
 from cappy_engine.ranking import near_best
 from cappy_engine.scored import Scored
 from cappy_engine.scorer import Scorer
 from cappy_engine.serving.jobs import Model
 from cappy_engine.serving.metrics import Metrics
-from cappy_engine.serving.queue import (
-    DeadlinePassed,
-    ModelBroken,
-    Place,
-    QueueClosed,
-    QueueLimits,
-    ScoringQueue,
-    Step,
-)
+from cappy_engine.serving.queue import Place, QueueLimits, ScoringQueue, Step
 from cappy_engine.serving.ready_check import check_scores, find_canary
-from cappy_engine.serving.requests import InvalidRequest, ScoringRequest, ScoringResult, ServedModel, Stages
+from cappy_engine.serving.requests import ScoringRequest, ScoringResult, ServedModel, Stages
 from cappy_engine.serving.server_options import ServerOptions
 
 State = Literal["loading", "ready", "draining", "broken"]
@@ -45,10 +45,6 @@ ENCODERS = 2
 """Threads that tokenise: one request's long texts must not keep the others' waiting."""
 
 log = logging.getLogger(__name__)
-
-
-class NotReady(CappyError):
-    """The server has no model yet, or none any more."""
 
 
 class LoadedModel:

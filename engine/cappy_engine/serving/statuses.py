@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cappy_engine.errors import InvalidPair, ScoringError
-from cappy_engine.serving.queue import DeadlinePassed, ModelBroken, QueueClosed, QueueFull
-from cappy_engine.serving.requests import InvalidRequest
-from cappy_engine.serving.service import NotReady
+from cappy_engine.errors import (
+    DeadlinePassed,
+    InvalidPair,
+    InvalidRequest,
+    ModelBroken,
+    NotReady,
+    QueueClosed,
+    QueueFull,
+    ScoringError,
+)
 
 ERROR_TYPES: Mapping[int, str] = {
     400: "validation",

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cappy_engine.errors import InvalidRequest
 from cappy_engine.serving.dialects import kserve
-from cappy_engine.serving.requests import InvalidRequest, Reply
+from cappy_engine.serving.requests import Reply
 from tests.support.dialects import LONG, MODEL, refusal, reply_to, request_of, scores_of
 
 SKY = "Is the sky blue?"

@@ -8,12 +8,13 @@ import msgspec
 import numpy as np
 import pytest
 
+from cappy_engine.errors import InvalidRequest
 from cappy_engine.scored import Scored
 from cappy_engine.serving.dialects import native
 from cappy_engine.serving.dialects.examples import EXAMPLES
 from cappy_engine.serving.dialects.reading import sigmoid, wants_sigmoid
 from cappy_engine.serving.dialects.routes import ROUTES, Route, read_score
-from cappy_engine.serving.requests import InvalidRequest, ScoringResult
+from cappy_engine.serving.requests import ScoringResult
 from tests.support.dialects import LONG, MODEL, best_first, paired, refusal, reply_to, request_of, scores_of
 
 SKY = "Is the sky blue?"

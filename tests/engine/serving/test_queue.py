@@ -9,14 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cappy_engine.errors import DeadlinePassed, QueueFull
 from cappy_engine.serving.jobs import Job, cut_step
-from cappy_engine.serving.queue import (
-    DeadlinePassed,
-    QueueFull,
-    QueueLimits,
-    ScoringQueue,
-    Step,
-)
+from cappy_engine.serving.queue import QueueLimits, ScoringQueue, Step
 from tests.support.gated import SECONDS, Gated, pairs_of, scores, submit
 
 

@@ -8,12 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from cappy_engine.batching import EncodedPairs
-from cappy_engine.errors import ScoringError
-from cappy_engine.serving.queue import (
-    ModelBroken,
-    QueueClosed,
-    ScoringQueue,
-)
+from cappy_engine.errors import ModelBroken, QueueClosed, ScoringError
+from cappy_engine.serving.queue import ScoringQueue
 from tests.support.gated import POISON, SECONDS, Gated, pairs_of, scores, submit
 
 

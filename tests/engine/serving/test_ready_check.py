@@ -9,9 +9,8 @@ import pytest
 
 from cappy_engine.batching import EncodedPairs, Scores
 from cappy_engine.bundle import EMBEDDED, open_bundle
-from cappy_engine.errors import BundleError, ScoringError
+from cappy_engine.errors import BundleError, ModelBroken, ScoringError
 from cappy_engine.scorer import Scorer
-from cappy_engine.serving.queue import ModelBroken
 from cappy_engine.serving.ready_check import check_scores, find_canary
 from tests.support.bundles import copy_bundle, read_manifest, write_manifest
 

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from cappy_engine.errors import InvalidRequest
 from cappy_engine.pairs import candidate_pairs
 from cappy_engine.serving.dialects.reading import (
     decoded,
@@ -24,7 +25,7 @@ from cappy_engine.serving.dialects.reading import (
     wants_sigmoid,
 )
 from cappy_engine.serving.dialects.vllm import PoolingOptions, check_options
-from cappy_engine.serving.requests import InvalidRequest, ScoringRequest, ScoringResult, ServedModel
+from cappy_engine.serving.requests import ScoringRequest, ScoringResult, ServedModel
 
 Document = Annotated[
     dict[str, str],

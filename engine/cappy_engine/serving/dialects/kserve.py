@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import UNSET, Meta, UnsetType
 
+from cappy_engine.errors import InvalidRequest
 from cappy_engine.pairs import Pair, TooLong
 from cappy_engine.serving.dialects.reading import decoded
 from cappy_engine.serving.dialects.tensors import flattened, split_body, texts_of
-from cappy_engine.serving.requests import InvalidRequest, Reply, ScoringRequest, ScoringResult, ServedModel
+from cappy_engine.serving.requests import Reply, ScoringRequest, ScoringResult, ServedModel
 
 JSON_LENGTH_HEADER = "inference-header-content-length"
 """How many bytes of a body are JSON; tensors follow."""

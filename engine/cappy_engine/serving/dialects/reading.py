@@ -10,9 +10,10 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
+from cappy_engine.errors import InvalidRequest
 from cappy_engine.pairs import TooLong
 from cappy_engine.ranking import best_first
-from cappy_engine.serving.requests import InvalidRequest, ScoringResult
+from cappy_engine.serving.requests import ScoringResult
 
 Shape = TypeVar("Shape")
 

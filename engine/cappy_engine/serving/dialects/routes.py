@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cappy_engine.errors import InvalidRequest
 from cappy_engine.serving.dialects import cohere, kserve, native, tei, vllm
 from cappy_engine.serving.dialects.reading import field_names
-from cappy_engine.serving.requests import InvalidRequest, ScoringRequest, ServedModel
+from cappy_engine.serving.requests import ScoringRequest, ServedModel
 
 Read = Callable[[bytes, ServedModel], ScoringRequest]
 

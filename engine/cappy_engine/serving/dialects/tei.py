@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from cappy_engine.errors import InvalidRequest
 from cappy_engine.pairs import Pair, candidate_pairs
 from cappy_engine.serving.dialects.reading import (
     decoded,
@@ -21,7 +22,7 @@ from cappy_engine.serving.dialects.reading import (
     too_long_of,
     wants_sigmoid,
 )
-from cappy_engine.serving.requests import InvalidRequest, ScoringRequest, ScoringResult, ServedModel
+from cappy_engine.serving.requests import ScoringRequest, ScoringResult, ServedModel
 
 LABEL = "LABEL_0"
 """What transformers calls the only output of a model that was given no labels."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from cappy_engine.serving.requests import InvalidRequest
+from cappy_engine.errors import InvalidRequest
 
 
 def split_body(body: bytes, json_length: str | None) -> tuple[bytes, bytes]:

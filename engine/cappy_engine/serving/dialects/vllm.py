@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from cappy_engine.errors import InvalidRequest
 from cappy_engine.pairs import Pair, TooLong
 from cappy_engine.serving.dialects.reading import (
     decoded,
@@ -21,7 +22,7 @@ from cappy_engine.serving.dialects.reading import (
     token_count,
     wants_sigmoid,
 )
-from cappy_engine.serving.requests import InvalidRequest, ScoringRequest, ScoringResult, ServedModel
+from cappy_engine.serving.requests import ScoringRequest, ScoringResult, ServedModel
 
 Texts = Annotated[str | Annotated[list[str], Meta(min_length=1)], Meta(description="One text, or several.")]
 Activation = Annotated[

@@ -6,7 +6,7 @@ import asyncio
 
 from starlette.types import Receive
 
-from cappy_engine.serving.requests import InvalidRequest
+from cappy_engine.errors import InvalidRequest
 
 
 class ClientGone(Exception):

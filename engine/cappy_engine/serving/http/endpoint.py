@@ -14,13 +14,14 @@ import msgspec
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
+from cappy_engine.errors import InvalidRequest, QueueClosed
 from cappy_engine.serving.dialects.kserve import JSON_LENGTH_HEADER, read_infer
 from cappy_engine.serving.dialects.routes import Route
 from cappy_engine.serving.http.bodies import ClientGone, read_body, until_gone
 from cappy_engine.serving.keys import ApiKeys
 from cappy_engine.serving.logs import FIELDS
-from cappy_engine.serving.queue import STOPPED, QueueClosed
-from cappy_engine.serving.requests import InvalidRequest, Reply, ScoringRequest, ScoringResult
+from cappy_engine.serving.queue import STOPPED
+from cappy_engine.serving.requests import Reply, ScoringRequest, ScoringResult
 from cappy_engine.serving.server_options import ServerOptions
 from cappy_engine.serving.service import Service
 from cappy_engine.serving.statuses import Failure, failure_of

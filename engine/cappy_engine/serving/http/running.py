@@ -16,14 +16,13 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
-from cappy_engine.errors import CappyError
+from cappy_engine.errors import ModelBroken, ServingError
 from cappy_engine.options import ScorerOptions
 from cappy_engine.serving.http.app import make_app
 from cappy_engine.serving.http.connections import BoundedConnection
 from cappy_engine.serving.http.endpoint import Gate
 from cappy_engine.serving.keys import read_keys
 from cappy_engine.serving.metrics import Metrics
-from cappy_engine.serving.queue import ModelBroken
 from cappy_engine.serving.server_options import ServerOptions
 from cappy_engine.serving.service import Service
 from cappy_engine.serving.tracing import Tracer
@@ -42,7 +41,7 @@ def run_server(bundle: str | Path, options: ScorerOptions, server: ServerOptions
 
         >>> run_server("cappy-bundle", ScorerOptions(precision="int8"), ServerOptions(port=9000))
 
-    Raises CappyError where it cannot begin (the options' keys, the bundle, the address), ModelBroken if the model
+    Raises ServingError where it cannot begin (the options' keys, the bundle, the address), ModelBroken if the model
     gives no right scores any more, and what `Scorer.open` raises.
     """
     keys = None if server.api_key_file is None else read_keys(server.api_key_file)
@@ -110,7 +109,7 @@ class _Server:
         if self._problem is not None:
             raise self._problem
         if self._gate.unanswered or not is_done:
-            raise CappyError(
+            raise ServingError(
                 f"{self._gate.unanswered} requests were not answered in drain_seconds, "
                 f"{self._gate.options.drain_seconds:g}; give the server more time to end"
             )
@@ -158,7 +157,7 @@ class _Quiet(uvicorn.Server):
 
 @contextlib.contextmanager
 def listening(server: ServerOptions) -> Iterator[tuple[socket.socket, str]]:
-    """Open the socket that the options name; yields it with its address. Raises CappyError where it cannot be had.
+    """Open the socket that the options name; yields it with its address. Raises ServingError where it cannot be had.
 
     >>> with listening(ServerOptions(port=0)) as (listener, address):
     ...     print(address)
@@ -176,7 +175,7 @@ def listening(server: ServerOptions) -> Iterator[tuple[socket.socket, str]]:
             address = f"http://{host}:{listener.getsockname()[1]}"
     except (OSError, OverflowError) as error:
         where = str(path) if path is not None else f"{server.host}, port {server.port}"
-        raise CappyError(f"cannot listen on {where}: {getattr(error, 'strerror', None) or error}") from error
+        raise ServingError(f"cannot listen on {where}: {getattr(error, 'strerror', None) or error}") from error
     try:
         yield listener, address
     finally:
