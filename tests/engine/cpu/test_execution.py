@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,9 @@ def test_answers_are_kept_where_the_environment_says() -> None:
     assert cache_folder({"HOME": "/h"}) == Path("/h/.cache/cappy-engine")
     assert cache_folder({"HOME": "/h", "XDG_CACHE_HOME": "/x"}) == Path("/x/cappy-engine")
     assert cache_folder({"HOME": "/h", "XDG_CACHE_HOME": "/x", "CAPPY_CACHE": "/c"}) == Path("/c")
+
+
+def test_nothing_need_be_writable_to_read_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    assert read_tuned(cache_folder({}), "0" * 64) is None
