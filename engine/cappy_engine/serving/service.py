@@ -20,6 +20,7 @@ import numpy as np
 from cappy_engine.batching import EncodedPairs, Scores
 from cappy_engine.bundle import EMBEDDED, open_bundle
 from cappy_engine.errors import (
+    BundleError,
     CappyError,
     DeadlinePassed,
     InvalidRequest,
@@ -87,6 +88,14 @@ class LoadedModel:
         except PrecisionUnavailable as error:
             problem = f"exact_winner needs an fp32 model, and this server's bundle has none for {self.card.device}"
             raise InvalidRequest(problem) from error
+
+    @property
+    def has_exact_winner(self) -> bool:
+        """Tell if the bundle has an fp32 model beside this one, for `exact_winner`."""
+        try:
+            return self.scorer.exact.margin() > 0
+        except BundleError:
+            return False
 
     def close(self, wait_seconds: float | None = None) -> bool:
         """Answer what waits, and free the model; returns False if something was left unanswered."""

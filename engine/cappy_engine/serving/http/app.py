@@ -104,6 +104,7 @@ def _info(gate: Gate, request: Request) -> dict[str, Any]:
                 "max_length"
             ).split()
         },
+        "exact_winner": model.has_exact_winner,
         "limits": {
             "max_body_bytes": options.max_body_bytes,
             "max_pairs": options.max_pairs,

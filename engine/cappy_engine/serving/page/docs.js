@@ -6,7 +6,7 @@ import { call, explain } from "./server.js";
 const METHODS = ["get", "post", "put", "delete", "head", "options", "patch"];
 const DEPTH = 5; // how deep a made-up example goes
 
-let schemas = {};
+let api = {};
 
 // ---- Texts
 
@@ -32,11 +32,13 @@ function idOf(...parts) {
 // ---- Schemas
 
 function nameOf(schema) {
-  return schema?.$ref?.split("/").at(-1).replaceAll("~1", "/").replaceAll("~0", "~");
+  return schema?.$ref?.split("/").at(-1);
 }
 
-function resolved(schema = {}) {
-  return schema.$ref ? { ...schemas[nameOf(schema)] } : schema;
+/** Give what a part of the document is, also where it only refers to another part. */
+function resolved(part = {}) {
+  const steps = part.$ref?.slice(2).split("/").map((step) => step.replaceAll("~1", "/").replaceAll("~0", "~"));
+  return steps ? resolved(steps.reduce((found, step) => found?.[step], api)) : part;
 }
 
 /** Say in a few words, with links to other schemas, of which type a value is. */
@@ -60,7 +62,7 @@ function describeLimits(schema) {
   const sizes = { minLength: "at least", maxLength: "at most", minItems: "at least", maxItems: "at most" };
   const found = Object.entries(words).filter(([key]) => key in schema).map(([key, word]) => `${word} ${schema[key]}`);
   for (const [key, word] of Object.entries(sizes)) {
-    if (key in schema) found.push(`${word} ${schema[key]} ${key.endsWith("Items") ? "items" : "characters"}`);
+    if (key in schema) found.push(`${word} ${schema[key]} ${key.endsWith("Items") ? "item" : "character"}${schema[key] === 1 ? "" : "s"}`);
   }
   if ("default" in schema) found.push(`${JSON.stringify(schema.default)} if left out`);
   return found;
@@ -134,11 +136,9 @@ function makeParameters(parameters = []) {
 }
 
 function makeRequest(found) {
-  const media = found.operation.requestBody?.content?.["application/json"];
+  const media = resolved(found.operation.requestBody).content?.["application/json"];
   if (!media) return [make("h4", "", "With curl"), makePre(curlOf(found))];
-  const shown = [make("h4", "", "Request"), makeSchema(nameOf(media.schema) ? resolved(media.schema) : media.schema ?? {})];
-  const choices = resolved(media.schema).anyOf ?? resolved(media.schema).oneOf;
-  if (choices) shown.splice(1, 1, make("p", "", ...describeType(resolved(media.schema))));
+  const shown = [make("h4", "", "Request"), makeSchema(resolved(media.schema))];
   for (const [name, value] of examplesOf(media)) {
     shown.push(make("h4", "", name), makePre(JSON.stringify(value, null, 2)));
     shown.push(make("h4", "", "With curl"), makePre(curlOf(found, value)));
@@ -148,7 +148,8 @@ function makeRequest(found) {
 
 function makeAnswers(responses = {}) {
   const list = make("dl", "members");
-  for (const [status, response] of Object.entries(responses)) {
+  for (const [status, part] of Object.entries(responses)) {
+    const response = resolved(part);
     const said = make("dd", "", ...makeParagraphs(response.description));
     for (const [kind, media] of Object.entries(response.content ?? {})) {
       said.append(make("p", "", `${kind}: `, ...describeType(media.schema ?? {})));
@@ -171,13 +172,14 @@ function makeOperation(found) {
 
 // ---- The page
 
-/** List operations by their first tag, in the order of the document. */
-function operationsByTag(api) {
-  const groups = new Map();
+/** List operations by their first tag; without tags, what is posted comes first. */
+function operationsByTag() {
+  const groups = new Map(api.tags?.map(({ name }) => [name, []]) ?? [["Scoring", []]]);
   for (const [path, item] of Object.entries(api.paths ?? {})) {
     for (const method of METHODS.filter((name) => item[name])) {
-      const operation = { ...item[method], parameters: [...(item.parameters ?? []), ...(item[method].parameters ?? [])] };
-      const tag = operation.tags?.[0] ?? "Operations";
+      const parameters = [...(item.parameters ?? []), ...(item[method].parameters ?? [])].map(resolved);
+      const operation = { ...item[method], parameters };
+      const tag = operation.tags?.[0] ?? (method === "get" ? "State" : "Scoring");
       const needsKey = (operation.security ?? api.security ?? []).some((way) => Object.keys(way).length > 0);
       groups.set(tag, [...(groups.get(tag) ?? []), { method, path, operation, needsKey }]);
     }
@@ -185,29 +187,30 @@ function operationsByTag(api) {
   return groups;
 }
 
-function addGroup(title, about, articles) {
+/** Add a group of articles; the long list of schemas is folded in the contents. */
+function addGroup(title, about, articles, isFolded = false) {
   const links = articles.map((article) => {
     const link = make("a", "", article.querySelector("h3").textContent);
     link.href = `#${article.id}`;
     return make("li", "", link);
   });
-  find("contents").append(make("h2", "", title), make("ul", "", ...links));
+  const [heading, list] = [make("h2", "", title), make("ul", "", ...links)];
+  find("contents").append(...(isFolded ? [make("details", "", make("summary", "", heading), list)] : [heading, list]));
   find("api").append(make("h2", "", title), ...makeParagraphs(about), ...articles);
 }
 
-function show(api) {
-  schemas = api.components?.schemas ?? {};
+function show() {
   find("version").textContent = `(OpenAPI ${api.openapi}, version ${api.info?.version})`;
   find("api").replaceChildren(...makeParagraphs(api.info?.description));
-  for (const [tag, operations] of operationsByTag(api)) {
-    addGroup(tag, api.tags?.find(({ name }) => name === tag)?.description, operations.map(makeOperation));
+  for (const [tag, operations] of operationsByTag()) {
+    if (operations.length) addGroup(tag, api.tags?.find(({ name }) => name === tag)?.description, operations.map(makeOperation));
   }
-  const articles = Object.entries(schemas).map(([name, schema]) => {
+  const articles = Object.entries(api.components?.schemas ?? {}).map(([name, schema]) => {
     const article = make("article", "", make("h3", "", name), ...makeParagraphs(schema.description), makeSchema(schema));
     article.id = idOf("schema", name);
     return article;
   });
-  if (articles.length) addGroup("Schemas", "", articles);
+  if (articles.length) addGroup("Schemas", "", articles, true);
   if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
 }
 
@@ -215,8 +218,12 @@ async function begin() {
   let problem;
   try {
     const reply = await call("openapi.json");
-    if (reply.ok) return show(reply.body);
+    if (reply.ok) {
+      api = reply.body;
+      return show();
+    }
     problem = explain(reply);
+    if (reply.status === 401) problem.details = "Give the key on the page that ranks candidates, then come back to this one.";
   } catch (error) {
     problem = { title: "The server cannot be reached.", details: error.message };
   }

@@ -118,7 +118,7 @@ async function askWhatRuns() {
   const info = reply.body;
   limits = info.limits ?? {};
   line.textContent = `${info.model}, ${info.precision} on ${info.device}. It reads ${info.max_length} tokens of a pair.`;
-  find("exact-choice").hidden = info.precision === "fp32";
+  find("exact-choice").hidden = !info.exact_winner;
   countCandidates();
 }
 
