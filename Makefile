@@ -31,7 +31,7 @@ help:
 	@echo "make test   lint, types and all tests"
 	@echo "make fast   only the fast tests"
 	@echo "make engine-tests  the engine's tests, where PyTorch is not installed"
-	@echo "make clients  cappy serve with the clients that people have, and with schemathesis"
+	@echo "make clients  cappy serve with the clients that people have, with schemathesis, and its pages in Chromium"
 	@echo "make bench  parity and speed of cappy-mini beside other tools, in under 10 minutes"
 	@echo "make bench-full   the same for a model of cappy-large's size, beside every tool that can be installed"
 	@echo "make bench-micro  tokenisation, planning and single batches (pytest-benchmark)"
