@@ -30,6 +30,7 @@ NO_PAGE_TO_RUN = "export/cappy_mini/README.md"
 NOT_RUN = {
     "make ": "makes environments of its own, and measures for minutes to an hour",
     "pip install": "the environment of the tests stays as it is",
+    "podman ": "needs a container engine and a registry",
     "cappy bench run --bundle ": "measures every tool, for minutes",
     "cappy bench compare before.json": "compares results of two days",
     "cappy score docs/examples/pairs.jsonl --device": "needs a GPU",
