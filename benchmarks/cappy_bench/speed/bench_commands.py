@@ -8,14 +8,20 @@ from pathlib import Path
 
 import click
 
+from cappy_bench.load.load_options import LoadOptions
+from cappy_bench.load.load_tables import load_tables
 from cappy_bench.peers.specs import SPECS
 from cappy_bench.speed.figures import read_result
 from cappy_bench.speed.run_options import RESULTS, RunOptions
 from cappy_bench.speed.tables import change_tables, result_tables, setting_table
-from cappy_engine.cli.arguments import command, group, quiet_option, takes
+from cappy_engine.cli.arguments import command, flags_given, group, quiet_option, takes
 from cappy_engine.cli.extras import extra
 from cappy_engine.cli.streams import print_json, say, show
 from cappy_engine.cli.values import PATH
+from cappy_engine.options import ScorerOptions
+
+SERVED = ("precision", "threads", "mode", "max_batch_tokens")
+"""Options of the server that `cappy bench serve` starts."""
 
 
 @group(
@@ -25,6 +31,7 @@ from cappy_engine.cli.values import PATH
       cappy bench run --bundle cappy-bundle --checkpoint my-checkpoint --out result.json
       cappy bench compare before.json after.json
       cappy bench report
+      cappy bench serve --bundle cappy-bundle
 
     numbers are useful tokens: padding counts for nothing
     """
@@ -114,6 +121,44 @@ def report(results: Path, force: bool) -> None:
 def list_runners() -> None:
     """Print the runners: tools in their settings."""
     show(setting_table(SPECS))
+
+
+@command(
+    """
+    examples:
+      cappy bench serve
+      cappy bench serve --bundle cappy-bundle --threads 4 --soak 10
+      cappy bench serve --infinity my-checkpoint --bundle cappy-bundle --out serve.json
+      cappy bench serve --url http://127.0.0.1:8000
+
+    The last line on stdout is the result as one JSON document. Options of the server that have no flag here are given
+    as its variables, CAPPY_SERVE_NAME.
+    """,
+    of=bench,
+)
+@takes(LoadOptions)
+@takes(ScorerOptions, "scorer", only=SERVED, section="Options of the server that is started")
+@quiet_option
+def serve(options: LoadOptions, scorer: ScorerOptions) -> None:
+    """Measure `cappy serve` unloaded, saturated and overloaded, beside Scorer.score.
+
+    Requests come at random times, whether or not earlier ones were answered, and latencies count from these times. The
+    scores of all answers are compared with those of Scorer.score.
+    """
+    given = flags_given(SERVED)
+    if options.url and given:
+        raise click.UsageError(f"{given[0]} is for a server that is started, and --url names one that runs already")
+    served = [
+        word
+        for name in SERVED
+        if (value := getattr(scorer, name)) not in (None, "auto")
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    with extra("bench,serve"):
+        from cappy_bench.load.serve_measure import measure_load
+    result = measure_load(options, served, say=_say)
+    click.echo(load_tables(result))
+    click.echo(json.dumps(result, allow_nan=False, ensure_ascii=False))
 
 
 def _say(line: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cappy_bench.machine import current_commit, describe_machine
-from cappy_bench.peers.peer import Model, Pair
+from cappy_bench.peers.peer import Model
 from cappy_bench.peers.process import start_worker
 from cappy_bench.peers.specs import SPECS, Spec
 from cappy_bench.shapes import count_parameters, read_shape
@@ -24,11 +24,9 @@ from cappy_bench.speed.suite import Plan, Say, measure_peak, run_suite
 from cappy_bench.speed.workloads import (
     MAX_LENGTH,
     Workload,
-    make_pool_like,
+    choose_pool,
     make_workloads,
     pool_files,
-    read_pairs_file,
-    read_pool,
 )
 from cappy_engine.bulk.outputs import check_output, files_in, open_output
 from cappy_engine.bundle import MANIFEST, Bundle, open_bundle
@@ -37,7 +35,6 @@ from cappy_engine.errors import BenchmarkError
 from cappy_engine.storage import json_bytes, sha256_of
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.checkpoints.checkpoint import digest_of_files, open_checkpoint
-from cappy_export.proof.pairs import default_pairs
 
 WEIGHTS = (".safetensors", ".bin", ".msgpack")
 
@@ -194,19 +191,9 @@ def take_workloads(options: RunOptions, model: Model) -> tuple[list[Workload], s
         "made of words of the package's parity pairs"
     """
     tokenizer = PairTokenizer.from_file(model.bundle / "tokenizer.json", max_length=model.max_length)
-    pairs, source = _pool(options)
+    pairs, source = choose_pool(options.pairs, options.data, seed=options.seed)
     found = make_workloads(pairs, tokenizer, SUITES[options.suite][1], seed=options.seed)
     return [one for one in found if not options.workloads or one.name in options.workloads], source
-
-
-def _pool(options: RunOptions) -> tuple[list[Pair], str]:
-    """The pairs that workloads are taken from, and what to call them."""
-    if options.pairs is not None:
-        return read_pairs_file(options.pairs), f"the file {options.pairs.name}"
-    found = read_pool(options.data, seed=options.seed) if options.data is not None else []
-    if found:
-        return found, "PromptSource's and BIG-Bench's tasks"
-    return make_pool_like(default_pairs(), seed=options.seed), "made of words of the package's parity pairs"
 
 
 def _key(machine: dict[str, Any], model: Model, described: dict[str, Any], workloads: Sequence[Workload]) -> str:

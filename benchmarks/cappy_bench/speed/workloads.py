@@ -26,6 +26,7 @@ from cappy_engine.checks import shown
 from cappy_engine.errors import BenchmarkError, InvalidLine
 from cappy_engine.pairs import text_problem
 from cappy_engine.tokenizer import PairTokenizer
+from cappy_export.proof.pairs import default_pairs
 
 MAX_LENGTH = 512
 CANDIDATES = 16
@@ -153,14 +154,30 @@ def make_workloads(pairs: Sequence[Pair], tokenizer: PairTokenizer, sizes: Sizes
         "lengths": pool.take(np.repeat(LENGTHS, sizes.lengths).tolist()),
     }
     many = {
-        "bulk": pool.take(_bulk_lengths(random, sizes.bulk)),
+        "bulk": pool.take(bulk_lengths(random, sizes.bulk)),
         "long": pool.take(random.integers(480, MAX_LENGTH + 1, sizes.long)),
-        "padded": pool.take(_bulk_lengths(random, sizes.padded)),
+        "padded": pool.take(bulk_lengths(random, sizes.padded)),
     }
     requests = {name: [[pair] for pair in found] for name, found in singles.items()}
     requests["rerank"] = _rerank_requests(pool, random, sizes.rerank)
     requests |= {name: [found] for name, found in many.items()}
     return [_workload(name, requests[name], tokenizer) for name in DESCRIPTIONS]
+
+
+def choose_pool(pairs: Path | None, data: Path | None, *, seed: int) -> tuple[list[Pair], str]:
+    """Read the texts of a file, or of the tasks in a folder, or make some up; also say what to call them.
+
+    Raises InvalidLine and OSError.
+
+        >>> choose_pool(None, None, seed=0)[1]
+        "made of words of the package's parity pairs"
+    """
+    if pairs is not None:
+        return read_pairs_file(pairs), f"the file {pairs.name}"
+    found = read_pool(data, seed=seed) if data is not None else []
+    if found:
+        return found, "PromptSource's and BIG-Bench's tasks"
+    return make_pool_like(default_pairs(), seed=seed), "made of words of the package's parity pairs"
 
 
 def read_pool(folder: Path, *, seed: int) -> list[Pair]:
@@ -237,8 +254,12 @@ def read_pairs_file(path: Path) -> list[Pair]:
         raise BenchmarkError(f"{path}, {error}") from error
 
 
-def _bulk_lengths(random: np.random.Generator, count: int) -> list[int]:
-    """Lognormal: exp(4.25) is 70, and exp(4.25 + 1.645 * 0.885) is 300."""
+def bulk_lengths(random: np.random.Generator, count: int) -> list[int]:
+    """Draw lengths in tokens as of bulk: lognormal, exp(4.25) is 70, and exp(4.25 + 1.645 * 0.885) is 300.
+
+    >>> bulk_lengths(np.random.default_rng(0), 2)
+    [78, 62]
+    """
     drawn = random.lognormal(mean=4.25, sigma=0.885, size=count)
     return np.clip(drawn, 8, MAX_LENGTH).astype(np.int64).tolist()  # type: ignore[no-any-return]
 

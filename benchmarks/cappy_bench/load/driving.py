@@ -1,0 +1,118 @@
+"""Sends requests to a server, in an open or a closed loop, and notes what came back and when.
+
+Nothing is judged here: bodies are kept as they came, for later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cappy_bench.load.arrivals import Times
+from cappy_bench.load.connections import BadAnswer, Client
+
+REFUSED = 429
+AGAIN_SECONDS = 0.05
+"""After how long a closed loop sends a refused request again."""
+HUNG = "no answer within the deadline"
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A request and what came back: `place` says which request it was.
+
+    `due`, `sent` and `ended` are times (`time.perf_counter`): when the request was to be sent, when it was, and when
+    the last byte of the answer came. Without an answer `status` is 0, and `problem` says why.
+    """
+
+    place: int
+    due: float
+    sent: float
+    ended: float
+    status: int
+    body: bytes = b""
+    problem: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """Its latency, from the time at which it was to be sent."""
+        return self.ended - self.due
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server, and every request of the load as the bytes that are sent to it.
+
+    A request without an answer after `deadline_seconds` counts as hung.
+    """
+
+    client: Client
+    requests: Sequence[bytes]
+    deadline_seconds: float
+
+
+async def exchange(target: Target, place: int, *, due: float | None = None) -> Exchange:
+    """Send one request, and note what came back.
+
+    >>> (await exchange(target, 0)).status
+    200
+    """
+    sent = time.perf_counter()
+    begin = sent if due is None else due
+    try:
+        answer = await target.client.ask(target.requests[place], target.deadline_seconds)
+    except TimeoutError:
+        return Exchange(place, begin, sent, time.perf_counter(), 0, problem=HUNG)
+    except (BadAnswer, OSError) as error:
+        return Exchange(place, begin, sent, time.perf_counter(), 0, problem=str(error) or type(error).__name__)
+    return Exchange(place, begin, sent, answer.ended, answer.status, answer.body)
+
+
+async def open_loop(target: Target, places: Iterable[int], times: Times) -> list[Exchange]:
+    """Send each request at its time, whether or not earlier ones were answered.
+
+    Latencies count from that time. So a server that stands still for a second is a second late for all that was to be
+    sent meanwhile, and not for one request alone, which is how a closed loop sees it (coordinated omission).
+
+        >>> await open_loop(target, [0, 1, 2], poisson_times(20.0, 60.0, seed=0))
+    """
+    begin, under_way = time.perf_counter(), []
+    for place, offset in zip(places, times.tolist(), strict=False):
+        due = begin + offset
+        wait = due - time.perf_counter()
+        await asyncio.sleep(max(0.0, wait))  # also when late: what was sent before must go on
+        while (wait := due - time.perf_counter()) > 0:  # a timer may ring early
+            await asyncio.sleep(max(wait, 0.001))
+        under_way.append(asyncio.create_task(exchange(target, place, due=due)))
+    return list(await asyncio.gather(*under_way))
+
+
+async def closed_loop(
+    target: Target, places: Iterable[int], *, connections: int, until: float = math.inf
+) -> list[Exchange]:
+    """Send requests over some connections, each the next one as soon as its last was answered.
+
+    It ends with the places, or at the time `until`; what is under way then is waited for. A refused request is sent
+    again a little later.
+
+        >>> await closed_loop(target, range(100), connections=8)
+    """
+    found: list[Exchange] = []
+    rest = iter(places)
+
+    async def one_by_one() -> None:
+        for place in rest:
+            while time.perf_counter() < until:
+                last = await exchange(target, place)
+                found.append(last)
+                if last.status != REFUSED:
+                    break
+                await asyncio.sleep(AGAIN_SECONDS)
+            else:
+                return
+
+    await asyncio.gather(*(one_by_one() for _ in range(connections)))
+    return found

@@ -1,0 +1,130 @@
+"""Writes a result of `cappy bench serve` as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cappy_bench.speed.markdown import Row, markdown, number, size
+
+STEPS = ("unloaded", "saturation", "overload", "soak")
+Step = Mapping[str, Any]
+
+
+def load_tables(result: Mapping[str, Any]) -> str:
+    """Write all tables of a result, with the load and the scorer's throughput above them.
+
+    >>> print(load_tables(result))
+    """
+    load, offline = result["load"], result["offline"]
+    parts = [
+        f"{load['requests']} requests of {', '.join(load['requests_by_pairs'])} pairs, {load['tokens']:,} tokens "
+        f"({load['texts']}). Scorer.score alone: {offline['tokens_per_second']:,.0f} tokens/s, "
+        f"{offline['pairs_per_second']:,.0f} pairs/s."
+    ]
+    for server in result["servers"]:
+        if server["status"] != "ok":
+            parts.append(f"{server['name']}: {server['status']}, {server['reason']}")
+            continue
+        parts += [heading(server), outcome_table(server), latency_table(server), resource_table(server)]
+        if server.get("bounds"):
+            parts.append(bound_table(server))
+    return "\n\n".join(parts)
+
+
+def heading(server: Step) -> str:
+    """Say which server it is, and how fast it is at most.
+
+    >>> heading(server)
+    'cappy serve (cpu, int8, 2 threads), 14 connections: 14,100 tokens/s, 25.1 requests/s; ready after 0.9 s'
+    """
+    info, saturation = server.get("info"), server["saturation"]
+    setting = f"{info['device']}, {info['precision']}, {info['threads']} threads" if info else server.get("setting", "")
+    ready = server["ready_seconds"]
+    return (
+        f"{server['name']} ({setting}), {server['connections']} connections: "
+        f"{number(saturation['tokens_per_second'])} tokens/s, {number(saturation['requests_per_second'])} requests/s"
+        + (f"; ready after {ready:.2f} s" if ready is not None else "")
+    )
+
+
+def outcome_table(server: Step) -> str:
+    """Write what became of the requests of every step.
+
+    >>> print(outcome_table(server))
+    """
+    rows: list[Row] = []
+    for name, step in _steps(server):
+        accepted, refused, scores = step["accepted"], step["refused"], step["scores"]
+        different = scores["different"] + scores["unreadable"]
+        rows.append(
+            (
+                *(name, f"{step['requests']:,}", f"{accepted['count']:,}"),
+                *(_or_dash(accepted[share]) for share in ("p50", "p90", "p99", "max")),
+                *(f"{refused['count']:,}", *(_or_dash(refused[share]) for share in ("p50", "p99", "max"))),
+                *(str(step["failed"]), str(step["hung"])),
+                f"{different:,} (by {scores['max_difference']:.2g})" if different else "0",
+            )
+        )
+    columns = ("step", "sent", "accepted", "p50 ms", "p90", "p99", "max", "refused", "p50 ms", "p99", "max")
+    return markdown((*columns, "failed", "hung", "other scores"), rows)
+
+
+def resource_table(server: Step) -> str:
+    """Write what every step took, of the server's process and of the generator.
+
+    >>> print(resource_table(server))
+    """
+    rows: list[Row] = []
+    for name, step in _steps(server):
+        watched: Step | None = step["server"]
+        took: Row = ("-",) * 6
+        if watched:
+            memory, growth, files = (
+                watched[what] for what in ("resident_bytes", "resident_bytes_per_minute", "descriptors")
+            )
+            took = (
+                number(watched["cpu_seconds"]),
+                *(size(memory[when]) for when in ("first", "last", "most")),
+                "-" if growth is None else f"{growth / 1e6:+.2f} MB",
+                f"{files['first']}, {files['last']}, {files['most']}",
+            )
+        rows.append((name, *took, number(step["generator_cpu_seconds"]), _or_dash(step["late_ms"]["p99"])))
+    columns = ("step", "server: CPU s", "memory first", "last", "most", "a minute", "files first, last, most")
+    return markdown((*columns, "generator: CPU s", "late, p99 ms"), rows)
+
+
+def latency_table(server: Step) -> str:
+    """Write the latencies of accepted requests by their pairs, and what they are above the scorer's.
+
+    >>> print(latency_table(server))
+    """
+    rows: list[Row] = []
+    for name, step in _steps(server):
+        for pairs, found in step["accepted_by_pairs"].items():
+            above = step.get("overhead_ms_by_pairs", {}).get(pairs, {})
+            latencies = [found[share] for share in ("sent", "count", "p50", "p90", "p99", "max")]
+            rows.append((name, pairs, *map(_or_dash, latencies), _or_dash(above.get("p50"))))
+    columns = ("step", "pairs", "sent", "accepted", "p50 ms", "p90 ms", "p99 ms", "max ms", "p50 above Scorer.score, ms")
+    return markdown(columns, rows)
+
+
+def bound_table(server: Step) -> str:
+    """Write the bounds, and whether each was held.
+
+    >>> print(bound_table(server))
+    """
+    rows = [
+        (one["what"], _or_dash(one["value"]), one["bound"], "yes" if one["holds"] else "NO") for one in server["bounds"]
+    ]
+    return markdown(("what", "measured", "bound", "held"), rows)
+
+
+def _steps(server: Step) -> list[tuple[str, Step]]:
+    return [(name, server[name]) for name in STEPS if name in server]
+
+
+def _or_dash(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else number(value)

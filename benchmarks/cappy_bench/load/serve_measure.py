@@ -1,0 +1,201 @@
+"""Measures what `cappy bench serve` is asked for; the result is one JSON document."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+
+import uvloop
+
+from cappy_bench.load.bodies import INFINITY, NATIVE, Dialect
+from cappy_bench.load.bounds import judge
+from cappy_bench.load.connections import Client, post
+from cappy_bench.load.driving import Target
+from cappy_bench.load.infinity_server import BATCH, READY, infinity_command, infinity_environment
+from cappy_bench.load.load_options import RESULTS, LoadOptions
+from cappy_bench.load.mix import Load, make_load
+from cappy_bench.load.offline import Offline
+from cappy_bench.load.server_process import (
+    Running,
+    find_server,
+    free_port,
+    read_info,
+    serve_command,
+    start_server,
+)
+from cappy_bench.load.steps import Asked, Say, Server, connections_for, measure_server
+from cappy_bench.machine import current_commit, describe_machine
+from cappy_bench.speed.measure import describe_model
+from cappy_bench.speed.workloads import choose_pool
+from cappy_engine.bulk.outputs import check_output, open_output
+from cappy_engine.bundle import Bundle, open_bundle
+from cappy_engine.errors import BenchmarkError
+from cappy_engine.options import Device, Mode, Precision, ScorerOptions
+from cappy_engine.storage import json_bytes
+from cappy_engine.tokenizer import PairTokenizer
+
+SCHEMA = "cappy-load-1"
+VERSIONS = ("cappy-engine", "onnxruntime", "uvicorn", "starlette", "uvloop")
+Result = dict[str, Any]
+
+
+def measure_load(options: LoadOptions, served: Sequence[str], *, say: Say) -> Result:
+    """Put a server under load as `options` ask for, write the result, and return it.
+
+    `served` are more options for the server that is started. Raises BenchmarkError if the server or the scorer cannot
+    be measured at all, BundleError, InvalidLine, and OutputError if there is such a file. What a server answers under
+    load is part of the result, also if it is nothing.
+
+        >>> measure_load(LoadOptions(seconds=2.0), [], say=print)["servers"][0]["overload"]["hung"]
+        0
+    """
+    started, clock = datetime.now(UTC), time.monotonic()
+    bundle = open_bundle(options.bundle)
+    described = describe_model(bundle, None)
+    out = options.out or RESULTS / f"{described['name']}.json"
+    read = [options.pairs] if options.pairs else []
+    for path in filter(None, (out, options.bodies)):
+        check_output(path, force=options.force, inputs=read)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    load = take_load(options, bundle)
+    if options.bodies is not None:
+        with open_output(options.bodies, force=options.force, say=say) as file:
+            file.writelines(NATIVE.body(pairs) + b"\n" for pairs in load.requests)
+    result = {
+        "schema": SCHEMA,
+        "started": started.isoformat(timespec="seconds"),
+        "commit": current_commit(),
+        "machine": describe_machine(),
+        "versions": {name: metadata.version(name) for name in VERSIONS},
+        "settings": {
+            name: getattr(options, name) for name in ("seconds", "overload", "soak", "deadline", "requests", "seed")
+        }
+        | {"served": list(served)},
+        "model": described,
+        "load": load.describe(),
+        **_servers(options, served, load, logs=out.parent, say=say),
+    }
+    result["seconds"] = round(time.monotonic() - clock, 1)
+    with open_output(out, force=options.force, say=say) as file:
+        file.write(json_bytes(result))
+    say(f"the result is in {out}")
+    return result
+
+
+def take_load(options: LoadOptions, bundle: Bundle) -> Load:
+    """Make the requests that `options` ask for. Raises BenchmarkError if there are too few texts, and InvalidLine.
+
+    >>> take_load(LoadOptions(requests=10), open_bundle(EMBEDDED)).describe()["requests"]
+    10
+    """
+    tokenizer = PairTokenizer.from_bytes(bundle.read("tokenizer.json"), max_length=bundle.manifest.max_length)
+    texts = choose_pool(options.pairs, options.data, seed=options.seed)
+    return make_load(texts, tokenizer, sizes=options.sizes, count=options.requests, seed=options.seed)
+
+
+def scorer_options(info: Result) -> ScorerOptions:
+    """Make the options with which a scorer runs as a server says it does.
+
+    >>> scorer_options({"device": "cpu", "precision": "int8", "threads": 2, "mode": "both"}).precision
+    'int8'
+    """
+    return ScorerOptions(
+        device=cast(Device, info["device"]),
+        precision=cast(Precision, info["precision"]),
+        threads=info["threads"],
+        mode=cast(Mode, info["mode"]),
+        max_batch_tokens=info.get("max_batch_tokens"),
+        gpus=tuple(info.get("gpus") or ()) or None,
+    )
+
+
+def _servers(options: LoadOptions, served: Sequence[str], load: Load, *, logs: Path, say: Say) -> Result:
+    """Measure ours and, if asked for, infinity's after it; the scorer stays for both."""
+    running = (
+        find_server(options.url)
+        if options.url
+        else start_server(serve_command(options.bundle, served), log=logs / "serve.log")
+    )
+    with contextlib.ExitStack() as at_the_end:
+        at_the_end.callback(running.stop)
+        info = read_info(running.address)
+        say(f"cappy serve is ready: {info['device']}, {info['precision']}, {info['threads']} threads")
+        offline = Offline(options.bundle, scorer_options(info), load, log=logs / "offline.log")
+        at_the_end.callback(offline.close)
+        seconds = offline.all(range(len(load.requests)))
+        per_second = int(load.tokens.sum()) / seconds
+        say(f"Scorer.score: {per_second:,.0f} tokens/s")
+        batch_ms = (info.get("max_batch_tokens") or 0) / per_second * 1e3
+        asked = Asked(options, load, offline, per_second, say)
+        servers = [_ours(running, info, asked, batch_ms=batch_ms)]
+        if options.infinity is not None:
+            servers.append(_infinity(options.infinity, asked, threads=info["threads"], logs=logs))
+    return {
+        "offline": {
+            "seconds": round(seconds, 4),
+            "tokens_per_second": round(per_second, 1),
+            "pairs_per_second": round(sum(load.sizes) / seconds, 1),
+            "batch_ms": round(batch_ms, 3),
+        },
+        "servers": servers,
+    }
+
+
+def _ours(running: Running, info: Result, asked: Asked, *, batch_ms: float) -> Result:
+    connections = asked.options.connections or connections_for(asked.load, info.get("limits") or {})
+    found = _measure("cappy serve", running, NATIVE, asked, connections=connections)
+    return {**found, "info": info, "bounds": judge(found, batch_ms=batch_ms), "end_status": running.stop()}
+
+
+def _infinity(checkpoint: Path, asked: Asked, *, threads: int, logs: Path) -> Result:
+    """A server that cannot be started is part of the result, with the reason."""
+    name, port = "infinity", free_port()
+    try:
+        running = start_server(
+            infinity_command(checkpoint, tools=asked.options.tools, port=port),
+            log=logs / "infinity.log",
+            ready=READY,
+            port=port,
+            environment=infinity_environment(threads),
+        )
+    except BenchmarkError as error:
+        asked.say(f"{name}: {error}")
+        return {"name": name, "status": "skipped", "reason": str(error)}
+    try:
+        connections = asked.options.connections or connections_for(asked.load, {})
+        found = _measure(name, running, INFINITY, asked, connections=connections)
+        return {**found, "setting": f"PyTorch, fp32, batches of {BATCH}", "end_status": running.stop()}
+    finally:
+        running.stop()
+
+
+def _measure(name: str, running: Running, dialect: Dialect, asked: Asked, *, connections: int) -> Result:
+    """Take a server through all steps, in an event loop of its own."""
+    client = Client(*running.address)
+    requests = [post(running.address, dialect.path, dialect.body(pairs)) for pairs in asked.load.requests]
+    server = Server(
+        name, Target(client, requests, asked.options.deadline), dialect, connections=connections, pid=running.pid
+    )
+
+    async def measured() -> Result:
+        try:
+            return await measure_server(server, asked, beside_offline=dialect is NATIVE)
+        finally:
+            client.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        steps = runner.run(measured())
+    return {
+        "name": name,
+        "status": "ok",
+        "ready_seconds": running.ready_seconds,
+        "connections": connections,
+        **steps,
+        "sent_again": client.sent_again,
+    }
