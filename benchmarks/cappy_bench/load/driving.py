@@ -90,28 +90,58 @@ async def open_loop(target: Target, places: Iterable[int], times: Times) -> list
     return list(await asyncio.gather(*under_way))
 
 
+@dataclass(frozen=True)
+class Room:
+    """What may be under way at a time: `most` of what each request takes, such as the tokens of a queue.
+
+    A request that takes more than that is sent alone.
+    """
+
+    takes: Sequence[int]
+    most: int
+
+
 async def closed_loop(
-    target: Target, places: Iterable[int], *, connections: int, until: float = math.inf
+    target: Target, places: Iterable[int], *, connections: int, rooms: Sequence[Room] = (), until: float = math.inf
 ) -> list[Exchange]:
     """Send requests over some connections, each the next one as soon as its last was answered.
 
-    It ends with the places, or at the time `until`; what is under way then is waited for. A refused request is sent
-    again a little later.
+    With `rooms` a request is sent when it fits into all of them; they are sent in order. It ends with the places, or at
+    the time `until`; what is under way then is waited for. A refused request is sent again a little later.
 
-        >>> await closed_loop(target, range(100), connections=8)
+        >>> await closed_loop(target, range(100), connections=8, rooms=[Room(load.sizes, 1024)])
     """
     found: list[Exchange] = []
     rest = iter(places)
+    under_way: list[int] = []
+    in_order, has_ended = asyncio.Lock(), asyncio.Event()
+
+    def fits(place: int) -> bool:
+        return not under_way or all(
+            room.takes[place] + sum(room.takes[one] for one in under_way) <= room.most for room in rooms
+        )
+
+    async def enter() -> int | None:
+        async with in_order:
+            place = next(rest, None)
+            while place is not None and not fits(place):
+                has_ended.clear()
+                await has_ended.wait()
+            if place is not None:
+                under_way.append(place)
+            return place
 
     async def one_by_one() -> None:
-        for place in rest:
+        while (place := await enter()) is not None:
             while time.perf_counter() < until:
                 last = await exchange(target, place)
                 found.append(last)
                 if last.status != REFUSED:
                     break
                 await asyncio.sleep(AGAIN_SECONDS)
-            else:
+            under_way.remove(place)
+            has_ended.set()
+            if time.perf_counter() >= until:
                 return
 
     await asyncio.gather(*(one_by_one() for _ in range(connections)))

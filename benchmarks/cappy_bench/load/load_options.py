@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 from cappy_engine.bundle import EMBEDDED
-from cappy_engine.checks import described
 from cappy_engine.options import Asked
 
 RESULTS = Path("bench/load")
@@ -56,7 +55,5 @@ class LoadOptions:
     tools: Annotated[Path, Asked("folder of the environment .venv-bench-infinity", metavar="FOLDER")] = Path()
 
     def __post_init__(self) -> None:
-        if not self.sizes or any(size < 1 for size in self.sizes):
-            raise ValueError(f"a request has at least one pair, got {described(self.sizes)} pairs a request")
         if self.out is not None and self.out == self.bodies:
             raise ValueError(f"the result and the requests need two files, got {self.out} for both")

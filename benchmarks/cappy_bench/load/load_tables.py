@@ -105,7 +105,17 @@ def latency_table(server: Step) -> str:
             above = step.get("overhead_ms_by_pairs", {}).get(pairs, {})
             latencies = [found[share] for share in ("sent", "count", "p50", "p90", "p99", "max")]
             rows.append((name, pairs, *map(_or_dash, latencies), _or_dash(above.get("p50"))))
-    columns = ("step", "pairs", "sent", "accepted", "p50 ms", "p90 ms", "p99 ms", "max ms", "p50 above Scorer.score, ms")
+    columns = (
+        "step",
+        "pairs",
+        "sent",
+        "accepted",
+        "p50 ms",
+        "p90 ms",
+        "p99 ms",
+        "max ms",
+        "p50 above Scorer.score, ms",
+    )
     return markdown(columns, rows)
 
 

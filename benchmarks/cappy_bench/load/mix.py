@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cappy_bench.peers.peer import Pair
-from cappy_bench.speed.workloads import Pool, bulk_lengths
+from cappy_bench.speed.workloads import RERANK_LENGTHS, Pool, bulk_lengths
 from cappy_engine.errors import BenchmarkError
 from cappy_engine.tokenizer import PairTokenizer
 
@@ -52,11 +52,12 @@ class Load:
 def make_load(
     texts: tuple[Sequence[Pair], str], tokenizer: PairTokenizer, *, sizes: Sequence[int], count: int, seed: int
 ) -> Load:
-    """Make `count` requests in random order, with instructions of the lengths of the workload "bulk".
+    """Make `count` requests in random order; `texts` are pairs, and where they are from.
 
-    `texts` are pairs and where they are from. The larger a size, the rarer it is: the requests of a size are in
-    proportion to the inverse of its square root, so that of 1, 4, 16 and 64 pairs half are single ones, and the largest
-    are still half of the pairs. No pair is truncated. Raises BenchmarkError if there are too few texts.
+    Single pairs have the lengths of the workload "bulk", short and long. Instructions with several candidates have
+    those of "rerank". The larger a size, the rarer it is: in proportion to the inverse of its square root. So of 1, 4,
+    16 and 64 pairs half of the requests are single ones, and half of all pairs are in the largest. No pair is
+    truncated. Raises BenchmarkError if there are too few texts.
 
         >>> make_load(choose_pool(None, None, seed=0), tokenizer, sizes=(1, 4, 16, 64), count=256, seed=0).sizes[:4]
         [4, 1, 1, 16]
@@ -71,7 +72,8 @@ def make_load(
         )
     weights = 1 / np.sqrt(np.array(sizes, dtype=np.float64))
     counts = random.choice(np.array(sizes), count, p=weights / weights.sum())
-    lengths = np.minimum(bulk_lengths(random, count), MOST_INSTRUCTION_TOKENS)
+    bulk = np.minimum(bulk_lengths(random, count), MOST_INSTRUCTION_TOKENS)
+    lengths = np.where(counts == 1, bulk, random.integers(*RERANK_LENGTHS, count))
     instructions = [instruction for instruction, _ in pool.take(lengths.tolist())]
     requests = tuple(
         tuple((instruction, responses[at]) for at in random.choice(len(responses), size, replace=False))

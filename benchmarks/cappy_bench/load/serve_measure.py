@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ import uvloop
 from cappy_bench.load.bodies import INFINITY, NATIVE, Dialect
 from cappy_bench.load.bounds import judge
 from cappy_bench.load.connections import Client, post
-from cappy_bench.load.driving import Target
+from cappy_bench.load.driving import Room, Target
 from cappy_bench.load.infinity_server import BATCH, READY, infinity_command, infinity_environment
 from cappy_bench.load.load_options import RESULTS, LoadOptions
 from cappy_bench.load.mix import Load, make_load
@@ -29,17 +30,18 @@ from cappy_bench.load.server_process import (
     serve_command,
     start_server,
 )
-from cappy_bench.load.steps import Asked, Say, Server, connections_for, measure_server
+from cappy_bench.load.steps import Asked, Say, Server, measure_server
 from cappy_bench.machine import current_commit, describe_machine
-from cappy_bench.speed.measure import describe_model
 from cappy_bench.speed.workloads import choose_pool
 from cappy_engine.bulk.outputs import check_output, open_output
-from cappy_engine.bundle import Bundle, open_bundle
+from cappy_engine.bundle import MANIFEST, Bundle, open_bundle
 from cappy_engine.errors import BenchmarkError
 from cappy_engine.options import Device, Mode, Precision, ScorerOptions
-from cappy_engine.storage import json_bytes
+from cappy_engine.storage import json_bytes, sha256_of
 from cappy_engine.tokenizer import PairTokenizer
 
+CONNECTIONS = 32
+"""Requests under way at saturation, where no queue is smaller: more only wait longer."""
 SCHEMA = "cappy-load-1"
 VERSIONS = ("cappy-engine", "onnxruntime", "uvicorn", "starlette", "uvloop")
 Result = dict[str, Any]
@@ -57,8 +59,8 @@ def measure_load(options: LoadOptions, served: Sequence[str], *, say: Say) -> Re
     """
     started, clock = datetime.now(UTC), time.monotonic()
     bundle = open_bundle(options.bundle)
-    described = describe_model(bundle, None)
-    out = options.out or RESULTS / f"{described['name']}.json"
+    name = Path(bundle.manifest.document.get("source", {}).get("name") or os.path.realpath(bundle.path)).name
+    out = options.out or RESULTS / f"{name}.json"
     read = [options.pairs] if options.pairs else []
     for path in filter(None, (out, options.bodies)):
         check_output(path, force=options.force, inputs=read)
@@ -77,7 +79,7 @@ def measure_load(options: LoadOptions, served: Sequence[str], *, say: Say) -> Re
             name: getattr(options, name) for name in ("seconds", "overload", "soak", "deadline", "requests", "seed")
         }
         | {"served": list(served)},
-        "model": described,
+        "model": {"name": name, "manifest_sha256": sha256_of(bundle.path / MANIFEST)},
         "load": load.describe(),
         **_servers(options, served, load, logs=out.parent, say=say),
     }
@@ -115,6 +117,16 @@ def scorer_options(info: Result) -> ScorerOptions:
     )
 
 
+def queue_rooms(load: Load, limits: Result) -> list[Room]:
+    """Make the rooms of a server's queue, so that a closed loop fills it and nothing is refused.
+
+    >>> queue_rooms(load, {"max_queue_pairs": 8192, "max_queue_tokens": 16384})[1].most
+    16384
+    """
+    takes = {"max_queue_pairs": load.sizes, "max_queue_tokens": load.tokens.tolist()}
+    return [Room(counts, limits[name]) for name, counts in takes.items() if limits.get(name)]
+
+
 def _servers(options: LoadOptions, served: Sequence[str], load: Load, *, logs: Path, say: Say) -> Result:
     """Measure ours and, if asked for, infinity's after it; the scorer stays for both."""
     running = (
@@ -148,8 +160,8 @@ def _servers(options: LoadOptions, served: Sequence[str], load: Load, *, logs: P
 
 
 def _ours(running: Running, info: Result, asked: Asked, *, batch_ms: float) -> Result:
-    connections = asked.options.connections or connections_for(asked.load, info.get("limits") or {})
-    found = _measure("cappy serve", running, NATIVE, asked, connections=connections)
+    rooms = () if asked.options.connections else queue_rooms(asked.load, info.get("limits") or {})
+    found = _measure("cappy serve", running, NATIVE, asked, rooms=rooms)
     return {**found, "info": info, "bounds": judge(found, batch_ms=batch_ms), "end_status": running.stop()}
 
 
@@ -168,19 +180,23 @@ def _infinity(checkpoint: Path, asked: Asked, *, threads: int, logs: Path) -> Re
         asked.say(f"{name}: {error}")
         return {"name": name, "status": "skipped", "reason": str(error)}
     try:
-        connections = asked.options.connections or connections_for(asked.load, {})
-        found = _measure(name, running, INFINITY, asked, connections=connections)
+        found = _measure(name, running, INFINITY, asked)
         return {**found, "setting": f"PyTorch, fp32, batches of {BATCH}", "end_status": running.stop()}
     finally:
         running.stop()
 
 
-def _measure(name: str, running: Running, dialect: Dialect, asked: Asked, *, connections: int) -> Result:
+def _measure(name: str, running: Running, dialect: Dialect, asked: Asked, *, rooms: Sequence[Room] = ()) -> Result:
     """Take a server through all steps, in an event loop of its own."""
     client = Client(*running.address)
     requests = [post(running.address, dialect.path, dialect.body(pairs)) for pairs in asked.load.requests]
     server = Server(
-        name, Target(client, requests, asked.options.deadline), dialect, connections=connections, pid=running.pid
+        name=name,
+        target=Target(client, requests, asked.options.deadline),
+        dialect=dialect,
+        connections=asked.options.connections or CONNECTIONS,
+        rooms=rooms,
+        pid=running.pid,
     )
 
     async def measured() -> Result:
@@ -195,7 +211,7 @@ def _measure(name: str, running: Running, dialect: Dialect, asked: Asked, *, con
         "name": name,
         "status": "ok",
         "ready_seconds": running.ready_seconds,
-        "connections": connections,
+        "connections": server.connections,
         **steps,
         "sent_again": client.sent_again,
     }

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import numpy as np
 
 from cappy_bench.load.arrivals import poisson_times
 from cappy_bench.load.bodies import Dialect
-from cappy_bench.load.driving import Exchange, Target, closed_loop, exchange, open_loop
+from cappy_bench.load.driving import Exchange, Room, Target, closed_loop, exchange, open_loop
 from cappy_bench.load.load_options import LoadOptions
 from cappy_bench.load.mix import Load
 from cappy_bench.load.offline import Offline
@@ -48,12 +47,16 @@ class Asked:
 
 @dataclass(frozen=True)
 class Server:
-    """A server under load: how it is asked, what it was sent, and its process (None: not ours to watch)."""
+    """A server under load: how it is asked, what it is sent, and its process (None: not ours to watch).
+
+    At saturation there are as many requests under way as `connections` and its `rooms` allow.
+    """
 
     name: str
     target: Target
     dialect: Dialect
     connections: int
+    rooms: Sequence[Room]
     pid: int | None
 
 
@@ -65,7 +68,7 @@ async def measure_server(server: Server, asked: Asked, *, beside_offline: bool) 
     """
     options = asked.options
     warm_up = range(min(WARM_UP_REQUESTS, len(asked.load.requests)))
-    await closed_loop(server.target, warm_up, connections=min(4, server.connections))
+    await closed_loop(server.target, warm_up, connections=1)
     result: Result = {"unloaded": await unloaded(server, asked, beside_offline=beside_offline)}
     asked.say(f"{server.name}: unloaded, p50 {result['unloaded']['accepted']['p50']} ms")
     result["saturation"] = await saturation(server, asked, beside_offline=beside_offline)
@@ -119,7 +122,7 @@ async def unloaded(server: Server, asked: Asked, *, beside_offline: bool) -> Res
 
 
 async def saturation(server: Server, asked: Asked, *, beside_offline: bool) -> Result:
-    """Keep the server's queue full: as many requests under way as it has connections, in rounds of some seconds.
+    """Keep the server's queue full, in rounds of some seconds.
 
     In every round the scorer gets the pairs of all its requests in one call. A round ends when all is answered, so that
     the server is idle then. `ratio` is the server's throughput divided by the scorer's: of each round, and their
@@ -146,13 +149,13 @@ async def saturation(server: Server, asked: Asked, *, beside_offline: bool) -> R
                     seconds[turn] = await asyncio.to_thread(asked.offline.all, chunk)
                     continue
                 begin = time.perf_counter()
-                last = await closed_loop(server.target, chunk, connections=server.connections)
+                last = await closed_loop(server.target, chunk, connections=server.connections, rooms=server.rooms)
                 seconds[turn] = time.perf_counter() - begin
             found += last
             done = [one.place for one in last if one.status == ANSWERED]
             rounds.append({"tokens": int(load.tokens[done].sum()), "requests": len(done), **seconds})
             if len(done) < len(chunk):
-                break  # refused by another reason than a full queue, failed or hung: there is no capacity to measure
+                break  # some failed or hung: there is no capacity to measure
     return _outcome(server, asked, found) | _throughput(rounds, asked) | usage.describe()
 
 
@@ -266,20 +269,3 @@ def _shares(step: Result) -> str:
         f"{step['accepted']['count']} accepted, {step['refused']['count']} refused, "
         f"{step['failed']} failed, {step['hung']} hung"
     )
-
-
-def connections_for(load: Load, limits: dict[str, Any], *, most: int = 32) -> int:
-    """Choose how many requests a queue holds at a time without refusing any: 4, even if it may, and `most` at most.
-
-    `limits` may have `max_queue_pairs` and `max_queue_tokens`. That many requests of the load have, but for one time in
-    a thousand, fewer pairs and tokens together.
-
-        >>> connections_for(load, {"max_queue_pairs": 1024, "max_queue_tokens": 16384})
-        14
-    """
-    found = most
-    for counts, limit in ((np.array(load.sizes), "max_queue_pairs"), (load.tokens, "max_queue_tokens")):
-        room = limits.get(limit)
-        while room and found > 4 and found * counts.mean() + 3 * math.sqrt(found) * counts.std() > room:
-            found -= 1
-    return found

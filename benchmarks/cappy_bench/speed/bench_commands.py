@@ -154,7 +154,7 @@ def serve(options: LoadOptions, scorer: ScorerOptions) -> None:
         if (value := getattr(scorer, name)) not in (None, "auto")
         for word in (f"--{name.replace('_', '-')}", str(value))
     ]
-    with extra("bench,serve"):
+    with extra("cpu,serve"):
         from cappy_bench.load.serve_measure import measure_load
     result = measure_load(options, served, say=_say)
     click.echo(load_tables(result))

@@ -30,6 +30,8 @@ from cappy_export.proof.pairs import default_pairs
 
 MAX_LENGTH = 512
 CANDIDATES = 16
+RERANK_LENGTHS = (30, 150)
+"""Tokens of an instruction with several candidates: from, and to below."""
 LENGTHS = (16, 32, 64, 128, 256, 512)
 DESCRIPTIONS: Mapping[str, str] = {
     "interactive": "one pair at a time, lengths as in real use (PromptSource's tasks where the text is real)",
@@ -267,7 +269,7 @@ def bulk_lengths(random: np.random.Generator, count: int) -> list[int]:
 def _rerank_requests(pool: Pool, random: np.random.Generator, count: int) -> list[list[Pair]]:
     """Instructions of everyday length, each with the same number of distinct responses of other pairs."""
     responses = sorted({response for _, response in pool.pairs if response and len(response) < 200})
-    instructions = pool.take(random.integers(30, 150, count).tolist())
+    instructions = pool.take(random.integers(*RERANK_LENGTHS, count).tolist())
     return [
         [(instruction, responses[at]) for at in random.choice(len(responses), CANDIDATES, replace=False)]
         for instruction, _ in instructions

@@ -1,0 +1,302 @@
+"""What a load is made of, when it arrives, how it is counted and held against bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cappy_bench.load.arrivals import poisson_times
+from cappy_bench.load.bodies import INFINITY, NATIVE, Dialect
+from cappy_bench.load.bounds import judge
+from cappy_bench.load.driving import HUNG, Exchange, Room
+from cappy_bench.load.load_tables import bound_table
+from cappy_bench.load.mix import Load, make_load
+from cappy_bench.load.outcomes import compare_scores, count_outcomes, latencies, quantile
+from cappy_bench.load.process_watch import Sample, describe_samples, sample, slope, watch
+from cappy_bench.load.serve_measure import queue_rooms
+from cappy_bench.speed.workloads import make_pool
+from cappy_engine.bundle import EMBEDDED
+from cappy_engine.errors import BenchmarkError
+from cappy_engine.tokenizer import PairTokenizer
+
+TEXTS = make_pool([f"word{place}" for place in range(50)], seed=0, count=300)
+
+
+@pytest.fixture(scope="module")
+def mini_tokenizer() -> PairTokenizer:
+    return PairTokenizer.from_file(EMBEDDED / "tokenizer.json", max_length=512)
+
+
+# When
+
+
+def test_the_same_seed_gives_the_same_arrivals_and_another_one_others() -> None:
+    times = poisson_times(50.0, 20.0, seed=3)
+    assert times.tolist() == poisson_times(50.0, 20.0, seed=3).tolist()
+    assert times.tolist() != poisson_times(50.0, 20.0, seed=4).tolist()
+
+
+def test_arrivals_have_the_rate_and_the_independent_gaps_of_a_poisson_process() -> None:
+    times = poisson_times(50.0, 400.0, seed=0)
+    gaps = np.diff(times)
+    assert len(times) == pytest.approx(20_000, rel=0.03)  # 4 standard deviations
+    assert gaps.std() == pytest.approx(1 / 50, rel=0.05), "exponential gaps spread as far as their mean"
+    assert abs(np.corrcoef(gaps[1:], gaps[:-1])[0, 1]) < 0.03
+    assert (gaps > 0).all()
+
+
+@given(st.floats(0.01, 500), st.floats(0.01, 20), st.integers(0, 10))
+def test_no_arrival_is_outside_of_the_time(rate: float, seconds: float, seed: int) -> None:
+    times = poisson_times(rate, seconds, seed=seed)
+    assert ((times > 0) & (times < seconds)).all()
+
+
+# What
+
+
+def test_a_load_is_the_same_for_a_seed_and_has_the_sizes_that_were_asked_for(mini_tokenizer: PairTokenizer) -> None:
+    first, again, other = (
+        make_load((TEXTS, "made up"), mini_tokenizer, sizes=(1, 4, 16), count=60, seed=seed) for seed in (0, 0, 1)
+    )
+    assert first.describe() == again.describe()
+    assert first.describe()["sha256"] != other.describe()["sha256"]
+    counts = first.describe()["requests_by_pairs"]
+    assert list(counts) == ["1", "4", "16"]
+    assert counts["1"] > counts["4"] > counts["16"], "the larger, the rarer"
+    assert all(len({instruction for instruction, _ in request}) == 1 for request in first.requests)
+    assert all(len(set(request)) == len(request) for request in first.requests)
+
+
+def test_the_tokens_of_a_load_are_those_of_its_requests_and_no_pair_is_truncated(mini_tokenizer: PairTokenizer) -> None:
+    load = make_load((TEXTS, "made up"), mini_tokenizer, sizes=(1, 4), count=20, seed=0)
+    for request, tokens in zip(load.requests, load.tokens, strict=True):
+        encoded = mini_tokenizer.encode(request)
+        assert int(encoded.lengths.sum()) == tokens
+        assert not encoded.truncated.any()
+
+
+def test_too_few_texts_are_an_error_that_says_how_many_there_are(mini_tokenizer: PairTokenizer) -> None:
+    with pytest.raises(
+        BenchmarkError, match="request of 64 pairs needs as many different responses, and the texts have 3 "
+    ):
+        make_load((TEXTS[:3], "three"), mini_tokenizer, sizes=(64,), count=1, seed=0)
+
+
+def a_load(sizes: list[int], tokens: list[int]) -> Load:
+    return Load(tuple(tuple([("a", "b")] * size) for size in sizes), np.array(tokens), "made up")
+
+
+def test_a_queue_has_room_for_as_much_as_it_says() -> None:
+    load = a_load([2, 3], [100, 150])
+    assert queue_rooms(load, {}) == []
+    assert queue_rooms(load, {"max_queue_pairs": 7, "max_queue_tokens": 900}) == [
+        Room([2, 3], 7),
+        Room([100, 150], 900),
+    ]
+
+
+# Bodies
+
+
+@pytest.mark.parametrize(("dialect", "name"), [(NATIVE, "score"), (INFINITY, "relevance_score")])
+def test_scores_are_read_in_the_order_of_the_pairs(dialect: Dialect, name: str) -> None:
+    ranked = [{"index": 2, name: 0.9}, {"index": 0, name: 0.5}, {"index": 1, name: -0.1}]
+    assert dialect.scores(json.dumps({"results": ranked}).encode()) == [0.5, -0.1, 0.9]
+    for wrong in ([*ranked, ranked[0]], ranked[:2]):
+        with pytest.raises((ValueError, KeyError)):
+            dialect.scores(json.dumps({"results": wrong}).encode())
+
+
+@pytest.mark.parametrize("dialect", [NATIVE, INFINITY])
+def test_a_body_is_one_line_and_holds_the_texts(dialect: Dialect) -> None:
+    body = dialect.body([("Is the sky\nblue?", "Yes…"), ("Is the sky\nblue?", "No")])
+    assert b"\n" not in body
+    assert "Is the sky\nblue?" in json.loads(body).values()
+    assert ["Yes…", "No"] in json.loads(body).values()
+
+
+# Counting
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=200), st.floats(0, 1))
+def test_a_quantile_is_a_value_that_was_measured_and_lies_beside_numpys(seconds: list[float], share: float) -> None:
+    found = quantile(seconds, share)
+    ordered = sorted(seconds)
+    assert found in seconds
+    assert sum(value <= found for value in seconds) >= share * len(seconds) - 1e-6
+    below = max(0, ordered.index(found) - 1)
+    above = min(len(ordered) - 1, len(ordered) - 1 - ordered[::-1].index(found) + 1)
+    assert ordered[below] <= np.percentile(seconds, share * 100) + 1e-9
+    assert np.percentile(seconds, share * 100) <= ordered[above] + 1e-9
+
+
+def test_latencies_are_milliseconds_and_nothing_has_none() -> None:
+    found = latencies([place / 1000 for place in range(1, 201)])
+    assert found == {"count": 200, "p50": 100.0, "p90": 180.0, "p99": 198.0, "max": 200.0}
+    assert latencies([]) == {"count": 0, "p50": None, "p90": None, "p99": None, "max": None}
+
+
+def an_exchange(
+    place: int = 0, *, seconds: float = 0.1, status: int = 200, body: bytes = b"", problem: str = ""
+) -> Exchange:
+    return Exchange(place, 10.0, 10.001, 10.0 + seconds, status, body, problem)
+
+
+def test_requests_are_counted_by_what_became_of_them_each_with_its_own_latency() -> None:
+    found = count_outcomes(
+        [
+            an_exchange(0, seconds=0.1),
+            an_exchange(1, seconds=0.3),
+            an_exchange(0, seconds=0.004, status=429),
+            an_exchange(0, seconds=0.002, status=503),
+            an_exchange(1, seconds=0.002, status=0, problem="connection closed"),
+            an_exchange(1, seconds=30.0, status=0, problem=HUNG),
+        ],
+        sizes=[1, 16],
+    )
+    assert (found["requests"], found["failed"], found["hung"]) == (6, 2, 1)
+    assert (found["accepted"]["count"], found["accepted"]["max"]) == (2, 300.0)
+    assert (found["refused"]["count"], found["refused"]["max"]) == (1, 4.0)
+    assert found["problems"] == {"status 503": 1, "connection closed": 1}
+    assert {size: (row["sent"], row["max"]) for size, row in found["accepted_by_pairs"].items()} == {
+        "1": (3, 100.0),
+        "16": (3, 300.0),
+    }
+    assert found["late_ms"]["max"] == 1.0
+
+
+def test_another_score_is_counted_and_so_is_an_answer_without_all_scores() -> None:
+    expected = [np.array([0.5, 0.25]), np.array([0.125])]
+
+    def answer(place: int, *scores: object) -> Exchange:
+        rows = [{"index": index, "score": score} for index, score in enumerate(scores)]
+        return an_exchange(place, body=json.dumps({"results": rows}).encode())
+
+    right = [answer(0, 0.5, 0.25), answer(1, 0.125), an_exchange(0, status=429, body=b"busy")]
+    assert compare_scores(right, expected, NATIVE.scores) == {
+        "compared": 2, "different": 0, "unreadable": 0, "max_difference": 0.0,
+    }  # fmt: skip
+    wrong = [answer(0, 0.5, 0.25 + 2**-20), answer(0, 0.25, 0.5), answer(0, 0.5), answer(1, None), an_exchange(1)]
+    found = compare_scores([*right, *wrong, answer(1, float("nan"))], expected, NATIVE.scores)
+    assert found == {"compared": 8, "different": 2, "unreadable": 4, "max_difference": 0.25}
+
+
+# The server's process
+
+
+def test_a_leak_is_the_slope_of_the_memory_and_what_came_before_it_is_not() -> None:
+    def memory(second: int) -> int:
+        return 10**8 + (5_000_000 * second if second < 10 else 50_000_000 + 1000 * second)
+
+    samples = [Sample(float(second), memory(second), 8, second / 2) for second in range(60)]
+    assert slope(samples) == pytest.approx(60_000)
+    assert slope(samples, warm_up=0.0) != pytest.approx(60_000, rel=0.5)
+    assert slope(samples[:2]) is None
+    assert describe_samples([]) is None
+
+
+def test_a_process_is_watched_from_outside_until_it_ends() -> None:
+    here = sample(os.getpid())
+    assert here is not None
+    assert here.resident_bytes > 2**20
+    with open(os.devnull, "rb"):  # noqa: PTH123, it is to be open
+        more = sample(os.getpid())
+    assert more is not None
+    assert more.descriptors == here.descriptors + 1
+
+    async def watched() -> list[Sample]:
+        process = await asyncio.create_subprocess_exec("sleep", "0.1")
+        samples: list[Sample] = []
+        _, *_ = await asyncio.gather(process.wait(), watch(process.pid, samples, every_seconds=0.02))
+        return samples
+
+    assert len(asyncio.run(watched())) >= 2
+
+
+# Bounds
+
+
+def a_step(**changes: Any) -> dict[str, Any]:
+    memory = {"first": 10**8, "last": 10**8, "most": 10**8}
+    return {
+        "accepted": {"p99": 100.0},
+        "refused": {"count": 0, "p99": None},
+        "failed": 0,
+        "hung": 0,
+        "scores": {"different": 0, "unreadable": 0},
+        "server": {
+            "seconds": 60.0,
+            "resident_bytes": memory,
+            "resident_bytes_per_minute": 0,
+            "descriptors": {"first": 9, "last": 9, "most": 30},
+        },
+        **changes,
+    }
+
+
+def a_server(**changes: Any) -> dict[str, Any]:
+    return {
+        "unloaded": a_step(overhead_ms={"p50": 0.7}),
+        "saturation": a_step(ratio={"median": 0.97}),
+        "overload": a_step(accepted={"p99": 510.0}, refused={"count": 50, "p99": 3.0}),
+        "soak": a_step(),
+        **changes,
+    }
+
+
+def broken(server: dict[str, Any]) -> list[str]:
+    return [verdict["what"] for verdict in judge(server, batch_ms=20.0) if not verdict["holds"]]
+
+
+def test_a_server_that_keeps_all_bounds_is_told_so() -> None:
+    assert broken(a_server()) == []
+    table = bound_table({"bounds": judge(a_server(), batch_ms=20.0)})
+    assert "at most 520" in table
+    assert "NO" not in table
+
+
+GROWING = {
+    "seconds": 60.0,
+    "resident_bytes_per_minute": 5_000_000,
+    "descriptors": {"first": 9, "last": 200, "most": 200},
+}
+
+
+@pytest.mark.parametrize(
+    ("step", "changed", "told"),
+    [
+        ("unloaded", a_step(overhead_ms={"p50": 1.6}), ["unloaded: p50 of overhead, ms"]),
+        ("unloaded", a_step(refused={"count": 1, "p99": 2.0}), ["unloaded: refused requests"]),
+        ("saturation", a_step(ratio={"median": 0.94}), ["saturation: throughput, of Scorer.score"]),
+        ("overload", a_step(accepted={"p99": 521.0}), ["overload: p99 of accepted requests, ms"]),
+        ("overload", a_step(refused={"count": 9, "p99": 25.0}), ["overload: p99 of refusals, ms"]),
+        ("overload", a_step(hung=1), ["all steps: hung requests"]),
+        ("overload", a_step(failed=2), ["all steps: failed requests"]),
+        (
+            "soak",
+            a_step(scores={"different": 1, "unreadable": 0}),
+            ["all steps: answers with other scores than Scorer.score"],
+        ),
+        (
+            "soak",
+            a_step(server=GROWING),
+            ["soak: growth of memory, bytes a minute", "soak: more descriptors at the end"],
+        ),
+    ],
+)
+def test_every_bound_that_is_broken_is_named(step: str, changed: dict[str, Any], told: list[str]) -> None:
+    assert broken(a_server(**{step: changed})) == told
+
+
+def test_what_was_not_measured_has_no_verdict() -> None:
+    server = a_server(overload=a_step(accepted={"p99": 50.0}, server=None))
+    del server["soak"]
+    names = [verdict["what"] for verdict in judge(server, batch_ms=20.0)]
+    assert not [name for name in names if "memory" in name or "refusals" in name]
