@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
 from cappy_bench.load.bodies import INFINITY_MODEL
@@ -32,6 +33,18 @@ def infinity_command(checkpoint: Path, *, tools: Path, port: int) -> list[str]:
         *("--no-bettertransformer", "--no-compile", "--no-model-warmup", "--no-trust-remote-code"),
         *("--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"),
     ]
+
+
+def infinity_versions(tools: Path) -> dict[str, str]:
+    """Read the versions of the packages that its answers come from.
+
+    >>> infinity_versions(Path())["infinity-emb"]
+    '0.0.78'
+    """
+    folders = environment_folder("infinity", tools).glob("lib/python*/site-packages")
+    found = metadata.distributions(path=[str(folder) for folder in folders])
+    every = {one.name.replace("_", "-").lower(): one.version for one in found}
+    return {name: every[name] for name in PACKAGES if name in every}
 
 
 def infinity_environment(threads: int) -> dict[str, str]:

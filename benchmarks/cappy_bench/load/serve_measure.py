@@ -18,7 +18,7 @@ from cappy_bench.load.bodies import INFINITY, NATIVE, Dialect
 from cappy_bench.load.bounds import judge
 from cappy_bench.load.connections import Client, post
 from cappy_bench.load.driving import Room, Target
-from cappy_bench.load.infinity_server import BATCH, READY, infinity_command, infinity_environment
+from cappy_bench.load.infinity_server import BATCH, READY, infinity_command, infinity_environment, infinity_versions
 from cappy_bench.load.load_options import RESULTS, LoadOptions
 from cappy_bench.load.mix import Load, make_load
 from cappy_bench.load.offline import Offline
@@ -181,7 +181,8 @@ def _infinity(checkpoint: Path, asked: Asked, *, threads: int, logs: Path) -> Re
         return {"name": name, "status": "skipped", "reason": str(error)}
     try:
         found = _measure(name, running, INFINITY, asked)
-        return {**found, "setting": f"PyTorch, fp32, batches of {BATCH}", "end_status": running.stop()}
+        setting = {"setting": f"PyTorch, fp32, batches of {BATCH}", "versions": infinity_versions(asked.options.tools)}
+        return {**found, **setting, "end_status": running.stop()}
     finally:
         running.stop()
 

@@ -25,8 +25,10 @@ from cappy_bench.load.offline import Offline
 from cappy_bench.load.outcomes import ANSWERED, compare_scores, count_outcomes, latencies
 from cappy_bench.load.process_watch import Sample, describe_samples, watch
 
-PAUSE_SECONDS = 0.002
-"""Between the server and the scorer: the threads of the one that is done come to rest."""
+PAUSE_SECONDS = 0.1
+"""Between the server and the scorer. ONNX Runtime's threads look out for more work for some time after a run, and take
+the cores meanwhile: with 2 ms between two single pairs both sides took 38 ms, with 50 ms 13, alone 10 to 13."""
+BLOCK_SECONDS = 1.0
 ROUND_SECONDS = 5.0
 SOAK_LOAD = 0.7
 WARM_UP_REQUESTS = 32
@@ -88,7 +90,7 @@ async def measure_server(server: Server, asked: Asked, *, beside_offline: bool) 
 
 
 async def unloaded(server: Server, asked: Asked, *, beside_offline: bool) -> Result:
-    """Send one request at a time, in turn with the same request to the scorer.
+    """Send one request at a time; after about a second of them the scorer gets the same ones, one at a time.
 
     `overhead_ms` are the differences between the two, request by request.
 
@@ -98,16 +100,18 @@ async def unloaded(server: Server, asked: Asked, *, beside_offline: bool) -> Res
     found: list[Exchange] = []
     alone: list[float] = []
     until = time.perf_counter() + asked.options.seconds
+    places = itertools.cycle(range(len(asked.load.requests)))
     async with watched(server, asked.options.seconds) as usage:
-        for turn, place in enumerate(itertools.cycle(range(len(asked.load.requests)))):
-            if time.perf_counter() >= until and found:
-                break
-            if beside_offline and turn % 2:
-                alone += await _alone(asked.offline, place)
-            found.append(await exchange(server.target, place))
-            if beside_offline and turn % 2 == 0:
+        while time.perf_counter() < until or not found:
+            block: list[int] = []
+            end = time.perf_counter() + min(BLOCK_SECONDS, asked.options.seconds / 4)
+            while time.perf_counter() < end or not block:
+                block.append(next(places))
+                found.append(await exchange(server.target, block[-1]))
+            if beside_offline:
                 await asyncio.sleep(PAUSE_SECONDS)
-                alone += await _alone(asked.offline, place)
+                alone += await asyncio.to_thread(asked.offline.each, block)
+                await asyncio.sleep(PAUSE_SECONDS)
     result = _outcome(server, asked, found) | usage.describe()
     if beside_offline:
         sizes = np.array([asked.load.sizes[one.place] for one in found])
@@ -219,12 +223,6 @@ async def watched(server: Server, seconds: float) -> AsyncIterator[Usage]:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-
-
-async def _alone(offline: Offline, place: int) -> list[float]:
-    seconds = await asyncio.to_thread(offline.each, [place])
-    await asyncio.sleep(PAUSE_SECONDS)
-    return seconds
 
 
 def _take(places: itertools.cycle[int], load: Load, tokens: float) -> list[int]:
