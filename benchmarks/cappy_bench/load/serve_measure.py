@@ -32,8 +32,8 @@ from cappy_bench.load.server_process import (
 )
 from cappy_bench.load.steps import Asked, Say, Server, measure_server
 from cappy_bench.machine import current_commit, describe_machine
-from cappy_bench.speed.workloads import choose_pool
-from cappy_engine.bulk.outputs import check_output, open_output
+from cappy_bench.speed.workloads import choose_pool, pool_files
+from cappy_engine.bulk.outputs import check_output, files_in, open_output
 from cappy_engine.bundle import MANIFEST, Bundle, open_bundle
 from cappy_engine.errors import BenchmarkError
 from cappy_engine.options import Device, Mode, Precision, ScorerOptions
@@ -61,7 +61,7 @@ def measure_load(options: LoadOptions, served: Sequence[str], *, say: Say) -> Re
     bundle = open_bundle(options.bundle)
     name = Path(bundle.manifest.document.get("source", {}).get("name") or os.path.realpath(bundle.path)).name
     out = options.out or RESULTS / f"{name}.json"
-    read = [options.pairs] if options.pairs else []
+    read = _inputs(options)
     for path in filter(None, (out, options.bodies)):
         check_output(path, force=options.force, inputs=read)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,6 +88,16 @@ def measure_load(options: LoadOptions, served: Sequence[str], *, say: Say) -> Re
         file.write(json_bytes(result))
     say(f"the result is in {out}")
     return result
+
+
+def _inputs(options: LoadOptions) -> list[Path]:
+    """List the files that are read, of which none is written."""
+    return [
+        *([options.pairs] if options.pairs else []),
+        *(pool_files(options.data) if options.data else []),
+        *files_in(options.bundle, MANIFEST),
+        *(files_in(options.infinity, "config.json") if options.infinity else []),
+    ]
 
 
 def take_load(options: LoadOptions, bundle: Bundle) -> Load:
