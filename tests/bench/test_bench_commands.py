@@ -19,7 +19,8 @@ from cappy_bench.speed import measure as measuring
 from cappy_bench.speed.measure import choose_runners, describe_model
 from cappy_bench.speed.run_options import RunOptions
 from cappy_bench.speed.tables import workload_table
-from cappy_bench.speed.workloads import DESCRIPTIONS, make_pool
+from cappy_bench.speed.texts import make_pool
+from cappy_bench.speed.workloads import DESCRIPTIONS
 from cappy_engine.bundle import EMBEDDED, open_bundle
 from cappy_engine.cli.main import main
 from cappy_engine.errors import BenchmarkError

@@ -1,11 +1,8 @@
-"""What a load is made of, when it arrives, how it is counted and held against bounds."""
+"""What a load is made of, when it arrives, and how what came back is counted."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +11,11 @@ from hypothesis import strategies as st
 
 from cappy_bench.load.arrivals import poisson_times
 from cappy_bench.load.bodies import INFINITY, NATIVE, Dialect
-from cappy_bench.load.bounds import judge
 from cappy_bench.load.driving import HUNG, Exchange, Room
-from cappy_bench.load.load_tables import bound_table
 from cappy_bench.load.mix import Load, make_load
 from cappy_bench.load.outcomes import compare_scores, count_outcomes, latencies, quantile
-from cappy_bench.load.process_watch import Sample, describe_samples, sample, slope, watch
 from cappy_bench.load.serve_measure import queue_rooms
-from cappy_bench.speed.workloads import make_pool
+from cappy_bench.speed.texts import make_pool
 from cappy_engine.bundle import EMBEDDED
 from cappy_engine.errors import BenchmarkError
 from cappy_engine.tokenizer import PairTokenizer
@@ -186,117 +180,3 @@ def test_another_score_is_counted_and_so_is_an_answer_without_all_scores() -> No
     wrong = [answer(0, 0.5, 0.25 + 2**-20), answer(0, 0.25, 0.5), answer(0, 0.5), answer(1, None), an_exchange(1)]
     found = compare_scores([*right, *wrong, answer(1, float("nan"))], expected, NATIVE.scores)
     assert found == {"compared": 8, "different": 2, "unreadable": 4, "max_difference": 0.25}
-
-
-# The server's process
-
-
-def test_a_leak_is_the_slope_of_the_memory_and_what_came_before_it_is_not() -> None:
-    def memory(second: int) -> int:
-        return 10**8 + (5_000_000 * second if second < 10 else 50_000_000 + 1000 * second)
-
-    samples = [Sample(float(second), memory(second), 8, second / 2) for second in range(60)]
-    assert slope(samples) == pytest.approx(60_000)
-    assert slope(samples, warm_up=0.0) != pytest.approx(60_000, rel=0.5)
-    assert slope(samples[:2]) is None
-    assert describe_samples([]) is None
-
-
-def test_a_process_is_watched_from_outside_until_it_ends() -> None:
-    here = sample(os.getpid())
-    assert here is not None
-    assert here.resident_bytes > 2**20
-    with open(os.devnull, "rb"):  # noqa: PTH123, it is to be open
-        more = sample(os.getpid())
-    assert more is not None
-    assert more.descriptors == here.descriptors + 1
-
-    async def watched() -> list[Sample]:
-        process = await asyncio.create_subprocess_exec("sleep", "0.1")
-        samples: list[Sample] = []
-        _, *_ = await asyncio.gather(process.wait(), watch(process.pid, samples, every_seconds=0.02))
-        return samples
-
-    assert len(asyncio.run(watched())) >= 2
-
-
-# Bounds
-
-
-def a_step(**changes: Any) -> dict[str, Any]:
-    memory = {"first": 10**8, "last": 10**8, "most": 10**8}
-    return {
-        "accepted": {"p99": 100.0},
-        "refused": {"count": 0, "p99": None},
-        "failed": 0,
-        "hung": 0,
-        "scores": {"different": 0, "unreadable": 0},
-        "server": {
-            "seconds": 60.0,
-            "resident_bytes": memory,
-            "resident_bytes_per_minute": 0,
-            "descriptors": {"first": 9, "last": 9, "most": 30},
-        },
-        **changes,
-    }
-
-
-def a_server(**changes: Any) -> dict[str, Any]:
-    return {
-        "unloaded": a_step(overhead_ms={"p50": 0.7}),
-        "saturation": a_step(ratio={"median": 0.97}),
-        "overload": a_step(accepted={"p99": 510.0}, refused={"count": 50, "p99": 3.0}),
-        "soak": a_step(),
-        **changes,
-    }
-
-
-def broken(server: dict[str, Any]) -> list[str]:
-    return [verdict["what"] for verdict in judge(server, batch_ms=20.0) if not verdict["holds"]]
-
-
-def test_a_server_that_keeps_all_bounds_is_told_so() -> None:
-    assert broken(a_server()) == []
-    table = bound_table({"bounds": judge(a_server(), batch_ms=20.0)})
-    assert "at most 520" in table
-    assert "NO" not in table
-
-
-GROWING = {
-    "seconds": 60.0,
-    "resident_bytes_per_minute": 5_000_000,
-    "descriptors": {"first": 9, "last": 200, "most": 200},
-}
-
-
-@pytest.mark.parametrize(
-    ("step", "changed", "told"),
-    [
-        ("unloaded", a_step(overhead_ms={"p50": 1.6}), ["unloaded: p50 of overhead, ms"]),
-        ("unloaded", a_step(refused={"count": 1, "p99": 2.0}), ["unloaded: refused requests"]),
-        ("saturation", a_step(ratio={"median": 0.94}), ["saturation: throughput, of Scorer.score"]),
-        ("overload", a_step(accepted={"p99": 521.0}), ["overload: p99 of accepted requests, ms"]),
-        ("overload", a_step(refused={"count": 9, "p99": 25.0}), ["overload: p99 of refusals, ms"]),
-        ("overload", a_step(hung=1), ["all steps: hung requests"]),
-        ("overload", a_step(failed=2), ["all steps: failed requests"]),
-        (
-            "soak",
-            a_step(scores={"different": 1, "unreadable": 0}),
-            ["all steps: answers with other scores than Scorer.score"],
-        ),
-        (
-            "soak",
-            a_step(server=GROWING),
-            ["soak: growth of memory, bytes a minute", "soak: more descriptors at the end"],
-        ),
-    ],
-)
-def test_every_bound_that_is_broken_is_named(step: str, changed: dict[str, Any], told: list[str]) -> None:
-    assert broken(a_server(**{step: changed})) == told
-
-
-def test_what_was_not_measured_has_no_verdict() -> None:
-    server = a_server(overload=a_step(accepted={"p99": 50.0}, server=None))
-    del server["soak"]
-    names = [verdict["what"] for verdict in judge(server, batch_ms=20.0)]
-    assert not [name for name in names if "memory" in name or "refusals" in name]

@@ -20,11 +20,11 @@ from cappy_bench.load.connections import Client, post
 from cappy_bench.load.driving import Target
 from cappy_bench.load.infinity_server import infinity_command
 from cappy_bench.load.load_options import LoadOptions
+from cappy_bench.load.load_steps import Asked, Server, measure_server
 from cappy_bench.load.load_tables import load_tables
 from cappy_bench.load.mix import Load
 from cappy_bench.load.offline import Offline
 from cappy_bench.load.server_process import find_server, read_info, start_server
-from cappy_bench.load.steps import Asked, Server, measure_server
 from cappy_engine.cli.main import main
 from cappy_engine.errors import BenchmarkError
 
@@ -61,7 +61,7 @@ class FakeServer:
         async with self.device:
             await asyncio.sleep(len(body["candidates"]) * 10 / TOKENS_PER_SECOND)
         self.waiting -= 1
-        other = 0.25 if self.count % 10 == 0 else 0.5
+        other = 0.25 if self.count % 3 == 0 else 0.5
         return 200, {"results": [{"index": place, "score": other} for place, _ in enumerate(body["candidates"])]}
 
 
@@ -88,10 +88,10 @@ async def served(handle: Callable[[dict[str, Any]], Awaitable[tuple[int, Any]]])
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
-    """A server that gives another score to every tenth request, and takes three at a time."""
+    """A server that gives another score to every third request, and takes three at a time."""
     requests = tuple(tuple(("Is it so?", f"answer {place}") for place in range(size)) for size in SIZES)
     load = Load(requests, np.array(SIZES) * 10, "made up")
-    options = LoadOptions(seconds=0.5, overload=3.0, soak=0.3 / 60, requests=len(SIZES))
+    options = LoadOptions(seconds=0.5, overload=6.0, soak=0.3 / 60, requests=len(SIZES))
     asked = Asked(options, load, cast(Offline, FakeOffline(load)), TOKENS_PER_SECOND, lambda line: None)
 
     async def run() -> dict[str, Any]:
@@ -131,7 +131,7 @@ def test_the_server_is_compared_with_the_scorer_request_by_request_and_round_by_
     one = saturation["rounds"][0]
     assert saturation["requests_per_second"] == pytest.approx(saturation["tokens_per_second"] / 20, rel=1e-3)
     assert one["tokens"] / one["scorer"] == pytest.approx(TOKENS_PER_SECOND, rel=1e-2)
-    assert measured["overload"]["rate"] == pytest.approx(3 * saturation["requests_per_second"], rel=1e-3)
+    assert measured["overload"]["rate"] == pytest.approx(6 * saturation["requests_per_second"], rel=1e-3)
 
 
 def test_the_tables_show_every_step_and_the_bounds(measured: dict[str, Any]) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cappy_bench.speed.workloads import DESCRIPTIONS, LENGTHS, Sizes, make_pool, make_workloads, read_pool
+from cappy_bench.speed.texts import make_pool, read_pool
+from cappy_bench.speed.workloads import DESCRIPTIONS, LENGTHS, Sizes, make_workloads
 from cappy_engine.bulk.lines import MAX_LINE_BYTES
 from cappy_engine.errors import BenchmarkError
 from cappy_engine.tokenizer import PairTokenizer

@@ -17,7 +17,8 @@ from cappy_bench.peers.process import RunnerFailed
 from cappy_bench.peers.specs import Spec
 from cappy_bench.speed.figures import SCHEMA, useful_flops
 from cappy_bench.speed.suite import Plan, run_suite
-from cappy_bench.speed.workloads import Sizes, Workload, make_pool, make_workloads
+from cappy_bench.speed.texts import make_pool
+from cappy_bench.speed.workloads import Sizes, Workload, make_workloads
 from cappy_engine.bundle import EMBEDDED
 from cappy_engine.tokenizer import PairTokenizer
 

@@ -14,7 +14,8 @@ from cappy_bench.gpu.results import OURS, TORCH, Figures, make_cell
 from cappy_bench.peers.peer import Pair
 from cappy_bench.peers.process import in_short
 from cappy_bench.shapes import read_shape
-from cappy_bench.speed.workloads import Sizes, make_pool_like, make_workloads, read_pool
+from cappy_bench.speed.texts import make_pool_like, read_pool
+from cappy_bench.speed.workloads import Sizes, make_workloads
 from cappy_engine.batching import Batch, EncodedPairs, Ids, model_inputs
 from cappy_engine.bundle import open_bundle
 from cappy_engine.gpu.plan import GpuModel

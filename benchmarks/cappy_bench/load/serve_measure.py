@@ -20,6 +20,7 @@ from cappy_bench.load.connections import Client, post
 from cappy_bench.load.driving import Room, Target
 from cappy_bench.load.infinity_server import BATCH, READY, infinity_command, infinity_environment, infinity_versions
 from cappy_bench.load.load_options import RESULTS, LoadOptions
+from cappy_bench.load.load_steps import Asked, Say, Server, measure_server
 from cappy_bench.load.mix import Load, make_load
 from cappy_bench.load.offline import Offline
 from cappy_bench.load.server_process import (
@@ -30,9 +31,8 @@ from cappy_bench.load.server_process import (
     serve_command,
     start_server,
 )
-from cappy_bench.load.steps import Asked, Say, Server, measure_server
 from cappy_bench.machine import current_commit, describe_machine
-from cappy_bench.speed.workloads import choose_pool, pool_files
+from cappy_bench.speed.texts import choose_pool, pool_files
 from cappy_engine.bulk.outputs import check_output, files_in, open_output
 from cappy_engine.bundle import MANIFEST, Bundle, open_bundle
 from cappy_engine.errors import BenchmarkError

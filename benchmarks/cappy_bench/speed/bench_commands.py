@@ -157,8 +157,8 @@ def serve(options: LoadOptions, scorer: ScorerOptions) -> None:
     with extra("cpu,serve"):
         from cappy_bench.load.serve_measure import measure_load
     result = measure_load(options, served, say=_say)
-    click.echo(load_tables(result))
-    click.echo(json.dumps(result, allow_nan=False, ensure_ascii=False))
+    show(load_tables(result))
+    print_json(result, indent=None)
 
 
 def _say(line: str) -> None:

@@ -21,12 +21,11 @@ from cappy_bench.shapes import count_parameters, read_shape
 from cappy_bench.speed.figures import SCHEMA, useful_flops
 from cappy_bench.speed.run_options import RESULTS, SUITES, RunOptions
 from cappy_bench.speed.suite import Plan, Say, measure_peak, run_suite
+from cappy_bench.speed.texts import choose_pool, pool_files
 from cappy_bench.speed.workloads import (
     MAX_LENGTH,
     Workload,
-    choose_pool,
     make_workloads,
-    pool_files,
 )
 from cappy_engine.bulk.outputs import check_output, files_in, open_output
 from cappy_engine.bundle import MANIFEST, Bundle, open_bundle
