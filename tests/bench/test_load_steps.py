@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -27,6 +29,7 @@ from cappy_bench.load.offline import Offline
 from cappy_bench.load.server_process import find_server, read_info, start_server
 from cappy_engine.cli.main import main
 from cappy_engine.errors import BenchmarkError
+from tests.support.places import ROOT
 
 SIZES = [1, 2, 1, 4]
 TOKENS_PER_SECOND = 2000.0
@@ -206,6 +209,39 @@ def test_only_a_servers_address_is_taken(url: str) -> None:
 def test_infinity_without_its_environment_says_how_to_make_it(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match=r"no server of infinity in .*how to make it: .*infinity\.txt"):
         infinity_command(tmp_path, tools=tmp_path, port=1)
+
+
+# Another generator
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+def test_the_script_for_wrk_sends_all_requests_in_turn_and_sums_up_as_json(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    async def answer(body: dict[str, Any]) -> tuple[int, Any]:
+        asked.append(body["instruction"])
+        await asyncio.sleep(0.02)
+        return (429 if len(asked) % 4 == 0 else 200), {"results": []}
+
+    bodies = tmp_path / "bodies.jsonl"
+    bodies.write_bytes(b"".join(NATIVE.body([(name, "Yes")]) + b"\n" for name in ("one", "two", "three")))
+
+    async def run() -> dict[str, Any]:
+        async with served(answer) as (host, port):
+            words = ["wrk", "-t1", "-c1", "-d1s", "--script", str(ROOT / "docs/examples/load/rank.lua")]
+            process = await asyncio.create_subprocess_exec(
+                *words, f"http://{host}:{port}", stdout=subprocess.PIPE, env={**os.environ, "BODIES": str(bodies)}
+            )
+            output, _ = await process.communicate()
+            assert process.returncode == 0
+            return cast(dict[str, Any], json.loads(output.decode().strip().split("\n")[-1]))
+
+    found = asyncio.run(run())
+    assert asked[:6] == ["two", "three", "one"] * 2, "wrk makes the first request twice, and sends it once"
+    assert 0 <= len(asked) - found["requests"] <= 1, "the last one may be under way at the end"
+    assert found["not_200"] == found["requests"] // 4
+    assert found["failed"] == 0
+    assert found["p50_ms"] >= 20
 
 
 # The command

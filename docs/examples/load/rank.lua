@@ -1,6 +1,7 @@
 -- Sends the requests of a file to /v1/rank, one after another and again from the first: for wrk (github.com/wg/wrk).
 --
---     cappy bench serve --url http://127.0.0.1:8000 --bodies bodies.jsonl
+--     cappy bench serve --url http://127.0.0.1:8000 --connections 4 --pairs-per-request 1 \
+--         --pairs-per-request 4 --bodies bodies.jsonl
 --     BODIES=bodies.jsonl wrk --threads 1 --connections 4 --duration 60s --timeout 30s --latency \
 --         --script docs/examples/load/rank.lua http://127.0.0.1:8000
 --
