@@ -98,14 +98,18 @@ class Runner:
         `grouping` replaces the runner's own.
         """
         grouping = grouping or self.grouping
-        if grouping.buckets:
-            lengths = bucket_lengths(lengths, grouping.buckets)
-        cut = partial(plan_batches, lengths, max_batch_tokens=grouping.max_batch_tokens, padding=grouping.padding)
         if self.workers > 1:
-            batches = cut(workers=self.workers)
+            batches = self._cut(lengths, grouping, workers=self.workers)
             if len(batches) > 1 and (not self._has_wide or keeps_busy(batches, lengths, self.workers)):
                 return Plan(batches, is_shared=True)
-        return Plan(cut())
+        return Plan(self._cut(lengths, grouping))
+
+    def _cut(self, lengths: Ids, grouping: Grouping, workers: int = 1) -> list[Batch]:
+        if grouping.buckets:
+            lengths = bucket_lengths(lengths, grouping.buckets)
+        return plan_batches(
+            lengths, max_batch_tokens=grouping.max_batch_tokens, padding=grouping.padding, workers=workers
+        )
 
     def run(
         self,
@@ -126,6 +130,17 @@ class Runner:
             progress(batch)
         return scores
 
+    def run_beside(self, encoded: EncodedPairs) -> Scores:
+        """Score n pairs like `run`, on one of the `workers`: so many threads may do that at once without a wait.
+
+        `run` shares its batches out and waits for the last one. Who has ever more pairs calls this instead.
+        """
+        session = self._narrow or self._session
+        scores = np.empty(len(encoded), dtype=np.float32)
+        for batch in self._cut(encoded.lengths, self.grouping):
+            scores[batch.rows] = self._score(session, encoded, batch)
+        return scores
+
     def close(self) -> None:
         """Free the model; running afterwards raises ScoringError."""
         self._session = self._narrow = None
@@ -134,28 +149,29 @@ class Runner:
 
     def _each(self, plan: Plan, encoded: EncodedPairs) -> Iterator[tuple[Batch, Scores]]:
         """Yield each batch with its scores, in the plan's order."""
-        session = self._narrow if plan.is_shared else self._session
-        if session is None:
-            raise ScoringError(CLOSED)
-
-        def score(batch: Batch) -> Scores:
-            try:
-                return run(batch)
-            except ScoringError as error:
-                place, problem = self._find_guilty(session, run, batch)
-                if place is None:
-                    raise
-                raise ScoringError(problem, place) from error
-
-        def run(batch: Batch) -> Scores:
-            return finite(session.run(model_inputs(encoded, batch, pad_token_id=self._pad_token_id)))
-
+        score = partial(self._score, self._narrow if plan.is_shared else self._session, encoded)
         if not plan.is_shared or self._callers is None:
             return zip(plan.batches, map(score, plan.batches), strict=True)
         try:
             return zip(plan.batches, self._callers.map(score, plan.batches), strict=True)
         except RuntimeError as error:  # another thread closed the runner meanwhile, or the system has no more threads
             raise ScoringError(CLOSED if self._session is None else f"no thread can be started: {error}") from error
+
+    def _score(self, session: Session | None, encoded: EncodedPairs, batch: Batch) -> Scores:
+        """Score a batch; where it fails, find the pair that is at fault."""
+        if session is None:
+            raise ScoringError(CLOSED)
+
+        def run(rows: Batch) -> Scores:
+            return finite(session.run(model_inputs(encoded, rows, pad_token_id=self._pad_token_id)))
+
+        try:
+            return run(batch)
+        except ScoringError as error:
+            place, problem = self._find_guilty(session, run, batch)
+            if place is None:
+                raise
+            raise ScoringError(problem, place) from error
 
     def _find_guilty(self, session: Session, run: Callable[[Batch], Scores], failed: Batch) -> tuple[int | None, str]:
         """Find the first row of a batch that fails alone, twice, and its error; None if the fault is not one pair's.

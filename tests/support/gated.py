@@ -36,7 +36,7 @@ class Gated:
         self._let = threading.Semaphore(0)
         self._entered = threading.Semaphore(0)
 
-    def __call__(self, model: Model, encoded: EncodedPairs) -> Scores:
+    def __call__(self, model: Model, encoded: EncodedPairs, is_alone: bool) -> Scores:
         self.steps.append(encoded.lengths.tolist())
         self._entered.release()
         assert self._let.acquire(timeout=SECONDS)

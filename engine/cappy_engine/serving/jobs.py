@@ -34,6 +34,7 @@ class Job:
     started: float | None = None
     ended: float | None = None
     taken: int = 0
+    scored: int = 0
 
     def __post_init__(self) -> None:
         self.order = np.argsort(-self.encoded.lengths, kind="stable")

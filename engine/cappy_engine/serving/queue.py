@@ -1,44 +1,48 @@
-"""Batch the requests of many clients for one model: a bounded queue, and the one thread that owns the runner.
+"""Batch the requests of many clients for one model: a bounded queue, and the thread that owns the runner.
 
-Requests wait as tokens. A step is cut the moment the model is free (`jobs`): no timer, no waiting when idle. A request
-may take several steps.
+Requests wait as tokens. A step is cut the moment the model is free for it (`jobs`): no timer, no waiting when idle. A
+request may take several steps.
+
+If all that waits fits into one step, it runs alone, on everything there is. If more waits, each of the runner's workers
+gets a step of its own, and the next one as soon as it is free: none waits for the others.
 
 What its client has given up, or its deadline has passed, leaves the queue before the next step. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 
 from cappy_engine.batching import EncodedPairs, Ids, Scores
-from cappy_engine.errors import CappyError, DeadlinePassed, ModelBroken, QueueClosed, QueueFull, ScoringError
+from cappy_engine.errors import CappyError, DeadlinePassed, ModelBroken, QueueClosed, QueueFull
 from cappy_engine.serving.jobs import Job, Model, Part, cut_step
+from cappy_engine.serving.steps import score_parts
 
-Run = Callable[[Model, EncodedPairs], Scores]
-
-log = logging.getLogger(__name__)
+Run = Callable[[Model, EncodedPairs, bool], Scores]
+"""Scores encoded pairs with one of the models: alone, or (False) beside other runs."""
 
 STOPPED = "the server stopped before this request was answered; send it again"
 
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """At most `max_pairs` and `max_tokens` wait; a step takes `step_tokens` of them.
+    """At most `max_pairs` and `max_tokens` wait; a request that is larger than that is taken where nothing else waits.
 
-    A request that is larger than that is taken where nothing else waits.
+    A step takes `step_tokens` of them if it runs alone. Beside others, it takes the share of one of the `workers`.
     """
 
     max_pairs: int
     max_tokens: int
     step_tokens: int
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,10 @@ class Place:
 
 
 class ScoringQueue:
-    """Scores what is submitted to it, in steps, with a thread of its own.
+    """Scores what is submitted to it, in steps, with threads of its own.
 
-    `run` scores encoded pairs with one of the models. `check` raises ModelBroken if the model is at fault; it is asked
-    after a failure that no pair explains. `on_step` gets every step.
+    `run` scores encoded pairs with one of the models, in as many threads as there are workers. `check` raises
+    ModelBroken if the model is at fault; it is asked after a failure that no pair explains. `on_step` gets every step.
     """
 
     def __init__(
@@ -103,7 +107,10 @@ class ScoringQueue:
         self._places: set[Place] = set()
         self._is_closed = False
         self._is_over = False
+        self._running = 0
+        self._is_alone = False
         self._tokens_per_second = 0.0
+        self._workers = ThreadPoolExecutor(limits.workers, "cappy-step")
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="cappy-queue", daemon=True)
         self._thread.start()
@@ -153,7 +160,7 @@ class ScoringQueue:
 
     def _enter(self, place: Place, job: Job) -> None:
         with self._changed:
-            if self._is_over:
+            if place not in self._places:  # the queue is over, or the client gave the request up
                 raise QueueClosed(STOPPED)
             pairs, place.pairs = place.pairs, 0
             self._check_room(pairs, int(job.encoded.lengths.sum()))
@@ -181,30 +188,43 @@ class ScoringQueue:
             )
 
     def _work(self) -> None:
-        """Run steps until the queue is closed and empty."""
-        while parts := self._next_step():
-            started = time.monotonic()
-            for part in parts:
-                part.job.started = part.job.started or started
-            self._score(parts)
-            seconds = time.monotonic() - started
-            self._finish(parts)
-            lengths = np.concatenate([part.job.encoded.lengths[part.rows] for part in parts])
-            rate = lengths.sum() / max(seconds, 1e-6)
-            self._tokens_per_second += (rate - self._tokens_per_second) * (0.2 if self._tokens_per_second else 1.0)
-            self._on_step(Step(parts[0].job.model, lengths, len(parts), seconds))
+        """Cut steps and hand them to the workers, until the queue is closed and empty."""
+        while step := self._next_step():
+            self._workers.submit(self._run_step, *step)
+        self._workers.shutdown(wait=False)
 
-    def _next_step(self) -> list[Part]:
-        """Wait for requests and cut a step of them; nothing if the queue is closed for good."""
+    def _next_step(self) -> tuple[list[Part], bool] | None:
+        """Wait for requests and a worker, and cut a step; tells if it runs alone. None where the queue is over."""
         with self._changed:
             while True:
                 self._drop()
                 waiting = [job for job in self._jobs if job.pairs_left]
-                if waiting:
-                    return cut_step(waiting, self.limits.step_tokens)
-                if self._is_closed and not self._places:
-                    return []
+                if waiting and not self._is_alone and self._running < self.limits.workers:
+                    tokens = sum(job.tokens_left for job in waiting)
+                    is_alone = self.limits.workers == 1 or (not self._running and tokens <= self.limits.step_tokens)
+                    self._running += 1
+                    self._is_alone = is_alone
+                    share = self.limits.step_tokens // (1 if is_alone else self.limits.workers)
+                    return cut_step(waiting, max(1, share)), is_alone
+                if self._is_closed and not (self._jobs or self._places or self._running):
+                    return None
                 self._changed.wait()
+
+    def _run_step(self, parts: Sequence[Part], is_alone: bool) -> None:
+        started = time.monotonic()
+        for part in parts:
+            part.job.started = part.job.started or started
+        model = parts[0].job.model
+        try:
+            if not score_parts(lambda encoded: self._run(model, encoded, is_alone), parts):
+                self._check()
+        except ModelBroken as error:
+            self._break(error)
+        finally:
+            lengths = np.concatenate([part.job.encoded.lengths[part.rows] for part in parts])
+            step = Step(model, lengths, len(parts), time.monotonic() - started)
+            self._finish(parts, step)
+        self._on_step(step)
 
     def _drop(self) -> None:
         """Forget the requests that nobody waits for any more."""
@@ -217,51 +237,22 @@ class ScoringQueue:
             self._jobs[:] = kept
             self._changed.notify_all()
 
-    def _finish(self, parts: Sequence[Part]) -> None:
+    def _finish(self, parts: Sequence[Part], step: Step) -> None:
+        rate = int(step.lengths.sum()) / max(step.seconds, 1e-6) * (1 if self._is_alone else self.limits.workers)
         with self._changed:
+            self._running -= 1
+            self._is_alone = False
+            self._tokens_per_second += (rate - self._tokens_per_second) * (0.2 if self._tokens_per_second else 1.0)
             for job in {part.job for part in parts}:
-                if not job.pairs_left:
+                job.scored += sum(len(part.rows) for part in parts if part.job is job)
+                if job.scored == len(job.encoded):
                     job.succeed()
             self._drop()
-
-    def _score(self, parts: Sequence[Part]) -> None:
-        """Score the parts; where that fails, only the guilty request does."""
-        if self._is_over:  # the model broke, and all were told
-            return
-        encoded = EncodedPairs.joined([part.job.encoded.chosen(part.rows) for part in parts])
-        try:
-            scores = self._run(parts[0].job.model, encoded)
-        except ScoringError as error:
-            self._score_without_guilty(parts, error)
-        except Exception as error:  # a fault of ours must not end the thread: nobody would ever be answered
-            log.exception("a step failed")
-            self._score_without_guilty(parts, ScoringError(f"{type(error).__name__}: {error}"))
-        else:
-            start = 0
-            for part in parts:
-                part.job.scores[part.rows] = scores[start : start + len(part.rows)]
-                start += len(part.rows)
-
-    def _score_without_guilty(self, parts: Sequence[Part], error: ScoringError) -> None:
-        if error.index is not None:
-            starts = np.cumsum([0, *(len(part.rows) for part in parts)])
-            guilty = int(np.searchsorted(starts, error.index, side="right")) - 1
-            place = int(parts[guilty].rows[error.index - starts[guilty]])
-            parts[guilty].job.fail(ScoringError(error.problem, place))
-            rest = [*parts[:guilty], *parts[guilty + 1 :]]
-            if rest:
-                self._score(rest)
-        elif len(parts) > 1:
-            for half in (parts[: len(parts) // 2], parts[len(parts) // 2 :]):
-                self._score(half)
-        else:
-            parts[0].job.fail(error)
-            try:
-                self._check()
-            except ModelBroken as broken:
-                self._break(broken)
+            self._changed.notify_all()
 
     def _break(self, error: ModelBroken) -> None:
         with self._changed:
+            if self._is_over:  # what runs when the model is freed fails
+                return
             self._end(error)
         self._on_broken(error)

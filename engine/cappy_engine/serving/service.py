@@ -11,13 +11,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from cappy_engine.batching import EncodedPairs, Scores
+from cappy_engine.batching import EncodedPairs, Ids, Scores
 from cappy_engine.bundle import EMBEDDED, open_bundle
 from cappy_engine.errors import (
     BundleError,
@@ -28,12 +29,13 @@ from cappy_engine.errors import (
     NotReady,
     PrecisionUnavailable,
     QueueClosed,
+    ScoringError,
 )
 from cappy_engine.options import ScorerOptions
 from cappy_engine.ranking import near_best
 from cappy_engine.scored import Scored
 from cappy_engine.scorer import Scorer
-from cappy_engine.serving.jobs import Model
+from cappy_engine.serving.jobs import Job, Model
 from cappy_engine.serving.metrics import Metrics
 from cappy_engine.serving.queue import Place, QueueLimits, ScoringQueue, Step
 from cappy_engine.serving.ready_check import check_scores, find_canary
@@ -46,6 +48,25 @@ ENCODERS = 2
 """Threads that tokenise: one request's long texts must not keep the others' waiting."""
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The pairs of a request, of which each distinct one waits once; `places` are theirs among these, (n,) int64."""
+
+    encoded: EncodedPairs
+    places: Ids
+    job: Job
+
+    async def scores(self) -> Scores:
+        """Wait for the scores of all pairs. Raises what made the job fail, with the index of the pair."""
+        try:
+            found = await asyncio.wrap_future(self.job.future)
+        except ScoringError as error:
+            if error.index is None:
+                raise
+            raise ScoringError(error.problem, int((self.places == error.index).argmax())) from error
+        return found[self.places]
 
 
 class LoadedModel:
@@ -71,11 +92,12 @@ class LoadedModel:
         except CappyError:
             self.scorer.close()
             raise
-        step_tokens = server.step_tokens or info.max_batch_tokens * self.scorer.runner.workers
+        workers = self.scorer.runner.workers
+        step_tokens = server.step_tokens or info.max_batch_tokens * workers
         most_tokens = server.max_queue_tokens or STEPS_THAT_WAIT * step_tokens
         self.queue = ScoringQueue(
             self._run,
-            QueueLimits(server.max_queue_pairs, most_tokens, step_tokens),
+            QueueLimits(server.max_queue_pairs, most_tokens, step_tokens, workers),
             check=self._check,
             on_step=self._count,
             on_broken=partial(on_broken, self),
@@ -97,17 +119,28 @@ class LoadedModel:
         except BundleError:
             return False
 
+    def submit(self, request: ScoringRequest, place: Place, deadline: float) -> Waiting:
+        """Tokenise the pairs of a request and let them wait; blocks for as long as that takes."""
+        encoded = self.scorer.encode(request.pairs, too_long=request.too_long)
+        distinct, places = encoded.distinct()
+        return Waiting(encoded, places, place.submit(distinct, deadline=deadline))
+
     def close(self, wait_seconds: float | None = None) -> bool:
         """Answer what waits, and free the model; returns False if something was left unanswered."""
         is_done = self.queue.close(wait_seconds=wait_seconds)
         self.scorer.close()
         return is_done
 
-    def _run(self, model: Model, encoded: EncodedPairs) -> Scores:
-        return self.scorer.score_encoded(encoded).scores if model == "chosen" else self.scorer.exact.run(encoded)
+    def _run(self, model: Model, encoded: EncodedPairs, is_alone: bool) -> Scores:
+        if model == "exact":
+            return self.scorer.exact.run(encoded)
+        runner = self.scorer.runner
+        return runner.run(encoded) if is_alone else runner.run_beside(encoded)
 
     def _check(self) -> None:
-        check_scores(self._canary, partial(self._run, "chosen"))
+        """Raise ModelBroken unless the model scores the canary right, in both ways in which it runs."""
+        check_scores(self._canary, self.scorer.runner.run)
+        check_scores(self._canary, self.scorer.runner.run_beside)
 
     def _count(self, step: Step) -> None:
         runner = self.scorer.runner
@@ -207,24 +240,19 @@ class Service:
         model, room = self._reserve(len(request.pairs))
         with room as place:
             margin = model.margin() if request.exact_winner else 0.0
-            encoded = await asyncio.get_running_loop().run_in_executor(
-                self._encoders, partial(model.scorer.encode, request.pairs, too_long=request.too_long)
+            waiting = await asyncio.get_running_loop().run_in_executor(
+                self._encoders, model.submit, request, place, deadline
             )
-            encoded_at = time.monotonic()
-            job = place.submit(encoded, deadline=deadline)
-            scores = await asyncio.wrap_future(job.future)
+            scores = await waiting.scores()
             exact: dict[int, float] = {}
             near = near_best(scores, margin) if margin and len(scores) else []
             if len(near) > 1:
-                again = place.submit(encoded.chosen(near), deadline=deadline, model="exact")
+                again = place.submit(waiting.encoded.chosen(near), deadline=deadline, model="exact")
                 exact = dict(zip(near, (await asyncio.wrap_future(again.future)).tolist(), strict=True))
         ended = time.monotonic()
-        stages = Stages(
-            tokenize=encoded_at - started,
-            queue=(job.started or encoded_at) - encoded_at,
-            score=ended - (job.started or encoded_at),
-            total=ended - started,
-        )
+        submitted, began = waiting.job.submitted, waiting.job.started or waiting.job.submitted
+        stages = Stages(submitted - started, began - submitted, ended - began, ended - started)
+        encoded = waiting.encoded
         self._count(encoded, stages)
         scored = Scored(scores, encoded.lengths, encoded.truncated, encoded.without_instruction)
         return ScoringResult(scored, model.card, request_id, int(time.time()), exact, stages)

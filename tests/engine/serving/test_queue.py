@@ -156,3 +156,31 @@ def test_steps_take_every_pair_once_and_keep_their_budget(requests: list[list[in
         for part in parts:
             taken[jobs.index(part.job)].extend(part.rows.tolist())
     assert [sorted(rows) for rows in taken] == [list(range(len(lengths))) for lengths in requests]
+
+
+def test_workers_take_their_next_steps_without_waiting_for_each_other(
+    start: Callable[..., ScoringQueue], model: Gated
+) -> None:
+    queue = start(QueueLimits(100, 10_000, step_tokens=100, workers=2))
+    for length in (31, 41, 42, 43, 44):
+        submit(queue, pairs_of(length))
+    model.wait()  # the first ran alone: nothing else was there
+    assert model.steps == [[31]]
+    model.let(1)
+    model.wait()
+    model.wait()  # more waits than fits into a step, so both workers have one
+    assert model.steps[1:] == [[41], [42]]
+    model.let(1)
+    model.wait()
+    assert model.steps[3:] == [[43]]
+
+
+def test_what_fits_into_a_step_runs_alone(start: Callable[..., ScoringQueue], model: Gated) -> None:
+    queue = start(QueueLimits(100, 10_000, step_tokens=100, workers=2))
+    submit(queue, pairs_of(60))
+    model.wait()
+    jobs = [submit(queue, pairs_of(30)) for _ in range(3)]
+    model.let()
+    for job in jobs:
+        job.future.result(timeout=SECONDS)
+    assert model.steps == [[60], [30, 30, 30]]
