@@ -188,9 +188,13 @@ class ScoringQueue:
             )
 
     def _work(self) -> None:
-        """Cut steps and hand them to the workers, until the queue is closed and empty."""
+        """Run steps that are alone, and hand the others to the workers, until the queue is closed and empty."""
         while step := self._next_step():
-            self._workers.submit(self._run_step, *step)
+            parts, is_alone = step
+            if is_alone:
+                self._run_step(parts, is_alone)
+            else:
+                self._workers.submit(self._run_step, parts, is_alone)
         self._workers.shutdown(wait=False)
 
     def _next_step(self) -> tuple[list[Part], bool] | None:
