@@ -38,16 +38,19 @@ class ExactModel:
         self._bundle.model("fp32", self._info.device)
         return 2 * self._bundle.largest_error(self._info.precision, self._info.device)
 
-    def run(self, encoded: EncodedPairs) -> Scores:
-        """Score pairs in fp32. Raises BundleError if the bundle changed since it was opened, and ScoringError."""
+    def open(self) -> Runner:
+        """Open the model, unless that was done. Raises BundleError if the bundle changed, ScoringError if closed."""
         with self._lock:
             if self._is_closed:
                 raise ScoringError(CLOSED)
             if self._runner is None:
                 with self._bundle.used_again():
                     self._runner, _ = open_runner(self._bundle, self._info.exact(), name=self._info.bundle)
-            runner = self._runner
-        return runner.run(encoded)
+            return self._runner
+
+    def run(self, encoded: EncodedPairs) -> Scores:
+        """Score pairs in fp32. Raises what `open` raises, and ScoringError."""
+        return self.open().run(encoded)
 
     def close(self) -> None:
         """Free the model; running afterwards raises ScoringError."""

@@ -6,64 +6,45 @@ request may take several steps.
 If all that waits fits into one step, it runs alone, on everything there is. If more waits, each of the runner's workers
 gets a step of its own, and the next one as soon as it is free: none waits for the others.
 
-What its client has given up, or its deadline has passed, leaves the queue before the next step. Knows nothing of HTTP.
+A request leaves the queue when its client has gone or its deadline has passed. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 
-from cappy_engine.batching import EncodedPairs, Ids, Scores
+from cappy_engine.batching import EncodedPairs, Scores
 from cappy_engine.errors import CappyError, DeadlinePassed, ModelBroken, QueueClosed, QueueFull
-from cappy_engine.serving.jobs import Job, Model, Part, cut_step
+from cappy_engine.serving.jobs import Job, Model, NextStep, QueueLimits, Step, cut_step
 from cappy_engine.serving.steps import score_parts
 
 Run = Callable[[Model, EncodedPairs, bool], Scores]
 """Scores encoded pairs with one of the models: alone, or (False) beside other runs."""
 
+log = logging.getLogger(__name__)
+
 STOPPED = "the server stopped before this request was answered; send it again"
 
 
-@dataclass(frozen=True)
-class QueueLimits:
-    """At most `max_pairs` and `max_tokens` wait; a request that is larger than that is taken where nothing else waits.
-
-    A step takes `step_tokens` of them if it runs alone. Beside others, it takes the share of one of the `workers`.
-    """
-
-    max_pairs: int
-    max_tokens: int
-    step_tokens: int
-    workers: int = 1
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one run held: the `lengths` of its pairs (n,) int64, the requests they came from, and how long it took."""
-
-    model: Model
-    lengths: Ids
-    requests: int
-    seconds: float
-
-
 class Place:
-    """Room in the queue for the `pairs` of a request, from before they are tokenised until they are submitted.
+    """Room in the queue for a request: for its `pairs`, and its `chars` until they are tokens.
 
-    Who has a place has been let in: until it is left, the queue is not closed for good, and takes what is submitted
-    after the first pairs too.
+    While a request has a place, the queue is not closed for good, and takes all that the request submits. If the place
+    is left by an exception, what was not answered is given up.
     """
 
-    def __init__(self, queue: ScoringQueue, pairs: int) -> None:
+    def __init__(self, queue: ScoringQueue, pairs: int, chars: int) -> None:
         self.pairs = pairs
+        self.chars = chars
+        self.jobs: list[Job] = []
         self._queue = queue
 
     def submit(self, encoded: EncodedPairs, *, deadline: float = math.inf, model: Model = "chosen") -> Job:
@@ -78,8 +59,10 @@ class Place:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._queue._leave(self)
+        for job in self.jobs if kind is not None else ():
+            job.future.cancel()
 
 
 class ScoringQueue:
@@ -103,19 +86,20 @@ class ScoringQueue:
         self._check = check
         self._on_step = on_step
         self._on_broken = on_broken
-        self._jobs: list[Job] = []
+        self._jobs: dict[Job, None] = {}  # in the order in which they came
+        self._waiting_pairs = self._waiting_tokens = 0
         self._places: set[Place] = set()
-        self._is_closed = False
-        self._is_over = False
-        self._running = 0
+        self._reserved_pairs = self._reserved_chars = 0
+        self._running: dict[int, float] = {}
         self._is_alone = False
+        self._is_closed = self._is_over = False
         self._tokens_per_second = 0.0
         self._workers = ThreadPoolExecutor(limits.workers, "cappy-step")
-        self._changed = threading.Condition()
+        self._changed = threading.Condition(threading.RLock())
         self._thread = threading.Thread(target=self._work, name="cappy-queue", daemon=True)
         self._thread.start()
 
-    def reserve(self, pairs: int) -> Place:
+    def reserve(self, pairs: int, chars: int = 0) -> Place:
         """Keep room for the pairs of a request, before they are tokenised. Raises QueueFull and QueueClosed.
 
         >>> with queue.reserve(len(pairs)) as place:
@@ -126,16 +110,27 @@ class ScoringQueue:
         with self._changed:
             if self._is_closed:
                 raise QueueClosed("this server is stopping; send the request to another one, or later")
-            self._drop()
-            self._check_room(pairs, 0)
-            place = Place(self, pairs)
+            self._check_room(pairs, 0, chars)
+            place = Place(self, pairs, chars)
             self._places.add(place)
+            self._reserved_pairs += pairs
+            self._reserved_chars += chars
         return place
 
     def waiting(self) -> tuple[int, int]:
         """Count the pairs and the tokens that wait."""
         with self._changed:
-            return self._waiting()
+            return self._waiting_pairs, self._waiting_tokens
+
+    def encoding_chars(self) -> int:
+        """Count the characters that are becoming tokens."""
+        with self._changed:
+            return self._reserved_chars
+
+    def running_seconds(self) -> float:
+        """Tell for how long the oldest step has been running; 0 if none is."""
+        with self._changed:
+            return time.monotonic() - min(self._running.values()) if self._running else 0.0
 
     def close(self, *, wait_seconds: float | None = None) -> bool:
         """Take no more requests, and wait until the others are answered; returns if they are.
@@ -153,8 +148,9 @@ class ScoringQueue:
     def _end(self, error: CappyError) -> None:
         """Have all that wait fail; whoever is still tokenising comes too late."""
         self._is_closed = self._is_over = True
-        self._places.clear()
-        for job in self._jobs:
+        for place in list(self._places):
+            self._leave(place)
+        for job in list(self._jobs):
             job.fail(error)
         self._changed.notify_all()
 
@@ -162,97 +158,122 @@ class ScoringQueue:
         with self._changed:
             if place not in self._places:  # the queue is over, or the client gave the request up
                 raise QueueClosed(STOPPED)
-            pairs, place.pairs = place.pairs, 0
-            self._check_room(pairs, int(job.encoded.lengths.sum()))
-            self._jobs.append(job)
+            pairs = place.pairs
+            self._give_up(place)
+            if pairs:
+                self._check_room(len(job.encoded), job.tokens_left, 0)
+            place.jobs.append(job)
+            self._jobs[job] = None
+            self._waiting_pairs += job.pairs_left
+            self._waiting_tokens += job.tokens_left
             self._changed.notify_all()
+        job.future.add_done_callback(lambda done: self._forget(job))
 
     def _leave(self, place: Place) -> None:
         with self._changed:
+            self._give_up(place)
             self._places.discard(place)
             self._changed.notify_all()
 
-    def _waiting(self) -> tuple[int, int]:
-        return sum(job.pairs_left for job in self._jobs), sum(job.tokens_left for job in self._jobs)
+    def _give_up(self, place: Place) -> None:
+        """Take back what a place keeps for pairs that are not submitted."""
+        if place in self._places:
+            self._reserved_pairs -= place.pairs
+            self._reserved_chars -= place.chars
+            place.pairs = place.chars = 0
 
-    def _check_room(self, pairs: int, tokens: int) -> None:
-        waiting_pairs, waiting_tokens = self._waiting()
-        taken = waiting_pairs + sum(place.pairs for place in self._places)
-        is_over = taken + pairs > self.limits.max_pairs or waiting_tokens + tokens > self.limits.max_tokens
-        if pairs and taken and is_over:
-            seconds = waiting_tokens / self._tokens_per_second if self._tokens_per_second else 1
+    def _forget(self, job: Job) -> None:
+        """Let go of a job that was answered or given up."""
+        with self._changed:
+            if job in self._jobs:
+                del self._jobs[job]
+                self._waiting_pairs -= job.pairs_left
+                self._waiting_tokens -= job.tokens_left
+                self._changed.notify_all()
+
+    def _check_room(self, pairs: int, tokens: int, chars: int) -> None:
+        taken, limits = self._waiting_pairs + self._reserved_pairs, self.limits
+        is_over = (
+            taken + pairs > limits.max_pairs
+            or self._waiting_tokens + tokens > limits.max_tokens
+            or (self._reserved_chars and self._reserved_chars + chars > limits.max_chars)
+        )
+        if taken and is_over:
+            seconds = self._waiting_tokens / self._tokens_per_second if self._tokens_per_second else 1
             raise QueueFull(
-                f"the server is busy: {taken} pairs wait, with {waiting_tokens} tokens; {pairs} more do not fit. Send "
-                "it again later",
+                f"the server is busy: {taken} pairs wait, with {self._waiting_tokens} tokens; {pairs} more do not fit. "
+                "Send the request again later",
                 max(1, math.ceil(seconds)),
             )
 
     def _work(self) -> None:
         """Run steps that are alone, and hand the others to the workers, until the queue is closed and empty."""
-        while step := self._next_step():
-            parts, is_alone = step
-            if is_alone:
-                self._run_step(parts, is_alone)
-            else:
-                self._workers.submit(self._run_step, parts, is_alone)
+        try:
+            while step := self._next_step():
+                if step.is_alone:
+                    self._run_step(step)
+                else:
+                    self._workers.submit(self._run_step, step)
+        except Exception as error:  # no more threads can be started, or a fault of ours: nobody would be answered
+            log.exception("the queue failed")
+            self._break(ModelBroken(f"the queue failed: {error}"))
         self._workers.shutdown(wait=False)
 
-    def _next_step(self) -> tuple[list[Part], bool] | None:
-        """Wait for requests and a worker, and cut a step; tells if it runs alone. None where the queue is over."""
+    def _next_step(self) -> NextStep | None:
+        """Wait for requests and a worker, and cut a step. None where the queue is over."""
         with self._changed:
             while True:
-                self._drop()
-                waiting = [job for job in self._jobs if job.pairs_left]
-                if waiting and not self._is_alone and self._running < self.limits.workers:
-                    tokens = sum(job.tokens_left for job in waiting)
-                    is_alone = self.limits.workers == 1 or (not self._running and tokens <= self.limits.step_tokens)
-                    self._running += 1
-                    self._is_alone = is_alone
-                    share = self.limits.step_tokens // (1 if is_alone else self.limits.workers)
-                    return cut_step(waiting, max(1, share)), is_alone
+                self._drop_late()
+                if self._waiting_pairs and not self._is_alone and len(self._running) < self.limits.workers:
+                    return self._cut()
                 if self._is_closed and not (self._jobs or self._places or self._running):
                     return None
                 self._changed.wait()
 
-    def _run_step(self, parts: Sequence[Part], is_alone: bool) -> None:
-        started = time.monotonic()
+    def _cut(self) -> NextStep:
+        fits = self._waiting_tokens <= self.limits.step_tokens
+        self._is_alone = self.limits.workers == 1 or (fits and not self._running)
+        share = self.limits.step_tokens // (1 if self._is_alone else self.limits.workers)
+        parts = cut_step(self._jobs, max(1, share))
+        lengths = np.concatenate([part.job.encoded.lengths[part.rows] for part in parts])
+        self._waiting_pairs -= len(lengths)
+        self._waiting_tokens -= int(lengths.sum())
+        step = NextStep(parts, lengths, self._is_alone)
+        started = self._running[id(step)] = time.monotonic()
         for part in parts:
             part.job.started = part.job.started or started
-        model = parts[0].job.model
+        return step
+
+    def _run_step(self, step: NextStep) -> None:
+        started = time.monotonic()
+        model = step.parts[0].job.model
         try:
-            if not score_parts(lambda encoded: self._run(model, encoded, is_alone), parts):
-                self._check()
+            score_parts(lambda encoded: self._run(model, encoded, step.is_alone), step.parts, self._check)
         except ModelBroken as error:
             self._break(error)
-        finally:
-            lengths = np.concatenate([part.job.encoded.lengths[part.rows] for part in parts])
-            step = Step(model, lengths, len(parts), time.monotonic() - started)
-            self._finish(parts, step)
-        self._on_step(step)
+        except Exception as error:
+            log.exception("a step failed")
+            self._break(ModelBroken(f"a step failed: {type(error).__name__}: {error}"))
+        done = Step(model, step.lengths, len(step.parts), time.monotonic() - started)
+        self._finish(step, done)
+        self._on_step(done)
 
-    def _drop(self) -> None:
-        """Forget the requests that nobody waits for any more."""
+    def _drop_late(self) -> None:
+        """Have the requests fail whose time is over."""
         now = time.monotonic()
-        for job in self._jobs:
-            if job.deadline <= now:
-                job.fail(DeadlinePassed("the request waited longer than it may; send it again later, or less at once"))
-        kept = [job for job in self._jobs if not job.future.done()]
-        if len(kept) < len(self._jobs):
-            self._jobs[:] = kept
-            self._changed.notify_all()
+        for job in [job for job in self._jobs if job.deadline <= now]:
+            job.fail(DeadlinePassed("the request waited longer than it may; send it again later, or less at once"))
 
-    def _finish(self, parts: Sequence[Part], step: Step) -> None:
-        rate = int(step.lengths.sum()) / max(step.seconds, 1e-6) * (1 if self._is_alone else self.limits.workers)
+    def _finish(self, step: NextStep, done: Step) -> None:
+        rate = int(done.lengths.sum()) / max(done.seconds, 1e-6) * (1 if step.is_alone else self.limits.workers)
         with self._changed:
-            self._running -= 1
+            del self._running[id(step)]
             self._is_alone = False
             self._tokens_per_second += (rate - self._tokens_per_second) * (0.2 if self._tokens_per_second else 1.0)
-            for job in {part.job for part in parts}:
-                job.scored += sum(len(part.rows) for part in parts if part.job is job)
-                if job.scored == len(job.encoded):
-                    job.succeed()
-            self._drop()
             self._changed.notify_all()
+        for job in {part.job for part in step.parts}:
+            if job.scored == len(job.encoded):
+                job.succeed()
 
     def _break(self, error: ModelBroken) -> None:
         with self._changed:

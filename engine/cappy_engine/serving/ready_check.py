@@ -13,7 +13,7 @@ import numpy as np
 
 from cappy_engine.batching import EncodedPairs, Scores
 from cappy_engine.bundle import Bundle
-from cappy_engine.errors import BundleError, ModelBroken, ScoringError
+from cappy_engine.errors import BundleError, ModelBroken
 from cappy_engine.gpu.canary import Canary, read_canary
 from cappy_engine.json_values import number, size
 from cappy_engine.options import ScorerInfo
@@ -49,8 +49,8 @@ def check_scores(canary: Canary, run: Callable[[EncodedPairs], Scores]) -> float
     """
     try:
         scores = run(canary.pairs)
-    except ScoringError as error:
-        raise ModelBroken(f"the model fails on pairs that it scored when it was exported: {error.problem}") from error
+    except Exception as error:
+        raise ModelBroken(f"the model fails on pairs that it scored when it was exported: {error}") from error
     errors = np.abs(scores.astype(np.float64) - canary.scores)
     worst = int(errors.argmax())
     if not errors[worst] <= canary.tolerance:

@@ -14,40 +14,49 @@ from cappy_engine.serving.jobs import Part
 log = logging.getLogger(__name__)
 
 
-def score_parts(run: Callable[[EncodedPairs], Scores], parts: Sequence[Part]) -> bool:
-    """Score the pairs of all parts in one run, and put the scores where they belong.
+def score_parts(run: Callable[[EncodedPairs], Scores], parts: Sequence[Part], check: Callable[[], None]) -> None:
+    """Score the pairs of all parts in one run, and give their jobs the scores.
 
-    If the run fails, the request with the guilty pair fails, and the others run again. Where no pair is at fault, the
-    parts are halved until the ones that fail are alone. Returns False if a part failed alone, for no pair's fault.
+    If the run fails, the job with the guilty pair does, and the others run again, in halves. Where no pair is at fault,
+    the parts are halved until the ones that fail are alone. Then `check` is asked, which raises if the model is broken.
 
-        >>> score_parts(lambda encoded: scorer.score_encoded(encoded).scores, parts)
-        True
+        >>> score_parts(lambda encoded: scorer.score_encoded(encoded).scores, parts, check=lambda: None)
     """
-    encoded = EncodedPairs.joined([part.job.encoded.chosen(part.rows) for part in parts])
+    groups = [list(parts)]
+    while groups:
+        group = groups.pop()
+        error = _run(run, group)
+        if error is None:
+            continue
+        if error.index is not None:
+            del group[_fail_guilty(group, error, error.index)]
+        elif len(group) == 1:
+            check()
+            group.pop().job.fail(error)
+        half = len(group) // 2
+        groups += [each for each in (group[half:], group[:half]) if each]
+
+
+def _run(run: Callable[[EncodedPairs], Scores], parts: Sequence[Part]) -> ScoringError | None:
+    """Score parts; returns the error if there is one, also for what is a fault of ours."""
     try:
-        scores = run(encoded)
+        scores = run(EncodedPairs.joined([part.job.encoded.chosen(part.rows) for part in parts]))
     except ScoringError as error:
-        return _score_without_guilty(run, parts, error)
-    except Exception as error:  # a fault of ours must not end the thread: nobody would ever be answered
+        return error
+    except Exception as error:
         log.exception("a step failed")
-        return _score_without_guilty(run, parts, ScoringError(f"{type(error).__name__}: {error}"))
+        return ScoringError(f"{type(error).__name__}: {error}")
     start = 0
     for part in parts:
-        part.job.scores[part.rows] = scores[start : start + len(part.rows)]
+        part.job.put(part.rows, scores[start : start + len(part.rows)])
         start += len(part.rows)
-    return True
+    return None
 
 
-def _score_without_guilty(run: Callable[[EncodedPairs], Scores], parts: Sequence[Part], error: ScoringError) -> bool:
-    if error.index is not None:
-        starts = np.cumsum([0, *(len(part.rows) for part in parts)])
-        guilty = int(np.searchsorted(starts, error.index, side="right")) - 1
-        place = int(parts[guilty].rows[error.index - starts[guilty]])
-        parts[guilty].job.fail(ScoringError(error.problem, place))
-        rest = [*parts[:guilty], *parts[guilty + 1 :]]
-        return score_parts(run, rest) if rest else True
-    if len(parts) > 1:
-        half = len(parts) // 2
-        return all([score_parts(run, parts[:half]), score_parts(run, parts[half:])])
-    parts[0].job.fail(error)
-    return False
+def _fail_guilty(parts: Sequence[Part], error: ScoringError, index: int) -> int:
+    """Fail the job with the pair `index` of all parts' pairs; returns the place of its part."""
+    starts = np.cumsum([0, *(len(part.rows) for part in parts)])
+    guilty = int(np.searchsorted(starts, index, side="right")) - 1
+    part = parts[guilty]
+    part.job.fail(ScoringError(error.problem, int(part.rows[index - starts[guilty]])))
+    return guilty

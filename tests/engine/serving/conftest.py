@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cappy_engine.scorer import Scorer
-from cappy_engine.serving.queue import QueueLimits, ScoringQueue
+from cappy_engine.serving.jobs import QueueLimits
+from cappy_engine.serving.queue import ScoringQueue
 from tests.support.gated import SECONDS, Gated
 from tests.support.servers import Server, serving
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,7 +13,7 @@ import pytest
 
 from cappy_engine import __version__
 from cappy_engine.scorer import Scorer
-from tests.support.servers import Server, pairs_of
+from tests.support.servers import Server, pairs_of, serving
 
 SKY = "Is the sky blue?"
 LONG = "word " * 800
@@ -172,3 +173,13 @@ def test_metrics_count_what_was_done_and_hold_no_text(server: Server) -> None:
     assert server.metric("cappy_queue_pairs") == 0
     assert "secret" not in server.get("/metrics").text
     assert "secret" not in server.log
+
+
+def test_a_short_request_does_not_wait_until_long_texts_are_tokenised(bundle: Path) -> None:
+    text = "word " * 190_000
+    with serving("--bundle", str(bundle)) as server, ThreadPoolExecutor(4) as threads:
+        long = [threads.submit(server.post, "/v1/score", pairs_of((SKY, f"{number} {text}"))) for number in range(4)]
+        server.wait_until(lambda: server.metric("cappy_encoding_chars") > 0)
+        assert server.post("/v1/score", pairs_of((SKY, "Yes"))).status_code == 200
+        assert not all(future.done() for future in long)
+        assert {future.result().status_code for future in long} == {200}

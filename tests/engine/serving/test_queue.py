@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cappy_engine.errors import DeadlinePassed, QueueFull
-from cappy_engine.serving.jobs import Job, cut_step
-from cappy_engine.serving.queue import QueueLimits, ScoringQueue, Step
+from cappy_engine.serving.jobs import Job, QueueLimits, Step, cut_step
+from cappy_engine.serving.queue import ScoringQueue
 from tests.support.gated import SECONDS, Gated, pairs_of, scores, submit
 
 
@@ -162,9 +162,10 @@ def test_workers_take_their_next_steps_without_waiting_for_each_other(
     start: Callable[..., ScoringQueue], model: Gated
 ) -> None:
     queue = start(QueueLimits(100, 10_000, step_tokens=100, workers=2))
-    for length in (31, 41, 42, 43, 44):
+    submit(queue, pairs_of(31))
+    model.wait()  # it runs alone: nothing else is there
+    for length in (41, 42, 43, 44):
         submit(queue, pairs_of(length))
-    model.wait()  # the first ran alone: nothing else was there
     assert model.steps == [[31]]
     model.let(1)
     model.wait()

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from cappy_engine.batching import EncodedPairs
-from cappy_engine.errors import ModelBroken, QueueClosed, ScoringError
+from cappy_engine.errors import ModelBroken, QueueClosed, QueueFull, ScoringError
+from cappy_engine.serving.jobs import QueueLimits
 from cappy_engine.serving.queue import ScoringQueue
 from tests.support.gated import POISON, SECONDS, Gated, pairs_of, scores, submit
 
@@ -99,3 +100,61 @@ def test_what_is_left_when_the_time_to_close_is_over_fails(start: Callable[..., 
     assert not queue.close(wait_seconds=0.01)
     with pytest.raises(QueueClosed):
         left.future.result(timeout=SECONDS)
+
+
+def test_a_check_that_fails_itself_breaks_the_model_and_answers_nobody(
+    start: Callable[..., ScoringQueue], model: Gated
+) -> None:
+    told: list[ModelBroken] = []
+
+    def check() -> None:
+        raise RuntimeError("mistake")
+
+    queue = start(check=check, on_broken=told.append)
+    model.let()
+    model.error = MemoryError()
+    with pytest.raises((ScoringError, ModelBroken)):
+        submit(queue, pairs_of(9)).future.result(timeout=SECONDS)
+    queue.close(wait_seconds=SECONDS)
+    assert ["mistake" in str(error) for error in told] == [True]
+
+
+def test_hundreds_of_pairs_that_fail_do_not_keep_the_good_ones_from_their_scores(
+    start: Callable[..., ScoringQueue], model: Gated
+) -> None:
+    queue = start(QueueLimits(1000, 100_000, 5000))
+    submit(queue, pairs_of(10))
+    model.wait()
+    bad = [submit(queue, pairs_of(4, first_id=POISON)) for _ in range(250)]
+    good = [submit(queue, pairs_of(5, first_id=place)) for place in range(3)]
+    model.let()
+    assert [scores(job) for job in good] == [[place + 0.005] for place in range(3)]
+    for job in bad:
+        with pytest.raises(ScoringError, match="this pair fails"):
+            job.future.result(timeout=SECONDS)
+
+
+def test_a_place_that_is_left_by_an_exception_gives_up_what_it_submitted(
+    start: Callable[..., ScoringQueue], model: Gated
+) -> None:
+    queue = start()
+    submit(queue, pairs_of(10))
+    model.wait()
+    place = queue.reserve(1)
+    job = place.submit(pairs_of(11))
+    place.__exit__(KeyboardInterrupt)
+    assert job.future.cancelled()
+    assert queue.waiting() == (0, 0)
+    with pytest.raises(QueueClosed):
+        place.submit(pairs_of(12))
+    model.let()
+    scores(submit(queue, pairs_of(13)))
+    assert model.steps == [[10], [13]]
+
+
+def test_texts_that_become_tokens_are_bounded_too(start: Callable[..., ScoringQueue]) -> None:
+    queue = start(QueueLimits(100, 1000, 100, max_chars=50))
+    with queue.reserve(1, 1000), pytest.raises(QueueFull):  # the first may, since nothing else is there
+        queue.reserve(1, 10)
+    with queue.reserve(1, 30), queue.reserve(1, 20), pytest.raises(QueueFull):
+        queue.reserve(1, 1)

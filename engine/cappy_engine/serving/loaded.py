@@ -1,0 +1,153 @@
+"""A model at work: what was opened and passed its canary, and the queue of what it has to score."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from cappy_engine.batching import EncodedPairs, Ids, Scores
+from cappy_engine.bundle import EMBEDDED, open_bundle
+from cappy_engine.errors import (
+    BundleError,
+    CappyError,
+    InvalidRequest,
+    ModelBroken,
+    NotReady,
+    PrecisionUnavailable,
+    ScoringError,
+)
+from cappy_engine.options import ScorerOptions
+from cappy_engine.scorer import Scorer
+from cappy_engine.serving.jobs import Job, Model, QueueLimits, Step
+from cappy_engine.serving.metrics import Metrics
+from cappy_engine.serving.queue import Place, ScoringQueue
+from cappy_engine.serving.ready_check import check_scores, find_canary
+from cappy_engine.serving.requests import ScoringRequest, ServedModel
+from cappy_engine.serving.server_options import ServerOptions
+
+STEPS_THAT_WAIT = 4
+BATCHES_OF_A_WORKER = 2
+"""Measured on two cores: a step of one batch for each costs 4% of throughput, of two 2%, and of four nothing; what
+comes meanwhile waits for it."""
+MAX_CHARS = 2**22
+"""The characters that are tokenised, or wait for it: some seconds of work."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The pairs of a request, of which each distinct one waits once; `places` are theirs among these, (n,) int64."""
+
+    encoded: EncodedPairs
+    places: Ids
+    job: Job
+
+    async def scores(self) -> Scores:
+        """Wait for the scores of all pairs. Raises what made the job fail, with the index of the pair."""
+        found = await result_of(self.job, lambda index: int((self.places == index).argmax()))
+        return found[self.places]
+
+
+async def result_of(job: Job, place_of: Callable[[int], int]) -> Scores:
+    """Wait for the scores of a job; `place_of` tells which pair of the request one of its pairs is."""
+    try:
+        return await asyncio.wrap_future(job.future)
+    except ScoringError as error:
+        if error.index is None:
+            raise
+        raise ScoringError(error.problem, place_of(error.index)) from error
+
+
+class LoadedModel:
+    """A model at work: its scorer, which passed the canary, and its queue."""
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        options: ScorerOptions,
+        server: ServerOptions,
+        metrics: Metrics,
+        on_broken: Callable[[LoadedModel, ModelBroken], None],
+    ) -> None:
+        self.scorer = Scorer.open_with(bundle, options)
+        self.max_text_chars = options.max_text_chars
+        self._metrics = metrics
+        info = self.scorer.info
+        own_name = "cappy-mini" if bundle == EMBEDDED else Path(bundle).absolute().name
+        self.card = ServedModel(server.model_names or (own_name,), info.device, info.precision, info.max_length)
+        try:
+            self._canary = find_canary(open_bundle(bundle), info, self.scorer.encode)
+            self._check()
+        except CappyError:
+            self.scorer.close()
+            raise
+        workers = self.scorer.runner.workers
+        batches = BATCHES_OF_A_WORKER * workers if workers > 1 else 1
+        step_tokens = server.step_tokens or info.max_batch_tokens * batches
+        most_tokens = server.max_queue_tokens or STEPS_THAT_WAIT * step_tokens
+        self.queue = ScoringQueue(
+            self._run,
+            QueueLimits(server.max_queue_pairs, most_tokens, step_tokens, workers, MAX_CHARS),
+            check=self._check,
+            on_step=self._count,
+            on_broken=partial(on_broken, self),
+        )
+
+    def margin(self) -> float:
+        """Tell how far below the best score fp32's winner may be. Raises InvalidRequest without an fp32 model."""
+        try:
+            return self.scorer.exact.margin()
+        except PrecisionUnavailable as error:
+            problem = f"exact_winner needs an fp32 model, and this server's bundle has none for {self.card.device}"
+            raise InvalidRequest(problem) from error
+
+    @property
+    def has_exact_winner(self) -> bool:
+        """Tell if the bundle has an fp32 model beside this one, for `exact_winner`."""
+        try:
+            return self.scorer.exact.margin() > 0
+        except BundleError:
+            return False
+
+    def open_exact(self) -> None:
+        """Open the fp32 model beside the one that is served. Raises NotReady where that is not possible any more."""
+        try:
+            self.scorer.exact.open()
+        except (BundleError, OSError) as error:
+            log.error("the fp32 model cannot be opened: %s", error)  # noqa: TRY400 - the message says all
+            raise NotReady("the fp32 model cannot be opened; ask without exact_winner, or see the log") from error
+
+    def submit(self, request: ScoringRequest, place: Place, deadline: float) -> Waiting:
+        """Tokenise the pairs of a request and let them wait; blocks for as long as that takes."""
+        encoded = self.scorer.encode(request.pairs, too_long=request.too_long)
+        distinct, places = encoded.distinct()
+        return Waiting(encoded, places, place.submit(distinct, deadline=deadline))
+
+    def close(self, wait_seconds: float | None = None) -> bool:
+        """Answer what waits, and free the model; returns False if something was left unanswered."""
+        is_done = self.queue.close(wait_seconds=wait_seconds)
+        self.scorer.close()
+        return is_done
+
+    def _run(self, model: Model, encoded: EncodedPairs, is_alone: bool) -> Scores:
+        if model == "exact":
+            return self.scorer.exact.run(encoded)
+        runner = self.scorer.runner
+        return runner.run(encoded) if is_alone else runner.run_beside(encoded)
+
+    def _check(self) -> None:
+        """Raise ModelBroken unless the model scores the canary right, in both ways in which it runs."""
+        check_scores(self._canary, self.scorer.runner.run)
+        check_scores(self._canary, self.scorer.runner.run_beside)
+
+    def _count(self, step: Step) -> None:
+        runner = self.scorer.runner
+        computed = int(step.lengths.sum())
+        if runner.grouping.padding == "allowed" or runner.grouping.buckets:
+            computed = sum(batch.padded_tokens for batch in runner.plan(step.lengths).batches)
+        self._metrics.stepped(step, self.scorer.info, computed)
