@@ -117,7 +117,8 @@ def started(
 ) -> Iterator[Server]:
     """Start a server that may still be loading; yields it, and ends it."""
     surroundings = {name: value for name, value in os.environ.items() if not name.startswith("CAPPY_SERVE_")}
-    words = [*command, "serve", *([] if "--port" in options else ["--port", "0"]), *options]
+    has_place = "--port" in options or "--unix-socket" in options
+    words = [*command, "serve", *([] if has_place else ["--port", "0"]), *options]
     with (
         subprocess.Popen(
             words,

@@ -11,6 +11,7 @@ from cappy_engine.options import Asked
 
 LogFormat = Literal["text", "json"]
 LOG_FORMATS: tuple[LogFormat, ...] = get_args(LogFormat)
+MOST_SECONDS = 86400.0
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -64,6 +65,8 @@ class ServerOptions:
             seconds = check_number(name, getattr(self, name))
             if not (seconds > 0 or (seconds == 0 and name == "drain_seconds")):
                 raise ValueError(f"{name} must be above 0, got {seconds:g}")
+            if seconds > MOST_SECONDS:
+                raise ValueError(f"{name} must be at most {MOST_SECONDS:.0f}, a day, got {seconds:g}")
         for name in ("no_key", "log_requests", "tracing"):
             check_flag(name, getattr(self, name))
         check_word("log_format", self.log_format, LOG_FORMATS)
@@ -72,7 +75,10 @@ class ServerOptions:
             raise ValueError(f"a model name must have printable characters only, got {self.model_names!r}")
         if self.no_key and self.api_key_file is not None:
             raise ValueError("no_key and api_key_file exclude each other; give one of them")
-        if self.unix_socket is None and self.host not in LOOPBACK and not (self.no_key or self.api_key_file):
+        for name, default in (("host", ServerOptions.host), ("port", ServerOptions.port)):
+            if self.unix_socket is not None and getattr(self, name) != default:
+                raise ValueError(f"unix_socket and {name} exclude each other; give one of them")
+        if self.host not in LOOPBACK and not (self.no_key or self.api_key_file):
             raise ValueError(
                 f"host {self.host!r} can be reached by others; give --api-key-file with the keys that may ask, or "
                 "--no-key to let anybody ask"
