@@ -30,6 +30,6 @@ def check_variables(ctx: click.Context, prefix: str) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}" if near else f"its variables are {', '.join(known)}"
-            ctx.fail(f"the variable {name} is no option's; {hint}? Unset it")
+            ctx.fail(f"no option has the variable {name}; {hint}? Unset it")
         if not os.environ[name]:
             ctx.fail(f"the variable {name} is empty; unset it, or give it a value")
