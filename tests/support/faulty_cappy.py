@@ -11,6 +11,8 @@ import numpy as np
 from cappy_engine.batching import Scores
 from cappy_engine.cli.main import main
 from cappy_engine.errors import ScoringError
+from cappy_engine.options import ScorerOptions
+from cappy_engine.scorer import Scorer
 from cappy_engine.session import Inputs, OrtSession
 
 POISON = "poison"
@@ -30,11 +32,25 @@ def install(fault: str, trigger: Path) -> None:
                 return np.full(len(inputs["input_ids"]), 0.123, dtype=np.float32)
             if fault == "slow":
                 time.sleep(0.2)
+            if fault == "hangs":  # once
+                trigger.unlink()
+                time.sleep(60)
             if fault == POISON and (inputs["attention_mask"].sum(axis=1) == POISON_TOKENS).any():
                 raise ScoringError("this pair is poison")
         return run(self, inputs)
 
     OrtSession.run = faulty  # type: ignore[method-assign]
+    if fault == "slow-open":
+        open_with = Scorer.open_with
+
+        def open_slowly(bundle: str | Path, options: ScorerOptions) -> Scorer:
+            if trigger.exists():  # the next one is opened after the seconds in the file
+                seconds = float(trigger.read_text())
+                trigger.unlink()
+                time.sleep(seconds)
+            return open_with(bundle, options)
+
+        Scorer.open_with = open_slowly  # type: ignore[method-assign,assignment]
 
 
 if __name__ == "__main__":

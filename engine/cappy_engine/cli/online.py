@@ -19,7 +19,8 @@ from cappy_engine.serving.server_options import ServerOptions
       CAPPY_SERVE_PORT=9000 cappy serve
 
     every option has a variable: --max-pairs is CAPPY_SERVE_MAX_PAIRS
-    signals: SIGTERM answers what was accepted and ends with status 0, SIGHUP opens the bundle again
+    signals: SIGTERM answers what was accepted and ends with status 0, a second one ends at once with status 1,
+    SIGHUP opens the bundle again
     """,
     variables="CAPPY_SERVE",
 )

@@ -128,11 +128,10 @@ class LoadedModel:
         distinct, places = encoded.distinct()
         return Waiting(encoded, places, place.submit(distinct, deadline=deadline))
 
-    def close(self, wait_seconds: float | None = None) -> bool:
-        """Answer what waits, and free the model; returns False if something was left unanswered."""
-        is_done = self.queue.close(wait_seconds=wait_seconds)
+    def close(self, wait_seconds: float | None = None) -> None:
+        """Answer what waits, for at most `wait_seconds`, and free the model when its last run has ended."""
+        self.queue.close(wait_seconds=wait_seconds)
         self.scorer.close()
-        return is_done
 
     def _run(self, model: Model, encoded: EncodedPairs, is_alone: bool) -> Scores:
         if model == "exact":

@@ -62,7 +62,9 @@ class Service:
         self._server = server
         self.on_broken = on_broken
         self._model: LoadedModel | None = None
-        self._loading = threading.Lock()
+        self._is_stopping = False
+        self._changing = threading.Lock()
+        self._leaving: list[threading.Thread] = []
         self._encoder = ThreadPoolExecutor(1, "cappy-tokenize")
         self._long_encoder = ThreadPoolExecutor(1, "cappy-tokenize-long")
         metrics.watch("queue_pairs", "pairs that wait", lambda: self._waiting()[0])
@@ -85,19 +87,25 @@ class Service:
             raise NotReady("the model is still being loaded; send the request again in a moment")
         return self._model
 
-    def load(self) -> None:
-        """Open the bundle, check it, and answer with it from now on; what another one accepted is answered by that.
+    def load(self) -> bool:
+        """Open the bundle, check it, and answer with it from now on; the old model answers what it accepted.
 
-        Raises what `Scorer.open` raises, ModelBroken for wrong scores, and BundleError where the bundle records none;
-        then nothing changes.
+        Returns False where the server stops meanwhile: then the model is not used. Raises what `Scorer.open` raises,
+        ModelBroken for wrong scores, and BundleError where the bundle records none; then nothing changes.
         """
-        with self._loading:
-            fresh = LoadedModel(self._bundle, self._options, self._server, self.metrics, self._break)
-            old, self._model = self._model, fresh
-            if self.state in ("loading", "broken"):
+        for thread in self._leaving:  # so that two models are in memory, and not three
+            thread.join(self._server.request_seconds)
+        fresh = LoadedModel(self._bundle, self._options, self._server, self.metrics, self._break)
+        with self._changing:
+            leaves = fresh if self._is_stopping else self._model
+            if not self._is_stopping:
+                self._model = fresh
                 self._state = "ready"
-            if old is not None:
-                old.close()
+            self._leaving = [thread for thread in self._leaving if thread.is_alive()]
+            if leaves is not None:  # closed by a thread of its own: a run that hangs would keep this one
+                self._leaving.append(threading.Thread(target=leaves.close, name="cappy-leave", daemon=True))
+                self._leaving[-1].start()
+        return leaves is not fresh
 
     async def score(self, request: ScoringRequest, request_id: str) -> ScoringResult:
         """Score the pairs of a request.
@@ -122,18 +130,24 @@ class Service:
             ) from error
 
     def drain(self) -> None:
-        """Say that this server stops; what comes is still answered."""
-        if self.state == "ready":
-            self._state = "draining"
+        """Say that this server stops; what comes is still answered, and no other model is loaded."""
+        with self._changing:
+            self._is_stopping = True
+            if self._state != "broken":
+                self._state = "draining"
 
-    def close(self) -> bool:
-        """Answer what was accepted, within the time for it; returns False if something was left unanswered."""
+    def close(self, wait_seconds: float | None = None) -> None:
+        """Answer what was accepted, for at most `wait_seconds`, and free the models when their last runs have ended.
+
+        A model that is being loaded is not waited for.
+        """
         self.drain()
-        with self._loading:
-            is_done = self._model is None or self._model.close(self._server.drain_seconds)
+        if self._model is not None:
+            self._model.close(wait_seconds)
+        for thread in self._leaving:
+            thread.join()
         for encoder in (self._encoder, self._long_encoder):
             encoder.shutdown(wait=False, cancel_futures=True)
-        return is_done
 
     async def _score(self, request: ScoringRequest, request_id: str) -> ScoringResult:
         started = time.monotonic()

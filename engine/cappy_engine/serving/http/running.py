@@ -1,4 +1,8 @@
-"""Run the server in this process: listen, load, answer, swap at SIGHUP, and end at SIGTERM with nothing lost."""
+"""Run the server in this process: listen, load, answer, swap at SIGHUP, and end at SIGTERM with nothing lost.
+
+The end has one deadline, made at the first signal. What still runs then, such as native code that hangs, is left
+behind: Python would wait for its threads for ever.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +12,34 @@ import logging
 import os
 import signal
 import socket
-import stat
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import uvicorn
 import uvloop
 
-from cappy_engine.errors import ModelBroken, ServingError
+from cappy_engine.errors import ServingError
 from cappy_engine.options import ScorerOptions
 from cappy_engine.serving.http.app import make_app
 from cappy_engine.serving.http.connections import BoundedConnection
 from cappy_engine.serving.http.endpoint import Gate
+from cappy_engine.serving.http.listening import BACKLOG, Listener
 from cappy_engine.serving.keys import read_keys
 from cappy_engine.serving.metrics import Metrics
 from cappy_engine.serving.server_options import ServerOptions
 from cappy_engine.serving.service import Service
 from cappy_engine.serving.tracing import Tracer
 
-BACKLOG = 2048
 LINGER_SECONDS = 0.25
 """How long a server that stops still takes connections, whose answers say that they are closed."""
+GRACE_SECONDS = 0.4
+"""How long, when the time to end is over, the last answers (that requests were cut off) and threads may take."""
+TICK_SECONDS = 0.05
 
 log = logging.getLogger("cappy.server")
 
@@ -41,32 +51,30 @@ def run_server(bundle: str | Path, options: ScorerOptions, server: ServerOptions
 
         >>> run_server("cappy-bundle", ScorerOptions(precision="int8"), ServerOptions(port=9000))
 
-    Raises ServingError where it cannot begin (the options' keys, the bundle, the address), ModelBroken if the model
-    gives no right scores any more, and what `Scorer.open` raises.
+    Raises ServingError where it cannot begin (the options' keys, the bundle, the address) or requests were cut off,
+    ModelBroken if the model gives no right scores any more, and what `Scorer.open` raises. At a second signal, and
+    where something still runs when the time to end is over, it ends the process.
     """
     keys = None if server.api_key_file is None else read_keys(server.api_key_file)
     tracer = Tracer() if server.tracing else None
-    with listening(server) as (listener, address), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with Listener.open(server) as listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         service = Service(bundle, options, server, metrics=Metrics())
-        gate = Gate(service, server, keys, tracer)
-        try:
-            runner.run(_Server(gate, listener, address).run())
-        finally:
-            if tracer is not None:
-                tracer.close()
+        runner.run(_Server(Gate(service, server, keys, tracer), listener).run())
 
 
 class _Server:
     """The server's life: what signals and threads do to it happens in the event loop."""
 
-    def __init__(self, gate: Gate, listener: socket.socket, address: str) -> None:
+    def __init__(self, gate: Gate, listener: Listener) -> None:
         self._gate = gate
         self._service = gate.service
         self._listener = listener
-        self._address = address
         self._problem: BaseException | None = None
+        self._loading: threading.Thread | None = None
+        self._is_asked_again = False
+        self._is_signalled = False
         BoundedConnection.header_seconds = gate.options.body_seconds
-        self._web = _Quiet(
+        self._web = _Web(
             uvicorn.Config(
                 make_app(gate),
                 http=BoundedConnection,
@@ -78,128 +86,201 @@ class _Server:
                 server_header=False,
                 backlog=BACKLOG,
                 timeout_keep_alive=gate.options.idle_seconds,  # type: ignore[arg-type]  # any number of seconds
-                timeout_graceful_shutdown=gate.options.drain_seconds,  # type: ignore[arg-type]
-            )
+            ),
+            listener,
         )
 
     async def run(self) -> None:
         """Serve until `_stop`; raises what made it stop."""
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
-
-        def stop_for(error: ModelBroken) -> None:
-            loop.call_soon_threadsafe(self._stop, error)
-
-        self._service.on_broken = stop_for
+        self._service.on_broken = partial(self._tell, self._stop)
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
-        loop.add_signal_handler(signal.SIGHUP, self._begin, self._swap)
-        self._begin(self._load)
-        serving = asyncio.ensure_future(self._web.serve(sockets=[self._listener]))
+            loop.add_signal_handler(number, self._signalled)
+        loop.add_signal_handler(signal.SIGHUP, self._swap)
+        self._begin(self._load_first)
+        serving = asyncio.ensure_future(self._web.serve(sockets=[self._listener.socket]))
         await asyncio.wait(
             {serving, waiting := asyncio.ensure_future(self._stopped.wait())}, return_when=asyncio.FIRST_COMPLETED
         )
         waiting.cancel()
+        self._web.deadline = time.monotonic() + self._gate.options.drain_seconds
         self._gate.is_closing = True
         self._service.drain()
         await asyncio.sleep(LINGER_SECONDS)
         self._web.should_exit = True
         await serving
-        is_done = await asyncio.to_thread(self._service.close)
-        if self._problem is not None:
-            raise self._problem
-        if self._gate.unanswered or not is_done:
-            raise ServingError(
-                f"{self._gate.unanswered} requests were not answered in drain_seconds, "
-                f"{self._gate.options.drain_seconds:g}; give the server more time to end"
+        is_quiet = await self._close()
+        error = self._problem or self._cut_off()
+        if error is None:
+            log.info("all requests are answered; the server stops")
+        if not is_quiet:
+            if error is not None:
+                log.error("%s", error)
+            self._leave(0 if error is None else 1)
+        if error is not None:
+            raise error
+
+    async def _close(self) -> bool:
+        """Free what there is, until the deadline; tells if no thread of ours is left. A load is not waited for."""
+        ends = max(self._web.deadline, time.monotonic() + GRACE_SECONDS)
+
+        def close() -> None:
+            self._service.close(max(0.0, self._web.deadline - time.monotonic()))
+            if self._gate.tracer is not None:
+                self._gate.tracer.close()
+
+        closing = threading.Thread(target=close, name="cappy-close", daemon=True)
+        closing.start()
+        await _wait_for(
+            lambda: not closing.is_alive() and (self._loading is not None or not _has_threads()),
+            ends,
+        )
+        return not _has_threads()
+
+    def _cut_off(self) -> ServingError | None:
+        """Say how many requests were not answered, if any."""
+        if not self._web.cut_off:
+            return None
+        count = "1 request was" if self._web.cut_off == 1 else f"{self._web.cut_off} requests were"
+        return ServingError(
+            f"{count} not answered in drain_seconds, {self._gate.options.drain_seconds:g}; give the server more time "
+            "to end"
+        )
+
+    def _leave(self, status: int) -> NoReturn:
+        """End the process without a wait for its threads."""
+        self._listener.close()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+
+    def _signalled(self) -> None:
+        """Stop at the first signal, and end at once at the second."""
+        if self._is_signalled:
+            log.error(
+                "a second signal ends the server at once; requests that were cut off: %d", self._web.count_requests()
             )
-        log.info("all requests are answered; the server stops")
+            self._leave(1)
+        self._is_signalled = True
+        log.info(
+            "the server stops when what it accepted is answered, at the latest in %g seconds",
+            self._gate.options.drain_seconds,
+        )
+        self._stop()
 
     def _stop(self, problem: BaseException | None = None) -> None:
         self._problem = self._problem or problem
         self._stopped.set()
 
-    def _begin(self, work: Callable[[asyncio.AbstractEventLoop], None]) -> None:
-        """Do work in a thread that nobody waits for at the end."""
-        threading.Thread(target=work, args=(asyncio.get_running_loop(),), name="cappy-load", daemon=True).start()
+    def _tell(self, do: Callable[..., None], *arguments: object) -> None:
+        """Do something in the event loop, as a thread asks for; nothing where the loop has ended."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(do, *arguments)
 
-    def _load(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _begin(self, load: Callable[[], None]) -> None:
+        """Load a model in a thread that nobody waits for at the end; then once more, if that was asked meanwhile."""
+
+        def work() -> None:
+            load()
+            self._tell(self._loaded)
+
+        self._loading = threading.Thread(target=work, name="cappy-load", daemon=True)
+        self._loading.start()
+
+    def _loaded(self) -> None:
+        self._loading = None
+        if self._is_asked_again:
+            self._is_asked_again = False
+            self._swap()
+
+    def _swap(self) -> None:
+        """Open the bundle again, unless the server stops; while a model is being loaded, once when it is there."""
+        if self._stopped.is_set():
+            log.info("the server stops, and the bundle is not opened again")
+        elif self._loading is not None:
+            self._is_asked_again = True
+        else:
+            self._begin(self._load_again)
+
+    def _load_first(self) -> None:
         """Load the first model; without one there is nothing to serve."""
         try:
-            self._service.load()
+            is_used = self._service.load()
         except BaseException as error:
-            loop.call_soon_threadsafe(self._stop, error)
-        else:
+            self._tell(self._stop, error)
+            return
+        if is_used:
             card = self._service.model.card
-            log.info("serving on %s", self._address)
+            log.info("serving on %s", self._listener.address)
             log.info("model %s: %s on %s", card.name, card.precision, card.device)
 
-    def _swap(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Load the bundle again; where that fails, the model that is there goes on."""
+    def _load_again(self) -> None:
+        """Load the bundle again; where that fails, the old model goes on."""
         try:
-            self._service.load()
+            is_used = self._service.load()
         except Exception as error:
             self._service.metrics.swapped("failed")
-            log.error("the bundle was not opened again, and the model before goes on: %s", error)  # noqa: TRY400
-        else:
+            log.error("the bundle was not opened again, and the old model goes on: %s", error)  # noqa: TRY400
+            return
+        if is_used:
             self._service.metrics.swapped("done")
             log.info("the bundle was opened again; its model answers from now on")
 
 
-class _Quiet(uvicorn.Server):
-    """uvicorn's server without its signal handlers: ours end it."""
+class _Web(uvicorn.Server):
+    """uvicorn's server, which ends by our signals and our deadline.
+
+    `cut_off` counts the requests that were not answered before it.
+    """
+
+    def __init__(self, config: uvicorn.Config, listener: Listener) -> None:
+        super().__init__(config)
+        self.deadline = 0.0
+        self.cut_off = 0
+        self._listener = listener
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave the signals alone."""
         yield
 
+    def count_requests(self) -> int:
+        """Count the requests that are being answered."""
+        return len(self.server_state.tasks)
 
-@contextlib.contextmanager
-def listening(server: ServerOptions) -> Iterator[tuple[socket.socket, str]]:
-    """Open the socket that the options name; yields it with its address. Raises ServingError where it cannot be had.
-
-    >>> with listening(ServerOptions(port=0)) as (listener, address):
-    ...     print(address)
-    http://127.0.0.1:54321
-    """
-    path = server.unix_socket
-    try:
-        if path is not None:
-            listener = _listen_on_path(path)
-            address = f"unix:{path}"
-        else:
-            family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
-            listener = socket.create_server((server.host, server.port), family=family, backlog=BACKLOG)
-            host = f"[{server.host}]" if ":" in server.host else server.host
-            address = f"http://{host}:{listener.getsockname()[1]}"
-    except (OSError, OverflowError) as error:
-        where = str(path) if path is not None else f"{server.host}, port {server.port}"
-        raise ServingError(f"cannot listen on {where}: {getattr(error, 'strerror', None) or error}") from error
-    try:
-        yield listener, address
-    finally:
-        listener.close()
-        if path is not None:
-            with contextlib.suppress(OSError):
-                path.unlink()
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, answer what came on those that there are, and cut them off at the deadline."""
+        self._listener.close()
+        for server in self.servers:
+            server.close()
+        connections = self.server_state.connections
+        while True:
+            here = set(connections)
+            await asyncio.sleep(TICK_SECONDS)  # what is on its way is read
+            for connection in here & connections:
+                connection.shutdown()
+            await asyncio.sleep(TICK_SECONDS)
+            if not connections or time.monotonic() >= self.deadline:
+                break
+        self.cut_off = len(connections)
+        for task in self.server_state.tasks:
+            task.cancel()
+        await _wait_for(lambda: not connections, time.monotonic() + GRACE_SECONDS)
+        for connection in connections:
+            connection.transport.abort()
 
 
-def _listen_on_path(path: Path) -> socket.socket:
-    """Listen on a unix socket, in place of one that nobody listens on any more; only its owner may connect."""
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        if path.exists() and stat.S_ISSOCK(path.lstat().st_mode):
-            with socket.socket(socket.AF_UNIX) as probe:
-                if probe.connect_ex(str(path)):
-                    path.unlink()
-        before = os.umask(0o177)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(before)
-        listener.listen(BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
+def _has_threads() -> bool:
+    """Tell if a thread of ours runs; the names of all of them begin with cappy."""
+    return any(thread.name.startswith("cappy") for thread in threading.enumerate())
+
+
+async def _wait_for(is_so: Callable[[], bool], ends: float) -> bool:
+    """Wait until something is so, at the latest until `ends` by the monotonic clock; tells if it is."""
+    while not is_so():
+        if time.monotonic() >= ends:
+            return False
+        await asyncio.sleep(TICK_SECONDS / 5)
+    return True

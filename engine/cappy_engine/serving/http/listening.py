@@ -1,0 +1,90 @@
+"""Listen where the options say: on a port, or on a unix socket."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import Self
+
+from cappy_engine.errors import ServingError
+from cappy_engine.serving.server_options import ServerOptions
+
+BACKLOG = 2048
+
+
+class Listener:
+    """The socket on which a server listens, and its address for people.
+
+    >>> with Listener.open(ServerOptions(port=0)) as listener:
+    ...     listener.address
+    'http://127.0.0.1:54321'
+    """
+
+    def __init__(self, listening: socket.socket, address: str, path: Path | None = None) -> None:
+        self.socket = listening
+        self.address = address
+        self._path = path
+        self._file = None if path is None else _identity(path)
+
+    @classmethod
+    def open(cls, server: ServerOptions) -> Self:
+        """Listen where the options say. Raises ServingError where that is not possible."""
+        path, host = server.unix_socket, server.host
+        try:
+            if path is not None:
+                return cls(_listen_on_path(path), f"unix:{path}", path)
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            listening = socket.create_server((host, server.port), family=family, backlog=BACKLOG)
+        except (OSError, OverflowError) as error:
+            where = str(path) if path is not None else f"{host}, port {server.port}"
+            raise ServingError(f"cannot listen on {where}: {getattr(error, 'strerror', None) or error}") from error
+        shown = f"[{host}]" if ":" in host else host
+        return cls(listening, f"http://{shown}:{listening.getsockname()[1]}")
+
+    def close(self) -> None:
+        """Listen no more, and remove the unix socket's file, unless it is another server's by now.
+
+        The file goes first: while its socket is open, no other file can have its number.
+        """
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                if _identity(self._path) == self._file:
+                    self._path.unlink()
+            self._path = None
+        self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.lstat()
+    return found.st_dev, found.st_ino
+
+
+def _listen_on_path(path: Path) -> socket.socket:
+    """Listen on a unix socket, in place of one on which nobody listens any more; only its owner may connect."""
+    listening = socket.socket(socket.AF_UNIX)
+    try:
+        if path.exists() and stat.S_ISSOCK(path.lstat().st_mode):
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.setblocking(False)  # a server that is busy takes no connection now
+                if probe.connect_ex(str(path)) == errno.ECONNREFUSED:
+                    path.unlink()
+        before = os.umask(0o177)
+        try:
+            listening.bind(str(path))
+        finally:
+            os.umask(before)
+        listening.listen(BACKLOG)
+    except BaseException:
+        listening.close()
+        raise
+    return listening

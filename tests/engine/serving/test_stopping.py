@@ -1,0 +1,129 @@
+"""How a server ends: what it accepted is answered, and nothing keeps it longer than it may take."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.servers import faulty, pairs_of, serving, started
+
+SKY = "Is the sky blue?"
+ONE = pairs_of((SKY, "Yes"))
+
+
+def test_a_server_that_stops_answers_what_it_accepted(bundle: Path, tmp_path: Path) -> None:
+    trigger = tmp_path / "trigger"
+    trigger.touch()
+    options = "--step-tokens 16 --max-queue-tokens 1000".split()
+    with serving("--bundle", str(bundle), *options, command=faulty("slow", trigger)) as server:
+        with ThreadPoolExecutor(6) as threads:
+            waiting = [
+                threads.submit(server.post, "/v1/score", pairs_of((SKY, str(number)), (SKY, "No")))
+                for number in range(6)
+            ]
+            server.wait_until(lambda: server.metric("cappy_queue_pairs") > 5)
+            assert server.stop(signal.SIGTERM) == 0
+            assert [future.result().status_code for future in waiting] == [200] * 6
+        assert "all requests are answered" in server.log
+        with pytest.raises(httpx.ConnectError):
+            server.get("/health")
+
+
+def test_a_server_that_stops_waits_no_longer_than_it_may(bundle: Path, tmp_path: Path) -> None:
+    trigger = tmp_path / "trigger"
+    trigger.touch()
+    options = ["--bundle", str(bundle), "--step-tokens", "16", "--max-queue-tokens", "99999", "--drain-seconds", "0.3"]
+    with serving(*options, command=faulty("slow", trigger)) as server, ThreadPoolExecutor(2) as threads:
+        many = pairs_of(*[(SKY, str(number)) for number in range(200)])
+        asked = [threads.submit(server.post, "/v1/score", many) for _ in range(2)]
+        server.wait_until(lambda: server.metric("cappy_queue_pairs") > 200)
+        assert server.stop(signal.SIGTERM) == 1
+        assert "2 requests were not answered in drain_seconds, 0.3" in server.log
+        assert [future.result().status_code for future in asked] == [503, 503]
+
+
+@pytest.mark.parametrize("workers", ["", "--threads 2 --mode throughput --step-tokens 4"])
+def test_a_run_that_hangs_does_not_keep_a_server_that_stops(bundle: Path, tmp_path: Path, workers: str) -> None:
+    trigger = tmp_path / "trigger"
+    options = ["--bundle", str(bundle), "--drain-seconds", "0.3"]
+    with serving(*options, *workers.split(), command=faulty("hangs", trigger)) as server, ThreadPoolExecutor(1) as threads:
+        trigger.touch()
+        asked = threads.submit(server.post, "/v1/score", ONE)
+        server.wait_until(lambda: not trigger.exists())
+        assert server.stop() == 1
+        assert asked.result().status_code == 503
+        assert "1 request was not answered in drain_seconds, 0.3" in server.log
+
+
+def test_a_second_signal_ends_a_server_at_once(bundle: Path, tmp_path: Path) -> None:
+    trigger = tmp_path / "trigger"
+    with serving("--bundle", str(bundle), command=faulty("hangs", trigger)) as server, ThreadPoolExecutor(1) as threads:
+        trigger.touch()
+        asked = threads.submit(server.post, "/v1/score", ONE)
+        server.wait_until(lambda: not trigger.exists())
+        server.process.send_signal(signal.SIGINT)
+        server.wait_for_line("the server stops when what it accepted is answered")
+        assert server.stop(signal.SIGINT) == 1
+        assert "a second signal ends the server at once; requests that were cut off: 1" in server.log
+        assert isinstance(asked.exception(), httpx.TransportError)
+
+
+def test_a_server_without_time_to_end_ends_well_where_nobody_waits(bundle: Path) -> None:
+    with serving("--bundle", str(bundle), "--drain-seconds", "0") as server:
+        assert server.post("/v1/score", ONE).status_code == 200  # its connection stays open
+        assert server.stop(signal.SIGINT) == 0
+        assert "ancel" not in server.log
+
+
+def test_a_server_that_loads_ends_at_once(bundle: Path, tmp_path: Path) -> None:
+    trigger = tmp_path / "trigger"
+    trigger.write_text("60")
+    with started(["--bundle", str(bundle)], command=faulty("slow-open", trigger)) as server:
+        server.wait_until(lambda: not trigger.exists())
+        assert server.stop() == 0
+        assert "serving on" not in server.log
+
+
+def test_a_server_that_stops_does_not_wait_for_another_model(bundle: Path, tmp_path: Path) -> None:
+    trigger = tmp_path / "trigger"
+    with serving("--bundle", str(bundle), command=faulty("slow-open", trigger)) as server:
+        trigger.write_text("60")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_until(lambda: not trigger.exists())
+        assert server.stop() == 0
+        assert "answers from now on" not in server.log
+
+
+def test_signals_that_come_while_a_model_loads_open_the_bundle_once_more(bundle: Path, tmp_path: Path) -> None:
+    trigger = tmp_path / "trigger"
+    with serving("--bundle", str(bundle), command=faulty("slow-open", trigger)) as server:
+        statuses: set[int] = set()
+        is_over = threading.Event()
+
+        def ask() -> None:
+            while not is_over.is_set():
+                statuses.add(server.post("/v1/score", ONE).status_code)
+
+        asking = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in asking:
+            thread.start()
+        trigger.write_text("0.3")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_until(lambda: not trigger.exists())
+        for _ in range(3):
+            server.process.send_signal(signal.SIGHUP)
+            server.get("/health")
+        server.wait_until(lambda: server.log.count("its model answers from now on") >= 2)
+        time.sleep(0.3)  # in which others would be opened
+        is_over.set()
+        for thread in asking:
+            thread.join()
+        assert statuses == {200}
+        assert server.metric('cappy_swaps_total{result="done"}') == 2
+        assert server.stop() == 0
