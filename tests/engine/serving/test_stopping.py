@@ -52,7 +52,10 @@ def test_a_server_that_stops_waits_no_longer_than_it_may(bundle: Path, tmp_path:
 def test_a_run_that_hangs_does_not_keep_a_server_that_stops(bundle: Path, tmp_path: Path, workers: str) -> None:
     trigger = tmp_path / "trigger"
     options = ["--bundle", str(bundle), "--drain-seconds", "0.3"]
-    with serving(*options, *workers.split(), command=faulty("hangs", trigger)) as server, ThreadPoolExecutor(1) as threads:
+    with (
+        serving(*options, *workers.split(), command=faulty("hangs", trigger)) as server,
+        ThreadPoolExecutor(1) as threads,
+    ):
         trigger.touch()
         asked = threads.submit(server.post, "/v1/score", ONE)
         server.wait_until(lambda: not trigger.exists())
