@@ -8,7 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 from starlette.datastructures import Headers
@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from cappy_engine.errors import InvalidRequest, QueueClosed
 from cappy_engine.serving.dialects.kserve import JSON_LENGTH_HEADER, read_infer
 from cappy_engine.serving.dialects.routes import Route
-from cappy_engine.serving.http.bodies import ClientGone, read_body, until_gone
+from cappy_engine.serving.http.bodies import BodyRoom, ClientGone, read_body, until_gone
 from cappy_engine.serving.keys import ApiKeys
 from cappy_engine.serving.logs import FIELDS
 from cappy_engine.serving.queue import STOPPED
@@ -28,6 +28,8 @@ from cappy_engine.serving.statuses import Failure, failure_of
 from cappy_engine.serving.tracing import Tracer
 
 GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+BODIES_AT_ONCE = 64
+"""As many bodies of `max_body_bytes` may be arriving at once, or more that are smaller."""
 CLIENT_GONE = 499
 """What the log says of a request whose client went away, as nginx does."""
 
@@ -47,6 +49,10 @@ class Gate:
     tracer: Tracer | None = None
     is_closing: bool = False
     unanswered: int = 0
+    bodies: BodyRoom = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bodies = BodyRoom(BODIES_AT_ONCE * self.options.max_body_bytes)
 
     def check_key(self, headers: Headers) -> None:
         """Raise InvalidRequest (401) unless the request has a key that may ask."""
@@ -105,7 +111,11 @@ class ScoringEndpoint:
         model = self._gate.service.model.card
         self._check_content(headers)
         body = await read_body(
-            receive, headers.get("content-length"), max_bytes=options.max_body_bytes, seconds=options.body_seconds
+            receive,
+            headers.get("content-length"),
+            max_bytes=options.max_body_bytes,
+            seconds=options.body_seconds,
+            room=self._gate.bodies,
         )
         if (name := scope["path_params"].get("name")) is not None:
             model.check_name(name)
