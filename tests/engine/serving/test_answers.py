@@ -183,3 +183,14 @@ def test_a_short_request_does_not_wait_until_long_texts_are_tokenised(bundle: Pa
         assert server.post("/v1/score", pairs_of((SKY, "Yes"))).status_code == 200
         assert not all(future.done() for future in long)
         assert {future.result().status_code for future in long} == {200}
+
+
+def test_requests_of_every_kind_are_counted_by_their_path(server: Server) -> None:
+    kinds = ['route="/health",status="200"', 'route="other",status="404"', 'route="/v1/score",status="405"']
+    kinds += ['route="/v2/models/{name}",status="404"', 'route="/v1/score",status="200"']
+    for path in ("/health", "/nothing/1", "/nothing/2", "/v1/score", "/v2/models/gpt"):
+        server.get(path)
+    server.post("/v1/score", pairs_of((SKY, "Yes")))
+    for kind in kinds:
+        assert server.metric(f"cappy_requests_total{{{kind}}}") >= 1
+    assert "nothing" not in server.get("/metrics").text

@@ -13,13 +13,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.routing import Route as Path
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cappy_engine import __version__
 from cappy_engine.serving.assets import Asset, read_assets
 from cappy_engine.serving.dialects.kserve import ModelReady, ServerReady, describe_model, describe_server
 from cappy_engine.serving.dialects.routes import ROUTES
 from cappy_engine.serving.http.endpoint import Gate, ScoringEndpoint, encoded, failure_reply
-from cappy_engine.serving.metrics import CONTENT_TYPE
+from cappy_engine.serving.metrics import CONTENT_TYPE, Metrics
 from cappy_engine.serving.openapi import describe
 from cappy_engine.serving.service import Service
 from cappy_engine.serving.statuses import Failure, failure_of
@@ -27,8 +28,8 @@ from cappy_engine.serving.statuses import Failure, failure_of
 Answer = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(gate: Gate) -> Starlette:
-    """Make the application that answers all paths.
+def make_app(gate: Gate) -> ASGIApp:
+    """Make the application that answers all paths, and counts the answers.
 
     >>> app = make_app(Gate(service, ServerOptions(), keys=None))
     """
@@ -60,7 +61,26 @@ def make_app(gate: Gate) -> Starlette:
         exception_handlers={HTTPException: _http_error, Exception: _server_error},
     )
     app.router.redirect_slashes = False
-    return app
+    return _counted(app, service.metrics)
+
+
+def _counted(app: Starlette, metrics: Metrics) -> ASGIApp:
+    """Count every answer by the path of its route, never by the one that was asked for: anybody can make up those."""
+    paths: dict[object, str] = {route.endpoint: route.path for route in app.routes if isinstance(route, Path)}
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        status = 0
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        await app(scope, receive, send_on)
+        if status:
+            metrics.answered(paths.get(scope.get("endpoint"), "other"), status)
+
+    return answer
 
 
 def _answer(gate: Gate, read: Callable[[Request], Any], *, needs_key: bool = False) -> Answer:

@@ -99,8 +99,11 @@ class ScoringEndpoint:
             status, body, extra = failure.status, *failure_reply(failure)
         if self._gate.is_closing:
             extra["connection"] = "close"
-        await respond(send, status, body, {**extra, "x-request-id": request_id})
-        self._gate.service.metrics.answered(self._route.path, status)
+        try:
+            await respond(send, status, body, {**extra, "x-request-id": request_id})
+        except asyncio.CancelledError:  # the client does not read its answer
+            self._gate.unanswered += 1
+            raise
         self._log(status, request_id, started, result)
         if self._gate.tracer is not None:
             self._gate.tracer.trace(self._route.path, headers, status, time.monotonic() - started, result)
