@@ -48,6 +48,7 @@ FENCES = {
     "opentelemetry": ["cappy_engine.serving.tracing"],
     "starlette": ["cappy_engine.serving.http"],
     "uvicorn": ["cappy_engine.serving.http"],
+    "httptools": ["cappy_engine.serving.http"],
     "uvloop": ["cappy_engine.serving.http", "cappy_bench.load"],
     "prometheus_client": ["cappy_engine.serving.metrics"],
     "torch": ["cappy_export", "cappy_bench", "cappy_mini"],

@@ -43,6 +43,7 @@ class ServerOptions:
     ] = None
     max_pairs: Annotated[int, Asked("pairs of a request", least=1)] = 1024
     max_body_bytes: Annotated[int, Asked("bytes of a request's body", least=1)] = 4 * 2**20
+    max_connections: Annotated[int, Asked("connections that may be open", least=1)] = 4096
     body_seconds: Annotated[float, Asked("seconds in which a request's headers and body must arrive", least=0.001)] = 20
     request_seconds: Annotated[float, Asked("seconds in which a request is answered, or given up", least=0.001)] = 60
     idle_seconds: Annotated[
@@ -54,7 +55,7 @@ class ServerOptions:
     tracing: Annotated[bool, Asked("send OpenTelemetry spans where OTEL_EXPORTER_OTLP_ENDPOINT says")] = False
 
     def __post_init__(self) -> None:
-        for name in ("max_queue_pairs", "max_queue_tokens", "step_tokens", "max_pairs", "max_body_bytes"):
+        for name in "max_queue_pairs max_queue_tokens step_tokens max_pairs max_body_bytes max_connections".split():
             value = getattr(self, name)
             if value is not None or not name.endswith("_tokens"):
                 object.__setattr__(self, name, check_count(name, value))

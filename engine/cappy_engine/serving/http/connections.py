@@ -1,60 +1,286 @@
-"""Bound what uvicorn leaves open: how long the headers of a request may take, and how many bytes they may have."""
+"""Bound what uvicorn leaves open: how much a connection may send, and how long it may stay.
+
+uvicorn limits the time between two requests only. It keeps what a client sends ahead without a bound, the fields behind
+a body too, and forgets the time limit when a byte comes at the wrong moment.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from starlette.types import Message, Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from cappy_engine.serving.http.endpoint import failure_reply
+from cappy_engine.serving.http.transports import BoundedTransport
+from cappy_engine.serving.server_options import ServerOptions
+from cappy_engine.serving.statuses import Failure
 
 MAX_HEADER_BYTES = 64 * 2**10
+MAX_WAITING = 64
+"""The requests that may wait on a connection behind the one that is answered. What comes after them is not read."""
+REFUSED_AT_ONCE = 64
+"""The connections above the limit that hear why they are closed; any more are closed without a word."""
+
+NOT_HTTP = Failure(400, "what was sent is not valid HTTP/1.1; the server speaks neither HTTP/2 nor TLS")
+LONG_HEAD = Failure(400, f"the headers have more than {MAX_HEADER_BYTES} bytes; send fewer, or shorter ones")
+
+
+def connection_class(options: ServerOptions) -> type[BoundedConnection]:
+    """Make the class of a server's connections, as uvicorn takes it.
+
+    >>> uvicorn.Config(app, http=connection_class(ServerOptions(idle_seconds=10)))
+    """
+
+    class Connection(BoundedConnection):
+        bounds = options
+
+    return Connection
+
+
+class _LongHead(Exception):
+    """A request's head, or the fields behind its body, are too long."""
+
+
+class _TooMany(Exception):
+    """A request comes behind too many others."""
+
+
+class _Flow(FlowControl):
+    """uvicorn's flow control, which reads no more while `is_full`."""
+
+    def __init__(self, transport: asyncio.Transport, is_full: Callable[[], bool]) -> None:
+        super().__init__(transport)
+        self._is_full = is_full
+
+    def resume_reading(self) -> None:
+        if not self._is_full():
+            super().resume_reading()
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """A connection that is closed if it sends no whole request head within `header_seconds`, or too long a one.
+    """A connection that holds no more than it may, and is closed if it sends no whole request head in time."""
 
-    uvicorn has a time limit between requests only: a client that sends nothing, or a byte now and then, would stay.
-    """
-
-    header_seconds = 20.0
+    bounds: ServerOptions
+    _out: BoundedTransport
+    _unanswered: deque[Any]
+    """uvicorn's cycles: the request that is answered, and those that wait behind it."""
+    _was_asked = False
     _until_head: asyncio.TimerHandle | None = None
+    _is_in_message = False
     _is_in_head = False
-    _head_bytes = 0
+    _is_deaf = False
+    """Nothing that comes is read any more."""
+    _steps = 0
+    _loose_bytes = 0
+    """The bytes since the last step that are not of a body: of a head, of the fields behind a body, of chunk sizes."""
+
+    # What happens to the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn's
-        """Begin to wait for the first request."""
-        super().connection_made(transport)
-        self._wait_for_head()
+        """Begin to wait for the first request, or refuse it where there are too many connections."""
+        self._out = BoundedTransport(transport, self.loop, self.bounds.idle_seconds, self._has_unread)
+        self._unanswered = deque()
+        super().connection_made(self._out)
+        self.app = self._answer
+        self.flow = _Flow(self._out, self._is_full)
+        limit = self.bounds.max_connections
+        if len(self.connections) <= limit:
+            self._wait_for_head()
+        elif len(self.connections) <= limit + REFUSED_AT_ONCE:
+            problem = f"{limit} connections are open, which is max_connections; close some, or come again later"
+            self._refuse(Failure(503, problem, headers={"retry-after": "1"}))
+        else:
+            self._out.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Take what arrives; close the connection where a request's head is too long."""
-        super().data_received(data)
-        if self._is_in_head and not self.transport.is_closing():
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEADER_BYTES:
-                self.send_400_response(f"the headers have more than {MAX_HEADER_BYTES} bytes")
+        """Take what arrives, as far as it may."""
+        if self._out.is_lingering:
+            self._out.discard(len(data))
+        if self._is_deaf or self._out.is_closing():
+            return
+        self._unset_keepalive_if_required()
+        steps, loose = self._steps, self._loose_bytes
+        try:
+            self._parse(data)
+            if self._steps == steps:  # not all of it is told to `on_header`: what is not at its end is not
+                self._loose_bytes = loose
+                self._count(len(data))
+        except httptools.HttpParserError as error:
+            if isinstance(error.__context__, _TooMany):
+                self._is_deaf = True
+                self._unanswered[-1].keep_alive = False
+            else:
+                self._refuse(LONG_HEAD if isinstance(error.__context__, _LongHead) else NOT_HTTP)
+        except _LongHead:
+            self._refuse(LONG_HEAD)
+        self._wait_if_idle()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell every request of the connection that nobody waits for its answer."""
+        self._stop_waiting()
+        self._out.lost()
+        for cycle in self._unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.pipeline.clear()
+        super().connection_lost(exc)
+
+    # What the parser finds
 
     def on_message_begin(self) -> None:
         """Begin to wait for the rest of a request's head."""
+        if len(self.pipeline) >= MAX_WAITING:
+            raise _TooMany
         super().on_message_begin()
-        self._is_in_head = True
-        self._head_bytes = 0
+        self._is_in_message = self._is_in_head = True
+        self._step()
         if self._until_head is None:
             self._wait_for_head()
 
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the request's path."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; fields behind a body are counted only."""
+        self._count(len(name) + len(value) + len(b": \r\n"))
+        if self._is_in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Wait no longer: the head is there."""
+        if self._is_offer():
+            return
         self._is_in_head = False
+        self._step()
         self._stop_waiting()
         super().on_headers_complete()
+        self._unanswered.append(self.cycle)
+        self._was_asked = True
+        self.flow.resume_reading()  # else nobody would hear that a client with several requests hangs up
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
-        self._stop_waiting()
-        super().connection_lost(exc)
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        self._step()
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Note that the request is whole."""
+        if self._is_offer():
+            return
+        self._is_in_message = False
+        self._step()
+        super().on_message_complete()
+
+    # How it is answered
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; if its body is not whole by then, it is the connection's last."""
+        cycle = self._unanswered[0]
+
+        async def send_on(message: Message) -> None:
+            if cycle.more_body and message["type"] == "http.response.start":
+                cycle.keep_alive = False
+            await send(message)
+
+        try:
+            await self.config.loaded_app(scope, receive, send_on)
+        except asyncio.CancelledError:  # the time to end is over, and the client does not read
+            cycle.disconnected = True
+            self._out.abort()
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request."""
+        self._unanswered.popleft()
+        super().on_response_complete()
+
+    def _refuse(self, failure: Failure) -> None:
+        """Take no more, and say why, in the place of the request that is wrong.
+
+        Where others before it are not answered yet, the connection is closed behind their answers instead.
+        """
+        self._is_deaf = True
+        wrong = self._unanswered[-1] if self._unanswered and self._unanswered[-1].more_body else None
+        if wrong is not None and self.pipeline:  # its body is wrong, and it was not begun
+            self.pipeline.popleft()
+            self._unanswered.pop()
+        elif wrong is not None:
+            wrong.disconnected = True
+            wrong.message_event.set()
+            if wrong.response_started:
+                self._out.abort()
+                return
+        if self._unanswered and self._unanswered[-1] is not wrong:
+            self._unanswered[-1].keep_alive = False
+            return
+        body, headers = failure_reply(failure)
+        headers.update({"content-length": str(len(body)), "connection": "close"})
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self._out.write(STATUS_LINE[failure.status] + lines.encode() + b"\r\n" + body)
+        self._out.close()
+
+    # What is counted
+
+    def _parse(self, data: bytes) -> None:
+        """Read requests. The parser stops at an offer to change the protocol, and would not read that request's body.
+
+        No offer is taken, so the parser is told the head again without it. Java's client offers HTTP/2 by default.
+        """
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+                if self._is_offer():
+                    data = self._head_without_offer() + data
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            else:
+                return
+
+    def _is_offer(self) -> bool:
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+
+    def _head_without_offer(self) -> bytes:
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        lines = [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([b"%s %s HTTP/%s" % (method, self.url, version), *lines, b"", b""])
+
+    def _step(self) -> None:
+        self._steps += 1
+        self._loose_bytes = 0
+
+    def _count(self, size: int) -> None:
+        self._loose_bytes += size
+        if self._loose_bytes > MAX_HEADER_BYTES:
+            raise _LongHead
+
+    def _has_unread(self) -> bool:
+        return self._is_in_message or self._is_deaf
+
+    def _is_full(self) -> bool:
+        """Tell if the requests that wait hold more than they may."""
+        return sum(len(cycle.body) for cycle, _ in self.pipeline) > HIGH_WATER_LIMIT
+
+    # How long it stays
+
+    def _wait_if_idle(self) -> None:
+        """Start uvicorn's time between requests again, where bytes came that begin no request."""
+        is_idle = self._was_asked and not self._unanswered and not self._is_in_message
+        if is_idle and self.timeout_keep_alive_task is None and not self._out.is_closing():
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _wait_for_head(self) -> None:
-        self._until_head = self.loop.call_later(self.header_seconds, self._close_if_waiting)
+        self._until_head = self.loop.call_later(self.bounds.body_seconds, self._close_if_waiting)
 
     def _stop_waiting(self) -> None:
         if self._until_head is not None:
@@ -63,8 +289,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _close_if_waiting(self) -> None:
         """Close the connection, but not before the request before on it is answered."""
-        cycle: Any = self.cycle
-        if cycle is not None and not cycle.response_complete:
+        if self._unanswered:
             self._wait_for_head()
-        elif not self.transport.is_closing():
-            self.transport.close()
+        elif not self._out.is_closing():
+            self._out.close_now()

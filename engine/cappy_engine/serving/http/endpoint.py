@@ -180,8 +180,6 @@ def failure_reply(failure: Failure) -> tuple[bytes, dict[str, str]]:
     headers.update(failure.headers)
     if failure.status == 401:
         headers["www-authenticate"] = "Bearer"
-    if failure.status in (401, 408, 413, 415):  # the rest of the body is not read
-        headers["connection"] = "close"
     return body, headers
 
 

@@ -26,7 +26,7 @@ import uvloop
 from cappy_engine.errors import ServingError
 from cappy_engine.options import ScorerOptions
 from cappy_engine.serving.http.app import make_app
-from cappy_engine.serving.http.connections import BoundedConnection
+from cappy_engine.serving.http.connections import connection_class
 from cappy_engine.serving.http.endpoint import Gate
 from cappy_engine.serving.http.listening import BACKLOG, Listener
 from cappy_engine.serving.keys import read_keys
@@ -73,11 +73,10 @@ class _Server:
         self._loading: threading.Thread | None = None
         self._is_asked_again = False
         self._is_signalled = False
-        BoundedConnection.header_seconds = gate.options.body_seconds
         self._web = _Web(
             uvicorn.Config(
                 make_app(gate),
-                http=BoundedConnection,
+                http=connection_class(gate.options),
                 ws="none",
                 lifespan="off",
                 log_config=None,
