@@ -77,6 +77,7 @@ class LoadedModel:
         self.scorer = Scorer.open_with(bundle, options)
         self.max_text_chars = options.max_text_chars
         self._metrics = metrics
+        metrics.serves(self.scorer.info.device, self.scorer.info.precision)
         info = self.scorer.info
         own_name = "cappy-mini" if bundle == EMBEDDED else Path(bundle).absolute().name
         self.card = ServedModel(server.model_names or (own_name,), info.device, info.precision, info.max_length)

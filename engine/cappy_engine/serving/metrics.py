@@ -45,6 +45,11 @@ class Metrics:
         """Write the metrics as Prometheus reads them."""
         return generate_latest(self._registry)
 
+    def serves(self, device: str, precision: str) -> None:
+        """Begin to count for a model, so that its counters are there before its first run."""
+        for counter in (self._pairs, self._tokens, self._computed):
+            counter.labels(device, precision)
+
     def watch(self, name: str, help: str, read: Callable[[], float]) -> None:
         """Ask `read` for the value of a gauge, whenever the page is written."""
         Gauge(f"cappy_{name}", help, registry=self._registry).set_function(read)

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 from starlette.datastructures import Headers
@@ -30,6 +31,8 @@ from cappy_engine.serving.tracing import Tracer
 GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 BODIES_AT_ONCE = 64
 """As many bodies of `max_body_bytes` may be arriving at once, or more that are smaller."""
+LARGE_BYTES = 2**16
+"""A larger body is decoded in a thread: one of 4 MB takes tenths of a second."""
 CLIENT_GONE = 499
 """What the log says of a request whose client went away, as nginx does."""
 
@@ -122,9 +125,10 @@ class ScoringEndpoint:
         )
         if (name := scope["path_params"].get("name")) is not None:
             model.check_name(name)
+        read = partial(self._route.read, body, model)
         if self._route.has_tensors:
-            return read_infer(body, model, headers.get(JSON_LENGTH_HEADER))
-        return self._route.read(body, model)
+            read = partial(read_infer, body, model, headers.get(JSON_LENGTH_HEADER))
+        return read() if len(body) <= LARGE_BYTES else await asyncio.to_thread(read)
 
     def _check_content(self, headers: Headers) -> None:
         """Raise InvalidRequest (415) for a body that says to be something else than JSON."""
