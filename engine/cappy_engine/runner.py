@@ -136,6 +136,8 @@ class Runner:
         `run` shares its batches out and waits for the last one. Who has ever more pairs calls this instead.
         """
         session = self._narrow or self._session
+        if session is None:
+            raise ScoringError(CLOSED)
         scores = np.empty(len(encoded), dtype=np.float32)
         for batch in self._cut(encoded.lengths, self.grouping):
             scores[batch.rows] = self._score(session, encoded, batch)
@@ -149,7 +151,10 @@ class Runner:
 
     def _each(self, plan: Plan, encoded: EncodedPairs) -> Iterator[tuple[Batch, Scores]]:
         """Yield each batch with its scores, in the plan's order."""
-        score = partial(self._score, self._narrow if plan.is_shared else self._session, encoded)
+        session = self._narrow if plan.is_shared else self._session
+        if session is None:
+            raise ScoringError(CLOSED)
+        score = partial(self._score, session, encoded)
         if not plan.is_shared or self._callers is None:
             return zip(plan.batches, map(score, plan.batches), strict=True)
         try:
@@ -157,10 +162,8 @@ class Runner:
         except RuntimeError as error:  # another thread closed the runner meanwhile, or the system has no more threads
             raise ScoringError(CLOSED if self._session is None else f"no thread can be started: {error}") from error
 
-    def _score(self, session: Session | None, encoded: EncodedPairs, batch: Batch) -> Scores:
+    def _score(self, session: Session, encoded: EncodedPairs, batch: Batch) -> Scores:
         """Score a batch; where it fails, find the pair that is at fault."""
-        if session is None:
-            raise ScoringError(CLOSED)
 
         def run(rows: Batch) -> Scores:
             return finite(session.run(model_inputs(encoded, rows, pad_token_id=self._pad_token_id)))
