@@ -78,7 +78,8 @@ def test_a_second_signal_ends_a_server_at_once(bundle: Path, tmp_path: Path) -> 
 
 
 def test_a_server_without_time_to_end_ends_well_where_nobody_waits(bundle: Path) -> None:
-    with serving("--bundle", str(bundle), "--drain-seconds", "0") as server:
+    with serving("--bundle", str(bundle), "--drain-seconds", "0") as server, server.connect() as client:
+        client.sendall(b"GET /hea")
         assert server.post("/v1/score", ONE).status_code == 200  # its connection stays open
         assert server.stop(signal.SIGINT) == 0
         assert "ancel" not in server.log

@@ -263,11 +263,11 @@ class _Web(uvicorn.Server):
             await asyncio.sleep(TICK_SECONDS)
             if not connections or time.monotonic() >= self.deadline:
                 break
-        self.cut_off = len(connections)
+        self.cut_off = sum(not connection.transport.is_closing() for connection in connections)
         for task in self.server_state.tasks:
             task.cancel()
         await _wait_for(lambda: not connections, time.monotonic() + GRACE_SECONDS)
-        for connection in connections:
+        for connection in list(connections):
             connection.transport.abort()
 
 
