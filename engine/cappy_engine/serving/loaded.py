@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,16 +47,15 @@ class Waiting:
     places: Ids
     job: Job
 
-    async def scores(self) -> Scores:
-        """Wait for the scores of all pairs. Raises what made the job fail, with the index of the pair."""
-        found = await result_of(self.job, lambda index: int((self.places == index).argmax()))
-        return found[self.places]
+    def scores(self) -> Scores:
+        """Give the scores of all pairs, which are there. Raises what made the job fail, with the index of the pair."""
+        return scores_of(self.job, lambda index: int((self.places == index).argmax()))[self.places]
 
 
-async def result_of(job: Job, place_of: Callable[[int], int]) -> Scores:
-    """Wait for the scores of a job; `place_of` tells which pair of the request one of its pairs is."""
+def scores_of(job: Job, place_of: Callable[[int], int]) -> Scores:
+    """Give the scores of a job, which are there; `place_of` tells which pair of the request one of its pairs is."""
     try:
-        return await asyncio.wrap_future(job.future)
+        return job.future.result(timeout=0)
     except ScoringError as error:
         if error.index is None:
             raise
@@ -123,11 +122,28 @@ class LoadedModel:
             log.error("the fp32 model cannot be opened: %s", error)  # noqa: TRY400 - the message says all
             raise NotReady("the fp32 model cannot be opened; ask without exact_winner, or see the log") from error
 
-    def submit(self, request: ScoringRequest, place: Place, deadline: float) -> Waiting:
-        """Tokenise the pairs of a request and let them wait; blocks for as long as that takes."""
-        encoded = self.scorer.encode(request.pairs, too_long=request.too_long)
-        distinct, places = encoded.distinct()
-        return Waiting(encoded, places, place.submit(distinct, deadline=deadline))
+    def score(self, request: ScoringRequest, place: Place, deadline: float, encoder: Executor) -> Future[Waiting]:
+        """Have `encoder` tokenise the pairs of a request and let them wait; the future is done when they are scored.
+
+        So whoever waits is woken once, and not between the two. The future raises what tokenising and `place` raise.
+        """
+        answer: Future[Waiting] = Future()
+
+        def tokenise() -> None:
+            if not answer.set_running_or_notify_cancel():
+                return
+            try:
+                encoded = self.scorer.encode(request.pairs, too_long=request.too_long)
+                distinct, places = encoded.distinct()
+                waiting = Waiting(encoded, places, place.submit(distinct, deadline=deadline))
+            except BaseException as error:
+                answer.set_exception(error)
+            else:
+                waiting.job.future.add_done_callback(lambda done: answer.set_result(waiting))
+
+        work = encoder.submit(tokenise)
+        work.add_done_callback(lambda done: done.cancelled() and answer.cancel())  # an encoder that is shut down
+        return answer
 
     def close(self, wait_seconds: float | None = None) -> None:
         """Answer what waits, for at most `wait_seconds`, and free the model when its last run has ended."""

@@ -9,6 +9,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from cappy_engine.options import ScorerInfo
 from cappy_engine.serving.jobs import Step
+from cappy_engine.serving.requests import ScoringResult
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -66,13 +67,12 @@ class Metrics:
         """Count a request whose client went away."""
         self._abandoned.inc()
 
-    def staged(self, stage: str, seconds: float) -> None:
-        """Count the time of a request in a stage."""
-        self._stages.labels(stage).observe(seconds)
-
-    def truncated(self, pairs: int) -> None:
-        """Count truncated pairs."""
-        self._truncated.inc(pairs)
+    def scored(self, result: ScoringResult) -> None:
+        """Count the time of a request in each stage, and its truncated pairs."""
+        for stage, seconds in result.stages.items():
+            self._stages.labels(stage).observe(seconds)
+        if truncated := int(result.scored.truncated.sum()):
+            self._truncated.inc(truncated)
 
     def swapped(self, result: str) -> None:
         """Count a bundle that was opened again: "done" or "failed"."""

@@ -259,6 +259,9 @@ class ScoringQueue:
             log.exception("a step failed")
             self._break(ModelBroken(f"a step failed: {type(error).__name__}: {error}"))
         done = Step(model, step.lengths, len(step.parts), time.monotonic() - started)
+        for job in {part.job for part in step.parts}:  # first: its client waits
+            if job.scored == len(job.encoded):
+                job.succeed()
         self._finish(step, done)
         self._on_step(done)
 
@@ -275,16 +278,15 @@ class ScoringQueue:
             self._is_alone = False
             self._tokens_per_second += (rate - self._tokens_per_second) * (0.2 if self._tokens_per_second else 1.0)
             self._changed.notify_all()
-        for job in {part.job for part in step.parts}:
-            if job.scored == len(job.encoded):
-                job.succeed()
 
     def _break(self, error: ModelBroken) -> None:
         with self._changed:
             if self._is_over:  # what runs when the model is freed fails
                 return
+            self._is_closed = self._is_over = True
+        self._on_broken(error)  # before a client hears of it
+        with self._changed:
             self._end(error)
-        self._on_broken(error)
 
 
 def _give_way() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -53,7 +52,7 @@ class Stages:
         >>> Stages(total=0.5).items()[-1]
         ('total', 0.5)
         """
-        return list(dataclasses.asdict(self).items())
+        return [("tokenize", self.tokenize), ("queue", self.queue), ("score", self.score), ("total", self.total)]
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,15 @@ Knows nothing of HTTP. `load` and `close` block; `score` is called in the event 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-import numpy as np
-
-from cappy_engine.batching import EncodedPairs
 from cappy_engine.bundle import EMBEDDED
 from cappy_engine.errors import (
     DeadlinePassed,
@@ -24,16 +22,18 @@ from cappy_engine.errors import (
     ModelBroken,
     NotReady,
     QueueClosed,
+    ScoringError,
 )
 from cappy_engine.options import ScorerOptions
 from cappy_engine.ranking import near_best
 from cappy_engine.scored import Scored
-from cappy_engine.serving.loaded import LoadedModel, result_of
+from cappy_engine.serving.loaded import LoadedModel, scores_of
 from cappy_engine.serving.metrics import Metrics
 from cappy_engine.serving.queue import Place
 from cappy_engine.serving.requests import ScoringRequest, ScoringResult, Stages
 from cappy_engine.serving.server_options import ServerOptions
 
+Done = TypeVar("Done")
 State = Literal["loading", "ready", "draining", "broken"]
 LONG_CHARS = 2**16
 """Requests of more characters are tokenised by a thread of their own, so that others do not wait for them."""
@@ -65,6 +65,7 @@ class Service:
         self._is_stopping = False
         self._changing = threading.Lock()
         self._leaving: list[threading.Thread] = []
+        self._reader = ThreadPoolExecutor(1, "cappy-read")
         self._encoder = ThreadPoolExecutor(1, "cappy-tokenize")
         self._long_encoder = ThreadPoolExecutor(1, "cappy-tokenize-long")
         metrics.watch("queue_pairs", "pairs that wait", lambda: self._waiting()[0])
@@ -129,6 +130,10 @@ class Service:
                 "less at once"
             ) from error
 
+    async def aside(self, work: Callable[[], Done]) -> Done:
+        """Do work that takes longer than the event loop may stand still, such as reading a large request."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, work)
+
     def drain(self) -> None:
         """Say that this server stops; what comes is still answered, and no other model is loaded."""
         with self._changing:
@@ -146,8 +151,8 @@ class Service:
             self._model.close(wait_seconds)
         for thread in self._leaving:
             thread.join()
-        for encoder in (self._encoder, self._long_encoder):
-            encoder.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._reader, self._encoder, self._long_encoder):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def _score(self, request: ScoringRequest, request_id: str) -> ScoringResult:
         started = time.monotonic()
@@ -155,22 +160,22 @@ class Service:
         chars = sum(map(len, {text for pair in request.pairs for text in pair}))
         model, room = self._reserve(len(request.pairs), chars)
         encoder = self._encoder if chars <= LONG_CHARS else self._long_encoder
-        in_thread = asyncio.get_running_loop().run_in_executor
         with room as place:
             margin = model.margin() if request.exact_winner else 0.0
-            waiting = await in_thread(encoder, model.submit, request, place, deadline)
-            scores = await waiting.scores()
+            waiting = await asyncio.wrap_future(model.score(request, place, deadline, encoder))
+            scores = waiting.scores()
             exact: dict[int, float] = {}
             near = near_best(scores, margin) if margin and len(scores) else []
             if len(near) > 1:
-                await in_thread(self._long_encoder, model.open_exact)
+                await asyncio.get_running_loop().run_in_executor(self._long_encoder, model.open_exact)
                 job = place.submit(waiting.encoded.chosen(near), deadline=deadline, model="exact")
-                exact = dict(zip(near, (await result_of(job, near.__getitem__)).tolist(), strict=True))
+                with contextlib.suppress(ScoringError):  # told with its place by `scores_of`
+                    await asyncio.wrap_future(job.future)
+                exact = dict(zip(near, scores_of(job, near.__getitem__).tolist(), strict=True))
         ended = time.monotonic()
         submitted, began = waiting.job.submitted, waiting.job.started or waiting.job.submitted
         stages = Stages(submitted - started, began - submitted, ended - began, ended - started)
         encoded = waiting.encoded
-        self._count(encoded, stages)
         scored = Scored(scores, encoded.lengths, encoded.truncated, encoded.without_instruction)
         return ScoringResult(scored, model.card, request_id, int(time.time()), exact, stages)
 
@@ -183,12 +188,6 @@ class Service:
             except QueueClosed:
                 if model is self._model:
                     raise
-
-    def _count(self, encoded: EncodedPairs, stages: Stages) -> None:
-        for stage, seconds in stages.items():
-            self.metrics.staged(stage, seconds)
-        if truncated := int(np.count_nonzero(encoded.truncated)):
-            self.metrics.truncated(truncated)
 
     def _break(self, model: LoadedModel, error: ModelBroken) -> None:
         log.error("%s", error)

@@ -1,4 +1,4 @@
-"""Bodies that arrive at once share the memory that they may fill."""
+"""Bodies that are read at once share the memory that they may fill."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ def test_bodies_that_do_not_fit_together_are_refused_and_leave_room_again() -> N
         return queue
 
     async def read(queue: asyncio.Queue[Message]) -> bytes:
-        return await read_body(queue.get, None, max_bytes=8, seconds=5, room=room)
+        with room.of_one() as take:
+            return await read_body(queue.get, None, max_bytes=8, seconds=5, take=take)
 
     async def run() -> None:
         slow = parts(b"123456", wait=True)
         first = asyncio.ensure_future(read(slow))
         await asyncio.sleep(0)
-        with pytest.raises(QueueFull, match="bodies of 11 bytes arrive at once, and 10 may"):
+        with pytest.raises(QueueFull, match="bodies of 11 bytes are being read, and 10 may be"):
             await read(parts(b"abc", b"de"))
         assert await read(parts(b"abcd")) == b"abcd"
         with pytest.raises(InvalidRequest, match="more than 8 bytes"):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from starlette.types import Receive
 
@@ -16,39 +19,47 @@ class ClientGone(Exception):
 
 @dataclass
 class BodyRoom:
-    """The memory that bodies may fill together while they arrive.
+    """The memory that bodies may fill together while they arrive and are decoded.
 
-    >>> room = BodyRoom(2**20)
-    >>> room.take(1000)
+    >>> with BodyRoom(2**20).of_one() as take:
+    ...     take(1000)
     """
 
     max_bytes: int
     held: int = 0
 
-    def take(self, size: int) -> None:
-        """Hold more bytes. Raises QueueFull where they do not fit."""
-        if self.held + size > self.max_bytes:
-            raise QueueFull(
-                f"the server is busy: bodies of {self.held + size} bytes arrive at once, and {self.max_bytes} may; "
-                "send the request again later",
-                retry_seconds=1,
-            )
-        self.held += size
+    @contextlib.contextmanager
+    def of_one(self) -> Iterator[Callable[[int], None]]:
+        """Give what takes room for more bytes of a body, until the end; it raises QueueFull where they do not fit."""
+        held = 0
 
-    def give_back(self, size: int) -> None:
-        """Hold them no longer."""
-        self.held -= size
+        def take(size: int) -> None:
+            nonlocal held
+            if self.held + size > self.max_bytes:
+                raise QueueFull(
+                    f"the server is busy: bodies of {self.held + size} bytes are being read, and {self.max_bytes} "
+                    "may be; send the request again later",
+                    retry_seconds=1,
+                )
+            self.held += size
+            held += size
+
+        try:
+            yield take
+        finally:
+            self.held -= held
 
 
 async def read_body(
-    receive: Receive, announced: str | None, *, max_bytes: int, seconds: float, room: BodyRoom
+    receive: Receive, announced: str | None, *, max_bytes: int, seconds: float, take: Callable[[int], None]
 ) -> bytes:
     """Read a body, whose length may be `announced` in a header, while it streams.
 
     Raises InvalidRequest (413) as soon as it is longer than `max_bytes`, (408) if it takes more than `seconds`,
-    QueueFull if too many bodies arrive at once, and ClientGone.
+    ClientGone, and what `take` raises, which is told the size of each part.
 
-        >>> body = await read_body(receive, None, max_bytes=2**20, seconds=20, room=BodyRoom(2**24))
+        >>> with BodyRoom(2**24).of_one() as take:
+        ...     body = await read_body(receive, None, max_bytes=2**20, seconds=20, take=take)
     """
     too_large = f"the body has more than {max_bytes} bytes, which is max_body_bytes; send several requests"
     if announced is not None and announced.isdecimal() and (len(announced) > 18 or int(announced) > max_bytes):
@@ -64,18 +75,42 @@ async def read_body(
                 part = message.get("body", b"")
                 if size + len(part) > max_bytes:
                     raise InvalidRequest(too_large, 413)
-                room.take(len(part))
+                take(len(part))
                 size += len(part)
                 parts.append(part)
                 if not message.get("more_body"):
                     return parts[0] if len(parts) == 1 else b"".join(parts)
     except TimeoutError as error:
         raise InvalidRequest(f"the body did not arrive within {seconds:g} seconds; send it faster", 408) from error
+
+
+@contextlib.asynccontextmanager
+async def cancelled_when_gone(receive: Receive) -> AsyncIterator[None]:
+    """Cancel what runs inside, and raise ClientGone, if the client closes the connection; its body must have been read.
+
+    >>> async with cancelled_when_gone(receive):
+    ...     result = await service.score(request, "1")
+    """
+    task = cast("asyncio.Task[object]", asyncio.current_task())
+    is_inside = True
+
+    def cancel(gone: asyncio.Task[None]) -> None:
+        if is_inside and not gone.cancelled():
+            task.cancel()
+
+    gone = asyncio.ensure_future(_until_gone(receive))
+    gone.add_done_callback(cancel)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if gone.done() and not gone.cancelled() and not task.uncancel():
+            raise ClientGone from None
+        raise
     finally:
-        room.give_back(size)
+        is_inside = False
+        gone.cancel()
 
 
-async def until_gone(receive: Receive) -> None:
-    """Wait until the client closes the connection; its body must have been read."""
+async def _until_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

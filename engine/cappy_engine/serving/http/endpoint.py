@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from cappy_engine.errors import InvalidRequest, QueueClosed
 from cappy_engine.serving.dialects.kserve import JSON_LENGTH_HEADER, read_infer
 from cappy_engine.serving.dialects.routes import Route
-from cappy_engine.serving.http.bodies import BodyRoom, ClientGone, read_body, until_gone
+from cappy_engine.serving.http.bodies import BodyRoom, ClientGone, cancelled_when_gone, read_body
 from cappy_engine.serving.keys import ApiKeys
 from cappy_engine.serving.logs import FIELDS
 from cappy_engine.serving.queue import STOPPED
@@ -41,17 +41,13 @@ log = logging.getLogger("cappy.server")
 
 @dataclass
 class Gate:
-    """What every endpoint shares: the service, its options, the keys that may ask, and whether the server stops.
-
-    `unanswered` counts the requests that were cut off, since the time to answer them was over.
-    """
+    """What every endpoint shares: the service, its options, the keys that may ask, and whether the server stops."""
 
     service: Service
     options: ServerOptions
     keys: ApiKeys | None
     tracer: Tracer | None = None
     is_closing: bool = False
-    unanswered: int = 0
     bodies: BodyRoom = field(init=False)
 
     def __post_init__(self) -> None:
@@ -93,7 +89,6 @@ class ScoringEndpoint:
             return
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError):  # by the server, whose time to end is over
-                self._gate.unanswered += 1
                 error = QueueClosed(STOPPED)
             failure = failure_of(error)
             if failure.status == 500:
@@ -102,11 +97,9 @@ class ScoringEndpoint:
             status, body, extra = failure.status, *failure_reply(failure)
         if self._gate.is_closing:
             extra["connection"] = "close"
-        try:
-            await respond(send, status, body, {**extra, "x-request-id": request_id})
-        except asyncio.CancelledError:  # the client does not read its answer
-            self._gate.unanswered += 1
-            raise
+        await respond(send, status, body, {**extra, "x-request-id": request_id})
+        if result is not None:
+            self._gate.service.metrics.scored(result)
         self._log(status, request_id, started, result)
         if self._gate.tracer is not None:
             self._gate.tracer.trace(self._route.path, headers, status, time.monotonic() - started, result)
@@ -116,19 +109,20 @@ class ScoringEndpoint:
         self._gate.check_key(headers)
         model = self._gate.service.model.card
         self._check_content(headers)
-        body = await read_body(
-            receive,
-            headers.get("content-length"),
-            max_bytes=options.max_body_bytes,
-            seconds=options.body_seconds,
-            room=self._gate.bodies,
-        )
-        if (name := scope["path_params"].get("name")) is not None:
-            model.check_name(name)
-        read = partial(self._route.read, body, model)
-        if self._route.has_tensors:
-            read = partial(read_infer, body, model, headers.get(JSON_LENGTH_HEADER))
-        return read() if len(body) <= LARGE_BYTES else await asyncio.to_thread(read)
+        with self._gate.bodies.of_one() as take:
+            body = await read_body(
+                receive,
+                headers.get("content-length"),
+                max_bytes=options.max_body_bytes,
+                seconds=options.body_seconds,
+                take=take,
+            )
+            if (name := scope.get("path_params", {}).get("name")) is not None:
+                model.check_name(name)
+            read = partial(self._route.read, body, model)
+            if self._route.has_tensors:
+                read = partial(read_infer, body, model, headers.get(JSON_LENGTH_HEADER))
+            return read() if len(body) <= LARGE_BYTES else await self._gate.service.aside(read)
 
     def _check_content(self, headers: Headers) -> None:
         """Raise InvalidRequest (415) for a body that says to be something else than JSON."""
@@ -140,16 +134,8 @@ class ScoringEndpoint:
 
     async def _score(self, request: ScoringRequest, request_id: str, receive: Receive) -> ScoringResult:
         """Score a request, and stop where its client goes away."""
-        work = asyncio.ensure_future(self._gate.service.score(request, request_id))
-        gone = asyncio.ensure_future(until_gone(receive))
-        try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                raise ClientGone
-            return work.result()
-        finally:
-            work.cancel()
-            gone.cancel()
+        async with cancelled_when_gone(receive):
+            return await self._gate.service.score(request, request_id)
 
     def _log(self, status: int, request_id: str, started: float, result: ScoringResult | None) -> None:
         if not self._gate.options.log_requests:
