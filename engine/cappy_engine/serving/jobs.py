@@ -7,17 +7,19 @@ request does not wait for a long one to end, and a long one goes on however many
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import Literal
 
 import numpy as np
 
 from cappy_engine.batching import EncodedPairs, Ids, Scores
-from cappy_engine.errors import CappyError
+from cappy_engine.errors import CappyError, QueueFull
 
 Model = Literal["chosen", "exact"]
 """The model that the scorer was opened with, or fp32 beside it."""
@@ -40,9 +42,38 @@ class QueueLimits:
     max_chars: int = 2**62
 
 
+@dataclass
+class Held:
+    """What a queue holds: pairs and tokens that wait, and pairs and characters for which there is room."""
+
+    waiting_pairs: int = 0
+    waiting_tokens: int = 0
+    reserved_pairs: int = 0
+    reserved_chars: int = 0
+
+    def check(self, limits: QueueLimits, pairs: int, tokens: int, chars: int, tokens_per_second: float) -> None:
+        """Raise QueueFull if more do not fit; it says when to come again, if `tokens_per_second` is not 0.
+
+        >>> Held(waiting_pairs=8).check(QueueLimits(16, 4096, 512), 8, 0, 0, 0.0)
+        """
+        taken = self.waiting_pairs + self.reserved_pairs
+        is_over = (
+            taken + pairs > limits.max_pairs
+            or self.waiting_tokens + tokens > limits.max_tokens
+            or (self.reserved_chars and self.reserved_chars + chars > limits.max_chars)
+        )
+        if taken and is_over:
+            seconds = self.waiting_tokens / tokens_per_second if tokens_per_second else 1
+            raise QueueFull(
+                f"the server is busy: {taken} pairs wait, with {self.waiting_tokens} tokens; {pairs} more do not fit. "
+                "Send the request again later",
+                max(1, math.ceil(seconds)),
+            )
+
+
 @dataclass(eq=False)
 class Job:
-    """The pairs of one request that wait or run, longest first; `future` gets their scores, (n,) float32."""
+    """The pairs of one request that wait or run, the longest first; `future` gets their scores, (n,) float32."""
 
     encoded: EncodedPairs
     model: Model
@@ -55,27 +86,28 @@ class Job:
     scored: int = 0
 
     def __post_init__(self) -> None:
-        self.order = np.argsort(-self.encoded.lengths, kind="stable")
-        self.tokens_until = np.cumsum(self.encoded.lengths[self.order])
-        """The tokens of the pairs up to each, in that order."""
         self.scores = np.full(len(self.encoded), np.nan, dtype=np.float32)
+        self.tokens_left = int(self.encoded.lengths.sum())
+        """The tokens of the pairs that no step has taken."""
 
     @property
     def pairs_left(self) -> int:
         """Count the pairs that no step has taken."""
-        return len(self.order) - self.taken
+        return len(self.encoded) - self.taken
 
-    @property
-    def tokens_left(self) -> int:
-        """Count the tokens that no step has taken."""
-        return int(self.tokens_until[-1] - (self.tokens_until[self.taken - 1] if self.taken else 0))
+    def take(self, tokens: int, *, at_least_one: bool = False) -> Ids:
+        """Take the next pairs, of at most `tokens` tokens: their places. Whoever takes all of them gets them in order.
 
-    def take(self, tokens: int) -> Ids:
-        """Take the next pairs, of at most `tokens` tokens: their places."""
-        before = int(self.tokens_until[self.taken - 1]) if self.taken else 0
-        end = int(np.searchsorted(self.tokens_until, before + tokens, side="right"))
-        rows: Ids = self.order[self.taken : end]
-        self.taken = end
+        With `at_least_one` the first is taken however long it is.
+        """
+        if not self.taken and self.tokens_left <= tokens:
+            rows = np.arange(len(self.encoded))
+        else:
+            ends = np.cumsum(self.encoded.lengths[self._longest_first[self.taken :]])
+            count = int(np.searchsorted(ends, tokens, side="right"))
+            rows = self._longest_first[self.taken : self.taken + max(count, int(at_least_one))]
+        self.taken += len(rows)
+        self.tokens_left -= int(self.encoded.lengths[rows].sum())
         return rows
 
     def put(self, rows: Ids, scores: Scores) -> None:
@@ -94,13 +126,22 @@ class Job:
         with contextlib.suppress(InvalidStateError):
             self.future.set_exception(error)
 
+    @cached_property
+    def _longest_first(self) -> Ids:
+        return np.argsort(-self.encoded.lengths, kind="stable")
+
 
 @dataclass(frozen=True)
 class Part:
-    """The pairs of a job that a step takes."""
+    """The pairs of a job that a step takes: `rows` are their places, in order if they are all."""
 
     job: Job
     rows: Ids
+
+    @property
+    def encoded(self) -> EncodedPairs:
+        """Give these pairs."""
+        return self.job.encoded if len(self.rows) == len(self.job.encoded) else self.job.encoded.chosen(self.rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,13 +174,12 @@ def cut_step(jobs: Iterable[Job], step_tokens: int) -> list[Part]:
     """
     looked_at = list(islice((job for job in jobs if job.pairs_left), LOOKED_AT))
     oldest = looked_at[0]
-    rows = oldest.take(max(step_tokens // 2, int(oldest.encoded.lengths[oldest.order[oldest.taken]])))
+    rows = oldest.take(step_tokens // (2 if len(looked_at) > 1 else 1), at_least_one=True)
     parts = {id(oldest): Part(oldest, rows)}
     left = step_tokens - int(oldest.encoded.lengths[rows].sum())
     for job in sorted((job for job in looked_at if job.model == oldest.model), key=lambda job: job.tokens_left):
-        rows = job.take(left) if left > 0 and job.pairs_left else oldest.order[:0]
-        if len(rows):
+        if left > 0 and job.pairs_left and len(rows := job.take(left)):
             left -= int(job.encoded.lengths[rows].sum())
             before = parts.get(id(job))
-            parts[id(job)] = Part(job, rows if before is None else np.concatenate([before.rows, rows]))
+            parts[id(job)] = Part(job, rows if before is None else np.sort(np.concatenate([before.rows, rows])))
     return list(parts.values())

@@ -125,7 +125,8 @@ class LoadedModel:
     def score(self, request: ScoringRequest, place: Place, deadline: float, encoder: Executor) -> Future[Waiting]:
         """Have `encoder` tokenise the pairs of a request and let them wait; the future is done when they are scored.
 
-        So whoever waits is woken once, and not between the two. The future raises what tokenising and `place` raise.
+        So whoever waits is woken once, and not between the two. Where nothing else waits, the thread goes on to score.
+        The future raises what tokenising and `place` raise.
         """
         answer: Future[Waiting] = Future()
 
@@ -135,11 +136,14 @@ class LoadedModel:
             try:
                 encoded = self.scorer.encode(request.pairs, too_long=request.too_long)
                 distinct, places = encoded.distinct()
-                waiting = Waiting(encoded, places, place.submit(distinct, deadline=deadline))
+                place.submit(
+                    distinct,
+                    deadline=deadline,
+                    on_done=lambda job: answer.set_result(Waiting(encoded, places, job)),
+                    may_run=True,
+                )
             except BaseException as error:
                 answer.set_exception(error)
-            else:
-                waiting.job.future.add_done_callback(lambda done: answer.set_result(waiting))
 
         work = encoder.submit(tokenise)
         work.add_done_callback(lambda done: done.cancelled() and answer.cancel())  # an encoder that is shut down

@@ -40,7 +40,7 @@ def score_parts(run: Callable[[EncodedPairs], Scores], parts: Sequence[Part], ch
 def _run(run: Callable[[EncodedPairs], Scores], parts: Sequence[Part]) -> ScoringError | None:
     """Score parts; returns the error if there is one, also for what is a fault of ours."""
     try:
-        scores = run(EncodedPairs.joined([part.job.encoded.chosen(part.rows) for part in parts]))
+        scores = run(EncodedPairs.joined([part.encoded for part in parts]))
     except ScoringError as error:
         return error
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 
@@ -28,6 +29,27 @@ def test_a_request_to_an_idle_model_runs_at_once_and_alone(start: Callable[..., 
     assert model.steps == [[10]]
 
 
+def test_whoever_submits_to_an_idle_model_may_run_it(start: Callable[..., ScoringQueue], model: Gated) -> None:
+    queue = start()
+    done: list[str] = []
+
+    def submit_and_run() -> None:
+        with queue.reserve(1) as place:
+            place.submit(pairs_of(10), may_run=True, on_done=lambda job: done.append(threading.current_thread().name))
+
+    first = threading.Thread(target=submit_and_run, name="first")
+    first.start()
+    model.wait()
+    with queue.reserve(1) as place:
+        second = place.submit(pairs_of(20), may_run=True)  # the model is busy: it waits, and this thread does not
+    assert not second.future.done()
+    model.let()
+    assert scores(second) == [1.02]
+    first.join(SECONDS)
+    assert done == ["first"]
+    assert model.steps == [[10], [20]]
+
+
 def test_what_comes_while_the_model_is_busy_shares_the_next_step(
     start: Callable[..., ScoringQueue], model: Gated
 ) -> None:
@@ -49,6 +71,19 @@ def test_a_step_holds_no_more_tokens_than_it_may(start: Callable[..., ScoringQue
         job.future.result(timeout=SECONDS)
     assert all(sum(step) <= 100 or step == [250] for step in model.steps)
     assert sorted(length for step in model.steps for length in step) == [30] * 10 + [250]
+
+
+def test_a_request_that_a_step_takes_in_two_turns_keeps_its_order(
+    start: Callable[..., ScoringQueue], model: Gated
+) -> None:
+    queue = start()
+    submit(queue, pairs_of(10))
+    model.wait()
+    oldest, other = submit(queue, pairs_of(10, 20, 30, first_id=5)), submit(queue, pairs_of(10))
+    model.let()
+    assert scores(oldest) == [5.01, 5.02, 5.03]
+    assert scores(other) == [1.01]
+    assert len(model.steps) == 2
 
 
 def test_a_short_request_does_not_wait_for_a_long_one(start: Callable[..., ScoringQueue], model: Gated) -> None:
@@ -137,7 +172,7 @@ def test_every_step_is_told(start: Callable[..., ScoringQueue], model: Gated) ->
     model.let()
     scores(submit(queue, pairs_of(8, 9)))
     queue.close(wait_seconds=SECONDS)
-    assert [(step.lengths.tolist(), step.requests) for step in told] == [([9, 8], 1)]
+    assert [(step.lengths.tolist(), step.requests) for step in told] == [([8, 9], 1)]
 
 
 def test_a_request_without_pairs_is_answered_at_once(start: Callable[..., ScoringQueue]) -> None:
