@@ -125,8 +125,7 @@ class LoadedModel:
     def score(self, request: ScoringRequest, place: Place, deadline: float, encoder: Executor) -> Future[Waiting]:
         """Have `encoder` tokenise the pairs of a request and let them wait; the future is done when they are scored.
 
-        So whoever waits is woken once, and not between the two. Where nothing else waits, the thread goes on to score.
-        The future raises what tokenising and `place` raise.
+        So whoever waits is woken once, and not between the two. The future raises what tokenising and `place` raise.
         """
         answer: Future[Waiting] = Future()
 
@@ -140,7 +139,6 @@ class LoadedModel:
                     distinct,
                     deadline=deadline,
                     on_done=lambda job: answer.set_result(Waiting(encoded, places, job)),
-                    may_run=True,
                 )
             except BaseException as error:
                 answer.set_exception(error)

@@ -1,4 +1,4 @@
-"""Batch the requests of many clients for one model: a bounded queue, and the threads that run what it cuts.
+"""Batch the requests of many clients for one model: a bounded queue, and the thread that owns the runner.
 
 Requests wait as tokens. A step is cut the moment the model is free for it (`jobs`): no timer, no waiting when idle. A
 request may take several steps. If all that waits fits into one step, it runs alone, on everything there is. If more
@@ -56,19 +56,17 @@ class Place:
         deadline: float = math.inf,
         model: Model = "chosen",
         on_done: Callable[[Job], object] = lambda job: None,
-        may_run: bool = False,
     ) -> Job:
         """Let encoded pairs wait until `deadline`, in seconds of `time.monotonic`; raises QueueFull and QueueClosed.
 
-        `on_done` is called, from any thread, when they are scored or have failed. With `may_run` this thread runs them
-        itself where nothing else waits or runs: no other thread has to wake up for it.
+        `on_done` is called, from any thread, when they are scored or have failed.
         """
         job = Job(encoded, model, deadline)
         job.future.add_done_callback(lambda done: on_done(job))
-        if not len(encoded):
+        if len(encoded):
+            self._queue._enter(self, job)
+        else:
             job.succeed()
-        elif step := self._queue._enter(self, job, may_run=may_run):
-            self._queue._run_step(step)
         return job
 
     def __enter__(self) -> Self:
@@ -168,8 +166,7 @@ class ScoringQueue:
             job.fail(error)
         self._changed.notify_all()
 
-    def _enter(self, place: Place, job: Job, *, may_run: bool) -> NextStep | None:
-        """Take a job; returns the step that the caller is to run, if any."""
+    def _enter(self, place: Place, job: Job) -> None:
         with self._changed:
             if place not in self._places:  # the queue is over, or the client gave the request up
                 raise QueueClosed(STOPPED)
@@ -182,15 +179,7 @@ class ScoringQueue:
             self._held.waiting_pairs += job.pairs_left
             self._held.waiting_tokens += job.tokens_left
             job.future.add_done_callback(lambda done: self._forget(job))
-            if (
-                may_run
-                and len(self._jobs) == 1
-                and not self._running
-                and self._held.waiting_tokens <= self.limits.step_tokens
-            ):
-                return self._cut()
             self._changed.notify_all()
-        return None
 
     def _leave(self, place: Place) -> None:
         with self._changed:

@@ -66,7 +66,7 @@ class Service:
         self._changing = threading.Lock()
         self._leaving: list[threading.Thread] = []
         self._reader = ThreadPoolExecutor(1, "cappy-read")
-        self._encoder = ThreadPoolExecutor(2, "cappy-tokenize")  # one goes on to score if nothing else waits
+        self._encoder = ThreadPoolExecutor(1, "cappy-tokenize")
         self._long_encoder = ThreadPoolExecutor(1, "cappy-tokenize-long")
         metrics.watch("queue_pairs", "pairs that wait", lambda: self._waiting()[0])
         metrics.watch("queue_tokens", "tokens that wait", lambda: self._waiting()[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 
@@ -27,27 +26,6 @@ def test_a_request_to_an_idle_model_runs_at_once_and_alone(start: Callable[..., 
     submit(start(), pairs_of(10))
     model.wait()
     assert model.steps == [[10]]
-
-
-def test_whoever_submits_to_an_idle_model_may_run_it(start: Callable[..., ScoringQueue], model: Gated) -> None:
-    queue = start()
-    done: list[str] = []
-
-    def submit_and_run() -> None:
-        with queue.reserve(1) as place:
-            place.submit(pairs_of(10), may_run=True, on_done=lambda job: done.append(threading.current_thread().name))
-
-    first = threading.Thread(target=submit_and_run, name="first")
-    first.start()
-    model.wait()
-    with queue.reserve(1) as place:
-        second = place.submit(pairs_of(20), may_run=True)  # the model is busy: it waits, and this thread does not
-    assert not second.future.done()
-    model.let()
-    assert scores(second) == [1.02]
-    first.join(SECONDS)
-    assert done == ["first"]
-    assert model.steps == [[10], [20]]
 
 
 def test_what_comes_while_the_model_is_busy_shares_the_next_step(

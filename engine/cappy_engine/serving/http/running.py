@@ -40,9 +40,8 @@ LINGER_SECONDS = 0.25
 GRACE_SECONDS = 0.4
 """How long, when the time to end is over, the last answers (that requests were cut off) and threads may take."""
 TICK_SECONDS = 0.05
-SWITCH_SECONDS = 0.0005
-"""How long a thread may keep the interpreter while others want it: the event loop must not wait for several in turn.
-Python's own 5 ms made 1% of the refusals under twice the load take more than 26 ms on two cores."""
+SWITCH_SECONDS = 0.002
+"""How long a thread may keep the interpreter while others want it: the event loop may wait for several in turn."""
 
 log = logging.getLogger("cappy.server")
 
