@@ -1,0 +1,60 @@
+#include "cpu_features.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+#include <cstdint>
+
+namespace cappy {
+namespace {
+
+struct Registers {
+  uint32_t a = 0, b = 0, c = 0, d = 0;
+};
+
+Registers cpuid(uint32_t leaf, uint32_t part) {
+  Registers found;
+  if (!__get_cpuid_count(leaf, part, &found.a, &found.b, &found.c, &found.d)) return {};
+  return found;
+}
+
+bool bit(uint32_t bits, int place) { return bits >> place & 1; }
+
+// True if the system saves these registers when it switches threads (XCR0).
+bool saves(uint64_t wanted) {
+  if (!bit(cpuid(1, 0).c, 27)) return false;  // OSXSAVE
+  uint32_t low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return ((uint64_t{high} << 32 | low) & wanted) == wanted;
+}
+
+constexpr uint64_t YMM = 0x6, ZMM = 0xe6;
+
+}  // namespace
+
+bool has_avx2() {
+  Registers basic = cpuid(1, 0), more = cpuid(7, 0);
+  return saves(YMM) && bit(basic.c, 12) && bit(basic.c, 28) && bit(more.b, 5);  // FMA, AVX, AVX2
+}
+
+bool has_avx512vnni() {
+  Registers more = cpuid(7, 0);
+  bool has_512 = bit(more.b, 16) && bit(more.b, 17) && bit(more.b, 30) && bit(more.b, 31);  // F, DQ, BW, VL
+  return has_avx2() && saves(ZMM) && has_512 && bit(more.c, 11);
+}
+
+bool has_avxvnni() { return has_avx2() && bit(cpuid(7, 1).a, 4); }
+
+}  // namespace cappy
+
+#else
+
+namespace cappy {
+
+bool has_avx2() { return false; }
+bool has_avx512vnni() { return false; }
+bool has_avxvnni() { return false; }
+
+}  // namespace cappy
+
+#endif

@@ -1,0 +1,10 @@
+// What the processor has, and the system lets us use.
+#pragma once
+
+namespace cappy {
+
+bool has_avx2();        // with FMA
+bool has_avx512vnni();  // AVX-512 F, BW, DQ, VL and VNNI
+bool has_avxvnni();     // AVX-VNNI, beside AVX2
+
+}  // namespace cappy

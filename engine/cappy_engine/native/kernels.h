@@ -1,0 +1,76 @@
+// The functions that each instruction set has of its own, and the table that holds them.
+//
+// A file whose name ends in an instruction set (linear_avx2.cpp) is compiled with its flags, and holds nothing that
+// another file could share: no inline function of a header outside of an anonymous namespace, no template of the
+// standard library. The linker keeps one copy of what is shared, and that one may use instructions that are not there.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace cappy {
+
+// How a row of floats becomes 8 bits: `steps` above `zero_point` stand for its maximum, which is at least `least`.
+struct Rounding {
+  int zero_point;
+  int steps;
+  float least;
+  bool is_signed;  // the maximum of |x|, else of x
+};
+
+constexpr size_t PANEL = 16;  // columns that lie together in packed weights: [columns / 16][inner / 4][16][4]
+
+// A block of a product: up to block_rows rows by block_columns columns.
+struct Block {
+  const uint8_t* rows;      // the first of `count` rows
+  size_t row_bytes;         // from one row to the next
+  size_t count;
+  size_t inner;             // values of a row
+  const int8_t* panels;     // packed weights of the first panel
+  size_t panel_bytes;       // from one panel to the next
+  const int32_t* start;     // block_columns sums to start from
+  int32_t* sums;            // [count][block_columns]
+  const int8_t* next;       // what will be needed next: brought closer meanwhile
+  size_t next_bytes;
+};
+
+// What becomes of a block's sums: y = act(sums * column_scales * row_scales + bias).
+struct Finish {
+  const int32_t* sums;
+  size_t sums_stride;
+  size_t rows, columns;
+  const float* row_scales;
+  const float* column_scales;
+  const float* bias;
+  bool is_gelu;
+  float* y;
+  size_t y_stride;
+};
+
+struct LinearKernels {
+  void (*quantize_row)(const float* x, size_t count, const Rounding& rounding, uint8_t* q, float* scale);
+  size_t block_rows;     // at most MAX_BLOCK_ROWS
+  size_t block_columns;  // a multiple of PANEL, at most MAX_BLOCK_COLUMNS
+  void (*multiply)(const Block& block);
+  void (*multiply_any)(const Block& block);  // where weights are such that `multiply` would saturate
+  void (*finish)(const Finish& finish);
+  void (*normalize)(float* row, const float* residual, const float* gamma, const float* beta, size_t count, float epsilon);
+};
+constexpr size_t MAX_BLOCK_ROWS = 32, MAX_BLOCK_COLUMNS = 64;
+
+extern const LinearKernels LINEAR_SCALAR;
+#if defined(__x86_64__)
+extern const LinearKernels LINEAR_AVX2, LINEAR_AVX512VNNI;
+#endif
+
+struct InstructionSet {
+  const char* name;  // as CAPPY_KERNELS names it
+  bool (*is_usable)();
+  const LinearKernels* linear;
+};
+
+const InstructionSet* find_instruction_set(const char* name);  // null if unknown or not usable here
+const InstructionSet* chosen_instruction_set();                // the best, unless another one was chosen
+bool choose_instruction_set(const char* name);                 // for kernels that are made from now on
+const char* usable_instruction_sets();                         // "avx512 avx2 scalar": the best first
+
+}  // namespace cappy

@@ -1,0 +1,190 @@
+// What the library shows to others: RegisterCustomOps for ONNX Runtime, and plain functions for tests (ctypes).
+#include <atomic>
+#include <cstring>
+#include <new>
+
+#include "kernels.h"
+#include "linear.h"
+#include "operators.h"
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+namespace cappy {
+namespace {
+
+// All operators of the domain, in version 1 of it.
+const Operator* const OPERATORS[] = {&QUANTIZE_ROWS, &QUANTIZE_POSITIVE_ROWS, &LINEAR, &LINEAR_GELU, &LINEAR_NORM};
+constexpr size_t OPERATOR_COUNT = sizeof OPERATORS / sizeof *OPERATORS;
+
+Api api;  // read once, when the runtime first registers the library
+
+struct CustomOp : OrtCustomOp {
+  const Operator* described;
+};
+const Operator& described(const OrtCustomOp* op) { return *static_cast<const CustomOp*>(op)->described; }
+
+OrtStatus* status(const Error& found) { return found ? api.CreateStatus(ORT_FAIL, found.text) : nullptr; }
+
+OrtStatus* create(const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* info, void** made) {
+  Node node(api, info);
+  Kernel* kernel = nullptr;
+  Error found = described(op).create(node, &kernel);
+  if (found) {
+    delete kernel;
+    return status(error("cappy.%s: %.200s", described(op).name, found.text));
+  }
+  *made = kernel;
+  return nullptr;
+}
+
+CustomOp custom_op(const Operator& op) {
+  CustomOp made = {};
+  made.described = &op;
+  made.version = ORT_API_VERSION;
+  made.GetName = [](const OrtCustomOp* op) { return described(op).name; };
+  made.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return "CPUExecutionProvider"; };
+  made.GetInputType = [](const OrtCustomOp* op, size_t place) { return described(op).inputs[place]; };
+  made.GetInputTypeCount = [](const OrtCustomOp* op) { return described(op).input_count; };
+  made.GetOutputType = [](const OrtCustomOp* op, size_t place) { return described(op).outputs[place]; };
+  made.GetOutputTypeCount = [](const OrtCustomOp* op) { return described(op).output_count; };
+  made.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+  made.GetInputCharacteristic = made.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return 0; };
+  made.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };
+  made.GetVariadicInputMinArity = made.GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 0; };
+  made.GetVariadicInputHomogeneity = made.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
+  made.CreateKernelV2 = create;
+  made.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
+    return status(static_cast<Kernel*>(kernel)->compute(Call(api, context)));
+  };
+  made.GetStartVersion = [](const OrtCustomOp*) { return 1; };
+  made.GetEndVersion = [](const OrtCustomOp*) { return 1; };
+  return made;
+}
+
+// Made once, and kept as long as the process: sessions hold on to it.
+struct Domain {
+  CustomOp ops[OPERATOR_COUNT];
+  OrtCustomOpDomain* domain = nullptr;
+  OrtStatus* failed = nullptr;
+
+  Domain() {
+    failed = api.CreateCustomOpDomain("cappy", &domain);
+    for (size_t i = 0; i < OPERATOR_COUNT && !failed; i++) {
+      ops[i] = custom_op(*OPERATORS[i]);
+      failed = api.CustomOpDomain_Add(domain, &ops[i]);
+    }
+  }
+};
+
+std::atomic<int> registrations{0};
+
+// The first status that is an error, as an Error; statuses are released.
+Error translated(std::initializer_list<OrtStatus*> statuses, const char* what) {
+  Error found;
+  for (OrtStatus* each : statuses)
+    if (each) {
+      if (!found) found = error("ONNX Runtime refused %s", what);
+      api.ReleaseStatus(each);
+    }
+  return found;
+}
+
+Error read_tensor(const Api& api, const OrtValue* value, Tensor* tensor) {
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  if (!value) return error("an input is missing");
+  if (Error found = translated({api.GetTensorTypeAndShape(value, &info)}, "to tell a tensor's shape")) return found;
+  Error found = translated({api.GetDimensionsCount(info, &tensor->rank), api.GetTensorElementType(info, &tensor->type)},
+                           "to tell a tensor's rank and type");
+  if (!found && tensor->rank > 4) found = error("a tensor has rank %zu, and 4 is the most", tensor->rank);
+  if (!found) found = translated({api.GetDimensions(info, tensor->shape, tensor->rank)}, "to tell a tensor's shape");
+  if (!found) found = translated({api.GetTensorMutableData(const_cast<OrtValue*>(value), &tensor->data)}, "a tensor's data");
+  api.ReleaseTensorTypeAndShapeInfo(info);
+  return found;
+}
+
+}  // namespace
+
+bool Tensor::is(std::initializer_list<int64_t> wanted) const {
+  return rank == wanted.size() && memcmp(shape, wanted.begin(), rank * sizeof *shape) == 0;
+}
+
+int64_t Node::whole(const char* attribute, int64_t otherwise) const {
+  int64_t value = otherwise;
+  return translated({api_.KernelInfoGetAttribute_int64(info_, attribute, &value)}, attribute) ? otherwise : value;
+}
+
+float Node::number(const char* attribute, float otherwise) const {
+  float value = otherwise;
+  return translated({api_.KernelInfoGetAttribute_float(info_, attribute, &value)}, attribute) ? otherwise : value;
+}
+
+Error Node::constant(size_t input, Tensor* tensor) const {
+  int is_constant = 0;
+  const OrtValue* value = nullptr;
+  if (Error found = translated({api_.KernelInfoGetConstantInput_tensor(info_, input, &is_constant, &value)}, "a constant")) return found;
+  return is_constant ? read_tensor(api_, value, tensor) : error("input %zu must be a constant of the model", input);
+}
+
+Error Call::input(size_t place, Tensor* tensor) const {
+  const OrtValue* value = nullptr;
+  if (Error found = translated({api_.KernelContext_GetInput(context_, place, &value)}, "an input")) return found;
+  return read_tensor(api_, value, tensor);
+}
+
+Error Call::output(size_t place, std::initializer_list<int64_t> shape, Tensor* tensor) const {
+  OrtValue* value = nullptr;
+  if (Error found = translated({api_.KernelContext_GetOutput(context_, place, shape.begin(), shape.size(), &value)}, "an output"))
+    return found;
+  return read_tensor(api_, value, tensor);
+}
+
+Parallel Call::parallel() const {
+  return {[](const void* call, void (*task)(void*, size_t), size_t count, void* data) {
+            const Call& self = *static_cast<const Call*>(call);
+            // As many batches as tasks: a thread takes the next when it is free. It fails for no context only.
+            translated({self.api_.KernelContext_ParallelFor(self.context_, task, count, count, data)}, "to run tasks");
+          },
+          this};
+}
+
+}  // namespace cappy
+
+using namespace cappy;
+
+// ONNX Runtime calls this for each session that takes the library.
+EXPORTED OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  static const bool is_loaded = load_api(base, &api);
+  if (!is_loaded) return nullptr;  // without the API there is no status; cappy_registrations() tells
+  static Domain made;
+  if (made.failed) return made.failed;
+  if (OrtStatus* failed = api.AddCustomOpDomain(options, made.domain)) return failed;
+  registrations++;
+  return nullptr;
+}
+
+// How many sessions have taken the library; it stays as it is where the runtime is too old.
+EXPORTED int cappy_registrations() { return registrations; }
+
+// The instruction sets that this processor can use, the best first: "avx512 avx2 scalar".
+EXPORTED const char* cappy_instruction_sets() { return usable_instruction_sets(); }
+
+// The set that sessions use if they are opened from now on.
+EXPORTED const char* cappy_chosen() { return chosen_instruction_set()->name; }
+EXPORTED int cappy_choose(const char* set) { return choose_instruction_set(set); }
+
+// The operators with a given instruction set, on the calling thread; false where the set is not usable here.
+EXPORTED int cappy_quantize_rows(const char* set, const float* x, int64_t rows, int64_t columns, const Rounding* rounding,
+                                 uint8_t* q, float* scales) {
+  const InstructionSet* found = find_instruction_set(set);
+  if (found) quantize_rows(*found->linear, x, rows, columns, *rounding, q, scales, one_thread());
+  return found != nullptr;
+}
+
+EXPORTED int cappy_linear(const char* set, const LinearWeights* weights, const uint8_t* q, const float* scales, int64_t rows,
+                          const float* residual, float* y) {
+  const InstructionSet* found = find_instruction_set(set);
+  if (!found) return false;
+  Linear linear(*found->linear, *weights);
+  if (linear.is_ready()) linear.run(q, scales, rows, residual, y, one_thread());
+  return linear.is_ready();
+}

@@ -1,0 +1,215 @@
+#include "linear.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+namespace cappy {
+namespace {
+
+// The most of a task's rows, which are read again for each panel of weights: they and a panel stay in the second cache.
+constexpr size_t MOST_BYTES_OF_ROWS = 256 * 1024;
+// Tasks are many, so that threads end together, and not too short for what it takes to hand one out (1 to 2 us).
+constexpr size_t MOST_TASKS = 48, LEAST_PRODUCTS_OF_A_TASK = 4 << 20;
+constexpr size_t MOST_ROW_PARTS_SPLIT = 64;
+
+size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
+size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
+// Room of a thread that grows and is kept: a run allocates nothing once it is large enough.
+class Scratch {
+ public:
+  ~Scratch() { free(memory_); }
+  uint8_t* take(size_t bytes) {
+    if (bytes > size_) {
+      free(memory_);
+      size_ = divide_up(bytes, 4096) * 4096;
+      memory_ = static_cast<uint8_t*>(aligned_alloc(64, size_));
+      if (!memory_) size_ = 0;
+    }
+    return memory_;
+  }
+
+ private:
+  uint8_t* memory_ = nullptr;
+  size_t size_ = 0;
+};
+thread_local Scratch scratch;
+
+}  // namespace
+
+Linear::Linear(const LinearKernels& kernels, const LinearWeights& weights) : kernels_(kernels), weights_(weights) {
+  panel_bytes_ = divide_up(weights.inner, 4) * PANEL * 4;
+  panels_ = divide_up(weights.columns, PANEL);
+  if (!weights.is_packed) pack();
+  const int8_t* packed = weights.is_packed ? weights.weights : packed_;
+  size_t room = divide_up(panels_ * PANEL, MAX_BLOCK_COLUMNS) * MAX_BLOCK_COLUMNS;
+  start_ = static_cast<int32_t*>(calloc(room, sizeof(int32_t)));
+  if (!start_ || !packed) return;
+  for (size_t p = 0; p < panels_; p++)
+    for (size_t i = 0; i < panel_bytes_; i += 2) {
+      int first = packed[p * panel_bytes_ + i], second = packed[p * panel_bytes_ + i + 1];
+      start_[p * PANEL + i / 4 % PANEL] -= weights.zero_point * (first + second);
+      int above = (first > 0 ? first : 0) + (second > 0 ? second : 0), below = first + second - above;
+      may_saturate_ |= above * 255 > INT16_MAX || below * 255 < INT16_MIN;
+    }
+}
+
+Linear::~Linear() {
+  free(packed_);
+  free(start_);
+}
+
+void Linear::pack() {
+  packed_ = static_cast<int8_t*>(aligned_alloc(64, larger(panels_ * panel_bytes_, 64)));
+  if (!packed_) return;
+  memset(packed_, 0, panels_ * panel_bytes_);
+  for (size_t k = 0; k < weights_.inner; k++)
+    for (size_t c = 0; c < weights_.columns; c++)
+      packed_[c / PANEL * panel_bytes_ + (k / 4 * PANEL + c % PANEL) * 4 + k % 4] = weights_.weights[k * weights_.columns + c];
+}
+
+// A run's parts: each of `row_parts` times `column_parts` is a task.
+struct Linear::Parts {
+  const uint8_t* q;
+  const float* scales;
+  size_t rows;
+  const float* residual;
+  float* y;
+  size_t row_parts, rows_of_a_part;
+  size_t column_parts, columns_of_a_part;
+  std::atomic<size_t>* finished;  // column parts of each row part; null if there is one
+};
+
+void Linear::run(const uint8_t* q, const float* scales, size_t rows, const float* residual, float* y, const Parallel& parallel) const {
+  if (rows == 0 || weights_.columns == 0) return;
+  Parts parts = {q, scales, rows, residual, y, 0, 0, 0, 0, nullptr};
+  size_t most_rows = larger(MOST_BYTES_OF_ROWS / (weights_.inner + 1), kernels_.block_rows);
+  parts.row_parts = divide_up(rows, most_rows);
+  parts.rows_of_a_part = divide_up(rows, parts.row_parts);
+  parts.row_parts = divide_up(rows, parts.rows_of_a_part);
+  size_t tasks = smaller(rows * weights_.inner * weights_.columns / LEAST_PRODUCTS_OF_A_TASK + 1, MOST_TASKS);
+  size_t blocks = divide_up(weights_.columns, kernels_.block_columns);
+  parts.column_parts = smaller(divide_up(tasks, parts.row_parts), blocks);
+  if (parts.row_parts > MOST_ROW_PARTS_SPLIT) parts.column_parts = 1;
+  parts.columns_of_a_part = divide_up(blocks, parts.column_parts) * kernels_.block_columns;
+  parts.column_parts = divide_up(weights_.columns, parts.columns_of_a_part);
+  std::atomic<size_t> finished[MOST_ROW_PARTS_SPLIT] = {};
+  if (parts.column_parts > 1) parts.finished = finished;
+  // Neighbours in time share columns: their weights are in the caches.
+  parallel.each(parts.row_parts * parts.column_parts, [&](size_t task) { run_part(parts, task); });
+}
+
+void Linear::run_part(const Parts& parts, size_t task) const {
+  const size_t row_part = task % parts.row_parts, inner = weights_.inner, columns = weights_.columns;
+  const size_t first_row = row_part * parts.rows_of_a_part, rows = smaller(parts.rows_of_a_part, parts.rows - first_row);
+  const size_t first = task / parts.row_parts * parts.columns_of_a_part, end = smaller(first + parts.columns_of_a_part, columns);
+  const size_t width = kernels_.block_columns;
+  const size_t blocks = divide_up(rows, kernels_.block_rows), rows_of_a_block = divide_up(rows, blocks);
+  const int8_t* packed = weights_.is_packed ? weights_.weights : packed_;
+  const uint8_t* q = parts.q + first_row * inner;
+  size_t row_bytes = inner;
+  if (inner % 2048 == 0 && rows > 4) {  // else rows of a block share their places in the first cache
+    if (uint8_t* copy = scratch.take(rows * (inner + 64))) {
+      row_bytes = inner + 64;
+      for (size_t r = 0; r < rows; r++) memcpy(copy + r * row_bytes, q + r * inner, inner);
+      q = copy;
+    }
+  }
+  auto multiply = may_saturate_ ? kernels_.multiply_any : kernels_.multiply;
+  alignas(64) int32_t sums[MAX_BLOCK_ROWS * MAX_BLOCK_COLUMNS];
+  for (size_t c = first; c < end; c += width) {
+    const int8_t* panels = packed + c / PANEL * panel_bytes_;
+    const int8_t* next = c + width < end ? panels + width / PANEL * panel_bytes_ : panels;
+    // The last block may have fewer panels: it then takes the first one again, and nobody reads those sums.
+    const size_t panel_bytes = c / PANEL + width / PANEL <= panels_ ? panel_bytes_ : 0;
+    for (size_t r = 0; r < rows; r += rows_of_a_block) {
+      const size_t count = smaller(rows_of_a_block, rows - r);
+      multiply({q + r * row_bytes, row_bytes, count, inner, panels, panel_bytes, start_ + c, sums, next, panel_bytes_});
+      if (next != panels) next += panel_bytes_;
+      const size_t row = first_row + r;
+      kernels_.finish({sums, width, count, smaller(width, columns - c), parts.scales + row, weights_.scales + c, weights_.bias + c,
+                       weights_.is_gelu, parts.y + row * columns + c, columns});
+    }
+  }
+  if (!weights_.gamma) return;
+  // Whoever ends the last part of these rows, norms them.
+  if (parts.finished && parts.finished[row_part].fetch_add(1) + 1 < parts.column_parts) return;
+  for (size_t r = first_row; r < first_row + rows; r++)
+    kernels_.normalize(parts.y + r * columns, parts.residual + r * columns, weights_.gamma, weights_.beta, columns, weights_.epsilon);
+}
+
+namespace {
+
+class LinearKernel : public Kernel {
+ public:
+  LinearKernel(const LinearKernels& kernels, const LinearWeights& weights) : linear_(kernels, weights) {}
+  bool is_ready() const { return linear_.is_ready(); }
+
+  Error compute(const Call& call) override {
+    Tensor q, scales, residual, y;
+    if (Error found = call.input(0, &q)) return found;
+    if (Error found = call.input(1, &scales)) return found;
+    const int64_t inner = linear_.inner(), columns = linear_.columns();
+    if (q.rank != 2 || q.shape[1] != inner) return error("Linear takes rows of %lld values", static_cast<long long>(inner));
+    if (!scales.is({q.shape[0], 1})) return error("Linear takes one scale for each of %lld rows", static_cast<long long>(q.shape[0]));
+    if (linear_.has_norm()) {
+      if (Error found = call.input(5, &residual)) return found;
+      if (!residual.is({q.shape[0], columns})) return error("LinearNorm takes a residual of its result's shape");
+    }
+    if (Error found = call.output(0, {q.shape[0], columns}, &y)) return found;
+    linear_.run(q.as<uint8_t>(), scales.as<float>(), q.shape[0], residual.as<float>(), y.as<float>(), call.parallel());
+    return {};
+  }
+
+ private:
+  Linear linear_;
+};
+
+Error read_row(const Node& node, size_t input, size_t columns, const float** row) {
+  Tensor tensor;
+  if (Error found = node.constant(input, &tensor)) return found;
+  if (!tensor.is({static_cast<int64_t>(columns)})) return error("input %zu of Linear must have %zu values", input, columns);
+  *row = tensor.as<float>();
+  return {};
+}
+
+Error create_linear(const Node& node, Kernel** kernel, bool is_gelu, bool has_norm) {
+  Tensor w;
+  if (Error found = node.constant(2, &w)) return found;
+  bool is_packed = w.rank == 4 && w.shape[2] == PANEL && w.shape[3] == 4;
+  if (w.rank != 2 && !is_packed) return error("the weights of Linear must be [inner, columns] or [columns / 16, inner / 4, 16, 4]");
+  LinearWeights weights = {};
+  weights.weights = w.as<int8_t>();
+  weights.is_packed = is_packed;
+  weights.inner = is_packed ? w.shape[1] * 4 : w.shape[0];
+  weights.columns = is_packed ? w.shape[0] * PANEL : w.shape[1];
+  weights.is_gelu = is_gelu;
+  weights.zero_point = static_cast<int>(node.whole("zero_point", 128));
+  weights.epsilon = node.number("epsilon", 1e-5f);
+  if (weights.zero_point < 0 || weights.zero_point > 255) return error("zero_point must be 0 to 255, not %d", weights.zero_point);
+  if (weights.inner > (1u << 16)) return error("sums of more than 65536 products of 8 bits may not fit in 32");
+  if (Error found = read_row(node, 3, weights.columns, &weights.scales)) return found;
+  if (Error found = read_row(node, 4, weights.columns, &weights.bias)) return found;
+  if (has_norm) {
+    if (Error found = read_row(node, 6, weights.columns, &weights.gamma)) return found;
+    if (Error found = read_row(node, 7, weights.columns, &weights.beta)) return found;
+  }
+  LinearKernel* made = new (std::nothrow) LinearKernel(*chosen_instruction_set()->linear, weights);
+  *kernel = made;
+  return made && made->is_ready() ? Error{} : error("no memory for a linear layer's weights");
+}
+
+}  // namespace
+
+const Operator LINEAR = {"Linear", 5, {ORT_UINT8, ORT_FLOAT, ORT_INT8, ORT_FLOAT, ORT_FLOAT}, 1, {ORT_FLOAT},
+                         [](const Node& node, Kernel** kernel) { return create_linear(node, kernel, false, false); }};
+const Operator LINEAR_GELU = {"LinearGelu", 5, {ORT_UINT8, ORT_FLOAT, ORT_INT8, ORT_FLOAT, ORT_FLOAT}, 1, {ORT_FLOAT},
+                              [](const Node& node, Kernel** kernel) { return create_linear(node, kernel, true, false); }};
+const Operator LINEAR_NORM = {"LinearNorm", 8,
+                              {ORT_UINT8, ORT_FLOAT, ORT_INT8, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}, 1, {ORT_FLOAT},
+                              [](const Node& node, Kernel** kernel) { return create_linear(node, kernel, false, true); }};
+
+}  // namespace cappy

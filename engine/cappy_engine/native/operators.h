@@ -1,0 +1,100 @@
+// What an operator's author writes, without ONNX Runtime's ABI: a Kernel made from a Node, called with a Call.
+#pragma once
+#include <cstdarg>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <initializer_list>
+
+#include "abi.h"
+
+namespace cappy {
+
+// What went wrong, or nothing. Nothing is thrown across the ABI.
+struct Error {
+  char text[256] = "";
+  explicit operator bool() const { return text[0] != 0; }
+};
+
+__attribute__((format(printf, 1, 2))) inline Error error(const char* format, ...) {
+  Error found;
+  va_list values;
+  va_start(values, format);
+  vsnprintf(found.text, sizeof found.text, format, values);
+  va_end(values);
+  return found;
+}
+
+// A tensor of at most 4 dimensions, which the runtime owns.
+struct Tensor {
+  void* data = nullptr;
+  OrtElementType type = ORT_FLOAT;
+  size_t rank = 0;
+  int64_t shape[4] = {0, 0, 0, 0};
+  template <class T>
+  T* as() const { return static_cast<T*>(data); }
+  bool is(std::initializer_list<int64_t> wanted) const;
+};
+
+// Runs task(data, 0), ..., task(data, count - 1), in any order and on several threads; returns after the last.
+struct Parallel {
+  void (*run)(const void* context, void (*task)(void*, size_t), size_t count, void* data);
+  const void* context;
+  template <class Body>  // body(size_t)
+  void each(size_t count, Body&& body) const {
+    if (count == 1) return body(size_t{0});
+    run(context, [](void* data, size_t task) { (*static_cast<Body*>(data))(task); }, count, const_cast<void*>(static_cast<const void*>(&body)));
+  }
+};
+
+// All tasks on the calling thread.
+inline Parallel one_thread() {
+  return {[](const void*, void (*task)(void*, size_t), size_t count, void* data) {
+            for (size_t i = 0; i < count; i++) task(data, i);
+          },
+          nullptr};
+}
+
+// An operator's place in a model, when its kernel is made.
+class Node {
+ public:
+  Node(const Api& api, const OrtKernelInfo* info) : api_(api), info_(info) {}
+  int64_t whole(const char* attribute, int64_t otherwise) const;
+  float number(const char* attribute, float otherwise) const;
+  Error constant(size_t input, Tensor* tensor) const;  // an error where the input is not a constant
+
+ private:
+  const Api& api_;
+  const OrtKernelInfo* info_;
+};
+
+// One run of a kernel.
+class Call {
+ public:
+  Call(const Api& api, OrtKernelContext* context) : api_(api), context_(context) {}
+  Error input(size_t place, Tensor* tensor) const;
+  Error output(size_t place, std::initializer_list<int64_t> shape, Tensor* tensor) const;
+  Parallel parallel() const;  // on the session's own threads
+
+ private:
+  const Api& api_;
+  OrtKernelContext* context_;
+};
+
+class Kernel {
+ public:
+  virtual ~Kernel() {}
+  virtual Error compute(const Call& call) = 0;  // from several threads at once
+};
+
+// An operator of the domain `cappy`: its name, the types of its inputs and outputs, and how its kernel is made.
+struct Operator {
+  const char* name;
+  size_t input_count;
+  OrtElementType inputs[8];
+  size_t output_count;
+  OrtElementType outputs[2];
+  Error (*create)(const Node& node, Kernel** kernel);
+};
+
+}  // namespace cappy
