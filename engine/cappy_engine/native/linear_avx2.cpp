@@ -7,77 +7,95 @@
 namespace cappy {
 namespace {
 
-constexpr size_t ROWS = 4;
+constexpr size_t ROWS = 5;  // 10 vectors of sums, 2 of weights, and 16 registers in all
 
-inline int32_t four(const uint8_t* p) {
+inline __attribute__((always_inline)) __m256i everywhere(const uint8_t* four_bytes) {
   int32_t found;
-  memcpy(&found, p, 4);
-  return found;
+  memcpy(&found, four_bytes, 4);
+  return _mm256_set1_epi32(found);
 }
 
 // Where no pair of weights can saturate: 32 multiplications in three instructions.
 template <size_t R>
 void block(const Block& b) {
   __m256i sums[R][2];
-  for (size_t r = 0; r < R; r++)
-    for (size_t p = 0; p < 2; p++) sums[r][p] = Avx2::load_whole(b.start + p * 8);
+#pragma GCC unroll 8
+  for (size_t r = 0; r < R; r++) {
+    sums[r][0] = Avx2::load_whole(b.start);
+    sums[r][1] = Avx2::load_whole(b.start + 8);
+  }
   const uint8_t* rows = b.rows;
   const int8_t* weights = b.panels;
   const __m256i ones = _mm256_set1_epi16(1);
   auto step = [&](auto&& group) __attribute__((always_inline)) {
-    __m256i w0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights)),
-            w1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights + 32));
+    const __m256i w0 = Avx2::load_bytes(weights), w1 = Avx2::load_bytes(weights + 32);
 #pragma GCC unroll 8
     for (size_t r = 0; r < R; r++) {
-      __m256i q = _mm256_set1_epi32(group(r));
+      const __m256i q = group(r);
       sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(q, w0), ones));
       sums[r][1] = _mm256_add_epi32(sums[r][1], _mm256_madd_epi16(_mm256_maddubs_epi16(q, w1), ones));
     }
     weights += 64;
   };
-  for (size_t k = b.inner / 4; k; k--) {
-    step([&](size_t r) __attribute__((always_inline)) { return four(rows + r * b.row_bytes); });
+  const int8_t* next = b.next;
+  for (size_t left = b.inner / 4; left; left--) {
+    _mm_prefetch(next, _MM_HINT_T1);
+    step([&](size_t r) __attribute__((always_inline)) { return everywhere(rows + r * b.row_bytes); });
     rows += 4;
+    next += 64;
   }
-  if (size_t left = b.inner % 4) {
-    int32_t last[R] = {};
-    for (size_t r = 0; r < R; r++) memcpy(&last[r], rows + r * b.row_bytes, left);
-    step([&](size_t r) __attribute__((always_inline)) { return last[r]; });
+  if (const size_t left = b.inner % 4)  // no byte behind a row is read; the weights there are zeros
+    step([&](size_t r) __attribute__((always_inline)) {
+      uint8_t last[4] = {};
+      memcpy(last, rows + r * b.row_bytes, left);
+      return everywhere(last);
+    });
+#pragma GCC unroll 8
+  for (size_t r = 0; r < R; r++) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(b.sums + r * PANEL), sums[r][0]);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(b.sums + r * PANEL + 8), sums[r][1]);
   }
-  for (size_t r = 0; r < R; r++)
-    for (size_t p = 0; p < 2; p++) _mm256_storeu_si256(reinterpret_cast<__m256i*>(b.sums + r * PANEL + p * 8), sums[r][p]);
 }
 
-// Any weights: 16 bits each before they are multiplied. A register holds 4 columns, two half sums of each.
+// Any weights: 16 bits each before they are multiplied. A vector holds the sums of 4 columns, two halves of each.
 template <size_t R>
 void wide_block(const Block& b) {
   __m256i sums[R][4];
+#pragma GCC unroll 8
   for (size_t r = 0; r < R; r++)
+#pragma GCC unroll 4
     for (size_t p = 0; p < 4; p++) sums[r][p] = _mm256_setzero_si256();
   for (size_t k = 0; k < b.inner; k += 4) {
-    size_t count = b.inner - k < 4 ? b.inner - k : 4;
     __m256i q[R];
+#pragma GCC unroll 8
     for (size_t r = 0; r < R; r++) {
       int32_t group = 0;
-      memcpy(&group, b.rows + r * b.row_bytes + k, count);
+      if (k + 4 <= b.inner)
+        memcpy(&group, b.rows + r * b.row_bytes + k, 4);
+      else
+        memcpy(&group, b.rows + r * b.row_bytes + k, b.inner - k);
       q[r] = _mm256_broadcastq_epi64(_mm_cvtepu8_epi16(_mm_cvtsi32_si128(group)));
     }
+#pragma GCC unroll 4
     for (size_t p = 0; p < 4; p++) {
-      __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b.panels + k * PANEL + p * 16)));
+      const __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b.panels + k * PANEL + p * 16)));
+#pragma GCC unroll 8
       for (size_t r = 0; r < R; r++) sums[r][p] = _mm256_add_epi32(sums[r][p], _mm256_madd_epi16(q[r], w));
     }
   }
+#pragma GCC unroll 8
   for (size_t r = 0; r < R; r++)
+#pragma GCC unroll 4
     for (size_t p = 0; p < 4; p++) {
-      __m128i low = _mm256_castsi256_si128(sums[r][p]), high = _mm256_extracti128_si256(sums[r][p], 1);
-      __m128i start = _mm_loadu_si128(reinterpret_cast<const __m128i*>(b.start + p * 4));
+      const __m128i low = _mm256_castsi256_si128(sums[r][p]), high = _mm256_extracti128_si256(sums[r][p], 1);
+      const __m128i start = _mm_loadu_si128(reinterpret_cast<const __m128i*>(b.start + p * 4));
       _mm_storeu_si128(reinterpret_cast<__m128i*>(b.sums + r * PANEL + p * 4), _mm_add_epi32(_mm_hadd_epi32(low, high), start));
     }
 }
 
 void multiply(const Block& b) {
   using Function = void (*)(const Block&);
-  static constexpr Function BLOCKS[] = {block<1>, block<2>, block<3>, block<4>};
+  static constexpr Function BLOCKS[ROWS] = {block<1>, block<2>, block<3>, block<4>, block<5>};
   BLOCKS[b.count - 1](b);
 }
 

@@ -1,0 +1,137 @@
+"""Find the native library, test it, and choose the instruction set that the CPU's sessions use.
+
+A library that is not there, or does not work, keeps nothing from working: models run then on ONNX Runtime's own
+operators, slower, and `Kernels.why_not` says why. The environment variable CAPPY_KERNELS chooses: `auto` (or nothing),
+`none`, or an instruction set by its name, such as `avx2`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from cappy_engine.native import reference
+from cappy_engine.native.build import LIBRARY, SOURCES
+from cappy_engine.native.library import AFTER_GELU, Floats, Layer, NativeLibrary, Rounding
+
+VARIABLE = "CAPPY_KERNELS"
+BY_NAME_ONLY = ("scalar",)
+"""Sets that are slower than ONNX Runtime's operators, and there for tests."""
+SHAPES = ((1, 4, 16), (13, 70, 40), (25, 256, 96), (6, 2048, 32))
+"""Rows, inner size and columns of the products that test a set: each branch of a kernel at least once."""
+CLOSE = 1e-5
+"""How near floats after a Gelu or a layer norm must be to numpy's, relative to the largest."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What was found: the `library` that sessions register, if any, and the instruction set that is `used`.
+
+    `why_not` says why there is none, or why a better one is not used; empty if all is well.
+    """
+
+    library: Path | None
+    used: str
+    why_not: str
+
+
+def find_kernels() -> Kernels:
+    """Find the library and the best instruction set that passes its test, as CAPPY_KERNELS asks; never raises.
+
+    >>> find_kernels().used
+    'avx512'
+
+    The answer is kept for the life of the process; the test takes some milliseconds.
+    """
+    return _find(os.environ.get(VARIABLE) or "auto", SOURCES / LIBRARY)
+
+
+@cache
+def _find(asked: str, path: Path) -> Kernels:
+    if asked == "none":
+        return Kernels(None, "", f"switched off by {VARIABLE}=none")
+    if not path.is_file():
+        return Kernels(None, "", f"{path} is not there; it was not built with this installation")
+    try:
+        library = NativeLibrary(path)
+    except OSError as error:
+        return Kernels(None, "", f"the library cannot be loaded: {error}")
+    wanted = [name for name in library.instruction_sets if name not in BY_NAME_ONLY] if asked == "auto" else [asked]
+    if asked not in ("auto", *library.instruction_sets):
+        usable = ", ".join(library.instruction_sets)
+        return Kernels(None, "", f"{VARIABLE} is {asked!r}, which this processor cannot use; choose from {usable}")
+    return _choose(library, path, wanted)
+
+
+def _choose(library: NativeLibrary, path: Path, wanted: list[str]) -> Kernels:
+    problems = []
+    for name in wanted:
+        problem = self_test(library, name)
+        if not problem:
+            library.choose(name)
+            return Kernels(path, name, "; ".join(problems))
+        log.warning("kernels for %s are not used: %s", name, problem)
+        problems.append(f"{name} failed its test: {problem}")
+    return Kernels(None, "", "; ".join(problems) or "this processor has no instruction set that they need (AVX2)")
+
+
+def self_test(library: NativeLibrary, name: str) -> str:
+    """Compare a set's kernels with numpy; returns what differs, or an empty text.
+
+    >>> self_test(NativeLibrary(SOURCES / LIBRARY), "avx2")
+    ''
+    """
+    random = np.random.default_rng(0)
+    try:
+        for shape in SHAPES:
+            if problem := _quantization_problem(library, name, shape, random) or _linear_problem(
+                library, name, shape, random
+            ):
+                return f"{problem}, {' x '.join(map(str, shape))}"
+    except (ValueError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _quantization_problem(
+    library: NativeLibrary, name: str, shape: tuple[int, int, int], random: np.random.Generator
+) -> str:
+    sizes = 10.0 ** random.integers(-3, 4, (shape[0], 1))
+    x = (random.standard_normal(shape[:2]) * sizes).astype(np.float32)
+    for rounding in (Rounding(), AFTER_GELU):
+        found, wanted = library.quantize_rows(name, x, rounding), reference.quantize_rows(x, rounding)
+        if not all(map(np.array_equal, found, wanted)):
+            return "QuantizeRows differs from numpy"
+    return ""
+
+
+def _linear_problem(library: NativeLibrary, name: str, shape: tuple[int, int, int], random: np.random.Generator) -> str:
+    rows, inner, columns = shape
+    values = random.integers(0, 256, (rows, inner)).astype(np.uint8)
+    weights = random.integers(-127, 128, (inner, columns)).astype(np.int8)
+    values[0], weights[:, 0] = 255, 127  # the largest sum
+    scales, column_scales = random.uniform(0.01, 0.02, (rows, 1)), random.uniform(1e-4, 1e-3, columns)
+    floats = [random.standard_normal(columns).astype(np.float32) for _ in range(3)]
+    residual = random.standard_normal((rows, columns)).astype(np.float32)
+    gentle = np.where(np.arange(inner)[:, None] % 2, weights // 2, 0).astype(np.int8)  # pairs that cannot saturate
+    for what, matrix in (("Linear", weights), ("Linear with small weights", gentle)):
+        plain = Layer(matrix, column_scales.astype(np.float32), floats[0])
+        gelu = Layer(matrix, column_scales.astype(np.float32), floats[0], zero_point=16, is_gelu=True)
+        norm = Layer(matrix, column_scales.astype(np.float32), floats[0], gamma=floats[1], beta=floats[2])
+        for layer in (plain, gelu, norm):
+            takes = (layer, values, scales.astype(np.float32), None if layer.gamma is None else residual)
+            found, wanted = library.linear(name, *takes), reference.linear(*takes)
+            if not (np.array_equal(found, wanted) if layer is plain else _are_close(found, wanted)):
+                return f"{what} differs from numpy"
+    return ""
+
+
+def _are_close(found: Floats, wanted: Floats) -> bool:
+    return bool(np.abs(found - wanted).max() <= CLOSE * max(1.0, float(np.abs(wanted).max())))

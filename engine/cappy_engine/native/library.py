@@ -1,0 +1,173 @@
+"""Call the native library's plain functions, by ctypes: for its test when it is loaded, and for the tests.
+
+ONNX Runtime does not come this way; it calls the library's kernels itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+SignedBytes = npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Say how rows become 8 bits: `steps` above `zero_point` stand for a row's maximum, which is at least `least`.
+
+    The maximum is that of the sizes if `is_signed`, else of the values.
+    """
+
+    zero_point: int = 128
+    steps: int = 127
+    least: float = 1e-12
+    is_signed: bool = True
+
+
+AFTER_GELU = Rounding(zero_point=16, steps=239, least=0.17 * 239 / 16, is_signed=False)
+"""How the models' activations after Gelu are rounded: it gives almost no negative values."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Hold a linear layer: `weights` (inner, columns), or packed (columns / 16, inner / 4, 16, 4).
+
+    `scales` and `bias` are (columns,); with `gamma` and `beta` a layer norm of the result plus a residual follows.
+    """
+
+    weights: SignedBytes
+    scales: Floats
+    bias: Floats
+    zero_point: int = 128
+    is_gelu: bool = False
+    gamma: Floats | None = None
+    beta: Floats | None = None
+    epsilon: float = 1e-5
+
+    @property
+    def is_packed(self) -> bool:
+        """True if the weights lie as the kernels read them."""
+        return self.weights.ndim == 4
+
+    @property
+    def inner(self) -> int:
+        """Count the values of a row that the layer takes."""
+        return self.weights.shape[1] * 4 if self.is_packed else len(self.weights)
+
+    @property
+    def columns(self) -> int:
+        """Count the values of a row that the layer gives."""
+        return len(self.bias)
+
+
+class _Rounding(ctypes.Structure):
+    _fields_ = (
+        ("zero_point", ctypes.c_int),
+        ("steps", ctypes.c_int),
+        ("least", ctypes.c_float),
+        ("is_signed", ctypes.c_bool),
+    )
+
+
+class _LinearWeights(ctypes.Structure):
+    _fields_ = (
+        ("weights", ctypes.c_void_p),
+        ("is_packed", ctypes.c_bool),
+        ("inner", ctypes.c_size_t),
+        ("columns", ctypes.c_size_t),
+        ("scales", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("zero_point", ctypes.c_int),
+        ("is_gelu", ctypes.c_bool),
+        ("gamma", ctypes.c_void_p),
+        ("beta", ctypes.c_void_p),
+        ("epsilon", ctypes.c_float),
+    )
+
+
+class NativeLibrary:
+    """The library at `path`, loaded into this process. Raises OSError if it cannot be, or is another one."""
+
+    def __init__(self, path: Path) -> None:
+        self._library = ctypes.CDLL(str(path))
+        try:
+            self._sets = self._library.cappy_instruction_sets
+            self._chosen = self._library.cappy_chosen
+            self._choose = self._library.cappy_choose
+            self._registrations = self._library.cappy_registrations
+            self._quantize_rows = self._library.cappy_quantize_rows
+            self._linear = self._library.cappy_linear
+        except AttributeError as error:
+            raise OSError(f"{path} is not a library of cappy-engine of this version ({error})") from error
+        self._sets.restype = self._chosen.restype = ctypes.c_char_p
+        pointer, count = ctypes.c_void_p, ctypes.c_int64
+        self._choose.argtypes = (ctypes.c_char_p,)
+        self._quantize_rows.argtypes = (ctypes.c_char_p, pointer, count, count, pointer, pointer, pointer)
+        self._linear.argtypes = (ctypes.c_char_p, pointer, pointer, pointer, count, pointer, pointer)
+
+    @property
+    def instruction_sets(self) -> list[str]:
+        """List the sets that this processor and its system can use, the best first."""
+        return str(self._sets().decode()).split()
+
+    @property
+    def chosen(self) -> str:
+        """Name the set of sessions that are opened from now on."""
+        return str(self._chosen().decode())
+
+    @property
+    def registrations(self) -> int:
+        """Count the sessions that took the library's operators."""
+        return int(self._registrations())
+
+    def choose(self, instruction_set: str) -> None:
+        """Use a set for sessions that are opened from now on. Raises ValueError if it cannot be used here."""
+        _known(self._choose(instruction_set.encode()), instruction_set)
+
+    def quantize_rows(self, instruction_set: str, x: Floats, rounding: Rounding) -> tuple[Bytes, Floats]:
+        """Round the rows of `x` (rows, columns) to 8 bits; returns them and a scale for each, (rows, 1)."""
+        x = np.ascontiguousarray(x, np.float32)
+        rounded, scales = np.empty(x.shape, np.uint8), np.empty((len(x), 1), np.float32)
+        how = _Rounding(rounding.zero_point, rounding.steps, rounding.least, rounding.is_signed)
+        done = self._quantize_rows(
+            instruction_set.encode(), _at(x), *x.shape, ctypes.byref(how), _at(rounded), _at(scales)
+        )
+        _known(done, instruction_set)
+        return rounded, scales
+
+    def linear(
+        self, instruction_set: str, layer: Layer, rows: Bytes, scales: Floats, residual: Floats | None = None
+    ) -> Floats:
+        """Run a linear layer on `rows` (rows, inner) with their `scales` (rows, 1); returns (rows, columns)."""
+        layer_arrays = (layer.weights, layer.scales, layer.bias, layer.gamma, layer.beta)
+        weights, column_scales, bias, gamma, beta = (_contiguous(array) for array in layer_arrays)
+        rows, scales = np.ascontiguousarray(rows, np.uint8), np.ascontiguousarray(scales, np.float32)
+        residual = _contiguous(residual)
+        result = np.empty((len(rows), layer.columns), np.float32)
+        described = _LinearWeights(
+            *(_at(weights), layer.is_packed, layer.inner, layer.columns, _at(column_scales), _at(bias)),
+            *(layer.zero_point, layer.is_gelu, _at(gamma), _at(beta), layer.epsilon),
+        )
+        arrays = (_at(rows), _at(scales), len(rows), _at(residual), _at(result))
+        _known(self._linear(instruction_set.encode(), ctypes.byref(described), *arrays), instruction_set)
+        return result
+
+
+def _known(done: int, instruction_set: str) -> None:
+    if not done:
+        raise ValueError(f"this processor cannot use the instruction set {instruction_set!r}")
+
+
+def _contiguous(array: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
+    return None if array is None else np.ascontiguousarray(array)
+
+
+def _at(array: npt.NDArray[Any] | None) -> int | None:
+    return None if array is None else array.ctypes.data

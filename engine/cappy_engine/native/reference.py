@@ -1,0 +1,74 @@
+"""Compute with numpy what the native library computes: its operators' meaning, in the order of their functions.
+
+Integers are equal to the library's, and floats to the last bit where there is neither Gelu nor a layer norm.
+"""
+
+from __future__ import annotations
+
+from math import erf, sqrt
+
+import numpy as np
+
+from cappy_engine.native.library import Bytes, Floats, Layer, Rounding, SignedBytes
+
+
+def quantize_rows(x: Floats, rounding: Rounding) -> tuple[Bytes, Floats]:
+    """Round the rows of `x` (rows, columns) to 8 bits; returns them and a scale for each, (rows, 1).
+
+    >>> quantize_rows(np.float32([[-1, 0, 2]]), Rounding())[0]
+    array([[ 64, 128, 255]], dtype=uint8)
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        sizes = np.abs(x) if rounding.is_signed else x
+        most = np.maximum(sizes.max(axis=1, keepdims=True, initial=0), np.float32(rounding.least))
+        scales = (most * np.float32(1 / rounding.steps)).astype(np.float32)
+        steps = np.rint(x * (np.float32(1) / scales)) + np.float32(rounding.zero_point)
+        bounded = np.clip(np.where(np.isnan(steps), 0, steps), 0, 255)  # what is not a number is 0 steps
+    return bounded.astype(np.uint8), scales
+
+
+def linear(layer: Layer, rows: Bytes, scales: Floats, residual: Floats | None = None) -> Floats:
+    """Run a linear layer on `rows` (rows, inner) with their `scales` (rows, 1); returns (rows, columns)."""
+    weights = unpack(layer.weights) if layer.is_packed else layer.weights
+    # In doubles the products' sums are exact, and their multiplication is fast.
+    sums = (rows.astype(np.float64) - layer.zero_point) @ weights.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        result = sums.astype(np.float32) * layer.scales * scales + layer.bias
+        if layer.is_gelu:
+            result = gelu(result)
+        if layer.gamma is None or layer.beta is None or residual is None:
+            return result
+        added = (result + residual).astype(np.float64)
+        spread = np.sqrt(added.var(axis=1, keepdims=True) + layer.epsilon)
+        normed = (added - added.mean(axis=1, keepdims=True)) / spread * layer.gamma + layer.beta
+    return normed.astype(np.float32)
+
+
+def gelu(x: Floats) -> Floats:
+    """Multiply each value by the normal distribution's integral up to it.
+
+    >>> gelu(np.float32([-1, 0, 1]))
+    array([-0.15865526,  0.        ,  0.8413447 ], dtype=float32)
+    """
+    integrals = [0.5 * (1 + erf(value / sqrt(2))) for value in x.ravel().tolist()]
+    return (x * np.reshape(integrals, x.shape)).astype(np.float32)
+
+
+def pack(weights: SignedBytes) -> SignedBytes:
+    """Lay weights (inner, columns) as the kernels read them: (columns / 16, inner / 4, 16, 4).
+
+    >>> pack(np.zeros((8, 32), np.int8)).shape
+    (2, 2, 16, 4)
+    """
+    inner, columns = weights.shape
+    return np.ascontiguousarray(weights.reshape(inner // 4, 4, columns // 16, 16).transpose(2, 0, 3, 1))
+
+
+def unpack(packed: SignedBytes) -> SignedBytes:
+    """Lay packed weights back as (inner, columns).
+
+    >>> unpack(np.zeros((2, 2, 16, 4), np.int8)).shape
+    (8, 32)
+    """
+    panels, groups, width, depth = packed.shape
+    return packed.transpose(1, 3, 0, 2).reshape(groups * depth, panels * width)
