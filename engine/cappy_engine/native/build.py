@@ -1,81 +1,289 @@
-"""Compile the native library: the kernels of the operators in the domain `cappy`.
-
-Needs a C++17 compiler and nothing else. Also run by path, where the package is not installed yet: imports no other
-module of the engine.
+"""Compile the native library: the kernels of the operators in the domain `cappy`. Run by path, too.
 
     python engine/cappy_engine/native/build.py [out folder] [compiler and its arguments...]
+
+Needs a C++17 compiler and nothing else; imports no other module of the engine, which may not be installed yet. Without
+arguments the library goes beside its sources, and a note of how it was made, or why not. CAPPY_BUILD says by what:
+
+- `auto` (or nothing): the system's compiler (CXX, c++, g++, clang++), else ziglang if installed, else go without;
+- `cc`, `zig`: this one, or it is an error;
+- `manylinux-x86_64`, `manylinux-aarch64`: ziglang, for all Linux systems with this processor, or it is an error;
+- `none`: no library.
 """
 
 from __future__ import annotations
 
-import subprocess
+import contextlib
+import hashlib
+import json
+import os
 import sys
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
-SOURCES = Path(__file__).parent
+SOURCES = Path(__file__).resolve().parent
 LIBRARY = "libcappy_kernels.so"
+NOTE = "build.json"
 FLAGS = (
-    "-std=c++17",
-    "-O3",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-fno-exceptions",
-    "-fno-rtti",
-    "-ffp-contract=off",
-    "-Wall",
-    "-Wextra",
-    "-Wno-missing-field-initializers",
+    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-ffp-contract=off"),
+    *("-Wall", "-Wextra", "-Wno-missing-field-initializers"),
 )
-SETS = {
-    "avx2": ("-mavx2", "-mfma"),
-    "avx512vnni": ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"),
+SETS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "x86_64": {
+        "avx2": ("-mavx2", "-mfma"),
+        "avx512vnni": ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"),
+    },
+    "aarch64": {},
 }
-"""Flags of the files whose names end in an instruction set (linear_avx2.cpp); the others are for any x86-64."""
+"""Flags of the files whose names end in an instruction set (linear_avx2.cpp), for each kind of processor.
+
+The other files are for every processor of a kind."""
+EXPORTS = "{ global: RegisterCustomOps; cappy_*; local: *; };\n"
+LINK = ("-shared", "-Wl,--build-id=none")
+CHOICES = ("auto", "cc", "zig", "manylinux-x86_64", "manylinux-aarch64", "none")
+GLIBC = "2.17"
+"""The oldest C library that zig's libraries run with, that of 2012."""
+SECONDS = 900
+"""How long a compiler may take for a file. zig's first takes two minutes: it compiles a C++ library of its own."""
 
 
-def build(out: Path = SOURCES, compiler: Sequence[str] = ("c++",), flags: Sequence[str] = ()) -> Path:
-    """Compile the library into the folder `out`; returns its path.
+class BuildFailed(Exception):
+    """The library was not made; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A compiler: its command, and its name for people."""
+
+    command: tuple[str, ...]
+    name: str
+
+
+@dataclass(frozen=True)
+class Built:
+    """What came of a build for a `machine`: the `compiler` of the library, or the `problem` why there is none.
+
+    `digest` is that of the sources and flags.
+    """
+
+    machine: str
+    digest: str
+    compiler: str = ""
+    problem: str = ""
+
+
+def provide(out: Path = SOURCES, asked: str = "auto") -> Built:
+    """Build the library with a compiler that there is, unless `out` has it, and note there what came of it.
+
+    >>> provide().compiler
+    'c++ (Debian 12.2.0-14+deb12u1) 12.2.0'
+
+    With "auto" a failure is noted only; with a compiler by name it raises BuildFailed. ValueError for an unknown name,
+    OSError if `out` cannot be written.
+    """
+    if asked not in CHOICES:
+        raise ValueError(f"CAPPY_BUILD is {asked!r}; choose from {', '.join(CHOICES)}")
+    kind = asked.removeprefix("manylinux-") if asked.startswith("manylinux-") else machine()
+    found = Built(kind, digest(kind), problem="it was switched off by CAPPY_BUILD=none")
+    if asked != "none":
+        before = read_note(out) if asked == "auto" and (out / LIBRARY).is_file() else None
+        if before and before == replace(found, compiler=before.compiler, problem=""):
+            return before
+        found = _build_with_any(out, asked, found)
+    if found.problem:
+        (out / LIBRARY).unlink(missing_ok=True)
+    _write(out / NOTE, (json.dumps(asdict(found), indent=1) + "\n").encode())
+    if found.problem and asked not in ("auto", "none"):
+        raise BuildFailed(found.problem)
+    return found
+
+
+def build(
+    out: Path = SOURCES, compiler: Sequence[str] = ("c++",), flags: Sequence[str] = (), *, kind: str | None = None
+) -> Path:
+    """Compile the library into the folder `out`, for a `kind` of processor (None: this one); returns its path.
 
     >>> build(Path("/tmp"), ["g++"])
     PosixPath('/tmp/libcappy_kernels.so')
 
-    Raises OSError without such a compiler, CalledProcessError (with the compiler's `stderr`) where it fails.
+    Raises BuildFailed, with what the compiler said.
     """
-    sources = sorted(SOURCES.glob("*.cpp"))
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
-        objects = [Path(folder) / f"{source.stem}.o" for source in sources]
+    from concurrent.futures import ThreadPoolExecutor
+
+    sources = sources_for(kind or machine())
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = [str(Path(folder, source.stem)) + ".o" for source in sources]
+        # By their names alone: the paths of this machine are not to get into the library.
         commands = [
-            [*compiler, *FLAGS, *flags, *flags_of(source), "-c", str(source), "-o", str(made)]
+            [*compiler, *FLAGS, *flags, *flags_of(source, kind), "-c", source.name, "-o", made]
             for source, made in zip(sources, objects, strict=True)
         ]
         list(pool.map(_run, commands))
-        linked = Path(folder) / LIBRARY
-        _run([*compiler, *flags, "-shared", "-o", str(linked), *map(str, objects)])
-        out.mkdir(parents=True, exist_ok=True)
-        beside = out / f".{LIBRARY}.new"
-        beside.write_bytes(linked.read_bytes())
-        beside.chmod(0o755)
-        return beside.replace(out / LIBRARY)  # at once: a process that has the old one open keeps it
+        exports, linked = Path(folder, "exports.map"), Path(folder, LIBRARY)
+        exports.write_text(EXPORTS, encoding="utf-8")
+        strip = () if flags else ("-Wl,-s",)
+        _run([*compiler, *flags, *LINK, *strip, f"-Wl,--version-script={exports}", "-o", str(linked), *objects])
+        _write(out / LIBRARY, linked.read_bytes())
+    return out / LIBRARY
 
 
-def flags_of(source: Path) -> Sequence[str]:
+def sources_for(kind: str) -> list[Path]:
+    """Find the files to compile for a kind of processor: not those for the instructions of another.
+
+    >>> [path.name for path in sources_for("aarch64")][-1]
+    'quantize.cpp'
+    """
+    others = {name for other, sets in SETS.items() if other != kind for name in sets}
+    return [path for path in sorted(SOURCES.glob("*.cpp")) if path.stem.rpartition("_")[2] not in others]
+
+
+def flags_of(source: Path, kind: str | None = None) -> Sequence[str]:
     """Find the flags of a source file's instruction set.
 
-    >>> flags_of(Path("linear_avx2.cpp"))
+    >>> flags_of(Path("linear_avx2.cpp"), "x86_64")
     ('-mavx2', '-mfma')
     """
-    return SETS.get(source.stem.rpartition("_")[2], ())
+    return SETS[kind or machine()].get(source.stem.rpartition("_")[2], ())
 
 
-def _run(command: Sequence[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
+def read_note(folder: Path = SOURCES) -> Built | None:
+    """Read what came of the last build; None where there was none, or the note is damaged.
+
+    >>> read_note().machine
+    'x86_64'
+    """
+    try:
+        return Built(**json.loads((folder / NOTE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def machine() -> str:
+    """Name this kind of processor; with the system where that is not Linux.
+
+    >>> machine()
+    'x86_64'
+    """
+    import sysconfig
+
+    return sysconfig.get_platform().removeprefix("linux-")
+
+
+def platform_tag(found: Built, asked: str) -> str:
+    """Name the systems that a wheel with this library is for, as pip does.
+
+    >>> platform_tag(Built("x86_64", ""), "manylinux-x86_64")
+    'manylinux_2_17_x86_64'
+    """
+    system = f"manylinux_{GLIBC}" if asked.startswith("manylinux-") else "linux"
+    return f"{system}_{found.machine}".replace(".", "_")
+
+
+def digest(kind: str) -> str:
+    """Digest what a library for a kind of processor is made of: the sources, and the flags.
+
+    >>> len(digest("x86_64"))
+    64
+    """
+    whole = hashlib.sha256(repr((kind, FLAGS, SETS.get(kind), LINK, EXPORTS)).encode())
+    for path in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
+        whole.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return whole.hexdigest()
+
+
+def find_compilers(asked: str, kind: str) -> Iterator[Compiler]:
+    """Find the compilers that `asked` allows, in the order in which they are tried."""
+    import shlex
+    import shutil
+
+    if asked in ("auto", "cc"):
+        commands = [shlex.split(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++")]
+        if command := next((command for command in commands if command and shutil.which(command[0])), None):
+            yield Compiler(tuple(command), _version(command, "--version"))
+    if asked != "cc" and (zig := _find_zig()):
+        target = f"{kind}-linux-gnu.{GLIBC}"
+        yield Compiler((*zig, "c++", "-target", target), f"zig {_version(zig, 'version')} for {target}")
+
+
+def _build_with_any(out: Path, asked: str, found: Built) -> Built:
+    """Try one compiler after the other."""
+    if found.machine not in SETS:
+        return replace(found, problem=f"there is none for {found.machine}, only for Linux on {' and '.join(SETS)}")
+    problems = []
+    for compiler in find_compilers(asked, found.machine):
+        try:
+            build(out, compiler.command, kind=found.machine)
+        except BuildFailed as error:
+            problems.append(f"{compiler.name}: {error}")
+        else:
+            return replace(found, compiler=compiler.name, problem="")
+    no_cc, no_zig = "there is no C++ compiler (CXX, c++, g++, clang++)", "ziglang is not installed"
+    none = {"auto": f"{no_cc}, and {no_zig}", "cc": no_cc}.get(asked, f"{no_zig}; run: pip install ziglang")
+    return replace(found, problem="; ".join(problems) or none)
+
+
+def _run(command: Sequence[str], seconds: float = SECONDS) -> str:
+    """Run a compiler in the sources' folder; returns what it printed. Raises BuildFailed."""
+    import subprocess
+
+    with tempfile.TemporaryDirectory() as scratch:
+        environment = {**os.environ, "LC_ALL": "C", "ZIG_LOCAL_CACHE_DIR": scratch}
+        try:
+            done = subprocess.run(
+                command, cwd=SOURCES, env=environment, capture_output=True, check=False, timeout=seconds
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise BuildFailed(f"{command[0]} failed: {error}") from error
+    said, complaints = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+    if done.returncode:
+        what = (complaints or said).strip() or "it said nothing"
+        raise BuildFailed(f"failed with status {done.returncode}: {what[:2000]}")
+    return said
+
+
+def _version(command: Sequence[str], option: str) -> str:
+    """Read the first line of what a compiler says of itself; its command if that is nothing."""
+    with contextlib.suppress(BuildFailed):
+        if line := _run([*command, option], seconds=60).partition("\n")[0].strip():
+            return line
+    return " ".join(command)
+
+
+def _find_zig() -> list[str]:
+    """Find ziglang where it can be imported, or beside the Python that pip builds for."""
+    import sysconfig
+
+    if find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang"]
+    program = Path(sysconfig.get_path("platlib"), "ziglang", "zig")
+    return [str(program)] if os.access(program, os.X_OK) else []
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file at once: a process that has the old one open keeps it, and two may build."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        file.write(content)
+    Path(file.name).chmod(0o755 if path.suffix == ".so" else 0o644)
+    Path(file.name).replace(path)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Build as the module's docstring says, and say what came of it."""
+    try:
+        if arguments:
+            print(build(Path(arguments[0]).resolve(), arguments[1:] or ("c++",)))
+            return 0
+        found = provide(SOURCES, os.environ.get("CAPPY_BUILD") or "auto")
+    except (BuildFailed, ValueError, OSError) as error:
+        print(f"no kernels: {error}", file=sys.stderr)
+        return 1
+    print(f"no kernels: {found.problem}" if found.problem else f"kernels for {found.machine}, by {found.compiler}")
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        print(build(*map(Path, sys.argv[1:2]), *([sys.argv[2:]] if sys.argv[2:] else [])))
-    except subprocess.CalledProcessError as failed:
-        sys.exit(failed.stderr)
+    sys.exit(main(sys.argv[1:]))
