@@ -25,11 +25,13 @@ BENCH ?= --environment main --max-seconds 8
 GPU_RESULT ?= bench/gpu-check.json
 GPU_CHECK ?=
 
-.PHONY: help demo test lint types fast engine-tests clients bench bench-full bench-micro gpu-check clean
+.PHONY: help demo test lint types fast native wheel engine-tests clients bench bench-full bench-micro gpu-check clean
 help:
 	@echo "make demo   export cappy-mini, prove its scores, score pairs and rank candidates with it"
 	@echo "make test   lint, types and all tests"
 	@echo "make fast   only the fast tests"
+	@echo "make native  compile the kernels where there is a compiler; the targets below and above do it themselves"
+	@echo "make wheel  wheels with the kernels for x86-64 and arm64, in dist/, by a compiler from the package index"
 	@echo "make engine-tests  the engine's tests, where PyTorch is not installed"
 	@echo "make clients  cappy serve with the clients that people have, with schemathesis, and its pages in Chromium"
 	@echo "make bench  parity and speed of cappy-mini beside other tools, in under 10 minutes"
@@ -38,8 +40,12 @@ help:
 	@echo "make gpu-check    on a machine with an NVIDIA GPU: parity, speed and failure drills of CHECKPOINT= on CUDA and TensorRT"
 	@echo "make clean  remove what the other targets made"
 
+# Beside the sources, where editable installs find it. Without a compiler it says so, and all goes on without.
+native:
+	$(PYTHON) engine/cappy_engine/native/build.py
+
 # torch comes first and by its exact version, so that nothing else chooses another build of it.
-.venv-%/ready: pyproject.toml constraints.txt
+.venv-%/ready: pyproject.toml constraints.txt hatch_build.py | native
 	rm -rf .venv-$*
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/pip install --quiet --constraint constraints.txt torch==2.13.0
@@ -69,7 +75,7 @@ types: .venv-test/ready
 	$(TEST)/mypy
 
 # What production installs, the server too, and what the engine's tests need.
-.venv-engine/ready: pyproject.toml constraints.txt
+.venv-engine/ready: pyproject.toml constraints.txt hatch_build.py | native
 	rm -rf .venv-engine
 	$(PYTHON) -m venv .venv-engine
 	$(ENGINE)/pip install --quiet --constraint constraints.txt --editable '.[cpu,serve,tracing]' pytest hypothesis pytest-xdist httpx
@@ -134,8 +140,22 @@ bench-full: $(FULL)-bundle/manifest.json .venv-bench-openvino/ready .venv-bench-
 bench-micro: .venv-test/ready
 	$(TEST)/pytest benchmarks/micro --benchmark-columns=median,iqr,rounds
 
+# ziglang is a compiler that makes libraries for other machines, too.
+.venv-wheel/ready: constraints.txt
+	rm -rf .venv-wheel
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/pip install --quiet --constraint constraints.txt build hatchling ziglang
+	touch $@
+
+# Tried where no compiler can be found; arm64's library is run by qemu-user, if that is installed.
+wheel: .venv-wheel/ready .venv-test/ready
+	rm -rf dist
+	CAPPY_BUILD=manylinux-x86_64 .venv-wheel/bin/python -m build --wheel --no-isolation
+	CAPPY_BUILD=manylinux-aarch64 .venv-wheel/bin/python -m build --wheel --no-isolation
+	CAPPY_WHEELS=dist $(TEST)/pytest tests/contracts/test_wheels.py
+
 # With onnxruntime-gpu, which cannot be installed beside onnxruntime, and the TensorRT that it is linked with.
-.venv-gpu/ready: pyproject.toml constraints.txt
+.venv-gpu/ready: pyproject.toml constraints.txt hatch_build.py | native
 	rm -rf .venv-gpu
 	$(PYTHON) -m venv .venv-gpu
 	.venv-gpu/bin/pip install --quiet --constraint constraints.txt torch==2.13.0
@@ -154,4 +174,5 @@ gpu-check: $(GPU_BUNDLE)/manifest.json | .venv-gpu/ready
 		--title "GPU check of $(notdir $(CHECKPOINT))" --out $(GPU_RESULT) --force $(if $(DATA),--data $(DATA)) $(GPU_CHECK)
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-engine .venv-clients .venv-gpu .venv-bench-* demo bench
+	rm -rf .venv-demo .venv-test .venv-engine .venv-clients .venv-gpu .venv-wheel .venv-bench-* demo bench dist
+	rm -f engine/cappy_engine/native/build.json engine/cappy_engine/native/*.so

@@ -43,8 +43,9 @@ class KernelsHook(BuildHookInterface[Any]):
             return
         self.app.display_info(f"cappy-engine's kernels: {found.compiler}")
         if version != "editable":
+            system = f"manylinux_{native.GLIBC.replace('.', '_')}" if _asked().startswith("manylinux-") else "linux"
             build_data["pure_python"] = False
-            build_data["tag"] = f"py3-none-{native.platform_tag(found, _asked())}"
+            build_data["tag"] = f"py3-none-{system}_{found.machine}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Remove what the wheel has taken."""

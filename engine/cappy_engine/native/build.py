@@ -46,6 +46,11 @@ LINK = ("-shared", "-Wl,--build-id=none")
 CHOICES = ("auto", "cc", "zig", "manylinux-x86_64", "manylinux-aarch64", "none")
 GLIBC = "2.17"
 """The oldest C library that zig's libraries run with, that of 2012."""
+NO_COMPILER = {
+    "auto": "there is no C++ compiler (CXX, c++, g++, clang++), and ziglang is not installed",
+    "cc": "there is no C++ compiler (CXX, c++, g++, clang++)",
+}
+NO_ZIG = "ziglang is not installed; run: pip install ziglang"
 SECONDS = 900
 """How long a compiler may take for a file. zig's first takes two minutes: it compiles a C++ library of its own."""
 
@@ -87,7 +92,7 @@ def provide(out: Path = SOURCES, asked: str = "auto") -> Built:
     if asked not in CHOICES:
         raise ValueError(f"CAPPY_BUILD is {asked!r}; choose from {', '.join(CHOICES)}")
     kind = asked.removeprefix("manylinux-") if asked.startswith("manylinux-") else machine()
-    found = Built(kind, digest(kind), problem="it was switched off by CAPPY_BUILD=none")
+    found = Built(kind, digest(kind), problem="they were switched off by CAPPY_BUILD=none")
     if asked != "none":
         before = read_note(out) if asked == "auto" and (out / LIBRARY).is_file() else None
         if before and before == replace(found, compiler=before.compiler, problem=""):
@@ -101,33 +106,42 @@ def provide(out: Path = SOURCES, asked: str = "auto") -> Built:
     return found
 
 
-def build(
-    out: Path = SOURCES, compiler: Sequence[str] = ("c++",), flags: Sequence[str] = (), *, kind: str | None = None
-) -> Path:
-    """Compile the library into the folder `out`, for a `kind` of processor (None: this one); returns its path.
+def build(out: Path = SOURCES, compiler: Sequence[str] = ("c++",), flags: Sequence[str] = (), kind: str = "") -> Path:
+    """Compile the library into the folder `out`, for a `kind` of processor ("": this one); returns its path.
 
     >>> build(Path("/tmp"), ["g++"])
     PosixPath('/tmp/libcappy_kernels.so')
 
     Raises BuildFailed, with what the compiler said.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
-    sources = sources_for(kind or machine())
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = [str(Path(folder, source.stem)) + ".o" for source in sources]
-        # By their names alone: the paths of this machine are not to get into the library.
-        commands = [
-            [*compiler, *FLAGS, *flags, *flags_of(source, kind), "-c", source.name, "-o", made]
-            for source, made in zip(sources, objects, strict=True)
-        ]
-        list(pool.map(_run, commands))
+    with tempfile.TemporaryDirectory() as folder:
+        objects = compile_sources(Path(folder), compiler, flags, kind=kind or machine())
         exports, linked = Path(folder, "exports.map"), Path(folder, LIBRARY)
         exports.write_text(EXPORTS, encoding="utf-8")
         strip = () if flags else ("-Wl,-s",)
         _run([*compiler, *flags, *LINK, *strip, f"-Wl,--version-script={exports}", "-o", str(linked), *objects])
         _write(out / LIBRARY, linked.read_bytes())
     return out / LIBRARY
+
+
+def compile_sources(folder: Path, compiler: Sequence[str], flags: Sequence[str] = (), *, kind: str) -> list[str]:
+    """Compile the sources for a `kind` of processor, several at once, into `folder`; returns the objects' paths.
+
+    >>> compile_sources(Path("/tmp"), ["g++"], kind="x86_64")[0]
+    '/tmp/cpu_features.o'
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    sources = sources_for(kind)
+    objects = [str(Path(folder, source.stem)) + ".o" for source in sources]
+    # By their names alone: the paths of this machine are not to get into the library.
+    commands = [
+        [*compiler, *FLAGS, *flags, *flags_of(source, kind), "-c", source.name, "-o", made]
+        for source, made in zip(sources, objects, strict=True)
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(_run, commands))
+    return objects
 
 
 def sources_for(kind: str) -> list[Path]:
@@ -140,7 +154,7 @@ def sources_for(kind: str) -> list[Path]:
     return [path for path in sorted(SOURCES.glob("*.cpp")) if path.stem.rpartition("_")[2] not in others]
 
 
-def flags_of(source: Path, kind: str | None = None) -> Sequence[str]:
+def flags_of(source: Path, kind: str = "") -> Sequence[str]:
     """Find the flags of a source file's instruction set.
 
     >>> flags_of(Path("linear_avx2.cpp"), "x86_64")
@@ -172,24 +186,14 @@ def machine() -> str:
     return sysconfig.get_platform().removeprefix("linux-")
 
 
-def platform_tag(found: Built, asked: str) -> str:
-    """Name the systems that a wheel with this library is for, as pip does.
-
-    >>> platform_tag(Built("x86_64", ""), "manylinux-x86_64")
-    'manylinux_2_17_x86_64'
-    """
-    system = f"manylinux_{GLIBC}" if asked.startswith("manylinux-") else "linux"
-    return f"{system}_{found.machine}".replace(".", "_")
-
-
-def digest(kind: str) -> str:
+def digest(kind: str, sources: Path = SOURCES) -> str:
     """Digest what a library for a kind of processor is made of: the sources, and the flags.
 
     >>> len(digest("x86_64"))
     64
     """
     whole = hashlib.sha256(repr((kind, FLAGS, SETS.get(kind), LINK, EXPORTS)).encode())
-    for path in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
+    for path in sorted([*sources.glob("*.cpp"), *sources.glob("*.h")]):
         whole.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return whole.hexdigest()
 
@@ -211,18 +215,16 @@ def find_compilers(asked: str, kind: str) -> Iterator[Compiler]:
 def _build_with_any(out: Path, asked: str, found: Built) -> Built:
     """Try one compiler after the other."""
     if found.machine not in SETS:
-        return replace(found, problem=f"there is none for {found.machine}, only for Linux on {' and '.join(SETS)}")
+        return replace(found, problem=f"there are none for {found.machine}, only for Linux on {' and '.join(SETS)}")
     problems = []
     for compiler in find_compilers(asked, found.machine):
         try:
             build(out, compiler.command, kind=found.machine)
         except BuildFailed as error:
-            problems.append(f"{compiler.name}: {error}")
+            problems.append(f"{compiler.name} did not compile them: {error}")
         else:
             return replace(found, compiler=compiler.name, problem="")
-    no_cc, no_zig = "there is no C++ compiler (CXX, c++, g++, clang++)", "ziglang is not installed"
-    none = {"auto": f"{no_cc}, and {no_zig}", "cc": no_cc}.get(asked, f"{no_zig}; run: pip install ziglang")
-    return replace(found, problem="; ".join(problems) or none)
+    return replace(found, problem="; ".join(problems) or NO_COMPILER.get(asked, NO_ZIG))
 
 
 def _run(command: Sequence[str], seconds: float = SECONDS) -> str:
@@ -236,11 +238,11 @@ def _run(command: Sequence[str], seconds: float = SECONDS) -> str:
                 command, cwd=SOURCES, env=environment, capture_output=True, check=False, timeout=seconds
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise BuildFailed(f"{command[0]} failed: {error}") from error
+            raise BuildFailed(str(error)) from error
     said, complaints = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
     if done.returncode:
-        what = (complaints or said).strip() or "it said nothing"
-        raise BuildFailed(f"failed with status {done.returncode}: {what[:2000]}")
+        what = (complaints or said).strip() or f"it ended with status {done.returncode} and said nothing"
+        raise BuildFailed(what[:2000])
     return said
 
 
