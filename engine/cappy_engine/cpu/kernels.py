@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
+from cappy_engine.cpu.built import why_no_library
 from cappy_engine.native import reference
 from cappy_engine.native.build import LIBRARY, SOURCES
 from cappy_engine.native.library import AFTER_GELU, Floats, Layer, NativeLibrary, Rounding
 
 VARIABLE = "CAPPY_KERNELS"
-BY_NAME_ONLY = ("scalar",)
+BY_NAME_ONLY = ("scalar", "avxvnni_evex", "amx_emulated")
 """Sets that are slower than ONNX Runtime's operators, and there for tests."""
 SHAPES = ((1, 4, 16), (13, 70, 40), (25, 256, 96), (6, 2048, 32))
 """Rows, inner size and columns of the products that test a set: each branch of a kernel at least once."""
@@ -57,8 +58,8 @@ def find_kernels() -> Kernels:
 def _find(asked: str, path: Path) -> Kernels:
     if asked == "none":
         return Kernels(None, "", f"switched off by {VARIABLE}=none")
-    if not path.is_file():
-        return Kernels(None, "", f"{path} is not there; it was not built with this installation")
+    if reason := why_no_library(path.parent):
+        return Kernels(None, "", reason)
     try:
         library = NativeLibrary(path)
     except OSError as error:
@@ -66,7 +67,9 @@ def _find(asked: str, path: Path) -> Kernels:
     wanted = [name for name in library.instruction_sets if name not in BY_NAME_ONLY] if asked == "auto" else [asked]
     if asked not in ("auto", *library.instruction_sets):
         usable = ", ".join(library.instruction_sets)
-        return Kernels(None, "", f"{VARIABLE} is {asked!r}, which this processor cannot use; choose from {usable}")
+        return Kernels(
+            None, "", f"{VARIABLE} is {asked!r}, which this processor cannot use; choose from auto, none, {usable}"
+        )
     return _choose(library, path, wanted)
 
 

@@ -31,10 +31,14 @@ FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-ffp-contract=off"),
     *("-Wall", "-Wextra", "-Wno-missing-field-initializers"),
 )
+_AVX512 = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 SETS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "x86_64": {
         "avx2": ("-mavx2", "-mfma"),
-        "avx512vnni": ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"),
+        "avxvnni": ("-mavx2", "-mfma", "-mavxvnni"),
+        "avxvnnievex": (*_AVX512, "-mavx512vnni"),
+        "avx512vnni": (*_AVX512, "-mavx512vnni"),
+        "amx": (*_AVX512, "-mavx512vnni", "-mamx-tile", "-mamx-int8"),
     },
     "aarch64": {},
 }

@@ -2,6 +2,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstdint>
 
@@ -43,6 +45,15 @@ bool has_avx512vnni() {
   return has_avx2() && saves(ZMM) && has_512 && bit(more.c, 11);
 }
 
+bool has_amx() {
+  constexpr uint64_t TILES = 0x60000;  // XTILECFG and XTILEDATA
+  constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM of Linux 5.16
+  const uint32_t features = cpuid(7, 0).d;
+  if (!has_avx512vnni() || !bit(features, 24) || !bit(features, 25) || !saves(TILES)) return false;
+  static const bool is_permitted = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+  return is_permitted;
+}
+
 bool has_avxvnni() { return has_avx2() && bit(cpuid(7, 1).a, 4); }
 
 }  // namespace cappy
@@ -54,6 +65,7 @@ namespace cappy {
 bool has_avx2() { return false; }
 bool has_avx512vnni() { return false; }
 bool has_avxvnni() { return false; }
+bool has_amx() { return false; }
 
 }  // namespace cappy
 

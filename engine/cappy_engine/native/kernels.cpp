@@ -10,10 +10,16 @@ namespace {
 
 const InstructionSet SETS[] = {  // the best first
 #if defined(__x86_64__)
+    {"amx", has_amx, &LINEAR_AMX},
     {"avx512", has_avx512vnni, &LINEAR_AVX512VNNI},
+    {"avxvnni", has_avxvnni, &LINEAR_AVXVNNI},
     {"avx2", has_avx2, &LINEAR_AVX2},
 #endif
     {"scalar", [] { return true; }, &LINEAR_SCALAR},
+#if defined(__x86_64__)
+    {"avxvnni_evex", has_avx512vnni, &LINEAR_AVXVNNI_EVEX},  // that for AVX-VNNI, on a processor with AVX-512
+#endif
+    {"amx_emulated", [] { return true; }, &LINEAR_AMX_EMULATED},  // that for AMX, slowly
 };
 
 std::atomic<const InstructionSet*> chosen{nullptr};

@@ -29,8 +29,7 @@ struct Block {
   size_t panel_bytes;       // from one panel to the next
   const int32_t* start;     // block_columns sums to start from
   int32_t* sums;            // [count][block_columns]
-  const int8_t* next;       // what will be needed next: brought closer meanwhile
-  size_t next_bytes;
+  const int8_t* next;       // a panel that will be needed soon: brought closer meanwhile
 };
 
 // What becomes of a block's sums: y = act(sums * column_scales * row_scales + bias).
@@ -49,7 +48,10 @@ struct Finish {
 struct LinearKernels {
   void (*quantize_row)(const float* x, size_t count, const Rounding& rounding, uint8_t* q, float* scale);
   size_t block_rows;     // at most MAX_BLOCK_ROWS
+  size_t row_step;       // fewer rows take as long as a multiple of this
   size_t block_columns;  // a multiple of PANEL, at most MAX_BLOCK_COLUMNS
+  void (*begin)();  // before a thread's first `multiply`, and `end` after its last
+  void (*end)();
   void (*multiply)(const Block& block);
   void (*multiply_any)(const Block& block);  // where weights are such that `multiply` would saturate
   void (*finish)(const Finish& finish);
@@ -57,9 +59,9 @@ struct LinearKernels {
 };
 constexpr size_t MAX_BLOCK_ROWS = 32, MAX_BLOCK_COLUMNS = 64;
 
-extern const LinearKernels LINEAR_SCALAR;
+extern const LinearKernels LINEAR_SCALAR, LINEAR_AMX_EMULATED;
 #if defined(__x86_64__)
-extern const LinearKernels LINEAR_AVX2, LINEAR_AVX512VNNI;
+extern const LinearKernels LINEAR_AVX2, LINEAR_AVXVNNI, LINEAR_AVXVNNI_EVEX, LINEAR_AVX512VNNI, LINEAR_AMX;
 #endif
 
 struct InstructionSet {

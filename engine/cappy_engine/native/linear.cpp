@@ -88,7 +88,7 @@ void Linear::run(const uint8_t* q, const float* scales, size_t rows, const float
   Parts parts = {q, scales, rows, residual, y, 0, 0, 0, 0, nullptr};
   size_t most_rows = larger(MOST_BYTES_OF_ROWS / (weights_.inner + 1), kernels_.block_rows);
   parts.row_parts = divide_up(rows, most_rows);
-  parts.rows_of_a_part = divide_up(rows, parts.row_parts);
+  parts.rows_of_a_part = divide_up(divide_up(rows, parts.row_parts), kernels_.block_rows) * kernels_.block_rows;
   parts.row_parts = divide_up(rows, parts.rows_of_a_part);
   size_t tasks = smaller(rows * weights_.inner * weights_.columns / LEAST_PRODUCTS_OF_A_TASK + 1, MOST_TASKS);
   size_t blocks = divide_up(weights_.columns, kernels_.block_columns);
@@ -107,7 +107,8 @@ void Linear::run_part(const Parts& parts, size_t task) const {
   const size_t first_row = row_part * parts.rows_of_a_part, rows = smaller(parts.rows_of_a_part, parts.rows - first_row);
   const size_t first = task / parts.row_parts * parts.columns_of_a_part, end = smaller(first + parts.columns_of_a_part, columns);
   const size_t width = kernels_.block_columns;
-  const size_t blocks = divide_up(rows, kernels_.block_rows), rows_of_a_block = divide_up(rows, blocks);
+  const size_t blocks = divide_up(rows, kernels_.block_rows);
+  const size_t rows_of_a_block = divide_up(divide_up(rows, blocks), kernels_.row_step) * kernels_.row_step;
   const int8_t* packed = weights_.is_packed ? weights_.weights : packed_;
   const uint8_t* q = parts.q + first_row * inner;
   size_t row_bytes = inner;
@@ -119,21 +120,27 @@ void Linear::run_part(const Parts& parts, size_t task) const {
     }
   }
   auto multiply = may_saturate_ ? kernels_.multiply_any : kernels_.multiply;
+  kernels_.begin();
   alignas(64) int32_t sums[MAX_BLOCK_ROWS * MAX_BLOCK_COLUMNS];
   for (size_t c = first; c < end; c += width) {
     const int8_t* panels = packed + c / PANEL * panel_bytes_;
-    const int8_t* next = c + width < end ? panels + width / PANEL * panel_bytes_ : panels;
     // The last block may have fewer panels: it then takes the first one again, and nobody reads those sums.
     const size_t panel_bytes = c / PANEL + width / PANEL <= panels_ ? panel_bytes_ : 0;
     for (size_t r = 0; r < rows; r += rows_of_a_block) {
       const size_t count = smaller(rows_of_a_block, rows - r);
-      multiply({q + r * row_bytes, row_bytes, count, inner, panels, panel_bytes, start_ + c, sums, next, panel_bytes_});
-      if (next != panels) next += panel_bytes_;
+      float* y = parts.y + (first_row + r) * columns + c;
+      for (size_t i = 0; i < count; i++)  // its lines are there when the sums are
+        for (size_t line = 0; line < width; line += 64 / sizeof(float)) __builtin_prefetch(y + i * columns + line, 1);
+      // Each block brings one of the next block's panels closer, as long as there are some.
+      const size_t panel = r / rows_of_a_block, is_needed = panel < width / PANEL && c + width < end;
+      const int8_t* next = panels + (is_needed ? (width / PANEL + panel) * panel_bytes_ : 0);
+      multiply({q + r * row_bytes, row_bytes, count, inner, panels, panel_bytes, start_ + c, sums, next});
       const size_t row = first_row + r;
       kernels_.finish({sums, width, count, smaller(width, columns - c), parts.scales + row, weights_.scales + c, weights_.bias + c,
-                       weights_.is_gelu, parts.y + row * columns + c, columns});
+                       weights_.is_gelu, y, columns});
     }
   }
+  kernels_.end();
   if (!weights_.gamma) return;
   // Whoever ends the last part of these rows, norms them.
   if (parts.finished && parts.finished[row_part].fetch_add(1) + 1 < parts.column_parts) return;

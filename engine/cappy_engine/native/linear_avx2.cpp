@@ -52,8 +52,8 @@ void block(const Block& b) {
     });
 #pragma GCC unroll 8
   for (size_t r = 0; r < R; r++) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(b.sums + r * PANEL), sums[r][0]);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(b.sums + r * PANEL + 8), sums[r][1]);
+    Avx2::store_whole(b.sums + r * PANEL, sums[r][0]);
+    Avx2::store_whole(b.sums + r * PANEL + 8, sums[r][1]);
   }
 }
 
@@ -111,7 +111,7 @@ void multiply_any(const Block& b) {
 }  // namespace
 
 const LinearKernels LINEAR_AVX2 = {
-    Rows<Avx2>::quantize_row, ROWS, PANEL, multiply, multiply_any, Rows<Avx2>::finish, Rows<Avx2>::normalize,
+    Rows<Avx2>::quantize_row, ROWS, 1, PANEL, nothing, nothing, multiply, multiply_any, Rows<Avx2>::finish, Rows<Avx2>::normalize,
 };
 
 }  // namespace cappy

@@ -90,7 +90,7 @@ void multiply(const Block& b) {
 }  // namespace
 
 const LinearKernels LINEAR_AVX512VNNI = {
-    Rows<Avx512>::quantize_row, ROWS, PANELS* PANEL, multiply, multiply, Rows<Avx512>::finish, Rows<Avx512>::normalize,
+    Rows<Avx512>::quantize_row, ROWS, 1, PANELS* PANEL, nothing, nothing, multiply, multiply, Rows<Avx512>::finish, Rows<Avx512>::normalize,
 };
 
 }  // namespace cappy

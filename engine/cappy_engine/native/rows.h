@@ -27,6 +27,8 @@ inline __attribute__((always_inline)) typename V::F gelu(typename V::F x) {
   return V::mul(x, V::fma(near, sum, V::set(0.5f)));
 }
 
+void nothing() {}  // for kernels that need neither `begin` nor `end`
+
 template <class V>
 struct Rows {
   using F = typename V::F;
@@ -93,21 +95,36 @@ struct Rows {
 
   static void finish(const Finish& f) { f.is_gelu ? finish_as<true>(f) : finish_as<false>(f); }
 
+  // Sums body(place, count) over a row, in four parts: an addition need not wait for the one before it.
+  template <class Body>
+  static inline __attribute__((always_inline)) float sum(size_t count, Body&& body) {
+    F sums[4] = {V::set(0), V::set(0), V::set(0), V::set(0)};
+    size_t i = 0;
+    for (; i + 4 * W <= count; i += 4 * W) {
+      sums[0] = V::add(sums[0], body(i, W));
+      sums[1] = V::add(sums[1], body(i + W, W));
+      sums[2] = V::add(sums[2], body(i + 2 * W, W));
+      sums[3] = V::add(sums[3], body(i + 3 * W, W));
+    }
+    each(count - i, [&](size_t j, size_t left) { sums[0] = V::add(sums[0], body(i + j, left)); });
+    return V::sum(V::add(V::add(sums[0], sums[1]), V::add(sums[2], sums[3])));
+  }
+
   static void normalize(float* row, const float* residual, const float* gamma, const float* beta, size_t count, float epsilon) {
-    F sum = V::set(0), squares = V::set(0);
-    each(count, [&](size_t i, size_t left) {
+    const float all = static_cast<float>(count);
+    const float mean = sum(count, [&](size_t i, size_t left) __attribute__((always_inline)) {
       F value = V::add(V::load_some(row + i, left), V::load_some(residual + i, left));
       V::store_some(row + i, value, left);
-      sum = V::add(sum, value);
-    });
-    const float mean = V::sum(sum) / static_cast<float>(count);
-    each(count, [&](size_t i, size_t left) {
-      F value = V::sub(V::load_some(row + i, left), V::set(mean));
+      return value;
+    }) / all;
+    const F middle = V::set(mean);
+    const float variance = sum(count, [&](size_t i, size_t left) __attribute__((always_inline)) {
+      F value = V::sub(V::load_some(row + i, left), middle);
       if (left < W) value = V::first(value, left);
-      squares = V::fma(value, value, squares);
-    });
-    const F factor = V::set(1.0f / sqrtf(V::sum(squares) / static_cast<float>(count) + epsilon)), middle = V::set(mean);
-    each(count, [&](size_t i, size_t left) {
+      return V::mul(value, value);
+    }) / all;
+    const F factor = V::set(1.0f / sqrtf(variance + epsilon));
+    each(count, [&](size_t i, size_t left) __attribute__((always_inline)) {
       F value = V::mul(V::sub(V::load_some(row + i, left), middle), factor);
       value = V::add(V::mul(value, V::load_some(gamma + i, left)), V::load_some(beta + i, left));
       V::store_some(row + i, value, left);

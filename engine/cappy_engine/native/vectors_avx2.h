@@ -20,6 +20,7 @@ struct Avx2 {
   static F load_some(const float* p, size_t count) { return count == WIDTH ? load(p) : _mm256_maskload_ps(p, mask(count)); }
   static I load_whole(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static I load_bytes(const int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static void store_whole(int32_t* p, I x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
   static void store(float* p, F x) { _mm256_storeu_ps(p, x); }
   static void store_some(float* p, F x, size_t count) { count == WIDTH ? store(p, x) : _mm256_maskstore_ps(p, mask(count), x); }
   static __m128i bytes(I x) {

@@ -1,0 +1,11 @@
+#define CAPPY_EMULATED_TILES
+#include "amx.h"
+#include "vectors_scalar.h"
+
+namespace cappy {
+
+const LinearKernels LINEAR_AMX_EMULATED = {
+    Rows<Scalar>::quantize_row, BLOCK, TILE, BLOCK, begin, end, multiply, multiply, Rows<Scalar>::finish, Rows<Scalar>::normalize,
+};
+
+}  // namespace cappy

@@ -1,0 +1,25 @@
+"""Give the tests the native library that was compiled with this checkout, or skip them."""
+
+from __future__ import annotations
+
+import pytest
+
+from cappy_engine.cpu.built import why_no_library
+from cappy_engine.native.build import LIBRARY, SOURCES
+from cappy_engine.native.library import NativeLibrary
+
+
+@pytest.fixture(scope="session")
+def library() -> NativeLibrary:
+    """Load the library; without one the test is skipped, and says why."""
+    if reason := why_no_library():
+        pytest.skip(f"there are no kernels to test: {reason}")
+    return NativeLibrary(SOURCES / LIBRARY)
+
+
+@pytest.fixture(scope="session", params=["amx", "avx512", "avxvnni", "avx2", "scalar", "avxvnni_evex", "amx_emulated"])
+def instruction_set(request: pytest.FixtureRequest, library: NativeLibrary) -> str:
+    """Name each instruction set that this processor can use, in turn."""
+    if request.param not in library.instruction_sets:
+        pytest.skip(f"this processor has no {request.param}, only {', '.join(library.instruction_sets)}")
+    return str(request.param)

@@ -1,0 +1,160 @@
+"""Which kernels are chosen, what is said where there are none, and that sessions run them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cappy_engine.cpu import kernels
+from cappy_engine.cpu.built import why_no_library
+from cappy_engine.native import reference
+from cappy_engine.native.build import LIBRARY, SOURCES
+from cappy_engine.native.library import AFTER_GELU, Floats, Layer, NativeLibrary, Rounding
+from cappy_engine.session import load_runtime
+from tests.support.places import ROOT
+
+MODEL = ROOT / "tests" / "support" / "kernels.onnx"
+"""Four operators in a row, written by make_kernels_model.py, which has the weights' seed too."""
+
+
+@pytest.fixture(autouse=True)
+def afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forget what was found before, and after."""
+    monkeypatch.delenv(kernels.VARIABLE, raising=False)
+    kernels._find.cache_clear()
+    yield
+    kernels._find.cache_clear()
+
+
+# Which
+
+
+def test_the_best_set_is_used(library: NativeLibrary) -> None:
+    found = kernels.find_kernels()
+    best = library.instruction_sets[0]
+    if best in kernels.BY_NAME_ONLY:
+        assert found.used == ""
+        assert "no instruction set" in found.why_not
+    else:
+        assert (found.library, found.used, found.why_not) == (SOURCES / LIBRARY, best, "")
+        assert library.chosen == best
+
+
+def test_a_set_can_be_chosen_by_its_name(
+    library: NativeLibrary, instruction_set: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(kernels.VARIABLE, instruction_set)
+    assert kernels.find_kernels().used == instruction_set == library.chosen
+
+
+def test_none_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(kernels.VARIABLE, "none")
+    assert kernels.find_kernels() == kernels.Kernels(None, "", "switched off by CAPPY_KERNELS=none")
+
+
+def test_a_set_that_is_not_there_is_not_used(library: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(kernels.VARIABLE, "avx1024")
+    found = kernels.find_kernels()
+    assert found.library is None
+    assert found.why_not == (
+        f"CAPPY_KERNELS is 'avx1024', which this processor cannot use; choose from auto, none, "
+        f"{', '.join(library.instruction_sets)}"
+    )
+
+
+def test_a_library_that_was_not_compiled_or_is_damaged_is_not_used(tmp_path: Path) -> None:
+    assert kernels._find("auto", tmp_path / LIBRARY).why_not == why_no_library(tmp_path)
+    if not why_no_library():
+        shutil.copy(SOURCES / "build.json", tmp_path)
+        (tmp_path / LIBRARY).write_bytes(b"not a library")
+        kernels._find.cache_clear()
+        found = kernels._find("auto", tmp_path / LIBRARY)
+        assert found.library is None
+        assert "cannot be loaded" in found.why_not
+
+
+def test_a_set_that_computes_wrongly_is_not_used_but_the_next(
+    library: NativeLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = library.linear
+    best, *others = library.instruction_sets
+
+    def wrong(name: str, layer: Layer, rows: Any, scales: Any, residual: Any = None) -> Floats:
+        found = right(name, layer, rows, scales, residual)
+        return np.nextafter(found, np.float32(np.inf)) if name == best else found
+
+    monkeypatch.setattr(library, "linear", wrong)
+    found = kernels._choose(library, SOURCES / LIBRARY, [best, *others])
+    assert found.used == (others[0] if others else "")
+    assert found.why_not.startswith(f"{best} failed its test: Linear differs from numpy")
+
+
+# In a session
+
+
+@pytest.fixture
+def open_model(library: NativeLibrary) -> Callable[..., Any]:
+    """Open the model with the library."""
+    runtime = load_runtime()
+
+    def open_it(threads: int = 1) -> Any:
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.register_custom_ops_library(str(SOURCES / LIBRARY))
+        return runtime.InferenceSession(str(MODEL), options, providers=["CPUExecutionProvider"])
+
+    return open_it
+
+
+def expected(x: Floats) -> Floats:
+    """Compute what the model does: Gelu of one product, then the other's layer norm with `x`."""
+    random = np.random.default_rng(7)
+    inner, between = 40, 112
+
+    def layer(rows: int, columns: int) -> Layer:
+        weights = random.integers(-127, 128, (rows, columns)).astype(np.int8)
+        scales = (random.uniform(0.5, 1, columns) / 127 / rows**0.5).astype(np.float32)
+        return Layer(weights, scales, random.standard_normal(columns).astype(np.float32))
+
+    up, down = layer(inner, between), layer(between, inner)
+    down = replace(down, zero_point=16, gamma=np.full(inner, 0.5, np.float32), beta=np.full(inner, 0.25, np.float32))
+    middle = reference.linear(replace(up, is_gelu=True), *reference.quantize_rows(x, Rounding()))
+    return reference.linear(down, *reference.quantize_rows(middle, AFTER_GELU), x)
+
+
+@pytest.mark.parametrize("rows", [1, 31, 700])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_session_runs_the_kernels(
+    open_model: Callable[..., Any], library: NativeLibrary, instruction_set: str, rows: int, threads: int
+) -> None:
+    library.choose(instruction_set)
+    before = library.registrations
+    session = open_model(threads)
+    assert library.registrations == before + 1
+    x = np.random.default_rng(rows).standard_normal((rows, 40)).astype(np.float32)
+    (found,) = session.run(None, {"x": x})
+    # A value on the edge of two steps may fall to the other side: Gelu's last bits differ. One step is 1% of a value.
+    np.testing.assert_allclose(found, expected(x), atol=0.01)
+    assert np.median(np.abs(found - expected(x))) < 1e-6
+
+
+def test_many_threads_share_a_session_and_its_kernels(open_model: Callable[..., Any]) -> None:
+    session = open_model(2)
+    inputs = [np.random.default_rng(seed).standard_normal((50 + seed, 40)).astype(np.float32) for seed in range(8)]
+    alone = [session.run(None, {"x": x})[0] for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda x: session.run(None, {"x": x})[0], inputs * 5))
+    for found, wanted in zip(together, alone * 5, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_no_rows_give_no_rows(open_model: Callable[..., Any]) -> None:
+    (found,) = open_model().run(None, {"x": np.zeros((0, 40), np.float32)})
+    assert found.shape == (0, 40)

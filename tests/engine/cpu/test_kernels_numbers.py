@@ -1,0 +1,126 @@
+"""The native kernels give what numpy gives, with each instruction set that this processor has."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cappy_engine.native import reference
+from cappy_engine.native.library import AFTER_GELU, Bytes, Floats, Layer, NativeLibrary, Rounding
+
+CLOSE = 1e-5
+ODD = (0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-38, 3.4e38, -3.4e38)
+"""What a broken model's activations may hold."""
+shapes = st.tuples(st.integers(1, 600), st.integers(1, 150), st.integers(1, 100))
+seeds = st.integers(0, 2**32 - 1)
+few = settings(max_examples=20, deadline=None)
+
+
+def layer_of(seed: int, shape: tuple[int, int, int], largest: int) -> tuple[Layer, Bytes, Floats, Floats]:
+    """Make a linear layer with weights up to `largest`, rows for it, their scales and a residual."""
+    rows, inner, columns = shape
+    random = np.random.default_rng(seed)
+    weights = random.integers(-largest, largest + 1, (inner, columns)).astype(np.int8)
+    values = random.choice(np.array([0, 255, 128, 7, 200], np.uint8), (rows, inner))
+    scales, column_scales = random.uniform(0.001, 0.1, (rows, 1)), random.uniform(1e-4, 1e-2, columns)
+    bias, residual = random.standard_normal(columns), random.standard_normal((rows, columns))
+    layer = Layer(weights, column_scales.astype(np.float32), bias.astype(np.float32))
+    return layer, values, scales.astype(np.float32), residual.astype(np.float32)
+
+
+def distance(found: Floats, wanted: Floats) -> float:
+    return float(np.abs(found - wanted).max() / max(1.0, float(np.abs(wanted).max())))
+
+
+@few
+@given(seed=seeds, shape=shapes, rounding=st.sampled_from([Rounding(), AFTER_GELU, Rounding(zero_point=0, steps=255)]))
+def test_rows_are_rounded_to_the_same_bytes_and_scales(
+    library: NativeLibrary, instruction_set: str, seed: int, shape: tuple[int, int, int], rounding: Rounding
+) -> None:
+    random = np.random.default_rng(seed)
+    x = (random.standard_normal(shape[:2]) * 10.0 ** random.integers(-20, 20, (shape[0], 1))).astype(np.float32)
+    x[random.random(shape[0]) < 0.1] = 0
+    found, wanted = library.quantize_rows(instruction_set, x, rounding), reference.quantize_rows(x, rounding)
+    np.testing.assert_array_equal(found[0], wanted[0])
+    np.testing.assert_array_equal(found[1], wanted[1])
+
+
+@few
+@given(seed=seeds, width=st.integers(1, 70), rounding=st.sampled_from([Rounding(), AFTER_GELU]))
+def test_what_is_not_finite_shows_in_the_scale_of_its_row_and_in_no_other(
+    library: NativeLibrary, instruction_set: str, seed: int, width: int, rounding: Rounding
+) -> None:
+    random = np.random.default_rng(seed)
+    x = random.choice(np.array([*ODD, 1.5, -2.5], np.float32), (20, width))
+    x[::2] = random.standard_normal((10, width))
+    found, wanted = library.quantize_rows(instruction_set, x, rounding), reference.quantize_rows(x, rounding)
+    np.testing.assert_array_equal(found[1], wanted[1])
+    np.testing.assert_array_equal(found[0], wanted[0])
+    assert np.isfinite(found[1][::2]).all()
+
+
+@few
+@given(seed=seeds, shape=shapes, largest=st.sampled_from([64, 127]), zero_point=st.sampled_from([0, 16, 128, 255]))
+def test_products_are_equal_to_the_last_bit(
+    library: NativeLibrary, instruction_set: str, seed: int, shape: tuple[int, int, int], largest: int, zero_point: int
+) -> None:
+    """Weights of at most 64 cannot saturate in pairs of 16 bits, those of 127 can."""
+    layer, values, scales, _ = layer_of(seed, shape, largest)
+    layer = replace(layer, zero_point=zero_point)
+    found = library.linear(instruction_set, layer, values, scales)
+    np.testing.assert_array_equal(found, reference.linear(layer, values, scales))
+
+
+@pytest.mark.parametrize("shape", [(1, 2048, 16), (13, 2048, 50), (40, 4096, 112), (300, 1024, 33), (25, 8191, 20)])
+def test_products_of_long_rows_are_equal_too(
+    library: NativeLibrary, instruction_set: str, shape: tuple[int, int, int]
+) -> None:
+    """Rows of a multiple of 2048 are copied first; many rows are split into parts."""
+    layer, values, scales, _ = layer_of(1, shape, 127)
+    found = library.linear(instruction_set, layer, values, scales)
+    np.testing.assert_array_equal(found, reference.linear(layer, values, scales))
+
+
+@few
+@given(seed=seeds, shape=shapes)
+def test_gelu_and_layer_norm_are_near(
+    library: NativeLibrary, instruction_set: str, seed: int, shape: tuple[int, int, int]
+) -> None:
+    layer, values, scales, residual = layer_of(seed, shape, 127)
+    gelu = replace(layer, is_gelu=True)
+    found = library.linear(instruction_set, gelu, values, scales)
+    assert distance(found, reference.linear(gelu, values, scales)) < CLOSE
+    norm = replace(layer, gamma=layer.bias, beta=layer.scales)
+    found = library.linear(instruction_set, norm, values, scales, residual)
+    assert distance(found, reference.linear(norm, values, scales, residual)) < CLOSE
+
+
+def test_gelu_is_near_everywhere(library: NativeLibrary, instruction_set: str) -> None:
+    """Its argument is the bias: the rows are zeros."""
+    x = np.linspace(-12, 12, 20001, dtype=np.float32)
+    layer = Layer(np.zeros((4, len(x)), np.int8), np.ones_like(x), x, is_gelu=True)
+    found = library.linear(instruction_set, layer, np.zeros((1, 4), np.uint8), np.ones((1, 1), np.float32))
+    wanted = np.array([value * (1 + math.erf(value / 2**0.5)) / 2 for value in x.tolist()])
+    assert np.abs(found[0] - wanted).max() < 1e-6
+
+
+def test_weights_that_lie_as_the_kernels_read_them_give_the_same(library: NativeLibrary, instruction_set: str) -> None:
+    layer, values, scales, _ = layer_of(2, (7, 64, 80), 127)  # 5 panels: the last block of two has one
+    packed = replace(layer, weights=reference.pack(layer.weights))
+    np.testing.assert_array_equal(reference.unpack(packed.weights), layer.weights)
+    found = library.linear(instruction_set, packed, values, scales)
+    np.testing.assert_array_equal(found, library.linear(instruction_set, layer, values, scales))
+
+
+def test_a_scale_that_is_not_a_number_spoils_its_row_alone(library: NativeLibrary, instruction_set: str) -> None:
+    layer, values, scales, residual = layer_of(3, (9, 20, 33), 64)
+    scales[4] = np.nan
+    for kind in (layer, replace(layer, is_gelu=True), replace(layer, gamma=layer.bias, beta=layer.bias)):
+        found = library.linear(instruction_set, kind, values, scales, residual)
+        assert np.isnan(found[4]).all()
+        assert np.isfinite(np.delete(found, 4, axis=0)).all()
