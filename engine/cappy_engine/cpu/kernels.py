@@ -74,7 +74,7 @@ def _find(asked: str, path: Path) -> Kernels:
 
 
 def _choose(library: NativeLibrary, path: Path, wanted: list[str]) -> Kernels:
-    problems = []
+    problems: list[str] = []
     for name in wanted:
         problem = self_test(library, name)
         if not problem:
@@ -110,7 +110,7 @@ def _quantization_problem(
     x = (random.standard_normal(shape[:2]) * sizes).astype(np.float32)
     for rounding in (Rounding(), AFTER_GELU):
         found, wanted = library.quantize_rows(name, x, rounding), reference.quantize_rows(x, rounding)
-        if not all(map(np.array_equal, found, wanted)):
+        if not all(np.array_equal(mine, theirs) for mine, theirs in zip(found, wanted, strict=True)):
             return "QuantizeRows differs from numpy"
     return ""
 

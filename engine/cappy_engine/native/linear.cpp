@@ -129,8 +129,6 @@ void Linear::run_part(const Parts& parts, size_t task) const {
     for (size_t r = 0; r < rows; r += rows_of_a_block) {
       const size_t count = smaller(rows_of_a_block, rows - r);
       float* y = parts.y + (first_row + r) * columns + c;
-      for (size_t i = 0; i < count; i++)  // its lines are there when the sums are
-        for (size_t line = 0; line < width; line += 64 / sizeof(float)) __builtin_prefetch(y + i * columns + line, 1);
       // Each block brings one of the next block's panels closer, as long as there are some.
       const size_t panel = r / rows_of_a_block, is_needed = panel < width / PANEL && c + width < end;
       const int8_t* next = panels + (is_needed ? (width / PANEL + panel) * panel_bytes_ : 0);

@@ -33,7 +33,7 @@ def linear(layer: Layer, rows: Bytes, scales: Floats, residual: Floats | None = 
     # In doubles the products' sums are exact, and their multiplication is fast.
     sums = (rows.astype(np.float64) - layer.zero_point) @ weights.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
-        result = sums.astype(np.float32) * layer.scales * scales + layer.bias
+        result: Floats = sums.astype(np.float32) * layer.scales * scales + layer.bias
         if layer.is_gelu:
             result = gelu(result)
         if layer.gamma is None or layer.beta is None or residual is None:
@@ -41,7 +41,7 @@ def linear(layer: Layer, rows: Bytes, scales: Floats, residual: Floats | None = 
         added = (result + residual).astype(np.float64)
         spread = np.sqrt(added.var(axis=1, keepdims=True) + layer.epsilon)
         normed = (added - added.mean(axis=1, keepdims=True)) / spread * layer.gamma + layer.beta
-    return normed.astype(np.float32)
+    return np.asarray(normed, np.float32)
 
 
 def gelu(x: Floats) -> Floats:
@@ -51,7 +51,7 @@ def gelu(x: Floats) -> Floats:
     array([-0.15865526,  0.        ,  0.8413447 ], dtype=float32)
     """
     integrals = [0.5 * (1 + erf(value / sqrt(2))) for value in x.ravel().tolist()]
-    return (x * np.reshape(integrals, x.shape)).astype(np.float32)
+    return np.asarray(x * np.reshape(integrals, x.shape), np.float32)
 
 
 def pack(weights: SignedBytes) -> SignedBytes:
