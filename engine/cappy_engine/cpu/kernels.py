@@ -110,7 +110,7 @@ def _quantization_problem(
     x = (random.standard_normal(shape[:2]) * sizes).astype(np.float32)
     for rounding in (Rounding(), AFTER_GELU):
         found, wanted = library.quantize_rows(name, x, rounding), reference.quantize_rows(x, rounding)
-        if not all(np.array_equal(mine, theirs) for mine, theirs in zip(found, wanted, strict=True)):
+        if not (np.array_equal(found[0], wanted[0]) and np.array_equal(found[1], wanted[1])):
             return "QuantizeRows differs from numpy"
     return ""
 
