@@ -25,6 +25,8 @@ BY_NAME_ONLY = ("scalar", "avxvnni_evex", "amx_emulated")
 """Sets that are slower than ONNX Runtime's operators, and there for tests."""
 SHAPES = ((1, 4, 16), (13, 70, 40), (25, 256, 96), (6, 2048, 32))
 """Rows, inner size and columns of the products that test a set: each branch of a kernel at least once."""
+LENGTHS, HEAD_SIZES = (1, 7, 33, 61), (32, 64)
+"""The pairs and heads that test attention: a panel of keys that is full, one in part, and rows of each kind."""
 CLOSE = 1e-5
 """How near floats after a Gelu or a layer norm must be to numpy's, relative to the largest."""
 
@@ -98,9 +100,9 @@ def self_test(library: NativeLibrary, name: str) -> str:
                 library, name, shape, random
             ):
                 return f"{problem}, {' x '.join(map(str, shape))}"
+        return _attention_problem(library, name, random)
     except (ValueError, OSError) as error:
         return str(error)
-    return ""
 
 
 def _quantization_problem(
@@ -133,6 +135,20 @@ def _linear_problem(library: NativeLibrary, name: str, shape: tuple[int, int, in
             found, wanted = library.linear(name, *takes), reference.linear(*takes)
             if not (np.array_equal(found, wanted) if layer is plain else _are_close(found, wanted)):
                 return f"{what} differs from numpy"
+    return ""
+
+
+def _attention_problem(library: NativeLibrary, name: str, random: np.random.Generator) -> str:
+    lengths = np.array(LENGTHS)
+    for head_size in HEAD_SIZES:
+        packed = random.standard_normal((lengths.sum(), 3 * 2 * head_size)).astype(np.float32)
+        found, wanted = library.attention(name, packed, lengths, 2), reference.attention(packed, lengths, 2)
+        if not _are_close(found, wanted):
+            return f"Attention differs from numpy, heads of {head_size}"
+        queries, rest = np.split(packed, [2 * head_size], axis=1)
+        given = (queries[: len(lengths)], rest, lengths, 2)
+        if not _are_close(library.first_attention(name, *given), reference.first_attention(*given)):
+            return f"FirstAttention differs from numpy, heads of {head_size}"
     return ""
 
 

@@ -37,6 +37,7 @@ SETS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "avx2": ("-mavx2", "-mfma"),
         "avxvnni": ("-mavx2", "-mfma", "-mavxvnni"),
         "avxvnnievex": (*_AVX512, "-mavx512vnni"),
+        "avx512": _AVX512,
         "avx512vnni": (*_AVX512, "-mavx512vnni"),
         "amx": (*_AVX512, "-mavx512vnni", "-mamx-tile", "-mamx-int8"),
     },

@@ -10,16 +10,16 @@ namespace {
 
 const InstructionSet SETS[] = {  // the best first
 #if defined(__x86_64__)
-    {"amx", has_amx, &LINEAR_AMX},
-    {"avx512", has_avx512vnni, &LINEAR_AVX512VNNI},
-    {"avxvnni", has_avxvnni, &LINEAR_AVXVNNI},
-    {"avx2", has_avx2, &LINEAR_AVX2},
+    {"amx", has_amx, &LINEAR_AMX, attention_avx512},
+    {"avx512", has_avx512vnni, &LINEAR_AVX512VNNI, attention_avx512},
+    {"avxvnni", has_avxvnni, &LINEAR_AVXVNNI, attention_avx2},
+    {"avx2", has_avx2, &LINEAR_AVX2, attention_avx2},
 #endif
-    {"scalar", [] { return true; }, &LINEAR_SCALAR},
+    {"scalar", [] { return true; }, &LINEAR_SCALAR, attention_scalar},
 #if defined(__x86_64__)
-    {"avxvnni_evex", has_avx512vnni, &LINEAR_AVXVNNI_EVEX},  // that for AVX-VNNI, on a processor with AVX-512
+    {"avxvnni_evex", has_avx512vnni, &LINEAR_AVXVNNI_EVEX, attention_avx2},  // that for AVX-VNNI, on a processor with AVX-512
 #endif
-    {"amx_emulated", [] { return true; }, &LINEAR_AMX_EMULATED},  // that for AMX, slowly
+    {"amx_emulated", [] { return true; }, &LINEAR_AMX_EMULATED, attention_scalar},  // that for AMX, slowly
 };
 
 std::atomic<const InstructionSet*> chosen{nullptr};

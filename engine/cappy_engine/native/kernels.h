@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "attention.h"
+
 namespace cappy {
 
 // How a row of floats becomes 8 bits: `steps` above `zero_point` stand for its maximum, which is at least `least`.
@@ -68,6 +70,7 @@ struct InstructionSet {
   const char* name;  // as CAPPY_KERNELS names it
   bool (*is_usable)();
   const LinearKernels* linear;
+  AttentionKernel attention;
 };
 
 const InstructionSet* find_instruction_set(const char* name);  // null if unknown or not usable here

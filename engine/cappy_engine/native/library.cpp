@@ -3,6 +3,7 @@
 #include <cstring>
 #include <new>
 
+#include "attention.h"
 #include "kernels.h"
 #include "linear.h"
 #include "operators.h"
@@ -13,7 +14,8 @@ namespace cappy {
 namespace {
 
 // All operators of the domain, in version 1 of it.
-const Operator* const OPERATORS[] = {&QUANTIZE_ROWS, &QUANTIZE_POSITIVE_ROWS, &LINEAR, &LINEAR_GELU, &LINEAR_NORM};
+const Operator* const OPERATORS[] = {&QUANTIZE_ROWS, &QUANTIZE_POSITIVE_ROWS, &LINEAR, &LINEAR_GELU,
+                                     &LINEAR_NORM,   &ATTENTION,              &FIRST_ATTENTION};
 constexpr size_t OPERATOR_COUNT = sizeof OPERATORS / sizeof *OPERATORS;
 
 Api api;  // read once, when the runtime first registers the library
@@ -187,4 +189,10 @@ EXPORTED int cappy_linear(const char* set, const LinearWeights* weights, const u
   Linear linear(*found->linear, *weights);
   if (linear.is_ready()) linear.run(q, scales, rows, residual, y, one_thread());
   return linear.is_ready();
+}
+
+// Also false where the lengths are not those of the tokens; then nothing is written.
+EXPORTED int cappy_attention(const char* set, const AttentionInput* input) {
+  const InstructionSet* found = find_instruction_set(set);
+  return found && !attend_pairs(*input, found->attention, one_thread());
 }

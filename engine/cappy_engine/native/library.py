@@ -16,6 +16,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 SignedBytes = npt.NDArray[np.int8]
+Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,22 @@ class _LinearWeights(ctypes.Structure):
     )
 
 
+class _AttentionInput(ctypes.Structure):
+    _fields_ = (
+        ("queries", ctypes.c_void_p),
+        ("query_stride", ctypes.c_int64),
+        ("keys", ctypes.c_void_p),
+        ("key_stride", ctypes.c_int64),
+        ("out", ctypes.c_void_p),
+        ("heads", ctypes.c_int64),
+        ("head_size", ctypes.c_int64),
+        ("tokens", ctypes.c_int64),
+        ("lengths", ctypes.c_void_p),
+        ("pairs", ctypes.c_int64),
+        ("is_first", ctypes.c_bool),
+    )
+
+
 class NativeLibrary:
     """The library at `path`, loaded into this process. Raises OSError if it cannot be, or is another one."""
 
@@ -104,6 +121,7 @@ class NativeLibrary:
             self._registrations = self._library.cappy_registrations
             self._quantize_rows = self._library.cappy_quantize_rows
             self._linear = self._library.cappy_linear
+            self._attention = self._library.cappy_attention
         except AttributeError as error:
             raise OSError(f"{path} is not a library of cappy-engine of this version ({error})") from error
         self._sets.restype = self._chosen.restype = ctypes.c_char_p
@@ -111,6 +129,7 @@ class NativeLibrary:
         self._choose.argtypes = (ctypes.c_char_p,)
         self._quantize_rows.argtypes = (ctypes.c_char_p, pointer, count, count, pointer, pointer, pointer)
         self._linear.argtypes = (ctypes.c_char_p, pointer, pointer, pointer, count, pointer, pointer)
+        self._attention.argtypes = (ctypes.c_char_p, pointer)
 
     @property
     def instruction_sets(self) -> list[str]:
@@ -158,6 +177,36 @@ class NativeLibrary:
         arrays = (_at(rows), _at(scales), len(rows), _at(residual), _at(result))
         _known(self._linear(instruction_set.encode(), ctypes.byref(described), *arrays), instruction_set)
         return result
+
+    def attention(self, instruction_set: str, packed: Floats, lengths: Ids, heads: int) -> Floats:
+        """Attend inside each pair; `packed` (tokens, 3 * hidden) has queries, keys and values; returns (tokens, hidden).
+
+        Raises ValueError if the lengths, (pairs,), are not those of the tokens.
+        """
+        packed, hidden = np.ascontiguousarray(packed, np.float32), packed.shape[1] // 3
+        result = np.empty((len(packed), hidden), np.float32)
+        rows = (_at(packed), 3 * hidden, _at(packed[:, hidden:]), 3 * hidden, _at(result), heads, hidden // heads)
+        self._attend(instruction_set, rows, len(packed), lengths, is_first=False)
+        return result
+
+    def first_attention(
+        self, instruction_set: str, queries: Floats, packed: Floats, lengths: Ids, heads: int
+    ) -> Floats:
+        """Attend with one query of each pair, (pairs, hidden), to `packed` keys and values; returns (pairs, hidden)."""
+        queries, packed = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(packed, np.float32)
+        hidden, result = queries.shape[1], np.empty(queries.shape, np.float32)
+        rows = (_at(queries), hidden, _at(packed), 2 * hidden, _at(result), heads, hidden // heads)
+        self._attend(instruction_set, rows, len(packed), lengths, is_first=True)
+        return result
+
+    def _attend(
+        self, instruction_set: str, rows: tuple[int | None, ...], tokens: int, lengths: Ids, *, is_first: bool
+    ) -> None:
+        lengths = np.ascontiguousarray(lengths, np.int64)
+        given = _AttentionInput(*rows, tokens, _at(lengths), len(lengths), is_first)
+        if not self._attention(instruction_set.encode(), ctypes.byref(given)):
+            _known(instruction_set in self.instruction_sets, instruction_set)
+            raise ValueError(f"the lengths {lengths.tolist()} are not those of pairs with {tokens} tokens")
 
 
 def _known(done: int, instruction_set: str) -> None:

@@ -8,8 +8,11 @@ from __future__ import annotations
 from math import erf, sqrt
 
 import numpy as np
+import numpy.typing as npt
 
-from cappy_engine.native.library import Bytes, Floats, Layer, Rounding, SignedBytes
+from cappy_engine.native.library import Bytes, Floats, Ids, Layer, Rounding, SignedBytes
+
+Doubles = npt.NDArray[np.float64]
 
 
 def quantize_rows(x: Floats, rounding: Rounding) -> tuple[Bytes, Floats]:
@@ -42,6 +45,40 @@ def linear(layer: Layer, rows: Bytes, scales: Floats, residual: Floats | None = 
         spread = np.sqrt(added.var(axis=1, keepdims=True) + layer.epsilon)
         normed = (added - added.mean(axis=1, keepdims=True)) / spread * layer.gamma + layer.beta
     return np.asarray(normed, np.float32)
+
+
+def attention(packed: Floats, lengths: Ids, heads: int) -> Floats:
+    """Attend inside each pair; `packed` (tokens, 3 * hidden) has queries, keys and values; returns (tokens, hidden).
+
+    >>> attention(np.float32([[9, 9, 5]]), np.array([1]), heads=1)
+    array([[5.]], dtype=float32)
+    """
+    queries, keys, values = np.split(packed.astype(np.float64), 3, axis=1)
+    ends = np.cumsum(lengths)
+    pairs = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+    found = [_attend(queries[pair], keys[pair], values[pair], heads) for pair in pairs]
+    return np.concatenate([np.empty((0, queries.shape[1])), *found]).astype(np.float32)
+
+
+def first_attention(queries: Floats, packed: Floats, lengths: Ids, heads: int) -> Floats:
+    """Attend with one query of each pair, (pairs, hidden), to `packed` keys and values; returns (pairs, hidden).
+
+    >>> first_attention(np.float32([[9]]), np.float32([[9, 5]]), np.array([1]), heads=1)
+    array([[5.]], dtype=float32)
+    """
+    tokens = np.repeat(queries, lengths, axis=0)
+    begins = np.cumsum(lengths) - lengths
+    return attention(np.concatenate([tokens, packed], axis=1), lengths, heads)[begins]
+
+
+def _attend(queries: Doubles, keys: Doubles, values: Doubles, heads: int) -> Doubles:
+    """Attend inside one pair; each array is (tokens, hidden)."""
+    by_head = [array.reshape(len(array), heads, array.shape[1] // heads).swapaxes(0, 1) for array in (queries, keys, values)]
+    with np.errstate(invalid="ignore", over="ignore"):
+        scores = by_head[0] @ by_head[1].swapaxes(1, 2) / sqrt(by_head[0].shape[2])
+        weights = np.exp(scores - scores.max(axis=2, keepdims=True, initial=-np.inf))
+        context = weights / weights.sum(axis=2, keepdims=True) @ by_head[2]
+    return context.swapaxes(0, 1).reshape(queries.shape)
 
 
 def gelu(x: Floats) -> Floats:

@@ -1,0 +1,74 @@
+// Softmax attention inside each pair. The tokens of all pairs lie one after another, without padding.
+//
+// attention.cpp cuts a call into tasks and shares them among the threads. attention_tiles.h computes a task, compiled
+// once for each instruction set (attention_scalar.cpp, attention_avx2.cpp, attention_avx512.cpp).
+#pragma once
+#include <cstdint>
+
+namespace cappy {
+
+struct Error;     // operators.h, whose inline functions a file for one instruction set must not have
+struct Parallel;
+struct Operator;
+
+// Rows of floats: a query, a key, a value and a result are `heads * head_size` wide. Strides count floats.
+struct AttentionRows {
+  const float* queries;
+  int64_t query_stride;
+  const float* keys;  // a token's value stands behind its key
+  int64_t key_stride;
+  float* out;  // a row for each query
+  int64_t heads;
+  int64_t head_size;
+};
+
+// Some queries of one pair, in some heads.
+struct AttentionTask {
+  int64_t first_key;
+  int64_t keys;  // all of the pair
+  int64_t first_query;
+  int64_t queries;  // at most MOST_QUERIES
+  int64_t first_head;
+  int64_t heads;
+};
+
+constexpr int64_t MOST_QUERIES = 512;    // of a task
+constexpr int64_t MOST_KEYS = 512;       // held at once; a longer pair comes in blocks of keys
+constexpr int64_t MOST_HELD = 512 * 64;  // floats: keys held at once times the head's size
+constexpr int64_t MOST_HEAD_SIZE = 512;
+constexpr int64_t MOST_ROWS = 12;   // of queries multiplied at once
+constexpr int64_t MOST_PANEL = 32;  // columns multiplied at once
+// Floats between two rows of scratch: 33 cache lines, so that 12 rows fall on different sets of the L1 cache.
+constexpr int64_t SCRATCH_STRIDE = MOST_KEYS + 16;
+
+// What one thread works in: 310 KB, which stay in a core's L2 cache.
+struct alignas(64) AttentionScratch {
+  float keys[MOST_HELD];    // panels of (head size, keys of the panel)
+  float values[MOST_HELD];  // panels of (keys, columns of the panel)
+  float queries[MOST_ROWS * SCRATCH_STRIDE];
+  float weights[MOST_ROWS * SCRATCH_STRIDE];  // scores, then their exponentials
+  float context[MOST_ROWS * MOST_PANEL];
+  float maximum[MOST_QUERIES];  // of a query's scores so far
+  float total[MOST_QUERIES];    // of its weights so far
+};
+
+using AttentionKernel = void (*)(const AttentionRows&, const AttentionTask&, AttentionScratch&);
+void attention_scalar(const AttentionRows&, const AttentionTask&, AttentionScratch&);
+#if defined(__x86_64__)
+void attention_avx2(const AttentionRows&, const AttentionTask&, AttentionScratch&);
+void attention_avx512(const AttentionRows&, const AttentionTask&, AttentionScratch&);
+#endif
+
+// Computes `rows.out` for `pairs` pairs, whose lengths must sum to `tokens`. Each token has a query, or each pair one.
+struct AttentionInput {
+  AttentionRows rows;
+  int64_t tokens;
+  const int64_t* lengths;
+  int64_t pairs;
+  bool is_first;  // one query of each pair
+};
+Error attend_pairs(const AttentionInput& input, AttentionKernel kernel, const Parallel& parallel);
+
+extern const Operator ATTENTION, FIRST_ATTENTION;
+
+}  // namespace cappy

@@ -1,0 +1,128 @@
+"""Attention of the native library is that of numpy in doubles, with each instruction set that this machine has."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from cappy_engine.native import reference
+from cappy_engine.native.build import LIBRARY, SOURCES
+from cappy_engine.native.library import Floats, Ids, NativeLibrary
+
+pytestmark = pytest.mark.skipif(not (SOURCES / LIBRARY).is_file(), reason="needs the native library: make native")
+SETS = ("avx512", "avx2", "scalar")
+CLOSE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def library() -> NativeLibrary:
+    return NativeLibrary(SOURCES / LIBRARY)
+
+
+@pytest.fixture(params=SETS)
+def name(request: pytest.FixtureRequest, library: NativeLibrary) -> str:
+    if request.param not in library.instruction_sets:
+        pytest.skip(f"this processor has no {request.param}")
+    return str(request.param)
+
+
+def packed_rows(lengths: Ids, hidden: int, seed: int = 0) -> Floats:
+    """Make queries, keys and values of tokens, (tokens, 3 * hidden)."""
+    return np.random.default_rng(seed).standard_normal((int(lengths.sum()), 3 * hidden)).astype(np.float32)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 130), min_size=1, max_size=5),
+    heads=st.integers(1, 5),
+    head_size=st.sampled_from((32, 64)) | st.integers(1, 130),
+    seed=st.integers(0, 1000),
+)
+@example(lengths=[512], heads=2, head_size=64, seed=0)
+@example(lengths=[513, 1], heads=1, head_size=32, seed=0)
+@example(lengths=[600], heads=1, head_size=80, seed=0)
+@example(lengths=[1100], heads=1, head_size=4, seed=0)
+@example(lengths=[70, 3], heads=1, head_size=512, seed=0)
+@example(lengths=[9], heads=2, head_size=513, seed=0)
+def test_any_lengths_heads_and_sizes(
+    library: NativeLibrary, lengths: list[int], heads: int, head_size: int, seed: int
+) -> None:
+    given_lengths = np.array(lengths)
+    packed = packed_rows(given_lengths, heads * head_size, seed)
+    wanted = reference.attention(packed, given_lengths, heads)
+    for name in library.instruction_sets:
+        found = library.attention(name, packed, given_lengths, heads)
+        np.testing.assert_allclose(found, wanted, rtol=CLOSE, atol=CLOSE, err_msg=name)
+
+
+@pytest.mark.parametrize("head_size", [32, 64, 5])
+def test_one_query_of_each_pair(library: NativeLibrary, name: str, head_size: int) -> None:
+    lengths, hidden = np.array([1, 32, 7, 513]), 3 * head_size
+    queries, packed = packed_rows(lengths[:1] * 4, hidden)[:, :hidden], packed_rows(lengths, hidden)[:, hidden:]
+    found = library.first_attention(name, queries, packed, lengths, 3)
+    wanted = reference.first_attention(queries, packed, lengths, 3)
+    np.testing.assert_allclose(found, wanted, rtol=CLOSE, atol=CLOSE)
+
+
+def test_a_pair_of_one_token_attends_to_itself(library: NativeLibrary, name: str) -> None:
+    packed = packed_rows(np.array([3]), 64)
+    found = library.attention(name, packed, np.array([1, 1, 1]), heads=2)
+    np.testing.assert_array_equal(found, packed[:, 128:])
+
+
+def test_a_pair_s_result_does_not_depend_on_its_neighbours(library: NativeLibrary, name: str) -> None:
+    lengths = np.array([40, 21, 64])
+    packed = packed_rows(lengths, 64)
+    alone = library.attention(name, packed[40:61], lengths[1:2], heads=2)
+    np.testing.assert_array_equal(library.attention(name, packed, lengths, heads=2)[40:61], alone)
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e8, 1e18])
+def test_extreme_scores_choose_one_key(library: NativeLibrary, name: str, size: float) -> None:
+    """Scores of `size` and of minus `size`: their exponentials alone would overflow, and then be 0 / 0."""
+    lengths, chosen = np.array([50]), 29
+    packed = packed_rows(lengths, 32)
+    packed[:, :32], packed[:, 32:64] = np.sqrt(size), -np.sqrt(size)
+    packed[chosen, 32:64] = np.sqrt(size)
+    found = library.attention(name, packed, lengths, heads=1)
+    np.testing.assert_allclose(found, np.broadcast_to(packed[chosen, 64:], (50, 32)), rtol=1e-6)
+
+
+def test_weights_too_small_for_floats_count_for_nothing(library: NativeLibrary, name: str) -> None:
+    lengths = np.array([600])  # in two blocks of keys: the sums of the first are scaled down to 0
+    packed = packed_rows(lengths, 32)
+    packed[:, :32], packed[:, 32:64] = 1, 0
+    packed[599, 32:64] = 1000
+    found = library.attention(name, packed, lengths, heads=1)
+    np.testing.assert_allclose(found, np.broadcast_to(packed[599, 64:], (600, 32)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("column", [0, 32, 64], ids=["query", "key", "value"])
+def test_what_is_not_finite_stays_in_its_pair_and_is_seen(
+    library: NativeLibrary, name: str, bad: float, column: int
+) -> None:
+    lengths = np.array([20, 600, 20])
+    packed = packed_rows(lengths, 32)
+    packed[300, column] = bad
+    found, wanted = library.attention(name, packed, lengths, 1), reference.attention(packed, lengths, 1)
+    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(wanted))
+    assert np.isfinite(found[:20]).all()
+    assert np.isfinite(found[620:]).all()
+    assert not np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("lengths", [[4, 5], [4, 7], [-1, 11], [11], [], [2**62, 2**62, 10]])
+def test_lengths_that_are_not_those_of_the_tokens_are_refused(
+    library: NativeLibrary, name: str, lengths: list[int]
+) -> None:
+    with pytest.raises(ValueError, match="are not those of pairs with 10 tokens"):
+        library.attention(name, packed_rows(np.array([10]), 32), np.array(lengths, np.int64), heads=1)
+
+
+def test_no_tokens_give_no_rows(library: NativeLibrary, name: str) -> None:
+    nothing = np.zeros((0, 96), np.float32)
+    for lengths in ([], [0, 0]):
+        assert library.attention(name, nothing, np.array(lengths, np.int64), heads=1).shape == (0, 32)
