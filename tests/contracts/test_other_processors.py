@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from cappy_engine.native import build as native
+from cappy_engine.native import reference
 from tests.support.places import ROOT
 
 pytestmark = pytest.mark.slow
@@ -115,6 +116,18 @@ def test_products_are_those_of_numpy(run: Run, sets: list[str], rows: int, inner
     for name in sets:
         words = ("linear", name, rows, inner, columns, 128, int(end == "gelu"), 1e-5 if end == "norm" else 0)
         found = np.frombuffer(run(*words, arrays=arrays), np.float32).reshape(rows, columns)
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(("heads", "head_size"), [(2, 32), (1, 64), (3, 5)])
+def test_attention_is_that_of_numpy(run: Run, sets: list[str], heads: int, head_size: int) -> None:
+    lengths = np.array([1, 40, 7, 520])
+    packed = np.random.default_rng(heads).normal(size=(lengths.sum(), 3 * heads * head_size)).astype(np.float32)
+    packed[300, 0] = np.nan
+    expected = reference.attention(packed, lengths, heads)
+    for name in sets:
+        written = run("attention", name, heads, head_size, *lengths, arrays=(packed,))
+        found = np.frombuffer(written, np.float32).reshape(expected.shape)
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
 
 

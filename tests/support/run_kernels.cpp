@@ -3,6 +3,7 @@
 //   run_kernels sets
 //   run_kernels quantize SET ROWS COLUMNS ZERO_POINT STEPS LEAST IS_SIGNED   < x                                > q scales
 //   run_kernels linear SET ROWS INNER COLUMNS ZERO_POINT IS_GELU EPSILON     < q scales weights scales bias     > y
+//   run_kernels attention SET HEADS HEAD_SIZE LENGTH...                      < packed                           > y
 //
 // With an EPSILON above 0 linear ends in a layer norm, and reads residual, gamma and beta, too.
 #include <cstdio>
@@ -10,11 +11,13 @@
 #include <cstring>
 #include <vector>
 
+#include "attention.h"
 #include "linear.h"
 
 extern "C" const char* cappy_instruction_sets();
 extern "C" int cappy_quantize_rows(const char*, const float*, int64_t, int64_t, const cappy::Rounding*, uint8_t*, float*);
 extern "C" int cappy_linear(const char*, const cappy::LinearWeights*, const uint8_t*, const float*, int64_t, const float*, float*);
+extern "C" int cappy_attention(const char*, const cappy::AttentionInput*);
 
 template <class T>
 std::vector<T> read(size_t count) {
@@ -47,6 +50,20 @@ int main(int count, char** words) {
     if (!cappy_quantize_rows(words[2], x.data(), rows, columns, &rounding, q.data(), scales.data())) return 1;
     write(q);
     write(scales);
+    return 0;
+  }
+  if (count > 5 && !strcmp(words[1], "attention")) {
+    int64_t heads = whole(3), head_size = whole(4), hidden = heads * head_size, tokens = 0;
+    std::vector<int64_t> lengths;
+    for (int place = 5; place < count; place++) lengths.push_back(whole(place));
+    for (int64_t length : lengths) tokens += length;
+    auto packed = read<float>(tokens * 3 * hidden);
+    std::vector<float> y(tokens * hidden);
+    const float* keys = packed.data() + hidden;
+    cappy::AttentionRows rows = {packed.data(), 3 * hidden, keys, 3 * hidden, y.data(), heads, head_size};
+    cappy::AttentionInput input = {rows, tokens, lengths.data(), static_cast<int64_t>(lengths.size()), false};
+    if (!cappy_attention(words[2], &input)) return 1;
+    write(y);
     return 0;
   }
   if (count == 9 && !strcmp(words[1], "linear")) {

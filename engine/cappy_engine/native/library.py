@@ -179,7 +179,7 @@ class NativeLibrary:
         return result
 
     def attention(self, instruction_set: str, packed: Floats, lengths: Ids, heads: int) -> Floats:
-        """Attend inside each pair; `packed` (tokens, 3 * hidden) has queries, keys and values; returns (tokens, hidden).
+        """Attend inside each pair of `packed` queries, keys and values, (tokens, 3 * hidden); returns (tokens, hidden).
 
         Raises ValueError if the lengths, (pairs,), are not those of the tokens.
         """

@@ -48,7 +48,7 @@ def linear(layer: Layer, rows: Bytes, scales: Floats, residual: Floats | None = 
 
 
 def attention(packed: Floats, lengths: Ids, heads: int) -> Floats:
-    """Attend inside each pair; `packed` (tokens, 3 * hidden) has queries, keys and values; returns (tokens, hidden).
+    """Attend inside each pair of `packed` queries, keys and values, (tokens, 3 * hidden); returns (tokens, hidden).
 
     >>> attention(np.float32([[9, 9, 5]]), np.array([1]), heads=1)
     array([[5.]], dtype=float32)
@@ -73,7 +73,9 @@ def first_attention(queries: Floats, packed: Floats, lengths: Ids, heads: int) -
 
 def _attend(queries: Doubles, keys: Doubles, values: Doubles, heads: int) -> Doubles:
     """Attend inside one pair; each array is (tokens, hidden)."""
-    by_head = [array.reshape(len(array), heads, array.shape[1] // heads).swapaxes(0, 1) for array in (queries, keys, values)]
+    by_head = [
+        array.reshape(len(array), heads, array.shape[1] // heads).swapaxes(0, 1) for array in (queries, keys, values)
+    ]
     with np.errstate(invalid="ignore", over="ignore"):
         scores = by_head[0] @ by_head[1].swapaxes(1, 2) / sqrt(by_head[0].shape[2])
         weights = np.exp(scores - scores.max(axis=2, keepdims=True, initial=-np.inf))

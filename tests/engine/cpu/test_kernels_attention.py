@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -10,22 +13,10 @@ from hypothesis import strategies as st
 from cappy_engine.native import reference
 from cappy_engine.native.build import LIBRARY, SOURCES
 from cappy_engine.native.library import Floats, Ids, NativeLibrary
+from cappy_engine.session import load_runtime
+from tests.support.onnx_files import write_attention_model
 
-pytestmark = pytest.mark.skipif(not (SOURCES / LIBRARY).is_file(), reason="needs the native library: make native")
-SETS = ("avx512", "avx2", "scalar")
 CLOSE = 1e-5
-
-
-@pytest.fixture(scope="module")
-def library() -> NativeLibrary:
-    return NativeLibrary(SOURCES / LIBRARY)
-
-
-@pytest.fixture(params=SETS)
-def name(request: pytest.FixtureRequest, library: NativeLibrary) -> str:
-    if request.param not in library.instruction_sets:
-        pytest.skip(f"this processor has no {request.param}")
-    return str(request.param)
 
 
 def packed_rows(lengths: Ids, hidden: int, seed: int = 0) -> Floats:
@@ -58,56 +49,56 @@ def test_any_lengths_heads_and_sizes(
 
 
 @pytest.mark.parametrize("head_size", [32, 64, 5])
-def test_one_query_of_each_pair(library: NativeLibrary, name: str, head_size: int) -> None:
+def test_one_query_of_each_pair(library: NativeLibrary, instruction_set: str, head_size: int) -> None:
     lengths, hidden = np.array([1, 32, 7, 513]), 3 * head_size
     queries, packed = packed_rows(lengths[:1] * 4, hidden)[:, :hidden], packed_rows(lengths, hidden)[:, hidden:]
-    found = library.first_attention(name, queries, packed, lengths, 3)
+    found = library.first_attention(instruction_set, queries, packed, lengths, 3)
     wanted = reference.first_attention(queries, packed, lengths, 3)
     np.testing.assert_allclose(found, wanted, rtol=CLOSE, atol=CLOSE)
 
 
-def test_a_pair_of_one_token_attends_to_itself(library: NativeLibrary, name: str) -> None:
+def test_a_pair_of_one_token_attends_to_itself(library: NativeLibrary, instruction_set: str) -> None:
     packed = packed_rows(np.array([3]), 64)
-    found = library.attention(name, packed, np.array([1, 1, 1]), heads=2)
+    found = library.attention(instruction_set, packed, np.array([1, 1, 1]), heads=2)
     np.testing.assert_array_equal(found, packed[:, 128:])
 
 
-def test_a_pair_s_result_does_not_depend_on_its_neighbours(library: NativeLibrary, name: str) -> None:
+def test_a_pair_s_result_does_not_depend_on_its_neighbours(library: NativeLibrary, instruction_set: str) -> None:
     lengths = np.array([40, 21, 64])
     packed = packed_rows(lengths, 64)
-    alone = library.attention(name, packed[40:61], lengths[1:2], heads=2)
-    np.testing.assert_array_equal(library.attention(name, packed, lengths, heads=2)[40:61], alone)
+    alone = library.attention(instruction_set, packed[40:61], lengths[1:2], heads=2)
+    np.testing.assert_array_equal(library.attention(instruction_set, packed, lengths, heads=2)[40:61], alone)
 
 
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e8, 1e18])
-def test_extreme_scores_choose_one_key(library: NativeLibrary, name: str, size: float) -> None:
+def test_extreme_scores_choose_one_key(library: NativeLibrary, instruction_set: str, size: float) -> None:
     """Scores of `size` and of minus `size`: their exponentials alone would overflow, and then be 0 / 0."""
     lengths, chosen = np.array([50]), 29
     packed = packed_rows(lengths, 32)
     packed[:, :32], packed[:, 32:64] = np.sqrt(size), -np.sqrt(size)
     packed[chosen, 32:64] = np.sqrt(size)
-    found = library.attention(name, packed, lengths, heads=1)
+    found = library.attention(instruction_set, packed, lengths, heads=1)
     np.testing.assert_allclose(found, np.broadcast_to(packed[chosen, 64:], (50, 32)), rtol=1e-6)
 
 
-def test_weights_too_small_for_floats_count_for_nothing(library: NativeLibrary, name: str) -> None:
+def test_weights_too_small_for_floats_count_for_nothing(library: NativeLibrary, instruction_set: str) -> None:
     lengths = np.array([600])  # in two blocks of keys: the sums of the first are scaled down to 0
     packed = packed_rows(lengths, 32)
     packed[:, :32], packed[:, 32:64] = 1, 0
     packed[599, 32:64] = 1000
-    found = library.attention(name, packed, lengths, heads=1)
+    found = library.attention(instruction_set, packed, lengths, heads=1)
     np.testing.assert_allclose(found, np.broadcast_to(packed[599, 64:], (600, 32)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("column", [0, 32, 64], ids=["query", "key", "value"])
 def test_what_is_not_finite_stays_in_its_pair_and_is_seen(
-    library: NativeLibrary, name: str, bad: float, column: int
+    library: NativeLibrary, instruction_set: str, bad: float, column: int
 ) -> None:
     lengths = np.array([20, 600, 20])
     packed = packed_rows(lengths, 32)
     packed[300, column] = bad
-    found, wanted = library.attention(name, packed, lengths, 1), reference.attention(packed, lengths, 1)
+    found, wanted = library.attention(instruction_set, packed, lengths, 1), reference.attention(packed, lengths, 1)
     np.testing.assert_array_equal(np.isfinite(found), np.isfinite(wanted))
     assert np.isfinite(found[:20]).all()
     assert np.isfinite(found[620:]).all()
@@ -116,13 +107,67 @@ def test_what_is_not_finite_stays_in_its_pair_and_is_seen(
 
 @pytest.mark.parametrize("lengths", [[4, 5], [4, 7], [-1, 11], [11], [], [2**62, 2**62, 10]])
 def test_lengths_that_are_not_those_of_the_tokens_are_refused(
-    library: NativeLibrary, name: str, lengths: list[int]
+    library: NativeLibrary, instruction_set: str, lengths: list[int]
 ) -> None:
     with pytest.raises(ValueError, match="are not those of pairs with 10 tokens"):
-        library.attention(name, packed_rows(np.array([10]), 32), np.array(lengths, np.int64), heads=1)
+        library.attention(instruction_set, packed_rows(np.array([10]), 32), np.array(lengths, np.int64), heads=1)
 
 
-def test_no_tokens_give_no_rows(library: NativeLibrary, name: str) -> None:
+def test_no_tokens_give_no_rows(library: NativeLibrary, instruction_set: str) -> None:
     nothing = np.zeros((0, 96), np.float32)
     for lengths in ([], [0, 0]):
-        assert library.attention(name, nothing, np.array(lengths, np.int64), heads=1).shape == (0, 32)
+        assert library.attention(instruction_set, nothing, np.array(lengths, np.int64), heads=1).shape == (0, 32)
+
+
+# In a session
+
+
+def open_model(path: Path, threads: int = 1) -> Any:
+    """Open a model with the library."""
+    runtime = load_runtime()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.register_custom_ops_library(str(SOURCES / LIBRARY))
+    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("lengths", [[32], [200], [7, 100, 1, 64, 30], [600, 5]], ids=str)
+def test_a_session_runs_the_kernel_whole_and_cut_among_threads(
+    library: NativeLibrary, instruction_set: str, tmp_path: Path, threads: int, lengths: list[int]
+) -> None:
+    library.choose(instruction_set)
+    session = open_model(write_attention_model(tmp_path / "model.onnx", heads=3, hidden=96), threads)
+    packed = packed_rows(np.array(lengths), 96)
+    (found,) = session.run(None, {"packed": packed, "lengths": np.array(lengths)})
+    np.testing.assert_allclose(found, reference.attention(packed, np.array(lengths), 3), rtol=CLOSE, atol=CLOSE)
+
+
+def test_a_session_attends_with_one_query_of_each_pair(
+    library: NativeLibrary, instruction_set: str, tmp_path: Path
+) -> None:
+    library.choose(instruction_set)
+    session = open_model(write_attention_model(tmp_path / "model.onnx", heads=3, hidden=96, is_first=True), threads=2)
+    lengths = np.array([40, 1, 9])
+    queries, packed = packed_rows(np.array([3]), 96)[:, :96], packed_rows(lengths, 96)[:, 96:]
+    (found,) = session.run(None, {"queries": queries, "packed": packed, "lengths": lengths})
+    wanted = reference.first_attention(queries, packed, lengths, 3)
+    np.testing.assert_allclose(found, wanted, rtol=CLOSE, atol=CLOSE)
+
+
+@pytest.mark.usefixtures("library")
+def test_a_session_says_what_is_wrong(tmp_path: Path) -> None:
+    session = open_model(write_attention_model(tmp_path / "model.onnx", heads=3, hidden=96))
+    packed = packed_rows(np.array([10]), 96)
+    for lengths, message in (
+        ([4, 7], "pair 1 has a length of 7, and 6 tokens are left"),
+        ([4, -1, 7], "pair 1 has a length of -1, and 6 tokens are left"),
+        ([4, 5], "the lengths leave 1 of 10 tokens"),
+    ):
+        with pytest.raises(Exception, match=message):
+            session.run(None, {"packed": packed, "lengths": np.array(lengths)})
+    with pytest.raises(Exception, match="heads must be 1 to 65536, not 0"):
+        open_model(write_attention_model(tmp_path / "no-heads.onnx", heads=0, hidden=96))
+    odd = open_model(write_attention_model(tmp_path / "odd.onnx", heads=5, hidden=96))
+    with pytest.raises(Exception, match="rows of 288 values are not 3 parts of 5 heads"):
+        odd.run(None, {"packed": packed, "lengths": np.array([10])})
