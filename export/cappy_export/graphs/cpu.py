@@ -2,7 +2,7 @@
 
 `input_ids` and `attention_mask` come padded, (batch, length), as every tool gives them. The graph first takes the real
 tokens out, one after the other: (tokens, hidden). Embeddings, projections, feed-forward layers and layer norms run on
-those. Attention runs pair by pair, at the pair's own length and without a mask (`Loop`; with one pair, directly). So a
+those. Attention runs pair by pair, at the pair's own length and without a mask: an operator of `operators.py`. So a
 pair alone and in any company goes through the same operations on the same numbers. In the last layer only the first
 token of a pair is read. Queries, attention output and feed-forward are computed for that token alone, which is exact.
 
@@ -22,7 +22,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from cappy_export.graphs.writer import ACTIVATIONS, MICROSOFT, GraphWriter, Parts, Weights
+from cappy_export.graphs.operators import DOMAIN
+from cappy_export.graphs.writer import ACTIVATIONS, GraphWriter, Parts, Weights
 
 
 def encoder_model(config: Any, weights: Weights) -> onnx.ModelProto:
@@ -46,13 +47,11 @@ def encoder_model(config: Any, weights: Weights) -> onnx.ModelProto:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """Name the tensors that tell of the real tokens: their places (tokens, 2), each pair's begin and end (batch,)."""
+    """Name the tensors that tell of the real tokens: their places (tokens, 2), each pair's length and start (batch,)."""
 
     places: str
+    lengths: str
     starts: str
-    ends: str
-    count: str
-    is_single: str
 
 
 class _Encoder:
@@ -66,15 +65,7 @@ class _Encoder:
         places = graph.add("Transpose", [graph.add("NonZero", ["attention_mask"], "kept")], "places", perm=[1, 0])
         lengths = graph.add("ReduceSum", ["attention_mask", constant("last_axis", [-1])], "lengths", keepdims=0)
         ends = graph.add("CumSum", [lengths, constant("zero", 0)], "ends")
-        shape = graph.add("Shape", ["attention_mask"], "batch_shape")
-        count = graph.add("Gather", [shape, constant("zero", 0)], "pair_count")
-        return _Tokens(
-            places=places,
-            starts=graph.add("Sub", [ends, lengths], "starts"),
-            ends=ends,
-            count=count,
-            is_single=graph.add("Equal", [count, constant("one", 1)], "is_single"),
-        )
+        return _Tokens(places=places, lengths=lengths, starts=graph.add("Sub", [ends, lengths], "starts"))
 
     def embed(self, tokens: _Tokens) -> str:
         """Look up the embeddings of the real tokens: (tokens, hidden)."""
@@ -90,13 +81,7 @@ class _Encoder:
         graph, parts, prefix = self._graph, self._parts, f"{self._parts.prefix}.encoder.layer.{number}"
         attended, name = f"{prefix}.attention", f"layer.{number}"
         read = graph.add("Gather", [hidden, tokens.starts], f"{name}/first_tokens") if is_last else hidden
-        query, key, value = (
-            graph.add("MatMul", [source, parts.matrix(f"{attended}.self.{part}")], f"{name}/attention/{part}")
-            for part, source in (("query", read), ("key", hidden), ("value", hidden))
-        )
-        biases = [parts.weight(f"{attended}.self.{part}.bias") for part in ("query", "key", "value")]
-        bias = graph.constant(f"{attended}.self.bias", np.concatenate(biases))
-        context = self._attention(f"{name}/attention", [query, key, value, bias], tokens, is_last=is_last)
+        context = self._attention(name, f"{attended}.self", (read, hidden), tokens, is_last=is_last)
         output = parts.linear(f"{attended}.output.dense", context, f"{name}/attention/output/dense")
         mixed = graph.add("Add", [output, read], f"{name}/attention/residual")
         middle = parts.norm(f"{attended}.output.LayerNorm", mixed)
@@ -106,71 +91,27 @@ class _Encoder:
         narrow = parts.linear(f"{prefix}.output.dense", active, f"{name}/output/dense")
         return parts.norm(f"{prefix}.output.LayerNorm", graph.add("Add", [narrow, middle], f"{name}/output/residual"))
 
-    def _attention(self, name: str, inputs: Sequence[str], tokens: _Tokens, *, is_last: bool) -> str:
+    def _attention(
+        self, layer: str, weights: str, sources: tuple[str, str], tokens: _Tokens, *, is_last: bool
+    ) -> str:
         """Attend within each pair: (tokens, hidden); in the last layer the first tokens only, (batch, hidden)."""
-        outputs = [helper.make_tensor_value_info(f"{name}/single", TensorProto.FLOAT, None)]
-        alone = GraphWriter(self._graph, f"{name}/single/")
-        alone.nodes.append(helper.make_node("Identity", [self._attend(alone, inputs)], [f"{name}/single"]))
-        many = GraphWriter(self._graph, f"{name}/many/")
-        sequence = many.add("SequenceEmpty", [], "none", dtype=TensorProto.FLOAT)
-        body = self._each_pair(f"{name}/pair", inputs, tokens, is_last=is_last)
-        attended = many.add("Loop", [tokens.count, "", sequence], "pairs", body=body)
-        many.nodes.append(helper.make_node("ConcatFromSequence", [attended], [f"{name}/many"], axis=0))
-        return self._graph.add(
-            "If",
-            [tokens.is_single],
-            name,
-            then_branch=helper.make_graph(alone.nodes, f"{name}/single", [], outputs),
-            else_branch=helper.make_graph(
-                many.nodes, f"{name}/many", [], [helper.make_tensor_value_info(f"{name}/many", TensorProto.FLOAT, None)]
-            ),
-        )
+        read, hidden = sources
+        heads, name = self._config.num_attention_heads, f"{layer}/attention"
+        if not is_last:
+            packed = self._projections(weights, ("query", "key", "value"), hidden, name)
+            return self._graph.add("Attention", [packed, tokens.lengths], name, domain=DOMAIN, heads=heads)
+        query = self._projections(weights, ("query",), read, name)
+        packed = self._projections(weights, ("key", "value"), hidden, name)
+        return self._graph.add("FirstAttention", [query, packed, tokens.lengths], name, domain=DOMAIN, heads=heads)
 
-    def _each_pair(self, name: str, inputs: Sequence[str], tokens: _Tokens, *, is_last: bool) -> onnx.GraphProto:
-        """Write the loop's body: cut one pair's rows out, attend, and put the result at the end of the sequence."""
-        body, (query, key, value, bias) = GraphWriter(self._graph, f"{name}/"), inputs
-        one = body.constant("one_element", [1])
-        number = f"{name}/number"
-        start = body.add("Reshape", [body.add("Gather", [tokens.starts, number], "start"), one], "begin")
-        end = body.add("Reshape", [body.add("Gather", [tokens.ends, number], "end"), one], "stop")
-        first = body.constant("first_axis", [0])
-        rows = [body.add("Slice", [part, start, end, first], role) for part, role in ((key, "key"), (value, "value"))]
-        if is_last:
-            asked = body.add("Gather", [query, body.add("Reshape", [number, one], "row")], "query")
-        else:
-            asked = body.add("Slice", [query, start, end, first], "query")
-        context = self._attend(body, [asked, *rows, bias])
-        body.nodes.append(helper.make_node("SequenceInsert", [f"{name}/before", context], [f"{name}/after"]))
-        body.nodes.append(helper.make_node("Identity", [f"{name}/goes_on"], [f"{name}/goes_on_still"]))
-        return helper.make_graph(
-            body.nodes,
-            name,
-            [
-                helper.make_tensor_value_info(number, TensorProto.INT64, []),
-                helper.make_tensor_value_info(f"{name}/goes_on", TensorProto.BOOL, []),
-                helper.make_tensor_sequence_value_info(f"{name}/before", TensorProto.FLOAT, None),
-            ],
-            [
-                helper.make_tensor_value_info(f"{name}/goes_on_still", TensorProto.BOOL, []),
-                helper.make_tensor_sequence_value_info(f"{name}/after", TensorProto.FLOAT, None),
-            ],
-        )
-
-    def _attend(self, graph: GraphWriter, inputs: Sequence[str]) -> str:
-        """Attend within one pair, (length, hidden) each, at its exact length: no mask."""
-        first = graph.constant("first_axis", [0])
-        lifted = [
-            graph.add("Unsqueeze", [part, first], f"lifted_{role}")
-            for part, role in zip(inputs[:3], ("query", "key", "value"), strict=True)
-        ]
-        context = graph.add(
-            "MultiHeadAttention",
-            [*lifted, inputs[3]],
-            "context",
-            domain=MICROSOFT,
-            num_heads=self._config.num_attention_heads,
-        )
-        return graph.add("Squeeze", [context, first], "lowered")
+    def _projections(self, weights: str, roles: Sequence[str], hidden: str, name: str) -> str:
+        """Project for several roles in one product: their weights and biases stand beside each other."""
+        parts, role = self._parts, "_".join(roles)
+        matrices = [parts.weight(f"{weights}.{part}.weight").T for part in roles]
+        biases = [parts.weight(f"{weights}.{part}.bias") for part in roles]
+        matrix = self._graph.constant(f"{weights}.{role}.matrix", np.concatenate(matrices, axis=1))
+        bias = self._graph.constant(f"{weights}.{role}.bias", np.concatenate(biases))
+        return self._graph.add("Gemm", [hidden, matrix, bias], f"{name}/{role}")
 
     def _positions(self) -> str:
         """Count position ids (batch, length) as transformers does; (1, length) where only the place counts."""

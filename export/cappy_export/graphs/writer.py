@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cappy_export.checkpoints.config import COUNTS_FROM_PADDING
+from cappy_export.graphs.operators import with_functions
 
 OPSET = 18
 IR_VERSION = 8
@@ -46,22 +47,20 @@ def is_written_directly(config: Mapping[str, Any]) -> bool:
 
 
 class GraphWriter:
-    """Collect the nodes and constants of one graph; a branch's constants are its parent's.
+    """Collect the nodes and constants of one graph.
 
     >>> graph = GraphWriter()
     >>> graph.add("Add", ["x", graph.constant("one", 1.0)], "sum")
     'sum'
     """
 
-    def __init__(self, parent: GraphWriter | None = None, prefix: str = "", *, opset: int = OPSET) -> None:
+    def __init__(self, *, opset: int = OPSET) -> None:
         self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, onnx.TensorProto] = {} if parent is None else parent.constants
-        self._prefix = prefix
+        self.constants: dict[str, onnx.TensorProto] = {}
         self._opset = opset
 
     def add(self, operator: str, inputs: Sequence[str], name: str, *, domain: str = "", **attributes: Any) -> str:
         """Add a node, and return the name of its output, which is also the node's."""
-        name = self._prefix + name
         self.nodes.append(helper.make_node(operator, inputs, [name], name, domain=domain, **attributes))
         return name
 
@@ -89,7 +88,8 @@ class GraphWriter:
             list(self.constants.values()),
         )
         opsets = [helper.make_opsetid("", self._opset), helper.make_opsetid(MICROSOFT, 1)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="cappy-export")
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="cappy-export")
+        return with_functions(model)
 
 
 class Parts:

@@ -15,6 +15,7 @@ import onnx.numpy_helper
 from onnx import helper
 
 from cappy_engine.errors import GraphError
+from cappy_export.graphs.operators import DOMAIN, GROUP, PANEL, packed_weights, with_functions
 from cappy_export.graphs.writer import MICROSOFT
 from cappy_export.precisions.calibration import Activations
 from cappy_export.precisions.rotation import Rotation, rotation_for
@@ -61,6 +62,17 @@ _AFTER_GELU = _Range(zero_point=16, steps=239, least=GELU_MINIMUM * 239 / 16, is
 """Gelu gives almost no negative values: 16 steps hold them, which leaves nearly twice the precision for the others."""
 
 
+@dataclass(frozen=True)
+class _Product:
+    """Name the tensors of a product in 8 bits: the activation with its scales and zero point, and the weights."""
+
+    activation: str
+    scale: str
+    zero_point: int
+    weights: str
+    weight_scales: str
+
+
 class Rewriter:
     """Replace products of a graph, one by one; an activation that several products read is quantised once.
 
@@ -90,16 +102,19 @@ class Rewriter:
             for name in node.input:
                 self._readers.setdefault(name, []).append(node)
         self._constants: dict[str, onnx.TensorProto] = {}
+        self._rounded: dict[str, tuple[Int8, Floats]] = {}
         self._shifts: dict[str, Floats] = {}
         self._rotations: dict[str, Rotation] = {}
-        self._quantized: dict[str, tuple[str, str, str]] = {}
-        self._merged: set[str] = set()
+        self._quantized: dict[str, tuple[str, str, int]] = {}
+        self._joined: dict[str, onnx.NodeProto | None] = {}
 
     def take(self, node: onnx.NodeProto) -> None:
         """Take the graph's next node: replace it if it is one of the products, else keep it."""
-        if node.name not in self._products:
-            if node.name not in self._merged:
-                self._nodes.append(node)
+        if node.name in self._joined:
+            joined = self._joined[node.name]
+            self._nodes += [] if joined is None else [joined]
+        elif node.name not in self._products:
+            self._nodes.append(node)
         elif node.op_type == "Attention":
             self._replace_attention(node)
         else:
@@ -116,16 +131,28 @@ class Rewriter:
             graph.initializer.remove(entry)
         if all(entry.domain != MICROSOFT for entry in self._model.opset_import):
             self._model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+        with_functions(self._model)
 
     def _replace_product(self, node: onnx.NodeProto) -> None:
-        """Put the 8-bit product, with its bias, in place of a MatMul or a Gemm."""
+        """Put the 8-bit product in place of a MatMul, or of a Gemm and all that follows it in one operator."""
         weights, is_transposed = self._weights_of(node)
         matrix = f"{node.input[1]}/transposed" if is_transposed else node.input[1]
         has_bias = len(node.input) > 2
-        out = f"{node.name}/product" if has_bias else node.output[0]
-        product = self._product(node.input[0], matrix, weights, out, node.name)
-        if has_bias:
-            self._add_bias(node, product, self._corrected_bias(node))
+        is_linear = has_bias and self._is_linear(node, weights)
+        product = self._product(node.input[0], matrix, weights, node.name, is_packed=is_linear)
+        if is_linear:
+            self._join(node, product, self._corrected_bias(node))
+        elif has_bias:
+            whole = self._multiply(product, f"{node.name}/product", node.name)
+            self._emit("Add", [whole, self._corrected_bias(node)], node.output[0], f"{node.name}/bias")
+        else:
+            self._multiply(product, node.output[0], node.name)
+
+    def _is_linear(self, node: onnx.NodeProto, weights: Floats) -> bool:
+        """Tell whether a Gemm can be Linear: its weights fill whole panels, and its bias has a value per column."""
+        inner, columns = weights.shape
+        bias = self._weights.get(node.input[2])
+        return inner % GROUP == 0 and columns % PANEL == 0 and bias is not None and list(bias.dims) == [columns]
 
     def _weights_of(self, node: onnx.NodeProto) -> tuple[Floats, bool]:
         """Load a product's weights (inputs, outputs), and tell whether they are stored transposed."""
@@ -143,29 +170,51 @@ class Rewriter:
         return is_transposed
 
     def _corrected_bias(self, node: onnx.NodeProto) -> str:
-        """Add the bias, less the shift of the mean that rounded weights bring."""
+        """Add the bias, less the shift of the mean that rounded weights bring.
+
+        Those of query, key and value stay as they are: cappy-mini's scores are no better with them corrected.
+        """
         bias = str(node.input[2])
-        if node.name not in self._shifts or bias not in self._weights:
+        is_attended = any(reader.domain == DOMAIN for reader in self._readers.get(node.output[0], []))
+        if node.name not in self._shifts or bias not in self._weights or is_attended:
             return bias
         return self._constant(f"{node.name}/corrected_bias", self._array(bias) - self._shifts[node.name])
 
-    def _add_bias(self, node: onnx.NodeProto, product: str, bias: str) -> None:
-        """Add the bias; where only a Gelu reads the sum, both at once."""
+    def _join(self, node: onnx.NodeProto, product: _Product, bias: str) -> None:
+        """Write a product with its bias; what alone reads the sum is part of it: Gelu, or residual and layer norm."""
+        inputs = [product.activation, product.scale, product.weights, product.weight_scales, bias]
+        limits = {"zero_point": product.zero_point}
+        reader = self._only_reader(node)
+        norm = None if reader is None or reader.op_type != "Add" else self._only_reader(reader)
+        if reader is not None and (reader.op_type, reader.domain) == ("Gelu", MICROSOFT):
+            self._joined[reader.name] = None
+            self._emit("LinearGelu", inputs, reader.output[0], node.name, domain=DOMAIN, activation="gelu", **limits)
+        elif reader is not None and norm is not None and _is_full_norm(norm):
+            (residual,) = (name for name in reader.input if name != node.output[0])
+            inputs += [residual, *norm.input[1:3]]
+            limits = {**limits, "epsilon": _epsilon(norm)}
+            self._joined[reader.name] = None
+            # In the norm's place: the residual may be computed after this product.
+            self._joined[norm.name] = helper.make_node(
+                "LinearNorm", inputs, norm.output, node.name, domain=DOMAIN, **limits
+            )
+        else:
+            self._emit("Linear", inputs, node.output[0], node.name, domain=DOMAIN, **limits)
+
+    def _only_reader(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
+        """Find the one node that reads `node`, once; None if there are several, or it is an output of the graph."""
         readers = self._readers.get(node.output[0], [])
-        if len(readers) == 1 and readers[0].op_type == "Gelu" and readers[0].domain == MICROSOFT:
-            gelu = readers[0]
-            self._merged.add(gelu.name)
-            self._emit("BiasGelu", [product, bias], gelu.output[0], gelu.name, domain=MICROSOFT)
-            return
-        self._emit("Add", [product, bias], node.output[0], f"{node.name}/bias")
+        is_output = any(entry.name == node.output[0] for entry in self._model.graph.output)
+        return readers[0] if len(readers) == 1 and not is_output else None
 
     def _replace_attention(self, node: onnx.NodeProto) -> None:
         """Write Attention as its three projections and MultiHeadAttention, which takes the same bias and masks."""
         thirds = np.split(self._array(node.input[1]), 3, axis=1)
-        parts = [
-            self._product(node.input[0], f"{node.input[1]}/{role}", third, f"{node.name}/{role}", f"{node.name}/{role}")
-            for role, third in zip(("query", "key", "value"), thirds, strict=True)
-        ]
+        parts = []
+        for role, third in zip(("query", "key", "value"), thirds, strict=True):
+            name = f"{node.name}/{role}"
+            product = self._product(node.input[0], f"{node.input[1]}/{role}", third, name)
+            parts.append(self._multiply(product, name, name))
         inputs = [*node.input, *[""] * 6]
         bias, mask, past, attention_bias = inputs[2:6]
         attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
@@ -181,8 +230,10 @@ class Rewriter:
             **known,
         )
 
-    def _product(self, source: str, matrix: str, weights: Floats, out: str, name: str) -> str:
-        """Multiply `source` by `weights`, which are known as `matrix`: layers that share it share its 8-bit form.
+    def _product(
+        self, source: str, matrix: str, weights: Floats, name: str, *, is_packed: bool = False
+    ) -> _Product:
+        """Prepare `source` by `weights`, which are known as `matrix`: layers that share it share its 8-bit form.
 
         With moments the 8-bit form depends on the source, too, and is shared by none.
         """
@@ -191,27 +242,31 @@ class Rewriter:
             matrix = f"{name}/weights"
         if rotation is not None and known is not None:
             weights, known = rotation.of_weights(weights), rotation.of_activations(known)
-        if f"{matrix}/int8" not in self._constants:
-            steps, scales = self._rounded(weights, known)
-            self._constant(f"{matrix}/int8", steps)
-            self._constant(f"{matrix}/scales", scales)
+        if matrix not in self._rounded:
+            self._rounded[matrix] = self._round(weights, known)
+        steps, scales = self._rounded[matrix]
         if known is not None:
-            steps, scales = (
-                onnx.numpy_helper.to_array(self._constants[f"{matrix}/{part}"]) for part in ("int8", "scales")
-            )
             self._shifts[name] = (known.mean @ (steps * scales - weights)).astype(np.float32)
-        activation, scale, zero_point = self._in_8_bits(source)
+        stored = (
+            self._constant(f"{matrix}/packed", packed_weights(steps))
+            if is_packed
+            else self._constant(f"{matrix}/int8", steps)
+        )
+        return _Product(*self._in_8_bits(source), stored, self._constant(f"{matrix}/scales", scales))
+
+    def _multiply(self, product: _Product, out: str, name: str) -> str:
+        """Write a product without a bias, for activations of any number of dimensions."""
         inputs = [
-            activation,
-            f"{matrix}/int8",
+            product.activation,
+            product.weights,
             self._constant("unit_scale", np.float32(1)),
-            f"{matrix}/scales",
-            zero_point,
+            product.weight_scales,
+            self._constant(f"zero_point_{product.zero_point}", np.uint8(product.zero_point)),
         ]
         whole = self._emit("MatMulIntegerToFloat", inputs, f"{name}/sums", f"{name}/sums", domain=MICROSOFT)
-        return self._emit("Mul", [whole, scale], out, name)
+        return self._emit("Mul", [whole, product.scale], out, name)
 
-    def _rounded(self, weights: Floats, activations: Activations | None) -> tuple[Int8, Floats]:
+    def _round(self, weights: Floats, activations: Activations | None) -> tuple[Int8, Floats]:
         if self._options.compensates and activations is not None and activations.moments is not None:
             return compensate_weights(weights, activations.moments)
         return self._options.rounds(weights)
@@ -239,32 +294,35 @@ class Rewriter:
         turned = self._emit("MatMul", [blocks, matrix], f"{source}/turned", f"{source}/turned")
         return self._emit("Reshape", [turned, shape], f"{source}/rotated", f"{source}/rotated")
 
-    def _in_8_bits(self, source: str) -> tuple[str, str, str]:
+    def _in_8_bits(self, source: str) -> tuple[str, str, int]:
         """Bring `source`, rotated if asked, into 8 bits; return it, its scale per token (..., 1), and zero point."""
         if source not in self._quantized:
             producer, rotation = self._producers.get(source), self._rotation(source)
             limits = _AFTER_GELU if producer is not None and producer.op_type in GELUS else _SIGNED
             self._quantized[source] = (
-                self._steps(source, limits)
+                self._rows_in_8_bits(source, limits)
                 if rotation is None
-                else self._steps(self._rotated(source, rotation), _SIGNED)
+                else self._rows_in_8_bits(self._rotated(source, rotation), _SIGNED)
             )
         return self._quantized[source]
 
-    def _steps(self, source: str, limits: _Range) -> tuple[str, str, str]:
-        sized = self._emit("Abs", [source], f"{source}/size", f"{source}/size") if limits.is_signed else source
-        axis = self._constant("int8_axis", np.array([-1], np.int64))
-        largest = self._emit("ReduceMax", [sized, axis], f"{source}/max", f"{source}/max", keepdims=1)
-        least = self._constant(f"least_{limits.zero_point}", np.float32(limits.least))
-        bounded = self._emit("Max", [largest, least], f"{source}/bounded", f"{source}/bounded")
-        step = self._constant(f"step_{limits.zero_point}", np.float32(1 / limits.steps))
-        scale = self._emit("Mul", [bounded, step], f"{source}/scale", f"{source}/scale")
-        inverse = self._emit("Reciprocal", [scale], f"{source}/inverse", f"{source}/inverse")
-        scaled = self._emit("Mul", [source, inverse], f"{source}/scaled", f"{source}/scaled")
-        zero_point = self._constant(f"zero_point_{limits.zero_point}", np.uint8(limits.zero_point))
-        unit = self._constant("unit_scale", np.float32(1))
-        whole = self._emit("QuantizeLinear", [scaled, unit, zero_point], f"{source}/int8", f"{source}/int8")
-        return whole, scale, zero_point
+    def _rows_in_8_bits(self, source: str, limits: _Range) -> tuple[str, str, int]:
+        whole, scale = f"{source}/int8", f"{source}/scale"
+        operator = "QuantizeRows" if limits.is_signed else "QuantizePositiveRows"
+        self._nodes.append(
+            helper.make_node(
+                operator,
+                [source],
+                [whole, scale],
+                whole,
+                domain=DOMAIN,
+                zero_point=limits.zero_point,
+                steps=limits.steps,
+                least=limits.least,
+                is_signed=int(limits.is_signed),
+            )
+        )
+        return whole, scale, limits.zero_point
 
     def _emit(self, operator: str, inputs: Sequence[str], out: str, name: str, **attributes: Any) -> str:
         self._nodes.append(helper.make_node(operator, inputs, [out], name, **attributes))
@@ -289,3 +347,14 @@ def _with_subgraphs(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 found += _with_subgraphs(attribute.g)
     return found
+
+
+def _is_full_norm(node: onnx.NodeProto) -> bool:
+    """Tell whether a node normalises the last axis, with a scale and a shift."""
+    axis = next((entry.i for entry in node.attribute if entry.name == "axis"), -1)
+    return node.op_type == "LayerNormalization" and len(node.input) == 3 and len(node.output) == 1 and axis == -1
+
+
+def _epsilon(norm: onnx.NodeProto) -> float:
+    """Read a layer norm's epsilon; ONNX's default is 1e-5."""
+    return next((entry.f for entry in norm.attribute if entry.name == "epsilon"), 1e-5)

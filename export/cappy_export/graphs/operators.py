@@ -1,0 +1,268 @@
+"""Define the operators of the domain `cappy`: each is an ONNX function, which a model file carries.
+
+A function's body says what the operator computes, in operators that every ONNX Runtime has. A runtime without kernels
+for `cappy` puts the body in the operator's place when it loads the model. The engine's native library has a kernel for
+each (`cappy_engine/native`), which computes the same, faster.
+
+ONNX Runtime 1.20 tells functions apart by their names alone, so each variant has a name of its own. Rows are tokens: of
+all pairs, one pair after the other, without padding.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.parser
+from onnx import helper
+
+Int8 = npt.NDArray[np.int8]
+
+DOMAIN = "cappy"
+VERSION = 1
+PANEL = 16
+"""Columns of weights that lie together: those of one vector of 32-bit sums."""
+GROUP = 4
+"""Neighbours in a column that lie together: 8-bit products are summed in fours."""
+
+_QUANTIZE = """
+    last = Constant <value_ints = [-1]> ()
+    {sizes}
+    largest = ReduceMax <keepdims = 1> (sizes, last)
+    least_scaled = Constant <value_float: float = @least> ()
+    bounded = Max (largest, least_scaled)
+    steps_number = Constant <value_int: int = @steps> ()
+    steps_float = Cast <to = 1> (steps_number)
+    step = Reciprocal (steps_float)
+    scale = Mul (bounded, step)
+    inverse = Reciprocal (scale)
+    scaled = Mul (x, inverse)
+    unit = Constant <value_float = 1.0> ()
+    zero = Constant <value_int: int = @zero_point> ()
+    zero_byte = Cast <to = 2> (zero)
+    q = QuantizeLinear (scaled, unit, zero_byte)
+"""
+
+_PRODUCT = """
+    rows_of_groups = Transpose <perm = [1, 3, 0, 2]> (weights)
+    groups = Shape <start = 1, end = 2> (weights)
+    group = Constant <value_ints = [4]> ()
+    inner = Mul (groups, group)
+    last = Constant <value_ints = [-1]> ()
+    matrix_shape = Concat <axis = 0> (inner, last)
+    matrix = Reshape (rows_of_groups, matrix_shape)
+    unit = Constant <value_float = 1.0> ()
+    zero = Constant <value_int: int = @zero_point> ()
+    zero_byte = Cast <to = 2> (zero)
+    sums = com.microsoft.MatMulIntegerToFloat (q, matrix, unit, weight_scales, zero_byte)
+    product = Mul (sums, scale)
+"""
+
+_ATTEND = """
+    lifted_query = Unsqueeze (query, first)
+    lifted_key = Unsqueeze (key, first)
+    lifted_value = Unsqueeze (value, first)
+    lifted = com.microsoft.MultiHeadAttention <num_heads: int = @heads> (lifted_query, lifted_key, lifted_value)
+    context = Squeeze (lifted, first)
+"""
+
+_ATTENTION = """
+    first = Constant <value_ints = [0]> ()
+    both = Constant <value_ints = [0, 1]> ()
+    one = Constant <value_int = 1> ()
+    pairs = Size (lengths)
+    is_single = Equal (pairs, one)
+    y = If (is_single) <
+        then_branch = alone () => (float[n, h] alone_y) {
+            {alone}
+            {attend}
+            alone_y = Identity (context)
+        },
+        else_branch = together () => (float[n, h] together_y) {
+            last = Constant <value_ints = [-1]> ()
+            width = Shape <start = 1, end = 2> (packed)
+            parts = Constant <value_int = {parts}> ()
+            part = Div (width, parts)
+            lengths_column = Unsqueeze (lengths, last)
+            ends = CumSum (lengths_column, first)
+            begins = Sub (ends, lengths_column)
+            of_begins = Constant <value_ints = {of_begins}> ()
+            of_ends = Constant <value_ints = {of_ends}> ()
+            of_parts = Constant <value_ints = {of_parts}> ()
+            begins_placed = Mul (begins, of_begins)
+            ends_placed = Mul (ends, of_ends)
+            parts_placed = Mul (part, of_parts)
+            rows_placed = Add (begins_placed, ends_placed)
+            corners = Add (rows_placed, parts_placed)
+            none = SequenceEmpty <dtype = 1> ()
+            contexts = Loop (pairs, , none) <
+                body = pair (int64 number, bool goes_on, seq(float[l, h]) before)
+                    => (bool goes_on_still, seq(float[l, h]) after) {
+                    goes_on_still = Identity (goes_on)
+                    corner = Gather (corners, number)
+                    {cut}
+                    {attend}
+                    after = SequenceInsert (before, context)
+                }
+            >
+            together_y = ConcatFromSequence <axis = 0> (contexts)
+        }
+    >
+"""
+
+
+def _quantize_rows() -> str:
+    """QuantizeRows (x float [n, k]) -> (q uint8 [n, k], scale float [n, 1])
+
+    scale = max(largest |x| of the row, least) / steps; q = x / scale + zero_point, rounded half to even, in 0 to 255.
+    Attributes: zero_point and steps (int), least (float), is_signed = 1.
+    """
+    body = _filled(_QUANTIZE, sizes="sizes = Abs (x)")
+    return "QuantizeRows <zero_point, steps, least, is_signed> (x) => (q, scale) {" + body + "}"
+
+
+def _quantize_positive_rows() -> str:
+    """QuantizePositiveRows (x float [n, k]) -> (q uint8 [n, k], scale float [n, 1])
+
+    As QuantizeRows, but of the largest x instead of |x|: for rows without large negative values. is_signed = 0.
+    """
+    body = _filled(_QUANTIZE, sizes="sizes = Identity (x)")
+    return "QuantizePositiveRows <zero_point, steps, least, is_signed> (x) => (q, scale) {" + body + "}"
+
+
+def _linear() -> str:
+    """Linear (q uint8 [n, k], scale float [n, 1], weights int8, weight_scales float [m], bias float [m]) -> y [n, m]
+
+    y = scale * weight_scales * ((q - zero_point) @ W) + bias. `weights` are W [k, m] as [m / 16, k / 4, 16, 4]: W[4 g +
+    j, 16 p + c] is weights[p, g, c, j]. Attribute: zero_point.
+    """
+    inputs = "(q, scale, weights, weight_scales, bias)"
+    return f"Linear <zero_point> {inputs} => (y) {{ {_PRODUCT} y = Add (product, bias) }}"
+
+
+def _linear_gelu() -> str:
+    """LinearGelu (q, scale, weights, weight_scales, bias) -> y: Gelu, with erf, of what Linear computes."""
+    inputs = "(q, scale, weights, weight_scales, bias)"
+    end = "y = com.microsoft.BiasGelu (product, bias)"
+    return f"LinearGelu <zero_point, activation> {inputs} => (y) {{ {_PRODUCT} {end} }}"
+
+
+def _linear_norm() -> str:
+    """LinearNorm (q, scale, weights, weight_scales, bias, residual [n, m], gamma [m], beta [m]) -> y
+
+    The layer norm of residual and what Linear computes. Attributes: zero_point, epsilon.
+    """
+    inputs = "(q, scale, weights, weight_scales, bias, residual, gamma, beta)"
+    end = """
+        linear = Add (product, bias)
+        mixed = Add (linear, residual)
+        y = LayerNormalization <axis = -1, epsilon: float = @epsilon> (mixed, gamma, beta)
+    """
+    return f"LinearNorm <zero_point, epsilon> {inputs} => (y) {{ {_PRODUCT} {end} }}"
+
+
+def _attention() -> str:
+    """Attention (packed float [n, 3 h], lengths int64 [b]) -> y float [n, h]
+
+    softmax(q k^T / sqrt(d)) v in each of `heads`, within each pair: row i of `packed` is token i's query, key and value,
+    and pair j has the next lengths[j] rows.
+    """
+    body = _filled(
+        _ATTENTION,
+        alone="query, key, value = Split <axis = -1, num_outputs = 3> (packed)",
+        parts=3,
+        of_begins=[1, 0, 0, 0] * 3,
+        of_ends=[0, 0, 1, 0] * 3,
+        of_parts=[0, 0, 0, 1, 0, 1, 0, 2, 0, 2, 0, 3],
+        cut="""
+            query_begin, query_end, key_begin, key_end, value_begin, value_end
+                = Split <axis = 0, num_outputs = 6> (corner)
+            query = Slice (packed, query_begin, query_end, both)
+            key = Slice (packed, key_begin, key_end, both)
+            value = Slice (packed, value_begin, value_end, both)
+        """,
+    )
+    return "Attention <heads> (packed, lengths) => (y) {" + body + "}"
+
+
+def _first_attention() -> str:
+    """FirstAttention (queries float [b, h], packed float [n, 2 h], lengths int64 [b]) -> y float [b, h]
+
+    As Attention, for one query of each pair: row i of `packed` is token i's key and value.
+    """
+    body = _filled(
+        _ATTENTION,
+        alone="query = Identity (queries)  key, value = Split <axis = -1, num_outputs = 2> (packed)",
+        parts=2,
+        of_begins=[1, 0, 0, 0] * 2,
+        of_ends=[0, 0, 1, 0] * 2,
+        of_parts=[0, 0, 0, 1, 0, 1, 0, 2],
+        cut="""
+            row = Unsqueeze (number, first)
+            query = Gather (queries, row)
+            key_begin, key_end, value_begin, value_end = Split <axis = 0, num_outputs = 4> (corner)
+            key = Slice (packed, key_begin, key_end, both)
+            value = Slice (packed, value_begin, value_end, both)
+        """,
+    )
+    return "FirstAttention <heads> (queries, packed, lengths) => (y) {" + body + "}"
+
+
+def _filled(text: str, **parts: object) -> str:
+    """Put `parts` into the places of `text` that are named for them."""
+    for name, part in {**parts, "attend": _ATTEND}.items():
+        text = text.replace(f"{{{name}}}", str(part))
+    return text
+
+
+_WRITERS: Mapping[str, Callable[[], str]] = {
+    "QuantizeRows": _quantize_rows,
+    "QuantizePositiveRows": _quantize_positive_rows,
+    "Linear": _linear,
+    "LinearGelu": _linear_gelu,
+    "LinearNorm": _linear_norm,
+    "Attention": _attention,
+    "FirstAttention": _first_attention,
+}
+OPERATORS = tuple(_WRITERS)
+
+
+def function(name: str) -> onnx.FunctionProto:
+    """Write the function of one of OPERATORS.
+
+    >>> list(function("QuantizeRows").output)
+    ['q', 'scale']
+    """
+    write = _WRITERS[name]
+    header = f'<opset_import: ["" : 18, "com.microsoft" : 1], domain: "{DOMAIN}">'
+    written = onnx.parser.parse_function(header + write())
+    written.doc_string = inspect.getdoc(write) or ""
+    return written
+
+
+def packed_weights(weights: Int8) -> Int8:
+    """Arrange `weights` (inputs, outputs) as Linear takes them: (outputs / PANEL, inputs / GROUP, PANEL, GROUP).
+
+    >>> packed_weights(np.zeros((384, 1536), np.int8)).shape
+    (96, 96, 16, 4)
+    """
+    inputs, outputs = weights.shape
+    panels = weights.reshape(inputs // GROUP, GROUP, outputs // PANEL, PANEL)
+    return np.ascontiguousarray(panels.transpose(2, 0, 3, 1))
+
+
+def with_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Put the functions of the operators that `model` uses into it; the same object is returned.
+
+    >>> [function.name for function in with_functions(onnx.load("my-bundle/onnx/model.onnx")).functions]
+    ['Attention', 'FirstAttention']
+    """
+    used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
+    del model.functions[:]
+    model.functions.extend(function(name) for name in OPERATORS if name in used)
+    if used and all(entry.domain != DOMAIN for entry in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+    return model
