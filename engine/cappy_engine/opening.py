@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from pathlib import Path
 
 from cappy_engine.batching import Grouping, Scores
 from cappy_engine.bundle import Bundle
 from cappy_engine.bundle_files import ModelFiles
 from cappy_engine.cpu.cores import usable_cores
 from cappy_engine.cpu.execution import choose_execution
+from cappy_engine.cpu.kernels import find_kernels
 from cappy_engine.cpu.tuned import read_tuned, tuned_key, tuning_facts
 from cappy_engine.errors import BundleError, DeviceUnavailable, PrecisionUnavailable
 from cappy_engine.gpu.plan import BATCH_TOKENS, plan_gpu
@@ -59,7 +61,8 @@ def _open_on_cpu(bundle: Bundle, options: ScorerOptions, *, name: str, reason: s
         tuned=read_tuned(cache_folder(), tuned_key(tuning_facts(bundle, precision, threads))),
         max_batch_tokens=options.max_batch_tokens,
     )
-    session, narrow_session = _open_sessions(bundle, precision, threads, execution.mode)
+    library, kernels = _choose_kernels(bundle, precision)
+    session, narrow_session = _open_sessions(bundle, precision, threads, execution.mode, library)
     info = ScorerInfo(
         bundle=name,
         device="cpu",
@@ -72,8 +75,19 @@ def _open_on_cpu(bundle: Bundle, options: ScorerOptions, *, name: str, reason: s
         padding="removed" if ("cpu", precision) in bundle.manifest.unpadded else "avoided",
         max_batch_tokens=execution.max_batch_tokens,
         max_length=bundle.manifest.max_length,
+        kernels=kernels,
     )
     return _runner(bundle, info, session, narrow_session, callers=threads), info
+
+
+def _choose_kernels(bundle: Bundle, precision: str) -> tuple[Path | None, str]:
+    """Choose the library that the model's sessions register, if any; and say which kernels run, or why none do."""
+    if not bundle.manifest.document.get("graphs", {}).get(precision, {}).get("operators"):
+        return None, "none: the model was exported without their operators"
+    found = find_kernels()
+    if found.library is None:
+        return None, f"none: {found.why_not}"
+    return found.library, f"{found.used}; {found.why_not}" if found.why_not else found.used
 
 
 def _open_on_gpus(bundle: Bundle, options: ScorerOptions, *, name: str, reason: str) -> tuple[Runner, ScorerInfo]:
@@ -119,7 +133,9 @@ def _runner(
     )
 
 
-def _open_sessions(bundle: Bundle, precision: str, threads: int, mode: str) -> tuple[Session, Session | None]:
+def _open_sessions(
+    bundle: Bundle, precision: str, threads: int, mode: str, library: Path | None
+) -> tuple[Session, Session | None]:
     """Open the CPU's sessions: for one batch on all threads, and for several batches if `mode` has one.
 
     In mode "both" the second session is opened when there first are several batches. It is a matter of speed only: if
@@ -129,16 +145,16 @@ def _open_sessions(bundle: Bundle, precision: str, threads: int, mode: str) -> t
 
     def open_again() -> Session:
         with bundle.used_again():
-            return _open_checked(bundle, precision, threads)
+            return _open_checked(bundle, precision, threads, library)
 
-    first = LazySession(open_again, device="cpu", session=_open_checked(bundle, precision, threads))
+    first = LazySession(open_again, device="cpu", session=_open_checked(bundle, precision, threads, library))
     if mode != "both":
         return first, first if mode == "throughput" else None
 
     def open_narrow() -> Session:
         try:
             with bundle.used_again():
-                return _open_checked(bundle, precision, threads=1)
+                return _open_checked(bundle, precision, 1, library)
         except BundleError as error:
             log.warning("several batches run on one session, which is slower: %s", error)
             return first
@@ -146,9 +162,9 @@ def _open_sessions(bundle: Bundle, precision: str, threads: int, mode: str) -> t
     return first, LazySession(open_narrow, device="cpu")
 
 
-def _open_checked(bundle: Bundle, precision: str, threads: int) -> Session:
+def _open_checked(bundle: Bundle, precision: str, threads: int, library: Path | None) -> Session:
     with bundle.checked(precision) as files:
-        session = open_session(files.path, threads=threads)
+        session = open_session(files.path, threads=threads, kernels=library)
     return WatchedSession(session, files) if files.is_mapped else session
 
 

@@ -111,7 +111,10 @@ class ScorerOptions:
 
 @dataclass(frozen=True)
 class ScorerInfo:
-    """The choices that a scorer runs with, and why; `padding` is one of `batching.Padding`."""
+    """The choices that a scorer runs with, and why; `padding` is one of `batching.Padding`.
+
+    `kernels` names the instruction set of the engine's own kernels, or is "none: " and why; empty on GPUs.
+    """
 
     bundle: str
     device: str
@@ -126,6 +129,7 @@ class ScorerInfo:
     max_length: int
     gpus: tuple[int, ...] = ()
     buckets: tuple[int, ...] = ()
+    kernels: str = ""
 
     def exact(self) -> ScorerOptions:
         """Make the options that open the same bundle in fp32, with the same settings."""

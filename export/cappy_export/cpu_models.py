@@ -9,6 +9,7 @@ from typing import Any
 
 from cappy_engine.bundle import MODEL_FILES
 from cappy_export.checkpoints.checkpoint import Checkpoint
+from cappy_export.graphs.operators import operators_of
 from cappy_export.graphs.optimum import build_fused_graph, build_graph, model_shape
 from cappy_export.options import ExportOptions, Say
 from cappy_export.precisions.calibration import (
@@ -53,7 +54,8 @@ def write_cpu_models(
             is_accurate=options.accurate_int8,
         )
         graphs["int8"] = {**int8, "unpadded": facts["unpadded"]}
-    return shape, graphs
+    written = {precision: operators_of(staging / MODEL_FILES[precision]) for precision in graphs}
+    return shape, {precision: {**facts, "operators": written[precision]} for precision, facts in graphs.items()}
 
 
 def _write_half(checkpoint: Checkpoint, fused: Path | None, out: Path, calibration: Iterable[Inputs]) -> dict[str, Any]:

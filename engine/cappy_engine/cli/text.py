@@ -110,7 +110,9 @@ def explain_info(info: ScorerInfo) -> str:
     return (
         f"{info.bundle}: {info.precision} ({info.precision_reason}) on {_device(info)} ({info.device_reason}), "
         f"{threads}, mode {info.mode} ({info.mode_reason}), batches of up to {info.max_batch_tokens} tokens, padding "
-        f"{info.padding}" + (f" up to {', '.join(map(str, info.buckets))} tokens" if info.buckets else "")
+        f"{info.padding}"
+        + (f" up to {', '.join(map(str, info.buckets))} tokens" if info.buckets else "")
+        + (f", kernels {info.kernels}" if info.kernels else "")
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -266,3 +267,13 @@ def with_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     if used and all(entry.domain != DOMAIN for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     return model
+
+
+def operators_of(path: Path) -> list[str]:
+    """List the operators of the domain `cappy` that a model file uses, each once.
+
+    >>> operators_of(Path("my-bundle/onnx/model.onnx"))
+    ['Attention', 'FirstAttention']
+    """
+    functions = onnx.load(str(path), load_external_data=False).functions
+    return sorted(entry.name for entry in functions if entry.domain == DOMAIN)

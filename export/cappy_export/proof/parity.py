@@ -164,6 +164,21 @@ def rows_of(parity: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]
     return [(target, precision, row) for target, rows in targets.items() for precision, row in rows.items()]
 
 
+def all_rows_of(parity: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """List a name, the precision and figures of every measurement, those without kernels too.
+
+    >>> all_rows_of({"precisions": {"fp32": {"max_error": 0.0, "without_kernels": {"max_error": 0.0}}}})[1][0]
+    'fp32 without kernels'
+    """
+    found: list[tuple[str, str, Mapping[str, Any]]] = []
+    for target, precision, row in rows_of(parity):
+        name = precision if target == "cpu" else f"{precision} of {target}"
+        found.append((name, precision, row))
+        if "without_kernels" in row:
+            found.append((f"{name} without kernels", precision, row["without_kernels"]))
+    return found
+
+
 def violations(parity: Mapping[str, Any], limits: Mapping[str, Limits]) -> list[str]:
     """Say in words which limits the report does not keep.
 
@@ -171,8 +186,7 @@ def violations(parity: Mapping[str, Any], limits: Mapping[str, Limits]) -> list[
     ['fp32: max error 0.5 is above 0.0001']
     """
     found = []
-    for target, precision, row in rows_of(parity):
-        name_of_model = precision if target == "cpu" else f"{precision} of {target}"
+    for name_of_model, precision, row in all_rows_of(parity):
         allowed = limits[precision]
         if allowed.max_error is not None and not row["max_error"] <= allowed.max_error:
             found.append(f"{name_of_model}: max error {row['max_error']:.3g} is above {allowed.max_error:g}")

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from cappy_engine.batching import Grouping
+import numpy as np
+
+from cappy_engine.batching import Grouping, Scores
 from cappy_engine.bundle import open_bundle
 from cappy_engine.cpu.cores import usable_cores
 from cappy_engine.options import Precision, ScorerOptions
@@ -74,12 +76,28 @@ def prove(folder: Path, models: Mapping[str, Sequence[str]], proof: Proof, say: 
 
 
 def _measure(folder: Path, target: str, precision: str, proof: Proof) -> dict[str, Any]:
-    """Measure one model's parity: a row of the report."""
+    """Measure one model's parity: a row of the report. Where kernels run, the operators' functions are measured too."""
     with _open_for_proof(folder, target, precision) as scorer:
         scored, shapes = score_in_shapes(scorer, proof.pairs)
+        kernels, grouping = scorer.info.kernels if target == "cpu" else "", scorer.runner.grouping
     require_same_tokens(scored, proof.reference, proof.pairs)
-    measured = measure(proof.reference.scores, scored.scores, proof.pairs, proof.reference.token_counts)
-    return {**measured, "batch_shapes": shapes, "limits": dataclasses.asdict(proof.limits[precision])}
+    row = {
+        **_compared(proof, scored.scores),
+        "batch_shapes": shapes,
+        "limits": dataclasses.asdict(proof.limits[precision]),
+    }
+    if kernels:
+        row["kernels"] = kernels
+    if kernels and not kernels.startswith("none"):
+        with _open_bare(folder, target, precision, grouping) as scorer:
+            plain, _ = score_in_shapes(scorer, proof.pairs)
+        difference = float(np.abs(scored.scores - plain.scores).max())
+        row["without_kernels"] = {**_compared(proof, plain.scores), "max_difference": difference}
+    return row
+
+
+def _compared(proof: Proof, scores: Scores) -> dict[str, Any]:
+    return measure(proof.reference.scores, scores, proof.pairs, proof.reference.token_counts)
 
 
 @contextlib.contextmanager
@@ -89,12 +107,21 @@ def _open_for_proof(folder: Path, target: str, precision: str) -> Iterator[Score
         with Scorer.open_with(folder, ScorerOptions(device="cpu", precision=cast(Precision, precision))) as scorer:
             yield scorer
         return
+    with _open_bare(folder, target, precision) as scorer:
+        yield scorer
+
+
+@contextlib.contextmanager
+def _open_bare(folder: Path, target: str, precision: str, grouping: Grouping = Grouping(512)) -> Iterator[Scorer]:
+    """Open a scorer on ONNX Runtime's own operators for the CPU, and nothing else."""
     bundle = open_bundle(folder)
     bundle.check_model(precision, target)
     with tempfile.TemporaryDirectory() as temporary:
-        model = runnable_on_cpu(bundle.model(precision, target), target, Path(temporary))
+        model = bundle.model(precision, target)
+        if target != "cpu":
+            model = runnable_on_cpu(model, target, Path(temporary))
         session, pad_token_id = open_session(model, threads=usable_cores()), bundle.manifest.pad_token_id
-        runner = Runner(session, Grouping(512), pad_token_id=pad_token_id)
+        runner = Runner(session, grouping, pad_token_id=pad_token_id)
         tokenizer = PairTokenizer.from_file(bundle.file("tokenizer.json"), max_length=bundle.manifest.max_length)
         with Scorer(tokenizer, runner) as scorer:
             yield scorer
