@@ -35,6 +35,8 @@ def opened(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
+PROJECTIONS = ((0, "query_key_value"), (1, "query"), (1, "key_value"))
+"""The projections of both layers: in the last one only the first token asks."""
 MODELS = {kind: random_model(kind) for kind in KINDS}
 SESSIONS = {kind: opened(written(model)) for kind, model in MODELS.items()}
 
@@ -170,17 +172,16 @@ def test_paddings_id_within_a_text_is_a_token_as_in_pytorch(kind: str) -> None:
 def test_nothing_is_computed_for_padding(kind: str, lengths: list[int]) -> None:
     """Every layer but the last has a row per real token in its feed-forward, the last a row per pair."""
     graph = written(MODELS[kind])
-    layers = ("layer.0", "layer.1")
     products = {node.name: node for node in graph.graph.node}
-    read = [products[f"{layer}/intermediate/dense"].input[0] for layer in layers]
-    kept = [products[f"{layer}/attention/{part}"].output[0] for layer in layers for part in ("query", "key", "value")]
+    read = [products[f"layer.{number}/intermediate/dense"].input[0] for number in range(2)]
+    kept = [products[f"layer.{number}/attention/{part}"].output[0] for number, part in PROJECTIONS]
     graph.graph.output.extend(
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in read + kept
     )
     shapes = [value.shape for value in opened(graph).run(read + kept, random_inputs(kind, lengths, columns=LONGEST))]
     tokens, pairs, hidden = sum(lengths), len(lengths), SHAPE["hidden_size"]
     assert shapes[:2] == [(tokens, hidden), (pairs, hidden)]
-    assert shapes[2:] == [(tokens, hidden)] * 3 + [(pairs, hidden), (tokens, hidden), (tokens, hidden)]
+    assert shapes[2:] == [(tokens, 3 * hidden), (pairs, hidden), (tokens, 2 * hidden)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -188,8 +189,12 @@ def test_the_graph_is_valid_and_names_its_products_by_layer(kind: str) -> None:
     graph = written(MODELS[kind])
     onnx.checker.check_model(graph, full_check=True)
     names = [node.name for node in graph.graph.node if node.op_type in ("MatMul", "Gemm")]
-    parts = ("attention/query", "attention/key", "attention/value", "attention/output/dense")
-    expected = [f"layer.{n}/{part}" for n in range(2) for part in (*parts, "intermediate/dense", "output/dense")]
+    others = ("attention/output/dense", "intermediate/dense", "output/dense")
+    expected = [
+        f"layer.{number}/{part}"
+        for number in range(2)
+        for part in (*(f"attention/{part}" for layer, part in PROJECTIONS if layer == number), *others)
+    ]
     assert names == [*expected, "head/dense", "logits"]
     assert len({node.name for node in graph.graph.node}) == len(graph.graph.node)
     types = [] if kind == "roberta" else ["token_type_ids"]

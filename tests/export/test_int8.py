@@ -16,6 +16,7 @@ from cappy_engine.bundle import MODEL_FILES, open_bundle
 from cappy_engine.errors import ExportError, GraphError
 from cappy_engine.options import Mode
 from cappy_export import ExportOptions, export
+from cappy_export.graphs.operators import GROUP, PANEL
 from cappy_export.precisions.embeddings import MIN_TABLE_ROWS
 from cappy_export.precisions.int8 import products_with_weights, quantize
 from cappy_export.proof.pairs import default_pairs
@@ -92,21 +93,25 @@ def test_int8_logits_do_not_depend_on_padding_or_neighbours(bundle: Path) -> Non
         np.testing.assert_allclose(found, alone[rows], rtol=0, atol=1e-6)
 
 
-def test_int8_quantises_every_product_with_weights_and_nothing_of_the_head(bundle: Path) -> None:
-    nodes = Counter(node.op_type for node in onnx.load(bundle / "onnx/model_quantized.onnx").graph.node)
-    assert nodes["MatMulIntegerToFloat"] == 2 * 6
-    assert (nodes["MatMul"], nodes["Gemm"], nodes["BiasGelu"], nodes["Gelu"]) == (0, 2, 2, 0)
+def test_int8_is_written_with_the_operators_of_cappy_and_the_head_in_float32(bundle: Path) -> None:
+    nodes = Counter(node.op_type for node in onnx.load(bundle / MODEL_FILES["int8"]).graph.node)
+    products = {name: nodes[name] for name in ("Linear", "LinearGelu", "LinearNorm", "MatMul", "Gemm")}
+    assert products == {"Linear": 3, "LinearGelu": 2, "LinearNorm": 4, "MatMul": 0, "Gemm": 2}
+    assert (nodes["Attention"], nodes["FirstAttention"]) == (1, 1)
+    # Both layers read four activations, the last one also the first tokens; two of them come out of a Gelu.
+    assert (nodes["QuantizeRows"], nodes["QuantizePositiveRows"]) == (7, 2)
 
 
-def test_int8_weights_are_signed_and_per_channel(bundle: Path) -> None:
-    model = onnx.load(bundle / "onnx/model_quantized.onnx")
+def test_int8_weights_are_signed_per_channel_and_in_panels(bundle: Path) -> None:
+    model = onnx.load(bundle / MODEL_FILES["int8"])
     stored = {entry.name: entry for entry in model.graph.initializer}
-    products = [node for node in model.graph.node if node.op_type == "MatMulIntegerToFloat"]
+    products = [node for node in model.graph.node if node.op_type.startswith("Linear")]
     for node in products:
-        weights, scales = stored[node.input[1]], stored[node.input[3]]
+        weights, scales = stored[node.input[2]], stored[node.input[3]]
         assert weights.data_type == TensorProto.INT8
-        assert list(scales.dims) == [weights.dims[1]]
-    assert len({node.input[1] for node in products}) == 12
+        assert list(weights.dims[2:]) == [PANEL, GROUP]
+        assert list(scales.dims) == [weights.dims[0] * PANEL]
+    assert len({node.input[2] for node in products}) == len(products) == 9
     assert not [name for name in stored if name.endswith(".matrix") and "encoder" in name]
 
 

@@ -70,13 +70,13 @@ RANDOM = np.random.default_rng(0)
 X = (RANDOM.standard_normal((5, 16)) * np.geomspace(1e-3, 1e2, 5)[:, None]).astype(np.float32)
 
 
-W1 = RANDOM.standard_normal((16, 24)).astype(np.float32)
+W1 = RANDOM.standard_normal((16, 32)).astype(np.float32)
 
 
-W2 = RANDOM.standard_normal((24, 16)).astype(np.float32)
+W2 = RANDOM.standard_normal((32, 16)).astype(np.float32)
 
 
-B1 = RANDOM.standard_normal(24).astype(np.float32)
+B1 = RANDOM.standard_normal(32).astype(np.float32)
 
 
 ONES = {"y_ones": np.ones(16, np.float32)}
@@ -85,7 +85,7 @@ ONES = {"y_ones": np.ones(16, np.float32)}
 def test_an_int8_product_is_its_arithmetic_in_numpy(tmp_path: Path) -> None:
     x = np.concatenate([X, np.zeros((1, 16), np.float32)])
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "layer/dense"), *body_end("y")]
-    source = product_model(tmp_path / "m.onnx", nodes, ["y_normed"], {"w": W1, "y_ones": np.ones(24, np.float32)})
+    source = product_model(tmp_path / "m.onnx", nodes, ["y_normed"], {"w": W1, "y_ones": np.ones(32, np.float32)})
     kept, counts = quantize_products(source, tmp_path / "q.onnx", Int8Options())
     assert (kept, counts) == ([], {"MatMul": 1})
     [found] = run(tmp_path / "q.onnx", x, ["y"])
@@ -105,10 +105,33 @@ def test_a_product_after_gelu_uses_239_steps_above_16(tmp_path: Path) -> None:
     source = product_model(tmp_path / "m.onnx", nodes, ["y_normed"], {"w1": W1, "b1": B1, "w2": W2, **ONES})
     quantize_products(source, tmp_path / "q.onnx")
     kinds = [node.op_type for node in onnx.load(str(tmp_path / "q.onnx")).graph.node]
-    assert (kinds.count("BiasGelu"), kinds.count("Gelu"), kinds.count("Gemm")) == (1, 0, 0)
+    assert (kinds.count("LinearGelu"), kinds.count("Gelu"), kinds.count("Gemm")) == (1, 0, 0)
     active, found = run(tmp_path / "q.onnx", X, ["active", "y"])
     expected = int8_product(active, W2, zero_point=16, steps=239, least=0.17 * 239 / 16)
     assert (np.abs(found - expected) <= 1e-5 * np.maximum(1, np.abs(expected))).all()
+
+
+@pytest.mark.parametrize("columns", [32, 24], ids=["whole panels", "half a panel"])
+def test_a_product_with_a_residual_and_a_layer_norm_is_its_arithmetic_in_numpy(tmp_path: Path, columns: int) -> None:
+    """The residual may be made after the product. Weights that fill no whole panels stay ONNX Runtime's."""
+    gamma, beta = RANDOM.standard_normal((2, columns)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["dense"], "layer/dense"),
+        helper.make_node("MatMul", ["x", "v"], ["residual"], "head/residual"),
+        helper.make_node("Add", ["residual", "dense"], ["mixed"], "layer/mixed"),
+        helper.make_node("LayerNormalization", ["mixed", "gamma", "beta"], ["y"], "layer/norm", epsilon=0.25),
+    ]
+    stored = {"w": W1[:, :columns], "v": W1[::-1, :columns], "b": B1[:columns], "gamma": gamma, "beta": beta}
+    source = product_model(tmp_path / "m.onnx", nodes, ["y"], {k: np.ascontiguousarray(v) for k, v in stored.items()})
+    quantize_products(source, tmp_path / "q.onnx", Int8Options(float32_products=["head"]))
+    kinds = [node.op_type for node in onnx.load(str(tmp_path / "q.onnx")).graph.node]
+    assert kinds.count("LinearNorm") == (columns == 32)
+    product = int8_product(X, stored["w"], zero_point=128, steps=127, least=1e-12)
+    mixed = product + stored["b"] + X @ stored["v"]
+    centred = mixed - mixed.mean(axis=-1, keepdims=True)
+    expected = centred / np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + 0.25) * gamma + beta
+    [found] = run(tmp_path / "q.onnx", X, ["y"])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_weights_that_several_products_read_are_stored_once(tmp_path: Path) -> None:
@@ -149,7 +172,7 @@ def test_a_mean_activation_comes_out_exact_but_for_its_own_rounding(tmp_path: Pa
     """Bias correction: the rounding of the weights is taken out of the product of the mean."""
     mean = np.full(16, 1, np.float32)  # 127 steps, so exact in 8 bits
     nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "layer/dense"), *body_end("y")]
-    stored = {"w": W1, "b": B1, "y_ones": np.ones(24, np.float32)}
+    stored = {"w": W1, "b": B1, "y_ones": np.ones(32, np.float32)}
     source = product_model(tmp_path / "m.onnx", nodes, ["y_normed"], stored)
     calibration: list[Any] = [{"x": mean[None, :]}]
     quantize_products(source, tmp_path / "q.onnx", Int8Options(), calibration)
@@ -212,7 +235,7 @@ def test_products_that_read_the_same_share_its_rotation(tmp_path: Path) -> None:
     source = two_products(tmp_path / "m.onnx")
     errors(source, ACCURATE, correlated_tokens(2, 400)[None], correlated_tokens(3, 8)[None])
     kinds = [node.op_type for node in onnx.load(str(tmp_path / "q.onnx")).graph.node]
-    assert (kinds.count("QuantizeLinear"), kinds.count("MatMul"), kinds.count("Gemm")) == (1, 1, 0)
+    assert (kinds.count("QuantizeRows"), kinds.count("MatMul"), kinds.count("Gemm")) == (1, 1, 0)
 
 
 @pytest.mark.parametrize("loudness", [0.0, 1e-3, 1e-2])
@@ -248,7 +271,7 @@ def test_a_product_that_stays_in_float32_may_be_of_a_kind_that_is_not_known(tmp_
         helper.make_node("MatMul", ["x", "w"], ["z"], "layer.1/dense"),
         *body_end("y", "z"),
     ]
-    stored = {"w": W1, "b": B1, "y_ones": np.ones(24, np.float32), "z_ones": np.ones(24, np.float32)}
+    stored = {"w": W1, "b": B1, "y_ones": np.ones(32, np.float32), "z_ones": np.ones(32, np.float32)}
     source = product_model(tmp_path / "m.onnx", nodes, ["y_normed", "z_normed"], stored)
     options = Int8Options(rotates=True, compensates=True, float32_products=["layer.0"])
     calibration: list[Any] = [{"x": X}]

@@ -47,7 +47,7 @@ def encoder_model(config: Any, weights: Weights) -> onnx.ModelProto:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """Name the tensors that tell of the real tokens: their places (tokens, 2), each pair's length and start (batch,)."""
+    """Name the tensors that tell of real tokens: their places (tokens, 2), each pair's length and start (batch,)."""
 
     places: str
     lengths: str
@@ -91,9 +91,7 @@ class _Encoder:
         narrow = parts.linear(f"{prefix}.output.dense", active, f"{name}/output/dense")
         return parts.norm(f"{prefix}.output.LayerNorm", graph.add("Add", [narrow, middle], f"{name}/output/residual"))
 
-    def _attention(
-        self, layer: str, weights: str, sources: tuple[str, str], tokens: _Tokens, *, is_last: bool
-    ) -> str:
+    def _attention(self, layer: str, weights: str, sources: tuple[str, str], tokens: _Tokens, *, is_last: bool) -> str:
         """Attend within each pair: (tokens, hidden); in the last layer the first tokens only, (batch, hidden)."""
         read, hidden = sources
         heads, name = self._config.num_attention_heads, f"{layer}/attention"

@@ -5,7 +5,8 @@ for `cappy` puts the body in the operator's place when it loads the model. The e
 each (`cappy_engine/native`), which computes the same, faster.
 
 ONNX Runtime 1.20 tells functions apart by their names alone, so each variant has a name of its own. Rows are tokens: of
-all pairs, one pair after the other, without padding.
+all pairs, one pair after the other, without padding. Each Cast behind an operator of com.microsoft names a type that
+the ONNX checker cannot know; ONNX Runtime takes it out.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ _PRODUCT = """
     unit = Constant <value_float = 1.0> ()
     zero = Constant <value_int: int = @zero_point> ()
     zero_byte = Cast <to = 2> (zero)
-    sums = com.microsoft.MatMulIntegerToFloat (q, matrix, unit, weight_scales, zero_byte)
+    unknown_sums = com.microsoft.MatMulIntegerToFloat (q, matrix, unit, weight_scales, zero_byte)
+    sums = Cast <to = 1> (unknown_sums)
     product = Mul (sums, scale)
 """
 
@@ -66,7 +68,8 @@ _ATTEND = """
     lifted_query = Unsqueeze (query, first)
     lifted_key = Unsqueeze (key, first)
     lifted_value = Unsqueeze (value, first)
-    lifted = com.microsoft.MultiHeadAttention <num_heads: int = @heads> (lifted_query, lifted_key, lifted_value)
+    unknown = com.microsoft.MultiHeadAttention <num_heads: int = @heads> (lifted_query, lifted_key, lifted_value)
+    lifted = Cast <to = 1> (unknown)
     context = Squeeze (lifted, first)
 """
 
@@ -147,7 +150,7 @@ def _linear() -> str:
 def _linear_gelu() -> str:
     """LinearGelu (q, scale, weights, weight_scales, bias) -> y: Gelu, with erf, of what Linear computes."""
     inputs = "(q, scale, weights, weight_scales, bias)"
-    end = "y = com.microsoft.BiasGelu (product, bias)"
+    end = "unknown = com.microsoft.BiasGelu (product, bias)  y = Cast <to = 1> (unknown)"
     return f"LinearGelu <zero_point, activation> {inputs} => (y) {{ {_PRODUCT} {end} }}"
 
 
@@ -168,8 +171,8 @@ def _linear_norm() -> str:
 def _attention() -> str:
     """Attention (packed float [n, 3 h], lengths int64 [b]) -> y float [n, h]
 
-    softmax(q k^T / sqrt(d)) v in each of `heads`, within each pair: row i of `packed` is token i's query, key and value,
-    and pair j has the next lengths[j] rows.
+    softmax(q k^T / sqrt(d)) v in each of `heads`, within each pair. Row i of `packed` is token i's query, key and
+    value; pair j has the next lengths[j] rows.
     """
     body = _filled(
         _ATTENTION,

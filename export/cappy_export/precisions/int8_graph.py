@@ -1,12 +1,13 @@
 """Rewrite a float32 graph's products in 8 bits, node by node.
 
-Knows the operators that ONNX Runtime runs fast; which products are rewritten, and how well, is decided in `int8.py`.
+A product with a bias becomes one operator of `graphs/operators.py`, with the Gelu or the residual and layer norm behind
+it. Which products are rewritten, and how well, is decided in `int8.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from cappy_engine.errors import GraphError
 from cappy_export.graphs.operators import DOMAIN, GROUP, PANEL, packed_weights, with_functions
 from cappy_export.graphs.writer import MICROSOFT
 from cappy_export.precisions.calibration import Activations
+from cappy_export.precisions.float_graph import FloatGraph, epsilon_of, is_full_norm, with_subgraphs
 from cappy_export.precisions.rotation import Rotation, rotation_for
 from cappy_export.precisions.rounding import Floats, Int8, compensate_weights, quantize_weights
 
@@ -49,7 +51,7 @@ class Int8Options:
 
 @dataclass(frozen=True)
 class _Range:
-    """Say how an activation goes into 8 bits: `zero_point`, the `steps` above it, and the least maximum of a token."""
+    """Say how an activation goes into 8 bits, as attributes of QuantizeRows."""
 
     zero_point: int
     steps: int
@@ -95,12 +97,7 @@ class Rewriter:
         self._nodes: list[onnx.NodeProto] = []
         self._model = model
         self._options = options
-        self._weights = {entry.name: entry for entry in model.graph.initializer}
-        self._producers = {name: node for node in model.graph.node for name in node.output}
-        self._readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in model.graph.node:
-            for name in node.input:
-                self._readers.setdefault(name, []).append(node)
+        self._graph = FloatGraph(model)
         self._constants: dict[str, onnx.TensorProto] = {}
         self._rounded: dict[str, tuple[Int8, Floats]] = {}
         self._shifts: dict[str, Floats] = {}
@@ -126,7 +123,7 @@ class Rewriter:
         del graph.node[:]
         graph.node.extend(self._nodes)
         graph.initializer.extend(self._constants.values())
-        read = {name for node in _with_subgraphs(graph) for name in node.input}
+        read = {name for node in with_subgraphs(graph) for name in node.input}
         for entry in [entry for entry in graph.initializer if entry.name not in read]:
             graph.initializer.remove(entry)
         if all(entry.domain != MICROSOFT for entry in self._model.opset_import):
@@ -135,7 +132,7 @@ class Rewriter:
 
     def _replace_product(self, node: onnx.NodeProto) -> None:
         """Put the 8-bit product in place of a MatMul, or of a Gemm and all that follows it in one operator."""
-        weights, is_transposed = self._weights_of(node)
+        weights, is_transposed = self._graph.weights_of(node)
         matrix = f"{node.input[1]}/transposed" if is_transposed else node.input[1]
         has_bias = len(node.input) > 2
         is_linear = has_bias and self._is_linear(node, weights)
@@ -151,23 +148,8 @@ class Rewriter:
     def _is_linear(self, node: onnx.NodeProto, weights: Floats) -> bool:
         """Tell whether a Gemm can be Linear: its weights fill whole panels, and its bias has a value per column."""
         inner, columns = weights.shape
-        bias = self._weights.get(node.input[2])
+        bias = self._graph.weights.get(node.input[2])
         return inner % GROUP == 0 and columns % PANEL == 0 and bias is not None and list(bias.dims) == [columns]
-
-    def _weights_of(self, node: onnx.NodeProto) -> tuple[Floats, bool]:
-        """Load a product's weights (inputs, outputs), and tell whether they are stored transposed."""
-        weights = self._array(node.input[1])
-        is_transposed = node.op_type == "Gemm" and self._is_transposed(node)
-        return (weights.T if is_transposed else weights), is_transposed
-
-    def _is_transposed(self, node: onnx.NodeProto) -> bool:
-        """Tell whether a Gemm reads its weights as (outputs, inputs); raises GraphError where it does anything else."""
-        attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-        is_transposed = bool(attributes.pop("transB", 0))
-        neutral = {"alpha": 1, "beta": 1, "transA": 0}
-        if any(attributes.get(name, value) != value for name, value in neutral.items()):
-            raise GraphError(f"{node.name} is a Gemm with {attributes}, which is not known to the quantisation")
-        return is_transposed
 
     def _corrected_bias(self, node: onnx.NodeProto) -> str:
         """Add the bias, less the shift of the mean that rounded weights bring.
@@ -175,41 +157,36 @@ class Rewriter:
         Those of query, key and value stay as they are: cappy-mini's scores are no better with them corrected.
         """
         bias = str(node.input[2])
-        is_attended = any(reader.domain == DOMAIN for reader in self._readers.get(node.output[0], []))
-        if node.name not in self._shifts or bias not in self._weights or is_attended:
+        is_attended = any(reader.domain == DOMAIN for reader in self._graph.readers.get(node.output[0], []))
+        if node.name not in self._shifts or bias not in self._graph.weights or is_attended:
             return bias
-        return self._constant(f"{node.name}/corrected_bias", self._array(bias) - self._shifts[node.name])
+        return self._constant(f"{node.name}/corrected_bias", self._graph.array(bias) - self._shifts[node.name])
 
     def _join(self, node: onnx.NodeProto, product: _Product, bias: str) -> None:
         """Write a product with its bias; what alone reads the sum is part of it: Gelu, or residual and layer norm."""
         inputs = [product.activation, product.scale, product.weights, product.weight_scales, bias]
-        limits = {"zero_point": product.zero_point}
-        reader = self._only_reader(node)
-        norm = None if reader is None or reader.op_type != "Add" else self._only_reader(reader)
+        attributes: dict[str, Any] = {"zero_point": product.zero_point}
+        reader = self._graph.only_reader(node)
+        norm = None if reader is None or reader.op_type != "Add" else self._graph.only_reader(reader)
         if reader is not None and (reader.op_type, reader.domain) == ("Gelu", MICROSOFT):
             self._joined[reader.name] = None
-            self._emit("LinearGelu", inputs, reader.output[0], node.name, domain=DOMAIN, activation="gelu", **limits)
-        elif reader is not None and norm is not None and _is_full_norm(norm):
+            attributes["activation"] = "gelu"
+            self._emit("LinearGelu", inputs, reader.output[0], node.name, domain=DOMAIN, **attributes)
+        elif reader is not None and norm is not None and is_full_norm(norm):
             (residual,) = (name for name in reader.input if name != node.output[0])
             inputs += [residual, *norm.input[1:3]]
-            limits = {**limits, "epsilon": _epsilon(norm)}
+            attributes["epsilon"] = epsilon_of(norm)
             self._joined[reader.name] = None
             # In the norm's place: the residual may be computed after this product.
             self._joined[norm.name] = helper.make_node(
-                "LinearNorm", inputs, norm.output, node.name, domain=DOMAIN, **limits
+                "LinearNorm", inputs, norm.output, node.name, domain=DOMAIN, **attributes
             )
         else:
-            self._emit("Linear", inputs, node.output[0], node.name, domain=DOMAIN, **limits)
-
-    def _only_reader(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
-        """Find the one node that reads `node`, once; None if there are several, or it is an output of the graph."""
-        readers = self._readers.get(node.output[0], [])
-        is_output = any(entry.name == node.output[0] for entry in self._model.graph.output)
-        return readers[0] if len(readers) == 1 and not is_output else None
+            self._emit("Linear", inputs, node.output[0], node.name, domain=DOMAIN, **attributes)
 
     def _replace_attention(self, node: onnx.NodeProto) -> None:
         """Write Attention as its three projections and MultiHeadAttention, which takes the same bias and masks."""
-        thirds = np.split(self._array(node.input[1]), 3, axis=1)
+        thirds = np.split(self._graph.array(node.input[1]), 3, axis=1)
         parts = []
         for role, third in zip(("query", "key", "value"), thirds, strict=True):
             name = f"{node.name}/{role}"
@@ -230,9 +207,7 @@ class Rewriter:
             **known,
         )
 
-    def _product(
-        self, source: str, matrix: str, weights: Floats, name: str, *, is_packed: bool = False
-    ) -> _Product:
+    def _product(self, source: str, matrix: str, weights: Floats, name: str, *, is_packed: bool = False) -> _Product:
         """Prepare `source` by `weights`, which are known as `matrix`: layers that share it share its 8-bit form.
 
         With moments the 8-bit form depends on the source, too, and is shared by none.
@@ -277,8 +252,8 @@ class Rewriter:
         if not self._options.rotates or known is None or known.moments is None:
             return None
         if source not in self._rotations:
-            readers = [node for node in self._readers[source] if node.name in self._products]
-            weights = [self._weights_of(node)[0] for node in readers]
+            readers = [node for node in self._graph.readers[source] if node.name in self._products]
+            weights = [self._graph.weights_of(node)[0] for node in readers]
             self._rotations[source] = rotation_for(known.moments, weights)
         return self._rotations[source]
 
@@ -297,7 +272,7 @@ class Rewriter:
     def _in_8_bits(self, source: str) -> tuple[str, str, int]:
         """Bring `source`, rotated if asked, into 8 bits; return it, its scale per token (..., 1), and zero point."""
         if source not in self._quantized:
-            producer, rotation = self._producers.get(source), self._rotation(source)
+            producer, rotation = self._graph.producers.get(source), self._rotation(source)
             limits = _AFTER_GELU if producer is not None and producer.op_type in GELUS else _SIGNED
             self._quantized[source] = (
                 self._rows_in_8_bits(source, limits)
@@ -309,19 +284,8 @@ class Rewriter:
     def _rows_in_8_bits(self, source: str, limits: _Range) -> tuple[str, str, int]:
         whole, scale = f"{source}/int8", f"{source}/scale"
         operator = "QuantizeRows" if limits.is_signed else "QuantizePositiveRows"
-        self._nodes.append(
-            helper.make_node(
-                operator,
-                [source],
-                [whole, scale],
-                whole,
-                domain=DOMAIN,
-                zero_point=limits.zero_point,
-                steps=limits.steps,
-                least=limits.least,
-                is_signed=int(limits.is_signed),
-            )
-        )
+        attributes = asdict(limits)
+        self._nodes.append(helper.make_node(operator, [source], [whole, scale], whole, domain=DOMAIN, **attributes))
         return whole, scale, limits.zero_point
 
     def _emit(self, operator: str, inputs: Sequence[str], out: str, name: str, **attributes: Any) -> str:
@@ -332,29 +296,3 @@ class Rewriter:
         if name not in self._constants:
             self._constants[name] = onnx.numpy_helper.from_array(np.asarray(value), name)
         return name
-
-    def _array(self, name: str) -> Floats:
-        array: Floats = onnx.numpy_helper.to_array(self._weights[name])
-        return array
-
-
-def _with_subgraphs(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """List the graph's nodes, and those of all the branches and loop bodies in it."""
-    found: list[onnx.NodeProto] = []
-    for node in graph.node:
-        found.append(node)
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                found += _with_subgraphs(attribute.g)
-    return found
-
-
-def _is_full_norm(node: onnx.NodeProto) -> bool:
-    """Tell whether a node normalises the last axis, with a scale and a shift."""
-    axis = next((entry.i for entry in node.attribute if entry.name == "axis"), -1)
-    return node.op_type == "LayerNormalization" and len(node.input) == 3 and len(node.output) == 1 and axis == -1
-
-
-def _epsilon(norm: onnx.NodeProto) -> float:
-    """Read a layer norm's epsilon; ONNX's default is 1e-5."""
-    return next((entry.f for entry in norm.attribute if entry.name == "epsilon"), 1e-5)

@@ -107,12 +107,12 @@ def _open_for_proof(folder: Path, target: str, precision: str) -> Iterator[Score
         with Scorer.open_with(folder, ScorerOptions(device="cpu", precision=cast(Precision, precision))) as scorer:
             yield scorer
         return
-    with _open_bare(folder, target, precision) as scorer:
+    with _open_bare(folder, target, precision, Grouping(512)) as scorer:
         yield scorer
 
 
 @contextlib.contextmanager
-def _open_bare(folder: Path, target: str, precision: str, grouping: Grouping = Grouping(512)) -> Iterator[Scorer]:
+def _open_bare(folder: Path, target: str, precision: str, grouping: Grouping) -> Iterator[Scorer]:
     """Open a scorer on ONNX Runtime's own operators for the CPU, and nothing else."""
     bundle = open_bundle(folder)
     bundle.check_model(precision, target)

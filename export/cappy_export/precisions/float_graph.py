@@ -1,0 +1,89 @@
+"""Look into a float32 graph: its weights, who makes and who reads a tensor, and what Gemms and layer norms say."""
+
+from __future__ import annotations
+
+import onnx
+import onnx.numpy_helper
+from onnx import helper
+
+from cappy_engine.errors import GraphError
+from cappy_export.precisions.rounding import Floats
+
+
+class FloatGraph:
+    """Know the nodes and weights of a model's graph, as it is now.
+
+    >>> FloatGraph(onnx.load("my-bundle/onnx/model.onnx")).only_reader(node)
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.weights = {entry.name: entry for entry in model.graph.initializer}
+        self.producers = {name: node for node in model.graph.node for name in node.output}
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in model.graph.node:
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
+        self._outputs = {entry.name for entry in model.graph.output}
+
+    def array(self, name: str) -> Floats:
+        """Load a weight."""
+        array: Floats = onnx.numpy_helper.to_array(self.weights[name])
+        return array
+
+    def weights_of(self, node: onnx.NodeProto) -> tuple[Floats, bool]:
+        """Load a product's weights (inputs, outputs), and tell whether they are stored transposed."""
+        weights = self.array(node.input[1])
+        transposed = node.op_type == "Gemm" and is_transposed(node)
+        return (weights.T if transposed else weights), transposed
+
+    def only_reader(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
+        """Find the one node that reads `node`, once; None if there are several, or it is an output of the graph."""
+        readers = self.readers.get(node.output[0], [])
+        return readers[0] if len(readers) == 1 and node.output[0] not in self._outputs else None
+
+
+def is_transposed(gemm: onnx.NodeProto) -> bool:
+    """Tell whether a Gemm reads its weights as (outputs, inputs); raises GraphError where it does anything else.
+
+    >>> is_transposed(helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1))
+    True
+    """
+    attributes = {entry.name: helper.get_attribute_value(entry) for entry in gemm.attribute}
+    transposed = bool(attributes.pop("transB", 0))
+    neutral = {"alpha": 1, "beta": 1, "transA": 0}
+    if any(attributes.get(name, value) != value for name, value in neutral.items()):
+        raise GraphError(f"{gemm.name} is a Gemm with {attributes}, which is not known to the quantisation")
+    return transposed
+
+
+def is_full_norm(node: onnx.NodeProto) -> bool:
+    """Tell whether a node normalises the last axis, with a scale and a shift.
+
+    >>> is_full_norm(helper.make_node("LayerNormalization", ["x", "gamma", "beta"], ["y"]))
+    True
+    """
+    axis = next((entry.i for entry in node.attribute if entry.name == "axis"), -1)
+    return node.op_type == "LayerNormalization" and len(node.input) == 3 and len(node.output) == 1 and axis == -1
+
+
+def epsilon_of(norm: onnx.NodeProto) -> float:
+    """Read a layer norm's epsilon; ONNX's default is 1e-5.
+
+    >>> epsilon_of(helper.make_node("LayerNormalization", ["x", "gamma", "beta"], ["y"]))
+    1e-05
+    """
+    return next((float(entry.f) for entry in norm.attribute if entry.name == "epsilon"), 1e-5)
+
+
+def with_subgraphs(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """List the graph's nodes, and those of all the branches and loop bodies in it.
+
+    >>> len(with_subgraphs(model.graph))
+    """
+    found: list[onnx.NodeProto] = []
+    for node in graph.node:
+        found.append(node)
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                found += with_subgraphs(attribute.g)
+    return found

@@ -1,0 +1,110 @@
+"""The operators of the domain `cappy`: a file that carries them runs anywhere, and as fast where there are kernels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from cappy_engine import Scorer
+from cappy_engine.bundle import MODEL_FILES, open_bundle
+from cappy_engine.cpu.kernels import VARIABLE, find_kernels
+from cappy_export.graphs.operators import DOMAIN, OPERATORS, function, operators_of, packed_weights, with_functions
+from cappy_export.proof.pairs import default_pairs
+
+Floats = npt.NDArray[np.float32]
+
+
+def test_an_int8_file_carries_the_function_of_every_operator_and_what_it_says(bundle: Path) -> None:
+    path = bundle / MODEL_FILES["int8"]
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.load(str(path))
+    used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
+    assert operators_of(path) == sorted(used) == sorted(OPERATORS)
+    assert all(entry.doc_string.startswith(f"{entry.name} (") for entry in model.functions)
+    graphs = open_bundle(bundle).manifest.document["graphs"]
+    assert {name: graph["operators"] for name, graph in graphs.items()} == {
+        "fp32": ["Attention", "FirstAttention"],
+        "fp16": [],
+        "int8": sorted(OPERATORS),
+    }
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_an_operators_function_stands_alone_and_says_what_it_is(name: str) -> None:
+    written = function(name)
+    onnx.checker.check_function(written)
+    assert (written.domain, written.name) == (DOMAIN, name)
+    assert written.doc_string.startswith(f"{name} (")
+
+
+def test_a_model_without_the_operators_gets_no_functions(bundle: Path) -> None:
+    model = with_functions(onnx.load(str(bundle / MODEL_FILES["fp16"]), load_external_data=False))
+    assert not model.functions
+    assert DOMAIN not in {entry.domain for entry in model.opset_import}
+
+
+def test_panels_hold_each_weight_where_linears_page_says() -> None:
+    weights = np.arange(8 * 32, dtype=np.uint8).reshape(8, 32).astype(np.int8)
+    packed = packed_weights(weights)
+    assert packed.shape == (2, 2, 16, 4)
+    assert all(weights[4 * g + j, 16 * p + c] == packed[p, g, c, j] for p, g, c, j in np.ndindex(packed.shape))
+
+
+@pytest.mark.parametrize("lengths", [[5], [1], [3, 1, 6], [4] * 7], ids=str)
+@pytest.mark.parametrize("heads", [1, 4])
+def test_attention_runs_within_each_pair(lengths: list[int], heads: int) -> None:
+    hidden, random = 8, np.random.default_rng(sum(lengths))
+    packed = random.standard_normal((sum(lengths), 3 * hidden)).astype(np.float32)
+    ends = np.cumsum(lengths)
+    expected = [attended(packed[end - length : end], heads) for length, end in zip(lengths, ends, strict=True)]
+    inputs = {"packed": packed, "lengths": np.array(lengths)}
+    np.testing.assert_allclose(computed("Attention", inputs, heads), np.concatenate(expected), atol=1e-6)
+    firsts = {"queries": packed[ends - lengths, :hidden], "packed": packed[:, hidden:], "lengths": np.array(lengths)}
+    found = computed("FirstAttention", firsts, heads)
+    np.testing.assert_allclose(found, [rows[0] for rows in expected], atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_kernels_and_functions_score_alike(bundle: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if find_kernels().library is None:
+        pytest.skip(f"no kernels here: {find_kernels().why_not}")
+    pairs = default_pairs()[::3]
+    scores = {}
+    for asked in ("auto", "none"):
+        monkeypatch.setenv(VARIABLE, asked)
+        with Scorer.open(bundle, device="cpu", precision=precision, threads=2) as scorer:  # type: ignore[arg-type]
+            scores[scorer.info.kernels.startswith("none")] = scorer.score(pairs)
+    # In int8 a value that lies between two steps may be rounded to the one or the other.
+    limit = 1e-5 if precision == "fp32" else 0.1 * float(scores[True].std())
+    assert 0 < np.abs(scores[True] - scores[False]).max() < limit
+
+
+def computed(name: str, inputs: dict[str, npt.NDArray[np.generic]], heads: int) -> Floats:
+    """The operator's result by its function, in plain ONNX Runtime."""
+    node = helper.make_node(name, list(inputs), ["y"], domain=DOMAIN, heads=heads)
+    values = [
+        helper.make_tensor_value_info(key, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
+        for key, value in inputs.items()
+    ]
+    graph = helper.make_graph([node], "g", values, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    model = with_functions(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found: Floats = session.run(None, inputs)[0]
+    return found
+
+
+def attended(rows: Floats, heads: int) -> Floats:
+    """Attention within one pair, (length, 3 hidden) to (length, hidden), in numpy."""
+    query, key, value = (part.reshape(len(rows), heads, -1).swapaxes(0, 1) for part in np.split(rows, 3, axis=1))
+    scores = query @ key.swapaxes(1, 2) / np.sqrt(query.shape[-1])
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    shares /= shares.sum(axis=-1, keepdims=True)
+    found: Floats = (shares @ value).swapaxes(0, 1).reshape(len(rows), -1)
+    return found
