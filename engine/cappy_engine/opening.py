@@ -14,7 +14,7 @@ from cappy_engine.bundle import Bundle
 from cappy_engine.bundle_files import ModelFiles
 from cappy_engine.cpu.cores import usable_cores
 from cappy_engine.cpu.execution import choose_execution
-from cappy_engine.cpu.kernels import find_kernels
+from cappy_engine.cpu.kernels import Kernels, find_kernels
 from cappy_engine.cpu.tuned import read_tuned, tuned_key, tuning_facts
 from cappy_engine.errors import BundleError, DeviceUnavailable, PrecisionUnavailable
 from cappy_engine.gpu.plan import BATCH_TOKENS, plan_gpu
@@ -61,8 +61,8 @@ def _open_on_cpu(bundle: Bundle, options: ScorerOptions, *, name: str, reason: s
         tuned=read_tuned(cache_folder(), tuned_key(tuning_facts(bundle, precision, threads))),
         max_batch_tokens=options.max_batch_tokens,
     )
-    library, kernels = _choose_kernels(bundle, precision)
-    session, narrow_session = _open_sessions(bundle, precision, threads, execution.mode, library)
+    kernels = _choose_kernels(bundle, precision)
+    session, narrow_session = _open_sessions(bundle, precision, threads, execution.mode, kernels.library)
     info = ScorerInfo(
         bundle=name,
         device="cpu",
@@ -75,19 +75,17 @@ def _open_on_cpu(bundle: Bundle, options: ScorerOptions, *, name: str, reason: s
         padding="removed" if ("cpu", precision) in bundle.manifest.unpadded else "avoided",
         max_batch_tokens=execution.max_batch_tokens,
         max_length=bundle.manifest.max_length,
-        kernels=kernels,
+        kernels=kernels.told,
     )
+    log.info("kernels on the CPU: %s", info.kernels)
     return _runner(bundle, info, session, narrow_session, callers=threads), info
 
 
-def _choose_kernels(bundle: Bundle, precision: str) -> tuple[Path | None, str]:
-    """Choose the library that the model's sessions register, if any; and say which kernels run, or why none do."""
+def _choose_kernels(bundle: Bundle, precision: str) -> Kernels:
+    """Choose the kernels that the model's sessions take, or say why there are none."""
     if not bundle.manifest.document.get("graphs", {}).get(precision, {}).get("operators"):
-        return None, "none: the model was exported without their operators"
-    found = find_kernels()
-    if found.library is None:
-        return None, f"none: {found.why_not}"
-    return found.library, f"{found.used}; {found.why_not}" if found.why_not else found.used
+        return Kernels(None, "", "the model was exported without their operators")
+    return find_kernels()
 
 
 def _open_on_gpus(bundle: Bundle, options: ScorerOptions, *, name: str, reason: str) -> tuple[Runner, ScorerInfo]:
@@ -164,7 +162,7 @@ def _open_sessions(
 
 def _open_checked(bundle: Bundle, precision: str, threads: int, library: Path | None) -> Session:
     with bundle.checked(precision) as files:
-        session = open_session(files.path, threads=threads, kernels=library)
+        session = open_session(files.path, threads=threads, library=library)
     return WatchedSession(session, files) if files.is_mapped else session
 
 

@@ -140,15 +140,15 @@ def open_session(
     device: str = "cpu",
     threads: int | None = None,
     providers: Providers | None = None,
-    kernels: Path | None = None,
+    library: Path | None = None,
 ) -> OrtSession:
     """Load `model` on `device`, with `threads` CPU threads (None: one for each physical core).
 
     `providers` are ONNX Runtime's with their options, the device's own first; on the CPU there is one, without options.
-    `kernels` is the library that computes the operators of the domain `cappy`; without it their functions run.
+    `library` has kernels for operators that are functions in the model: without it these functions run.
 
     Raises DeviceUnavailable if the device cannot be used, BundleError if the file is not a model with the inputs
-    and output of a bundle, InstallationError if there is no ONNX Runtime, or more than one, or it refuses the library.
+    and output of a bundle, InstallationError if there is no ONNX Runtime, or more than one, or it refuses `library`.
     """
     runtime = load_runtime()
     provider = check_device(device, runtime.get_available_providers(), runtime.__version__)
@@ -162,8 +162,8 @@ def open_session(
     options.log_severity_level = 4 if device == "cpu" else 3
     if device != "cpu":  # ONNX Runtime is to tell which node runs where
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if kernels is not None:
-        _register(options, kernels, runtime.__version__)
+    if library is not None:
+        _register(options, library, runtime.__version__)
     try:
         session = runtime.InferenceSession(
             str(model),
@@ -185,12 +185,12 @@ def open_session(
     return OrtSession(session, device=device)
 
 
-def _register(options: Any, kernels: Path, version: str) -> None:
+def _register(options: Any, library: Path, version: str) -> None:
     try:
-        options.register_custom_ops_library(str(kernels))
+        options.register_custom_ops_library(str(library))
     except Exception as error:  # ONNX Runtime has no common base class for its errors
         raise InstallationError(
-            f"ONNX Runtime {version} refuses the kernels of {kernels} ({error}); install cappy-engine again, or set "
+            f"ONNX Runtime {version} refuses the kernels of {library} ({error}); install cappy-engine again, or set "
             "CAPPY_KERNELS=none, which is slower"
         ) from error
 

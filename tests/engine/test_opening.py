@@ -11,6 +11,7 @@ import pytest
 from cappy_engine import Scorer
 from cappy_engine.bundle import MODEL_FILES
 from cappy_engine.cpu.cores import usable_cores
+from cappy_engine.cpu.kernels import VARIABLE, find_kernels
 from cappy_engine.errors import BundleError, PrecisionUnavailable
 from cappy_engine.options import Mode, Precision
 from tests.support.bundles import copy_bundle, keep_precisions
@@ -73,3 +74,21 @@ def test_every_mode_gives_the_same_scores(bundle: Path, mode: Mode, precision: P
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="it does not exist"):
         Scorer.open(tmp_path / "nowhere")
+
+
+def test_a_bundle_from_before_the_operators_runs_without_kernels_and_says_so(bundle: Path) -> None:
+    with Scorer.open(bundle, device="cpu", precision="int8") as opened:
+        assert opened.info.kernels == "none: the model was exported without their operators"
+
+
+def test_kernels_that_are_switched_off_leave_the_functions_which_score_the_same_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """cappy-mini has the operators. In int8 a value between two steps may be rounded to either, so scores differ."""
+    found = {}
+    for asked in ("none", "auto"):
+        monkeypatch.setenv(VARIABLE, asked)
+        with Scorer.open(device="cpu") as opened:
+            assert opened.info.kernels == find_kernels().told
+            found[asked] = opened.score(FEW)
+    np.testing.assert_allclose(found["auto"], found["none"], atol=0.05)

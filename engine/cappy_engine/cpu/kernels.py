@@ -44,6 +44,13 @@ class Kernels:
     used: str
     why_not: str
 
+    @property
+    def told(self) -> str:
+        """Say in words what is used, and why nothing better."""
+        if self.library is None:
+            return f"none: {self.why_not}"
+        return f"{self.used} ({self.why_not})" if self.why_not else self.used
+
 
 def find_kernels() -> Kernels:
     """Find the library and the best instruction set that passes its test, as CAPPY_KERNELS asks; never raises.
