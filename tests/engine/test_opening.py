@@ -82,13 +82,15 @@ def test_a_bundle_from_before_the_operators_runs_without_kernels_and_says_so(bun
 
 
 def test_kernels_that_are_switched_off_leave_the_functions_which_score_the_same_model(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """cappy-mini has the operators. In int8 a value between two steps may be rounded to either, so scores differ."""
     found = {}
     for asked in ("none", "auto"):
         monkeypatch.setenv(VARIABLE, asked)
-        with Scorer.open(device="cpu") as opened:
+        with caplog.at_level("INFO", "cappy_engine"), Scorer.open(device="cpu") as opened:
             assert opened.info.kernels == find_kernels().told
+            assert f"kernels on the CPU: {find_kernels().told}" in caplog.text
             found[asked] = opened.score(FEW)
+    assert "kernels on the CPU: none: they were switched off by CAPPY_KERNELS=none" in caplog.text
     np.testing.assert_allclose(found["auto"], found["none"], atol=0.05)

@@ -17,8 +17,10 @@ import pytest
 
 from cappy_engine.batching import position_ids
 from cappy_engine.bundle import MODEL_FILES
+from cappy_engine.cpu.kernels import find_kernels
 from cappy_engine.errors import BundleError, DeviceUnavailable, InstallationError, ScoringError
 from cappy_engine.gpu.placement import check_placement
+from cappy_engine.native.library import NativeLibrary
 from cappy_engine.session import (
     INPUTS,
     PROVIDERS,
@@ -31,6 +33,7 @@ from cappy_engine.session import (
     open_session,
 )
 from tests.support.onnx_files import write_product_model, write_sum_model
+from tests.support.places import TINY
 
 needs_cpu_package = pytest.mark.skipif(
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="needs an ONNX Runtime without CUDA"
@@ -62,6 +65,16 @@ def test_a_session_gives_one_float32_score_for_each_row(model: Path) -> None:
     assert scores.shape == (2,)
     assert scores.dtype == np.float32
     assert np.isfinite(scores).all()
+
+
+def test_a_native_library_is_given_to_the_session() -> None:
+    path = find_kernels().library
+    if path is None:
+        pytest.skip(f"needs the native library: {find_kernels().why_not}")
+    before = NativeLibrary(path).registrations
+    open_session(TINY / "onnx" / "model.onnx", library=path)
+    open_session(TINY / "onnx" / "model.onnx")
+    assert NativeLibrary(path).registrations == before + 1
 
 
 def test_a_model_is_given_only_the_inputs_that_it_takes(tmp_path: Path) -> None:

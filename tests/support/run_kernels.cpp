@@ -2,10 +2,9 @@
 //
 //   run_kernels sets
 //   run_kernels quantize SET ROWS COLUMNS ZERO_POINT STEPS LEAST IS_SIGNED   < x                                > q scales
-//   run_kernels linear SET ROWS INNER COLUMNS ZERO_POINT IS_GELU EPSILON     < q scales weights scales bias     > y
-//   run_kernels attention SET HEADS HEAD_SIZE LENGTH...                      < packed                           > y
-//
-// With an EPSILON above 0 linear ends in a layer norm, and reads residual, gamma and beta, too.
+//   run_kernels linear SET ROWS INNER COLUMNS ZERO_POINT IS_GELU HAS_NORM IS_PACKED EPSILON
+//       < q scales weights scales bias [residual gamma beta]                                                    > y
+//   run_kernels attention SET IS_FIRST HEADS HEAD_SIZE LENGTH...             < [queries] packed                 > y
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -52,28 +51,30 @@ int main(int count, char** words) {
     write(scales);
     return 0;
   }
-  if (count > 5 && !strcmp(words[1], "attention")) {
-    int64_t heads = whole(3), head_size = whole(4), hidden = heads * head_size, tokens = 0;
+  if (count > 6 && !strcmp(words[1], "attention")) {
+    bool is_first = whole(3) != 0;
+    int64_t heads = whole(4), head_size = whole(5), hidden = heads * head_size, tokens = 0;
     std::vector<int64_t> lengths;
-    for (int place = 5; place < count; place++) lengths.push_back(whole(place));
+    for (int place = 6; place < count; place++) lengths.push_back(whole(place));
     for (int64_t length : lengths) tokens += length;
-    auto packed = read<float>(tokens * 3 * hidden);
-    std::vector<float> y(tokens * hidden);
-    const float* keys = packed.data() + hidden;
-    cappy::AttentionRows rows = {packed.data(), 3 * hidden, keys, 3 * hidden, y.data(), heads, head_size};
-    cappy::AttentionInput input = {rows, tokens, lengths.data(), static_cast<int64_t>(lengths.size()), false};
+    int64_t pairs = static_cast<int64_t>(lengths.size()), stride = (is_first ? 2 : 3) * hidden;
+    auto queries = read<float>(is_first ? pairs * hidden : 0);
+    auto packed = read<float>(tokens * stride);
+    std::vector<float> y((is_first ? pairs : tokens) * hidden);
+    cappy::AttentionRows rows = {packed.data(), stride, packed.data() + hidden, stride, y.data(), heads, head_size};
+    if (is_first) rows.queries = queries.data(), rows.query_stride = hidden, rows.keys = packed.data();
+    cappy::AttentionInput input = {rows, tokens, lengths.data(), pairs, is_first};
     if (!cappy_attention(words[2], &input)) return 1;
     write(y);
     return 0;
   }
-  if (count == 9 && !strcmp(words[1], "linear")) {
+  if (count == 11 && !strcmp(words[1], "linear")) {
     size_t rows = whole(3), inner = whole(4), columns = whole(5);
-    float epsilon = number(8);
     auto q = read<uint8_t>(rows * inner);
     auto scales = read<float>(rows);
     auto weights = read<int8_t>(inner * columns);
     auto weight_scales = read<float>(columns), bias = read<float>(columns);
-    size_t norm = epsilon > 0 ? columns : 0;
+    size_t norm = whole(8) ? columns : 0;
     auto residual = read<float>(rows * norm), gamma = read<float>(norm), beta = read<float>(norm);
     cappy::LinearWeights linear = {};
     linear.weights = weights.data();
@@ -83,13 +84,14 @@ int main(int count, char** words) {
     linear.bias = bias.data();
     linear.zero_point = static_cast<int>(whole(6));
     linear.is_gelu = whole(7) != 0;
-    linear.epsilon = epsilon;
+    linear.is_packed = whole(9) != 0;
+    linear.epsilon = number(10);
     if (norm) linear.gamma = gamma.data(), linear.beta = beta.data();
     std::vector<float> y(rows * columns);
     if (!cappy_linear(words[2], &linear, q.data(), scales.data(), rows, norm ? residual.data() : nullptr, y.data())) return 1;
     write(y);
     return 0;
   }
-  fputs("sets, quantize or linear, with the words that the source lists\n", stderr);
+  fputs("sets, quantize, linear or attention, with the words that the source lists\n", stderr);
   return 2;
 }

@@ -13,10 +13,12 @@ from cappy_engine.cli import text
 from cappy_engine.cli.arguments import EXIT_ERROR, EXIT_OK, command, flags_given, takes
 from cappy_engine.cli.streams import is_verbose, say, show
 from cappy_engine.cli.values import PATH, Real, Words
+from cappy_engine.cpu.kernels import find_kernels
 from cappy_engine.cpu.processor import describe_processor, read_processor
 from cappy_engine.errors import CappyError
 from cappy_engine.gpu.installation import inspect_installation
 from cappy_engine.gpu.preflight import describe, diagnose
+from cappy_engine.native.build import read_note
 from cappy_engine.options import ScorerOptions
 from cappy_engine.pairs import Pair
 from cappy_engine.session import DEVICES, load_runtime
@@ -88,7 +90,8 @@ def doctor(device: str | None) -> int:
     )
     findings = {name: diagnose(installation, name) for name in DEVICES}
     if device in (None, "cpu"):
-        show(f"{describe_processor(read_processor())}\n")
+        show(describe_processor(read_processor()))
+        show(f"{text.describe_kernels(find_kernels(), read_note())}\n")
     is_gpu_wanted = device is not None or "onnxruntime-gpu" in installation.runtime_packages
     show(describe(findings, installation) if is_gpu_wanted else text.describe_cpu_only(findings, installation))
     is_usable = device is None or all(finding.is_ok for finding in findings[device])

@@ -7,8 +7,10 @@ from typing import Any
 
 from cappy_engine.bulk.score_file import Totals
 from cappy_engine.checks import printable
+from cappy_engine.cpu.kernels import Kernels
 from cappy_engine.gpu.installation import Installation
 from cappy_engine.gpu.preflight import Finding
+from cappy_engine.native.build import Built
 from cappy_engine.options import ScorerInfo
 from cappy_engine.ranking import Candidate
 from cappy_engine.tuning import Tuned
@@ -145,6 +147,18 @@ def describe_cpu_only(findings: Mapping[str, Sequence[Finding]], installation: I
     gpus = ", ".join(gpu.name for gpu in installation.gpus)
     lines.append(f"GPU           {gpus or 'none was asked for'}; 'cappy doctor --device cuda' says what one needs")
     return "\n".join(lines)
+
+
+def describe_kernels(kernels: Kernels, note: Built | None) -> str:
+    """Tell which instructions the native library uses, by which compiler; or why it is not used, and what that costs.
+
+    >>> print(describe_kernels(find_kernels(), read_note()))
+    kernels       avx512; compiled by c++ (Debian 12.2.0-14+deb12u1) 12.2.0
+    """
+    if kernels.library is None:
+        cost = "int8 is slower without; docs/deployment.md, Kernels, says how to get them"
+        return f"kernels       {kernels.told}\n              {cost}"
+    return f"kernels       {kernels.told}" + (f"; compiled by {note.compiler}" if note and note.compiler else "")
 
 
 def describe_totals(totals: Totals, seconds: float) -> str:

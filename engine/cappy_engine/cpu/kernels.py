@@ -66,7 +66,7 @@ def find_kernels() -> Kernels:
 @cache
 def _find(asked: str, path: Path) -> Kernels:
     if asked == "none":
-        return Kernels(None, "", f"switched off by {VARIABLE}=none")
+        return Kernels(None, "", f"they were switched off by {VARIABLE}=none")
     if reason := why_no_library(path.parent):
         return Kernels(None, "", reason)
     try:

@@ -105,14 +105,14 @@ def provide(out: Path = SOURCES, asked: str = "auto") -> Built:
         found = _build_with_any(out, asked, found)
     if found.problem:
         (out / LIBRARY).unlink(missing_ok=True)
-    _write(out / NOTE, (json.dumps(asdict(found), indent=1) + "\n").encode())
+    _write_note(out, found)
     if found.problem and asked not in ("auto", "none"):
         raise BuildFailed(found.problem)
     return found
 
 
 def build(out: Path = SOURCES, compiler: Sequence[str] = ("c++",), flags: Sequence[str] = (), kind: str = "") -> Path:
-    """Compile the library into the folder `out`, for a `kind` of processor ("": this one); returns its path.
+    """Compile the library into the folder `out`, with a note, for a `kind` of processor ("": this); returns its path.
 
     >>> build(Path("/tmp"), ["g++"])
     PosixPath('/tmp/libcappy_kernels.so')
@@ -120,12 +120,14 @@ def build(out: Path = SOURCES, compiler: Sequence[str] = ("c++",), flags: Sequen
     Raises BuildFailed, with what the compiler said.
     """
     with tempfile.TemporaryDirectory() as folder:
-        objects = compile_sources(Path(folder), compiler, flags, kind=kind or machine())
+        kind = kind or machine()
+        objects = compile_sources(Path(folder), compiler, flags, kind=kind)
         exports, linked = Path(folder, "exports.map"), Path(folder, LIBRARY)
         exports.write_text(EXPORTS, encoding="utf-8")
         strip = () if flags else ("-Wl,-s",)
         _run([*compiler, *flags, *LINK, *strip, f"-Wl,--version-script={exports}", "-o", str(linked), *objects])
         _write(out / LIBRARY, linked.read_bytes())
+        _write_note(out, Built(kind, digest(kind), compiler=" ".join([*compiler, *flags])))
     return out / LIBRARY
 
 
@@ -140,12 +142,9 @@ def compile_sources(folder: Path, compiler: Sequence[str], flags: Sequence[str] 
     sources = sources_for(kind)
     objects = [str(Path(folder, source.stem)) + ".o" for source in sources]
     # By their names alone: the paths of this machine are not to get into the library.
-    commands = [
-        [*compiler, *FLAGS, *flags, *flags_of(source, kind), "-c", source.name, "-o", made]
-        for source, made in zip(sources, objects, strict=True)
-    ]
+    commands = [[*compiler, *FLAGS, *flags, *flags_of(source, kind), "-c", source.name] for source in sources]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(_run, commands))
+        list(pool.map(_run, ([*command, "-o", made] for command, made in zip(commands, objects, strict=True))))
     return objects
 
 
@@ -194,8 +193,8 @@ def machine() -> str:
 def digest(kind: str, sources: Path = SOURCES) -> str:
     """Digest what a library for a kind of processor is made of: the sources, and the flags.
 
-    >>> len(digest("x86_64"))
-    64
+    >>> digest("x86_64") == digest("aarch64")
+    False
     """
     whole = hashlib.sha256(repr((kind, FLAGS, SETS.get(kind), LINK, EXPORTS)).encode())
     for path in sorted([*sources.glob("*.cpp"), *sources.glob("*.h")]):
@@ -267,6 +266,10 @@ def _find_zig() -> list[str]:
         return [sys.executable, "-m", "ziglang"]
     program = Path(sysconfig.get_path("platlib"), "ziglang", "zig")
     return [str(program)] if os.access(program, os.X_OK) else []
+
+
+def _write_note(out: Path, built: Built) -> None:
+    _write(out / NOTE, (json.dumps(asdict(built), indent=1) + "\n").encode())
 
 
 def _write(path: Path, content: bytes) -> None:

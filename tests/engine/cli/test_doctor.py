@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from cappy_engine.cli import machine
 from cappy_engine.cli.main import main
+from cappy_engine.cli.text import describe_kernels
+from cappy_engine.cpu.kernels import Kernels, find_kernels
 from cappy_engine.cpu.processor import Processor, describe_processor, read_processor
 from cappy_engine.gpu.installation import Gpu, Installation
+from cappy_engine.native.build import Built
 from cappy_engine.session import load_runtime
 
 XEON = Processor("Xeon", cores=2, cpus=8, quota=2.5, flags=frozenset({"avx2", "avx512f", "avx512_vnni", "fpu"}))
@@ -64,6 +68,41 @@ def test_the_doctor_is_short_about_gpus_that_nobody_asked_for(
     assert "libcuda" not in out
     assert "MISSING" not in out
     assert out.splitlines()[-1].startswith("GPU           none was asked for")
+
+
+@pytest.mark.parametrize(
+    ("kernels", "shown"),
+    [
+        (Kernels(Path("library.so"), "avx512", ""), ["avx512; compiled by zig 0.17.1"]),
+        (
+            Kernels(Path("library.so"), "avx2", "avx512 failed its test: Linear differs from numpy"),
+            ["avx2 (avx512 failed its test: Linear differs from numpy); compiled by zig 0.17.1"],
+        ),
+        (
+            Kernels(None, "", "ziglang is not installed"),
+            [
+                "none: ziglang is not installed",
+                "int8 is slower without; docs/deployment.md, Kernels, says how to get them",
+            ],
+        ),
+    ],
+)
+def test_the_doctor_tells_of_kernels_or_why_there_are_none_and_what_that_costs(
+    kernels: Kernels, shown: list[str]
+) -> None:
+    lines = describe_kernels(kernels, Built("x86_64", "", compiler="zig 0.17.1")).splitlines()
+    assert lines[0].startswith("kernels ")
+    assert [line.removeprefix("kernels").strip() for line in lines] == shown
+
+
+def test_the_kernels_of_this_machine_are_really_looked_at(
+    installed: dict[str, Installation], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor"]) == 0
+    assert f"\nkernels       {find_kernels().told}" in capsys.readouterr().out
+    monkeypatch.setenv("CAPPY_KERNELS", "none")
+    assert main(["doctor"]) == 0
+    assert "\nkernels       none: they were switched off by CAPPY_KERNELS=none\n" in capsys.readouterr().out
 
 
 def test_a_gpu_that_is_there_is_named(installed: dict[str, Installation], capsys: pytest.CaptureFixture[str]) -> None:
