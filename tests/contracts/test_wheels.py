@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from cappy_engine.cpu.built import why_no_library
+from cappy_engine.cpu.kernels import find_kernels
 from cappy_engine.native.build import LIBRARY, NOTE, machine
 from tests.support.places import ROOT
 
@@ -93,6 +94,8 @@ def test_a_wheel_scores_as_here_where_there_is_no_compiler(
     binaries = tmp_path / "venv" / "bin"
     install = (binaries / "python", "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt")
     run(*install, f"{wheel}[cpu]", folder=tmp_path, **no_compiler)
+    doctor = run(binaries / "cappy", "doctor", folder=tmp_path, **no_compiler)
+    assert ("; compiled by " in doctor) == (wheel != wheels.get("any") and find_kernels().library is not None), doctor
     there = json.loads(run(binaries / "cappy", "rank", "--json", *ARGUMENTS, folder=tmp_path, **no_compiler))
     here = json.loads(run(sys.executable, "-m", "cappy_engine", "rank", "--json", *ARGUMENTS, folder=ROOT / "engine"))
     assert [each["response"] for each in there] == [each["response"] for each in here]
