@@ -56,7 +56,7 @@ def test_a_set_can_be_chosen_by_its_name(
 
 def test_none_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(kernels.VARIABLE, "none")
-    assert kernels.find_kernels() == kernels.Kernels(None, "", "switched off by CAPPY_KERNELS=none")
+    assert kernels.find_kernels() == kernels.Kernels(None, "", "they were switched off by CAPPY_KERNELS=none")
 
 
 def test_a_set_that_is_not_there_is_not_used(library: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
