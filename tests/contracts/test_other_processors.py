@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class LibraryInAProgram(NativeLibrary):
     ) -> Floats:
         shape = (len(rows), layer.inner, layer.columns)
         how = (int(layer.is_gelu), int(layer.gamma is not None), int(layer.is_packed), layer.epsilon)
-        arrays = [rows, scales, layer.weights, layer.scales, layer.bias, residual, layer.gamma, layer.beta]
+        arrays = (rows, scales, layer.weights, layer.scales, layer.bias, residual, layer.gamma, layer.beta)
         found = self._run("linear", instruction_set, *shape, layer.zero_point, *how, arrays=arrays)
         return np.frombuffer(found, np.float32).reshape(shape[0], shape[2])
 
@@ -60,8 +61,8 @@ class LibraryInAProgram(NativeLibrary):
         found = self._run("attention", instruction_set, *how, arrays=[queries, packed])
         return np.frombuffer(found, np.float32).reshape(queries.shape)
 
-    def _run(self, *words: object, arrays: list[npt.NDArray[Any] | None] | None = None) -> bytes:
-        given = b"".join(array.tobytes() for array in arrays or [] if array is not None)
+    def _run(self, *words: object, arrays: Sequence[npt.NDArray[Any] | None] = ()) -> bytes:
+        given = b"".join(array.tobytes() for array in arrays if array is not None)
         done = subprocess.run([*self._start, *map(str, words)], input=given, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
