@@ -53,9 +53,8 @@ def write_external_model(path: Path, location: str) -> Path:
 
 def write_attention_model(path: Path, *, heads: int, hidden: int, is_first: bool = False) -> Path:
     """Write a model of the operator Attention of the domain `cappy`, or of FirstAttention; its result is `result`."""
-    queries = {"queries": (FLOAT, ["pairs", hidden])} if is_first else {}
-    packed = {"packed": (FLOAT, ["tokens", (2 if is_first else 3) * hidden]), "lengths": (INT64, ["pairs"])}
-    inputs = {**queries, **packed}
+    inputs: dict[str, tuple[int, Sequence[int | str]]] = {"queries": (FLOAT, ["pairs", hidden])} if is_first else {}
+    inputs |= {"packed": (FLOAT, ["tokens", (2 if is_first else 3) * hidden]), "lengths": (INT64, ["pairs"])}
     domain = field(7, "cappy") + field(5, _attribute("heads", heads))
     node = _node("FirstAttention" if is_first else "Attention", list(inputs), "result", domain)
     values = [_value(name, kind, shape) for name, (kind, shape) in inputs.items()]

@@ -68,7 +68,8 @@ def first_attention(queries: Floats, packed: Floats, lengths: Ids, heads: int) -
     """
     tokens = np.repeat(queries, lengths, axis=0)
     begins = np.cumsum(lengths) - lengths
-    return attention(np.concatenate([tokens, packed], axis=1), lengths, heads)[begins]
+    found: Floats = attention(np.concatenate([tokens, packed], axis=1), lengths, heads)[begins]
+    return found
 
 
 def _attend(queries: Doubles, keys: Doubles, values: Doubles, heads: int) -> Doubles:
@@ -79,7 +80,7 @@ def _attend(queries: Doubles, keys: Doubles, values: Doubles, heads: int) -> Dou
     with np.errstate(invalid="ignore", over="ignore"):
         scores = by_head[0] @ by_head[1].swapaxes(1, 2) / sqrt(by_head[0].shape[2])
         weights = np.exp(scores - scores.max(axis=2, keepdims=True, initial=-np.inf))
-        context = weights / weights.sum(axis=2, keepdims=True) @ by_head[2]
+        context: Doubles = weights / weights.sum(axis=2, keepdims=True) @ by_head[2]
     return context.swapaxes(0, 1).reshape(queries.shape)
 
 
