@@ -14,7 +14,7 @@ from cappy_engine.bundle import Bundle
 from cappy_engine.bundle_files import ModelFiles
 from cappy_engine.cpu.cores import usable_cores
 from cappy_engine.cpu.execution import choose_execution
-from cappy_engine.cpu.kernels import Kernels, find_kernels
+from cappy_engine.cpu.kernels import COST, choose_kernels
 from cappy_engine.cpu.tuned import read_tuned, tuned_key, tuning_facts
 from cappy_engine.errors import BundleError, DeviceUnavailable, PrecisionUnavailable
 from cappy_engine.gpu.plan import BATCH_TOKENS, plan_gpu
@@ -61,7 +61,7 @@ def _open_on_cpu(bundle: Bundle, options: ScorerOptions, *, name: str, reason: s
         tuned=read_tuned(cache_folder(), tuned_key(tuning_facts(bundle, precision, threads))),
         max_batch_tokens=options.max_batch_tokens,
     )
-    kernels = _choose_kernels(bundle, precision)
+    kernels = choose_kernels(bundle, precision)
     session, narrow_session = _open_sessions(bundle, precision, threads, execution.mode, kernels.library)
     info = ScorerInfo(
         bundle=name,
@@ -77,15 +77,9 @@ def _open_on_cpu(bundle: Bundle, options: ScorerOptions, *, name: str, reason: s
         max_length=bundle.manifest.max_length,
         kernels=kernels.told,
     )
-    log.info("kernels on the CPU: %s", info.kernels)
+    cost = f" ({COST})" if precision == "int8" and not kernels.library else ""
+    log.info("kernels for %s on the CPU: %s%s", precision, info.kernels, cost)
     return _runner(bundle, info, session, narrow_session, callers=threads), info
-
-
-def _choose_kernels(bundle: Bundle, precision: str) -> Kernels:
-    """Choose the kernels that the model's sessions take, or say why there are none."""
-    if not bundle.manifest.document.get("graphs", {}).get(precision, {}).get("operators"):
-        return Kernels(None, "", "the model was exported without their operators")
-    return find_kernels()
 
 
 def _open_on_gpus(bundle: Bundle, options: ScorerOptions, *, name: str, reason: str) -> tuple[Runner, ScorerInfo]:

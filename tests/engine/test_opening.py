@@ -78,7 +78,9 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
 
 def test_a_bundle_from_before_the_operators_runs_without_kernels_and_says_so(bundle: Path) -> None:
     with Scorer.open(bundle, device="cpu", precision="int8") as opened:
-        assert opened.info.kernels == "none: the model was exported without their operators"
+        assert opened.info.kernels == "none: the model was exported without their operators; export it again"
+    with Scorer.open(bundle, device="cpu", precision="fp32") as opened:
+        assert opened.info.kernels == "none: they are for int8, not fp32"
 
 
 def test_kernels_that_are_switched_off_leave_the_functions_which_score_the_same_model(
@@ -90,7 +92,7 @@ def test_kernels_that_are_switched_off_leave_the_functions_which_score_the_same_
         monkeypatch.setenv(VARIABLE, asked)
         with caplog.at_level("INFO", "cappy_engine"), Scorer.open(device="cpu") as opened:
             assert opened.info.kernels == find_kernels().told
-            assert f"kernels on the CPU: {find_kernels().told}" in caplog.text
+            assert f"kernels for int8 on the CPU: {find_kernels().told}" in caplog.text
             found[asked] = opened.score(FEW)
-    assert "kernels on the CPU: none: they were switched off by CAPPY_KERNELS=none" in caplog.text
+    assert "CPU: none: they were switched off by CAPPY_KERNELS=none (int8 takes about twice as long" in caplog.text
     np.testing.assert_allclose(found["auto"], found["none"], atol=0.05)

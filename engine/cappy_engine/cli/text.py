@@ -7,7 +7,7 @@ from typing import Any
 
 from cappy_engine.bulk.score_file import Totals
 from cappy_engine.checks import printable
-from cappy_engine.cpu.kernels import Kernels
+from cappy_engine.cpu.kernels import COST, Kernels
 from cappy_engine.gpu.installation import Installation
 from cappy_engine.gpu.preflight import Finding
 from cappy_engine.native.build import Built
@@ -156,8 +156,7 @@ def describe_kernels(kernels: Kernels, note: Built | None) -> str:
     kernels       avx512; compiled by c++ (Debian 12.2.0-14+deb12u1) 12.2.0
     """
     if kernels.library is None:
-        cost = "int8 is slower without; docs/deployment.md, Kernels, says how to get them"
-        return f"kernels       {kernels.told}\n              {cost}"
+        return f"kernels       {kernels.told}\n              {COST}; docs/deployment.md, Kernels, says how to get them"
     return f"kernels       {kernels.told}" + (f"; compiled by {note.compiler}" if note and note.compiler else "")
 
 

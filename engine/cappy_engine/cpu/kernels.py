@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cappy_engine.bundle import Bundle
 from cappy_engine.cpu.built import why_no_library
 from cappy_engine.native import reference
 from cappy_engine.native.build import LIBRARY, SOURCES
@@ -27,6 +28,7 @@ SHAPES = ((1, 4, 16), (13, 70, 40), (25, 256, 96), (6, 2048, 32))
 """Rows, inner size and columns of the products that test a set: each branch of a kernel at least once."""
 LENGTHS, HEAD_SIZES = (1, 7, 33, 61), (32, 64)
 """The pairs and heads that test attention: a panel of keys that is full, one in part, and rows of each kind."""
+COST = "int8 takes about twice as long without them"
 CLOSE = 1e-5
 """How near floats after a Gelu or a layer norm must be to numpy's, relative to the largest."""
 
@@ -52,13 +54,27 @@ class Kernels:
         return f"{self.used} ({self.why_not})" if self.why_not else self.used
 
 
+def choose_kernels(bundle: Bundle, precision: str) -> Kernels:
+    """Choose the kernels that a model's sessions take, or say why there are none; never raises.
+
+    >>> choose_kernels(open_bundle("cappy-bundle"), "fp32").told
+    'none: they are for int8, not fp32'
+    """
+    if bundle.manifest.document.get("graphs", {}).get(precision, {}).get("operators"):
+        return find_kernels()
+    if precision != "int8":
+        return Kernels(None, "", f"they are for int8, not {precision}")
+    return Kernels(None, "", "the model was exported without their operators; export it again")
+
+
 def find_kernels() -> Kernels:
     """Find the library and the best instruction set that passes its test, as CAPPY_KERNELS asks; never raises.
 
     >>> find_kernels().used
     'avx512'
 
-    The answer is kept for the life of the process; the test takes some milliseconds.
+    The answer is kept for the life of the process; the test takes some milliseconds. A library that is there but cannot
+    be used is a warning.
     """
     return _find(os.environ.get(VARIABLE) or "auto", SOURCES / LIBRARY)
 
@@ -68,18 +84,21 @@ def _find(asked: str, path: Path) -> Kernels:
     if asked == "none":
         return Kernels(None, "", f"they were switched off by {VARIABLE}=none")
     if reason := why_no_library(path.parent):
-        return Kernels(None, "", reason)
+        return _unusable(reason) if path.is_file() else Kernels(None, "", reason)
     try:
         library = NativeLibrary(path)
     except OSError as error:
-        return Kernels(None, "", f"the library cannot be loaded: {error}")
+        return _unusable(f"the library cannot be loaded: {error}")
     wanted = [name for name in library.instruction_sets if name not in BY_NAME_ONLY] if asked == "auto" else [asked]
     if asked not in ("auto", *library.instruction_sets):
         usable = ", ".join(library.instruction_sets)
-        return Kernels(
-            None, "", f"{VARIABLE} is {asked!r}, which this processor cannot use; choose from auto, none, {usable}"
-        )
+        return _unusable(f"{VARIABLE} is {asked!r}, which this processor cannot use; choose from auto, none, {usable}")
     return _choose(library, path, wanted)
+
+
+def _unusable(reason: str) -> Kernels:
+    log.warning("the kernels are there but are not used, and %s: %s", COST, reason)
+    return Kernels(None, "", reason)
 
 
 def _choose(library: NativeLibrary, path: Path, wanted: list[str]) -> Kernels:
@@ -89,9 +108,11 @@ def _choose(library: NativeLibrary, path: Path, wanted: list[str]) -> Kernels:
         if not problem:
             library.choose(name)
             return Kernels(path, name, "; ".join(problems))
-        log.warning("kernels for %s are not used: %s", name, problem)
         problems.append(f"{name} failed its test: {problem}")
-    return Kernels(None, "", "; ".join(problems) or "this processor has no instruction set that they need (AVX2)")
+        log.warning("the kernels for %s", problems[-1])
+    if problems:
+        return _unusable("; ".join(problems))
+    return Kernels(None, "", "this processor has no instruction set that they need (AVX2)")
 
 
 def self_test(library: NativeLibrary, name: str) -> str:

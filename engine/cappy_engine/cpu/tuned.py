@@ -13,7 +13,7 @@ from pathlib import Path
 from cappy_engine.bundle import Bundle
 from cappy_engine.cpu.cores import cpu_name
 from cappy_engine.cpu.execution import MODES, Execution
-from cappy_engine.cpu.kernels import find_kernels
+from cappy_engine.cpu.kernels import choose_kernels
 from cappy_engine.json_values import text, whole
 from cappy_engine.session import load_runtime
 from cappy_engine.storage import read_regular, write_json
@@ -28,7 +28,7 @@ def tuning_facts(bundle: Bundle, precision: str, threads: int) -> dict[str, obje
     """Gather all that the best mode and batch size depend on: processor, kernels, threads, ONNX Runtime, the model."""
     return {
         "cpu": cpu_name(),
-        "kernels": find_kernels().used,
+        "kernels": choose_kernels(bundle, precision).used,
         "threads": threads,
         "onnxruntime": str(load_runtime().__version__),
         "model": [bundle.manifest.files[name].sha256 for name in bundle.model_files(precision)],

@@ -24,6 +24,9 @@ MODEL = ROOT / "tests" / "support" / "kernels.onnx"
 """Four operators in a row, written by make_kernels_model.py, which has the weights' seed too."""
 
 
+UNUSED = "the kernels are there but are not used, and int8 takes about twice as long without them"
+
+
 @pytest.fixture(autouse=True)
 def afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Forget what was found before, and after."""
@@ -31,6 +34,10 @@ def afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     kernels._find.cache_clear()
     yield
     kernels._find.cache_clear()
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
 # Which
@@ -59,7 +66,9 @@ def test_none_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels.find_kernels() == kernels.Kernels(None, "", "they were switched off by CAPPY_KERNELS=none")
 
 
-def test_a_set_that_is_not_there_is_not_used(library: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_that_is_not_there_is_not_used(
+    library: NativeLibrary, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv(kernels.VARIABLE, "avx1024")
     found = kernels.find_kernels()
     assert found.library is None
@@ -67,21 +76,26 @@ def test_a_set_that_is_not_there_is_not_used(library: NativeLibrary, monkeypatch
         f"CAPPY_KERNELS is 'avx1024', which this processor cannot use; choose from auto, none, "
         f"{', '.join(library.instruction_sets)}"
     )
+    assert warnings(caplog) == [f"{UNUSED}: {found.why_not}"]
 
 
-def test_a_library_that_was_not_compiled_or_is_damaged_is_not_used(tmp_path: Path) -> None:
+def test_a_library_that_was_not_compiled_is_not_used_and_one_that_is_damaged_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert kernels._find("auto", tmp_path / LIBRARY).why_not == why_no_library(tmp_path)
+    assert warnings(caplog) == []
     if not why_no_library():
         shutil.copy(SOURCES / "build.json", tmp_path)
         (tmp_path / LIBRARY).write_bytes(b"not a library")
         kernels._find.cache_clear()
         found = kernels._find("auto", tmp_path / LIBRARY)
         assert found.library is None
-        assert "cannot be loaded" in found.why_not
+        assert "the library cannot be loaded: " in found.told
+        assert warnings(caplog) == [f"{UNUSED}: {found.why_not}"]
 
 
 def test_a_set_that_computes_wrongly_is_not_used_but_the_next(
-    library: NativeLibrary, monkeypatch: pytest.MonkeyPatch
+    library: NativeLibrary, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     right = library.linear
     best, *others = library.instruction_sets
@@ -94,6 +108,9 @@ def test_a_set_that_computes_wrongly_is_not_used_but_the_next(
     found = kernels._choose(library, SOURCES / LIBRARY, [best, *others])
     assert found.used == (others[0] if others else "")
     assert found.why_not.startswith(f"{best} failed its test: Linear differs from numpy")
+    assert warnings(caplog) == [f"the kernels for {found.why_not}"]
+    assert kernels._choose(library, SOURCES / LIBRARY, [best]).told == f"none: {found.why_not}"
+    assert warnings(caplog)[1:] == [f"the kernels for {found.why_not}", f"{UNUSED}: {found.why_not}"]
 
 
 # In a session
