@@ -113,7 +113,7 @@ class ScorerOptions:
 class ScorerInfo:
     """The choices that a scorer runs with, and why; `padding` is one of `batching.Padding`.
 
-    `kernels` names the instructions that the native library uses for int8 on a CPU, as in "avx512", or says why it is
+    `kernels` names the instructions that the native library uses on a CPU, as in "avx512", or says why it is
     not used: "none: they were switched off by CAPPY_KERNELS=none". It is empty on GPUs.
     """
 

@@ -28,6 +28,7 @@ SHAPES = ((1, 4, 16), (13, 70, 40), (25, 256, 96), (6, 2048, 32))
 """Rows, inner size and columns of the products that test a set: each branch of a kernel at least once."""
 LENGTHS, HEAD_SIZES = (1, 7, 33, 61), (32, 64)
 """The pairs and heads that test attention: a panel of keys that is full, one in part, and rows of each kind."""
+NO_OPERATORS = "the model has none of their operators"
 COST = "int8 takes about twice as long without them"
 CLOSE = 1e-5
 """How near floats after a Gelu or a layer norm must be to numpy's, relative to the largest."""
@@ -57,14 +58,14 @@ class Kernels:
 def choose_kernels(bundle: Bundle, precision: str) -> Kernels:
     """Choose the kernels that a model's sessions take, or say why there are none; never raises.
 
-    >>> choose_kernels(open_bundle("cappy-bundle"), "fp32").told
-    'none: they are for int8, not fp32'
+    >>> choose_kernels(open_bundle("cappy-bundle"), "int8").told
+    'avx512'
     """
-    if bundle.manifest.document.get("graphs", {}).get(precision, {}).get("operators"):
+    operators = bundle.manifest.document.get("graphs", {}).get(precision, {}).get("operators")
+    if operators:
         return find_kernels()
-    if precision != "int8":
-        return Kernels(None, "", f"they are for int8, not {precision}")
-    return Kernels(None, "", "the model was exported without their operators; export it again")
+    why_not = "the model was exported before there were any; export it again" if operators is None else NO_OPERATORS
+    return Kernels(None, "", why_not)
 
 
 def find_kernels() -> Kernels:
