@@ -12,6 +12,7 @@
 
 #include "kernels.h"
 #include "operators.h"
+#include "scratch.h"
 
 namespace cappy {
 namespace {
@@ -34,7 +35,8 @@ struct Pair {
 int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t width_of(const AttentionRows& rows) { return rows.heads * rows.head_size; }
 int64_t processors() {
-  static const int64_t found = std::max(1L, sysconf(_SC_NPROCESSORS_ONLN));
+  static std::atomic<int64_t> found{0};
+  if (!found) found = std::max(1L, sysconf(_SC_NPROCESSORS_ONLN));
   return found;
 }
 
@@ -92,20 +94,6 @@ class Plan {
   int64_t count_ = 0;
   size_t tasks_ = 0;
 };
-
-// What a thread keeps to work in; null if memory is short.
-class Room {
- public:
-  ~Room() { free(scratch_); }
-  AttentionScratch* get() {
-    if (!scratch_) scratch_ = static_cast<AttentionScratch*>(aligned_alloc(alignof(AttentionScratch), sizeof(AttentionScratch)));
-    return scratch_;
-  }
-
- private:
-  AttentionScratch* scratch_ = nullptr;
-};
-thread_local Room room;
 
 // For heads of a size that no model has: right, and slow.
 void attend_large_heads(const AttentionRows& rows, const AttentionTask& task, AttentionScratch&) {
@@ -195,9 +183,8 @@ Error attend_pairs(const AttentionInput& input, AttentionKernel kernel, const Pa
   std::atomic<bool> is_short{false};
   parallel.each(plan.tasks(), [&](size_t) {  // in the plan's order, whatever order the threads are called in
     const size_t number = next.fetch_add(1, std::memory_order_relaxed);
-    AttentionScratch* scratch = room.get();
-    if (scratch)
-      kernel(input.rows, plan.task(number), *scratch);
+    if (uint8_t* scratch = take_scratch(sizeof(AttentionScratch)))
+      kernel(input.rows, plan.task(number), *reinterpret_cast<AttentionScratch*>(scratch));
     else
       is_short = true;
   });

@@ -47,7 +47,8 @@ SETS: Mapping[str, Mapping[str, Sequence[str]]] = {
 
 The other files are for every processor of a kind."""
 EXPORTS = "{ global: RegisterCustomOps; cappy_*; local: *; };\n"
-LINK = ("-shared", "-Wl,--build-id=none")
+LINK = ("-shared", "-O3", "-pthread", "-Wl,--build-id=none", "-Wl,-z,nodelete")
+"""Never unloaded (nodelete): threads that end free what the library gave them."""
 CHOICES = ("auto", "cc", "zig", "manylinux-x86_64", "manylinux-aarch64", "none")
 GLIBC = "2.17"
 """The oldest C library that zig's libraries run with, that of 2012."""
@@ -57,7 +58,7 @@ NO_COMPILER = {
 }
 NO_ZIG = "ziglang is not installed; run: pip install ziglang"
 SECONDS = 900
-"""How long a compiler may take for a file. zig's first takes two minutes: it compiles a C++ library of its own."""
+"""How long a compiler may take for a file. zig's first takes half a minute: it compiles the C library's parts."""
 
 
 class BuildFailed(Exception):
@@ -124,8 +125,11 @@ def build(out: Path = SOURCES, compiler: Sequence[str] = ("c++",), flags: Sequen
         objects = compile_sources(Path(folder), compiler, flags, kind=kind)
         exports, linked = Path(folder, "exports.map"), Path(folder, LIBRARY)
         exports.write_text(EXPORTS, encoding="utf-8")
-        strip = () if flags else ("-Wl,-s",)
-        _run([*compiler, *flags, *LINK, *strip, f"-Wl,--version-script={exports}", "-o", str(linked), *objects])
+        strict = () if flags else ("-Wl,-s", "-Wl,-z,defs")
+        # zig's c++ would compile a C++ library first, for a minute; the kernels need none.
+        linker = [compiler[0], *("cc" if word == "c++" else word for word in compiler[1:])]
+        export = f"-Wl,--version-script={exports}"
+        _run([*linker, *flags, *LINK, *strict, export, "-o", str(linked), *objects, "-lm"])
         _write(out / LIBRARY, linked.read_bytes())
         _write_note(out, Built(kind, digest(kind), compiler=" ".join([*compiler, *flags])))
     return out / LIBRARY

@@ -50,8 +50,7 @@ bool has_amx() {
   constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM of Linux 5.16
   const uint32_t features = cpuid(7, 0).d;
   if (!has_avx512vnni() || !bit(features, 24) || !bit(features, 25) || !saves(TILES)) return false;
-  static const bool is_permitted = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
-  return is_permitted;
+  return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 }
 
 bool has_avxvnni() { return has_avx2() && bit(cpuid(7, 1).a, 4); }

@@ -1,5 +1,7 @@
 #include "kernels.h"
 
+#include <pthread.h>
+
 #include <atomic>
 #include <cstring>
 
@@ -46,14 +48,13 @@ bool choose_instruction_set(const char* name) {
 }
 
 const char* usable_instruction_sets() {
-  static const struct Names {
-    char text[128] = "";
-    Names() {
-      for (const InstructionSet& set : SETS)
-        if (set.is_usable()) strcat(strcat(text, *text ? " " : ""), set.name);
-    }
-  } names;
-  return names.text;
+  static char names[128];
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, [] {
+    for (const InstructionSet& set : SETS)
+      if (set.is_usable()) strcat(strcat(names, *names ? " " : ""), set.name);
+  });
+  return names;
 }
 
 }  // namespace cappy

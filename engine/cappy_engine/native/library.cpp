@@ -1,4 +1,6 @@
 // What the library shows to others: RegisterCustomOps for ONNX Runtime, and plain functions for tests (ctypes).
+#include <pthread.h>
+
 #include <atomic>
 #include <cstring>
 #include <new>
@@ -65,11 +67,11 @@ CustomOp custom_op(const Operator& op) {
 
 // Made once, and kept as long as the process: sessions hold on to it.
 struct Domain {
-  CustomOp ops[OPERATOR_COUNT];
+  CustomOp ops[OPERATOR_COUNT] = {};
   OrtCustomOpDomain* domain = nullptr;
   OrtStatus* failed = nullptr;
 
-  Domain() {
+  void make() {
     failed = api.CreateCustomOpDomain("cappy", &domain);
     for (size_t i = 0; i < OPERATOR_COUNT && !failed; i++) {
       ops[i] = custom_op(*OPERATORS[i]);
@@ -155,9 +157,16 @@ using namespace cappy;
 
 // ONNX Runtime calls this for each session that takes the library.
 EXPORTED OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
-  static const bool is_loaded = load_api(base, &api);
-  if (!is_loaded) return nullptr;  // without the API there is no status; cappy_registrations() tells
+  static std::atomic<const OrtApiBase*> given;
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  static bool is_loaded;
   static Domain made;
+  given = base;
+  pthread_once(&once, [] {
+    is_loaded = load_api(given, &api);
+    if (is_loaded) made.make();
+  });
+  if (!is_loaded) return nullptr;  // without the API there is no status; cappy_registrations() tells
   if (made.failed) return made.failed;
   if (OrtStatus* failed = api.AddCustomOpDomain(options, made.domain)) return failed;
   registrations++;

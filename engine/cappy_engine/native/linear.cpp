@@ -5,6 +5,8 @@
 #include <cstring>
 #include <new>
 
+#include "scratch.h"
+
 namespace cappy {
 namespace {
 
@@ -17,26 +19,6 @@ constexpr size_t MOST_ROW_PARTS_SPLIT = 64;
 size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
 size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 size_t larger(size_t a, size_t b) { return a > b ? a : b; }
-
-// Room of a thread that grows and is kept: a run allocates nothing once it is large enough.
-class Scratch {
- public:
-  ~Scratch() { free(memory_); }
-  uint8_t* take(size_t bytes) {
-    if (bytes > size_) {
-      free(memory_);
-      size_ = divide_up(bytes, 4096) * 4096;
-      memory_ = static_cast<uint8_t*>(aligned_alloc(64, size_));
-      if (!memory_) size_ = 0;
-    }
-    return memory_;
-  }
-
- private:
-  uint8_t* memory_ = nullptr;
-  size_t size_ = 0;
-};
-thread_local Scratch scratch;
 
 }  // namespace
 
@@ -113,7 +95,7 @@ void Linear::run_part(const Parts& parts, size_t task) const {
   const uint8_t* q = parts.q + first_row * inner;
   size_t row_bytes = inner;
   if (inner % 2048 == 0 && rows > 4) {  // else rows of a block share their places in the first cache
-    if (uint8_t* copy = scratch.take(rows * (inner + 64))) {
+    if (uint8_t* copy = take_scratch(rows * (inner + 64))) {
       row_bytes = inner + 64;
       for (size_t r = 0; r < rows; r++) memcpy(copy + r * row_bytes, q + r * inner, inner);
       q = copy;

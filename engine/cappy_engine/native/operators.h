@@ -4,7 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <initializer_list>
+#include <new>
 
 #include "abi.h"
 
@@ -85,6 +87,10 @@ class Kernel {
  public:
   virtual ~Kernel() {}
   virtual Error compute(const Call& call) = 0;  // from several threads at once
+
+  // The C++ library's would be one more thing that a machine must have, and that zig must compile for a minute.
+  static void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return malloc(bytes); }
+  static void operator delete(void* kernel) { free(kernel); }
 };
 
 // An operator of the domain `cappy`: its name, the types of its inputs and outputs, and how its kernel is made.
