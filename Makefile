@@ -13,6 +13,8 @@ ROBERTA ?= $(DATA)/roberta-tokenizer
 RESULTS ?= bench/results
 # Tests share the cores by files: what a file's tests share is made once, and PyTorch's threads do not fight for a core.
 SHARED := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# What only `make wheel` tries, on the wheels that it makes.
+OF_WHEELS := tests/contracts/test_wheels.py tests/contracts/test_other_processors.py
 PYTEST := OMP_NUM_THREADS=1 $(TEST)/pytest $(SHARED)
 
 # Python keeps what it compiled, also where the environment says no: else each process of a test compiles all of it again.
@@ -62,7 +64,7 @@ demo: $(DEMO)/ready
 
 # The engine's tests run where PyTorch is not installed, as the engine itself does.
 test: lint types engine-tests clients
-	$(PYTEST) --ignore tests/engine
+	$(PYTEST) --ignore tests/engine $(OF_WHEELS:%=--ignore=%)
 
 fast: .venv-test/ready
 	$(PYTEST) -m "not slow"
@@ -147,12 +149,12 @@ bench-micro: .venv-test/ready
 	.venv-wheel/bin/pip install --quiet --constraint constraints.txt build hatchling ziglang
 	touch $@
 
-# Tried where no compiler can be found; arm64's library is run by qemu-user, if that is installed.
+# Tried where no compiler can be found; arm64's library is run by qemu-user, if that is installed, and its C library.
 wheel: .venv-wheel/ready .venv-test/ready
 	rm -rf dist
 	CAPPY_BUILD=manylinux-x86_64 .venv-wheel/bin/python -m build --wheel --no-isolation
 	CAPPY_BUILD=manylinux-aarch64 .venv-wheel/bin/python -m build --wheel --no-isolation
-	CAPPY_WHEELS=dist $(TEST)/pytest tests/contracts/test_wheels.py
+	CAPPY_WHEELS=dist OMP_NUM_THREADS=1 $(TEST)/pytest $(SHARED) $(OF_WHEELS)
 
 # With onnxruntime-gpu, which cannot be installed beside onnxruntime, and the TensorRT that it is linked with.
 .venv-gpu/ready: pyproject.toml constraints.txt hatch_build.py | native

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from cappy_engine.cpu.built import why_no_library
 from cappy_engine.cpu.kernels import self_test
 from cappy_engine.native import build as native
 from cappy_engine.native import reference
@@ -21,6 +24,8 @@ from cappy_engine.native.library import AFTER_GELU, Bytes, Floats, Ids, Layer, N
 from tests.support.places import ROOT
 
 pytestmark = pytest.mark.slow
+SYSTEM = Path("/usr/aarch64-linux-gnu")
+"""The C library of arm64, in Debian's package libc6-arm64-cross."""
 MAIN = ROOT / "tests" / "support" / "run_kernels.cpp"
 
 
@@ -68,18 +73,27 @@ class LibraryInAProgram(NativeLibrary):
         return done.stdout
 
 
-def make_program(folder: Path, compiler: list[str], kind: str) -> str:
-    """Link the kernels with a program that runs one of them."""
-    objects = native.compile_sources(folder, compiler, kind=kind)
-    command = [*compiler, "-std=c++17", "-O1", f"-I{native.SOURCES}", str(MAIN), *objects]
-    subprocess.run([*command, "-o", str(folder / "run_kernels")], check=True, capture_output=True)
-    return str(folder / "run_kernels")
-
-
-def find_zig() -> list[str]:
-    """Find ziglang in this environment, or in that of `make wheel`."""
+def find_zig(target: str) -> list[str]:
+    """Find ziglang in this environment, or in that of `make wheel`, as a compiler for a target."""
     python = sys.executable if find_spec("ziglang") else str(ROOT / ".venv-wheel" / "bin" / "python")
-    return [python, "-m", "ziglang", "c++", "-target", "aarch64-linux-musl", "-static"]
+    return [python, "-m", "ziglang", "c++", "-target", target]
+
+
+def make_program(folder: Path, compiler: list[str]) -> str:
+    """Compile the program that calls a library."""
+    includes, linker = f"-I{native.SOURCES}", [compiler[0], *("cc" if word == "c++" else word for word in compiler[1:])]
+    made, program = str(folder / "run_kernels.o"), str(folder / "run_kernels")
+    subprocess.run([*compiler, "-std=c++17", "-O2", includes, "-c", str(MAIN), "-o", made], check=True)
+    subprocess.run([*linker, "-O2", made, "-o", program, "-ldl"], check=True)
+    return program
+
+
+def find_library(folder: Path, compiler: list[str]) -> Path:
+    """Take arm64's library out of its wheel, where CAPPY_WHEELS names a folder with one; else compile it."""
+    for wheel in (ROOT / os.environ.get("CAPPY_WHEELS", "nowhere")).glob("*aarch64.whl"):
+        with zipfile.ZipFile(wheel) as files:
+            return Path(files.extract(f"cappy_engine/native/{native.LIBRARY}", folder))
+    return native.build(folder, compiler, kind="aarch64")
 
 
 @pytest.fixture(scope="module", params=["here", "aarch64"])
@@ -88,13 +102,15 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "here":
         compiler = next(native.find_compilers("cc", native.machine()), None)
-        if compiler is None:
-            pytest.skip("needs a C++ compiler")
-        return LibraryInAProgram([make_program(folder, list(compiler.command), native.machine())])
-    emulator = shutil.which("qemu-aarch64")
-    if not emulator or not Path(find_zig()[0]).exists():
-        pytest.skip("needs qemu-aarch64 (Debian's package qemu-user), and ziglang (make .venv-wheel/ready)")
-    return LibraryInAProgram([emulator, make_program(folder, find_zig(), "aarch64")])
+        if compiler is None or why_no_library():
+            pytest.skip(f"needs a C++ compiler, and the library: {why_no_library()}")
+        program = make_program(folder, list(compiler.command))
+        return LibraryInAProgram([program, str(native.SOURCES / native.LIBRARY)])
+    emulator, zig = shutil.which("qemu-aarch64"), find_zig(f"aarch64-linux-gnu.{native.GLIBC}")
+    if not (emulator and SYSTEM.is_dir() and Path(zig[0]).exists()):
+        pytest.skip("needs Debian's packages qemu-user and libc6-arm64-cross, and ziglang (make .venv-wheel/ready)")
+    start = [emulator, "-L", str(SYSTEM), make_program(folder, zig)]
+    return LibraryInAProgram([*start, str(find_library(folder, zig))])
 
 
 def test_every_set_of_a_processor_passes_the_library_s_test(library: LibraryInAProgram) -> None:
