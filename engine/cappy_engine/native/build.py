@@ -43,12 +43,10 @@ SETS: Mapping[str, Mapping[str, Sequence[str]]] = {
     },
     "aarch64": {},
 }
-"""Flags of the files whose names end in an instruction set (linear_avx2.cpp), for each kind of processor.
-
-The other files are for every processor of a kind."""
+"""Flags of the files whose names end in an instruction set (linear_avx2.cpp); the others are for all of a kind."""
 EXPORTS = "{ global: RegisterCustomOps; cappy_*; local: *; };\n"
+# Never unloaded (nodelete): threads call it when they end.
 LINK = ("-shared", "-O3", "-pthread", "-Wl,--build-id=none", "-Wl,-z,nodelete")
-"""Never unloaded (nodelete): threads that end free what the library gave them."""
 CHOICES = ("auto", "cc", "zig", "manylinux-x86_64", "manylinux-aarch64", "none")
 GLIBC = "2.17"
 """The oldest C library that zig's libraries run with, that of 2012."""
@@ -128,8 +126,7 @@ def build(out: Path = SOURCES, compiler: Sequence[str] = ("c++",), flags: Sequen
         strict = () if flags else ("-Wl,-s", "-Wl,-z,defs")
         # zig's c++ would compile a C++ library first, for a minute; the kernels need none.
         linker = [compiler[0], *("cc" if word == "c++" else word for word in compiler[1:])]
-        export = f"-Wl,--version-script={exports}"
-        _run([*linker, *flags, *LINK, *strict, export, "-o", str(linked), *objects, "-lm"])
+        _run([*linker, *flags, *LINK, *strict, f"-Wl,--version-script={exports}", "-o", str(linked), *objects, "-lm"])
         _write(out / LIBRARY, linked.read_bytes())
         _write_note(out, Built(kind, digest(kind), compiler=" ".join([*compiler, *flags])))
     return out / LIBRARY
