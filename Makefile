@@ -80,7 +80,7 @@ types: .venv-test/ready
 .venv-engine/ready: pyproject.toml constraints.txt hatch_build.py | native
 	rm -rf .venv-engine
 	$(PYTHON) -m venv .venv-engine
-	$(ENGINE)/pip install --quiet --constraint constraints.txt --editable '.[cpu,serve,tracing]' pytest hypothesis pytest-xdist httpx
+	$(ENGINE)/pip install --quiet --constraint constraints.txt --editable '.[cpu,files,serve,tracing]' pytest hypothesis pytest-xdist httpx
 	touch $@
 
 engine-tests: .venv-engine/ready

@@ -3,7 +3,7 @@
 CappyError
 ├── InstallationError        a package is missing, or two packages exclude each other
 ├── InvalidPair              a pair that cannot be scored; `.index` is its place in the input
-├── InvalidLine              a line of a JSON Lines file without a usable pair; `.number` counts from 1
+├── InvalidLine              a line or row of a file without a usable pair; `.number` counts from 1
 ├── BundleError              a bundle that is damaged, incomplete, foreign or too new
 │   └── PrecisionUnavailable the bundle has no model of the precision asked for
 ├── DeviceUnavailable        the device asked for cannot be used; nothing falls back
@@ -72,15 +72,20 @@ class InvalidPair(CappyError, ValueError):
 
 
 class InvalidLine(CappyError, ValueError):
-    """A line of a JSON Lines file holds no usable pair; `number` counts from 1."""
+    """A line of a file (or a row of a table) holds no usable pair.
 
-    def __init__(self, number: int, problem: str) -> None:
-        super().__init__(number, problem)
+    `number` counts from 1; `unit` says what it counts; `path` is the file, where there are several.
+    """
+
+    def __init__(self, number: int, problem: str, unit: str = "line", path: str = "") -> None:
+        super().__init__(number, problem, unit, path)
         self.number = number
         self.problem = problem
+        self.unit = unit
+        self.path = path
 
     def __str__(self) -> str:
-        return f"line {self.number}: {self.problem}"
+        return f"{self.path}{', ' if self.path else ''}{self.unit} {self.number}: {self.problem}"
 
 
 class BundleError(CappyError):

@@ -17,7 +17,7 @@ class ExactModel:
     """The fp32 model beside the one that `info` tells of, with its settings; opened when it is first run."""
 
     def __init__(self, bundle: Bundle, info: ScorerInfo) -> None:
-        self._bundle = bundle
+        self.bundle = bundle
         self._info = info
         self._lock = threading.Lock()
         self._runner: Runner | None = None
@@ -35,8 +35,8 @@ class ExactModel:
         """
         if self._info.precision == "fp32":
             return 0.0
-        self._bundle.model("fp32", self._info.device)
-        return 2 * self._bundle.largest_error(self._info.precision, self._info.device)
+        self.bundle.model("fp32", self._info.device)
+        return 2 * self.bundle.largest_error(self._info.precision, self._info.device)
 
     def open(self) -> Runner:
         """Open the model, unless that was done. Raises BundleError if the bundle changed, ScoringError if closed."""
@@ -44,8 +44,8 @@ class ExactModel:
             if self._is_closed:
                 raise ScoringError(CLOSED)
             if self._runner is None:
-                with self._bundle.used_again():
-                    self._runner, _ = open_runner(self._bundle, self._info.exact(), name=self._info.bundle)
+                with self.bundle.used_again():
+                    self._runner, _ = open_runner(self.bundle, self._info.exact(), name=self._info.bundle)
             return self._runner
 
     def run(self, encoded: EncodedPairs) -> Scores:

@@ -112,7 +112,7 @@ class Scorer:
         options: ScorerOptions | None = None,
     ) -> None:
         """Score with a tokenizer and a runner that are open; `bundle`, `info`, `options` say where they come from."""
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._runner = runner
         self._bundle = bundle
         self._info = info
@@ -192,7 +192,7 @@ class Scorer:
             >>> scorer.score_encoded(encoded).scores
             array([0.93], dtype=float32)
         """
-        return self._tokenizer.encode(pairs, too_long=too_long)
+        return self.tokenizer.encode(pairs, too_long=too_long)
 
     def score_encoded(
         self,
@@ -210,7 +210,7 @@ class Scorer:
         with how many pairs and tokens (without padding) it held. Raises ScoringError, with the index of a pair that
         fails in the model; the index is None where no single pair is at fault.
         """
-        self._tokenizer.check(encoded)
+        self.tokenizer.check(encoded)
         distinct, places = encoded.distinct()
         repeats = np.bincount(places, minlength=len(distinct))
 

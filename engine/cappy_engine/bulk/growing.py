@@ -32,7 +32,7 @@ Say = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Names:
-    """The three files of a run: `target` appears at the end, when all is complete; `settings` stays beside it.
+    """The files of a run: `target` appears at the end, when all is complete; `settings` may stay beside it.
 
     `status` is that of a target that is there and will be replaced, else None. `is_forced` if what a stopped run left
     is removed.
@@ -54,6 +54,11 @@ class Names:
     def settings(self) -> Path:
         """The settings of the run, as JSON."""
         return self.target.with_name(self.target.name + ".settings.json")
+
+    @property
+    def progress(self) -> Path:
+        """How far the run is, as JSON, where the file itself does not tell."""
+        return self.target.with_name(self.target.name + ".progress.json")
 
 
 def find_names(out: Path, *, resume: bool = False, force: bool = False, inputs: Sequence[outputs.Input] = ()) -> Names:
@@ -180,10 +185,38 @@ class Growing:
                 f"{self.names.partial} cannot be written: {error}; go on with --resume once that is mended"
             ) from error
 
+    @property
+    def size(self) -> int:
+        """Count the bytes of the partial file."""
+        return os.fstat(self.file.fileno()).st_size
+
+    def cut(self, size: int) -> None:
+        """Keep the first `size` bytes, behind which `append` goes on. Raises OutputError if there are fewer."""
+        if self.size < size:
+            raise OutputError(
+                f"{self.names.partial} has {self.size} bytes, and {size} were written; remove it and start anew"
+            )
+        self.file.seek(size)
+        self.file.truncate()
+
+    def mark(self, progress: Mapping[str, Any]) -> None:
+        """Write down how far the run is, once what was appended is on the disk."""
+        try:
+            storage.write_json(self.names.progress, progress)
+        except (OSError, ValueError) as error:
+            raise OutputError(
+                f"{self.names.progress} cannot be written: {error}; go on with --resume once that is mended"
+            ) from error
+
     def remove(self) -> None:
         """Leave nothing of the run."""
         self.names.partial.unlink()
-        self.names.settings.unlink()
+        self.forget()
+
+    def forget(self) -> None:
+        """Remove the settings, and how far the run was."""
+        self.names.settings.unlink(missing_ok=True)
+        self.names.progress.unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Give the complete file its name."""
@@ -213,6 +246,25 @@ class Growing:
             storage.write_json(self.names.settings, document)
         except (OSError, ValueError) as error:
             raise OutputError(f"{self.names.settings} cannot be written: {error}") from error
+
+
+def read_progress(names: Names) -> dict[str, Any]:
+    """Read how far a run was when it stopped; empty if it had marked nothing.
+
+        >>> read_progress(Names(Path("new.jsonl")))
+        {}
+
+    Raises OutputError for anything else than `Growing.mark` wrote.
+    """
+    try:
+        found = json.loads(storage.read_regular(names.progress, limit=MOST_SETTINGS_BYTES))
+        if not isinstance(found, dict):
+            raise TypeError(f"it holds {type(found).__name__}")
+        return found
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise OutputError(f"{names.progress} cannot be read ({error}); remove {names.partial} and start anew") from error
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from typing import BinaryIO, cast
 
 from cappy_engine import storage
 from cappy_engine.bulk import replacing
-from cappy_engine.bulk.jsonl import is_packed
+from cappy_engine.bulk.formats import packing_of
 from cappy_engine.errors import OutputError
 
 MOST_LINKS = 40
@@ -120,15 +120,17 @@ def open_output(
     Raises OutputError, before anything is written if that is possible, and OSError.
     """
     place = check_output(path, force=force, inputs=inputs)
+    if packing_of(path) == "zst":
+        raise OutputError(f"{path} cannot be packed with zstd here; choose a name that ends in .gz")
     if place.is_stream:
-        with os.fdopen(_open_stream(place), "wb") as stream, _packed(stream, is_packed(path)) as output:
+        with os.fdopen(_open_stream(place), "wb") as stream, _packed(stream, path) as output:
             yield output
         return
     file, is_written_over = _begin(place, force=force, say=say)
     is_empty = True
     with file:
         try:
-            with _packed(file, is_packed(path)) as output:
+            with _packed(file, path) as output:
                 try:
                     yield output
                 finally:
@@ -170,8 +172,8 @@ def _open_stream(place: Place) -> int:
 
 
 @contextlib.contextmanager
-def _packed(file: BinaryIO, is_asked: bool) -> Iterator[BinaryIO]:
-    if not is_asked:
+def _packed(file: BinaryIO, path: Path) -> Iterator[BinaryIO]:
+    if not packing_of(path):
         yield file
         return
     with gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:  # the same content gives the same bytes

@@ -64,11 +64,13 @@ def read_rows(lines: Iterable[bytes]) -> Iterator[Row]:
             yield row
 
 
-def read_fields(line: bytes, number: int, texts: Sequence[str], *, keeps_numbers: bool = True) -> dict[str, Any] | None:
+def read_fields(
+    line: bytes, number: int, texts: Sequence[str], *, others: Sequence[str] = (), keeps_numbers: bool = True
+) -> dict[str, Any] | None:
     """Parse the JSON object in one line of JSON Lines; None if the line is blank.
 
-    It must have the fields `texts`, all strings, and each once. Raises InvalidLine, with `number`, for anything else.
-    With `keeps_numbers` a number beyond a float's range is refused, since it could not be written back.
+    It must have the fields `texts`, all strings, and `others`, each once. Raises InvalidLine, with `number`, for
+    anything else. With `keeps_numbers` a number beyond a float's range is refused, since it could not be written back.
 
         >>> read_fields(b'{"instruction": "Is the sky blue?"}', 1, ("instruction",))
         {'instruction': 'Is the sky blue?'}
@@ -87,14 +89,14 @@ def read_fields(line: bytes, number: int, texts: Sequence[str], *, keeps_numbers
     except (ValueError, RecursionError) as error:
         raise InvalidLine(number, f"not JSON ({error})") from error
     if not isinstance(fields, dict):
-        wanted = " and ".join(map(repr, texts))
+        wanted = " and ".join(map(repr, (*texts, *others)))
         raise InvalidLine(number, f"expected a JSON object with {wanted}, got {described(fields)}")
-    for part in texts:
+    for part in (*texts, *others):
         if part not in fields:
             found = ", ".join(shown(name) for name in list(fields)[:8]) or "no fields"
             raise InvalidLine(number, f"has no field {part!r}; found {found}{', ...' * (len(fields) > 8)}")
         problem = text_problem(fields[part])
-        if problem:
+        if problem and part in texts:
             raise InvalidLine(number, f"{part} {problem}")
         if (text.count(f'"{part}"') > 1 or ESCAPED_LETTER in text) and (times := _count(text, part)) > 1:
             raise InvalidLine(number, f"has the field {part!r} {times} times; give it once")

@@ -1,75 +1,38 @@
-"""Score JSON Lines, streaming: a window of rows is read, scored and written before the next one is read."""
+"""Score or rank the rows of a stream or of files: window by window, in the order of the input.
+
+Of files, a thread reads and tokenises the next window while one is scored, and another writes the one before it. So
+five windows are in memory at most, however long a file is.
+"""
 
 from __future__ import annotations
 
-import codecs
+import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
 
-from cappy_engine.bulk.jsonl import json_line
-from cappy_engine.bulk.lines import MAX_LINE_BYTES, Lines, check_length
-from cappy_engine.bulk.rows import read_row
-from cappy_engine.errors import InvalidLine, InvalidPair, ScoringError
-from cappy_engine.options import Asked
-from cappy_engine.pairs import TOO_LONG, Pair, TooLong
+from cappy_engine.bulk.formats import Format, format_of
+from cappy_engine.bulk.identity import inputs_of, scorer_settings, versions
+from cappy_engine.bulk.lines import MAX_LINE_BYTES
+from cappy_engine.bulk.overlap import Behind, ahead
+from cappy_engine.bulk.packing import packer
+from cappy_engine.bulk.reading import LineSource, Position, Reading, open_source
+from cappy_engine.bulk.row_options import Progress, RowOptions, Totals
+from cappy_engine.bulk.runs import Run, Say, Target, finished, forget, open_run
+from cappy_engine.bulk.tasks import ScoreTask, Task
+from cappy_engine.bulk.windows import ScoredRow, Window, encode, windows
+from cappy_engine.bulk.working import Files, FileWindows, Making, Work, most_pairs_of, rejects
+from cappy_engine.bulk.writing import LineWriter, TableWriter, needs_fields, writer_of
+from cappy_engine.errors import CappyError
+from cappy_engine.pairs import TooLong
 from cappy_engine.scorer import Scorer
 
 WINDOW_PAIRS = 128
-"""Rows that are read before they are scored: enough to give every core full batches, and few enough that results of the
-full-size model on two cores come every minute."""
-WINDOW_BYTES = 16 * 2**20
-"""Rows that are larger together are scored at once: they are held in memory."""
-SPACES = b" \t\r\n"
+"""Pairs of a stream that are read before they are scored: enough to give every core full batches, and few enough that
+results of the full-size model on two cores come every minute."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Totals:
-    """Counts of the work that is done; `bytes_scored` counts bytes of input, to tell how much is left."""
-
-    pairs: int = 0
-    tokens: int = 0
-    truncated: int = 0
-    blank_lines: int = 0
-    bytes_scored: int = 0
-    skipped: list[InvalidLine] = field(default_factory=list)
-    without_instruction: int = 0
-
-
-@dataclass(frozen=True)
-class LineOptions:
-    """How lines are read and written.
-
-    >>> LineOptions(on_error="skip").field_name
-    'score'
-
-    Raises ValueError.
-    """
-
-    on_error: Annotated[str, Asked("what to do at a bad line", choices=("stop", "skip"))] = "stop"
-    field_name: Annotated[str, Asked("the name of the field to add", flag="--score-field", metavar="NAME")] = "score"
-    too_long: Annotated[
-        TooLong, Asked("what to do with a pair of more tokens than the model takes", choices=TOO_LONG)
-    ] = "truncate"
-    max_line_bytes: Annotated[int, Asked("a longer line is a bad one, and takes no memory", least=1)] = MAX_LINE_BYTES
-
-    def __post_init__(self) -> None:
-        if self.on_error not in ("stop", "skip"):
-            raise ValueError(f"on_error must be 'stop' or 'skip', got {self.on_error!r}")
-        if self.field_name in ("", "instruction", "response"):
-            raise ValueError(f"field_name must be a name of its own, got {self.field_name!r}")
-        if self.max_line_bytes < 1:
-            raise ValueError(f"max_line_bytes must be at least 1, got {self.max_line_bytes}")
-
-
-@dataclass(frozen=True)
-class _Row:
-    number: int
-    line: bytes
-    pair: Pair
 
 
 def score_lines(
@@ -81,7 +44,7 @@ def score_lines(
     field_name: str = "score",
     too_long: TooLong = "truncate",
     max_line_bytes: int = MAX_LINE_BYTES,
-    progress: Callable[[Totals], object] = lambda totals: None,
+    progress: Progress = lambda totals: None,
 ) -> Totals:
     """Read JSON Lines, and write each row with its score in `field_name`, in the same order.
 
@@ -97,120 +60,166 @@ def score_lines(
     `max_line_bytes`, one that has the field already, and one whose pair cannot be scored; with `too_long="refuse"` also
     one whose pair would be truncated. `progress` is called after every batch.
     """
-    options = LineOptions(on_error, field_name, too_long, max_line_bytes)
-    totals = Totals()
-    source = Lines(lines, max_line_bytes)
-    work = _Work(scorer, write, options, progress, totals)
-    for window in _windows(work.rows(source)):
-        work.score(window, source.bytes_read)
-    totals.bytes_scored = source.bytes_read
+    options = RowOptions(on_error, too_long, max_line_bytes)
+    return process_lines(scorer, lines, write, ScoreTask(score_field=field_name), options, progress=progress)
+
+
+def process_lines(
+    scorer: Scorer,
+    lines: Iterable[bytes],
+    write: Callable[[bytes], object],
+    task: Task,
+    options: RowOptions,
+    *,
+    progress: Progress = lambda totals: None,
+    reject: Callable[[bytes], object] | None = None,
+) -> Totals:
+    """Score or rank the rows of a stream of JSON Lines, as `score_lines` does.
+
+        >>> process_lines(scorer, sys.stdin.buffer, sys.stdout.buffer.write, RankTask(), RowOptions()).pairs
+        14
+
+    With `on_error="skip"`, `reject` gets a line for every row that cannot be used; without it they are logged.
+    """
+    source = LineSource(lines, Reading(task, options.max_line_bytes))
+    work = Work(scorer, options, progress, Totals(), has_rejects=reject is not None)
+    writer = LineWriter(task, keeps_bytes=True)
+    for window in windows(source, Position(), most_pairs=options.window or WINDOW_PAIRS, stops=options.stops):
+        ended = dataclasses.replace(window, bytes_done=window.end.done)
+        scored, rows = work.score(encode(scorer, ended, too_long=options.too_long, stops=options.stops))
+        if rows:
+            write(writer.rows(rows))
+        if reject is not None and scored.refused:
+            reject(rejects(scored))
+        work.check(scored)
+    return work.totals
+
+
+def score_file(
+    scorer: Scorer,
+    files: Files,
+    target: Target,
+    *,
+    say: Say = log.warning,
+    progress: Progress = lambda totals: None,
+) -> Totals:
+    """Score or rank the rows of files into one file, which appears when it is complete.
+
+        >>> score_file(scorer, Files([Path("pairs.jsonl")], ScoreTask()), Target(Path("scored.parquet"))).pairs
+        7
+
+    Formats are told by the names. A run that was stopped goes on with `Target.resume`, and writes the same bytes as one
+    that was not. Raises InvalidLine at a bad row (`on_error="stop"`), CappyError, OutputError and OSError.
+    """
+    mark = finished(target.out) if target.resume else {}
+    if mark:
+        say(f"{target.out} is complete already")
+        return _end(target, Totals.going_on(mark["totals"]))
+    form = format_of(target.out)
+    found, making = _prepare(scorer, files, form, target.out)
+    target = dataclasses.replace(target, inputs=[*target.inputs, *files.paths])
+    with open_run(target, _settings(scorer, files, form), {"versions": versions()}, say) as run:
+        totals = Totals.going_on(run.mark.get("totals", {}))
+        totals.bytes_total = files.size()
+        work = Work(scorer, files.options, progress, totals, has_rejects=target.rejects is not None)
+        if not run.is_made:
+            _run(work, found, run, making)
+        run.finish(_parquet_maker if form.kind == "parquet" else None)
+        return _end(target, totals)
+
+
+def score_to(
+    scorer: Scorer,
+    files: Files,
+    write: Callable[[bytes], object],
+    *,
+    name: Path | None = None,
+    progress: Progress = lambda totals: None,
+    reject: Callable[[bytes], object] | None = None,
+) -> Totals:
+    """Score or rank the rows of files into a stream, in the format of its `name`, else that of the files.
+
+        >>> score_to(scorer, Files([Path("pairs.csv")], ScoreTask()), sys.stdout.buffer.write).pairs
+        7
+
+    No run can go on with it. `reject` is that of `process_lines`. Raises what `score_file` raises.
+    """
+    form = format_of(name) if name else Format(files.format.kind, "", files.format.delimiter)
+    if form.kind == "parquet":
+        raise CappyError("Parquet is not written to a stream; name a file with -o, as in -o scored.parquet")
+    found, making = _prepare(scorer, files, form, name or Path("-"))
+    totals = Totals(bytes_total=files.size())
+    work = Work(scorer, files.options, progress, totals, has_rejects=reject is not None)
+    begun = making.begin()
+    if begun:
+        write(begun)
+    with ahead(found.since(Position())) as ready:
+        for window in ready:
+            scored, rows = work.score(window)
+            if rows:
+                write(making.rows(rows))
+            if reject is not None and scored.refused:
+                reject(rejects(scored))
+            work.check(scored)
+    return work.totals
+
+
+def _end(target: Target, totals: Totals) -> Totals:
+    target.done(totals)
+    forget(target.out)
     return totals
 
 
-def _windows(rows: Iterator[_Row | None]) -> Iterator[list[_Row]]:
-    """Gather rows up to a pause, or until there are enough; after an error of the input, those before it come first."""
-    window: list[_Row] = []
-    size = 0
-    try:
-        for row in rows:
-            if row is not None:
-                window.append(row)
-                size += len(row.line)
-            if window and (row is None or len(window) == WINDOW_PAIRS or size >= WINDOW_BYTES):
-                yield window
-                window, size = [], 0
-    except Exception:
-        if window:
-            yield window
-        raise
-    if window:
-        yield window
+def _prepare(scorer: Scorer, files: Files, form: Format, name: Path) -> tuple[FileWindows, Making]:
+    """Open the first file to see its columns, and choose how its rows are read and written."""
+    reading = Reading(files.task, files.options.max_line_bytes, needs_fields(form, files.format))
+    with open_source(files.paths[0], reading) as first:
+        header = first.header
+    writer = writer_of(form, files.format, files.task, header)
+    found = FileWindows(scorer, files, reading, header, most_pairs_of(scorer, files.options))
+    return found, Making(writer, packer(form.packing, name))
 
 
-@dataclass(frozen=True)
-class _Work:
-    scorer: Scorer
-    write: Callable[[bytes], object]
-    options: LineOptions
-    progress: Callable[[Totals], object]
-    totals: Totals
+def _settings(scorer: Scorer, files: Files, form: Format) -> dict[str, Any]:
+    """Say what decides the bytes of the output. What happens at a bad row may change: none was written."""
+    return {
+        "task": type(files.task).__name__,
+        **dataclasses.asdict(files.task),  # type: ignore[call-overload]  # all tasks are
+        "input": inputs_of(files.paths),
+        "output": str(form) + (f" {form.packing}" if form.packing else ""),
+        "too_long": files.options.too_long,
+        "max_line_bytes": files.options.max_line_bytes,
+        "max_text_chars": scorer.tokenizer.max_text_chars,
+        "window": most_pairs_of(scorer, files.options),
+        "scorer": scorer_settings(scorer),
+    }
 
-    def rows(self, source: Lines) -> Iterator[_Row | None]:
-        """Yield the good rows, and None for a pause."""
-        number = 0
-        for line in source:
-            if line is None:
-                yield None
-                continue
-            number += 1
-            try:
-                check_length(line, number, self.options.max_line_bytes)
-                row = read_row(line, number)
-                if row is not None:
-                    self._check_free(row.fields, number)
-            except InvalidLine as error:
-                self._refuse(error)
-                continue
-            if row is None:
-                self.totals.blank_lines += 1
-            else:
-                yield _Row(number, line, row.pair)
 
-    def score(self, window: Sequence[_Row], bytes_read: int) -> None:
-        """Score and write rows: all of them, or up to the first whose pair cannot be scored."""
-        totals, before, pairs_before = self.totals, self.totals.bytes_scored, self.totals.pairs
-        written: list[bytes] = []
+def _run(work: Work, found: FileWindows, run: Run, making: Making) -> None:
+    """Score what is left of the files, window by window."""
+    start = Position(**run.mark.get("position", {}))
+    if not run.mark:
+        run.commit(making.begin(), b"", {"position": dataclasses.asdict(start), "totals": work.totals.marked()})
+    elif isinstance(making.writer, TableWriter):
+        making.writer.go_on(run.growing.file, run.size)
 
-        def count(pairs: int, tokens: int) -> None:
-            totals.pairs += pairs
-            totals.tokens += tokens
-            totals.bytes_scored = before + (bytes_read - before) * (totals.pairs - pairs_before) // len(window)
-            self.progress(totals)
-
-        try:
-            for row, score, is_truncated in self._scored(window, count):
-                marks = {f"{self.options.field_name}_truncated": True} if is_truncated else {}
-                written.append(_with_fields(row, {self.options.field_name: score, **marks}))
-                totals.truncated += is_truncated
-        finally:
-            if written:
-                self.write(b"".join(written))
-        totals.bytes_scored = bytes_read
-
-    def _scored(self, rows: Sequence[_Row], count: Callable[[int, int], object]) -> Iterator[tuple[_Row, float, bool]]:
-        """Yield rows with their scores; where one cannot be scored, those before and behind it are scored again."""
-        if not rows:
+    def write(done: tuple[Window, list[ScoredRow], Mapping[str, int]]) -> None:
+        window, rows, totals = done
+        if window.error is not None:  # the window is not whole, and is scored again by a run that goes on
+            run.write(making.rows(rows))
             return
-        before = (self.totals.pairs, self.totals.tokens)
-        try:
-            found = self.scorer.score_pairs([row.pair for row in rows], too_long=self.options.too_long, progress=count)
-        except (InvalidPair, ScoringError) as error:
-            place = error.index
-            if place is None:  # the device failed, not a pair
-                raise
-            self.totals.pairs, self.totals.tokens = before
-            yield from self._scored(rows[:place], count)
-            self._refuse(InvalidLine(rows[place].number, error.problem), error)
-            yield from self._scored(rows[place + 1 :], count)
-            return
-        self.totals.without_instruction += len(found.without_instruction)
-        yield from zip(rows, found.scores.tolist(), found.truncated.tolist(), strict=True)
+        mark = {"position": dataclasses.asdict(window.end), "totals": totals}
+        run.commit(making.rows(rows), rejects(window), mark)
 
-    def _check_free(self, fields: Mapping[str, object], number: int) -> None:
-        for name in (self.options.field_name, f"{self.options.field_name}_truncated"):
-            if name in fields:
-                raise InvalidLine(number, f"has a field {name!r} already; choose another with --score-field")
-
-    def _refuse(self, error: InvalidLine, cause: Exception | None = None) -> None:
-        """Raise the error, or log and list it."""
-        if self.options.on_error == "stop":
-            raise error from cause
-        log.warning("skipped %s", error)
-        self.totals.skipped.append(InvalidLine(error.number, error.problem))  # no traceback, which holds the line
+    with ahead(found.since(start)) as ready, Behind(write) as later:
+        for window in ready:
+            scored, rows = work.score(window)
+            later((scored, rows, work.totals.marked()))
+            work.check(scored)
 
 
-def _with_fields(row: _Row, fields: Mapping[str, object]) -> bytes:
-    """Put fields before the last brace of a row, whose other bytes stay as they are."""
-    line = row.line.removeprefix(codecs.BOM_UTF8).rstrip(SPACES)
-    begun = line[:-1].rstrip(SPACES)
-    return b"%s, %s%s\n" % (begun, json_line(fields)[1:-2], line[len(begun) :])
+def _parquet_maker(file: BinaryIO, size: int, out: BinaryIO) -> None:
+    """Make a Parquet file of the rows that were written."""
+    from cappy_engine.bulk import tables
+
+    tables.write_parquet_of(file, size, out)

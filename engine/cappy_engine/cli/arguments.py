@@ -258,7 +258,7 @@ def _read_hint(hint: Any) -> tuple[Any, bool, Asked] | None:
 def _option(
     field: dataclasses.Field[Any], kind: Any, is_many: bool, how: Asked
 ) -> Callable[[AnyFunction], AnyFunction]:
-    names = [how.flag or f"--{field.name.replace('_', '-')}", field.name]
+    names = [*(how.flag.split() or [f"--{field.name.replace('_', '-')}"]), field.name]
     if kind is bool:
         return click.option(*names, is_flag=True, help=how.help)
     metavar, text = how.metavar, how.help

@@ -4,99 +4,88 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gzip
-import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import click
 
-from cappy_engine.bulk.outputs import files_in
-from cappy_engine.bulk.score_file import LineOptions, Totals, score_lines
-from cappy_engine.bundle import MANIFEST
+from cappy_engine.bulk.row_options import RowOptions
+from cappy_engine.bulk.tasks import RankTask, ScoreTask
 from cappy_engine.cli import text
-from cappy_engine.cli.arguments import EXIT_OK, EXIT_SKIPPED, bundle_option, command, force_option, quiet_option, takes
-from cappy_engine.cli.progress import progress_bar
-from cappy_engine.cli.streams import is_verbose, open_input, open_output, open_stdin, print_json, say, show
-from cappy_engine.cli.values import PATH, Words
+from cappy_engine.cli.arguments import EXIT_OK, bundle_option, command, flags_given, quiet_option, takes
+from cappy_engine.cli.bulk_work import BulkOptions, run_bulk
+from cappy_engine.cli.streams import is_verbose, open_stdin, print_json, say, show
 from cappy_engine.errors import CappyError
-from cappy_engine.options import ScorerOptions
-from cappy_engine.pairs import TOO_LONG, TooLong
+from cappy_engine.options import Asked, ScorerOptions
+from cappy_engine.pairs import TooLong
 from cappy_engine.scorer import Scorer
 
-too_long_option = click.option(
-    "--too-long",
-    type=Words(TOO_LONG),
-    default="truncate",
-    show_default=True,
-    help="what to do with a pair of more tokens than the model takes",
-)
+
+@dataclass(frozen=True)
+class RankTexts:
+    """The texts that `cappy rank` ranks, and how.
+
+    >>> RankTexts("Is the sky blue?", ("Yes", "No")).literal
+    False
+    """
+
+    instruction: Annotated[str | None, Asked("the instruction; @FILE reads it, - is stdin", metavar="TEXT")] = None
+    candidates: Annotated[
+        tuple[str, ...],
+        Asked(
+            "a response to rank; repeat for each. @FILE and - give one a line", flag="--candidate", metavar="TEXT"
+        ),
+    ] = ()
+    literal: Annotated[bool, Asked("take texts as they are: @ and - mean nothing")] = False
+    as_json: Annotated[bool, Asked("print a JSON list", flag="--json")] = False
+    exact_winner: Annotated[
+        bool, Asked("score candidates again in fp32 where int8's error could decide which is best")
+    ] = False
 
 
 @command(
     """
     examples:
       cappy score pairs.jsonl --bundle cappy-bundle -o scored.jsonl
-      cappy score pairs.jsonl.gz --bundle cappy-bundle --precision int8 > scored.jsonl
+      cappy score pairs.parquet -o scored.parquet --resume --rejects bad.jsonl
+      cappy score samples/ -o scored/
+      cappy score pairs.csv.gz --bundle cappy-bundle --precision int8 > scored.csv
       my-program | cappy score - --bundle cappy-bundle
 
     a line of PAIRS: {"instruction": "Is the sky blue?", "response": "Yes"}
-    exit status: 0 all lines scored, 1 stopped by an error, 2 wrong usage, 3 some lines were skipped
+    exit status: 0 all rows scored, 1 stopped by an error, 2 wrong usage, 3 some rows were skipped
     """
 )
-@click.argument("pairs", metavar="PAIRS")
+@click.argument("inputs", metavar="PAIRS...", nargs=-1, required=True)
 @bundle_option
 @takes(ScorerOptions)
-@click.option(
-    "-o", "--output", type=PATH, metavar="OUT", help="file to write, packed if it ends in .gz (default: stdout)"
-)
-@force_option
-@takes(LineOptions, "reading")
+@takes(BulkOptions, "bulk", section="Files")
+@takes(RowOptions, "rows", section="Rows")
+@takes(ScoreTask, "task", section="Columns")
 @quiet_option
 def score(
-    pairs: str,
+    inputs: Sequence[str],
     bundle: Path,
     options: ScorerOptions,
-    output: Path | None,
-    force: bool,
-    reading: LineOptions,
+    bulk: BulkOptions,
+    rows: RowOptions,
+    task: ScoreTask,
 ) -> int:
-    """Score the pairs of a JSON Lines file.
+    """Score the pairs of files: JSON Lines, CSV or Parquet.
 
-    PAIRS is a file, unpacked if its name ends in .gz, or - for stdin. Every line is written back with its score.
+    PAIRS are files, globs in quotes, or folders. The format is told by the name, behind which .gz or .zst may stand; -
+    is JSON Lines from stdin. Every row is written back with its score, in the order of the input.
     """
-    with (
-        open_input(pairs) as lines,
-        open_output(output, force=force, inputs=[lines, *files_in(bundle, MANIFEST)]) as written,
-    ):
-
-        def write(rows: bytes) -> None:
-            written.write(rows)
-            written.flush()
-
-        with _open_scorer(bundle, options) as scorer, _scoring_bar(lines) as progress:
-            started = time.monotonic()
-            totals = score_lines(
-                scorer,
-                lines,
-                write,
-                on_error=reading.on_error,
-                field_name=reading.field_name,
-                too_long=reading.too_long,
-                max_line_bytes=reading.max_line_bytes,
-                progress=progress,
-            )
-            seconds = time.monotonic() - started
-    say(text.describe_totals(totals, seconds))
-    return EXIT_SKIPPED if totals.skipped else EXIT_OK
+    return run_bulk(inputs, bundle, task, rows, bulk, lambda: _open_scorer(bundle, options))
 
 
 @command(
     """
     examples:
       cappy rank --instruction "Is the sky blue?" --candidate Yes --candidate No
+      cappy rank samples.jsonl -o picked.jsonl --resume
       cappy rank --bundle cappy-bundle --instruction "Is the sky blue?" --candidate Yes --candidate No --json
       cappy rank --bundle cappy-bundle --precision int8 --exact-winner --instruction "Yes?" --candidate a --candidate b
       cappy rank --instruction @article.txt --candidate @headlines.txt
@@ -104,44 +93,57 @@ def score(
 
     @FILE stands for what is in the file, and - for stdin: as the instruction the whole text, as candidates one a line.
     With --literal every text is taken as it is, also one that begins with @.
+    a line of FILES: {"instruction": "Is the sky blue?", "candidates": ["Yes", "No"]}
     """
 )
+@click.argument("inputs", metavar="[FILES...]", nargs=-1)
 @bundle_option
 @takes(ScorerOptions)
-@click.option("--instruction", required=True, metavar="TEXT", help="the instruction; @FILE reads it, - is stdin")
-@click.option(
-    "--candidate",
-    "candidates",
-    multiple=True,
-    required=True,
-    metavar="TEXT",
-    help="a response to rank; repeat for each. @FILE and - give one a line",
-)
-@click.option("--literal", is_flag=True, help="take texts as they are: @ and - mean nothing")
-@click.option("--json", "as_json", is_flag=True, help="print a JSON list")
-@click.option(
-    "--exact-winner",
-    is_flag=True,
-    help="score candidates again in fp32 where int8's error could decide which is best",
-)
-@too_long_option
+@takes(RankTexts, "texts")
+@takes(BulkOptions, "bulk", section="Files")
+@takes(RowOptions, "rows", section="Rows")
+@takes(RankTask, "task", section="Columns")
 @quiet_option
 def rank(
+    inputs: Sequence[str],
     bundle: Path,
     options: ScorerOptions,
-    instruction: str,
-    candidates: Sequence[str],
-    literal: bool,
-    as_json: bool,
-    exact_winner: bool,
-    too_long: TooLong,
-) -> None:
-    """Rank the candidates of one instruction, best first."""
-    if not literal:
+    texts: RankTexts,
+    bulk: BulkOptions,
+    rows: RowOptions,
+    task: RankTask,
+) -> int:
+    """Rank the candidates of one instruction, best first. Of files, rank those of every row.
+
+    FILES are as for 'cappy score'. Every row is written back with the winner, its place from 0, all scores, and the
+    margin by which the winner is ahead.
+    """
+    if inputs:
+        if flags_given([field.name for field in fields(RankTexts)]):
+            raise click.UsageError(
+                f"unexpected argument {inputs[0]!r}; repeat the option for each value: --candidate ... --candidate "
+                f"{inputs[0]}; files are ranked without these options"
+            )
+        return run_bulk(inputs, bundle, task, rows, bulk, lambda: _open_scorer(bundle, options))
+    of_files = [*fields(BulkOptions), *fields(RankTask), *fields(RowOptions)]
+    given = flags_given([field.name for field in of_files if field.name != "too_long"])
+    if given:
+        raise click.UsageError(f"{given[0]} is for files, and none was named")
+    _rank_texts(bundle, options, texts, rows.too_long)
+    return EXIT_OK
+
+
+def _rank_texts(bundle: Path, options: ScorerOptions, texts: RankTexts, too_long: TooLong) -> None:
+    """Rank the candidates that the command line gave."""
+    instruction, candidates, exact_winner = texts.instruction, texts.candidates, texts.exact_winner
+    if instruction is None or not candidates:
+        missing = "--instruction" if instruction is None else "--candidate"
+        raise click.UsageError(f"Missing option '{missing}', or files to rank.")
+    if not texts.literal:
         instruction, candidates = _read_texts(instruction, candidates, options.max_text_chars)
     with _open_scorer(bundle, options) as scorer:
         ranked = scorer.rank(instruction, candidates, exact_winner=exact_winner, too_long=too_long)
-    if as_json:
+    if texts.as_json:
         print_json([dataclasses.asdict(candidate) for candidate in ranked])
     else:
         show(text.describe_ranking(ranked))
@@ -158,7 +160,7 @@ def _open_scorer(bundle: Path, options: ScorerOptions) -> Scorer:
     return scorer
 
 
-def _read_texts(instruction: str, candidates: Sequence[str], max_text_chars: int) -> tuple[str, list[str]]:
+def _read_texts(instruction: str, candidates: Sequence[str], max_text_chars: int) -> tuple[str, tuple[str, ...]]:
     """Put in what @FILE and - stand for."""
     if [instruction, *candidates].count("-") > 1:
         raise click.UsageError("- was given twice, but stdin is read once; put one of the texts into a file: @FILE")
@@ -173,7 +175,7 @@ def _read_texts(instruction: str, candidates: Sequence[str], max_text_chars: int
         found += filter(str.strip, lines)
     if not found:
         raise CappyError(f"{' and '.join(candidates)} held no candidates, which are read one a line")
-    return instruction, found
+    return instruction, tuple(found)
 
 
 def _is_read(word: str) -> bool:
@@ -203,31 +205,3 @@ def _read(flag: str, word: str, max_text_chars: int, take: Callable[[BinaryIO, i
     except UnicodeDecodeError as error:
         raise CappyError(f"{flag} {word} is not UTF-8: {error}") from error
     return texts
-
-
-@contextlib.contextmanager
-def _scoring_bar(lines: BinaryIO) -> Iterator[Callable[[Totals], None]]:
-    """Yield a function that shows pairs/s, tokens/s and the time left."""
-    size = _size_of(lines)
-    layout = "{percentage:3.0f}%|{bar}| {postfix}, {remaining} left" if size else "{postfix} in {elapsed}"
-    started = time.monotonic()
-    with progress_bar(layout=layout) as show:
-
-        def show_totals(totals: Totals) -> None:
-            seconds = time.monotonic() - started
-            show(
-                totals.bytes_scored,
-                size,
-                f"{totals.pairs} pairs, {totals.pairs / seconds:.1f} pairs/s, {totals.tokens / seconds:.0f} tokens/s",
-            )
-
-        yield show_totals
-
-
-def _size_of(lines: BinaryIO) -> int | None:
-    """The bytes of a file; None for a pipe, and for a .gz, whose size unpacked nobody knows before."""
-    if isinstance(lines, gzip.GzipFile):
-        return None
-    with contextlib.suppress(OSError):  # not a file of the system
-        return os.fstat(lines.fileno()).st_size or None
-    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cappy_engine.bulk.score_file import Totals
+from cappy_engine.bulk.row_options import Totals
 from cappy_engine.checks import printable
 from cappy_engine.cpu.kernels import COST, Kernels
 from cappy_engine.gpu.installation import Installation
@@ -166,18 +166,27 @@ def describe_totals(totals: Totals, seconds: float) -> str:
     >>> describe_totals(Totals(pairs=10, tokens=300), 2.0)
     '10 pairs scored in 2.0 s (5.0 pairs/s, 150 tokens/s), 0 truncated'
     """
-    rate = (
-        f"{totals.pairs / seconds:.1f} pairs/s, {totals.tokens / seconds:.0f} tokens/s" if totals.pairs else "nothing"
-    )
-    facts = [f"{totals.pairs} pairs scored in {seconds:.1f} s ({rate})"]
+    facts = [f"{totals.pairs - totals.pairs_before} pairs scored in {seconds:.1f} s ({describe_rate(totals, seconds)})"]
+    if totals.pairs_before:
+        facts.append(f"{totals.pairs_before} before")
     facts.append(f"{totals.truncated} truncated")
     if totals.without_instruction:
         facts.append(f"{totals.without_instruction} with an empty instruction")
-    if totals.skipped:
-        facts.append(f"{len(totals.skipped)} bad lines skipped")
+    if totals.refused:
+        facts.append(f"{totals.refused} bad lines skipped")
     if totals.blank_lines:
         facts.append(f"{totals.blank_lines} blank lines")
     return ", ".join(facts)
+
+
+def describe_rate(totals: Totals, seconds: float) -> str:
+    """Say how fast this run scores.
+
+    >>> describe_rate(Totals(pairs=10, tokens=300), 2.0)
+    '5.0 pairs/s, 150 tokens/s'
+    """
+    pairs, tokens = totals.pairs - totals.pairs_before, totals.tokens - totals.tokens_before
+    return f"{pairs / seconds:.1f} pairs/s, {tokens / seconds:.0f} tokens/s" if pairs else "nothing"
 
 
 def shorten(text: str, width: int = 48) -> str:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cappy_engine import Scored, Scorer
-from cappy_engine.bulk import score_file
+from cappy_engine.batching import EncodedPairs
+from cappy_engine.bulk import windows
 from cappy_engine.bulk.score_file import WINDOW_PAIRS, score_lines
 from cappy_engine.errors import InvalidLine, ScoringError
 from cappy_engine.testing import fake_scorer
@@ -99,15 +100,18 @@ class _Failing(Scorer):
     """A scorer that fails for some instructions, at any of them, as a model that gives no number for some pairs."""
 
     def __init__(self, scorer: Scorer, bad: Collection[str]) -> None:
-        super().__init__(scorer._tokenizer, scorer.runner)
-        self._bad = bad
+        super().__init__(scorer.tokenizer, scorer.runner)
+        self._bad = [scorer.encode([(text, "")]).token_ids[0].tolist()[:-1] for text in bad]  # all but the last token
 
-    def score_pairs(self, pairs: Any, **options: Any) -> Scored:
-        scored = super().score_pairs(pairs, **options)
-        places = [place for place, (instruction, _) in enumerate(pairs) if instruction in self._bad]
+    def score_encoded(self, encoded: EncodedPairs, **options: Any) -> Scored:
+        scored = super().score_encoded(encoded, **options)
+        places = [place for place, ids in enumerate(encoded.token_ids) if self._is_bad(ids.tolist())]
         if places:
             raise ScoringError("the model gave nan", places[-1])
         return scored
+
+    def _is_bad(self, ids: list[int]) -> bool:
+        return any(ids[: len(begin)] == begin for begin in self._bad)
 
 
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
@@ -125,7 +129,7 @@ def test_a_line_that_is_too_long_is_a_bad_one(on_error: str, scorer: Scorer) -> 
 
 
 def test_rows_that_are_large_together_are_scored_at_once(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(score_file, "WINDOW_BYTES", 2000)
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 2000)
     output: list[bytes] = []
     score_lines(scorer, [line_of(note="x" * 1000)] * 5, output.append)
     assert [len(rows_in([part])) for part in output] == [2, 2, 1]

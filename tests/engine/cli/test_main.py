@@ -35,7 +35,7 @@ def test_the_lines_below_the_examples_stand_as_they_were_written(capsys: pytest.
     lines = capsys.readouterr().out.splitlines()
     assert 'a line of PAIRS: {"instruction": "Is the sky blue?", "response": "Yes"}' in lines
     assert lines[-1] == (
-        "exit status: 0 all lines scored, 1 stopped by an error, 2 wrong usage, 3 some lines were skipped"
+        "exit status: 0 all rows scored, 1 stopped by an error, 2 wrong usage, 3 some rows were skipped"
     )
 
 
@@ -69,7 +69,13 @@ def test_python_m_is_cappy() -> None:
         "score pairs.jsonl --bundle b --batch-size 8",
         "score pairs.jsonl --bundle b --score-field=",
         "score pairs.jsonl --bundle b --score-field response",
-        "score pairs.jsonl more.jsonl --bundle b",
+        "score pairs.jsonl --resume",
+        "score pairs.jsonl -o out.jsonl --rejects out.jsonl",
+        "score pairs.jsonl -o out.jsonl --rejects bad.jsonl --on-error stop",
+        "score - -o out.jsonl --resume",
+        "score - pairs.jsonl",
+        "rank pairs.jsonl --instruction q",
+        "rank --instruction q --candidate a --rejects bad.jsonl",
         "score pairs.jsonl --gpu 0",
         "rank --bundle b --instruction q",
         "tune --seconds 0",
@@ -102,7 +108,7 @@ def test_wrong_usage_ends_with_2_and_says_what_is_wrong(arguments: str, capsys: 
             "slim b --keep=fp32 int8",
             "unexpected argument 'int8'; repeat the option for each value: --keep ... --keep int8",
         ),
-        ("score p.jsonl q.jsonl", "unexpected argument 'q.jsonl'\n"),
+        ("tune b c", "unexpected argument 'c'\n"),
     ],
 )
 def test_several_values_for_one_option_get_a_hint(

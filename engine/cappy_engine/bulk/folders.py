@@ -1,0 +1,121 @@
+"""Score or rank many files, each into one of the same name in a folder, one after another.
+
+FOLDER/cappy.run.json lists the files that are complete, until all are. A run that goes on leaves these alone, and goes
+on within the file that was not complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cappy_engine import storage
+from cappy_engine.bulk.formats import is_known
+from cappy_engine.bulk.identity import inputs_of, scorer_settings
+from cappy_engine.bulk.row_options import Progress, RowOptions, Totals
+from cappy_engine.bulk.runs import Say, Target
+from cappy_engine.bulk.score_file import score_file
+from cappy_engine.bulk.tasks import Task
+from cappy_engine.bulk.working import Files
+from cappy_engine.errors import CappyError, OutputError
+from cappy_engine.scorer import Scorer
+
+RUN = "cappy.run.json"
+MOST_RUN_BYTES = 64 * 2**20
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Files to read, each with its name in the folder `out`, and what is done with their rows."""
+
+    files: Sequence[tuple[Path, Path]]
+    out: Path
+    task: Task
+    options: RowOptions
+
+
+def files_of_folder(folder: Path) -> list[tuple[Path, Path]]:
+    """List the files of rows in a folder and below it, each with its name from there on.
+
+        >>> files_of_folder(Path("samples"))[0]
+        (PosixPath('samples/part-0001.parquet'), PosixPath('part-0001.parquet'))
+
+    Raises CappyError if there is none.
+    """
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and is_known(path))
+    if not found:
+        raise CappyError(f"{folder} holds no file of rows (.jsonl, .csv, .parquet, packed or not)")
+    return [(path, path.relative_to(folder)) for path in found]
+
+
+def score_folder(
+    scorer: Scorer, folder: Folder, target: Target, *,
+    say: Say = log.warning, progress: Progress = lambda totals: None,
+) -> Totals:  # fmt: skip
+    """Score or rank files into a folder. Without `Target.force` or `resume` none of them may be there yet.
+
+    >>> score_folder(scorer, Folder(files_of_folder(Path("samples")), Path("scored"), ScoreTask(), RowOptions()), target)
+    """
+    twice = [name for name, times in Counter(name for _, name in folder.files).items() if times > 1]
+    if twice:
+        raise CappyError(f"two inputs are called {twice[0]}; give them in two commands")
+    done = _read_done(folder) if target.resume else {}
+    if not (target.resume or target.force):
+        there = next((folder.out / name for _, name in folder.files if (folder.out / name).exists()), None)
+        if there is not None:
+            raise OutputError(f"{there} exists; choose another folder, go on with --resume, or replace it with --force")
+    totals = Totals(bytes_total=sum(path.stat().st_size for path, _ in folder.files))
+    settings = _settings(scorer, folder)
+    for path, name in folder.files:
+        own = {**settings, **inputs_of([path])}
+        before = done.get(str(name))
+        if before is not None and before["settings"] != own:
+            raise OutputError(f"{folder.out / name} was written with other settings or from another input; start anew")
+        if before is not None:
+            totals.add(Totals.going_on(before["totals"]))
+            continue
+
+        def note(found: Totals, name: str = str(name), own: dict[str, object] = own) -> None:
+            done[name] = {"settings": own, "totals": found.marked()}
+            storage.write_json(folder.out / RUN, {"done": done})
+
+        rejects = None if target.rejects is None else target.rejects / f"{name}.rejects.jsonl"
+        one = dataclasses.replace(target, out=folder.out / name, rejects=rejects, done=note)
+        files = Files([path], folder.task, folder.options, are_named=True)
+        totals.add(score_file(scorer, files, one, say=say, progress=_adding(totals, progress)))
+    (folder.out / RUN).unlink(missing_ok=True)
+    return totals
+
+
+def _adding(so_far: Totals, progress: Progress) -> Progress:
+    """Tell of one file's totals with those of the files before it."""
+
+    def tell(totals: Totals) -> None:
+        both = dataclasses.replace(so_far, skipped=[])
+        both.add(totals)
+        progress(both)
+
+    return tell
+
+
+def _settings(scorer: Scorer, folder: Folder) -> dict[str, object]:
+    options = {"too_long": folder.options.too_long, "window": folder.options.window}
+    return {"task": repr(folder.task), **options, "scorer": scorer_settings(scorer)}
+
+
+def _read_done(folder: Folder) -> dict[str, dict[str, Any]]:
+    try:
+        found: dict[str, dict[str, Any]] = json.loads(storage.read_regular(folder.out / RUN, limit=MOST_RUN_BYTES))["done"]
+        return found
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise OutputError(f"{folder.out / RUN} cannot be read ({error}); remove it and start anew") from error

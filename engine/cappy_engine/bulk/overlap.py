@@ -1,0 +1,114 @@
+"""Do work beside other work: one thread makes items ahead, another takes them behind. Memory stays bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+Item = TypeVar("Item")
+
+POLL_SECONDS = 0.1
+"""How soon a thread notices that nobody waits for what it makes."""
+
+
+@contextlib.contextmanager
+def ahead(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
+    """Have a thread make the next item while this one is used; an error comes after the items before it.
+
+    Two items at most are ready ahead. The thread ends with the block.
+
+        >>> with ahead(iter([1, 2, 3])) as ready:
+        ...     list(ready)
+        [1, 2, 3]
+    """
+    ready: queue.Queue[tuple[str, Item | BaseException | None]] = queue.Queue(maxsize=1)
+    is_over = threading.Event()
+
+    def put(kind: str, value: Item | BaseException | None) -> None:
+        while not is_over.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put((kind, value), timeout=POLL_SECONDS)
+                return
+
+    def make() -> None:
+        try:
+            for item in items:
+                put("item", item)
+                if is_over.is_set():
+                    return
+            put("end", None)
+        except BaseException as error:  # it is raised where the items are used
+            put("error", error)
+        finally:
+            if isinstance(items, Generator):  # it may hold files
+                items.close()
+
+    def use() -> Iterator[Item]:
+        while True:
+            kind, value = ready.get()
+            if kind == "end":
+                return
+            if isinstance(value, BaseException) and kind == "error":
+                raise value
+            yield value  # type: ignore[misc]
+
+    thread = threading.Thread(target=make, name="cappy-ahead")
+    thread.start()
+    try:
+        yield use()
+    finally:
+        is_over.set()
+        thread.join()
+
+
+class Behind(Generic[Item]):
+    """Calls a function with one item after another in a thread; at most one waits.
+
+    An error is raised by the next call, or at the end of the block, and nothing is done after it. The block ends when
+    all is done, also if it ends by an error of its own.
+
+        >>> with Behind(print) as later:
+        ...     later("written beside")
+        written beside
+    """
+
+    def __init__(self, function: Callable[[Item], object]) -> None:
+        self._function = function
+        self._items: queue.Queue[tuple[bool, Item | None]] = queue.Queue(maxsize=1)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="cappy-behind")
+
+    def __call__(self, item: Item) -> None:
+        self._check()
+        self._items.put((True, item))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._items.put((False, None))
+        self._thread.join()
+        if error is None:
+            self._check()
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        while True:
+            is_item, item = self._items.get()
+            if not is_item:
+                return
+            if self._error is None:
+                try:
+                    self._function(item)  # type: ignore[arg-type]
+                except BaseException as error:  # it is raised where the items come from
+                    self._error = error

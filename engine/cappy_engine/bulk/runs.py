@@ -1,0 +1,205 @@
+"""A run that writes a file: what was written counts once it is marked, and a run that goes on begins behind the mark.
+
+OUT.partial and the rejects grow, window by window; OUT.progress.json says how far they are, and where in the input the
+next window begins. It is replaced once both are on the disk. Going on cuts off what was written behind it, so that
+every row is there once. Knows nothing of rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from cappy_engine import storage
+from cappy_engine.bulk import replacing
+from cappy_engine.bulk.growing import Growing, Names, find_names, open_growing, read_progress
+from cappy_engine.bulk.outputs import Input
+from cappy_engine.errors import OutputError
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The files that a run writes: `out`, and `rejects` if rows may be refused.
+
+    `force` replaces what is there; `resume` goes on with a run that was stopped. `done` is called when the file has its
+    name, before the run is forgotten.
+    """
+
+    out: Path
+    rejects: Path | None = None
+    resume: bool = False
+    force: bool = False
+    inputs: Sequence[Input] = ()
+    done: Callable[[Any], object] = lambda totals: None
+
+
+@dataclass
+class Run:
+    """An open run; `open_run` makes one. `mark` is what was marked last, empty in a new run."""
+
+    growing: Growing
+    rejects: Growing | None
+    mark: dict[str, Any]
+    _sizes: list[int] = field(default_factory=lambda: [0, 0])
+
+    def commit(self, rows: bytes, rejected: bytes, mark: Mapping[str, Any]) -> None:
+        """Write rows and rejects to the disk, then that the run is at `mark`."""
+        self.write(rows, rejected)
+        self._sizes[0] += len(rows)
+        self._sizes[1] += len(rejected)
+        self.mark = {**mark, "bytes": self._sizes[0], "rejected_bytes": self._sizes[1]}
+        self.growing.mark(self.mark)
+
+    def write(self, rows: bytes, rejected: bytes = b"") -> None:
+        """Write what a run that goes on writes again."""
+        if rows:
+            self.growing.append(rows)
+        if rejected and self.rejects is not None:
+            self.rejects.append(rejected)
+
+    @property
+    def size(self) -> int:
+        """Count the bytes of rows that are marked."""
+        return self._sizes[0]
+
+    def go_back(self) -> None:
+        """Cut off what was written behind the mark."""
+        self._sizes = [int(self.mark.get("bytes", 0)), int(self.mark.get("rejected_bytes", 0))]
+        self.growing.cut(self._sizes[0])
+        if self.rejects is not None:
+            self.rejects.cut(self._sizes[1])
+
+    @property
+    def is_made(self) -> bool:
+        """True if the partial file is the complete one already, and only its name is missing."""
+        return self.mark.get("made") == _identity(self.growing.file)
+
+    def finish(self, make: Callable[[BinaryIO, int, BinaryIO], None] | None = None) -> None:
+        """Give the complete files their names; `forget` the run then.
+
+        `make` makes the file of the rows that were written: from an open file and its size, into another one.
+        """
+        growing = self.growing
+        if not self.is_made:
+            if make is not None:
+                growing = self._remade(make)
+            self.mark["made"] = _identity(growing.file)
+            growing.mark(self.mark)
+            if growing is not self.growing:
+                _made(growing.names).replace(growing.names.partial)
+        if self.rejects is not None:
+            self.rejects.finish()
+        growing.finish()
+
+    def _remade(self, make: Callable[[BinaryIO, int, BinaryIO], None]) -> Growing:
+        """Make the complete file beside the partial one, whose lock still keeps others away."""
+        names = self.growing.names
+        path = _made(names)
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+        try:
+            file = cast(BinaryIO, os.fdopen(os.open(path, flags, 0o666), "r+b"))
+            storage.lock(file.fileno())
+            is_written_over = replacing.prepare(file.fileno(), names.target, names.status)
+            make(self.growing.file, self.size, file)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error}; go on with --resume once that is mended") from error
+        return dataclasses.replace(self.growing, file=file, is_written_over=is_written_over)
+
+
+@contextlib.contextmanager
+def open_run(target: Target, settings: Mapping[str, Any], origin: Mapping[str, Any], say: Say) -> Iterator[Run]:
+    """Begin a run, or go on with one that has the same settings; another `origin` is said.
+
+        >>> with open_run(Target(Path("scored.jsonl")), {"task": "score"}, {}, print) as run:
+        ...     run.commit(b"{}\\n", b"", {"row": 1})
+        ...     run.finish()
+        >>> forget(Path("scored.jsonl"))
+
+    With `resume`, a run begins anew where nothing is there. After an error what was written is kept, to go on with,
+    unless that is nothing. Raises OutputError.
+    """
+    is_there = target.resume and os.path.lexists(find_names(target.out, force=True).partial)
+    names = find_names(target.out, resume=is_there, force=target.force, inputs=target.inputs)
+    with contextlib.ExitStack() as stack:
+        growing = stack.enter_context(open_growing(names, resume=is_there))
+        mark = read_progress(names) if is_there else {}
+        if is_there and (mark or names.settings.is_file() or growing.size):
+            growing.check_settings(settings, origin, say)
+        else:  # new, or killed before it had written anything
+            growing.forget()
+            growing.begin(settings, origin)
+        run = Run(growing, None, mark)
+        try:
+            run.rejects = _open_rejects(target, mark, stack)
+            if not run.is_made:
+                run.go_back()
+            yield run
+        except BaseException:
+            _leave(run, say)
+            raise
+
+
+def finished(out: Path) -> dict[str, Any]:
+    """Give the mark of a run that was stopped after its file had got its name; empty if there is none.
+
+    >>> finished(Path("new.jsonl"))
+    {}
+    """
+    names = Names(out)
+    mark = read_progress(names)
+    with contextlib.suppress(OSError):
+        status = out.stat()
+        if [status.st_dev, status.st_ino] == mark.get("made") and not os.path.lexists(names.partial):
+            return mark
+    return {}
+
+
+def forget(out: Path) -> None:
+    """Remove what a complete run left beside its file.
+
+    >>> forget(Path("scored.jsonl"))
+    """
+    names = Names(out)
+    names.settings.unlink(missing_ok=True)
+    names.progress.unlink(missing_ok=True)
+
+
+def _open_rejects(target: Target, mark: Mapping[str, Any], stack: contextlib.ExitStack) -> Growing | None:
+    if target.rejects is None:
+        return None
+    is_there = target.resume and Names(target.rejects).partial.is_file()
+    if target.resume and not is_there and mark.get("rejected_bytes"):
+        if mark.get("made") and target.rejects.is_file():
+            return None  # it has its name already
+        raise OutputError(f"{Names(target.rejects).partial} is missing; restore it, or start anew")
+    names = find_names(target.rejects, resume=is_there, force=target.force, inputs=target.inputs)
+    return stack.enter_context(open_growing(names, resume=is_there))
+
+
+def _leave(run: Run, say: Say) -> None:
+    """Leave nothing of a run that wrote nothing; else tell where it is."""
+    growing = run.growing
+    if growing.size:
+        say(f"what was written before this is in {growing.names.partial}; go on with --resume")
+        return
+    growing.remove()
+    if run.rejects is not None:
+        run.rejects.names.partial.unlink(missing_ok=True)
+
+
+def _made(names: Names) -> Path:
+    return names.target.with_name(names.target.name + ".made")
+
+
+def _identity(file: BinaryIO) -> list[int]:
+    status = os.fstat(file.fileno())
+    return [status.st_dev, status.st_ino]

@@ -1,0 +1,283 @@
+"""Read and write Parquet, and pack with zstd: the only module that imports pyarrow.
+
+A Parquet file cannot be appended to. While rows are made they are Arrow streams, one after another in one file, each a
+complete one; `write_parquet` makes a Parquet file of them at the end. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cappy_engine.checks import shown
+from cappy_engine.errors import CappyError, InvalidLine
+
+ROWS_AT_A_TIME = 1024
+ROWS_OF_A_GROUP = 65_536
+"""Rows of a group in what is written: few enough to be held in memory with texts of some kilobytes."""
+BYTES_OF_A_GROUP = 64 * 2**20
+
+TYPES = {
+    "float": pa.float32(),
+    "bool": pa.bool_(),
+    "int": pa.int32(),
+    "text": pa.string(),
+    "floats": pa.list_(pa.float32()),
+    "ints": pa.list_(pa.int32()),
+}
+"""By the kinds of values that are added to rows."""
+
+Batch = Any
+"""A pyarrow.RecordBatch."""
+Schema = Any
+"""A pyarrow.Schema."""
+
+
+class ParquetRows:
+    """The rows of an open Parquet file. Raises CappyError, with the name, for a file that is not one or is damaged."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path = path
+        try:
+            self._file = pq.ParquetFile(file, pre_buffer=False)
+        except (OSError, pa.ArrowException) as error:
+            raise CappyError(f"{path} is not a complete Parquet file: {error}") from error
+        self.schema: Schema = self._file.schema_arrow
+        self.count: int = self._file.metadata.num_rows
+
+    def batches(self, start: int = 0) -> Iterator[tuple[int, Batch]]:
+        """Yield batches of rows from row `start` on, each with the number of its first row, from 0.
+
+        >>> [batch.num_rows for _, batch in rows.batches()]
+        [3]
+        """
+        metadata = self._file.metadata
+        first = 0
+        groups: list[int] = []
+        for group in range(metadata.num_row_groups):
+            end = first + metadata.row_group(group).num_rows if not groups else 0
+            if groups or end > start:
+                groups.append(group)
+            else:
+                first = end
+        try:
+            for batch in self._file.iter_batches(ROWS_AT_A_TIME, row_groups=groups):
+                skipped = min(batch.num_rows, max(0, start - first))
+                if skipped < batch.num_rows:
+                    yield first + skipped, batch.slice(skipped)
+                first += batch.num_rows
+        except (OSError, pa.ArrowException) as error:
+            raise CappyError(f"{self.path} is damaged behind row {first}: {error}") from error
+
+
+def check_column(schema: Schema, name: str, path: Path, *, is_list: bool = False) -> None:
+    """Raise CappyError unless a table has a column `name` once, of texts or of lists of texts.
+
+    >>> check_column(rows.schema, "response", Path("pairs.parquet"))
+    """
+    names = list(schema.names)
+    if names.count(name) != 1:
+        found = ", ".join(shown(each) for each in names[:8]) or "no columns"
+        problem = f"has the column {name!r} {names.count(name)} times" if name in names else f"has no column {name!r}"
+        raise CappyError(f"{path} {problem}; found {found}{', ...' * (len(names) > 8)}")
+    kind = schema.field(name).type
+    inner = kind
+    if is_list and _is_list(kind):
+        inner = kind.value_type
+    if (is_list and not _is_list(kind)) or not (_is_text(inner) or pa.types.is_null(inner)):
+        wanted = "lists of texts" if is_list else "texts"
+        raise CappyError(f"{path}: the column {name!r} holds {kind}, and must hold {wanted}")
+
+
+def values_of(batch: Batch, name: str) -> list[Any]:
+    """List a column's values as Python's; a text that is not UTF-8 is a UnicodeDecodeError in its place.
+
+    >>> values_of(batch, "response")
+    ['Yes', None]
+    """
+    column = batch.column(name)
+    try:
+        return cast("list[Any]", column.to_pylist())
+    except UnicodeDecodeError:
+        return [_value(each) for each in column]
+
+
+def rows_of(batch: Batch) -> list[dict[str, Any]]:
+    """List a batch's rows as dictionaries, by the names of columns."""
+    return cast("list[dict[str, Any]]", batch.to_pylist())
+
+
+def taken(batch: Batch, places: Sequence[int]) -> Batch:
+    """Keep the rows at some places of a batch."""
+    return batch.take(pa.array(places, pa.int64())) if len(places) < batch.num_rows else batch
+
+
+def with_columns(table: Batch, kinds: Mapping[str, str], values: Sequence[Mapping[str, Any]]) -> Batch:
+    """Put columns behind those of a table: of the types TYPES[kind], with the values of every row.
+
+    >>> with_columns(table, {"score": "float"}, [{"score": 0.93}]).column_names
+    ['instruction', 'response', 'score']
+    """
+    for name, kind in kinds.items():
+        column = pa.array([row.get(name) for row in values], TYPES[kind])
+        table = table.append_column(pa.field(name, TYPES[kind]), column)
+    return table
+
+
+def table_from(batches: Sequence[Batch], schema: Schema) -> Batch:
+    """Put batches into one table."""
+    return pa.Table.from_batches(batches, schema)
+
+
+def table_of(fields: Sequence[Mapping[str, Any]], schema: Schema | None, numbers: Sequence[int]) -> Batch:
+    """Make a table of rows of JSON; without a `schema` their own types become the columns'.
+
+        >>> table_of([{"instruction": "Is it?", "response": "Yes"}], None, [1]).num_rows
+        1
+
+    Raises InvalidLine, with the number of the first row that does not fit.
+    """
+    names = {*schema.names} if schema is not None else {*()}
+    for row, number in zip(fields, numbers, strict=True):
+        unknown = [name for name in row if schema is not None and name not in names]
+        if unknown:
+            raise InvalidLine(number, f"has a field {unknown[0]!r}, which rows before it have not; choose a .jsonl output")
+    try:
+        found = pa.Table.from_pylist(list(fields), schema)
+        return found
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        if len(fields) == 1:
+            raise InvalidLine(
+                numbers[0], f"does not fit into the columns of the rows before it ({error}); choose a .jsonl output"
+            ) from error
+    middle = len(fields) // 2
+    left = table_of(fields[:middle], schema, numbers[:middle])
+    return pa.concat_tables(
+        [left, table_of(fields[middle:], schema if schema is not None else left.schema, numbers[middle:])]
+    )
+
+
+def stream_bytes(table: Batch) -> bytes:
+    """Write a table as a complete Arrow stream; streams may stand one after another in a file.
+
+    >>> len(stream_bytes(table)) > 0
+    True
+    """
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def read_streams(file: BinaryIO, size: int) -> Iterator[Batch]:
+    """Yield the batches of all Arrow streams in the first `size` bytes of a file."""
+    file.seek(0)
+    while file.tell() < size:
+        with pa.ipc.open_stream(file) as reader:
+            yield from reader
+
+
+def first_schema(file: BinaryIO) -> Schema:
+    """Read the types of columns of the first Arrow stream in a file.
+
+    >>> first_schema(open("scored.parquet.partial", "rb")).names
+    ['instruction', 'response', 'score', 'score_truncated']
+    """
+    file.seek(0)
+    with pa.ipc.open_stream(file) as reader:
+        return reader.schema
+
+
+def write_parquet_of(file: BinaryIO, size: int, out: BinaryIO) -> None:
+    """Write the Arrow streams in the first `size` bytes of a file as a Parquet file, in row groups of a bounded size.
+
+    >>> write_parquet_of(open("scored.parquet.partial", "rb"), 4096, open("scored.parquet", "wb"))
+    """
+    schema = first_schema(file) if size else pa.schema([])
+    with pq.ParquetWriter(out, schema, compression="zstd") as writer:
+        kept: list[Batch] = []
+        for batch in read_streams(file, size):
+            kept.append(batch)
+            if sum(each.num_rows for each in kept) >= ROWS_OF_A_GROUP or sum(map(_size, kept)) >= BYTES_OF_A_GROUP:
+                writer.write_table(pa.Table.from_batches(kept, schema))
+                kept = []
+        if kept:
+            writer.write_table(pa.Table.from_batches(kept, schema))
+
+
+def text_schema(names: Sequence[str]) -> Schema:
+    """Make the schema of a table of texts."""
+    return pa.schema([(name, pa.string()) for name in names])
+
+
+def schema_with(schema: Schema, kinds: Mapping[str, str]) -> Schema:
+    """Put columns behind those of a schema, as `with_columns` does."""
+    for name, kind in kinds.items():
+        schema = schema.append(pa.field(name, TYPES[kind]))
+    return schema
+
+
+def without(schema: Schema, names: Collection[str]) -> Schema:
+    """Leave columns out of a schema."""
+    return pa.schema([each for each in schema if each.name not in names], schema.metadata)
+
+
+def open_zstd(file: BinaryIO) -> BinaryIO:
+    """Open a file of one or more zstd frames, unpacked while it is read; damage is an EOFError.
+
+    >>> open_zstd(open("pairs.jsonl.zst", "rb")).readline()
+    """
+    return cast(BinaryIO, io.BufferedReader(_Zstd(file), 2**18))
+
+
+def pack_zstd(content: bytes) -> bytes:
+    """Pack with zstd, as one frame.
+
+    >>> open_zstd(io.BytesIO(pack_zstd(b"one"))).read()
+    b'one'
+    """
+    return cast(bytes, pa.compress(content, codec=pa.Codec("zstd", 3), asbytes=True))
+
+
+class _Zstd(io.RawIOBase):
+    """The unpacked bytes, for io.BufferedReader, which can read lines."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
+
+    def readable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer."""
+        try:
+            return cast(int, self._stream.readinto(buffer))
+        except OSError as error:
+            raise EOFError(str(error)) from error
+
+
+def _is_text(kind: Any) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_list(kind: Any) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return error
+
+
+def _size(batch: Batch) -> int:
+    return cast(int, batch.nbytes)

@@ -1,0 +1,209 @@
+"""Gather rows into windows, by their place in the input; tokenise and score a window. Knows nothing of files.
+
+A window is cut after a number of pairs or bytes, so that the same rows are scored together whenever, and however often,
+a run goes on. Only a stream, which cannot be gone back to, is cut where it pauses, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cappy_engine.batching import EncodedPairs
+from cappy_engine.bulk.reading import BLANK, Entry, Position, Refused, Source
+from cappy_engine.errors import InvalidLine, InvalidPair, ScoringError
+from cappy_engine.pairs import TooLong
+from cappy_engine.scorer import Scorer
+
+WINDOW_BYTES = 16 * 2**20
+"""Rows that are larger together are scored at once: they are held in memory."""
+
+Count = Callable[[int, int], object]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows that are scored together, in input order, and the rows among them that cannot be.
+
+    `end` is the position behind them. `error` ended the input behind these rows: then a window is not whole, and a run
+    that goes on begins with it. `encoded` are the pairs of all `entries`, one after another. `path` is the file, where
+    there are several; `total` is what `end.done` grows to, `bytes_done` counts the bytes of all files up to `end`.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    blank_lines: int = 0
+    end: Position = field(default_factory=Position)
+    error: Exception | None = None
+    encoded: EncodedPairs | None = None
+    path: str = ""
+    total: int | None = None
+    bytes_done: int = 0
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """A row with the scores of its pairs, and which of them were truncated."""
+
+    entry: Entry
+    scores: list[float]
+    truncated: list[bool]
+    is_without_instruction: bool = False
+
+
+def windows(source: Source, start: Position, *, most_pairs: int, stops: bool) -> Iterator[Window]:
+    """Gather the rows of a source from `start` on.
+
+    With `stops` a row that cannot be used ends the input.
+
+        >>> [len(window.entries) for window in windows(source, Position(), most_pairs=2, stops=True)]
+        [2, 1]
+    """
+    entries: list[Entry] = []
+    refused: list[Refused] = []
+    blank_lines = pairs = size = 0
+
+    def cut(end: Position | None, error: Exception | None = None) -> Window:
+        nonlocal entries, refused, blank_lines, pairs, size
+        window = Window(entries, refused, blank_lines, end or start, error)
+        entries, refused, blank_lines, pairs, size = [], [], 0, 0, 0
+        return window
+
+    try:
+        for row in source.rows(start):
+            if row is None:
+                if entries or refused:
+                    yield cut(source.position())
+                continue
+            if row == BLANK:
+                blank_lines += 1
+                continue
+            if isinstance(row, Refused):
+                if stops:
+                    raise row.error
+                refused.append(row)
+                size += len(row.raw)
+                pairs += 1  # so many errors do not fill the memory either
+            elif isinstance(row, Entry):
+                entries.append(row)
+                pairs += len(row.pairs)
+                size += row.size
+            if (pairs >= most_pairs or size >= WINDOW_BYTES) and (end := source.position()) is not None:
+                yield cut(end)
+    except Exception as error:  # whatever ends the input: those before it come first
+        yield cut(None, error)
+        return
+    if entries or refused or blank_lines:
+        yield cut(source.position())
+
+
+def encode(scorer: Scorer, window: Window, *, too_long: TooLong, stops: bool) -> Window:
+    """Tokenise a window; rows with a pair that cannot be tokenised are refused, or with `stops` end the input.
+
+    >>> len(encode(scorer, window, too_long="truncate", stops=True).encoded) == len(window.entries)
+    True
+    """
+    parts: list[EncodedPairs] = []
+    good: list[Entry] = []
+    refused = list(window.refused)
+    left = [window.entries]
+    while left:
+        entries = left.pop()
+        try:
+            parts.append(scorer.encode([pair for entry in entries for pair in entry.pairs], too_long=too_long))
+            good += entries
+        except InvalidPair as error:
+            place = _entry_of(entries, error.index)
+            refusal = _refusal(entries[place], error.problem)
+            if stops:
+                before = encode(scorer, Window(entries[:place]), too_long=too_long, stops=True)
+                return dataclasses.replace(
+                    window, entries=before.entries, error=before.error or _chained(refusal.error, error), encoded=before.encoded
+                )
+            refused.append(refusal)
+            rest = entries[place + 1 :]
+            middle = len(rest) // 2
+            left += [part for part in (rest[middle:], rest[:middle], entries[:place]) if part]
+    refused.sort(key=lambda each: each.error.number)
+    encoded = EncodedPairs.joined(parts) if parts else scorer.encode([])
+    return dataclasses.replace(window, entries=good, refused=refused, encoded=encoded)
+
+
+def score(scorer: Scorer, window: Window, *, stops: bool, count: Count) -> tuple[Window, list[ScoredRow]]:
+    """Score a window that was tokenised. Rows whose pair fails in the model are refused, or with `stops` end the input.
+
+    `count` is called with numbers of pairs and tokens as they are scored; negative ones take back what was counted.
+    Raises ScoringError where no single pair is at fault.
+    """
+    assert window.encoded is not None, "encode comes first"
+    refused: list[Refused] = []
+    rows: list[ScoredRow] = []
+    error = _score(scorer, window.entries, window.encoded, stops, count, rows, refused)
+    if error is not None:
+        return dataclasses.replace(window, error=error), rows
+    if refused:
+        both = sorted([*window.refused, *refused], key=lambda each: each.error.number)
+        window = dataclasses.replace(window, refused=both)
+    return window, rows
+
+
+def _score(
+    scorer: Scorer, entries: Sequence[Entry], encoded: EncodedPairs, stops: bool, count: Count,
+    rows: list[ScoredRow], refused: list[Refused],
+) -> Exception | None:  # fmt: skip
+    """Score entries into `rows`; those before and behind one that fails are scored again. Returns what ends the input."""
+    if not entries:
+        return None
+    counted = [0, 0]
+
+    def note(pairs: int, tokens: int) -> None:
+        counted[0] += pairs
+        counted[1] += tokens
+        count(pairs, tokens)
+
+    try:
+        found = scorer.score_encoded(encoded, progress=note)
+    except ScoringError as error:
+        if error.index is None:  # the device failed, not a pair
+            raise
+        count(-counted[0], -counted[1])
+        place = _entry_of(entries, error.index)
+        starts = _starts(entries)
+        before = encoded.chosen(np.arange(starts[place]))
+        ended = _score(scorer, entries[:place], before, stops, count, rows, refused)
+        if ended is not None:
+            return ended
+        refusal = _refusal(entries[place], error.problem)
+        if stops:
+            return _chained(refusal.error, error)
+        refused.append(refusal)
+        behind = encoded.chosen(np.arange(starts[place + 1], len(encoded)))
+        return _score(scorer, entries[place + 1 :], behind, stops, count, rows, refused)
+    scores, truncated = found.scores.tolist(), found.truncated.tolist()
+    starts, without = _starts(entries), set(found.without_instruction)
+    for entry, start, end in zip(entries, starts, starts[1:], strict=False):
+        rows.append(ScoredRow(entry, scores[start:end], truncated[start:end], start in without))
+    return None
+
+
+def _starts(entries: Sequence[Entry]) -> list[int]:
+    """List the place of each entry's first pair, and at the end the number of all pairs."""
+    return [0, *np.cumsum([len(entry.pairs) for entry in entries], dtype=np.int64).tolist()]
+
+
+def _entry_of(entries: Sequence[Entry], pair: int) -> int:
+    """Find the entry that holds a pair."""
+    return int(np.searchsorted(np.cumsum([len(entry.pairs) for entry in entries]), pair, side="right"))
+
+
+def _refusal(entry: Entry, problem: str) -> Refused:
+    is_text = isinstance(entry.raw, bytes)
+    return Refused(InvalidLine(entry.number, problem, "line" if is_text else "row"), entry.raw if is_text else b"")
+
+
+def _chained(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,201 @@
+"""Write rows with what was added to them, in the format that the output's name tells.
+
+A row keeps its own bytes where the output has the input's format. Otherwise it is written anew from its fields. Knows
+nothing of files: rows in, bytes out.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any, BinaryIO, Protocol
+
+from cappy_engine.bulk.formats import Format
+from cappy_engine.bulk.jsonl import json_line
+from cappy_engine.bulk.packing import tables_for
+from cappy_engine.bulk.tasks import Task
+from cappy_engine.bulk.windows import ScoredRow
+from cappy_engine.errors import CappyError, InvalidLine
+
+SPACES = b" \t\r\n"
+
+
+class Writer(Protocol):
+    """Makes bytes of rows; `begin` makes those before the first row."""
+
+    def begin(self) -> bytes: ...
+
+    def rows(self, rows: Sequence[ScoredRow]) -> bytes: ...
+
+
+def writer_of(target: Format, source: Format, task: Task, header: Any) -> Writer:
+    """Choose how rows of one format are written in another; `header` is the source's.
+
+        >>> writer_of(Format("jsonl"), Format("jsonl"), ScoreTask(), b"").rows(rows)
+        b'{"instruction": "Is the sky blue?", "response": "Yes", "score": 0.93}\\n'
+
+    Raises CappyError if that is not possible.
+    """
+    if target.kind == "parquet":
+        return TableWriter(task, header, source)
+    if target.kind == "csv":
+        if source.kind != "csv" or source.delimiter != target.delimiter:
+            raise CappyError(f"rows of {source} are not written as CSV; choose an output of the same format, or .jsonl")
+        return CsvWriter(task, header, target.delimiter)
+    return LineWriter(task, keeps_bytes=source.kind == "jsonl")
+
+
+def needs_fields(target: Format, source: Format) -> bool:
+    """Tell if rows of text are written anew from their fields.
+
+    >>> needs_fields(Format("jsonl"), Format("csv"))
+    True
+    """
+    return target.kind != source.kind
+
+
+class LineWriter:
+    """Writes JSON Lines. Marks are left out where there is nothing to mark."""
+
+    def __init__(self, task: Task, *, keeps_bytes: bool) -> None:
+        self._task = task
+        self._keeps_bytes = keeps_bytes
+
+    def begin(self) -> bytes:
+        """Write nothing."""
+        return b""
+
+    def rows(self, rows: Sequence[ScoredRow]) -> bytes:
+        """Write rows, each in a line."""
+        if self._keeps_bytes:
+            return b"".join([_with_fields(row.entry.raw, self._added(row)) for row in rows])
+        return b"".join(
+            [
+                _line({**fields, **self._added(row)}, row)
+                for row, fields in zip(rows, fields_of(rows), strict=True)
+            ]
+        )
+
+    def _added(self, row: ScoredRow) -> dict[str, object]:
+        found = self._task.results(row.entry.pairs, row.scores, row.truncated)
+        return {name: value for name, value in found.items() if value is not False and value != []}
+
+
+class CsvWriter:
+    """Writes CSV: a record keeps its bytes, and gets more values at its end."""
+
+    def __init__(self, task: Task, header: bytes, delimiter: str) -> None:
+        self._task = task
+        self._header = header
+        self._delimiter = delimiter
+        self._end = b"\r\n" if header.endswith(b"\r\n") else b"\n"
+
+    def begin(self) -> bytes:
+        """Write the names of all columns."""
+        return self._longer(self._header, list(self._task.added))
+
+    def rows(self, rows: Sequence[ScoredRow]) -> bytes:
+        """Write records."""
+        found = (self._task.results(row.entry.pairs, row.scores, row.truncated).values() for row in rows)
+        return b"".join(
+            [
+                self._longer(row.entry.raw, list(map(_cell, values)))
+                for row, values in zip(rows, found, strict=True)
+            ]
+        )
+
+    def _longer(self, record: bytes, values: list[str]) -> bytes:
+        text = io.StringIO()
+        csv.writer(text, delimiter=self._delimiter, lineterminator="").writerow(values)
+        return b"%s%s%s%s" % (
+            record.rstrip(b"\r\n"), self._delimiter.encode(), text.getvalue().encode(), self._end,
+        )  # fmt: skip
+
+
+class TableWriter:
+    """Writes Arrow streams, of which a Parquet file is made at the end; `schema` is that of the rows before them."""
+
+    def __init__(self, task: Task, header: Any, source: Format) -> None:
+        self._tables = tables_for("a Parquet file")
+        self._task = task
+        self._kind = source.kind
+        self.schema = header if source.kind == "parquet" else None
+        if source.kind == "csv":
+            text = io.StringIO(header.decode("utf-8-sig"), newline="")
+            names = next(csv.reader(text, delimiter=source.delimiter))
+            self.schema = self._tables.text_schema(names)
+
+    def begin(self) -> bytes:
+        """Write a stream without rows, which has the types of columns if they are known."""
+        if self.schema is None:
+            return b""
+        return self._stream(self._tables.table_from([], self.schema), [])
+
+    def go_on(self, file: BinaryIO, size: int) -> None:
+        """Take the types of columns from the rows that an earlier run wrote."""
+        if self.schema is None and size:
+            self.schema = self._tables.without(self._tables.first_schema(file), self._task.added)
+            file.seek(size)
+
+    def rows(self, rows: Sequence[ScoredRow]) -> bytes:
+        """Write rows as a stream."""
+        if not rows:
+            return b""
+        values = [self._task.results(row.entry.pairs, row.scores, row.truncated) for row in rows]
+        if self._kind == "parquet":
+            table = self._tables.table_from(list(_batches(rows)), self.schema)
+        else:
+            fields = [row.entry.fields or {} for row in rows]
+            table = self._tables.table_of(fields, self.schema, [row.entry.number for row in rows])
+            self.schema = table.schema
+        return self._stream(table, values)
+
+    def _stream(self, table: Any, values: Sequence[Mapping[str, object]]) -> bytes:
+        return self._tables.stream_bytes(self._tables.with_columns(table, self._task.added, values))  # type: ignore[no-any-return]
+
+
+def fields_of(rows: Sequence[ScoredRow]) -> list[dict[str, Any]]:
+    """List the fields of rows, of a table or of text.
+
+    >>> fields_of(rows)[0]["response"]
+    'Yes'
+    """
+    if rows and rows[0].entry.fields is None:
+        tables = tables_for("a Parquet file")
+        return [fields for batch in _batches(rows) for fields in tables.rows_of(batch)]
+    return [row.entry.fields or {} for row in rows]
+
+
+def _batches(rows: Sequence[ScoredRow]) -> list[Any]:
+    """Take the rows out of the batches that they came in."""
+    tables = tables_for("a Parquet file")
+    groups = groupby(rows, key=lambda row: id(row.entry.raw[0]))
+    listed = [list(group) for _, group in groups]
+    return [tables.taken(group[0].entry.raw[0], [row.entry.raw[1] for row in group]) for group in listed]
+
+
+def _line(fields: Mapping[str, Any], row: ScoredRow) -> bytes:
+    try:
+        return json_line(fields, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidLine(
+            row.entry.number, f"cannot be written as JSON ({error}); choose a .parquet output", "row"
+        ) from error
+
+
+def _cell(value: object) -> str:
+    """Write a value for CSV: nothing for None, lists as JSON."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _with_fields(line: bytes, fields: Mapping[str, object]) -> bytes:
+    """Put fields before the last brace of a row, whose other bytes stay as they are."""
+    line = line.removeprefix(codecs.BOM_UTF8).rstrip(SPACES)
+    begun = line[:-1].rstrip(SPACES)
+    return b"%s, %s%s\n" % (begun, json_line(fields)[1:-2], line[len(begun) :])

@@ -1,0 +1,227 @@
+"""Score or rank files for a command: find inputs and outputs, show progress, tell what was done."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import glob
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import click
+
+from cappy_engine.bulk.folders import Folder, files_of_folder, score_folder
+from cappy_engine.bulk.formats import format_of
+from cappy_engine.bulk.outputs import Input, check_output, files_in
+from cappy_engine.bulk.row_options import RowOptions, Totals
+from cappy_engine.bulk.runs import Target
+from cappy_engine.bulk.score_file import process_lines, score_file, score_to
+from cappy_engine.bulk.tasks import Task
+from cappy_engine.bulk.working import Files
+from cappy_engine.bundle import MANIFEST
+from cappy_engine.cli import text
+from cappy_engine.cli.arguments import EXIT_OK, EXIT_SKIPPED, flags_given
+from cappy_engine.cli.progress import progress_bar
+from cappy_engine.cli.streams import STDOUT, complain, open_input, open_output, say
+from cappy_engine.errors import CappyError, OutputError
+from cappy_engine.options import Asked
+from cappy_engine.scorer import Scorer
+
+
+@dataclass(frozen=True)
+class BulkOptions:
+    """What a command writes, and how it goes on.
+
+    >>> BulkOptions(output=Path("scored.jsonl")).resume
+    False
+
+    Raises ValueError.
+    """
+
+    output: Annotated[
+        Path | None,
+        Asked("file or folder to write; the format is told by the name (default: stdout)", flag="-o --output", metavar="OUT"),
+    ] = None
+    force: Annotated[bool, Asked("replace OUT if it exists")] = False
+    resume: Annotated[bool, Asked("go on with a run that was stopped; begin where there is none")] = False
+    rejects: Annotated[
+        Path | None, Asked("leave bad rows out, and write them to this file with the reason", metavar="FILE")
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.resume and self.output in (None, STDOUT):
+            raise ValueError("--resume needs a file to go on with; name one with -o")
+        if self.rejects is not None and self.rejects == self.output:
+            raise ValueError(f"--rejects and -o are both {self.rejects}; choose another name")
+
+
+def run_bulk(
+    inputs: Sequence[str], bundle: Path, task: Task, rows: RowOptions, bulk: BulkOptions,
+    open_scorer: Callable[[], Scorer],
+) -> int:  # fmt: skip
+    """Do what a command was asked for with files or stdin, and return its exit status.
+
+    >>> run_bulk(["pairs.jsonl"], EMBEDDED, ScoreTask(), RowOptions(), BulkOptions(), Scorer.open)
+    0
+    """
+    if bulk.rejects is not None:
+        if rows.on_error == "stop" and flags_given(["on_error"]):
+            raise click.UsageError("--rejects leaves bad rows out; give it without --on-error stop")
+        rows = dataclasses.replace(rows, on_error="skip")
+    started = [0.0]
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[tuple[Scorer, Callable[[Totals], None]]]:
+        with open_scorer() as scorer, _bar() as progress:
+            started[0] = time.monotonic()
+            yield scorer, progress
+
+    kept = files_in(bundle, MANIFEST)
+    if inputs and all(_is_stream(name) for name in inputs):
+        if len(inputs) > 1:
+            raise click.UsageError("a stream is read alone; give one input")
+        totals = _from_stream(inputs[0], task, rows, bulk, kept, opened)
+    elif any(Path(name).is_dir() for name in inputs) or _is_folder(bulk.output, is_one=len(inputs) == 1):
+        folder = Folder(_found(inputs), _required(bulk.output), task, rows)
+        with opened() as (scorer, progress):
+            totals = score_folder(scorer, folder, _target(bulk, kept), say=complain, progress=progress)
+    else:
+        totals = _from_files([path for path, _ in _found(inputs)], task, rows, bulk, kept, opened)
+    say(text.describe_totals(totals, time.monotonic() - started[0]))
+    return EXIT_SKIPPED if totals.refused else EXIT_OK
+
+
+Opened = Callable[[], contextlib.AbstractContextManager[tuple[Scorer, Callable[[Totals], None]]]]
+
+
+def _from_stream(
+    name: str, task: Task, rows: RowOptions, bulk: BulkOptions, kept: Sequence[Path], opened: Opened
+) -> Totals:
+    if bulk.resume:
+        raise click.UsageError(f"--resume needs a file to read again, and {name} is a stream")
+    if bulk.output is not None and format_of(bulk.output).kind != "jsonl":
+        raise CappyError(f"a stream is JSON Lines, and {bulk.output} is not; choose a .jsonl output")
+    with open_input(name) as lines, _outputs(bulk, [lines, *kept]) as (write, reject), opened() as (scorer, progress):
+        return process_lines(scorer, lines, write, task, rows, progress=progress, reject=reject)
+
+
+def _from_files(
+    paths: Sequence[Path], task: Task, rows: RowOptions, bulk: BulkOptions, kept: Sequence[Path], opened: Opened
+) -> Totals:
+    for path in paths:
+        path.open("rb").close()  # an error, before the model is opened
+    files = Files(paths, task, rows)
+    out = bulk.output
+    if out is not None and out != STDOUT and not check_output(out, force=True, inputs=[*paths, *kept]).is_stream:
+        if not bulk.resume:
+            check_output(out, force=bulk.force, inputs=[*paths, *kept])
+        if not out.parent.is_dir():
+            raise OutputError(f"{out} cannot be written: the folder {out.parent} does not exist; make it first")
+        with opened() as (scorer, progress):
+            return score_file(scorer, files, _target(bulk, kept), say=complain, progress=progress)
+    if bulk.resume:
+        raise click.UsageError(f"--resume needs a file to go on with, and {out} is a stream")
+    name = None if out is None or out == STDOUT else out
+    with _outputs(bulk, [*paths, *kept]) as (write, reject), opened() as (scorer, progress):
+        return score_to(scorer, files, write, name=name, progress=progress, reject=reject)
+
+
+@contextlib.contextmanager
+def _outputs(
+    bulk: BulkOptions, inputs: Sequence[Input]
+) -> Iterator[tuple[Callable[[bytes], None], Callable[[bytes], None] | None]]:
+    """Open what a stream of rows, and one of rejects, is written to."""
+    with contextlib.ExitStack() as stack:
+        written = stack.enter_context(open_output(bulk.output, force=bulk.force, inputs=inputs))
+        if bulk.rejects is None:
+            yield _flushing(written), None
+            return
+        rejected = stack.enter_context(open_output(bulk.rejects, force=bulk.force, inputs=inputs))
+        yield _flushing(written), _flushing(rejected)
+
+
+def _flushing(file: BinaryIO) -> Callable[[bytes], None]:
+    def write(rows: bytes) -> None:
+        file.write(rows)
+        file.flush()
+
+    return write
+
+
+def _target(bulk: BulkOptions, kept: Sequence[Path]) -> Target:
+    return Target(_required(bulk.output), bulk.rejects, bulk.resume, bulk.force, kept)
+
+
+def _required(output: Path | None) -> Path:
+    if output is None or output == STDOUT:
+        raise click.UsageError("several files are written to a folder; name it with -o")
+    return output
+
+
+def _found(inputs: Sequence[str]) -> list[tuple[Path, Path]]:
+    """Find the files that are meant, each with the name that it has in a folder of outputs."""
+    found: list[tuple[Path, Path]] = []
+    for name in inputs:
+        path = Path(name)
+        if path.is_dir():
+            found += files_of_folder(path)
+        elif not path.exists() and glob.has_magic(name):
+            matches = sorted(Path(each) for each in glob.glob(name, recursive=True) if Path(each).is_file())
+            if not matches:
+                raise CappyError(f"no file matches {name}")
+            found += [(each, Path(each.name)) for each in matches]
+        elif name == "-":
+            raise click.UsageError("- is stdin, and is read alone; give one input")
+        else:
+            found.append((path, Path(path.name)))
+    return found
+
+
+def _is_stream(name: str) -> bool:
+    """True for stdin, pipes and devices, which are read once."""
+    if name == "-":
+        return True
+    with contextlib.suppress(OSError, ValueError):
+        mode = os.stat(name).st_mode  # noqa: PTH116
+        return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+    return False
+
+
+def _is_folder(output: Path | None, *, is_one: bool) -> bool:
+    """True if several files go to a folder that is there, each to its own name; one alone is asked for by a file."""
+    return output is not None and not is_one and output.is_dir()
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[Totals], None]]:
+    """Yield a function that shows pairs/s, tokens/s, truncated pairs, bad rows and the time left."""
+    started = time.monotonic()
+    shows: list[Callable[[Totals], None]] = []
+    with contextlib.ExitStack() as stack:
+
+        def first(totals: Totals) -> None:
+            layout = "{percentage:3.0f}%|{bar}| {postfix}, {remaining} left"
+            show = stack.enter_context(
+                progress_bar(layout=layout if totals.bytes_total else "{postfix} in {elapsed}")
+            )
+            begun = totals.bytes_begun
+
+            def show_totals(totals: Totals) -> None:
+                facts = [f"{totals.pairs} pairs", text.describe_rate(totals, time.monotonic() - started)]
+                facts += [f"{totals.truncated} truncated"] if totals.truncated else []
+                facts += [f"{totals.refused} bad"] if totals.refused else []
+                show(totals.bytes_scored, totals.bytes_total, ", ".join(facts), begun=begun)
+
+            shows.append(show_totals)
+
+        def progress(totals: Totals) -> None:
+            if not shows:
+                first(totals)
+            shows[0](totals)
+
+        yield progress
