@@ -35,8 +35,8 @@ fp32. fp16 is slow on a CPU, and was not measured on a GPU."""
 class Asked:
     """How a command asks for a field of a dataclass of options: `Annotated[type, Asked(...)]`.
 
-    `flag` is the option's name, or several with spaces between (empty: the field's), `choices` are the words that it takes, `least` is the smallest
-    number that it takes. A field whose type is a tuple takes the option several times.
+    `flag` is the option's name, or several with spaces between (empty: the field's). `choices` are the words that it
+    takes, `least` is the smallest number that it takes. A field whose type is a tuple takes the option several times.
 
         >>> @dataclass(frozen=True)
         ... class Options:

@@ -62,7 +62,8 @@ def score_folder(
 ) -> Totals:  # fmt: skip
     """Score or rank files into a folder. Without `Target.force` or `resume` none of them may be there yet.
 
-    >>> score_folder(scorer, Folder(files_of_folder(Path("samples")), Path("scored"), ScoreTask(), RowOptions()), target)
+    >>> score_folder(scorer, Folder(files_of_folder(samples), scored, ScoreTask(), RowOptions()), target).pairs
+    7
     """
     twice = [name for name, times in Counter(name for _, name in folder.files).items() if times > 1]
     if twice:
@@ -113,7 +114,9 @@ def _settings(scorer: Scorer, folder: Folder) -> dict[str, object]:
 
 def _read_done(folder: Folder) -> dict[str, dict[str, Any]]:
     try:
-        found: dict[str, dict[str, Any]] = json.loads(storage.read_regular(folder.out / RUN, limit=MOST_RUN_BYTES))["done"]
+        found: dict[str, dict[str, Any]] = json.loads(storage.read_regular(folder.out / RUN, limit=MOST_RUN_BYTES))[
+            "done"
+        ]
         return found
     except FileNotFoundError:
         return {}

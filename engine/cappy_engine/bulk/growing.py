@@ -60,6 +60,11 @@ class Names:
         """How far the run is, as JSON, where the file itself does not tell."""
         return self.target.with_name(self.target.name + ".progress.json")
 
+    @property
+    def beside(self) -> tuple[Path, ...]:
+        """All but the partial file, and what a killed run may leave of them."""
+        return (self.settings, _new(self.settings), self.progress, _new(self.progress))
+
 
 def find_names(out: Path, *, resume: bool = False, force: bool = False, inputs: Sequence[outputs.Input] = ()) -> Names:
     """Name the files of a run that writes `out`; links are followed.
@@ -199,24 +204,11 @@ class Growing:
         self.file.seek(size)
         self.file.truncate()
 
-    def mark(self, progress: Mapping[str, Any]) -> None:
-        """Write down how far the run is, once what was appended is on the disk."""
-        try:
-            storage.write_json(self.names.progress, progress)
-        except (OSError, ValueError) as error:
-            raise OutputError(
-                f"{self.names.progress} cannot be written: {error}; go on with --resume once that is mended"
-            ) from error
-
     def remove(self) -> None:
         """Leave nothing of the run."""
         self.names.partial.unlink()
-        self.forget()
-
-    def forget(self) -> None:
-        """Remove the settings, and how far the run was."""
-        self.names.settings.unlink(missing_ok=True)
-        self.names.progress.unlink(missing_ok=True)
+        for path in self.names.beside:
+            path.unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Give the complete file its name."""
@@ -243,28 +235,22 @@ class Growing:
 
     def _write_settings(self, document: Mapping[str, Any]) -> None:
         try:
-            storage.write_json(self.names.settings, document)
+            write_alone(self.names.settings, document)
         except (OSError, ValueError) as error:
             raise OutputError(f"{self.names.settings} cannot be written: {error}") from error
 
 
-def read_progress(names: Names) -> dict[str, Any]:
-    """Read how far a run was when it stopped; empty if it had marked nothing.
+def write_alone(path: Path, document: Mapping[str, Any]) -> None:
+    """Write JSON, whole or not at all, where no other process writes; nothing is left of a killed run's attempt.
 
-        >>> read_progress(Names(Path("new.jsonl")))
-        {}
+        >>> write_alone(Path("scored.jsonl.settings.json"), {"task": "score"})
 
-    Raises OutputError for anything else than `Growing.mark` wrote.
+    Raises OSError, and ValueError for NaN.
     """
-    try:
-        found = json.loads(storage.read_regular(names.progress, limit=MOST_SETTINGS_BYTES))
-        if not isinstance(found, dict):
-            raise TypeError(f"it holds {type(found).__name__}")
-        return found
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise OutputError(f"{names.progress} cannot be read ({error}); remove {names.partial} and start anew") from error
+    new = _new(path)
+    new.unlink(missing_ok=True)
+    with storage.whole_file(path, meanwhile=new) as file:
+        file.write(storage.json_bytes(document))
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
@@ -276,6 +262,11 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     old, new = _flat(before), _flat(json.loads(json.dumps(after)))
     names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     return "; ".join(f"{name} was {old.get(name)}, is {new.get(name)}" for name in names)
+
+
+def _new(path: Path) -> Path:
+    """Name the file that takes the place of `path`."""
+    return path.with_name(f"{path.name}.new")
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import platform
@@ -48,7 +47,8 @@ def inputs_of(paths: Sequence[Path]) -> dict[str, str]:
     names = [path.name for path in paths]
     if len(names) != len(set(names)):
         names = list(map(str, paths))
-    return {f"{place}:{name}" if place else name: fingerprint(path) for place, (name, path) in enumerate(zip(names, paths, strict=True))}
+    numbered = [f"{place}:{name}" if place else name for place, name in enumerate(names)]
+    return {name: fingerprint(path) for name, path in zip(numbered, paths, strict=True)}
 
 
 def scorer_settings(scorer: Scorer) -> dict[str, Any]:
@@ -86,12 +86,3 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def settings_of(parts: Sequence[Any]) -> dict[str, Any]:
-    """Put dataclasses of options into one dictionary.
-
-    >>> settings_of([ScoreTask()])["score_field"]
-    'score'
-    """
-    return {name: value for part in parts for name, value in dataclasses.asdict(part).items()}

@@ -75,7 +75,5 @@ def tables_for(path: str | Path) -> Any:
     try:
         from cappy_engine.bulk import tables
     except ModuleNotFoundError as error:
-        raise InstallationError(
-            f"{path} needs the package {error.name!r}; {install_hint('cpu,files')}"
-        ) from error
+        raise InstallationError(f"{path} needs the package {error.name!r}; {install_hint('cpu,files')}") from error
     return tables

@@ -1,24 +1,17 @@
-"""Read the rows of a file, with the place behind each: JSON Lines, CSV or Parquet, by its name.
+"""Say what a source of rows is, and check what all sources check.
 
 A source yields rows, errors (of rows that cannot be used), BLANK (a line without a row), and None (a stream pauses).
-Knows nothing of tokens or models.
 """
 
 from __future__ import annotations
 
 import codecs
-import contextlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from cappy_engine.bulk.csv_rows import CsvRecords
-from cappy_engine.bulk.formats import Format, format_of
-from cappy_engine.bulk.lines import MAX_LINE_BYTES, Lines, check_length
-from cappy_engine.bulk.packing import unpacked, tables_for
-from cappy_engine.bulk.rows import read_fields
+from cappy_engine.bulk.lines import MAX_LINE_BYTES
 from cappy_engine.bulk.tasks import Task
 from cappy_engine.checks import shown
 from cappy_engine.errors import CappyError, InvalidLine
@@ -26,7 +19,6 @@ from cappy_engine.pairs import Pair
 
 WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 """What a file in UTF-16 or UTF-32 begins with."""
-SKIPPED_AT_A_TIME = 2**20
 
 Blank = Literal["blank"]
 BLANK: Blank = "blank"
@@ -97,185 +89,6 @@ class Reading:
     keeps_fields: bool = False
 
 
-@contextlib.contextmanager
-def open_source(path: Path, reading: Reading) -> Iterator[Source]:
-    """Open a file of rows by the format that its name tells.
-
-        >>> with open_source(Path("pairs.csv"), Reading(ScoreTask())) as source:
-        ...     rows = list(source.rows(Position()))
-
-    Raises OSError if it cannot be read, and CappyError if it is damaged, or lacks a column that is needed.
-    """
-    form = format_of(path)
-    with path.open("rb") as plain:
-        if form.kind == "parquet":
-            yield TableSource(path, plain, reading)
-            return
-        total = os.fstat(plain.fileno()).st_size or None
-        with unpacked(plain, path) as lines:
-            done = plain.tell if form.packing else None
-            if form.kind == "csv":
-                yield CsvSource(path, lines, reading, form, done=done, total=total)
-            else:
-                yield LineSource(lines, reading, done=done, total=total)
-
-
-class LineSource:
-    """The rows of JSON Lines: of an open file, a stream, or any iterable of lines."""
-
-    header = b""
-
-    def __init__(
-        self,
-        lines: Iterable[bytes],
-        reading: Reading,
-        *,
-        done: Callable[[], int] | None = None,
-        total: int | None = None,
-    ) -> None:
-        self.total = total
-        self._lines = lines
-        self._reading = reading
-        self._done = done
-        self._source = Lines(lines, reading.max_line_bytes)
-        self.lines = 0
-        self._start = 0
-        self._is_between = True
-
-    def position(self) -> Position | None:
-        """Tell where the next row begins; None within a line that was too long to be read."""
-        offset = self._start + self._source.bytes_read
-        return Position(offset, self.lines, self._done() if self._done else offset) if self._is_between else None
-
-    def rows(self, start: Position) -> Iterator[Item]:
-        """Yield rows from `start` on."""
-        skip(self._lines, start.offset)
-        self._start, self.lines = start.offset, start.number
-        limit = self._reading.max_line_bytes
-        for line in self._source:
-            if line is None:
-                yield None
-                continue
-            self.lines += 1
-            self._is_between = len(line) <= limit
-            if self.lines == 1:
-                check_encoding(line)
-            try:
-                check_length(line, self.lines, limit)
-                entry = self._read(line)
-            except InvalidLine as error:
-                yield Refused(error, line)
-                continue
-            yield BLANK if entry is None else entry
-        self._is_between = True
-
-    def _read(self, line: bytes) -> Entry | None:
-        task, number = self._reading.task, self.lines
-        fields = read_fields(line, number, task.texts, keeps_numbers=self._reading.keeps_fields, others=task.lists)
-        if fields is None:
-            return None
-        check_free(fields, task, number)
-        pairs = task.pairs(fields, number, "line")
-        return Entry(number, pairs, line, len(line), fields if self._reading.keeps_fields else None)
-
-
-class CsvSource:
-    """The rows of CSV, whose first record names the columns."""
-
-    def __init__(
-        self, path: Path, lines: BinaryIO, reading: Reading, form: Format, *,
-        done: Callable[[], int] | None = None, total: int | None = None,
-    ) -> None:  # fmt: skip
-        self.total = total
-        self._lines = lines
-        self._reading = reading
-        self._done = done
-        self._records = CsvRecords(lines, delimiter=form.delimiter, max_record_bytes=reading.max_line_bytes)
-        try:
-            names = next(self._records, None)
-        except InvalidLine as error:
-            raise CappyError(f"{path}, {error}") from error
-        check_encoding(self._records.raw)
-        if not names:
-            raise CappyError(f"{path} has no first line with the names of its columns")
-        self.names: list[str] = names
-        self.header = self._records.raw
-        check_names(names, reading.task, path)
-
-    @property
-    def lines(self) -> int:
-        """Count the lines that were read."""
-        return self._records.line
-
-    def position(self) -> Position | None:
-        """Tell where the next record begins; None within a line that was too long to be read."""
-        offset = self._records.offset
-        if offset is None:
-            return None
-        return Position(offset, self._records.line, self._done() if self._done else offset)
-
-    def rows(self, start: Position) -> Iterator[Item]:
-        """Yield rows from `start` on."""
-        records, names = self._records, self.names
-        if start.offset:
-            skip(self._lines, start.offset - len(self.header))
-            records.go_on(start.offset, start.number)
-        while True:
-            try:
-                record = next(records, None)
-                if record is None:
-                    return
-                number = records.first_line
-                if not record:
-                    yield BLANK
-                    continue
-                if len(record) != len(names):
-                    raise InvalidLine(number, f"has {len(record)} values, and the first line names {len(names)} columns")
-                fields = dict(zip(names, record, strict=True))
-                pairs = self._reading.task.pairs(fields, number, "line")
-            except InvalidLine as error:
-                yield Refused(error, records.raw)
-                continue
-            yield Entry(number, pairs, records.raw, len(records.raw), fields if self._reading.keeps_fields else None)
-
-
-class TableSource:
-    """The rows of a Parquet file."""
-
-    def __init__(self, path: Path, file: BinaryIO, reading: Reading) -> None:
-        tables = tables_for(path)
-        self._rows = tables.ParquetRows(path, file)
-        self._values_of = tables.values_of
-        self._task = reading.task
-        self.lines = 0
-        self.header = self._rows.schema
-        self.total: int | None = self._rows.count
-        for name in reading.task.texts:
-            tables.check_column(self.header, name, path)
-        for name in reading.task.lists:
-            tables.check_column(self.header, name, path, is_list=True)
-        check_names(self.header.names, reading.task, path)
-
-    def position(self) -> Position:
-        """Tell how many rows were read."""
-        return Position(self.lines, self.lines, self.lines)
-
-    def rows(self, start: Position) -> Iterator[Item]:
-        """Yield rows from `start` on."""
-        names = (*self._task.texts, *self._task.lists)
-        for first, batch in self._rows.batches(start.offset):
-            columns = [self._values_of(batch, name) for name in names]
-            for place, values in enumerate(zip(*columns, strict=True)):
-                self.lines = first + place + 1
-                try:
-                    pairs = self._task.pairs(dict(zip(names, values, strict=True)), self.lines, "row")
-                except InvalidLine as error:
-                    yield Refused(error, b"")
-                    continue
-                size = sum(len(text) for pair in pairs for text in pair)
-                yield Entry(self.lines, pairs, (batch, place), size)
-
-
 def check_encoding(begin: bytes) -> None:
     """Raise CappyError if a file begins as one in UTF-16 or UTF-32 does: all of it would be bad.
 
@@ -308,18 +121,3 @@ def check_names(names: Sequence[str], task: Task, path: Path) -> None:
     for name in task.added:
         if name in names:
             raise CappyError(f"{path} has a column {name!r} already; choose another with {task.name_option}")
-
-
-def skip(lines: Iterable[bytes], size: int) -> None:
-    """Pass over bytes of an open file, which may be packed.
-
-    >>> skip(io.BytesIO(b"one"), 2)
-    """
-    if not size:
-        return
-    file: Any = lines
-    if file.seekable():
-        file.seek(size, os.SEEK_CUR)
-        return
-    while size and (part := file.read(min(size, SKIPPED_AT_A_TIME))):
-        size -= len(part)

@@ -17,7 +17,8 @@ from typing import Any, BinaryIO, cast
 
 from cappy_engine import storage
 from cappy_engine.bulk import replacing
-from cappy_engine.bulk.growing import Growing, Names, find_names, open_growing, read_progress
+from cappy_engine.bulk.growing import Growing, Names, find_names, open_growing
+from cappy_engine.bulk.marks import forget, mark, read_mark
 from cappy_engine.bulk.outputs import Input
 from cappy_engine.errors import OutputError
 
@@ -42,20 +43,20 @@ class Target:
 
 @dataclass
 class Run:
-    """An open run; `open_run` makes one. `mark` is what was marked last, empty in a new run."""
+    """An open run; `open_run` makes one. `marked` is what was marked last, empty in a new run."""
 
     growing: Growing
     rejects: Growing | None
-    mark: dict[str, Any]
+    marked: dict[str, Any]
     _sizes: list[int] = field(default_factory=lambda: [0, 0])
 
-    def commit(self, rows: bytes, rejected: bytes, mark: Mapping[str, Any]) -> None:
-        """Write rows and rejects to the disk, then that the run is at `mark`."""
+    def commit(self, rows: bytes, rejected: bytes, position: Mapping[str, Any]) -> None:
+        """Write rows and rejects to the disk, then that the run is at `position`."""
         self.write(rows, rejected)
         self._sizes[0] += len(rows)
         self._sizes[1] += len(rejected)
-        self.mark = {**mark, "bytes": self._sizes[0], "rejected_bytes": self._sizes[1]}
-        self.growing.mark(self.mark)
+        self.marked = {**position, "bytes": self._sizes[0], "rejected_bytes": self._sizes[1]}
+        mark(self.growing.names, self.marked)
 
     def write(self, rows: bytes, rejected: bytes = b"") -> None:
         """Write what a run that goes on writes again."""
@@ -71,7 +72,7 @@ class Run:
 
     def go_back(self) -> None:
         """Cut off what was written behind the mark."""
-        self._sizes = [int(self.mark.get("bytes", 0)), int(self.mark.get("rejected_bytes", 0))]
+        self._sizes = [int(self.marked.get("bytes", 0)), int(self.marked.get("rejected_bytes", 0))]
         self.growing.cut(self._sizes[0])
         if self.rejects is not None:
             self.rejects.cut(self._sizes[1])
@@ -79,10 +80,10 @@ class Run:
     @property
     def is_made(self) -> bool:
         """True if the partial file is the complete one already, and only its name is missing."""
-        return self.mark.get("made") == _identity(self.growing.file)
+        return self.marked.get("made") == _identity(self.growing.file)
 
     def finish(self, make: Callable[[BinaryIO, int, BinaryIO], None] | None = None) -> None:
-        """Give the complete files their names; `forget` the run then.
+        """Give the complete files their names; `marks.forget` the run then.
 
         `make` makes the file of the rows that were written: from an open file and its size, into another one.
         """
@@ -90,8 +91,8 @@ class Run:
         if not self.is_made:
             if make is not None:
                 growing = self._remade(make)
-            self.mark["made"] = _identity(growing.file)
-            growing.mark(self.mark)
+            self.marked["made"] = _identity(growing.file)
+            mark(growing.names, self.marked)
             if growing is not self.growing:
                 _made(growing.names).replace(growing.names.partial)
         if self.rejects is not None:
@@ -122,7 +123,7 @@ def open_run(target: Target, settings: Mapping[str, Any], origin: Mapping[str, A
         >>> with open_run(Target(Path("scored.jsonl")), {"task": "score"}, {}, print) as run:
         ...     run.commit(b"{}\\n", b"", {"row": 1})
         ...     run.finish()
-        >>> forget(Path("scored.jsonl"))
+        >>> forget(Names(Path("scored.jsonl")))
 
     With `resume`, a run begins anew where nothing is there. After an error what was written is kept, to go on with,
     unless that is nothing. Raises OutputError.
@@ -131,15 +132,15 @@ def open_run(target: Target, settings: Mapping[str, Any], origin: Mapping[str, A
     names = find_names(target.out, resume=is_there, force=target.force, inputs=target.inputs)
     with contextlib.ExitStack() as stack:
         growing = stack.enter_context(open_growing(names, resume=is_there))
-        mark = read_progress(names) if is_there else {}
-        if is_there and (mark or names.settings.is_file() or growing.size):
+        marked = read_mark(names) if is_there else {}
+        if is_there and (marked or names.settings.is_file() or growing.size):
             growing.check_settings(settings, origin, say)
         else:  # new, or killed before it had written anything
-            growing.forget()
+            forget(names)
             growing.begin(settings, origin)
-        run = Run(growing, None, mark)
+        run = Run(growing, None, marked)
         try:
-            run.rejects = _open_rejects(target, mark, stack)
+            run.rejects = _open_rejects(target, marked, stack)
             if not run.is_made:
                 run.go_back()
             yield run
@@ -155,30 +156,20 @@ def finished(out: Path) -> dict[str, Any]:
     {}
     """
     names = Names(out)
-    mark = read_progress(names)
+    marked = read_mark(names)
     with contextlib.suppress(OSError):
         status = out.stat()
-        if [status.st_dev, status.st_ino] == mark.get("made") and not os.path.lexists(names.partial):
-            return mark
+        if [status.st_dev, status.st_ino] == marked.get("made") and not os.path.lexists(names.partial):
+            return marked
     return {}
 
 
-def forget(out: Path) -> None:
-    """Remove what a complete run left beside its file.
-
-    >>> forget(Path("scored.jsonl"))
-    """
-    names = Names(out)
-    names.settings.unlink(missing_ok=True)
-    names.progress.unlink(missing_ok=True)
-
-
-def _open_rejects(target: Target, mark: Mapping[str, Any], stack: contextlib.ExitStack) -> Growing | None:
+def _open_rejects(target: Target, marked: Mapping[str, Any], stack: contextlib.ExitStack) -> Growing | None:
     if target.rejects is None:
         return None
     is_there = target.resume and Names(target.rejects).partial.is_file()
-    if target.resume and not is_there and mark.get("rejected_bytes"):
-        if mark.get("made") and target.rejects.is_file():
+    if target.resume and not is_there and marked.get("rejected_bytes"):
+        if marked.get("made") and target.rejects.is_file():
             return None  # it has its name already
         raise OutputError(f"{Names(target.rejects).partial} is missing; restore it, or start anew")
     names = find_names(target.rejects, resume=is_there, force=target.force, inputs=target.inputs)

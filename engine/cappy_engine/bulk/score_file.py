@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cappy_engine.bulk.formats import Format, format_of
+from cappy_engine.bulk.growing import Names
 from cappy_engine.bulk.identity import inputs_of, scorer_settings, versions
 from cappy_engine.bulk.lines import MAX_LINE_BYTES
+from cappy_engine.bulk.marks import forget
 from cappy_engine.bulk.overlap import Behind, ahead
 from cappy_engine.bulk.packing import packer
-from cappy_engine.bulk.reading import LineSource, Position, Reading, open_source
+from cappy_engine.bulk.reading import Position, Reading
 from cappy_engine.bulk.row_options import Progress, RowOptions, Totals
-from cappy_engine.bulk.runs import Run, Say, Target, finished, forget, open_run
+from cappy_engine.bulk.runs import Run, Say, Target, finished, open_run
+from cappy_engine.bulk.sources import LineSource, open_source
 from cappy_engine.bulk.tasks import ScoreTask, Task
 from cappy_engine.bulk.windows import ScoredRow, Window, encode, windows
 from cappy_engine.bulk.working import Files, FileWindows, Making, Work, most_pairs_of, rejects
@@ -111,15 +114,15 @@ def score_file(
     Formats are told by the names. A run that was stopped goes on with `Target.resume`, and writes the same bytes as one
     that was not. Raises InvalidLine at a bad row (`on_error="stop"`), CappyError, OutputError and OSError.
     """
-    mark = finished(target.out) if target.resume else {}
-    if mark:
+    marked = finished(target.out) if target.resume else {}
+    if marked:
         say(f"{target.out} is complete already")
-        return _end(target, Totals.going_on(mark["totals"]))
+        return _end(target, Totals.going_on(marked["totals"]))
     form = format_of(target.out)
     found, making = _prepare(scorer, files, form, target.out)
     target = dataclasses.replace(target, inputs=[*target.inputs, *files.paths])
     with open_run(target, _settings(scorer, files, form), {"versions": versions()}, say) as run:
-        totals = Totals.going_on(run.mark.get("totals", {}))
+        totals = Totals.going_on(run.marked.get("totals", {}))
         totals.bytes_total = files.size()
         work = Work(scorer, files.options, progress, totals, has_rejects=target.rejects is not None)
         if not run.is_made:
@@ -166,7 +169,7 @@ def score_to(
 
 def _end(target: Target, totals: Totals) -> Totals:
     target.done(totals)
-    forget(target.out)
+    forget(Names(target.out))
     return totals
 
 
@@ -197,8 +200,8 @@ def _settings(scorer: Scorer, files: Files, form: Format) -> dict[str, Any]:
 
 def _run(work: Work, found: FileWindows, run: Run, making: Making) -> None:
     """Score what is left of the files, window by window."""
-    start = Position(**run.mark.get("position", {}))
-    if not run.mark:
+    start = Position(**run.marked.get("position", {}))
+    if not run.marked:
         run.commit(making.begin(), b"", {"position": dataclasses.asdict(start), "totals": work.totals.marked()})
     elif isinstance(making.writer, TableWriter):
         making.writer.go_on(run.growing.file, run.size)
@@ -208,8 +211,8 @@ def _run(work: Work, found: FileWindows, run: Run, making: Making) -> None:
         if window.error is not None:  # the window is not whole, and is scored again by a run that goes on
             run.write(making.rows(rows))
             return
-        mark = {"position": dataclasses.asdict(window.end), "totals": totals}
-        run.commit(making.rows(rows), rejects(window), mark)
+        position = {"position": dataclasses.asdict(window.end), "totals": totals}
+        run.commit(making.rows(rows), rejects(window), position)
 
     with ahead(found.since(start)) as ready, Behind(write) as later:
         for window in ready:

@@ -146,10 +146,11 @@ def table_of(fields: Sequence[Mapping[str, Any]], schema: Schema | None, numbers
     for row, number in zip(fields, numbers, strict=True):
         unknown = [name for name in row if schema is not None and name not in names]
         if unknown:
-            raise InvalidLine(number, f"has a field {unknown[0]!r}, which rows before it have not; choose a .jsonl output")
+            raise InvalidLine(
+                number, f"has a field {unknown[0]!r}, which rows before it have not; choose a .jsonl output"
+            )
     try:
-        found = pa.Table.from_pylist(list(fields), schema)
-        return found
+        return pa.Table.from_pylist(list(fields), schema)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         if len(fields) == 1:
             raise InvalidLine(
@@ -241,7 +242,7 @@ def pack_zstd(content: bytes) -> bytes:
     >>> open_zstd(io.BytesIO(pack_zstd(b"one"))).read()
     b'one'
     """
-    return cast(bytes, pa.compress(content, codec=pa.Codec("zstd", 3), asbytes=True))
+    return cast(bytes, pa.compress(content, codec="zstd", asbytes=True))
 
 
 class _Zstd(io.RawIOBase):

@@ -19,8 +19,9 @@ from cappy_engine.ranking import first_best
 class Task(Protocol):
     """What is done with rows.
 
-    `name_option` is the option that gives other names to the fields that are added. `texts` are the fields that must be texts, `lists` those that must be lists of texts. `added` are the fields that a
-    row gets, with the kind of each (`tables.TYPES`).
+    `name_option` is the option that gives other names to the fields that are added. `texts` are the fields that must be
+    texts, `lists` those that must be lists of texts. `added` are the fields that a row gets, with the kind of each
+    (`tables.TYPES`).
     """
 
     @property
@@ -50,9 +51,9 @@ class ScoreTask:
     {'score': 0.5, 'score_truncated': False}
     """
 
-    instruction_column: Annotated[
-        str, Asked("the name of the instructions' column or field", metavar="NAME")
-    ] = "instruction"
+    instruction_column: Annotated[str, Asked("the name of the instructions' column or field", metavar="NAME")] = (
+        "instruction"
+    )
     response_column: Annotated[str, Asked("the name of the responses' column or field", metavar="NAME")] = "response"
     score_field: Annotated[str, Asked("the name of the field to add", metavar="NAME")] = "score"
 
@@ -84,7 +85,9 @@ class ScoreTask:
 
     def pairs(self, fields: Mapping[str, Any], number: int, unit: str) -> tuple[Pair, ...]:
         """Give the pair of a row. Raises InvalidLine for what is not a text."""
-        return ((_text(fields, self.instruction_column, number, unit), _text(fields, self.response_column, number, unit)),)
+        return (
+            (_text(fields, self.instruction_column, number, unit), _text(fields, self.response_column, number, unit)),
+        )
 
     def results(self, pairs: Sequence[Pair], scores: Sequence[float], truncated: Sequence[bool]) -> dict[str, object]:
         """Give what is added to a row."""
@@ -99,9 +102,9 @@ class RankTask:
     'b'
     """
 
-    instruction_column: Annotated[
-        str, Asked("the name of the instructions' column or field", metavar="NAME")
-    ] = "instruction"
+    instruction_column: Annotated[str, Asked("the name of the instructions' column or field", metavar="NAME")] = (
+        "instruction"
+    )
     candidates_column: Annotated[
         str, Asked("the name of the column or field with lists of candidates", metavar="NAME")
     ] = "candidates"

@@ -121,7 +121,10 @@ def encode(scorer: Scorer, window: Window, *, too_long: TooLong, stops: bool) ->
             if stops:
                 before = encode(scorer, Window(entries[:place]), too_long=too_long, stops=True)
                 return dataclasses.replace(
-                    window, entries=before.entries, error=before.error or _chained(refusal.error, error), encoded=before.encoded
+                    window,
+                    entries=before.entries,
+                    error=before.error or _chained(refusal.error, error),
+                    encoded=before.encoded,
                 )
             refused.append(refusal)
             rest = entries[place + 1 :]
@@ -138,10 +141,10 @@ def score(scorer: Scorer, window: Window, *, stops: bool, count: Count) -> tuple
     `count` is called with numbers of pairs and tokens as they are scored; negative ones take back what was counted.
     Raises ScoringError where no single pair is at fault.
     """
-    assert window.encoded is not None, "encode comes first"
     refused: list[Refused] = []
     rows: list[ScoredRow] = []
-    error = _score(scorer, window.entries, window.encoded, stops, count, rows, refused)
+    encoded = window.encoded or scorer.encode([])
+    error = _score(scorer, window.entries, encoded, stops, count, rows, refused)
     if error is not None:
         return dataclasses.replace(window, error=error), rows
     if refused:
@@ -154,7 +157,7 @@ def _score(
     scorer: Scorer, entries: Sequence[Entry], encoded: EncodedPairs, stops: bool, count: Count,
     rows: list[ScoredRow], refused: list[Refused],
 ) -> Exception | None:  # fmt: skip
-    """Score entries into `rows`; those before and behind one that fails are scored again. Returns what ends the input."""
+    """Score entries into `rows`, again before and behind one that fails; returns the error that ends the input."""
     if not entries:
         return None
     counted = [0, 0]

@@ -12,8 +12,9 @@ from typing import Any
 from cappy_engine.bulk.formats import Format, format_of
 from cappy_engine.bulk.jsonl import json_line
 from cappy_engine.bulk.packing import DAMAGES, damage
-from cappy_engine.bulk.reading import Position, Reading, Refused, open_source
+from cappy_engine.bulk.reading import Position, Reading, Refused
 from cappy_engine.bulk.row_options import FILE_WINDOW_PAIRS, Progress, RowOptions, Totals
+from cappy_engine.bulk.sources import open_source
 from cappy_engine.bulk.tasks import Task
 from cappy_engine.bulk.windows import ScoredRow, Window, encode, score, windows
 from cappy_engine.bulk.writing import Writer

@@ -74,10 +74,7 @@ class LineWriter:
         if self._keeps_bytes:
             return b"".join([_with_fields(row.entry.raw, self._added(row)) for row in rows])
         return b"".join(
-            [
-                _line({**fields, **self._added(row)}, row)
-                for row, fields in zip(rows, fields_of(rows), strict=True)
-            ]
+            [_line({**fields, **self._added(row)}, row) for row, fields in zip(rows, fields_of(rows), strict=True)]
         )
 
     def _added(self, row: ScoredRow) -> dict[str, object]:
@@ -102,10 +99,7 @@ class CsvWriter:
         """Write records."""
         found = (self._task.results(row.entry.pairs, row.scores, row.truncated).values() for row in rows)
         return b"".join(
-            [
-                self._longer(row.entry.raw, list(map(_cell, values)))
-                for row, values in zip(rows, found, strict=True)
-            ]
+            [self._longer(row.entry.raw, list(map(_cell, values))) for row, values in zip(rows, found, strict=True)]
         )
 
     def _longer(self, record: bytes, values: list[str]) -> bytes:

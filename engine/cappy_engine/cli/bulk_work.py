@@ -45,7 +45,11 @@ class BulkOptions:
 
     output: Annotated[
         Path | None,
-        Asked("file or folder to write; the format is told by the name (default: stdout)", flag="-o --output", metavar="OUT"),
+        Asked(
+            "file or folder to write; the format is told by the name (default: stdout)",
+            flag="-o --output",
+            metavar="OUT",
+        ),
     ] = None
     force: Annotated[bool, Asked("replace OUT if it exists")] = False
     resume: Annotated[bool, Asked("go on with a run that was stopped; begin where there is none")] = False
@@ -171,7 +175,8 @@ def _found(inputs: Sequence[str]) -> list[tuple[Path, Path]]:
         if path.is_dir():
             found += files_of_folder(path)
         elif not path.exists() and glob.has_magic(name):
-            matches = sorted(Path(each) for each in glob.glob(name, recursive=True) if Path(each).is_file())
+            names = glob.iglob(name, recursive=True)  # noqa: PTH207 - a pattern may be absolute
+            matches = sorted(path for path in map(Path, names) if path.is_file())
             if not matches:
                 raise CappyError(f"no file matches {name}")
             found += [(each, Path(each.name)) for each in matches]
@@ -206,9 +211,7 @@ def _bar() -> Iterator[Callable[[Totals], None]]:
 
         def first(totals: Totals) -> None:
             layout = "{percentage:3.0f}%|{bar}| {postfix}, {remaining} left"
-            show = stack.enter_context(
-                progress_bar(layout=layout if totals.bytes_total else "{postfix} in {elapsed}")
-            )
+            show = stack.enter_context(progress_bar(layout=layout if totals.bytes_total else "{postfix} in {elapsed}"))
             begun = totals.bytes_begun
 
             def show_totals(totals: Totals) -> None:

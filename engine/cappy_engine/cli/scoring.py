@@ -34,9 +34,7 @@ class RankTexts:
     instruction: Annotated[str | None, Asked("the instruction; @FILE reads it, - is stdin", metavar="TEXT")] = None
     candidates: Annotated[
         tuple[str, ...],
-        Asked(
-            "a response to rank; repeat for each. @FILE and - give one a line", flag="--candidate", metavar="TEXT"
-        ),
+        Asked("a response to rank; repeat for each. @FILE and - give one a line", flag="--candidate", metavar="TEXT"),
     ] = ()
     literal: Annotated[bool, Asked("take texts as they are: @ and - mean nothing")] = False
     as_json: Annotated[bool, Asked("print a JSON list", flag="--json")] = False
