@@ -130,8 +130,8 @@ class CsvSource:
         try:
             names = next(self._records, None)
         except InvalidLine as error:
+            check_encoding(self._records.raw)
             raise CappyError(f"{path}, {error}") from error
-        check_encoding(self._records.raw)
         if not names:
             raise CappyError(f"{path} has no first line with the names of its columns")
         self.names: list[str] = names

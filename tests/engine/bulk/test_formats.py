@@ -1,0 +1,316 @@
+"""JSON Lines, CSV and Parquet in and out: other columns stay as they are, types are what a person expects."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cappy_engine import Scorer
+from cappy_engine.bulk.formats import Format, format_of
+from cappy_engine.bulk.row_options import RowOptions
+from cappy_engine.bulk.tasks import RankTask, ScoreTask
+from cappy_engine.errors import CappyError, InvalidLine
+from cappy_engine.testing import fake_scorer
+from cappy_engine.tokenizer import PairTokenizer
+from tests.support.bulk_files import WINDOW, pairs_of, run, write_rows
+from tests.support.scored_lines import LONG
+
+
+@pytest.fixture(scope="module")
+def scorer(tokenizer: PairTokenizer) -> Scorer:
+    return fake_scorer(tokenizer=tokenizer)
+
+
+def scores_of(scorer: Scorer, rows: list[dict[str, Any]]) -> list[float]:
+    return scorer.score([(row["instruction"], row["response"]) for row in rows]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.jsonl", Format()),
+        ("a.JSONL.GZ", Format("jsonl", "gz")),
+        ("a", Format()),
+        ("pairs.txt", Format()),
+        ("a.csv.zst", Format("csv", "zst", ",")),
+        ("a.tsv", Format("csv", "", "\t")),
+        ("b.parquet", Format("parquet")),
+    ],
+)
+def test_a_name_tells_the_format(name: str, expected: Format) -> None:
+    assert format_of(name) == expected
+
+
+# CSV
+
+
+def test_csv_keeps_its_bytes_and_gets_two_columns(tmp_path: Path, scorer: Scorer) -> None:
+    source = tmp_path / "in.csv"
+    source.write_bytes(
+        b'\xef\xbb\xbfid,"instruction",response\r\n 1 ,"Is it, or\nis it ""not""?",yes\r\n\r\n02,Is it?,\r\n'
+    )
+    totals = run(scorer, source, tmp_path / "out.csv")
+    first, second = scorer.score([('Is it, or\nis it "not"?', "yes"), ("Is it?", "")]).tolist()
+    assert (tmp_path / "out.csv").read_bytes() == (
+        b'\xef\xbb\xbfid,"instruction",response,score,score_truncated\r\n'
+        b' 1 ,"Is it, or\nis it ""not""?",yes,%a,false\r\n'
+        b"02,Is it?,,%a,false\r\n" % (first, second)
+    )
+    assert (totals.pairs, totals.blank_lines) == (2, 1)
+
+
+def test_tabs_stand_between_the_values_of_a_tsv(tmp_path: Path, scorer: Scorer) -> None:
+    (tmp_path / "in.tsv").write_text("instruction\tresponse\nIs it, really?\tYes\n")
+    run(scorer, tmp_path / "in.tsv", tmp_path / "out.tsv")
+    header, row = (tmp_path / "out.tsv").read_text().splitlines()
+    assert header.split("\t") == ["instruction", "response", "score", "score_truncated"]
+    assert row.split("\t")[3] == "false"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "in.csv has no first line with the names of its columns"),
+        (b"instruction,answer\nq,a\n", "in.csv has no column 'response'; found 'instruction', 'answer'"),
+        (b"instruction,response,response\nq,a,b\n", "in.csv has the column 'response' 2 times"),
+        (b"instruction,response,score\nq,a,1\n", "in.csv has a column 'score' already; choose another"),
+        (b"instruction,response\nq,a\nq\n", "line 3: has 1 values, and the first line names 2 columns"),
+        (b"instruction,response\nq,a,b\n", "line 2: has 3 values"),
+        (b'instruction,response\nq,"a\n\n', r"line 2: not CSV \(unexpected end of data\)"),
+        (b'instruction,response\nq,"a"b\n', r"line 2: not CSV \(',' expected after '\"'\)"),
+        (b"instruction,response\nq,a\nq,\xe9\n", r"line 3: not UTF-8 \(byte 2: 0xe9\)"),
+        (b"\xff\xfei\0n\0", "the input is UTF-16 or UTF-32; make it UTF-8"),
+        (b'instruction,response\nq,"' + b"x" * 60 + b"\n" + b"x" * 60, "line 2: is longer than 100 bytes .*not closed"),
+    ],
+)
+def test_bad_csv_is_an_error_with_its_place(content: bytes, problem: str, tmp_path: Path, scorer: Scorer) -> None:
+    source = tmp_path / "in.csv"
+    source.write_bytes(content)
+    with pytest.raises(CappyError, match=problem):
+        run(scorer, source, tmp_path / "out.csv", options=RowOptions(max_line_bytes=100))
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_bad_records_go_to_the_rejects_and_the_next_one_is_read(tmp_path: Path, scorer: Scorer) -> None:
+    source = tmp_path / "in.csv"
+    source.write_bytes(b"instruction,response\nq,a\nq\n\xe9,a\nq,b\n")
+    skip = RowOptions("skip", window=WINDOW)
+    run(scorer, source, tmp_path / "out.csv", options=skip, rejects=tmp_path / "bad.jsonl")
+    assert [line.split(",")[1] for line in (tmp_path / "out.csv").read_text().splitlines()] == ["response", "a", "b"]
+    rejects = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert [(each["line"], each["text"]) for each in rejects] == [(3, "q"), (4, r"\xe9,a")]
+
+
+# Packed
+
+
+@pytest.mark.parametrize("packing", ["gz", "zst"])
+def test_packed_files_are_read_and_written(packing: str, tmp_path: Path, scorer: Scorer) -> None:
+    if packing == "zst":
+        pytest.importorskip("pyarrow")
+    rows = pairs_of(30)
+    source = write_rows(tmp_path / f"in.jsonl.{packing}", rows)
+    out, again = tmp_path / f"out.jsonl.{packing}", tmp_path / "again.jsonl"
+    run(scorer, source, out)
+    run(scorer, out, again, task=ScoreTask(score_field="again"))
+    found = [json.loads(line) for line in again.read_text().splitlines()]
+    expected = scores_of(scorer, rows)
+    assert found == [{**row, "score": score, "again": score} for row, score in zip(rows, expected, strict=True)]
+
+
+@pytest.mark.parametrize("packing", ["gz", "zst"])
+@pytest.mark.parametrize("cut", [-5, -40, 0])
+def test_a_packed_file_that_is_cut_is_an_error_with_its_place(
+    packing: str, cut: int, tmp_path: Path, scorer: Scorer
+) -> None:
+    if packing == "zst":
+        pytest.importorskip("pyarrow")
+    source = write_rows(tmp_path / f"in.jsonl.{packing}", pairs_of(300))
+    source.write_bytes(source.read_bytes()[:cut])
+    with pytest.raises(CappyError, match=rf"in\.jsonl\.{packing} is not a complete (gzip|zstd) file: "):
+        run(scorer, source, tmp_path / "out.jsonl")
+
+
+# Parquet
+
+
+def test_parquet_keeps_its_columns_and_gets_float32_and_bool(tmp_path: Path, scorer: Scorer) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    rows = [*pairs_of(30), {"id": "30", "instruction": "q", "response": LONG}]
+    table = pa.Table.from_pylist(rows)
+    columns = {
+        "when": pa.array(range(31), pa.timestamp("us", tz="UTC")),
+        "kind": pa.array(["a", None, "b"] * 10 + ["a"]).dictionary_encode(),
+        "tags": pa.array([[1], None] * 15 + [[]], pa.list_(pa.int8())),
+        "raw": pa.array([b"\xff"] * 31, pa.large_binary()),
+    }
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    pq.write_table(table, tmp_path / "in.parquet", row_group_size=7)
+    run(scorer, tmp_path / "in.parquet", tmp_path / "out.parquet")
+    written = pq.read_table(tmp_path / "out.parquet")
+    assert written.select(table.column_names).equals(table)
+    assert written.schema.field("score").type == pa.float32()
+    assert written.schema.field("score_truncated").type == pa.bool_()
+    assert written["score"].to_pylist() == scores_of(scorer, rows)
+    assert written["score_truncated"].to_pylist() == [False] * 30 + [True]
+
+
+def test_pandas_and_polars_read_the_types_that_a_person_expects(tmp_path: Path, scorer: Scorer) -> None:
+    pandas = pytest.importorskip("pandas")
+    polars = pytest.importorskip("polars")
+    pytest.importorskip("pyarrow")
+    frame = pandas.DataFrame(pairs_of(10)).assign(weight=0.5)
+    frame.to_parquet(tmp_path / "in.parquet")
+    run(scorer, tmp_path / "in.parquet", tmp_path / "out.parquet")
+    read = pandas.read_parquet(tmp_path / "out.parquet")
+    assert (read["score"].dtype, read["score_truncated"].dtype) == ("float32", "bool")
+    pandas.testing.assert_frame_equal(read[frame.columns], frame)
+    schema = polars.read_parquet(tmp_path / "out.parquet").schema
+    assert (schema["score"], schema["score_truncated"], schema["weight"]) == (
+        polars.Float32, polars.Boolean, polars.Float64,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        ({"instruction": ["q"]}, "no column 'response'; found 'instruction'"),
+        ({"instruction": ["q"], "response": [1]}, "the column 'response' holds int64, and must hold texts"),
+        ({"instruction": ["q", "q"], "response": ["a", None]}, "^row 2: response must be a str, got NoneType None"),
+        ({"instruction": ["q"], "response": [None]}, "^row 1: response must be a str, got NoneType None"),
+        ({"instruction": ["q"], "response": ["a"], "score": [1.0]}, "has a column 'score' already"),
+    ],
+)
+def test_a_parquet_file_without_pairs_is_an_error_with_its_place(
+    columns: dict[str, Any], problem: str, tmp_path: Path, scorer: Scorer
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table(columns), tmp_path / "in.parquet")
+    with pytest.raises(CappyError, match=problem):
+        run(scorer, tmp_path / "in.parquet", tmp_path / "out.parquet")
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"{}\n", "cut", "changed"])
+def test_a_file_that_is_not_parquet_is_an_error_that_names_it(
+    content: bytes | str, tmp_path: Path, scorer: Scorer
+) -> None:
+    pytest.importorskip("pyarrow")
+    source = write_rows(tmp_path / "in.parquet", pairs_of(30))
+    whole = source.read_bytes()
+    middle = len(whole) // 8
+    others = {"cut": whole[:-20], "changed": whole[:middle] + b"\xff" * 99 + whole[middle + 99 :]}
+    source.write_bytes(content if isinstance(content, bytes) else others[content])
+    with pytest.raises(CappyError, match=r"in\.parquet is (not a complete Parquet file|damaged behind row)"):
+        run(scorer, source, tmp_path / "out.parquet")
+
+
+def test_parquet_without_rows_gives_parquet_without_rows(tmp_path: Path, scorer: Scorer) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    schema = pa.schema([("instruction", pa.string()), ("response", pa.large_string())])
+    pq.write_table(schema.empty_table(), tmp_path / "in.parquet")
+    assert run(scorer, tmp_path / "in.parquet", tmp_path / "out.parquet").pairs == 0
+    written = pq.read_table(tmp_path / "out.parquet")
+    assert (written.num_rows, written.column_names) == (0, ["instruction", "response", "score", "score_truncated"])
+
+
+# From one format to another
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("into", ["jsonl", "jsonl.gz", "parquet"])
+def test_rows_of_any_format_become_json_lines_or_parquet(form: str, into: str, tmp_path: Path, scorer: Scorer) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    rows = pairs_of(30)
+    out = tmp_path / f"out.{into}"
+    run(scorer, write_rows(tmp_path / f"in.{form}", rows), out)
+    if into == "parquet":
+        found = pq.read_table(out).to_pylist()
+        marks = {"score_truncated": False}
+    else:
+        content = gzip.decompress(out.read_bytes()) if into.endswith("gz") else out.read_bytes()
+        found, marks = [json.loads(line) for line in content.splitlines()], {}
+    expected = scores_of(scorer, rows)
+    assert found == [{**row, "score": score, **marks} for row, score in zip(rows, expected, strict=True)]
+
+
+def test_rows_of_json_that_do_not_fit_into_columns_are_errors_with_their_line(tmp_path: Path, scorer: Scorer) -> None:
+    pytest.importorskip("pyarrow")
+    rows = [{**row, "n": int(row["id"])} for row in pairs_of(20)]
+    for other, problem in (("x", "does not fit into the columns"), ([1], "does not fit"), (None, "")):
+        rows[15]["n"] = other  # type: ignore[typeddict-item]
+        source = write_rows(tmp_path / "in.jsonl", rows)
+        if problem:
+            with pytest.raises(InvalidLine, match=f"^line 16: {problem}"):
+                run(scorer, source, tmp_path / "out.parquet", force=True)
+        else:
+            run(scorer, source, tmp_path / "out.parquet", force=True)
+
+
+def test_csv_is_made_of_csv_only(tmp_path: Path, scorer: Scorer) -> None:
+    source = write_rows(tmp_path / "in.jsonl", pairs_of(3))
+    with pytest.raises(CappyError, match="rows of JSON Lines are not written as CSV; choose"):
+        run(scorer, source, tmp_path / "out.csv")
+
+
+# Names of columns, ranking
+
+
+def test_columns_may_have_other_names(tmp_path: Path, scorer: Scorer) -> None:
+    rows = [{"prompt": "q", "answer": "a"}]
+    task = ScoreTask("prompt", "answer", "reward")
+    run(scorer, write_rows(tmp_path / "in.csv", rows), tmp_path / "out.csv", task=task)
+    with (tmp_path / "out.csv").open() as file:
+        assert list(next(csv.DictReader(file))) == ["prompt", "answer", "reward", "reward_truncated"]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_rank_tells_the_winner_all_scores_and_the_margin(form: str, tmp_path: Path, scorer: Scorer) -> None:
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    rows = [
+        {"instruction": "Is the sky blue?", "candidates": ["Yes", "No", "Maybe"]},
+        {"instruction": "q", "candidates": ["a", LONG]},
+        {"instruction": "q", "candidates": ["a"]},
+        {"instruction": "q", "candidates": ["a", "a"]},
+    ]
+    run(scorer, write_rows(tmp_path / f"in.{form}", rows), tmp_path / f"out.{form}", task=RankTask())
+    if form == "parquet":
+        import pyarrow.parquet as pq
+
+        found = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    else:
+        found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    for row, made in zip(rows, found, strict=True):
+        ranked = scorer.rank(str(row["instruction"]), row["candidates"])
+        assert made["winner"] == ranked[0].response
+        assert made["winner_index"] == ranked[0].index
+        assert made["scores"] == [each.score for each in sorted(ranked, key=lambda each: each.index)]
+        expected = ranked[0].score - ranked[1].score if len(ranked) > 1 else None
+        assert made["margin"] == (None if expected is None else pytest.approx(expected, abs=1e-6))
+    assert [made.get("truncated") or None for made in found] == [None, [1], None, None]
+
+
+@pytest.mark.parametrize(
+    ("candidates", "problem"),
+    [
+        ([], "candidates is empty; there is nothing to rank"),
+        ("Yes", "candidates must be a list of texts, got str 'Yes'"),
+        (["Yes", None], "a candidate must be a str, got NoneType None"),
+        (None, "candidates must be a list of texts, got NoneType None"),
+    ],
+)
+def test_a_row_without_candidates_is_an_error_with_its_line(
+    candidates: object, problem: str, tmp_path: Path, scorer: Scorer
+) -> None:
+    rows = [{"instruction": "q", "candidates": ["a"]}, {"instruction": "q", "candidates": candidates}]
+    with pytest.raises(InvalidLine, match=f"^line 2: {problem}"):
+        run(scorer, write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", task=RankTask())
