@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cappy_engine.bulk.entries import Position, Reading
 from cappy_engine.bulk.formats import Format, format_of
 from cappy_engine.bulk.growing import Names
 from cappy_engine.bulk.identity import inputs_of, scorer_settings, versions
@@ -19,7 +20,6 @@ from cappy_engine.bulk.lines import MAX_LINE_BYTES
 from cappy_engine.bulk.marks import forget
 from cappy_engine.bulk.overlap import Behind, ahead
 from cappy_engine.bulk.packing import packer
-from cappy_engine.bulk.reading import Position, Reading
 from cappy_engine.bulk.row_options import Progress, RowOptions, Totals
 from cappy_engine.bulk.runs import Run, Say, Target, finished, open_run
 from cappy_engine.bulk.sources import LineSource, open_source

@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cappy_engine.bulk.csv_rows import CsvRecords
-from cappy_engine.bulk.formats import Format, format_of
-from cappy_engine.bulk.lines import Lines, check_length
-from cappy_engine.bulk.packing import tables_for, unpacked
-from cappy_engine.bulk.reading import (
+from cappy_engine.bulk.entries import (
     BLANK,
     Entry,
     Item,
@@ -27,6 +24,9 @@ from cappy_engine.bulk.reading import (
     check_free,
     check_names,
 )
+from cappy_engine.bulk.formats import Format, format_of
+from cappy_engine.bulk.lines import Lines, check_length
+from cappy_engine.bulk.packing import tables_for, unpacked
 from cappy_engine.bulk.rows import read_fields
 from cappy_engine.errors import CappyError, InvalidLine
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cappy_engine.batching import EncodedPairs
-from cappy_engine.bulk.reading import BLANK, Entry, Position, Refused, Source
+from cappy_engine.bulk.entries import BLANK, Entry, Position, Refused, Source
 from cappy_engine.errors import InvalidLine, InvalidPair, ScoringError
 from cappy_engine.pairs import TooLong
 from cappy_engine.scorer import Scorer

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cappy_engine.bulk.entries import Position, Reading, Refused
 from cappy_engine.bulk.formats import Format, format_of
 from cappy_engine.bulk.jsonl import json_line
 from cappy_engine.bulk.packing import DAMAGES, damage
-from cappy_engine.bulk.reading import Position, Reading, Refused
 from cappy_engine.bulk.row_options import FILE_WINDOW_PAIRS, Progress, RowOptions, Totals
 from cappy_engine.bulk.sources import open_source
 from cappy_engine.bulk.tasks import Task

@@ -1,4 +1,4 @@
-"""`cappy score` and `cappy rank` on files: folders, globs, rejects, a kill, a full disk, and inputs that are not rows."""
+"""`cappy score` and `cappy rank` on files: folders, globs, rejects, a kill, a full disk, what is not rows."""
 
 from __future__ import annotations
 

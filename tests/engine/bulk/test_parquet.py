@@ -1,0 +1,148 @@
+"""Parquet in and out, and rows of one format in another."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cappy_engine import Scorer
+from cappy_engine.errors import CappyError, InvalidLine
+from cappy_engine.testing import fake_scorer
+from cappy_engine.tokenizer import PairTokenizer
+from tests.support.bulk_files import pairs_of, run, write_rows
+from tests.support.scored_lines import LONG
+
+
+@pytest.fixture(scope="module")
+def scorer(tokenizer: PairTokenizer) -> Scorer:
+    return fake_scorer(tokenizer=tokenizer)
+
+
+def scores_of(scorer: Scorer, rows: list[dict[str, Any]]) -> list[float]:
+    return scorer.score([(row["instruction"], row["response"]) for row in rows]).tolist()
+
+
+def test_parquet_keeps_its_columns_and_gets_float32_and_bool(tmp_path: Path, scorer: Scorer) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    rows = [*pairs_of(30), {"id": "30", "instruction": "q", "response": LONG}]
+    table = pa.Table.from_pylist(rows)
+    columns = {
+        "when": pa.array(range(31), pa.timestamp("us", tz="UTC")),
+        "kind": pa.array(["a", None, "b"] * 10 + ["a"]).dictionary_encode(),
+        "tags": pa.array([[1], None] * 15 + [[]], pa.list_(pa.int8())),
+        "raw": pa.array([b"\xff"] * 31, pa.large_binary()),
+    }
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    pq.write_table(table, tmp_path / "in.parquet", row_group_size=7)
+    run(scorer, tmp_path / "in.parquet", tmp_path / "out.parquet")
+    written = pq.read_table(tmp_path / "out.parquet")
+    assert written.select(table.column_names).equals(table)
+    assert written.schema.field("score").type == pa.float32()
+    assert written.schema.field("score_truncated").type == pa.bool_()
+    assert written["score"].to_pylist() == scores_of(scorer, rows)
+    assert written["score_truncated"].to_pylist() == [False] * 30 + [True]
+
+
+def test_pandas_and_polars_read_the_types_that_a_person_expects(tmp_path: Path, scorer: Scorer) -> None:
+    pandas = pytest.importorskip("pandas")
+    polars = pytest.importorskip("polars")
+    pytest.importorskip("pyarrow")
+    frame = pandas.DataFrame(pairs_of(10)).assign(weight=0.5)
+    frame.to_parquet(tmp_path / "in.parquet")
+    run(scorer, tmp_path / "in.parquet", tmp_path / "out.parquet")
+    read = pandas.read_parquet(tmp_path / "out.parquet")
+    assert (read["score"].dtype, read["score_truncated"].dtype) == ("float32", "bool")
+    pandas.testing.assert_frame_equal(read[frame.columns], frame)
+    schema = polars.read_parquet(tmp_path / "out.parquet").schema
+    assert (schema["score"], schema["score_truncated"], schema["weight"]) == (
+        polars.Float32, polars.Boolean, polars.Float64,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        ({"instruction": ["q"]}, "no column 'response'; found 'instruction'"),
+        ({"instruction": ["q"], "response": [1]}, "the column 'response' holds int64, and must hold texts"),
+        ({"instruction": ["q", "q"], "response": ["a", None]}, "^row 2: response must be a str, got NoneType None"),
+        ({"instruction": ["q"], "response": [None]}, "^row 1: response must be a str, got NoneType None"),
+        ({"instruction": ["q"], "response": ["a"], "score": [1.0]}, "has a column 'score' already"),
+    ],
+)
+def test_a_parquet_file_without_pairs_is_an_error_with_its_place(
+    columns: dict[str, Any], problem: str, tmp_path: Path, scorer: Scorer
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table(columns), tmp_path / "in.parquet")
+    with pytest.raises(CappyError, match=problem):
+        run(scorer, tmp_path / "in.parquet", tmp_path / "out.parquet")
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"{}\n", "cut", "changed"])
+def test_a_file_that_is_not_parquet_is_an_error_that_names_it(
+    content: bytes | str, tmp_path: Path, scorer: Scorer
+) -> None:
+    pytest.importorskip("pyarrow")
+    source = write_rows(tmp_path / "in.parquet", pairs_of(30))
+    whole = source.read_bytes()
+    middle = len(whole) // 8
+    others = {"cut": whole[:-20], "changed": whole[:middle] + b"\xff" * 99 + whole[middle + 99 :]}
+    source.write_bytes(content if isinstance(content, bytes) else others[content])
+    with pytest.raises(CappyError, match=r"in\.parquet is (not a complete Parquet file|damaged behind row)"):
+        run(scorer, source, tmp_path / "out.parquet")
+
+
+def test_parquet_without_rows_gives_parquet_without_rows(tmp_path: Path, scorer: Scorer) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    schema = pa.schema([("instruction", pa.string()), ("response", pa.large_string())])
+    pq.write_table(schema.empty_table(), tmp_path / "in.parquet")
+    assert run(scorer, tmp_path / "in.parquet", tmp_path / "out.parquet").pairs == 0
+    written = pq.read_table(tmp_path / "out.parquet")
+    assert (written.num_rows, written.column_names) == (0, ["instruction", "response", "score", "score_truncated"])
+
+
+# From one format to another
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("into", ["jsonl", "jsonl.gz", "parquet"])
+def test_rows_of_any_format_become_json_lines_or_parquet(form: str, into: str, tmp_path: Path, scorer: Scorer) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    rows = pairs_of(30)
+    out = tmp_path / f"out.{into}"
+    run(scorer, write_rows(tmp_path / f"in.{form}", rows), out)
+    if into == "parquet":
+        found = pq.read_table(out).to_pylist()
+        marks = {"score_truncated": False}
+    else:
+        content = gzip.decompress(out.read_bytes()) if into.endswith("gz") else out.read_bytes()
+        found, marks = [json.loads(line) for line in content.splitlines()], {}
+    expected = scores_of(scorer, rows)
+    assert found == [{**row, "score": score, **marks} for row, score in zip(rows, expected, strict=True)]
+
+
+def test_rows_of_json_that_do_not_fit_into_columns_are_errors_with_their_line(tmp_path: Path, scorer: Scorer) -> None:
+    pytest.importorskip("pyarrow")
+    rows = [{**row, "n": int(row["id"])} for row in pairs_of(20)]
+    for other, problem in (("x", "does not fit into the columns"), ([1], "does not fit"), (None, "")):
+        rows[15]["n"] = other  # type: ignore[typeddict-item]
+        source = write_rows(tmp_path / "in.jsonl", rows)
+        if problem:
+            with pytest.raises(InvalidLine, match=f"^line 16: {problem}"):
+                run(scorer, source, tmp_path / "out.parquet", force=True)
+        else:
+            run(scorer, source, tmp_path / "out.parquet", force=True)
+
+
+def test_csv_is_made_of_csv_only(tmp_path: Path, scorer: Scorer) -> None:
+    source = write_rows(tmp_path / "in.jsonl", pairs_of(3))
+    with pytest.raises(CappyError, match="rows of JSON Lines are not written as CSV; choose"):
+        run(scorer, source, tmp_path / "out.csv")
