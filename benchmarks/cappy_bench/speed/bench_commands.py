@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from cappy_bench.bulk.bulk_options import BulkBenchOptions
 from cappy_bench.load.load_options import LoadOptions
 from cappy_bench.load.load_tables import load_tables
 from cappy_bench.peers.specs import SPECS
@@ -32,6 +33,7 @@ SERVED = ("precision", "threads", "mode", "max_batch_tokens")
       cappy bench compare before.json after.json
       cappy bench report
       cappy bench serve --bundle cappy-bundle
+      cappy bench bulk --pairs 1000000
 
     numbers are useful tokens: padding counts for nothing
     """
@@ -158,6 +160,29 @@ def serve(options: LoadOptions, scorer: ScorerOptions) -> None:
         from cappy_bench.load.serve_measure import measure_load
     result = measure_load(options, served, say=_say)
     show(load_tables(result))
+    print_json(result, indent=None)
+
+
+@command(
+    """
+    examples:
+      cappy bench bulk
+      cappy bench bulk --pairs 1000000 --out bulk.json
+      cappy bench bulk --bundle cappy-bundle --format parquet --threads 4
+
+    The last line on stdout is the result as one JSON document.
+    """,
+    of=bench,
+)
+@takes(BulkBenchOptions)
+@takes(ScorerOptions, "scorer", only=SERVED, section="Options of the scorer")
+@quiet_option
+def bulk(options: BulkBenchOptions, scorer: ScorerOptions) -> None:
+    """Measure `cappy score` on a file of short pairs, beside the scorer alone: pairs a second, and memory."""
+    from cappy_bench.bulk.bulk_measure import bulk_table, measure_bulk
+
+    result = measure_bulk(options, scorer, say=_say)
+    show(bulk_table(result))
     print_json(result, indent=None)
 
 

@@ -11,7 +11,7 @@ from cappy_engine.errors import InvalidLine
 from cappy_engine.options import Asked
 from cappy_engine.pairs import TOO_LONG, TooLong
 
-FILE_WINDOW_PAIRS = 1024
+FILE_WINDOW_PAIRS = 2048
 """Pairs of a file that are scored together, and lost at most if the process is killed."""
 
 MARKED = ("pairs", "tokens", "truncated", "blank_lines", "bytes_scored", "without_instruction", "refused")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -181,6 +182,20 @@ def read_streams(file: BinaryIO, size: int) -> Iterator[Batch]:
     while file.tell() < size:
         with pa.ipc.open_stream(file) as reader:
             yield from reader
+
+
+def write_rows(rows: Iterator[Mapping[str, str]], path: Path) -> None:
+    """Write rows of texts as a Parquet file, some at a time; the first one tells the columns.
+
+    >>> write_rows(iter([{"instruction": "Is the sky blue?", "response": "Yes"}]), Path("pairs.parquet"))
+    """
+    first = next(rows)
+    schema = text_schema(list(first))
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        part: list[Mapping[str, str]] = [first]
+        while part:
+            writer.write_table(pa.Table.from_pylist(part, schema))
+            part = list(islice(rows, ROWS_OF_A_GROUP))
 
 
 def first_schema(file: BinaryIO) -> Schema:

@@ -65,7 +65,7 @@ def most_pairs_of(scorer: Scorer, options: RowOptions) -> int:
     """Tell how many pairs of a file make a window: by the largest batch, not by how fast this machine is.
 
     >>> most_pairs_of(scorer, RowOptions())
-    1024
+    2048
     """
     by_batches = BATCHES_OF_A_WINDOW * scorer.runner.grouping.max_batch_tokens // 32
     return options.window or max(FILE_WINDOW_PAIRS, by_batches)

@@ -1,0 +1,162 @@
+"""Scores a file of short pairs with `cappy score`, beside what the scorer does with the same pairs in memory.
+
+The scorer alone gets a sample of the pairs in one call, before the file and after it, so that a machine whose speed
+changes is noticed. The file's seconds are those of the whole process, its start and the renaming of its output too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from cappy_bench.bulk.bulk_options import BulkBenchOptions
+from cappy_bench.machine import current_commit, describe_machine
+from cappy_engine.bulk.outputs import check_output
+from cappy_engine.bulk.packing import packer, tables_for
+from cappy_engine.errors import BenchmarkError
+from cappy_engine.options import ScorerOptions
+from cappy_engine.scorer import Scorer
+from cappy_engine.storage import write_json
+
+WORDS = (
+    "a about all an and answer are as at be been but by can city could day did do down each find first for from good had "
+    "has have he her him his house how if in into is it its like long look made make many may more my name new no not now "
+    "number of on one or other out part people river said see she sky so some than that the their them then there these "
+    "they this time to two up use was water way we were what when which who will with word work would write year you"
+).split()
+ROWS_AT_A_TIME = 1000
+
+Say = Callable[[str], object]
+
+
+def measure_bulk(options: BulkBenchOptions, scorer_options: ScorerOptions, *, say: Say) -> dict[str, Any]:
+    """Measure `cappy score` on a file; the result as a JSON document.
+
+    Raises BenchmarkError if the command fails, and OutputError if the result would be written over a file.
+    """
+    if options.out is not None:
+        check_output(options.out, force=options.force)
+    options.work.mkdir(parents=True, exist_ok=True)
+    source = options.work / f"pairs.{options.form}"
+    scored = options.work / f"scored.{options.form}"
+    try:
+        say(f"writing {options.pairs} pairs to {source}")
+        write_pairs(source, options)
+        sample = list(islice(rows(options), options.sample))
+        say(f"scoring {len(sample)} of them in memory")
+        before = own_rate(sample, options, scorer_options)
+        say(f"scoring {source} with cappy score")
+        seconds, peak = run_score(source, scored, options, scorer_options)
+        say(f"scoring {len(sample)} of them in memory")
+        after = own_rate(sample, options, scorer_options)
+        sizes = source.stat().st_size, scored.stat().st_size
+    finally:
+        shutil.rmtree(options.work, ignore_errors=True)
+    own = (before + after) / 2
+    result = {
+        "pairs": options.pairs,
+        "format": options.form,
+        "seconds": seconds,
+        "pairs_per_second": options.pairs / seconds,
+        "own_pairs_per_second": own,
+        "own_before_and_after": [before, after],
+        "share_of_own": options.pairs / seconds / own,
+        "peak_bytes": peak,
+        "input_bytes": sizes[0],
+        "output_bytes": sizes[1],
+        "bundle": str(options.bundle),
+        "options": json.loads(scorer_options.to_json()),
+        "machine": describe_machine(),
+        "commit": current_commit(),
+    }
+    if options.out is not None:
+        write_json(options.out, result)
+    return result
+
+
+def rows(options: BulkBenchOptions) -> Iterator[dict[str, str]]:
+    """Make pairs of some 10 to 40 tokens, no two alike.
+
+    >>> next(rows(BulkBenchOptions()))["id"]
+    '0'
+    """
+    chance = random.Random(options.seed)  # noqa: S311 - texts, not keys
+    for number in range(options.pairs):
+        question = " ".join(chance.choices(WORDS, k=chance.randint(4, 20)))
+        answer = " ".join(chance.choices(WORDS, k=chance.randint(1, 8)))
+        yield {"id": str(number), "instruction": f"Is {question} {number}?", "response": answer}
+
+
+def write_pairs(path: Path, options: BulkBenchOptions) -> None:
+    """Write the pairs in the format that is asked for, some at a time."""
+    found = rows(options)
+    if options.form == "parquet":
+        tables_for(path).write_rows(found, path)
+        return
+    pack = packer("gz" if path.suffix == ".gz" else "zst" if path.suffix == ".zst" else "", path)
+    with path.open("wb") as file:
+        if options.form == "csv":
+            file.write(b"id,instruction,response\n")
+        while part := list(islice(found, ROWS_AT_A_TIME)):
+            if options.form == "csv":
+                file.write("".join(f"{','.join(row.values())}\n" for row in part).encode())
+            else:
+                file.write(pack("".join(json.dumps(row) + "\n" for row in part).encode()))
+
+
+def own_rate(sample: list[dict[str, str]], options: BulkBenchOptions, scorer_options: ScorerOptions) -> float:
+    """Score pairs in one call of the scorer; pairs a second."""
+    pairs = [(row["instruction"], row["response"]) for row in sample]
+    with Scorer.open_with(options.bundle, scorer_options) as scorer:
+        scorer.score(pairs[:200])
+        begun = time.perf_counter()
+        scorer.score(pairs)
+        return len(pairs) / (time.perf_counter() - begun)
+
+
+def run_score(
+    source: Path, scored: Path, options: BulkBenchOptions, scorer_options: ScorerOptions
+) -> tuple[float, int]:
+    """Run the command; its seconds, and its peak of memory in bytes. Raises BenchmarkError."""
+    words = [sys.executable, "-m", "cappy_engine", "score", str(source), "-o", str(scored), "--bundle"]
+    words += [str(options.bundle), "--quiet", "--force"]
+    for name, value in json.loads(scorer_options.to_json()).items():
+        if value not in (None, "auto") and name in ("device", "precision", "threads", "mode", "max_batch_tokens"):
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    if options.window is not None:
+        words += ["--window", str(options.window)]
+    begun = time.perf_counter()
+    with subprocess.Popen(words, stderr=subprocess.PIPE) as process:  # noqa: S603 - our own command
+        error = process.stderr.read() if process.stderr else b""
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - begun
+    if process.returncode:
+        raise BenchmarkError(f"cappy score ended with {process.returncode}: {error.decode(errors='replace')[-500:]}")
+    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def bulk_table(result: dict[str, Any]) -> str:
+    """Show a result for people.
+
+    >>> print(bulk_table(result))
+    """
+    return "\n".join(
+        [
+            f"{result['pairs']} pairs from {result['format']}, {result['input_bytes'] / 1e6:.1f} MB",
+            f"cappy score   {result['pairs_per_second']:.1f} pairs/s in {result['seconds']:.1f} s, all of the process",
+            f"scorer alone  {result['own_pairs_per_second']:.1f} pairs/s "
+            f"({' and '.join(f'{rate:.1f}' for rate in result['own_before_and_after'])}, before and after)",
+            f"share         {result['share_of_own']:.3f}",
+            f"peak memory   {result['peak_bytes'] / 1e6:.0f} MB",
+        ]
+    )

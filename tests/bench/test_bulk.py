@@ -1,0 +1,32 @@
+"""`cappy bench bulk` scores a file as users do, and compares that with the scorer alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cappy_bench.bulk.bulk_measure import rows
+from cappy_bench.bulk.bulk_options import BulkBenchOptions
+from cappy_engine.cli.main import main
+
+
+def test_bench_bulk_tells_pairs_a_second_their_share_and_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = "--pairs 60 --sample 20 --threads 1 --format jsonl.gz --out result.json --quiet".split()
+    assert main(["bench", "bulk", *arguments]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["pairs"] == 60
+    assert result["share_of_own"] == pytest.approx(result["pairs_per_second"] / result["own_pairs_per_second"])
+    assert 10e6 < result["peak_bytes"] < 1e9
+    assert json.loads(Path("result.json").read_bytes()) == result
+    assert [path.name for path in tmp_path.iterdir()] == ["bench", "result.json"] or not list(Path("bench").iterdir())
+
+
+def test_pairs_are_the_same_for_a_seed_and_no_two_are_alike() -> None:
+    found = list(rows(BulkBenchOptions(pairs=500)))
+    assert found == list(rows(BulkBenchOptions(pairs=500)))
+    assert len({row["instruction"] for row in found}) == 500
