@@ -33,6 +33,7 @@ NOT_RUN = {
     "podman ": "needs a container engine and a registry",
     "cappy bench run --bundle ": "measures every tool, for minutes",
     "cappy bench serve": "measures for minutes",
+    "cappy bench bulk": "measures for minutes",
     "cappy serve --port 8766": "serves what the next two commands measure",
     "BODIES=": "needs wrk, and measures for a minute",
     "cappy bench compare before.json": "compares results of two days",

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -28,10 +28,11 @@ from cappy_engine.scorer import Scorer
 from cappy_engine.storage import write_json
 
 WORDS = (
-    "a about all an and answer are as at be been but by can city could day did do down each find first for from good had "
-    "has have he her him his house how if in into is it its like long look made make many may more my name new no not now "
-    "number of on one or other out part people river said see she sky so some than that the their them then there these "
-    "they this time to two up use was water way we were what when which who will with word work would write year you"
+    "a about all an and answer are as at be been but by can city could day did do down each find first "
+    "for from good had has have he her him his house how if in into is it its like long look made make "
+    "many may more my name new no not now number of on one or other out part people river said see she "
+    "sky so some than that the their them then there these they this time to two up use was water way we "
+    "were what when which who will with word work would write year you "
 ).split()
 ROWS_AT_A_TIME = 1000
 
@@ -46,9 +47,8 @@ def measure_bulk(options: BulkBenchOptions, scorer_options: ScorerOptions, *, sa
     if options.out is not None:
         check_output(options.out, force=options.force)
     options.work.mkdir(parents=True, exist_ok=True)
-    source = options.work / f"pairs.{options.form}"
-    scored = options.work / f"scored.{options.form}"
-    try:
+    with tempfile.TemporaryDirectory(prefix="bulk-", dir=options.work) as folder:
+        source, scored = Path(folder) / f"pairs.{options.form}", Path(folder) / f"scored.{options.form}"
         say(f"writing {options.pairs} pairs to {source}")
         write_pairs(source, options)
         sample = list(islice(rows(options), options.sample))
@@ -59,8 +59,6 @@ def measure_bulk(options: BulkBenchOptions, scorer_options: ScorerOptions, *, sa
         say(f"scoring {len(sample)} of them in memory")
         after = own_rate(sample, options, scorer_options)
         sizes = source.stat().st_size, scored.stat().st_size
-    finally:
-        shutil.rmtree(options.work, ignore_errors=True)
     own = (before + after) / 2
     result = {
         "pairs": options.pairs,

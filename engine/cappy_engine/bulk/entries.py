@@ -66,10 +66,11 @@ Item = Entry | Refused | Blank | None
 class Source(Protocol):
     """A file's rows. `header` is what is written before them, `total` is what `Position.done` grows to.
 
-    `lines` counts the lines or rows that were read.
+    `columns` are the same in files that may be read one after another. `lines` counts the lines or rows that were read.
     """
 
     header: Any
+    columns: Any
     total: int | None
 
     @property

@@ -98,6 +98,8 @@ class Run:
         if self.rejects is not None:
             self.rejects.finish()
         growing.finish()
+        if growing is not self.growing:
+            growing.file.close()
 
     def _remade(self, make: Callable[[BinaryIO, int, BinaryIO], None]) -> Growing:
         """Make the complete file beside the partial one, whose lock still keeps others away."""
@@ -168,9 +170,9 @@ def _open_rejects(target: Target, marked: Mapping[str, Any], stack: contextlib.E
     if target.rejects is None:
         return None
     is_there = target.resume and Names(target.rejects).partial.is_file()
-    if target.resume and not is_there and marked.get("rejected_bytes"):
-        if marked.get("made") and target.rejects.is_file():
-            return None  # it has its name already
+    if not is_there and marked.get("made") and target.rejects.is_file():
+        return None  # it has its name already
+    if not is_there and marked.get("rejected_bytes"):
         raise OutputError(f"{Names(target.rejects).partial} is missing; restore it, or start anew")
     names = find_names(target.rejects, resume=is_there, force=target.force, inputs=target.inputs)
     return stack.enter_context(open_growing(names, resume=is_there))

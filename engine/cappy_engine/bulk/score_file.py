@@ -140,14 +140,14 @@ def score_to(
     progress: Progress = lambda totals: None,
     reject: Callable[[bytes], object] | None = None,
 ) -> Totals:
-    """Score or rank the rows of files into a stream, in the format of its `name`, else that of the files.
+    """Score or rank the rows of files into a stream, in the format of its `name`, else that of the files; unpacked.
 
         >>> score_to(scorer, Files([Path("pairs.csv")], ScoreTask()), sys.stdout.buffer.write).pairs
         7
 
     No run can go on with it. `reject` is that of `process_lines`. Raises what `score_file` raises.
     """
-    form = format_of(name) if name else Format(files.format.kind, "", files.format.delimiter)
+    form = dataclasses.replace(format_of(name) if name else files.format, packing="")
     if form.kind == "parquet":
         raise CappyError("Parquet is not written to a stream; name a file with -o, as in -o scored.parquet")
     found, making = _prepare(scorer, files, form, name or Path("-"))
@@ -177,9 +177,9 @@ def _prepare(scorer: Scorer, files: Files, form: Format, name: Path) -> tuple[Fi
     """Open the first file to see its columns, and choose how its rows are read and written."""
     reading = Reading(files.task, files.options.max_line_bytes, needs_fields(form, files.format))
     with open_source(files.paths[0], reading) as first:
-        header = first.header
+        header, columns = first.header, first.columns
     writer = writer_of(form, files.format, files.task, header)
-    found = FileWindows(scorer, files, reading, header, most_pairs_of(scorer, files.options))
+    found = FileWindows(scorer, files, reading, columns, most_pairs_of(scorer, files.options))
     return found, Making(writer, packer(form.packing, name))
 
 

@@ -60,6 +60,7 @@ class LineSource:
     """The rows of JSON Lines: of an open file, a stream, or any iterable of lines."""
 
     header = b""
+    columns = ()
 
     def __init__(
         self,
@@ -134,7 +135,7 @@ class CsvSource:
             raise CappyError(f"{path}, {error}") from error
         if not names:
             raise CappyError(f"{path} has no first line with the names of its columns")
-        self.names: list[str] = names
+        self.columns: list[str] = names
         self.header = self._records.raw
         check_names(names, reading.task, path)
 
@@ -152,7 +153,7 @@ class CsvSource:
 
     def rows(self, start: Position) -> Iterator[Item]:
         """Yield rows from `start` on."""
-        records, names = self._records, self.names
+        records, names = self._records, self.columns
         if start.offset:
             skip(self._lines, start.offset - len(self.header))
             records.go_on(start.offset, start.number)
@@ -186,7 +187,7 @@ class TableSource:
         self._values_of = tables.values_of
         self._task = reading.task
         self.lines = 0
-        self.header = self._rows.schema
+        self.header = self.columns = self._rows.schema
         self.total: int | None = self._rows.count
         for name in reading.task.texts:
             tables.check_column(self.header, name, path)

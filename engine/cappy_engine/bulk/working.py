@@ -78,7 +78,7 @@ class FileWindows:
     scorer: Scorer
     files: Files
     reading: Reading
-    header: Any
+    columns: Any
     most_pairs: int
 
     def since(self, start: Position) -> Iterator[Window]:
@@ -101,7 +101,7 @@ class FileWindows:
     def _of_file(self, path: Path, begin: Position) -> Iterator[Window]:
         options = self.files.options
         with open_source(path, self.reading) as source:
-            if source.header != self.header:
+            if source.columns != self.columns:
                 raise CappyError(f"{path} has other columns than {self.files.paths[0]}; give it alone")
             for window in windows(source, begin, most_pairs=self.most_pairs, stops=options.stops):
                 error = window.error
