@@ -124,7 +124,7 @@ def test_rank_of_files_writes_winners(bundle: Path, tmp_path: Path, capsys: pyte
 
 
 def test_a_killed_command_goes_on_to_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
-    source = write_rows(tmp_path / "in.jsonl", pairs_of(4000))
+    source = write_rows(tmp_path / "in.jsonl", pairs_of(1500))
     out, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
     command = [sys.executable, "-m", "cappy_engine", "score", str(source), "--bundle", str(bundle), "--window", "50"]
     assert score(source, "--bundle", bundle, "--window", "50", "-o", whole) == 0
