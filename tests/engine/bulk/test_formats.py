@@ -26,7 +26,7 @@ def scorer(tokenizer: PairTokenizer) -> Scorer:
 
 
 def scores_of(scorer: Scorer, rows: list[dict[str, Any]]) -> list[float]:
-    return scorer.score([(row["instruction"], row["response"]) for row in rows]).tolist()
+    return list(map(float, scorer.score([(row["instruction"], row["response"]) for row in rows])))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_columns_may_have_other_names(tmp_path: Path, scorer: Scorer) -> None:
 def test_rank_tells_the_winner_all_scores_and_the_margin(form: str, tmp_path: Path, scorer: Scorer) -> None:
     if form == "parquet":
         pytest.importorskip("pyarrow")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"instruction": "Is the sky blue?", "candidates": ["Yes", "No", "Maybe"]},
         {"instruction": "q", "candidates": ["a", LONG]},
         {"instruction": "q", "candidates": ["a"]},
@@ -185,6 +185,9 @@ def test_rank_tells_the_winner_all_scores_and_the_margin(form: str, tmp_path: Pa
 def test_a_row_without_candidates_is_an_error_with_its_line(
     candidates: object, problem: str, tmp_path: Path, scorer: Scorer
 ) -> None:
-    rows = [{"instruction": "q", "candidates": ["a"]}, {"instruction": "q", "candidates": candidates}]
+    rows: list[dict[str, Any]] = [
+        {"instruction": "q", "candidates": ["a"]},
+        {"instruction": "q", "candidates": candidates},
+    ]
     with pytest.raises(InvalidLine, match=f"^line 2: {problem}"):
         run(scorer, write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", task=RankTask())

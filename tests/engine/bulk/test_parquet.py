@@ -23,7 +23,7 @@ def scorer(tokenizer: PairTokenizer) -> Scorer:
 
 
 def scores_of(scorer: Scorer, rows: list[dict[str, Any]]) -> list[float]:
-    return scorer.score([(row["instruction"], row["response"]) for row in rows]).tolist()
+    return list(map(float, scorer.score([(row["instruction"], row["response"]) for row in rows])))
 
 
 def test_parquet_keeps_its_columns_and_gets_float32_and_bool(tmp_path: Path, scorer: Scorer) -> None:
@@ -133,7 +133,7 @@ def test_rows_of_json_that_do_not_fit_into_columns_are_errors_with_their_line(tm
     pytest.importorskip("pyarrow")
     rows = [{**row, "n": int(row["id"])} for row in pairs_of(20)]
     for other, problem in (("x", "does not fit into the columns"), ([1], "does not fit"), (None, "")):
-        rows[15]["n"] = other  # type: ignore[typeddict-item]
+        rows[15]["n"] = other
         source = write_rows(tmp_path / "in.jsonl", rows)
         if problem:
             with pytest.raises(InvalidLine, match=f"^line 16: {problem}"):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cappy_engine import Scorer
-from cappy_engine.bulk import runs
+from cappy_engine.bulk import growing, marks, runs
 from cappy_engine.bulk.growing import Names
 from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.tasks import RankTask, ScoreTask
@@ -52,7 +52,7 @@ def stopped(patch: pytest.MonkeyPatch, commits: int, work: Callable[[], object])
         left[0] -= 1
         written(names, progress)
 
-    written = runs.mark
+    written = marks.mark
     with patch.context() as here:
         here.setattr(runs, "mark", mark)
         with pytest.raises(Stop):
@@ -112,7 +112,7 @@ def test_a_kill_between_the_last_mark_and_the_rename_is_noticed(
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.Growing, "finish", stop)
+        patch.setattr(growing.Growing, "finish", stop)
         with pytest.raises(Stop):
             run(scorer, source, out)
     assert not out.exists()

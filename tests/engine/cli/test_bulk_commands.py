@@ -44,7 +44,7 @@ def test_a_folder_goes_on_and_leaves_complete_files_alone(
     for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
         write_rows(tmp_path / "in" / name, pairs_of(5))
     good = (tmp_path / "in" / "b.jsonl").read_bytes()
-    arguments = [tmp_path / "in", "-o", tmp_path / "out", "--bundle", bundle]
+    arguments: list[str | Path] = [tmp_path / "in", "-o", tmp_path / "out", "--bundle", bundle]
     (tmp_path / "in" / "b.jsonl").write_bytes(b"oops\n")
     assert score(*arguments) == 1
     assert f"cappy score: {tmp_path}/in/b.jsonl, line 1: not JSON" in capsys.readouterr().err
@@ -64,7 +64,7 @@ def test_files_and_globs_are_scored_into_one_file_in_their_order(
 ) -> None:
     for number, name in enumerate(("2.jsonl", "10.jsonl", "other.jsonl")):
         write_rows(tmp_path / name, [{**row, "file": number} for row in pairs_of(4)])
-    arguments = [tmp_path / "other.jsonl", f"{tmp_path}/[0-9]*.jsonl", "--bundle", bundle]
+    arguments: list[str | Path] = [tmp_path / "other.jsonl", f"{tmp_path}/[0-9]*.jsonl", "--bundle", bundle]
     assert score(*arguments, "-o", tmp_path / "all.jsonl") == 0
     assert [row["file"] for row in rows_in((tmp_path / "all.jsonl").read_bytes())] == [2] * 4 + [1] * 4 + [0] * 4
     assert score(f"{tmp_path}/none*.jsonl", "--bundle", bundle) == 1
