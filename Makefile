@@ -150,7 +150,7 @@ bench-micro: .venv-test/ready
 .venv-wheel/ready: constraints.txt
 	rm -rf .venv-wheel
 	$(PYTHON) -m venv .venv-wheel
-	.venv-wheel/bin/pip install --quiet --constraint constraints.txt build hatchling ziglang
+	.venv-wheel/bin/$(PIP_INSTALL) --constraint constraints.txt build hatchling ziglang
 	touch $@
 
 # Tried where no compiler can be found; arm64's library is run by qemu-user, if that is installed, and its C library.
