@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from tests.support.exported import bundle, checkpoint
 from tests.support.fake_tools import measure, tokenizer, workloads
+from tests.support.preloaded import preloaded
 
-__all__ = ["bundle", "checkpoint", "measure", "tokenizer", "workloads"]
+__all__ = ["bundle", "checkpoint", "measure", "preloaded", "tokenizer", "workloads"]

@@ -149,11 +149,14 @@ def test_the_last_line_of_a_run_is_its_result(
 def test_the_tools_of_this_environment_give_the_references_scores(
     checkpoint: Path,
     bundle: Path,
+    preloaded: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """In two processes for each tool, that need not import PyTorch."""
     monkeypatch.setattr(measuring, "measure_peak", lambda threads: MADE_UP_PEAK)
+    monkeypatch.setattr(sys, "executable", str(preloaded / "python"))
     names = [one.name for one in SPECS if one.environment == "main" and one.name != "torch-compile"]
     out = tmp_path / "result.json"
     main(
