@@ -9,8 +9,9 @@ import pytest
 from cappy_export.checkpoints.checkpoint import open_checkpoint
 from cappy_export.graphs.optimum import build_fused_graph
 from tests.support.exported import bundle, checkpoint
+from tests.support.preloaded import preloaded
 
-__all__ = ["bundle", "checkpoint", "fused"]
+__all__ = ["bundle", "checkpoint", "fused", "preloaded"]
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -50,18 +49,20 @@ def test_a_failure_at_any_step_leaves_no_bundle_and_no_litter(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("said", ["building", "quantising", "scoring 279 pairs in fp32", "scoring 279 pairs in int8"])
-def test_kill_9_leaves_no_bundle_and_the_next_export_works(checkpoint: Path, tmp_path: Path, said: str) -> None:
-    command = [sys.executable, "-m", "cappy_engine", "export", str(checkpoint), str(tmp_path / "bundle")]
+def test_kill_9_leaves_no_bundle_and_the_next_export_works(
+    checkpoint: Path, preloaded: Path, tmp_path: Path, said: str
+) -> None:
+    command = [str(preloaded / "cappy"), "export", str(checkpoint), str(tmp_path / "bundle")]
     command += ["--precision", "fp32", "--precision", "int8"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        for line in process.stderr:
+        for line in process.stderr:  # until it has ended, and with it the program that it stands for
             if line.startswith(said):
                 time.sleep(0.05)
                 os.kill(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "bundle").exists()
-    assert main(command[3:]) == 0
+    assert main(command[1:]) == 0
     open_bundle(tmp_path / "bundle")
 
 
@@ -127,8 +128,8 @@ def test_what_a_killed_export_left_is_pointed_out(checkpoint: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_sigterm_leaves_nothing_at_all(checkpoint: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cappy_engine", "export", str(checkpoint), str(tmp_path / "bundle")]
+def test_sigterm_leaves_nothing_at_all(checkpoint: Path, preloaded: Path, tmp_path: Path) -> None:
+    command = [str(preloaded / "cappy"), "export", str(checkpoint), str(tmp_path / "bundle")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:

@@ -8,7 +8,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -122,23 +121,23 @@ def test_a_training_that_stopped_goes_on_to_the_same_weights(checkpoint: Path, t
 
 @pytest.mark.slow
 def test_killed_with_sigkill_and_resumed_the_command_ends_with_the_same_weights(
-    checkpoint: Path, tmp_path: Path
+    checkpoint: Path, preloaded: Path, tmp_path: Path
 ) -> None:
     train = write_examples(tmp_path / "train.jsonl", colour_examples(200))
     options = ["--batch-size", "16", "--epochs", "4", "--learning-rate", "1e-3", "--save-every", "5"]
 
     def command(out: str, *more: str) -> list[str]:
-        arguments = ["adapt", str(checkpoint), str(train), str(tmp_path / out), *options, *more]
-        return [sys.executable, "-m", "cappy_engine", *arguments]
+        return [str(preloaded / "cappy"), "adapt", str(checkpoint), str(train), str(tmp_path / out), *options, *more]
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command("whole"), check=True, capture_output=True, env=environment)
-    killed = subprocess.Popen(command("parts"), stderr=subprocess.DEVNULL, env=environment)
+    killed = subprocess.Popen(command("parts"), stderr=subprocess.PIPE, env=environment)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "parts.training").glob("step-1?")) and time.monotonic() < deadline:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
+    killed.communicate()  # until it has ended, and with it the program that it stands for
+    assert killed.returncode == -signal.SIGKILL
     done = subprocess.run(command("parts", "--resume"), check=True, capture_output=True, env=environment, text=True)
     assert "going on after step" in done.stderr
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
