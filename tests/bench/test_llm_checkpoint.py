@@ -143,7 +143,9 @@ def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_hub_model_that_was_downloaded_before_works_offline(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_hub_model_that_was_downloaded_before_works_offline(
+    folders: dict[str, Path], preloaded: Path, tmp_path: Path
+) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hub" / "models--someone--small"
     shutil.copytree(folders["t5"], repository / "snapshots" / commit)
@@ -159,7 +161,7 @@ def test_a_hub_model_that_was_downloaded_before_works_offline(folders: dict[str,
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, check=True
+        [preloaded / "python", "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, check=True
     )
     facts, text = json.loads(done.stdout)
     assert (facts["model"], facts["commit"]) == ("someone/small", commit)

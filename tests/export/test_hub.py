@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,13 +67,7 @@ def hub_environment(endpoint: str, home: Path, *, offline: bool = False) -> dict
     return {**os.environ, **own}
 
 
-def run_export(source: str, bundle: Path, endpoint: str, home: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cappy_engine", "export", source, str(bundle)]
-    environment = hub_environment(endpoint, home)
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
-def run_open(*asked: tuple[str, str | None], environment: dict[str, str]) -> Any:
+def run_open(python: Path, *asked: tuple[str, str | None], environment: dict[str, str]) -> Any:
     """What `open_checkpoint` says in a process of its own, since the hub's client reads its environment once:
     [commit, weight files, files] for each source and revision, or the error's text.
     """
@@ -90,7 +83,7 @@ def opened(source, revision):
     return [found.revision, found.weight_files, sorted(path.name for path in found.folder.iterdir())]
 print(json.dumps([opened(source, revision) for source, revision in json.loads(sys.argv[1])]))
 """
-    command = [sys.executable, "-c", code, json.dumps(asked)]
+    command = [python, "-c", code, json.dumps(asked)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -119,7 +112,14 @@ def test_an_index_cannot_name_files_elsewhere(checkpoint: Path, tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_a_hub_id_downloads_one_format_and_is_recorded_with_its_commit(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_hub_id_downloads_one_format_and_is_recorded_with_its_commit(
+    checkpoint: Path, preloaded: Path, tmp_path: Path
+) -> None:
+    def run_export(source: str, bundle: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
+        command = [preloaded / "cappy", "export", source, bundle]
+        environment = hub_environment(endpoint, tmp_path / "home")
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
     asked: list[str] = []
     (repository := tmp_path / "repository").mkdir()
     for path in checkpoint.iterdir():
@@ -127,9 +127,9 @@ def test_a_hub_id_downloads_one_format_and_is_recorded_with_its_commit(checkpoin
             shutil.copyfile(path, repository / path.name)
     (repository / "modeling_evil.py").write_text("raise SystemExit")
     with hub({"someone/cappy-tiny": repository}, asked) as endpoint:
-        done = run_export("someone/cappy-tiny", tmp_path / "bundle", endpoint, tmp_path / "home")
+        done = run_export("someone/cappy-tiny", tmp_path / "bundle", endpoint)
         assert done.returncode == 0, done.stderr
-        missing = run_export("someone/else", tmp_path / "other", endpoint, tmp_path / "home")
+        missing = run_export("someone/else", tmp_path / "other", endpoint)
     source = json.loads((tmp_path / "bundle" / "manifest.json").read_text())["source"]
     assert (source["name"], source["format"]) == ("someone/cappy-tiny", "bin")
     assert source["revision"] == "0123456789abcdef0123456789abcdef01234567"
@@ -142,14 +142,17 @@ def test_a_hub_id_downloads_one_format_and_is_recorded_with_its_commit(checkpoin
 
 @pytest.mark.slow
 def test_offline_a_downloaded_checkpoint_is_used_with_its_commit_and_others_are_errors(
-    checkpoint: Path, tmp_path: Path
+    checkpoint: Path, preloaded: Path, tmp_path: Path
 ) -> None:
     commit, home = "0123456789abcdef0123456789abcdef01234567", tmp_path / "home"
     with hub({"someone/cappy-tiny": checkpoint}, []) as endpoint:
-        (online,) = run_open(("someone/cappy-tiny", None), environment=hub_environment(endpoint, home))
+        (online,) = run_open(
+            preloaded / "python", ("someone/cappy-tiny", None), environment=hub_environment(endpoint, home)
+        )
     offline = hub_environment(endpoint, home, offline=True)
     name = "someone/cappy-tiny"
-    found = run_open((name, None), (name, commit), (name, "v2"), ("someone/else", None), environment=offline)
+    asked = ((name, None), (name, commit), (name, "v2"), ("someone/else", None))
+    found = run_open(preloaded / "python", *asked, environment=offline)
     assert found[:2] == [online, online]
     assert online[:2] == [commit, ["model.safetensors"]]
     assert "someone/cappy-tiny at revision v2 is not downloaded, and HF_HUB_OFFLINE is set" in found[2]
