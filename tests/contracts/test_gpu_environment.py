@@ -68,9 +68,10 @@ def run(*command: str | Path, folder: Path, path: Path | None = None) -> subproc
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an environment with onnxruntime-gpu and this project; skips where pip has no index."""
     folder = tmp_path_factory.mktemp("gpu") / "venv"
-    made = run(sys.executable, "-m", "venv", folder, folder=folder.parent)
+    made = run(sys.executable, "-m", "venv", "--without-pip", folder, folder=folder.parent)
     assert made.returncode == 0, made.stderr
-    pip = (folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", "-c", ROOT / "constraints.txt")
+    install = ("install", "--quiet", "--no-compile", "--no-deps", "-c", ROOT / "constraints.txt")
+    pip = (sys.executable, "-m", "pip", "--python", folder / "bin" / "python", *install)
     fetched = run(*pip, "--retries", "2", *PACKAGES, folder=folder.parent)
     if fetched.returncode and any(message in fetched.stderr for message in UNREACHABLE):
         pytest.skip(f"pip cannot fetch onnxruntime-gpu: {fetched.stderr[-300:]}")

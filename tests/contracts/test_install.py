@@ -27,10 +27,10 @@ def run(*command: str | Path, folder: Path) -> str:
 
 @pytest.mark.slow
 def test_the_cpu_extra_scores_without_torch_transformers_and_onnx(bundle: Path, tmp_path: Path) -> None:
-    run(sys.executable, "-m", "venv", tmp_path / "venv", folder=tmp_path)
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", folder=tmp_path)
     binaries = tmp_path / "venv" / "bin"
-    pip = (binaries / "python", "-m", "pip")
-    run(*pip, "install", "-q", "-c", ROOT / "constraints.txt", f"{ROOT}[cpu]", folder=tmp_path)
+    pip = (sys.executable, "-m", "pip", "--python", binaries / "python")
+    run(*pip, "install", "-q", "--no-compile", "-c", ROOT / "constraints.txt", f"{ROOT}[cpu]", folder=tmp_path)
     installed = {entry["name"].lower() for entry in json.loads(run(*pip, "list", "--format", "json", folder=tmp_path))}
     assert "onnxruntime" in installed
     assert not installed & HEAVY
