@@ -12,6 +12,29 @@ from tests.support.places import DATA
 collect_ignore = ["clients"]
 """They run in an environment of their own, with `make clients`."""
 
+LONGEST = (
+    "bench/test_loop.py",
+    "contracts/test_mini.py",
+    "contracts/test_docs.py",
+    "bench/test_bench_commands.py",
+    "contracts/test_gpu_environment.py",
+    "export/test_architectures.py",
+    "contracts/test_mini_training.py",
+    "export/test_publish.py",
+    "export/test_training.py",
+    "contracts/test_install.py",
+    "export/test_gpu_models.py",
+    "bench/test_gpu_check.py",
+)
+"""The files that take longest (`pytest --durations`). Processes share tests by files: at the end none waits for one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files; the others follow in their order."""
+    tests = Path(__file__).parent
+    places = {str(tests / name): place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(str(item.path), len(LONGEST)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
