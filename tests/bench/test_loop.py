@@ -29,12 +29,14 @@ def test_a_missing_package_is_said_before_the_first_step(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_loop_improves_rouge_l_over_a_random_pick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_loop_improves_rouge_l_over_a_random_pick(
+    preloaded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "loop"
     pairs = write_short_parity_pairs(tmp_path / "pairs.jsonl")
     environment = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{preloaded}{os.pathsep}{os.environ['PATH']}",
         "OUT": str(out),
         "EXPORT_OPTIONS": f"--pairs {pairs}",
     }

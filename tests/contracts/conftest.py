@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tests.support.exported import bundle, checkpoint
+from tests.support.preloaded import preloaded
 
-__all__ = ["bundle", "checkpoint"]
+__all__ = ["bundle", "checkpoint", "preloaded"]

@@ -50,6 +50,8 @@ NOT_RUN = {
     "cappy export large ": "a model of cappy-large's size: minutes, and 9 GB",
 }
 """Commands that no test runs, by how they begin, and why. That they parse is in test_commands.py."""
+WITH_PYTORCH = tuple(f"cappy {name} " for name in ("adapt", "bench", "evaluate", "export", "sample", "verify"))
+"""Commands of a `cappy` that finds PyTorch imported: the others, and `make demo`, run it as it is installed."""
 
 
 def is_run(step: Step) -> bool:
@@ -112,14 +114,17 @@ def link_all(source: Path, target: Path, but: set[str]) -> None:
     "page",
     [page if page in QUICK else pytest.param(page, marks=pytest.mark.slow) for page in PAGES if page != NO_PAGE_TO_RUN],
 )
-def test_what_a_page_says_runs_in_order_and_prints_what_it_shows(page: str, folder: Path, hub_home: Path) -> None:
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "HF_HOME": str(hub_home),
-        "HF_HUB_OFFLINE": "1",
-    }
+def test_what_a_page_says_runs_in_order_and_prints_what_it_shows(
+    page: str, folder: Path, hub_home: Path, preloaded: Path
+) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for step in filter(is_run, steps(page)):
+        environment = {
+            **os.environ,
+            "PATH": f"{preloaded}{os.pathsep}{path}" if step.text.startswith(WITH_PYTORCH) else path,
+            "HF_HOME": str(hub_home),
+            "HF_HUB_OFFLINE": "1",
+        }
         command = ["bash", "-o", "pipefail", "-c"] if step.kind == "console" else [sys.executable, "-c"]
         done = subprocess.run(
             [*command, step.text], cwd=folder, env=environment, capture_output=True, text=True, check=False
