@@ -83,7 +83,7 @@ def opened(source, revision):
     return [found.revision, found.weight_files, sorted(path.name for path in found.folder.iterdir())]
 print(json.dumps([opened(source, revision) for source, revision in json.loads(sys.argv[1])]))
 """
-    command = [python, "-c", code, json.dumps(asked)]
+    command = [str(python), "-c", code, json.dumps(asked)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -116,7 +116,7 @@ def test_a_hub_id_downloads_one_format_and_is_recorded_with_its_commit(
     checkpoint: Path, preloaded: Path, tmp_path: Path
 ) -> None:
     def run_export(source: str, bundle: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
-        command = [preloaded / "cappy", "export", source, bundle]
+        command = [str(preloaded / "cappy"), "export", source, str(bundle)]
         environment = hub_environment(endpoint, tmp_path / "home")
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 

@@ -78,7 +78,7 @@ def main() -> None:
         importlib.import_module(name)
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "a thread is not forked"
     with socket.socket(fileno=int(sys.argv[1])) as listening:
-        while select.select([0, listening], [], [])[0] == [listening]:
+        while select.select([0, listening.fileno()], [], [])[0] == [listening.fileno()]:
             connection, _ = listening.accept()
             if os.fork() == 0:
                 listening.close()
@@ -117,7 +117,7 @@ def _serve(connection: socket.socket) -> None:
     with contextlib.suppress(BrokenPipeError):
         connection.sendall(b"%d\n" % pid)
     ended = os.pidfd_open(pid)
-    if ended not in select.select([ended, connection], [], [])[0]:
+    if ended not in select.select([ended, connection.fileno()], [], [])[0]:
         os.kill(pid, signal.SIGKILL)  # who asked for it is gone
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     with contextlib.suppress(BrokenPipeError):
