@@ -11,22 +11,6 @@
 namespace cappy {
 namespace {
 
-// x times the normal distribution's integral up to x, which is 0.5 + x * P(x * x) for |x| <= 5.5, and 0 or 1 beyond.
-// P is a least-squares fit, of 15 terms in u = x * x * 2 / 5.5^2 - 1: the error of the whole is below 8e-7.
-template <class V>
-inline __attribute__((always_inline)) typename V::F gelu(typename V::F x) {
-  constexpr float LIMIT = 5.5f;
-  constexpr float TERMS[] = {4.287615302e-04f,  -1.275264192e-03f, 1.341796946e-03f,  -1.493016607e-03f, 3.880339675e-03f,
-                             -7.392245810e-03f, 1.066136360e-02f,  -1.481467020e-02f, 2.023615688e-02f,  -2.607768029e-02f,
-                             3.208808601e-02f,  -3.879081830e-02f, 4.773671553e-02f,  -6.417237222e-02f, 1.285519451e-01f};
-  typename V::F near = V::min(V::max(x, V::set(-LIMIT)), V::set(LIMIT));
-  typename V::F u = V::fma(V::mul(near, near), V::set(2 / (LIMIT * LIMIT)), V::set(-1));
-  typename V::F sum = V::set(TERMS[0]);
-#pragma GCC unroll 16
-  for (size_t i = 1; i < sizeof TERMS / sizeof *TERMS; i++) sum = V::fma(sum, u, V::set(TERMS[i]));
-  return V::mul(x, V::fma(near, sum, V::set(0.5f)));
-}
-
 void nothing() {}  // for kernels that need neither `begin` nor `end`
 
 template <class V>
@@ -77,19 +61,29 @@ struct Rows {
 
   template <bool IS_GELU>
   static void finish_as(const Finish& f) {
-    for (size_t r = 0; r < f.rows; r++) {
-      const int32_t* sums = f.sums + r * f.sums_stride;
-      float* y = f.y + r * f.y_stride;
-      const F row_scale = V::set(f.row_scales[r]);
-      each(f.columns, [&](size_t i, size_t left) {
-        bool whole = left == W;
-        F column_scale = whole ? V::load(f.column_scales + i) : V::load_some(f.column_scales + i, left);
-        F bias = whole ? V::load(f.bias + i) : V::load_some(f.bias + i, left);
-        F value = V::mul(V::to_floats(V::load_whole(sums + i)), column_scale);  // sums have room for whole vectors
-        value = V::add(V::mul(value, row_scale), bias);
-        if (IS_GELU) value = gelu<V>(value);
-        whole ? V::store(y + i, value) : V::store_some(y + i, value, left);
-      });
+    const typename V::Gelu gelu;
+    auto finished = [&](const int32_t* sums, F column_scale, F row_scale, F bias) __attribute__((always_inline)) {
+      F value = V::mul(V::to_floats(V::load_whole(sums)), column_scale);  // sums have room for whole vectors
+      value = V::add(V::mul(value, row_scale), bias);
+      return IS_GELU ? gelu(value) : value;
+    };
+    size_t i = 0;
+    for (; i + 2 * W <= f.columns; i += 2 * W) {
+      const F scale0 = V::load(f.column_scales + i), scale1 = V::load(f.column_scales + i + W);
+      const F bias0 = V::load(f.bias + i), bias1 = V::load(f.bias + i + W);
+      for (size_t r = 0; r < f.rows; r++) {
+        const F row_scale = V::set(f.row_scales[r]);
+        const int32_t* sums = f.sums + r * f.sums_stride + i;
+        const F first = finished(sums, scale0, row_scale, bias0), second = finished(sums + W, scale1, row_scale, bias1);
+        V::store(f.y + r * f.y_stride + i, first);
+        V::store(f.y + r * f.y_stride + i + W, second);
+      }
+    }
+    for (; i < f.columns; i += W) {
+      const size_t left = f.columns - i < W ? f.columns - i : W;
+      const F scale = V::load_some(f.column_scales + i, left), bias = V::load_some(f.bias + i, left);
+      for (size_t r = 0; r < f.rows; r++)
+        V::store_some(f.y + r * f.y_stride + i, finished(f.sums + r * f.sums_stride + i, scale, V::set(f.row_scales[r]), bias), left);
     }
   }
 

@@ -4,12 +4,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "gelu.h"
+
 namespace cappy {
 namespace {
 
 struct Avx2 {
   using F = __m256;
   using I = __m256i;
+  using Gelu = PolynomialGelu<Avx2>;
   static constexpr size_t WIDTH = 8;
   static I mask(size_t count) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));

@@ -4,12 +4,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "gelu.h"
+
 namespace cappy {
 namespace {
 
 struct Avx512 {
   using F = __m512;
   using I = __m512i;
+  using Gelu = TableGelu<Avx512>;
   static constexpr size_t WIDTH = 16;
   static __mmask16 mask(size_t count) { return static_cast<__mmask16>((1u << count) - 1); }
   static F set(float x) { return _mm512_set1_ps(x); }
@@ -29,6 +32,9 @@ struct Avx512 {
   static F abs(F x) { return _mm512_abs_ps(x); }
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F look_up(const F* table, F place) {  // of 32 floats, by the lowest bits of a place
+    return _mm512_permutex2var_ps(table[0], _mm512_castps_si512(place), table[1]);
+  }
   static I add_whole(I a, I b) { return _mm512_add_epi32(a, b); }
   static I round(F x) { return _mm512_cvtps_epi32(x); }
   static F to_floats(I x) { return _mm512_cvtepi32_ps(x); }

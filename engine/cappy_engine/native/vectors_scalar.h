@@ -4,12 +4,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "gelu.h"
+
 namespace cappy {
 namespace {
 
 struct Scalar {
   using F = float;
   using I = int32_t;
+  using Gelu = PolynomialGelu<Scalar>;
   static constexpr size_t WIDTH = 1;
   static F set(float x) { return x; }
   static I set_whole(int x) { return x; }
