@@ -1,8 +1,6 @@
 // The operators Attention and FirstAttention: plan a call's tasks, and share them among the session's threads.
 #include "attention.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cfloat>
@@ -10,6 +8,7 @@
 #include <cstdlib>
 #include <new>
 
+#include "cpu_features.h"
 #include "kernels.h"
 #include "operators.h"
 #include "scratch.h"
@@ -34,11 +33,6 @@ struct Pair {
 
 int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t width_of(const AttentionRows& rows) { return rows.heads * rows.head_size; }
-int64_t processors() {
-  static std::atomic<int64_t> found{0};
-  if (!found) found = std::max(1L, sysconf(_SC_NPROCESSORS_ONLN));
-  return found;
-}
 
 // Cuts a call into tasks of about equal work: several heads of a short pair, some queries of a long one.
 class Plan {
@@ -57,7 +51,7 @@ class Plan {
     std::sort(pairs_, pairs_ + count_, [](const Pair& a, const Pair& b) {  // what is short fills the gaps at the end
       return a.length != b.length ? a.length > b.length : a.number < b.number;
     });
-    const int64_t wanted = divided_up(work, TASKS_OF_A_THREAD * processors());  // of a task
+    const int64_t wanted = divided_up(work, TASKS_OF_A_THREAD * static_cast<int64_t>(processors()));  // of a task
     for (Pair* pair = pairs_; pair < pairs_ + count_; pair++) {
       const int64_t head = pair->work_of_a_head(queries(*pair));
       const int64_t most_blocks = std::max<int64_t>(1, queries(*pair) / FEWEST_QUERIES);

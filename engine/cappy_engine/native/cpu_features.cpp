@@ -1,11 +1,26 @@
 #include "cpu_features.h"
 
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdint>
+
+namespace cappy {
+
+size_t processors() {
+  static std::atomic<long> found{0};
+  if (!found) {
+    const long online = sysconf(_SC_NPROCESSORS_ONLN);
+    found = online > 1 ? online : 1;
+  }
+  return static_cast<size_t>(found);
+}
+
+}  // namespace cappy
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <sys/syscall.h>
-#include <unistd.h>
-
-#include <cstdint>
 
 namespace cappy {
 namespace {

@@ -1,5 +1,6 @@
 // What the processor has, and the system lets us use.
 #pragma once
+#include <cstddef>
 
 namespace cappy {
 
@@ -7,5 +8,7 @@ bool has_avx2();        // with FMA
 bool has_avx512vnni();  // AVX-512 F, BW, DQ, VL and VNNI
 bool has_avxvnni();     // AVX-VNNI, beside AVX2
 bool has_amx();         // AMX with 8-bit integers, beside AVX-512, and the system's permission, which this asks for
+
+size_t processors();  // of the system, at least 1
 
 }  // namespace cappy

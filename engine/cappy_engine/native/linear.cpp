@@ -5,15 +5,18 @@
 #include <cstring>
 #include <new>
 
+#include "cpu_features.h"
 #include "scratch.h"
 
 namespace cappy {
 namespace {
 
-// The most of a task's rows, which are read again for each panel of weights: they and a panel stay in the second cache.
-constexpr size_t MOST_BYTES_OF_ROWS = 256 * 1024;
-// Tasks are many, so that threads end together, and not too short for what it takes to hand one out (1 to 2 us).
-constexpr size_t MOST_TASKS = 48, LEAST_PRODUCTS_OF_A_TASK = 4 << 20;
+// A task's weights are read again for each block of rows, and its rows for each block of weights: each stay in the second cache.
+constexpr size_t MOST_BYTES_OF_ROWS = 256 * 1024, MOST_BYTES_OF_WEIGHTS = 640 * 1024;
+// Fewer rows are multiplied by all of the first panels before the next ones, which then stay in the first cache.
+constexpr size_t MANY_ROWS = 48;
+// Tasks are some for each thread, so that threads end together, and not too short for what it takes to hand one out (1 to 2 us).
+constexpr size_t TASKS_OF_A_THREAD = 4, LEAST_PRODUCTS_OF_A_TASK = 2 << 20;
 constexpr size_t MOST_ROW_PARTS_SPLIT = 64;
 
 size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
@@ -68,13 +71,14 @@ struct Linear::Parts {
 void Linear::run(const uint8_t* q, const float* scales, size_t rows, const float* residual, float* y, const Parallel& parallel) const {
   if (rows == 0 || weights_.columns == 0) return;
   Parts parts = {q, scales, rows, residual, y, 0, 0, 0, 0, nullptr};
-  size_t most_rows = larger(MOST_BYTES_OF_ROWS / (weights_.inner + 1), kernels_.block_rows);
-  parts.row_parts = divide_up(rows, most_rows);
-  parts.rows_of_a_part = divide_up(divide_up(rows, parts.row_parts), kernels_.block_rows) * kernels_.block_rows;
+  const size_t step = kernels_.block_rows, blocks = divide_up(weights_.columns, kernels_.block_columns);
+  const size_t wanted = smaller(rows * weights_.inner * weights_.columns / LEAST_PRODUCTS_OF_A_TASK + 1, TASKS_OF_A_THREAD * processors());
+  const size_t fewest_column_parts = smaller(divide_up(panels_ * panel_bytes_, MOST_BYTES_OF_WEIGHTS), blocks);
+  const size_t fewest_row_parts = divide_up(rows, larger(MOST_BYTES_OF_ROWS / (weights_.inner + 1), step));
+  parts.row_parts = larger(fewest_row_parts, smaller(divide_up(wanted, fewest_column_parts), rows / MANY_ROWS));
+  parts.rows_of_a_part = divide_up(divide_up(rows, parts.row_parts), step) * step;
   parts.row_parts = divide_up(rows, parts.rows_of_a_part);
-  size_t tasks = smaller(rows * weights_.inner * weights_.columns / LEAST_PRODUCTS_OF_A_TASK + 1, MOST_TASKS);
-  size_t blocks = divide_up(weights_.columns, kernels_.block_columns);
-  parts.column_parts = smaller(divide_up(tasks, parts.row_parts), blocks);
+  parts.column_parts = larger(fewest_column_parts, smaller(divide_up(wanted, parts.row_parts), blocks));
   if (parts.row_parts > MOST_ROW_PARTS_SPLIT) parts.column_parts = 1;
   parts.columns_of_a_part = divide_up(blocks, parts.column_parts) * kernels_.block_columns;
   parts.column_parts = divide_up(weights_.columns, parts.columns_of_a_part);
@@ -104,28 +108,36 @@ void Linear::run_part(const Parts& parts, size_t task) const {
   auto multiply = may_saturate_ ? kernels_.multiply_any : kernels_.multiply;
   kernels_.begin();
   alignas(64) int32_t sums[MAX_BLOCK_ROWS * MAX_BLOCK_COLUMNS];
-  for (size_t c = first; c < end; c += width) {
-    const int8_t* panels = packed + c / PANEL * panel_bytes_;
+  auto block = [&](size_t r, size_t c, const int8_t* next) {
+    const size_t count = smaller(rows_of_a_block, rows - r), row = first_row + r;
     // The last block may have fewer panels: it then takes the first one again, and nobody reads those sums.
     const size_t panel_bytes = c / PANEL + width / PANEL <= panels_ ? panel_bytes_ : 0;
+    multiply({q + r * row_bytes, row_bytes, count, inner, packed + c / PANEL * panel_bytes_, panel_bytes, start_ + c, sums, next});
+    kernels_.finish({sums, width, count, smaller(width, columns - c), parts.scales + row, weights_.scales + c, weights_.bias + c,
+                     weights_.is_gelu, parts.y + row * columns + c, columns});
+  };
+  auto normalize = [&](size_t r, size_t count) {
+    for (const size_t behind = r + count; r < behind; r++)
+      kernels_.normalize(parts.y + r * columns, parts.residual + r * columns, weights_.gamma, weights_.beta, columns, weights_.epsilon);
+  };
+  const bool is_by_rows = rows > MANY_ROWS, is_whole = !parts.finished;
+  if (is_by_rows) {
     for (size_t r = 0; r < rows; r += rows_of_a_block) {
-      const size_t count = smaller(rows_of_a_block, rows - r);
-      float* y = parts.y + (first_row + r) * columns + c;
-      // Each block brings one of the next block's panels closer, as long as there are some.
-      const size_t panel = r / rows_of_a_block, is_needed = panel < width / PANEL && c + width < end;
-      const int8_t* next = panels + (is_needed ? (width / PANEL + panel) * panel_bytes_ : 0);
-      multiply({q + r * row_bytes, row_bytes, count, inner, panels, panel_bytes, start_ + c, sums, next});
-      const size_t row = first_row + r;
-      kernels_.finish({sums, width, count, smaller(width, columns - c), parts.scales + row, weights_.scales + c, weights_.bias + c,
-                       weights_.is_gelu, y, columns});
+      for (size_t c = first; c < end; c += width) block(r, c, packed + (c + width < end ? c + width : first) / PANEL * panel_bytes_);
+      if (weights_.gamma && is_whole) normalize(first_row + r, smaller(rows_of_a_block, rows - r));
     }
+  } else {
+    for (size_t c = first; c < end; c += width)
+      for (size_t r = 0; r < rows; r += rows_of_a_block) {
+        // Each block brings one of the next block's panels closer, as long as there are some.
+        const size_t panel = r / rows_of_a_block, is_needed = panel < width / PANEL && c + width < end;
+        block(r, c, packed + (c / PANEL + (is_needed ? width / PANEL + panel : 0)) * panel_bytes_);
+      }
   }
   kernels_.end();
-  if (!weights_.gamma) return;
+  if (!weights_.gamma || (is_by_rows && is_whole)) return;
   // Whoever ends the last part of these rows, norms them.
-  if (parts.finished && parts.finished[row_part].fetch_add(1) + 1 < parts.column_parts) return;
-  for (size_t r = first_row; r < first_row + rows; r++)
-    kernels_.normalize(parts.y + r * columns, parts.residual + r * columns, weights_.gamma, weights_.beta, columns, weights_.epsilon);
+  if (is_whole || parts.finished[row_part].fetch_add(1) + 1 == parts.column_parts) normalize(first_row, rows);
 }
 
 namespace {
