@@ -34,7 +34,7 @@ void block(const Block& b) {
     sums[r][1] = Avx2::load_whole(b.start + 8);
   }
   const uint8_t* rows = b.rows;
-  const int8_t *weights = b.panels, *next = b.next;
+  const int8_t *weights = b.panels, *next = b.next ? b.next : b.panels;
   auto step = [&](auto&& group) __attribute__((always_inline)) {
     const __m256i w0 = Avx2::load_bytes(weights), w1 = Avx2::load_bytes(weights + 32);
 #pragma GCC unroll 8

@@ -31,7 +31,7 @@ struct Block {
   size_t panel_bytes;       // from one panel to the next
   const int32_t* start;     // block_columns sums to start from
   int32_t* sums;            // [count][block_columns]
-  const int8_t* next;       // a panel that will be needed soon: brought closer meanwhile
+  const int8_t* next;       // what will be needed soon, as long as a panel: brought closer meanwhile; or null
 };
 
 // What becomes of a block's sums: y = act(sums * column_scales * row_scales + bias).

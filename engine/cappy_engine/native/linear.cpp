@@ -123,15 +123,23 @@ void Linear::run_part(const Parts& parts, size_t task) const {
   const bool is_by_rows = rows > MANY_ROWS, is_whole = !parts.finished;
   if (is_by_rows) {
     for (size_t r = 0; r < rows; r += rows_of_a_block) {
-      for (size_t c = first; c < end; c += width) block(r, c, packed + (c + width < end ? c + width : first) / PANEL * panel_bytes_);
-      if (weights_.gamma && is_whole) normalize(first_row + r, smaller(rows_of_a_block, rows - r));
+      const size_t count = smaller(rows_of_a_block, rows - r);
+      const int8_t* residual = reinterpret_cast<const int8_t*>(parts.residual + (first_row + r) * columns);
+      const size_t residual_bytes = weights_.gamma && is_whole ? count * columns * sizeof(float) : 0;
+      for (size_t c = first; c < end; c += width) {
+        // The first rows bring the weights closer, and each block one of the next panels; the others bring their residual.
+        const size_t at = (c - first) / PANEL * panel_bytes_ / (width / PANEL);
+        const int8_t* next = c + width < end ? packed + (c + width) / PANEL * panel_bytes_ : nullptr;
+        block(r, c, r == 0 ? next : at < residual_bytes ? residual + at : nullptr);
+      }
+      if (weights_.gamma && is_whole) normalize(first_row + r, count);
     }
   } else {
     for (size_t c = first; c < end; c += width)
       for (size_t r = 0; r < rows; r += rows_of_a_block) {
         // Each block brings one of the next block's panels closer, as long as there are some.
         const size_t panel = r / rows_of_a_block, is_needed = panel < width / PANEL && c + width < end;
-        block(r, c, packed + (c / PANEL + (is_needed ? width / PANEL + panel : 0)) * panel_bytes_);
+        block(r, c, is_needed ? packed + (c / PANEL + width / PANEL + panel) * panel_bytes_ : nullptr);
       }
   }
   kernels_.end();

@@ -37,7 +37,7 @@ void block(const Block& b) {
     }
     weights += 64;
   };
-  const int8_t* next = b.next;
+  const int8_t* next = b.next ? b.next : b.panels;
   for (size_t left = b.inner / 4; left; left--) {
     _mm_prefetch(next, _MM_HINT_T1);
     step([&](size_t r) __attribute__((always_inline)) { return everywhere(rows + r * b.row_bytes); });
