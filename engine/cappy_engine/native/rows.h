@@ -52,6 +52,7 @@ struct Rows {
             high = V::set(static_cast<float>(255 - rounding.zero_point));
     const I zero_point = V::set_whole(rounding.zero_point);
     each(count, [&](size_t i, size_t left) {
+      __builtin_prefetch(x + count + i);  // the next row, while this one is in the first cache
       F value = left == W ? V::load(x + i) : V::load_some(x + i, left);
       value = V::min(V::max(V::mul(value, inverse), low), high);  // max() takes the second if one is not a number
       I whole = V::add_whole(V::round(value), zero_point);
