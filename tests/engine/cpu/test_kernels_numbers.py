@@ -95,6 +95,8 @@ def test_gelu_and_layer_norm_are_near(
     gelu = replace(layer, is_gelu=True)
     found = library.linear(instruction_set, gelu, values, scales)
     assert distance(found, reference.linear(gelu, values, scales)) < CLOSE
+    rows, inner, columns = shape  # few columns may be nearly equal, and their differences are then not exact
+    layer, values, scales, residual = layer_of(seed, (rows, inner, columns + 16), 127)
     norm = replace(layer, gamma=layer.bias, beta=layer.scales)
     found = library.linear(instruction_set, norm, values, scales, residual)
     assert distance(found, reference.linear(norm, values, scales, residual)) < CLOSE
