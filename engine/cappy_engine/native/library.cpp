@@ -65,21 +65,6 @@ CustomOp custom_op(const Operator& op) {
   return made;
 }
 
-// Made once, and kept as long as the process: sessions hold on to it.
-struct Domain {
-  CustomOp ops[OPERATOR_COUNT] = {};
-  OrtCustomOpDomain* domain = nullptr;
-  OrtStatus* failed = nullptr;
-
-  void make() {
-    failed = api.CreateCustomOpDomain("cappy", &domain);
-    for (size_t i = 0; i < OPERATOR_COUNT && !failed; i++) {
-      ops[i] = custom_op(*OPERATORS[i]);
-      failed = api.CustomOpDomain_Add(domain, &ops[i]);
-    }
-  }
-};
-
 std::atomic<int> registrations{0};
 
 // The first status that is an error, as an Error; statuses are released.
@@ -91,6 +76,30 @@ Error translated(std::initializer_list<OrtStatus*> statuses, const char* what) {
       api.ReleaseStatus(each);
     }
   return found;
+}
+
+// Made once, and kept as long as the process: sessions hold on to it.
+struct Domain {
+  CustomOp ops[OPERATOR_COUNT] = {};
+  OrtCustomOpDomain* domain = nullptr;
+  Error failed;
+
+  void make() {
+    failed = translated({api.CreateCustomOpDomain("cappy", &domain)}, "the domain cappy");
+    for (size_t i = 0; i < OPERATOR_COUNT && !failed; i++) {
+      ops[i] = custom_op(*OPERATORS[i]);
+      failed = translated({api.CustomOpDomain_Add(domain, &ops[i])}, OPERATORS[i]->name);
+    }
+  }
+};
+
+// An error of a runtime that has not all functions. The one that makes errors is the first in every version of the API.
+OrtStatus* too_old(const OrtApiBase* base) {
+  const OrtApi* oldest = base ? base->GetApi(1) : nullptr;
+  OrtStatus* (*create_status)(OrtErrorCode, const char*) = nullptr;
+  if (!oldest || !take(oldest, 0, create_status)) return nullptr;
+  return create_status(ORT_FAIL, error("they need version %u of its API, which ONNX Runtime %s has not", ORT_API_VERSION,
+                                       base->GetVersionString()).text);
 }
 
 Error read_tensor(const Api& api, const OrtValue* value, Tensor* tensor) {
@@ -166,14 +175,14 @@ EXPORTED OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBa
     is_loaded = load_api(given, &api);
     if (is_loaded) made.make();
   });
-  if (!is_loaded) return nullptr;  // without the API there is no status; cappy_registrations() tells
-  if (made.failed) return made.failed;
+  if (!is_loaded) return too_old(base);
+  if (made.failed) return status(made.failed);
   if (OrtStatus* failed = api.AddCustomOpDomain(options, made.domain)) return failed;
   registrations++;
   return nullptr;
 }
 
-// How many sessions have taken the library; it stays as it is where the runtime is too old.
+// How many sessions have taken the library.
 EXPORTED int cappy_registrations() { return registrations; }
 
 // The instruction sets that this processor can use, the best first: "avx512 avx2 scalar".

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -175,3 +176,27 @@ def test_many_threads_share_a_session_and_its_kernels(open_model: Callable[..., 
 def test_no_rows_give_no_rows(open_model: Callable[..., Any]) -> None:
     (found,) = open_model().run(None, {"x": np.zeros((0, 40), np.float32)})
     assert found.shape == (0, 40)
+
+
+def test_a_runtime_that_is_too_old_for_the_kernels_gets_an_error(library: NativeLibrary, tmp_path: Path) -> None:
+    """Another copy of the library, for each asks the first runtime only; the runtime has one version of its API."""
+    address = ctypes.c_void_p
+    said = []
+
+    def create_status(_code: int, text: bytes) -> int:
+        said.append(text.decode())
+        return 7
+
+    function = ctypes.CFUNCTYPE(address, ctypes.c_int, ctypes.c_char_p)(create_status)
+    first_version = (address * 1)(ctypes.cast(function, address))
+    get_api = ctypes.CFUNCTYPE(address, ctypes.c_uint32)(
+        lambda version: ctypes.addressof(first_version) if version == 1 else None
+    )
+    version = ctypes.create_string_buffer(b"1.9.0")
+    get_version = ctypes.CFUNCTYPE(address)(lambda: ctypes.addressof(version))
+    base = (address * 2)(ctypes.cast(get_api, address), ctypes.cast(get_version, address))
+    copied = ctypes.CDLL(str(shutil.copy(SOURCES / LIBRARY, tmp_path / LIBRARY)))
+    copied.RegisterCustomOps.restype = address
+    assert copied.RegisterCustomOps(None, ctypes.byref(base)) == 7
+    assert said == ["they need version 20 of its API, which ONNX Runtime 1.9.0 has not"]
+    assert copied.cappy_registrations() == 0
