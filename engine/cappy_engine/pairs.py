@@ -1,53 +1,80 @@
 """Check that pairs are pairs of texts. Knows nothing of files, tokens or models.
 
 Pairs and candidates may come from anything that is iterated over: lists, generators, sets, arrays, columns of tables.
-It is gone through once, and never indexed: a pandas Series looks up `series[0]` by its label.
+It is gone through once, and never indexed: a pandas Series looks up `series[0]` by its label. Pairs may be a table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, TypeVar, cast, get_args
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
 
 from cappy_engine.checks import described, shown
+from cappy_engine.columns import WANTED, Table, column_names, pairs_of_table
 from cappy_engine.errors import InvalidPair
 
 Pair = tuple[str, str]
 """(instruction, response), both taken as they are: nothing is stripped or normalised."""
+Pairs = Iterable[Sequence[str]] | Table
+"""Pairs in any collection, or a table with the columns `instruction` and `response`."""
 TooLong = Literal["truncate", "refuse"]
 """What happens to a pair with more tokens than the model takes."""
 TOO_LONG: tuple[TooLong, ...] = get_args(TooLong)
 MAX_TEXT_CHARS = 1_000_000
 """Characters of a text: far more than any model reads, and tokenised in some 200 MB. A longer one is a mistake."""
 
-Item = TypeVar("Item")
+
+@dataclass(frozen=True)
+class PairTexts:
+    """The distinct `texts` of n pairs, and the `places` of both texts of every pair among them, (n, 2) int64."""
+
+    texts: list[str]
+    places: npt.NDArray[np.int64]
 
 
-def check_pairs(pairs: Iterable[Sequence[str]], *, max_text_chars: int = MAX_TEXT_CHARS) -> list[Pair]:
-    """Return `pairs` as a list of tuples.
+def check_pairs(pairs: Pairs, *, max_text_chars: int = MAX_TEXT_CHARS) -> list[Pair]:
+    """Return `pairs` as a list of tuples. Raises what `read_pairs` raises.
 
-        >>> check_pairs([["Is the sky blue?", "Yes"]])
-        [('Is the sky blue?', 'Yes')]
+    >>> check_pairs([["Is the sky blue?", "Yes"]])
+    [('Is the sky blue?', 'Yes')]
+    """
+    found = read_pairs(pairs, max_text_chars=max_text_chars)
+    return [(found.texts[first], found.texts[second]) for first, second in found.places.tolist()]
+
+
+def read_pairs(pairs: Pairs, *, max_text_chars: int = MAX_TEXT_CHARS) -> PairTexts:
+    """Read the texts of `pairs`, each distinct one once.
+
+        >>> read_pairs([("Is the sky blue?", "Yes"), ("Is the sky blue?", "No")]).texts
+        ['Is the sky blue?', 'Yes', 'No']
 
     A pair is a tuple, a list, or another row of two: of an array, a Series. Raises InvalidPair (with the index) for
     anything that is not two strings of at most `max_text_chars` characters, and for a string that is not valid Unicode
     (a lone surrogate): no tokenizer could see it.
     """
-    checked: list[Pair] = []
-    for index, pair in enumerate(_listed(pairs, "expected (instruction, response) pairs", _hint_for_pairs)):
-        instruction, response = map(plain, _two(index, pair))
-        for part, text in (("instruction", instruction), ("response", response)):
-            if isinstance(text, str) and len(text) > max_text_chars:
-                raise InvalidPair(
-                    index,
-                    f"{part} has {len(text)} characters, and max_text_chars is {max_text_chars}; shorten it, or raise "
-                    "that limit",
-                )
-            problem = text_problem(text)
-            if problem:
-                raise InvalidPair(index, f"{part} {problem}")
-        checked.append((cast(str, instruction), cast(str, response)))
-    return checked
+    places, found = dict[str, int](), array("q")
+    for index, pair in enumerate(_rows(pairs)):
+        for part, value in zip(("instruction", "response"), _two(index, pair), strict=True):
+            place = places.get(value) if type(value) is str else None
+            if place is None:
+                text = plain(value)
+                if isinstance(text, str) and len(text) > max_text_chars:
+                    raise InvalidPair(
+                        index,
+                        f"{part} has {len(text)} characters, and max_text_chars is {max_text_chars}; shorten it, or "
+                        "raise that limit",
+                    )
+                problem = text_problem(text)
+                if problem:
+                    raise InvalidPair(index, f"{part} {problem}")
+                place = places.setdefault(cast(str, text), len(places))
+            found.append(place)
+    return PairTexts(list(places), np.array(found, dtype=np.int64).reshape(-1, 2))
 
 
 def candidate_pairs(instruction: str, candidates: Iterable[str]) -> list[Pair]:
@@ -58,7 +85,7 @@ def candidate_pairs(instruction: str, candidates: Iterable[str]) -> list[Pair]:
 
     Raises InvalidPair if the instruction is not a string, or the candidates are not a collection of texts.
     """
-    listed = _listed(candidates, "candidates must be a list of strings", _hint_for_candidates)
+    listed = _listed_candidates(candidates)
     text = plain(instruction)
     if not isinstance(text, str):
         raise InvalidPair(0, f"instruction {text_problem(text)}")
@@ -94,40 +121,35 @@ def text_problem(text: object) -> str | None:
     return None
 
 
-def _listed(values: Iterable[Item], wanted: str, hint: Callable[[Sequence[object]], str]) -> list[Item]:
-    """Go through `values` once. Refuse a text and a table: they are iterated over, but not by rows."""
+def _rows(pairs: Pairs) -> Iterator[object]:
+    """Go through the rows of a table, or of anything else that is iterated over."""
+    names = column_names(pairs)
+    return _iterated(pairs, WANTED) if names is None else pairs_of_table(pairs, names)
+
+
+def _listed_candidates(candidates: Iterable[str]) -> list[object]:
+    """List the candidates. Refuse a table: it is iterated over, but not by rows."""
+    wanted, names = "candidates must be a list of strings", column_names(candidates)
+    if names is not None:
+        one = names[0] if len(names) == 1 else "response"
+        raise InvalidPair(
+            0,
+            f"{wanted}, got {type(candidates).__name__} with the columns {shown(names)}; pass one of its columns, as "
+            f"in table[{one!r}]",
+        )
+    return list(_iterated(candidates, wanted))
+
+
+def _iterated(values: object, wanted: str) -> Iterator[object]:
+    """Go through `values`. Refuse a text, which is iterated over, and what is not."""
     if isinstance(values, str):
         raise InvalidPair(0, f"{wanted}, got one str: {values[:40]!r}")
-    names = _column_names(values)
-    if names is not None:
-        raise InvalidPair(0, f"{wanted}, got {type(values).__name__} with the columns {shown(names)}; {hint(names)}")
     try:
-        iterator = None if isinstance(values, (bytes, bytearray, memoryview)) else iter(values)
+        if not isinstance(values, (bytes, bytearray, memoryview)):
+            return iter(cast(Iterable[object], values))
     except TypeError:
-        iterator = None
-    if iterator is None:
-        raise InvalidPair(0, f"{wanted}, got {described(values)}")
-    return list(iterator)
-
-
-def _column_names(values: object) -> list[object] | None:
-    """Name the columns of a table (pandas, polars, Arrow, datasets, a dict), which iterates over them; else None."""
-    if isinstance(values, Mapping):
-        return list(values)
-    for attribute in ("column_names", "columns"):
-        names = getattr(values, attribute, None)
-        if isinstance(names, Iterable) and not isinstance(names, str):
-            return list(names)
-    return None
-
-
-def _hint_for_pairs(names: Sequence[object]) -> str:
-    first, second = names if len(names) == 2 else ("instruction", "response")
-    return f"pass its rows, as in list(zip(table[{first!r}], table[{second!r}]))"
-
-
-def _hint_for_candidates(names: Sequence[object]) -> str:
-    return f"pass one of its columns, as in table[{names[0] if len(names) == 1 else 'response'!r}]"
+        pass
+    raise InvalidPair(0, f"{wanted}, got {described(values)}")
 
 
 def _two(index: int, pair: object) -> Sequence[object]:
@@ -147,7 +169,7 @@ def _two(index: int, pair: object) -> Sequence[object]:
 def _length(row: object) -> int | None:
     """Count the parts of a row; None for what is not one: texts, tables, and what has no order."""
     is_ordered = hasattr(row, "__getitem__") and not isinstance(row, (str, bytes, bytearray, memoryview))
-    if not is_ordered or _column_names(row) is not None:
+    if not is_ordered or column_names(row) is not None:
         return None
     try:
         return len(row)  # type: ignore[arg-type]

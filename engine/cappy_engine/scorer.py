@@ -17,7 +17,7 @@ from cappy_engine.errors import CappyError, ScoringError
 from cappy_engine.exact import ExactModel
 from cappy_engine.opening import open_runner
 from cappy_engine.options import Device, Mode, Precision, ScorerInfo, ScorerOptions
-from cappy_engine.pairs import MAX_TEXT_CHARS, Pair, TooLong, candidate_pairs
+from cappy_engine.pairs import MAX_TEXT_CHARS, Pair, Pairs, TooLong, candidate_pairs
 from cappy_engine.ranking import Candidate, best_first, near_best
 from cappy_engine.runner import CLOSED, Runner
 from cappy_engine.scored import Scored
@@ -148,11 +148,12 @@ class Scorer:
             raise AttributeError("exact_winner needs a scorer that was made by Scorer.open")
         return self._exact
 
-    def score(self, pairs: Iterable[Sequence[str]], *, too_long: TooLong = "truncate") -> Scores:
+    def score(self, pairs: Pairs, *, too_long: TooLong = "truncate") -> Scores:
         """Score (instruction, response) pairs: (n,) float32, in input order; about 0 to 1, not clipped.
 
-        A pair too long for the model is truncated as in training; with `too_long="refuse"` it is an InvalidPair. A
-        warning is logged with the count of truncated pairs, and of empty instructions; `score_pairs` tells which ones.
+        `pairs` may be a table, of pandas, polars, Arrow or datasets: its columns `instruction` and `response`, or its
+        only two. A pair too long for the model is truncated as in training; with `too_long="refuse"` it is an
+        InvalidPair. A warning is logged with the count of truncated pairs, and of empty instructions.
 
             >>> scorer.score([("Is the sky blue?", "Yes"), ("Is the sky blue?", "No")])
             array([0.93, 0.08], dtype=float32)
@@ -166,7 +167,7 @@ class Scorer:
 
     def score_pairs(
         self,
-        pairs: Iterable[Sequence[str]],
+        pairs: Pairs,
         *,
         too_long: TooLong = "truncate",
         max_batch_tokens: int | None = None,
@@ -183,7 +184,7 @@ class Scorer:
         encoded = self.encode(pairs, too_long=too_long)
         return self.score_encoded(encoded, max_batch_tokens=max_batch_tokens, padding=padding, progress=progress)
 
-    def encode(self, pairs: Iterable[Sequence[str]], *, too_long: TooLong = "truncate") -> EncodedPairs:
+    def encode(self, pairs: Pairs, *, too_long: TooLong = "truncate") -> EncodedPairs:
         """Tokenise (instruction, response) pairs, without scoring them.
 
         Each distinct text is tokenised once. Raises InvalidPair, with the index.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from cappy_engine.bundle_files import MAX_SMALL_BYTES
 from cappy_engine.checks import check_word, described
 from cappy_engine.errors import BundleError, CappyError, InvalidPair, ScoringError, is_failure
 from cappy_engine.forking import tell_after_fork
-from cappy_engine.pairs import MAX_TEXT_CHARS, TOO_LONG, TooLong, check_pairs
+from cappy_engine.pairs import MAX_TEXT_CHARS, TOO_LONG, Pairs, PairTexts, TooLong, read_pairs
 from cappy_engine.storage import read_regular
 
 
@@ -109,25 +109,24 @@ class PairTokenizer:
         digest = hashlib.sha256(content).hexdigest()
         return cls(tokenizer, max_length=max_length, max_text_chars=max_text_chars, digest=digest)
 
-    def encode(self, pairs: Iterable[Sequence[str]], *, too_long: TooLong = "truncate") -> EncodedPairs:
+    def encode(self, pairs: Pairs, *, too_long: TooLong = "truncate") -> EncodedPairs:
         """Tokenise n pairs, truncated to `max_length` by cutting the longer text first.
 
         Raises InvalidPair, with the index, for what is not a pair of valid strings, and with `too_long="refuse"` for a
         pair that would be truncated.
         """
         check_word("too_long", too_long, TOO_LONG)
-        checked = check_pairs(pairs, max_text_chars=self.max_text_chars)
-        texts = list(dict.fromkeys(text for pair in checked for text in pair))
+        found = read_pairs(pairs, max_text_chars=self.max_text_chars)
         try:
             with _translated("the tokenizer fails"):
-                encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+                encodings = self._tokenizer.encode_batch_fast(found.texts, add_special_tokens=False)
         except BundleError as error:
-            raise self._blame(checked, str(error)) from error
-        ids = {text: np.array(found.ids, dtype=np.int64) for text, found in zip(texts, encodings, strict=True)}
+            raise self._blame(found, str(error)) from error
+        ids = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
         budget = self.max_length - self.template.special_tokens
         token_ids, type_ids = [], []
-        truncated = np.zeros(len(checked), dtype=np.bool_)
-        for row, (instruction, response) in enumerate(checked):
+        truncated = np.zeros(len(found.places), dtype=np.bool_)
+        for row, (instruction, response) in enumerate(found.places.tolist()):
             first, second = ids[instruction], ids[response]
             kept = truncate_longest_first(len(first), len(second), budget)
             truncated[row] = kept != (len(first), len(second))
@@ -141,7 +140,8 @@ class PairTokenizer:
             token_ids.append(self.template.join(first, second))
             type_ids.append(self.template.join_types(first, second))
         lengths = np.array([len(row_ids) for row_ids in token_ids], dtype=np.int64)
-        without_instruction = tuple(row for row, (instruction, _) in enumerate(checked) if not len(ids[instruction]))
+        is_empty = np.array([not len(text_ids) for text_ids in ids], dtype=np.bool_)
+        without_instruction = tuple(np.flatnonzero(is_empty[found.places[:, 0]]).tolist())
         return EncodedPairs(token_ids, type_ids, lengths, truncated, without_instruction, self.digest)
 
     def check(self, encoded: EncodedPairs) -> None:
@@ -161,13 +161,13 @@ class PairTokenizer:
                 "this scorer"
             )
 
-    def _blame(self, pairs: Sequence[Sequence[str]], problem: str) -> CappyError:
+    def _blame(self, pairs: PairTexts, problem: str) -> CappyError:
         """Find the first text that the library does not encode alone either."""
-        for index, pair in enumerate(pairs):
-            for part, text in zip(("instruction", "response"), pair, strict=True):
+        for index, places in enumerate(pairs.places.tolist()):
+            for part, place in zip(("instruction", "response"), places, strict=True):
                 try:
                     with _translated(f"{part} cannot be tokenised"):
-                        self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+                        self._tokenizer.encode_batch_fast([pairs.texts[place]], add_special_tokens=False)
                 except BundleError as error:
                     return InvalidPair(index, str(error))
         return ScoringError(problem)

@@ -37,17 +37,30 @@ class Frame:
     def __len__(self) -> int:
         return 2
 
+    def __getitem__(self, name: str) -> Series:
+        raise TypeError("this table was not collected")
+
     def __repr__(self) -> str:
         return "\n".join(["a table", "of several lines"] * 20)
 
 
-class ArrowTable:
-    """A table that iterates over its columns, as an Arrow table does."""
+class ArrowColumn:
+    """A column that gives its values in slices, as Arrow's do; one by one they would not be Python's."""
 
-    column_names = ("instruction", "response")
+    def __init__(self, values: Iterable[object]) -> None:
+        self._values = list(values)
 
-    def __iter__(self) -> Iterator[Series]:
-        return iter([Series(["Is it?"]), Series(["Yes"])])
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[object]:
+        raise AssertionError("gone through one by one, which is slow")
+
+    def slice(self, start: int, length: int) -> ArrowColumn:
+        return ArrowColumn(self._values[start : start + length])
+
+    def to_pylist(self) -> list[object]:
+        return self._values
 
 
 class ArrowScalar:

@@ -1,0 +1,128 @@
+"""A table is scored by its rows: of pandas, polars, Arrow and datasets, where they are installed, or a dict."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from cappy_engine.errors import InvalidPair
+from cappy_engine.pairs import check_pairs, read_pairs
+from cappy_engine.testing import fake_scorer
+from tests.support.columns import ArrowColumn, ArrowScalar, Frame, Series
+from tests.support.pages import blocks
+from tests.support.places import ROOT
+
+INSTRUCTIONS, RESPONSES = ["Où?", "b", "b"], ["f", "", "日本"]
+PAIRS = list(zip(INSTRUCTIONS, RESPONSES, strict=True))
+
+
+def made(package: str, columns: dict[str, list[Any]]) -> Any:
+    """Make a table of a package, or skip the test."""
+    library = pytest.importorskip(package)
+    return library.Dataset.from_dict(columns) if package == "datasets" else {
+        "pandas": lambda: library.DataFrame(columns),
+        "polars": lambda: library.DataFrame(columns),
+        "pyarrow": lambda: library.table(columns),
+    }[package]()  # fmt: skip
+
+
+each_package = pytest.mark.parametrize("package", ["pandas", "polars", "pyarrow", "datasets"])
+
+
+@each_package
+def test_tables_of_other_packages_are_scored_by_their_rows(package: str) -> None:
+    table = made(package, {"id": [1, 2, 3], "response": RESPONSES, "instruction": INSTRUCTIONS})
+    assert check_pairs(table) == PAIRS
+    scorer = fake_scorer()
+    assert scorer.score(table).tolist() == scorer.score(PAIRS).tolist()
+    assert check_pairs(made(package, {"question": INSTRUCTIONS, "answer": RESPONSES})) == PAIRS
+
+
+@each_package
+def test_a_missing_text_is_refused_with_the_place_of_its_row(package: str) -> None:
+    table = made(package, {"instruction": ["a", "b", "c"], "response": ["d", None, "f"]})
+    with pytest.raises(InvalidPair, match=r"pair 1: response must be a str, got (NoneType None|float nan)"):
+        read_pairs(table)
+
+
+def test_tables_in_another_order_than_they_were_made_are_read_in_theirs() -> None:
+    pandas, datasets = pytest.importorskip("pandas"), pytest.importorskip("datasets")
+    columns = {"instruction": INSTRUCTIONS, "response": RESPONSES}
+    assert check_pairs(pandas.DataFrame(columns).iloc[::-1]) == PAIRS[::-1]
+    assert check_pairs(pandas.DataFrame(columns, dtype=object)[1:]) == PAIRS[1:]
+    assert check_pairs(pandas.DataFrame(columns).astype("category")) == PAIRS
+    assert check_pairs(datasets.Dataset.from_dict(columns).select([2, 0])) == [PAIRS[2], PAIRS[0]]
+
+
+@pytest.mark.parametrize("make", [list, iter, Series, ArrowColumn, lambda texts: list(map(ArrowScalar, texts))])
+def test_a_dict_of_columns_is_a_table(make: Any) -> None:
+    table = {"instruction": make(INSTRUCTIONS), "label": [1.0, 0.0, 1.0], "response": make(RESPONSES)}
+    assert check_pairs(table) == PAIRS
+    assert check_pairs({"instruction": [], "response": []}) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        (["id", "question", "answer"], "got Frame with the columns ['id', 'question', 'answer']; name two of them "
+         "'instruction' and 'response', or pass a table of these two alone, in this order"),
+        (["response", "text"], "got Frame with the columns ['response', 'text']; name two"),
+        (["text", "instruction"], "got Frame with the columns ['text', 'instruction']; name two"),
+        (["instruction", "instruction", "response"], "got Frame with the columns ['instruction', 'instruction', "),
+        (["a", "a"], "got Frame with the columns ['a', 'a']; name two"),
+        (["text"], "got Frame with the columns ['text']; name two"),
+        ([], "got Frame with the columns []; name two"),
+        (["a", "b"], "got Frame, which does not give its columns; collect its rows before"),
+    ],
+)  # fmt: skip
+def test_a_table_whose_columns_are_not_clear_is_refused(names: list[str], problem: str) -> None:
+    with pytest.raises(InvalidPair, match=re.escape(f"expected (instruction, response) pairs, {problem}")):
+        check_pairs(Frame(names))
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ({"Is the sky blue?": "Yes", "Is it night?": "No."}, "pair 0: expected (instruction, response) pairs, got a "
+         "table whose column 'Is the sky blue?' is str 'Yes'"),
+        ({"instruction": ["a"], "response": 3}, "got a table whose column 'response' is int 3"),
+        ({"instruction": [*"ab"], "response": ["c"]}, "pair 1: column 'instruction' has 2 rows, and 'response' has 1"),
+        ({"instruction": ["a", "b"], "response": ["c", 3]}, "pair 1: response must be a str, got int 3"),
+    ],
+)  # fmt: skip
+def test_columns_that_are_not_of_texts_or_not_of_one_length_are_refused(table: Any, problem: str) -> None:
+    with pytest.raises(InvalidPair, match=re.escape(problem)):
+        check_pairs(table)
+
+
+def test_rows_of_a_long_table_do_not_become_a_list() -> None:
+    class Column:
+        def __iter__(self) -> Iterator[str]:
+            return (f"text {number % 10} of a table" for number in range(20_000))
+
+    tracemalloc.start()
+    try:
+        found = read_pairs({"instruction": Column(), "response": Column()})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.places.shape == (20_000, 2)
+    assert len(found.texts) == 10
+    assert peak < 60 * 20_000  # two places in an array that grows, copied once; a tuple and two texts take 200 bytes
+
+
+@pytest.mark.parametrize("package", ["pandas", "polars", "pyarrow", "datasets"])
+def test_the_page_shows_how_each_package_is_used(package: str) -> None:
+    pytest.importorskip(package)
+    (script,) = [block.text for block in blocks("docs/scoring.md", "python") if f"import {package}" in block.text]
+    assert len(script.splitlines()) < 10
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Yes" in done.stdout
+    assert "0.85" in done.stdout
