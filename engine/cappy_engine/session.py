@@ -76,6 +76,11 @@ class OrtSession:
             give_memory_back()
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """Name the model's inputs."""
+        return tuple(self._inputs)
+
+    @property
     def placed(self) -> dict[str, Counter[str]]:
         """Count the operators that each provider runs. Known off the CPU only."""
         try:

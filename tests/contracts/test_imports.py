@@ -28,7 +28,8 @@ errors, storage, checks, forking, external_data, json_values, native/
 < bundle
 < tokenizer, runner, scored, cpu/, gpu/
 < options < opening < exact < scorer
-< tuning, slim, bulk/, serving/, testing
+< tuning, slim
+< bulk/, serving/, testing
 < cli/
 """
 """The engine's modules and rooms: each may import what stands before the `<` on its left."""
@@ -45,6 +46,7 @@ FENCES = {
     "filelock": ["cappy_engine.storage"],
     "pyarrow": ["cappy_engine.bulk.tables"],
     "ray": ["cappy_engine.bulk.ray_data"],
+    "triton_python_backend_utils": ["cappy_engine.serving.triton_model"],
     "msgspec": ["cappy_engine.serving"],
     "opentelemetry": ["cappy_engine.serving.tracing"],
     "starlette": ["cappy_engine.serving.http"],

@@ -1,13 +1,18 @@
-"""`cappy serve`: a bundle behind HTTP."""
+"""`cappy serve` and `cappy triton`: a bundle behind HTTP, by our own server or by NVIDIA's."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import click
+
 from cappy_engine.cli.arguments import bundle_option, command, takes
 from cappy_engine.cli.extras import extra
+from cappy_engine.cli.streams import complain, tell
+from cappy_engine.cli.values import PATH
 from cappy_engine.options import ScorerOptions
 from cappy_engine.serving.server_options import ServerOptions
+from cappy_engine.serving.triton import TritonOptions, write_repository
 
 
 @command(
@@ -35,3 +40,25 @@ def serve(bundle: Path, server: ServerOptions, options: ScorerOptions) -> None:
 
     start_logging(server.log_format)
     run_server(bundle, options, server)
+
+
+@command(
+    """
+    examples:
+      cappy triton cappy-bundle models --precision int8
+      cappy triton cappy-bundle models --device cuda --gpu 0 --gpu 1 --name cappy-large
+
+    models/cappy takes texts and needs cappy-engine where Triton runs; models/cappy-onnx takes token ids
+    """
+)
+@click.argument("bundle", type=PATH, metavar="BUNDLE")
+@click.argument("repository", type=PATH, metavar="REPO")
+@takes(TritonOptions, "triton")
+@takes(ScorerOptions, section="Scorer")
+def triton(bundle: Path, repository: Path, triton: TritonOptions, options: ScorerOptions) -> None:
+    """Write a model repository for NVIDIA's Triton Inference Server.
+
+    REPO is a folder, which may hold other models.
+    """
+    for folder in write_repository(bundle, repository, options, triton, say=complain):
+        tell(f"wrote {folder}")
