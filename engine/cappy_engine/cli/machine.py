@@ -1,4 +1,4 @@
-"""`cappy tune` and `cappy doctor`: what this machine can do, and does fastest."""
+"""`cappy tune`, `cappy plan` and `cappy doctor`: what this machine can do, and how fast."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
+from cappy_engine.bulk.estimate import estimate, sample_file
 from cappy_engine.bulk.jsonl import open_lines
 from cappy_engine.bulk.rows import read_rows
+from cappy_engine.bulk.tasks import ScoreTask
 from cappy_engine.bundle import EMBEDDED
 from cappy_engine.cli import text
-from cappy_engine.cli.arguments import EXIT_ERROR, EXIT_OK, command, flags_given, takes
+from cappy_engine.cli.arguments import EXIT_ERROR, EXIT_OK, bundle_option, command, flags_given, quiet_option, takes
 from cappy_engine.cli.streams import is_verbose, say, show
 from cappy_engine.cli.values import PATH, Real, Words
 from cappy_engine.cpu.kernels import find_kernels
@@ -21,6 +23,7 @@ from cappy_engine.gpu.preflight import describe, diagnose
 from cappy_engine.native.build import read_note
 from cappy_engine.options import ScorerOptions
 from cappy_engine.pairs import Pair
+from cappy_engine.scorer import Scorer
 from cappy_engine.session import DEVICES, load_runtime
 from cappy_engine.storage import cache_folder
 from cappy_engine.tuning import forget
@@ -69,6 +72,39 @@ def tune(bundle: Path | None, options: ScorerOptions, pairs: Path | None, second
         say=say if is_verbose() else lambda text: None,
     )
     show(text.describe_tuned(found))
+
+
+@command(
+    """
+    examples:
+      cappy plan pairs.jsonl
+      cappy plan samples.parquet --bundle cappy-bundle --precision int8 --seconds 30
+
+    only some rows are read; docs/scaling.md has the formula, and what clusters cost
+    """
+)
+@click.argument("file", type=PATH, metavar="FILE")
+@bundle_option
+@takes(ScorerOptions)
+@takes(ScoreTask, "task", section="Columns")
+@click.option(
+    "--seconds",
+    type=Real(min=0, min_open=True),
+    default=10,
+    show_default=True,
+    metavar="NUMBER",
+    help="how long to measure",
+)
+@quiet_option
+def plan(file: Path, bundle: Path, options: ScorerOptions, task: ScoreTask, seconds: float) -> None:
+    """Estimate what `cappy score FILE` takes on this machine: time, memory and disk.
+
+    FILE is JSON Lines, CSV or Parquet, as its name tells; .gz or .zst may stand behind.
+    """
+    sample = sample_file(file, task)
+    with Scorer.open_with(bundle, options) as scorer:
+        say(text.describe_info(scorer.info))
+        show(text.describe_estimate(estimate(scorer, sample, seconds=seconds)))
 
 
 @command(

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from cappy_engine.bulk.estimate import Estimate
 from cappy_engine.bulk.row_options import Totals
 from cappy_engine.checks import printable
 from cappy_engine.cpu.kernels import COST, Kernels
@@ -132,6 +135,49 @@ def describe_tuned(tuned: Tuned) -> str:
             + ("  chosen" if is_chosen else "")
         )
     return "\n".join([*lines, f"kept in {tuned.path}"])
+
+
+def describe_estimate(found: Estimate) -> str:
+    """Tell what scoring a file takes: rows, tokens, speed, time, memory and disk.
+
+    >>> print(describe_estimate(estimate(scorer, sample_file(Path("pairs.jsonl")))))
+    """
+    sample, tokens = found.sample, found.tokens
+    p50, p95, most = (int(value) for value in np.percentile(tokens, [50, 95, 100]))
+    time = duration(found.seconds)
+    if found.spread is None:
+        time += ", if all of the file is like its beginning, which alone was read"
+    elif found.spread:
+        time += f", give or take {100 * found.spread:.0f}%"
+    facts = {
+        "rows": f"{'' if sample.is_exact else 'about '}{sample.rows:,}; {len(sample.pairs):,} of them were measured",
+        "bad rows": f"{sample.refused:,} of those that were read; the first {sample.problem}" if sample.refused else "",
+        "tokens": f"{tokens.mean():.1f} a pair (half up to {p50}, 95% up to {p95}, longest {most}), about "
+        f"{tokens.mean() * sample.rows:,.0f} in all; {100 * found.truncated_share:.1f}% of the pairs are truncated",
+        "speed": f"{found.tokens_per_second:,.0f} tokens/s, {found.pairs_per_second:,.1f} pairs/s; "
+        f"tokenising takes {100 * found.tokenize_share:.1f}% of the time",
+        "time": time,
+        "memory": "" if found.memory_bytes is None else f"about {found.memory_bytes / 1e6:,.0f} MB at most",
+        "disk": f"about {sample.output_bytes / 1e6:,.1f} MB for the output; "
+        f"the input has {sample.input_bytes / 1e6:,.1f} MB",
+    }
+    return "\n".join(f"{name:<10}{fact}" for name, fact in facts.items() if fact)
+
+
+def duration(seconds: float) -> str:
+    """Write a time in the two largest of its units.
+
+    >>> duration(93784)
+    '1 d 2 h'
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    parts, rest = list[str](), round(seconds)
+    for name, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, rest = divmod(rest, size)
+        if count or parts:
+            parts.append(f"{count} {name}")
+    return " ".join(parts[:2])
 
 
 def describe_cpu_only(findings: Mapping[str, Sequence[Finding]], installation: Installation) -> str:
