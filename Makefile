@@ -27,7 +27,7 @@ BENCH ?= --environment main --max-seconds 8
 GPU_RESULT ?= bench/gpu-check.json
 GPU_CHECK ?=
 
-.PHONY: help demo test lint types fast native wheel engine-tests clients bench bench-full bench-micro gpu-check clean
+.PHONY: help demo test lint types fast native wheel engine-tests clients others bench bench-full bench-micro gpu-check clean
 help:
 	@echo "make demo   export cappy-mini, prove its scores, score pairs and rank candidates with it"
 	@echo "make test   lint, types and all tests"
@@ -36,6 +36,7 @@ help:
 	@echo "make wheel  wheels with the kernels for x86-64 and arm64, in dist/, by a compiler from the package index"
 	@echo "make engine-tests  the engine's tests, where PyTorch is not installed"
 	@echo "make clients  cappy serve with the clients that people have, with schemathesis, and its pages in Chromium"
+	@echo "make others  tables of pandas, polars, Arrow and datasets, and Triton's schema"
 	@echo "make bench  parity and speed of cappy-mini beside other tools, in under 10 minutes"
 	@echo "make bench-full   the same for a model of cappy-large's size, beside every tool that can be installed"
 	@echo "make bench-micro  tokenisation, planning and single batches (pytest-benchmark)"
@@ -66,8 +67,8 @@ demo: $(DEMO)/ready
 		--candidate World --candidate Sports --candidate Business --candidate "Science and technology"
 
 # The engine's tests run where PyTorch is not installed, as the engine itself does. `make -j2 test` keeps two cores busy:
-# types and clients take one each, and stand first.
-test: types clients lint engine-tests
+# types, clients and others take one each, and stand first.
+test: types clients others lint engine-tests
 	$(PYTEST) --ignore tests/engine $(OF_WHEELS:%=--ignore=%)
 
 fast: .venv-test/ready
@@ -99,6 +100,16 @@ engine-tests: .venv-engine/ready
 
 clients: .venv-engine/ready .venv-clients/ready
 	CAPPY=$(ENGINE)/cappy .venv-clients/bin/pytest tests/clients
+
+# Packages that people have beside ours: some need newer versions than constraints.txt has.
+.venv-others/ready: tests/support/others.txt pyproject.toml hatch_build.py | native
+	rm -rf .venv-others
+	$(PYTHON) -m venv .venv-others
+	.venv-others/bin/$(PIP_INSTALL) --requirement $< --editable '.[cpu,files,serve]'
+	touch $@
+
+others: .venv-others/ready
+	OMP_NUM_THREADS=1 .venv-others/bin/pytest tests/engine/test_columns.py tests/engine/serving/test_triton.py
 
 # Tools that cannot be installed beside the others have environments of their own.
 .venv-bench-%/ready: benchmarks/cappy_bench/environments/%.txt
@@ -180,5 +191,5 @@ gpu-check: $(GPU_BUNDLE)/manifest.json | .venv-gpu/ready
 		--title "GPU check of $(notdir $(CHECKPOINT))" --out $(GPU_RESULT) --force $(if $(DATA),--data $(DATA)) $(GPU_CHECK)
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-engine .venv-clients .venv-gpu .venv-wheel .venv-bench-* demo bench dist
+	rm -rf .venv-demo .venv-test .venv-engine .venv-clients .venv-others .venv-gpu .venv-wheel .venv-bench-* demo bench dist
 	rm -f engine/cappy_engine/native/build.json engine/cappy_engine/native/*.so
