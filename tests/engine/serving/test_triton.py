@@ -19,6 +19,7 @@ from cappy_engine.errors import BundleError, OutputError, ScoringError
 from cappy_engine.options import ScorerOptions
 from cappy_engine.scorer import Scorer
 from cappy_engine.serving.triton import TritonOptions, pbtxt, write_repository
+from cappy_engine.session import open_session
 
 OPTIONS = ScorerOptions(precision="int8", threads=1)
 
@@ -194,6 +195,17 @@ def test_a_bundle_that_was_changed_in_the_repository_is_not_served(bundle: Path,
     model.write_bytes(model.read_bytes()[:-1] + b"x")
     with pytest.raises(BundleError):
         load(texts)
+
+
+def test_the_model_of_tokens_scores_without_our_kernels(tmp_path: Path) -> None:
+    _, tokens = write_repository(EMBEDDED, tmp_path, OPTIONS, TritonOptions())
+    (model,) = (tokens / "1").glob("*.onnx")
+    with Scorer.open_with(EMBEDDED, OPTIONS) as scorer:
+        encoded = scorer.encode([("Is the sky blue?", "Yes"), ("Is the sea blue?", "No")])
+        expected = scorer.score_encoded(encoded).scores
+    ids = np.stack(encoded.token_ids)  # of one length, as Triton batches them
+    found = open_session(model, threads=1).run({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    np.testing.assert_allclose(found, expected, atol=0.02)
 
 
 def test_nothing_is_written_over(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
