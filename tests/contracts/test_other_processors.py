@@ -20,7 +20,7 @@ from cappy_engine.cpu.built import why_no_library
 from cappy_engine.cpu.kernels import self_test
 from cappy_engine.native import build as native
 from cappy_engine.native import reference
-from cappy_engine.native.library import AFTER_GELU, Bytes, Floats, Ids, Layer, NativeLibrary, Rounding
+from cappy_engine.native.library import AFTER_GELU, Bytes, Floats, Ids, Layer, NativeLibrary, Rotation, Rounding
 from tests.support.places import ROOT
 
 pytestmark = pytest.mark.slow
@@ -39,9 +39,12 @@ class LibraryInAProgram(NativeLibrary):
     def instruction_sets(self) -> list[str]:
         return self._run("sets").decode().split()
 
-    def quantize_rows(self, instruction_set: str, x: Floats, rounding: Rounding) -> tuple[Bytes, Floats]:
-        how = (rounding.zero_point, rounding.steps, rounding.least, int(rounding.is_signed))
-        found = self._run("quantize", instruction_set, *x.shape, *how, arrays=[x])
+    def quantize_rows(
+        self, instruction_set: str, x: Floats, rounding: Rounding, rotation: Rotation | None = None
+    ) -> tuple[Bytes, Floats]:
+        block, factors = (0, None) if rotation is None else (rotation.block, rotation.factors)
+        how = (block, rounding.zero_point, rounding.steps, rounding.least, int(rounding.is_signed))
+        found = self._run("quantize", instruction_set, *x.shape, *how, arrays=[x, factors])
         scales = np.frombuffer(found, np.float32, offset=x.size)
         return np.frombuffer(found, np.uint8, x.size).reshape(x.shape), scales.reshape(-1, 1)
 
@@ -134,8 +137,10 @@ def test_long_pairs_odd_heads_and_what_is_not_a_number(library: LibraryInAProgra
 def test_the_test_would_notice(library: LibraryInAProgram, monkeypatch: pytest.MonkeyPatch) -> None:
     right = library.quantize_rows
 
-    def wrong(instruction_set: str, x: Floats, rounding: Rounding) -> tuple[Bytes, Floats]:
-        rounded, scales = right(instruction_set, x, rounding)
+    def wrong(
+        instruction_set: str, x: Floats, rounding: Rounding, rotation: Rotation | None = None
+    ) -> tuple[Bytes, Floats]:
+        rounded, scales = right(instruction_set, x, rounding, rotation)
         return rounded ^ (rounding == AFTER_GELU), scales
 
     monkeypatch.setattr(library, "quantize_rows", wrong)

@@ -235,7 +235,7 @@ def test_products_that_read_the_same_share_its_rotation(tmp_path: Path) -> None:
     source = two_products(tmp_path / "m.onnx")
     errors(source, ACCURATE, correlated_tokens(2, 400)[None], correlated_tokens(3, 8)[None])
     kinds = [node.op_type for node in onnx.load(str(tmp_path / "q.onnx")).graph.node]
-    assert (kinds.count("QuantizeRows"), kinds.count("MatMul"), kinds.count("Gemm")) == (1, 1, 0)
+    assert (kinds.count("QuantizeRotatedRows"), kinds.count("MatMul"), kinds.count("Gemm")) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("loudness", [0.0, 1e-3, 1e-2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from scipy.linalg import hadamard
 
 from cappy_engine import Scorer
 from cappy_engine.bundle import MODEL_FILES, open_bundle
@@ -25,13 +27,13 @@ def test_an_int8_file_carries_the_function_of_every_operator_and_what_it_says(bu
     onnx.checker.check_model(str(path), full_check=True)
     model = onnx.load(str(path))
     used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
-    assert operators_of(path) == sorted(used) == sorted(OPERATORS)
+    assert operators_of(path) == sorted(used) == sorted({*OPERATORS} - {"QuantizeRotatedRows"})
     assert all(entry.doc_string.startswith(f"{entry.name} (") for entry in model.functions)
     graphs = open_bundle(bundle).manifest.document["graphs"]
     assert {name: graph["operators"] for name, graph in graphs.items()} == {
         "fp32": ["Attention", "FirstAttention"],
         "fp16": [],
-        "int8": sorted(OPERATORS),
+        "int8": sorted(used),
     }
 
 
@@ -54,6 +56,25 @@ def test_panels_hold_each_weight_where_linears_page_says() -> None:
     packed = packed_weights(weights)
     assert packed.shape == (2, 2, 16, 4)
     assert all(weights[4 * g + j, 16 * p + c] == packed[p, g, c, j] for p, g, c, j in np.ndindex(packed.shape))
+
+
+@pytest.mark.parametrize(("columns", "block"), [(3, 1), (24, 8), (128, 64)])
+@pytest.mark.parametrize("has_kernels", [False, True])
+def test_rows_are_rotated_by_a_hadamard_matrix_and_then_rounded(columns: int, block: int, has_kernels: bool) -> None:
+    """Here they have three dimensions."""
+    x = np.random.default_rng(block).standard_normal((3, 2, columns)).astype(np.float32)
+    factors = np.linspace(0.5, 2, columns, dtype=np.float32)
+    turned = ((x * factors).reshape(-1, block) @ hadamard(block)).reshape(x.shape)
+    rounding = {"zero_point": 128, "steps": 127, "least": 1e-12, "is_signed": 1}
+    node = helper.make_node("QuantizeRotatedRows", ["x", "f"], ["q", "s"], domain=DOMAIN, block=block, **rounding)
+    options = onnxruntime.SessionOptions()
+    if has_kernels:
+        if (library := find_kernels().library) is None:
+            pytest.skip(f"no kernels here: {find_kernels().why_not}")
+        options.register_custom_ops_library(str(library))
+    q, scale = run_node(node, {"x": x}, {"f": factors}, options)
+    np.testing.assert_allclose(scale, np.abs(turned).max(axis=-1, keepdims=True) / 127, rtol=1e-5)
+    assert (np.abs((q.astype(int) - 128) * scale - turned) <= scale * 0.501).all()
 
 
 @pytest.mark.parametrize("lengths", [[5], [1], [3, 1, 6], [4] * 7], ids=str)
@@ -88,15 +109,27 @@ def test_kernels_and_functions_score_alike(bundle: Path, precision: str, monkeyp
 def computed(name: str, inputs: dict[str, npt.NDArray[np.generic]], heads: int) -> Floats:
     """The operator's result by its function, in plain ONNX Runtime."""
     node = helper.make_node(name, list(inputs), ["y"], domain=DOMAIN, heads=heads)
+    return run_node(node, inputs, {}, onnxruntime.SessionOptions())[0]
+
+
+def run_node(
+    node: onnx.NodeProto,
+    inputs: Mapping[str, npt.NDArray[np.generic]],
+    constants: Mapping[str, Floats],
+    options: onnxruntime.SessionOptions,
+) -> list[Floats]:
     values = [
         helper.make_tensor_value_info(key, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
         for key, value in inputs.items()
     ]
-    graph = helper.make_graph([node], "g", values, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+    kinds = {"q": TensorProto.UINT8}
+    outputs = [helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), None) for name in node.output]
+    stored = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph([node], "g", values, outputs, stored)
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
     model = with_functions(helper.make_model(graph, opset_imports=opsets, ir_version=8))
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found: Floats = session.run(None, inputs)[0]
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found: list[Floats] = session.run(None, inputs)
     return found
 
 

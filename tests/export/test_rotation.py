@@ -25,6 +25,13 @@ def test_the_product_is_the_same(inputs: int) -> None:
     np.testing.assert_allclose(rotated(rotation, x) @ rotation.of_weights(weights), x @ weights, atol=1e-4)
 
 
+def test_factors_of_the_operator_hold_the_matrix_s_scale_too() -> None:
+    rotation = Rotation(np.linspace(0.5, 2, 96, dtype=np.float32))
+    x = np.random.default_rng(0).standard_normal((3, 96)).astype(np.float32)
+    turned = ((x * rotation.inverse_factors).reshape(-1, 32) @ hadamard(32)).reshape(x.shape)
+    np.testing.assert_allclose(turned, rotated(rotation, x), atol=1e-5)
+
+
 @pytest.mark.parametrize(("inputs", "block"), [(1, 1), (24, 8), (100, 4), (256, 64), (1024, 64)])
 def test_blocks_are_hadamard_matrices_that_fit(inputs: int, block: int) -> None:
     matrix = Rotation(np.ones(inputs, np.float32)).matrix

@@ -19,13 +19,15 @@ from cappy_engine.bundle import Bundle
 from cappy_engine.cpu.built import why_no_library
 from cappy_engine.native import reference
 from cappy_engine.native.build import LIBRARY, SOURCES
-from cappy_engine.native.library import AFTER_GELU, Floats, Layer, NativeLibrary, Rounding
+from cappy_engine.native.library import AFTER_GELU, Floats, Layer, NativeLibrary, Rotation, Rounding
 
 VARIABLE = "CAPPY_KERNELS"
 BY_NAME_ONLY = ("scalar", "avxvnni_evex", "amx_emulated")
 """Sets that are slower than ONNX Runtime's operators, and there for tests."""
 SHAPES = ((1, 4, 16), (13, 70, 40), (25, 256, 96), (6, 2048, 32))
 """Rows, inner size and columns of the products that test a set: each branch of a kernel at least once."""
+LARGEST_BLOCK = 64
+"""The channels that exported models rotate together, at most."""
 LENGTHS, HEAD_SIZES = (1, 7, 33, 61), (32, 64)
 """The pairs and heads that test attention: a panel of keys that is full, one in part, and rows of each kind."""
 NO_OPERATORS = "the model has none of their operators"
@@ -143,6 +145,12 @@ def _quantization_problem(
         found, wanted = library.quantize_rows(name, x, rounding), reference.quantize_rows(x, rounding)
         if not (np.array_equal(found[0], wanted[0]) and np.array_equal(found[1], wanted[1])):
             return "QuantizeRows differs from numpy"
+    factors = random.uniform(0.1, 2, shape[1]).astype(np.float32)
+    rotation = Rotation(factors, min(shape[1] & -shape[1], LARGEST_BLOCK))
+    found = library.quantize_rows(name, x, Rounding(), rotation)
+    wanted = reference.quantize_rows(reference.rotate_rows(x, rotation), Rounding())
+    if not (np.array_equal(found[0], wanted[0]) and np.array_equal(found[1], wanted[1])):
+        return "QuantizeRotatedRows differs from numpy"
     return ""
 
 

@@ -19,6 +19,12 @@ struct Rounding {
   bool is_signed;  // the maximum of |x|, else of x
 };
 
+// What is done to a row before: each value times its factor, then each block times the Hadamard matrix of 1 and -1.
+struct Rotation {
+  const float* factors;  // one for each value of a row, or null: nothing is done
+  size_t block;          // a power of two that divides the values of a row
+};
+
 constexpr size_t PANEL = 16;  // columns that lie together in packed weights: [columns / 16][inner / 4][16][4]
 
 // A block of a product: up to block_rows rows by block_columns columns.
@@ -49,6 +55,7 @@ struct Finish {
 
 struct LinearKernels {
   void (*quantize_row)(const float* x, size_t count, const Rounding& rounding, uint8_t* q, float* scale);
+  void (*rotate_row)(const float* x, const float* factors, size_t count, size_t block, float* y);
   size_t block_rows;     // at most MAX_BLOCK_ROWS
   size_t row_step;       // fewer rows take as long as a multiple of this
   size_t block_columns;  // a multiple of PANEL, at most MAX_BLOCK_COLUMNS

@@ -16,8 +16,8 @@ namespace cappy {
 namespace {
 
 // All operators of the domain, in version 1 of it.
-const Operator* const OPERATORS[] = {&QUANTIZE_ROWS, &QUANTIZE_POSITIVE_ROWS, &LINEAR, &LINEAR_GELU,
-                                     &LINEAR_NORM,   &ATTENTION,              &FIRST_ATTENTION};
+const Operator* const OPERATORS[] = {&QUANTIZE_ROWS, &QUANTIZE_POSITIVE_ROWS, &QUANTIZE_ROTATED_ROWS, &LINEAR,
+                                     &LINEAR_GELU,   &LINEAR_NORM,            &ATTENTION,             &FIRST_ATTENTION};
 constexpr size_t OPERATOR_COUNT = sizeof OPERATORS / sizeof *OPERATORS;
 
 Api api;  // read once, when the runtime first registers the library
@@ -144,9 +144,9 @@ Error Call::input(size_t place, Tensor* tensor) const {
   return read_tensor(api_, value, tensor);
 }
 
-Error Call::output(size_t place, std::initializer_list<int64_t> shape, Tensor* tensor) const {
+Error Call::output(size_t place, const int64_t* shape, size_t rank, Tensor* tensor) const {
   OrtValue* value = nullptr;
-  if (Error found = translated({api_.KernelContext_GetOutput(context_, place, shape.begin(), shape.size(), &value)}, "an output"))
+  if (Error found = translated({api_.KernelContext_GetOutput(context_, place, shape, rank, &value)}, "an output"))
     return found;
   return read_tensor(api_, value, tensor);
 }
@@ -193,11 +193,10 @@ EXPORTED const char* cappy_chosen() { return chosen_instruction_set()->name; }
 EXPORTED int cappy_choose(const char* set) { return choose_instruction_set(set); }
 
 // The operators with a given instruction set, on the calling thread; false where the set is not usable here.
-EXPORTED int cappy_quantize_rows(const char* set, const float* x, int64_t rows, int64_t columns, const Rounding* rounding,
-                                 uint8_t* q, float* scales) {
+EXPORTED int cappy_quantize_rows(const char* set, const float* x, int64_t rows, int64_t columns, const Rotation* rotation,
+                                 const Rounding* rounding, uint8_t* q, float* scales) {
   const InstructionSet* found = find_instruction_set(set);
-  if (found) quantize_rows(*found->linear, x, rows, columns, *rounding, q, scales, one_thread());
-  return found != nullptr;
+  return found && quantize_rows(*found->linear, x, rows, columns, *rotation, *rounding, q, scales, one_thread());
 }
 
 EXPORTED int cappy_linear(const char* set, const LinearWeights* weights, const uint8_t* q, const float* scales, int64_t rows,

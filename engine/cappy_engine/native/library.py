@@ -32,6 +32,17 @@ class Rounding:
     is_signed: bool = True
 
 
+@dataclass(frozen=True)
+class Rotation:
+    """Say how rows are rotated before: each value times its factor, then each block by a Hadamard matrix.
+
+    `factors` are (columns,); `block` is a power of two that divides the columns.
+    """
+
+    factors: Floats
+    block: int
+
+
 AFTER_GELU = Rounding(zero_point=16, steps=239, least=0.17 * 239 / 16, is_signed=False)
 """How the models' activations after Gelu are rounded: it gives almost no negative values."""
 
@@ -75,6 +86,10 @@ class _Rounding(ctypes.Structure):
         ("least", ctypes.c_float),
         ("is_signed", ctypes.c_bool),
     )
+
+
+class _Rotation(ctypes.Structure):
+    _fields_ = (("factors", ctypes.c_void_p), ("block", ctypes.c_size_t))
 
 
 class _LinearWeights(ctypes.Structure):
@@ -127,7 +142,7 @@ class NativeLibrary:
         self._sets.restype = self._chosen.restype = ctypes.c_char_p
         pointer, count = ctypes.c_void_p, ctypes.c_int64
         self._choose.argtypes = (ctypes.c_char_p,)
-        self._quantize_rows.argtypes = (ctypes.c_char_p, pointer, count, count, pointer, pointer, pointer)
+        self._quantize_rows.argtypes = (ctypes.c_char_p, pointer, count, count, *[pointer] * 4)
         self._linear.argtypes = (ctypes.c_char_p, pointer, pointer, pointer, count, pointer, pointer)
         self._attention.argtypes = (ctypes.c_char_p, pointer)
 
@@ -150,13 +165,18 @@ class NativeLibrary:
         """Use a set for sessions that are opened from now on. Raises ValueError if it cannot be used here."""
         _known(self._choose(instruction_set.encode()), instruction_set)
 
-    def quantize_rows(self, instruction_set: str, x: Floats, rounding: Rounding) -> tuple[Bytes, Floats]:
+    def quantize_rows(
+        self, instruction_set: str, x: Floats, rounding: Rounding, rotation: Rotation | None = None
+    ) -> tuple[Bytes, Floats]:
         """Round the rows of `x` (rows, columns) to 8 bits; returns them and a scale for each, (rows, 1)."""
         x = np.ascontiguousarray(x, np.float32)
         rounded, scales = np.empty(x.shape, np.uint8), np.empty((len(x), 1), np.float32)
         how = _Rounding(rounding.zero_point, rounding.steps, rounding.least, rounding.is_signed)
+        factors = _contiguous(None if rotation is None else rotation.factors)
+        turns = _Rotation(_at(factors), 0 if rotation is None else rotation.block)
         done = self._quantize_rows(
-            instruction_set.encode(), _at(x), *x.shape, ctypes.byref(how), _at(rounded), _at(scales)
+            *(instruction_set.encode(), _at(x), *x.shape, ctypes.byref(turns), ctypes.byref(how)),
+            *(_at(rounded), _at(scales)),
         )
         _known(done, instruction_set)
         return rounded, scales

@@ -45,9 +45,10 @@ class Linear {
   size_t panel_bytes_, panels_;
 };
 
-void quantize_rows(const LinearKernels& kernels, const float* x, size_t rows, size_t columns, const Rounding& rounding,
-                   uint8_t* q, float* scales, const Parallel& parallel);
+// False if memory is short, which only rotation needs.
+bool quantize_rows(const LinearKernels& kernels, const float* x, size_t rows, size_t columns, const Rotation& rotation,
+                   const Rounding& rounding, uint8_t* q, float* scales, const Parallel& parallel);
 
-extern const Operator QUANTIZE_ROWS, QUANTIZE_POSITIVE_ROWS, LINEAR, LINEAR_GELU, LINEAR_NORM;
+extern const Operator QUANTIZE_ROWS, QUANTIZE_POSITIVE_ROWS, QUANTIZE_ROTATED_ROWS, LINEAR, LINEAR_GELU, LINEAR_NORM;
 
 }  // namespace cappy

@@ -75,7 +75,10 @@ class Call {
  public:
   Call(const Api& api, OrtKernelContext* context) : api_(api), context_(context) {}
   Error input(size_t place, Tensor* tensor) const;
-  Error output(size_t place, std::initializer_list<int64_t> shape, Tensor* tensor) const;
+  Error output(size_t place, const int64_t* shape, size_t rank, Tensor* tensor) const;
+  Error output(size_t place, std::initializer_list<int64_t> shape, Tensor* tensor) const {
+    return output(place, shape.begin(), shape.size(), tensor);
+  }
   Parallel parallel() const;  // on the session's own threads
 
  private:

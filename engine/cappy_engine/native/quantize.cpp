@@ -1,7 +1,9 @@
-// The operators QuantizeRows and QuantizePositiveRows: rows of floats to 8 bits, with a scale for each row.
+// The operators QuantizeRows, QuantizePositiveRows and QuantizeRotatedRows: rows of floats to 8 bits, with a scale for each row.
+#include <atomic>
 #include <new>
 
 #include "linear.h"
+#include "scratch.h"
 
 namespace cappy {
 namespace {
@@ -10,47 +12,79 @@ constexpr size_t VALUES_OF_A_TASK = 32768;  // some microseconds
 
 class QuantizeRows : public Kernel {
  public:
-  QuantizeRows(const LinearKernels& kernels, const Rounding& rounding) : kernels_(kernels), rounding_(rounding) {}
+  QuantizeRows(const LinearKernels& kernels, const Rotation& rotation, size_t columns, const Rounding& rounding)
+      : kernels_(kernels), rotation_(rotation), columns_(columns), rounding_(rounding) {}
 
   Error compute(const Call& call) override {
     Tensor x, q, scales;
     if (Error found = call.input(0, &x)) return found;
-    if (x.rank != 2) return error("QuantizeRows takes rows, not a tensor of rank %zu", x.rank);
-    if (Error found = call.output(0, {x.shape[0], x.shape[1]}, &q)) return found;
-    if (Error found = call.output(1, {x.shape[0], 1}, &scales)) return found;
-    quantize_rows(kernels_, x.as<float>(), x.shape[0], x.shape[1], rounding_, q.as<uint8_t>(), scales.as<float>(),
-                  call.parallel());
-    return {};
+    if (x.rank == 0) return error("QuantizeRows takes rows, not a single value");
+    const size_t columns = x.shape[x.rank - 1];  // the dimensions before count rows
+    size_t rows = 1;
+    for (size_t i = 0; i + 1 < x.rank; i++) rows *= x.shape[i];
+    if (rotation_.factors && columns != columns_) return error("there are %zu factors for rows of %zu values", columns_, columns);
+    if (Error found = call.output(0, x.shape, x.rank, &q)) return found;
+    x.shape[x.rank - 1] = 1;
+    if (Error found = call.output(1, x.shape, x.rank, &scales)) return found;
+    return quantize_rows(kernels_, x.as<float>(), rows, columns, rotation_, rounding_, q.as<uint8_t>(), scales.as<float>(),
+                         call.parallel())
+               ? Error{}
+               : error("no memory for a row");
   }
 
  private:
   const LinearKernels& kernels_;
+  Rotation rotation_;
+  size_t columns_;  // as many as there are factors
   Rounding rounding_;
 };
 
-Error create(const Node& node, Kernel** kernel) {
+Error create_with(const Node& node, Kernel** kernel, const Rotation& rotation, size_t columns) {
   Rounding rounding = {static_cast<int>(node.whole("zero_point", 128)), static_cast<int>(node.whole("steps", 127)),
                        node.number("least", 1e-12f), node.whole("is_signed", 1) != 0};
   if (rounding.zero_point < 0 || rounding.zero_point > 255) return error("zero_point must be 0 to 255, not %d", rounding.zero_point);
   if (rounding.steps < 1 || rounding.steps > 255) return error("steps must be 1 to 255, not %d", rounding.steps);
   if (!(rounding.least > 0)) return error("least must be above 0, not %g", static_cast<double>(rounding.least));
-  *kernel = new (std::nothrow) QuantizeRows(*chosen_instruction_set()->linear, rounding);
+  *kernel = new (std::nothrow) QuantizeRows(*chosen_instruction_set()->linear, rotation, columns, rounding);
   return *kernel ? Error{} : error("no memory");
+}
+
+Error create(const Node& node, Kernel** kernel) { return create_with(node, kernel, {nullptr, 0}, 0); }
+
+Error create_rotated(const Node& node, Kernel** kernel) {
+  Tensor factors;
+  if (Error found = node.constant(1, &factors)) return found;
+  if (factors.rank != 1) return error("the factors must be a row, not a tensor of rank %zu", factors.rank);
+  const int64_t columns = factors.shape[0], block = node.whole("block", 0);
+  if (block < 1 || (block & (block - 1)) || columns % block)
+    return error("block must be a power of two that divides %lld, not %lld", static_cast<long long>(columns), static_cast<long long>(block));
+  return create_with(node, kernel, {factors.as<float>(), static_cast<size_t>(block)}, columns);
 }
 
 }  // namespace
 
-void quantize_rows(const LinearKernels& kernels, const float* x, size_t rows, size_t columns, const Rounding& rounding,
-                   uint8_t* q, float* scales, const Parallel& parallel) {
+bool quantize_rows(const LinearKernels& kernels, const float* x, size_t rows, size_t columns, const Rotation& rotation,
+                   const Rounding& rounding, uint8_t* q, float* scales, const Parallel& parallel) {
   size_t rows_of_a_task = VALUES_OF_A_TASK / (columns + 1) + 1;
+  std::atomic<bool> is_done{true};
   parallel.each((rows + rows_of_a_task - 1) / rows_of_a_task, [&](size_t task) {
     size_t end = (task + 1) * rows_of_a_task;
-    for (size_t r = task * rows_of_a_task; r < rows && r < end; r++)
-      kernels.quantize_row(x + r * columns, columns, rounding, q + r * columns, scales + r);
+    float* rotated = rotation.factors ? reinterpret_cast<float*>(take_scratch(columns * sizeof(float))) : nullptr;
+    if (rotation.factors && !rotated) is_done = false;
+    for (size_t r = task * rows_of_a_task; r < rows && r < end && is_done; r++) {
+      const float* row = x + r * columns;
+      if (rotated) {
+        kernels.rotate_row(row, rotation.factors, columns, rotation.block, rotated);
+        row = rotated;
+      }
+      kernels.quantize_row(row, columns, rounding, q + r * columns, scales + r);
+    }
   });
+  return is_done;
 }
 
 const Operator QUANTIZE_ROWS = {"QuantizeRows", 1, {ORT_FLOAT}, 2, {ORT_UINT8, ORT_FLOAT}, create};
 const Operator QUANTIZE_POSITIVE_ROWS = {"QuantizePositiveRows", 1, {ORT_FLOAT}, 2, {ORT_UINT8, ORT_FLOAT}, create};
+const Operator QUANTIZE_ROTATED_ROWS = {"QuantizeRotatedRows", 2, {ORT_FLOAT, ORT_FLOAT}, 2, {ORT_UINT8, ORT_FLOAT}, create_rotated};
 
 }  // namespace cappy

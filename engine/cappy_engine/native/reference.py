@@ -10,7 +10,7 @@ from math import erf, sqrt
 import numpy as np
 import numpy.typing as npt
 
-from cappy_engine.native.library import Bytes, Floats, Ids, Layer, Rounding, SignedBytes
+from cappy_engine.native.library import Bytes, Floats, Ids, Layer, Rotation, Rounding, SignedBytes
 
 Doubles = npt.NDArray[np.float64]
 
@@ -28,6 +28,23 @@ def quantize_rows(x: Floats, rounding: Rounding) -> tuple[Bytes, Floats]:
         steps = np.rint(x * (np.float32(1) / scales)) + np.float32(rounding.zero_point)
         bounded = np.clip(np.where(np.isnan(steps), 0, steps), 0, 255)  # what is not a number is 0 steps
     return bounded.astype(np.uint8), scales
+
+
+def rotate_rows(x: Floats, rotation: Rotation) -> Floats:
+    """Rotate the rows of `x` (rows, columns), in steps of sums and differences, of neighbours first.
+
+    >>> rotate_rows(np.float32([[1, 2, 3, 4]]), Rotation(np.ones(4, np.float32), 4))
+    array([[10., -2., -4.,  0.]], dtype=float32)
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        turned: Floats = x * rotation.factors
+        apart = 1
+        while apart < rotation.block:
+            pairs = turned.reshape(len(x), -1, 2, apart)
+            first, second = pairs[:, :, 0], pairs[:, :, 1]
+            turned = np.stack([first + second, first - second], axis=2).reshape(x.shape)
+            apart *= 2
+    return turned
 
 
 def linear(layer: Layer, rows: Bytes, scales: Floats, residual: Floats | None = None) -> Floats:

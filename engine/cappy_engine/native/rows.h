@@ -60,6 +60,59 @@ struct Rows {
     });
   }
 
+  // Multiplies a row by `factors`, then each block by the Hadamard matrix of 1 and -1: in log2(block) steps of sums and
+  // differences, of neighbours first. `block` is a power of two that divides `count`.
+  static void rotate_row(const float* x, const float* factors, size_t count, size_t block, float* y) {
+    if (block % W != 0) {
+      for (size_t i = 0; i < count; i++) y[i] = x[i] * factors[i];
+      for (size_t apart = 1; apart < block; apart *= 2)
+        for (size_t i = 0; i < count; i++)
+          if (!(i & apart)) {
+            const float first = y[i], second = y[i + apart];
+            y[i] = first + second, y[i + apart] = first - second;
+          }
+      return;
+    }
+    const size_t part = block < 8 * W ? block : 8 * W;
+    for (size_t i = 0; i < count; i += part) {
+      if (part == 8 * W) rotate_part<8>(x + i, factors + i, y + i);
+      if (part == 4 * W) rotate_part<4>(x + i, factors + i, y + i);
+      if (part == 2 * W) rotate_part<2>(x + i, factors + i, y + i);
+      if (part == W) rotate_part<1>(x + i, factors + i, y + i);
+    }
+    for (size_t apart = part; apart < block; apart *= 2)
+      for (size_t start = 0; start < count; start += 2 * apart)
+        for (size_t i = start; i < start + apart; i += W) {
+          const F first = V::load(y + i), second = V::load(y + i + apart);
+          V::store(y + i, V::add(first, second)), V::store(y + i + apart, V::sub(first, second));
+        }
+  }
+
+  // The same for N vectors, which stay in registers.
+  template <size_t N>
+  static inline __attribute__((always_inline)) void rotate_part(const float* x, const float* factors, float* y) {
+    F values[N];
+#pragma GCC unroll 8
+    for (size_t j = 0; j < N; j++) {
+      F value = V::mul(V::load(x + j * W), V::load(factors + j * W));
+      if constexpr (W > 1) value = V::template butterfly<1>(value);
+      if constexpr (W > 2) value = V::template butterfly<2>(value);
+      if constexpr (W > 4) value = V::template butterfly<4>(value);
+      if constexpr (W > 8) value = V::template butterfly<8>(value);
+      values[j] = value;
+    }
+#pragma GCC unroll 3
+    for (size_t apart = 1; apart < N; apart *= 2)
+#pragma GCC unroll 8
+      for (size_t j = 0; j < N; j++)
+        if (!(j & apart)) {
+          const F first = values[j], second = values[j + apart];
+          values[j] = V::add(first, second), values[j + apart] = V::sub(first, second);
+        }
+#pragma GCC unroll 8
+    for (size_t j = 0; j < N; j++) V::store(y + j * W, values[j]);
+  }
+
   template <bool IS_GELU>
   static void finish_as(const Finish& f) {
     const typename V::Gelu gelu;

@@ -21,6 +21,8 @@ import onnx
 import onnx.parser
 from onnx import helper
 
+from cappy_export.graphs.bodies import ATTEND, ATTENTION, PRODUCT, QUANTIZE, ROTATE
+
 Int8 = npt.NDArray[np.int8]
 
 DOMAIN = "cappy"
@@ -30,93 +32,6 @@ PANEL = 16
 GROUP = 4
 """Neighbours in a column that lie together: 8-bit products are summed in fours."""
 
-_QUANTIZE = """
-    last = Constant <value_ints = [-1]> ()
-    {sizes}
-    largest = ReduceMax <keepdims = 1> (sizes, last)
-    least_scaled = Constant <value_float: float = @least> ()
-    bounded = Max (largest, least_scaled)
-    steps_number = Constant <value_int: int = @steps> ()
-    steps_float = Cast <to = 1> (steps_number)
-    step = Reciprocal (steps_float)
-    scale = Mul (bounded, step)
-    inverse = Reciprocal (scale)
-    scaled = Mul (x, inverse)
-    unit = Constant <value_float = 1.0> ()
-    zero = Constant <value_int: int = @zero_point> ()
-    zero_byte = Cast <to = 2> (zero)
-    q = QuantizeLinear (scaled, unit, zero_byte)
-"""
-
-_PRODUCT = """
-    rows_of_groups = Transpose <perm = [1, 3, 0, 2]> (weights)
-    groups = Shape <start = 1, end = 2> (weights)
-    group = Constant <value_ints = [4]> ()
-    inner = Mul (groups, group)
-    last = Constant <value_ints = [-1]> ()
-    matrix_shape = Concat <axis = 0> (inner, last)
-    matrix = Reshape (rows_of_groups, matrix_shape)
-    unit = Constant <value_float = 1.0> ()
-    zero = Constant <value_int: int = @zero_point> ()
-    zero_byte = Cast <to = 2> (zero)
-    unknown_sums = com.microsoft.MatMulIntegerToFloat (q, matrix, unit, weight_scales, zero_byte)
-    sums = Cast <to = 1> (unknown_sums)
-    product = Mul (sums, scale)
-"""
-
-_ATTEND = """
-    lifted_query = Unsqueeze (query, first)
-    lifted_key = Unsqueeze (key, first)
-    lifted_value = Unsqueeze (value, first)
-    unknown = com.microsoft.MultiHeadAttention <num_heads: int = @heads> (lifted_query, lifted_key, lifted_value)
-    lifted = Cast <to = 1> (unknown)
-    context = Squeeze (lifted, first)
-"""
-
-_ATTENTION = """
-    first = Constant <value_ints = [0]> ()
-    both = Constant <value_ints = [0, 1]> ()
-    one = Constant <value_int = 1> ()
-    pairs = Size (lengths)
-    is_single = Equal (pairs, one)
-    y = If (is_single) <
-        then_branch = alone () => (float[n, h] alone_y) {
-            {alone}
-            {attend}
-            alone_y = Identity (context)
-        },
-        else_branch = together () => (float[n, h] together_y) {
-            last = Constant <value_ints = [-1]> ()
-            width = Shape <start = 1, end = 2> (packed)
-            parts = Constant <value_int = {parts}> ()
-            part = Div (width, parts)
-            lengths_column = Unsqueeze (lengths, last)
-            ends = CumSum (lengths_column, first)
-            begins = Sub (ends, lengths_column)
-            of_begins = Constant <value_ints = {of_begins}> ()
-            of_ends = Constant <value_ints = {of_ends}> ()
-            of_parts = Constant <value_ints = {of_parts}> ()
-            begins_placed = Mul (begins, of_begins)
-            ends_placed = Mul (ends, of_ends)
-            parts_placed = Mul (part, of_parts)
-            rows_placed = Add (begins_placed, ends_placed)
-            corners = Add (rows_placed, parts_placed)
-            none = SequenceEmpty <dtype = 1> ()
-            contexts = Loop (pairs, , none) <
-                body = pair (int64 number, bool goes_on, seq(float[l, h]) before)
-                    => (bool goes_on_still, seq(float[l, h]) after) {
-                    goes_on_still = Identity (goes_on)
-                    corner = Gather (corners, number)
-                    {cut}
-                    {attend}
-                    after = SequenceInsert (before, context)
-                }
-            >
-            together_y = ConcatFromSequence <axis = 0> (contexts)
-        }
-    >
-"""
-
 
 def _quantize_rows() -> str:
     """QuantizeRows (x float [n, k]) -> (q uint8 [n, k], scale float [n, 1])
@@ -124,7 +39,7 @@ def _quantize_rows() -> str:
     scale = max(largest |x| of the row, least) / steps; q = x / scale + zero_point, rounded half to even, in 0 to 255.
     Attributes: zero_point and steps (int), least (float), is_signed = 1.
     """
-    body = _filled(_QUANTIZE, sizes="sizes = Abs (x)")
+    body = _filled(QUANTIZE, sizes="sizes = Abs (x)")
     return "QuantizeRows <zero_point, steps, least, is_signed> (x) => (q, scale) {" + body + "}"
 
 
@@ -133,8 +48,21 @@ def _quantize_positive_rows() -> str:
 
     As QuantizeRows, but of the largest x instead of |x|: for rows without large negative values. is_signed = 0.
     """
-    body = _filled(_QUANTIZE, sizes="sizes = Identity (x)")
+    body = _filled(QUANTIZE, sizes="sizes = Identity (x)")
     return "QuantizePositiveRows <zero_point, steps, least, is_signed> (x) => (q, scale) {" + body + "}"
+
+
+def _quantize_rotated_rows() -> str:
+    """QuantizeRotatedRows (given float [n, k], factors float [k]) -> (q uint8 [n, k], scale float [n, 1])
+
+    As QuantizeRows, of given * factors, in which each block of columns was multiplied by the Hadamard matrix of 1 and
+    -1 (Sylvester's order). Attribute: block, a power of two that divides k.
+    """
+    # The matrix has -1 where its row's and its column's numbers have an odd number of bits in common.
+    body = ROTATE + _filled(QUANTIZE, sizes="sizes = Abs (x)")
+    return (
+        "QuantizeRotatedRows <block, zero_point, steps, least, is_signed> (given, factors) => (q, scale) {" + body + "}"
+    )
 
 
 def _linear() -> str:
@@ -144,14 +72,14 @@ def _linear() -> str:
     j, 16 p + c] is weights[p, g, c, j]. Attribute: zero_point.
     """
     inputs = "(q, scale, weights, weight_scales, bias)"
-    return f"Linear <zero_point> {inputs} => (y) {{ {_PRODUCT} y = Add (product, bias) }}"
+    return f"Linear <zero_point> {inputs} => (y) {{ {PRODUCT} y = Add (product, bias) }}"
 
 
 def _linear_gelu() -> str:
     """LinearGelu (q, scale, weights, weight_scales, bias) -> y: Gelu, with erf, of what Linear computes."""
     inputs = "(q, scale, weights, weight_scales, bias)"
     end = "unknown = com.microsoft.BiasGelu (product, bias)  y = Cast <to = 1> (unknown)"
-    return f"LinearGelu <zero_point, activation> {inputs} => (y) {{ {_PRODUCT} {end} }}"
+    return f"LinearGelu <zero_point, activation> {inputs} => (y) {{ {PRODUCT} {end} }}"
 
 
 def _linear_norm() -> str:
@@ -165,7 +93,7 @@ def _linear_norm() -> str:
         mixed = Add (linear, residual)
         y = LayerNormalization <axis = -1, epsilon: float = @epsilon> (mixed, gamma, beta)
     """
-    return f"LinearNorm <zero_point, epsilon> {inputs} => (y) {{ {_PRODUCT} {end} }}"
+    return f"LinearNorm <zero_point, epsilon> {inputs} => (y) {{ {PRODUCT} {end} }}"
 
 
 def _attention() -> str:
@@ -175,7 +103,7 @@ def _attention() -> str:
     value; pair j has the next lengths[j] rows.
     """
     body = _filled(
-        _ATTENTION,
+        ATTENTION,
         alone="query, key, value = Split <axis = -1, num_outputs = 3> (packed)",
         parts=3,
         of_begins=[1, 0, 0, 0] * 3,
@@ -198,7 +126,7 @@ def _first_attention() -> str:
     As Attention, for one query of each pair: row i of `packed` is token i's key and value.
     """
     body = _filled(
-        _ATTENTION,
+        ATTENTION,
         alone="query = Identity (queries)  key, value = Split <axis = -1, num_outputs = 2> (packed)",
         parts=2,
         of_begins=[1, 0, 0, 0] * 2,
@@ -217,7 +145,7 @@ def _first_attention() -> str:
 
 def _filled(text: str, **parts: object) -> str:
     """Put `parts` into the places of `text` that are named for them."""
-    for name, part in {**parts, "attend": _ATTEND}.items():
+    for name, part in {**parts, "attend": ATTEND}.items():
         text = text.replace(f"{{{name}}}", str(part))
     return text
 
@@ -225,6 +153,7 @@ def _filled(text: str, **parts: object) -> str:
 _WRITERS: Mapping[str, Callable[[], str]] = {
     "QuantizeRows": _quantize_rows,
     "QuantizePositiveRows": _quantize_positive_rows,
+    "QuantizeRotatedRows": _quantize_rotated_rows,
     "Linear": _linear,
     "LinearGelu": _linear_gelu,
     "LinearNorm": _linear_norm,

@@ -257,35 +257,22 @@ class Rewriter:
             self._rotations[source] = rotation_for(known.moments, weights)
         return self._rotations[source]
 
-    def _rotated(self, source: str, rotation: Rotation) -> str:
-        """Write the nodes of `rotation`, for any dimensions before the last."""
-        inverse = self._constant(f"{source}/inverse_factors", 1 / rotation.factors)
-        scaled = self._emit("Mul", [source, inverse], f"{source}/divided", f"{source}/divided")
-        block = len(rotation.matrix)
-        shape = self._emit("Shape", [source], f"{source}/shape", f"{source}/shape")
-        shape_of_blocks = self._constant(f"blocks_of_{block}", np.array([-1, block], np.int64))
-        blocks = self._emit("Reshape", [scaled, shape_of_blocks], f"{source}/blocks", f"{source}/blocks")
-        matrix = self._constant(f"hadamard_{block}", rotation.matrix)
-        turned = self._emit("MatMul", [blocks, matrix], f"{source}/turned", f"{source}/turned")
-        return self._emit("Reshape", [turned, shape], f"{source}/rotated", f"{source}/rotated")
-
     def _in_8_bits(self, source: str) -> tuple[str, str, int]:
         """Bring `source`, rotated if asked, into 8 bits; return it, its scale per token (..., 1), and zero point."""
         if source not in self._quantized:
             producer, rotation = self._graph.producers.get(source), self._rotation(source)
-            limits = _AFTER_GELU if producer is not None and producer.op_type in GELUS else _SIGNED
-            self._quantized[source] = (
-                self._rows_in_8_bits(source, limits)
-                if rotation is None
-                else self._rows_in_8_bits(self._rotated(source, rotation), _SIGNED)
-            )
+            is_after_gelu = producer is not None and producer.op_type in GELUS
+            limits = _AFTER_GELU if is_after_gelu and rotation is None else _SIGNED
+            self._quantized[source] = self._rows_in_8_bits(source, limits, rotation)
         return self._quantized[source]
 
-    def _rows_in_8_bits(self, source: str, limits: _Range) -> tuple[str, str, int]:
-        whole, scale = f"{source}/int8", f"{source}/scale"
+    def _rows_in_8_bits(self, source: str, limits: _Range, rotation: Rotation | None) -> tuple[str, str, int]:
+        whole, scale, inputs, attributes = f"{source}/int8", f"{source}/scale", [source], asdict(limits)
         operator = "QuantizeRows" if limits.is_signed else "QuantizePositiveRows"
-        attributes = asdict(limits)
-        self._nodes.append(helper.make_node(operator, [source], [whole, scale], whole, domain=DOMAIN, **attributes))
+        if rotation is not None:
+            operator, attributes["block"] = "QuantizeRotatedRows", rotation.block
+            inputs.append(self._constant(f"{source}/factors", rotation.inverse_factors))
+        self._nodes.append(helper.make_node(operator, inputs, [whole, scale], whole, domain=DOMAIN, **attributes))
         return whole, scale, limits.zero_point
 
     def _emit(self, operator: str, inputs: Sequence[str], out: str, name: str, **attributes: Any) -> str:

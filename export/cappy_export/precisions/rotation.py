@@ -36,13 +36,22 @@ class Rotation:
     factors: Floats
 
     @property
+    def block(self) -> int:
+        """Count the channels of a block, a power of two that divides the inputs."""
+        return math.gcd(len(self.factors), BLOCK)
+
+    @property
     def matrix(self) -> Floats:
-        """Make the Hadamard matrix (block, block), symmetric and its own inverse; block divides the inputs."""
-        block = math.gcd(len(self.factors), BLOCK)
+        """Make the Hadamard matrix (block, block), symmetric and its own inverse."""
         matrix = np.ones((1, 1))
-        while len(matrix) < block:
+        while len(matrix) < self.block:
             matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-        return (matrix / math.sqrt(block)).astype(np.float32)
+        return (matrix / math.sqrt(self.block)).astype(np.float32)
+
+    @property
+    def inverse_factors(self) -> Floats:
+        """Compute the factors of inputs that are then multiplied by the matrix of 1 and -1."""
+        return (1 / (self.factors * math.sqrt(self.block))).astype(np.float32)
 
     def of_weights(self, weights: Floats) -> Floats:
         """Turn `weights` (inputs, outputs) into those for rotated inputs."""

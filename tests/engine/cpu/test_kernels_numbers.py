@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cappy_engine.native import reference
-from cappy_engine.native.library import AFTER_GELU, Bytes, Floats, Layer, NativeLibrary, Rounding
+from cappy_engine.native.library import AFTER_GELU, Bytes, Floats, Layer, NativeLibrary, Rotation, Rounding
 
 CLOSE = 1e-5
 ODD = (0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-38, 3.4e38, -3.4e38)
@@ -62,6 +62,34 @@ def test_what_is_not_finite_shows_in_the_scale_of_its_row_and_in_no_other(
     np.testing.assert_array_equal(found[1], wanted[1])
     np.testing.assert_array_equal(found[0], wanted[0])
     assert np.isfinite(found[1][::2]).all()
+
+
+@few
+@given(seed=seeds, rows=st.integers(1, 40), blocks=st.integers(1, 5), block=st.sampled_from([2**n for n in range(10)]))
+def test_rotated_rows_are_rounded_to_the_same_bytes_and_scales(
+    library: NativeLibrary, instruction_set: str, seed: int, rows: int, blocks: int, block: int
+) -> None:
+    random = np.random.default_rng(seed)
+    x = (random.standard_normal((rows, blocks * block)) * 10.0 ** random.integers(-20, 20, (rows, 1))).astype(
+        np.float32
+    )
+    x[random.random(x.shape) < 0.001] = random.choice(np.array(ODD, np.float32))
+    rotation = Rotation(random.uniform(0.1, 10, blocks * block).astype(np.float32), block)
+    found = library.quantize_rows(instruction_set, x, Rounding(), rotation)
+    wanted = reference.quantize_rows(reference.rotate_rows(x, rotation), Rounding())
+    np.testing.assert_array_equal(found[0], wanted[0])
+    np.testing.assert_array_equal(found[1], wanted[1])
+
+
+@pytest.mark.parametrize("block", [1, 2, 64, 256])
+def test_a_rotation_in_steps_is_the_product_with_a_hadamard_matrix(block: int) -> None:
+    x = np.random.default_rng(block).standard_normal((3, 256)).astype(np.float32)
+    matrix = np.ones((1, 1))
+    while len(matrix) < block:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    factors = np.linspace(0.5, 2, 256, dtype=np.float32)
+    wanted = ((x * factors).reshape(-1, block) @ matrix).reshape(3, 256)
+    np.testing.assert_allclose(reference.rotate_rows(x, Rotation(factors, block)), wanted, atol=1e-4)
 
 
 @few

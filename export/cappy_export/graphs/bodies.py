@@ -1,0 +1,129 @@
+"""Hold the texts of the operators' functions, in ONNX's textual syntax: what each computes, in other operators.
+
+`operators.py` writes the functions from them; {words} in braces are filled in there.
+"""
+
+from __future__ import annotations
+
+QUANTIZE = """
+    last = Constant <value_ints = [-1]> ()
+    {sizes}
+    largest = ReduceMax <keepdims = 1> (sizes, last)
+    least_scaled = Constant <value_float: float = @least> ()
+    bounded = Max (largest, least_scaled)
+    steps_number = Constant <value_int: int = @steps> ()
+    steps_float = Cast <to = 1> (steps_number)
+    step = Reciprocal (steps_float)
+    scale = Mul (bounded, step)
+    inverse = Reciprocal (scale)
+    scaled = Mul (x, inverse)
+    unit = Constant <value_float = 1.0> ()
+    zero = Constant <value_int: int = @zero_point> ()
+    zero_byte = Cast <to = 2> (zero)
+    q = QuantizeLinear (scaled, unit, zero_byte)
+"""
+
+ROTATE = """
+    block_size = Constant <value_int: int = @block> ()
+    zeroth = Constant <value_int = 0> ()
+    next = Constant <value_int = 1> ()
+    numbers = Range (zeroth, block_size, next)
+    column_axis = Constant <value_ints = [1]> ()
+    numbers_column = Unsqueeze (numbers, column_axis)
+    common_bits = BitwiseAnd (numbers_column, numbers)
+    bits = Cast <to = 13> (common_bits)
+    shift_numbers = Constant <value_ints = [8, 4, 2, 1]> ()
+    shifts = Cast <to = 13> (shift_numbers)
+    shift_8, shift_4, shift_2, shift_1 = Split <axis = 0, num_outputs = 4> (shifts)
+    moved_8 = BitShift <direction = "RIGHT"> (bits, shift_8)
+    folded_8 = BitwiseXor (bits, moved_8)
+    moved_4 = BitShift <direction = "RIGHT"> (folded_8, shift_4)
+    folded_4 = BitwiseXor (folded_8, moved_4)
+    moved_2 = BitShift <direction = "RIGHT"> (folded_4, shift_2)
+    folded_2 = BitwiseXor (folded_4, moved_2)
+    moved_1 = BitShift <direction = "RIGHT"> (folded_2, shift_1)
+    folded_1 = BitwiseXor (folded_2, moved_1)
+    odd_bits = BitwiseAnd (folded_1, shift_1)
+    odd = Cast <to = 1> (odd_bits)
+    doubled = Add (odd, odd)
+    one = Constant <value_float = 1.0> ()
+    hadamard = Sub (one, doubled)
+    given_shape = Shape (given)
+    divided = Mul (given, factors)
+    rest = Constant <value_ints = [-1]> ()
+    first_axis = Constant <value_ints = [0]> ()
+    block_length = Unsqueeze (block_size, first_axis)
+    blocks_shape = Concat <axis = 0> (rest, block_length)
+    blocks = Reshape (divided, blocks_shape)
+    turned = MatMul (blocks, hadamard)
+    x = Reshape (turned, given_shape)
+"""
+
+PRODUCT = """
+    rows_of_groups = Transpose <perm = [1, 3, 0, 2]> (weights)
+    groups = Shape <start = 1, end = 2> (weights)
+    group = Constant <value_ints = [4]> ()
+    inner = Mul (groups, group)
+    last = Constant <value_ints = [-1]> ()
+    matrix_shape = Concat <axis = 0> (inner, last)
+    matrix = Reshape (rows_of_groups, matrix_shape)
+    unit = Constant <value_float = 1.0> ()
+    zero = Constant <value_int: int = @zero_point> ()
+    zero_byte = Cast <to = 2> (zero)
+    unknown_sums = com.microsoft.MatMulIntegerToFloat (q, matrix, unit, weight_scales, zero_byte)
+    sums = Cast <to = 1> (unknown_sums)
+    product = Mul (sums, scale)
+"""
+
+ATTEND = """
+    lifted_query = Unsqueeze (query, first)
+    lifted_key = Unsqueeze (key, first)
+    lifted_value = Unsqueeze (value, first)
+    unknown = com.microsoft.MultiHeadAttention <num_heads: int = @heads> (lifted_query, lifted_key, lifted_value)
+    lifted = Cast <to = 1> (unknown)
+    context = Squeeze (lifted, first)
+"""
+
+ATTENTION = """
+    first = Constant <value_ints = [0]> ()
+    both = Constant <value_ints = [0, 1]> ()
+    one = Constant <value_int = 1> ()
+    pairs = Size (lengths)
+    is_single = Equal (pairs, one)
+    y = If (is_single) <
+        then_branch = alone () => (float[n, h] alone_y) {
+            {alone}
+            {attend}
+            alone_y = Identity (context)
+        },
+        else_branch = together () => (float[n, h] together_y) {
+            last = Constant <value_ints = [-1]> ()
+            width = Shape <start = 1, end = 2> (packed)
+            parts = Constant <value_int = {parts}> ()
+            part = Div (width, parts)
+            lengths_column = Unsqueeze (lengths, last)
+            ends = CumSum (lengths_column, first)
+            begins = Sub (ends, lengths_column)
+            of_begins = Constant <value_ints = {of_begins}> ()
+            of_ends = Constant <value_ints = {of_ends}> ()
+            of_parts = Constant <value_ints = {of_parts}> ()
+            begins_placed = Mul (begins, of_begins)
+            ends_placed = Mul (ends, of_ends)
+            parts_placed = Mul (part, of_parts)
+            rows_placed = Add (begins_placed, ends_placed)
+            corners = Add (rows_placed, parts_placed)
+            none = SequenceEmpty <dtype = 1> ()
+            contexts = Loop (pairs, , none) <
+                body = pair (int64 number, bool goes_on, seq(float[l, h]) before)
+                    => (bool goes_on_still, seq(float[l, h]) after) {
+                    goes_on_still = Identity (goes_on)
+                    corner = Gather (corners, number)
+                    {cut}
+                    {attend}
+                    after = SequenceInsert (before, context)
+                }
+            >
+            together_y = ConcatFromSequence <axis = 0> (contexts)
+        }
+    >
+"""
