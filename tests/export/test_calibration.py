@@ -7,13 +7,18 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cappy_engine.tokenizer import PairTokenizer
+from cappy_export.precisions import calibration
 from cappy_export.precisions.calibration import CalibrationPairs, activation_ranges, measure_activations, take_census
 
 
-def test_activations_are_measured_over_all_tokens_of_all_batches(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tokens_at_once", [1, 7, 1000])
+def test_activations_are_measured_over_all_tokens_of_all_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens_at_once: int
+) -> None:
     graph = helper.make_graph(
         [helper.make_node("Abs", ["x"], ["size"], "size"), helper.make_node("Neg", ["size"], ["y"], "y")],
         "sizes",
@@ -23,6 +28,7 @@ def test_activations_are_measured_over_all_tokens_of_all_batches(tmp_path: Path)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "m.onnx")
     random = np.random.default_rng(0)
     batches: list[Any] = [{"x": random.standard_normal((2, length, 4)).astype(np.float32)} for length in (3, 9)]
+    monkeypatch.setattr(calibration, "TOKENS_AT_ONCE", tokens_at_once)
     found = measure_activations(tmp_path / "m.onnx", ["size", "y"], batches, has_moments=True)
     rows = np.abs(np.concatenate([batch["x"].reshape(-1, 4) for batch in batches]))
     for name, wanted in (("size", rows), ("y", -rows)):

@@ -24,6 +24,8 @@ from cappy_export.precisions.rounding import Floats
 
 CALIBRATION_PAIRS = 32
 """Pairs on which the float32 graph is searched for values beyond fp16, and int8's biases are corrected."""
+TOKENS_AT_ONCE = 1024
+"""Tokens whose second moments are summed in one product. A model of cappy-large's size holds 0.7 MB for each."""
 ACCURATE_CALIBRATION_PAIRS = 512
 """Pairs on which accurate int8 weighs its errors: with a few it would fit what these have by chance."""
 QUIETEST = 0.25
@@ -105,25 +107,44 @@ def measure_activations(
     """
     if not names:
         return {}  # ONNX Runtime takes an empty list for all outputs
-    session = open_exposed(source, names)
-    tokens: dict[str, int] = dict.fromkeys(names, 0)
-    sums: dict[str, Any] = dict.fromkeys(names, 0.0)
-    squares: dict[str, Any] = dict.fromkeys(names, 0.0)
-    for values in exposed_values(session, names, calibration):
+    sums = {name: _Sums(has_moments) for name in names}
+    for values in exposed_values(open_exposed(source, names), names, calibration):
         for name, value in values.items():
-            rows = value.reshape(-1, value.shape[-1])
-            tokens[name] += len(rows)
-            sums[name] = sums[name] + rows.sum(axis=0, dtype=np.float64)
-            if has_moments:
-                squares[name] += rows.T @ rows
-    found: dict[str, Activations] = {}
-    for name, count in tokens.items():
-        if count:
-            if not np.isfinite(sums[name]).all():
-                raise GraphError(f"{name} is not finite on the pairs to calibrate on")
-            moments = _without_silence(squares.pop(name), count) if has_moments else None
-            found[name] = Activations((sums[name] / count).astype(np.float32), moments)
-    return found
+            sums[name].take(value.reshape(-1, value.shape[-1]))
+    return {name: found.means(name) for name, found in sums.items() if found.tokens}
+
+
+class _Sums:
+    """Sum rows (tokens, inputs), and their second moments for many tokens at a time: each product writes inputs²."""
+
+    def __init__(self, has_moments: bool) -> None:
+        self.tokens = 0
+        self._has_moments = has_moments
+        self._sum: Any = 0.0
+        self._squares: Any = 0.0
+        self._waiting: list[Floats] = []
+
+    def take(self, rows: Floats) -> None:
+        self.tokens += len(rows)
+        self._sum = self._sum + rows.sum(axis=0, dtype=np.float64)
+        if self._has_moments:
+            self._waiting.append(rows)
+            if sum(map(len, self._waiting)) >= TOKENS_AT_ONCE:
+                self._multiply()
+
+    def means(self, name: str) -> Activations:
+        if not np.isfinite(self._sum).all():
+            raise GraphError(f"{name} is not finite on the pairs to calibrate on")
+        self._multiply()
+        moments = _without_silence(self._squares, self.tokens) if self._has_moments else None
+        self._squares = None
+        return Activations((self._sum / self.tokens).astype(np.float32), moments)
+
+    def _multiply(self) -> None:
+        if self._waiting:
+            rows = np.concatenate(self._waiting)
+            self._waiting.clear()
+            self._squares += rows.T @ rows
 
 
 def activation_ranges(source: Path, calibration: Iterable[Inputs]) -> dict[str, Floats]:
