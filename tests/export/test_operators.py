@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +66,7 @@ def test_rows_are_rotated_by_a_hadamard_matrix_and_then_rounded(columns: int, bl
     x = np.random.default_rng(block).standard_normal((3, 2, columns)).astype(np.float32)
     factors = np.linspace(0.5, 2, columns, dtype=np.float32)
     turned = ((x * factors).reshape(-1, block) @ hadamard(block)).reshape(x.shape)
-    rounding = {"zero_point": 128, "steps": 127, "least": 1e-12, "is_signed": 1}
+    rounding: dict[str, Any] = {"zero_point": 128, "steps": 127, "least": 1e-12, "is_signed": 1}
     node = helper.make_node("QuantizeRotatedRows", ["x", "f"], ["q", "s"], domain=DOMAIN, block=block, **rounding)
     options = onnxruntime.SessionOptions()
     if has_kernels:
