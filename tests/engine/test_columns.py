@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cappy_engine import Scorer
 from cappy_engine.errors import InvalidPair
 from cappy_engine.pairs import check_pairs, read_pairs
 from cappy_engine.testing import fake_scorer
@@ -125,4 +126,6 @@ def test_the_page_shows_how_each_package_is_used(package: str) -> None:
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Yes" in done.stdout
-    assert "0.85" in done.stdout
+    with Scorer.open() as scorer:
+        score = float(scorer.score([("Is the sky blue?", "Yes"), ("Is the sky blue?", "No")])[0])
+    assert f"{score:.5f}"[:-1] in done.stdout  # which has at least so many digits, and int8's depend on the kernels
