@@ -43,6 +43,18 @@ def peak_bytes() -> int:
     return _read(STATUS, "VmHWM") or peak
 
 
+def peak_bytes_of(process: int) -> int:
+    """Read the most memory that another process held; 0 where the system does not tell, or the process has ended.
+
+    >>> peak_bytes_of(os.getpid())
+    31457280
+    """
+    try:
+        return _read(Path(f"/proc/{process}/status"), "VmHWM") or 0
+    except OSError:
+        return 0
+
+
 def resident_bytes() -> int:
     """Read the memory that this process holds now; elsewhere than on Linux, its peak.
 

@@ -29,9 +29,9 @@ PAIRS = default_pairs()[:40]
 
 
 def perturb(path: Path, amount: float) -> None:
-    """Add `amount` to one row of the first layer's value weights in an ONNX file."""
+    """Add `amount` to one column of the first layer's value weights in an ONNX file."""
     model = onnx.load(path)
-    names = ("roberta.encoder.layer.0.attention.self.value.matrix", "Attention_0_qkv_weight")
+    names = ("roberta.encoder.layer.0.attention.self.query_key_value.matrix", "Attention_0_qkv_weight")
     entry = next(entry for entry in model.graph.initializer if entry.name in names)
     weights = numpy_helper.to_array(entry).copy()
     weights[:, -1] += amount

@@ -7,7 +7,6 @@ changes is noticed. The file's seconds are those of the whole process, its start
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 from cappy_bench.bulk.bulk_options import BulkBenchOptions
 from cappy_bench.machine import current_commit, describe_machine
+from cappy_bench.memory import peak_bytes_of
 from cappy_engine.bulk.outputs import check_output
 from cappy_engine.bulk.packing import packer, tables_for
 from cappy_engine.errors import BenchmarkError
@@ -35,6 +35,7 @@ WORDS = (
     "were what when which who will with word work would write year you "
 ).split()
 ROWS_AT_A_TIME = 1000
+LOOK_SECONDS = 0.02
 
 Say = Callable[[str], object]
 
@@ -132,15 +133,19 @@ def run_score(
             words += [f"--{name.replace('_', '-')}", str(value)]
     if options.window is not None:
         words += ["--window", str(options.window)]
+    peak = 0
     begun = time.perf_counter()
-    with subprocess.Popen(words, stderr=subprocess.PIPE) as process:  # noqa: S603 - our own command
-        error = process.stderr.read() if process.stderr else b""
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - begun
+    with tempfile.TemporaryFile() as errors:
+        with subprocess.Popen(words, stderr=errors) as process:  # noqa: S603 - our own command
+            while process.poll() is None:
+                peak = max(peak, peak_bytes_of(process.pid))  # at its end its parent counts, too
+                time.sleep(LOOK_SECONDS)
+        seconds = time.perf_counter() - begun
+        errors.seek(0)
+        error = errors.read().decode(errors="replace")
     if process.returncode:
-        raise BenchmarkError(f"cappy score ended with {process.returncode}: {error.decode(errors='replace')[-500:]}")
-    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        raise BenchmarkError(f"cappy score ended with {process.returncode}: {error[-500:]}")
+    return seconds, peak
 
 
 def bulk_table(result: dict[str, Any]) -> str:
