@@ -44,9 +44,9 @@ PAIR_BYTES = 1500
 class Sample:
     """Rows of a file: their `pairs`, the number of the `places` where each was read, and what the whole file holds.
 
-    `rows` counts those that can be scored; `is_exact` if they were counted, else it is an estimate. `is_spread` is
-    False if only the beginning of the file was read. `refused` of the rows that were read cannot be scored, as
-    `problem` says of the first.
+    `rows` is the number of rows that can be scored: counted if `is_exact`, else estimated. `is_spread` is False if only
+    the beginning of the file was read. `refused` is the number of rows that were read and cannot be scored; `problem`
+    says why the first of them cannot.
     """
 
     pairs: Sequence[Pair]

@@ -19,9 +19,9 @@ from cappy_engine.ranking import first_best
 class Task(Protocol):
     """What is done with rows.
 
-    `name_option` is the option that gives other names to the fields that are added. `texts` are the fields that must be
-    texts, `lists` those that must be lists of texts. `added` are the fields that a row gets, with the kind of each
-    (`tables.TYPES`).
+    `texts` are the fields of a row that must hold a text, and `lists` the fields that must hold a list of texts.
+    `added` are the fields that a row gets, with the kind of each (`tables.TYPES`); the option `name_option` renames
+    them.
     """
 
     @property

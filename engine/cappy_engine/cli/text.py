@@ -151,7 +151,7 @@ def describe_estimate(found: Estimate) -> str:
         time += f", give or take {100 * found.spread:.0f}%"
     facts = {
         "rows": f"{'' if sample.is_exact else 'about '}{sample.rows:,}; {len(sample.pairs):,} of them were measured",
-        "bad rows": f"{sample.refused:,} of those that were read; the first {sample.problem}" if sample.refused else "",
+        "bad rows": f"{sample.refused:,} of the sample; the first: {sample.problem}" if sample.refused else "",
         "tokens": f"{tokens.mean():.1f} a pair (half up to {p50}, 95% up to {p95}, longest {most}), about "
         f"{tokens.mean() * sample.rows:,.0f} in all; {100 * found.truncated_share:.1f}% of the pairs are truncated",
         "speed": f"{found.tokens_per_second:,.0f} tokens/s, {found.pairs_per_second:,.1f} pairs/s; "

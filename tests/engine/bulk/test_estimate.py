@@ -82,7 +82,7 @@ def test_bad_rows_are_told_and_not_counted(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"instruction": "a", "response": "b"}\n\noops\n{"instruction": "a"}\n')
     sample = sample_file(tmp_path / "a.jsonl")
     assert (sample.rows, sample.refused) == (1, 2)
-    assert "bad rows  2 of those that were read; the first not JSON" in describe_estimate(
+    assert "bad rows  2 of the sample; the first: not JSON" in describe_estimate(
         estimate(fake_scorer(), sample, seconds=0.01)
     )
 
