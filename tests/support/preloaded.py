@@ -60,13 +60,14 @@ def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         client = CLIENT.format(python=sys.executable, address=str(folder / "socket"), program=program)
         (folder / name).write_text(client, encoding="utf-8")
         (folder / name).chmod(0o755)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # else they start threads
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(folder / "socket"))
         listening.listen()
         number = listening.fileno()
-        command = [sys.executable, "-m", "tests.support.preloaded", str(number)]
+        command = [sys.executable, "-P", __file__, str(number)]
         with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, pass_fds=[number]) as process:
+            listening.close()  # if the process has ended, whoever asks it hears so
             yield folder
             process.communicate()  # the end of its standard input ends it
     assert process.returncode == 0
@@ -125,10 +126,14 @@ def _serve(connection: socket.socket) -> None:
     os._exit(0)
 
 
-def _run(kind: str, *rest: str) -> None:
-    """Run a program as `python KIND REST` does."""
+def _run(kind: str, *given: str) -> None:
+    """Run a program as `python KIND REST` does, with the folder that Python would put first in `sys.path`."""
+    rest = list(given)
     if kind == "-P":
-        return _run(*rest)
+        kind, *rest = rest
+    else:
+        script = Path(kind).resolve().parent
+        sys.path.insert(0, "" if kind in ("-c", "-") else str(Path.cwd() if kind == "-m" else script))
     sys.argv = [*rest] if kind == "-m" else [kind, *(rest[1:] if kind == "-c" else rest)]
     if kind == "-m":
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
@@ -136,7 +141,6 @@ def _run(kind: str, *rest: str) -> None:
         exec(rest[0] if kind == "-c" else sys.stdin.read(), {"__name__": "__main__"})
     else:
         runpy.run_path(kind, run_name="__main__")
-    return None
 
 
 if __name__ == "__main__":
