@@ -44,7 +44,7 @@ FENCES = {
     "click": ["cappy_engine.cli", "cappy_export.cli", "cappy_bench"],
     "tqdm": ["cappy_engine.cli", "cappy_mini"],
     "filelock": ["cappy_engine.storage"],
-    "pyarrow": ["cappy_engine.bulk.tables"],
+    "pyarrow": ["cappy_engine.bulk.tables", "cappy_engine.bulk.fitting"],
     "ray": ["cappy_engine.bulk.ray_data"],
     "triton_python_backend_utils": ["cappy_engine.serving.triton_model"],
     "msgspec": ["cappy_engine.serving"],

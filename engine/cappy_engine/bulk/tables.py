@@ -1,4 +1,4 @@
-"""Read and write Parquet, and pack with zstd: the only module that imports pyarrow.
+"""Read and write Parquet, and pack with zstd: with `fitting`, the only module that imports pyarrow.
 
 A Parquet file cannot be appended to. While rows are made they are Arrow streams, one after another in one file, each a
 complete one; `write_parquet` makes a Parquet file of them at the end. Knows nothing of models.
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cappy_engine.checks import shown
-from cappy_engine.errors import CappyError, InvalidLine
+from cappy_engine.errors import CappyError
 
 ROWS_AT_A_TIME = 1024
 ROWS_OF_A_GROUP = 65_536
@@ -133,35 +133,6 @@ def with_columns(table: Batch, kinds: Mapping[str, str], values: Sequence[Mappin
 def table_from(batches: Sequence[Batch], schema: Schema) -> Batch:
     """Put batches into one table."""
     return pa.Table.from_batches(batches, schema)
-
-
-def table_of(fields: Sequence[Mapping[str, Any]], schema: Schema | None, numbers: Sequence[int]) -> Batch:
-    """Make a table of rows of JSON; without a `schema` their own types become the columns'.
-
-        >>> table_of([{"instruction": "Is it?", "response": "Yes"}], None, [1]).num_rows
-        1
-
-    Raises InvalidLine, with the number of the first row that does not fit.
-    """
-    names = {*schema.names} if schema is not None else {*()}
-    for row, number in zip(fields, numbers, strict=True):
-        unknown = [name for name in row if schema is not None and name not in names]
-        if unknown:
-            raise InvalidLine(
-                number, f"has a field {unknown[0]!r}, which rows before it have not; choose a .jsonl output"
-            )
-    try:
-        return pa.Table.from_pylist(list(fields), schema)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        if len(fields) == 1:
-            raise InvalidLine(
-                numbers[0], f"does not fit into the columns of the rows before it ({error}); choose a .jsonl output"
-            ) from error
-    middle = len(fields) // 2
-    left = table_of(fields[:middle], schema, numbers[:middle])
-    return pa.concat_tables(
-        [left, table_of(fields[middle:], schema if schema is not None else left.schema, numbers[middle:])]
-    )
 
 
 def stream_bytes(table: Batch) -> bytes:

@@ -143,9 +143,14 @@ class TableWriter:
         if self._kind == "parquet":
             table = self._tables.table_from(list(_batches(rows)), self.schema)
         else:
+            from cappy_engine.bulk import fitting
+
             fields = [row.entry.fields or {} for row in rows]
-            table = self._tables.table_of(fields, self.schema, [row.entry.number for row in rows])
-            self.schema = table.schema
+            if self.schema is None:
+                self.schema = fitting.schema_of(fields)
+            for place, problem in sorted(fitting.problems_of(fields, self.schema).items()):
+                raise InvalidLine(rows[place].entry.number, problem)
+            table = fitting.table_of(fields, self.schema)
         return self._stream(table, values)
 
     def _stream(self, table: Any, values: Sequence[Mapping[str, object]]) -> bytes:
