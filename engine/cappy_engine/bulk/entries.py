@@ -6,6 +6,7 @@ A source yields rows, errors (of rows that cannot be used), BLANK (a line withou
 from __future__ import annotations
 
 import codecs
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,15 +110,18 @@ def check_free(fields: Iterable[str], task: Task, number: int) -> None:
             raise InvalidLine(number, f"has a field {name!r} already; choose another with {task.name_option}")
 
 
-def check_names(names: Sequence[str], task: Task, path: Path) -> None:
+def check_names(names: Sequence[str], reading: Reading, path: Path) -> None:
     """Raise CappyError if a table lacks a column, has it twice, or has one that is to be added.
 
-    >>> check_names(["instruction", "response"], ScoreTask(), Path("pairs.csv"))
+        >>> check_names(["instruction", "response"], Reading(ScoreTask()), Path("pairs.csv"))
+
+    Where all fields are wanted, no column may be there twice: one would be lost.
     """
-    for name in (*task.texts, *task.lists):
-        if names.count(name) != 1:
+    task, times = reading.task, Counter(names)
+    for name in (*task.texts, *task.lists, *(names if reading.keeps_fields else ())):
+        if times[name] != 1:
             found = ", ".join(shown(each) for each in names[:8])
-            problem = f"the column {name!r} {names.count(name)} times" if name in names else f"no column {name!r}"
+            problem = f"the column {name!r} {times[name]} times" if name in names else f"no column {name!r}"
             raise CappyError(f"{path} has {problem}; found {found}{', ...' * (len(names) > 8)}")
     for name in task.added:
         if name in names:

@@ -36,7 +36,8 @@ class Format:
     delimiter: str = ""
 
     def __str__(self) -> str:
-        return {"jsonl": "JSON Lines", "csv": "CSV", "parquet": "Parquet"}[self.kind]
+        names = {"jsonl": "JSON Lines", "csv": "TSV" if self.delimiter == "\t" else "CSV", "parquet": "Parquet"}
+        return names[self.kind]
 
 
 def format_of(path: str | Path) -> Format:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,20 @@ def _refuse(name: str) -> float:
     raise ValueError(f"{name} is not a value of JSON")
 
 
-FINITE = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse)
+class _Twice(Exception):
+    """A field that an object has twice."""
+
+
+def _once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its fields; of two that have one name the first would be lost."""
+    found = dict(fields)
+    if len(found) < len(fields):
+        raise _Twice(Counter(name for name, _ in fields).most_common(1)[0][0])
+    return found
+
+
+WHOLE = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse, object_pairs_hook=_once)
+"""Reads what can be written back without loss."""
 ANY = json.JSONDecoder(parse_constant=_refuse)
 
 
@@ -52,7 +66,7 @@ def read_row(line: bytes, number: int) -> Row | None:
         >>> read_row(b'{"instruction": "Is the sky blue?", "response": "Yes"}', 1).pair
         ('Is the sky blue?', 'Yes')
     """
-    fields = read_fields(line, number, ("instruction", "response"), keeps_numbers=False)
+    fields = read_fields(line, number, ("instruction", "response"), keeps_all=False)
     return None if fields is None else Row(number, fields, (fields["instruction"], fields["response"]))
 
 
@@ -65,19 +79,20 @@ def read_rows(lines: Iterable[bytes]) -> Iterator[Row]:
 
 
 def read_fields(
-    line: bytes, number: int, texts: Sequence[str], *, others: Sequence[str] = (), keeps_numbers: bool = True
+    line: bytes, number: int, texts: Sequence[str], *, others: Sequence[str] = (), keeps_all: bool = True
 ) -> dict[str, Any] | None:
     """Parse the JSON object in one line of JSON Lines; None if the line is blank.
 
     It must have the fields `texts`, all strings, and `others`, each once. Raises InvalidLine, with `number`, for
-    anything else. With `keeps_numbers` a number beyond a float's range is refused, since it could not be written back.
+    anything else. With `keeps_all` a number beyond a float's range, and a field that comes twice in any object, are
+    refused, since they could not be written back.
 
         >>> read_fields(b'{"instruction": "Is the sky blue?"}', 1, ("instruction",))
         {'instruction': 'Is the sky blue?'}
     """
     if not line.strip():
         return None
-    decoder = FINITE if keeps_numbers else ANY
+    decoder = WHOLE if keeps_all else ANY
     try:
         text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         if text.startswith("\ufeff"):
@@ -86,6 +101,8 @@ def read_fields(
     except UnicodeDecodeError as error:
         hint = "; it is packed, and is unpacked if its name ends in .gz" if line.startswith(b"\x1f\x8b") else ""
         raise InvalidLine(number, f"not UTF-8 (byte {error.start}: 0x{line[error.start]:02x}){hint}") from error
+    except _Twice as error:
+        raise InvalidLine(number, f"has the field {str(error)!r} twice; give it once") from error
     except (ValueError, RecursionError) as error:
         raise InvalidLine(number, f"not JSON ({error})") from error
     if not isinstance(fields, dict):

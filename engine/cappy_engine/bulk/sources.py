@@ -108,7 +108,7 @@ class LineSource:
 
     def _read(self, line: bytes) -> Entry | None:
         task, number = self._reading.task, self.lines
-        fields = read_fields(line, number, task.texts, keeps_numbers=self._reading.keeps_fields, others=task.lists)
+        fields = read_fields(line, number, task.texts, keeps_all=self._reading.keeps_fields, others=task.lists)
         if fields is None:
             return None
         check_free(fields, task, number)
@@ -137,7 +137,7 @@ class CsvSource:
             raise CappyError(f"{path} has no first line with the names of its columns")
         self.columns: list[str] = names
         self.header = self._records.raw
-        check_names(names, reading.task, path)
+        check_names(names, reading, path)
 
     @property
     def lines(self) -> int:
@@ -193,7 +193,7 @@ class TableSource:
             tables.check_column(self.header, name, path)
         for name in reading.task.lists:
             tables.check_column(self.header, name, path, is_list=True)
-        check_names(self.header.names, reading.task, path)
+        check_names(self.header.names, reading, path)
 
     def position(self) -> Position:
         """Tell how many rows were read."""

@@ -50,9 +50,9 @@ class Files:
     @property
     def format(self) -> Format:
         """Tell the format of all of them. Raises CappyError if they have several."""
-        formats = {(form := format_of(path)).kind: form for path in self.paths}
+        formats = dict.fromkeys(str(format_of(path)) for path in self.paths)
         if len(formats) > 1:
-            found = " and ".join(map(str, formats.values()))
+            found = " and ".join(formats)
             raise CappyError(f"the inputs have several formats, {found}; give those of one format at a time")
         return format_of(self.paths[0])
 

@@ -43,8 +43,10 @@ def writer_of(target: Format, source: Format, task: Task, header: Any) -> Writer
     if target.kind == "parquet":
         return TableWriter(task, header, source)
     if target.kind == "csv":
-        if source.kind != "csv" or source.delimiter != target.delimiter:
-            raise CappyError(f"rows of {source} are not written as CSV; choose an output of the same format, or .jsonl")
+        if str(source) != str(target):
+            raise CappyError(
+                f"rows of {source} are not written as {target}; choose an output of the same format, or .jsonl"
+            )
         return CsvWriter(task, header, target.delimiter)
     return LineWriter(task, keeps_bytes=source.kind == "jsonl")
 

@@ -17,7 +17,7 @@ from cappy_engine.errors import CappyError, InvalidLine
 from cappy_engine.testing import fake_scorer
 from cappy_engine.tokenizer import PairTokenizer
 from tests.support.bulk_files import WINDOW, pairs_of, run, write_rows
-from tests.support.scored_lines import LONG
+from tests.support.scored_lines import GOOD, LONG
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,50 @@ def test_bad_records_go_to_the_rejects_and_the_next_one_is_read(tmp_path: Path, 
     assert [line.split(",")[1] for line in (tmp_path / "out.csv").read_text().splitlines()] == ["response", "a", "b"]
     rejects = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
     assert [(each["line"], each["text"]) for each in rejects] == [(3, "q"), (4, r"\xe9,a")]
+
+
+def test_csv_and_tsv_are_two_formats(tmp_path: Path, scorer: Scorer) -> None:
+    sources = [write_rows(tmp_path / "a.csv", pairs_of(2)), tmp_path / "b.tsv"]
+    sources[1].write_text("id\tinstruction\tresponse\n3\tq\ta\n")
+    for out in ("out.csv", "out.jsonl"):
+        with pytest.raises(CappyError, match="the inputs have several formats, CSV and TSV; give those of one format"):
+            run(scorer, sources, tmp_path / out)
+    with pytest.raises(CappyError, match="rows of TSV are not written as CSV; choose"):
+        run(scorer, sources[1], tmp_path / "out.csv")
+
+
+# What comes twice
+
+
+@pytest.mark.parametrize("into", ["jsonl", "parquet"])
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_columns_of_one_name_are_an_error_where_one_would_be_lost(
+    form: str, into: str, tmp_path: Path, scorer: Scorer
+) -> None:
+    source = tmp_path / f"in.{form}"
+    names = ["instruction", "response", "x", "x"]
+    if form == "csv":
+        source.write_text(",".join(names) + "\nq,a,1,2\n")
+    else:
+        pa = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pa.table([["q"], ["a"], ["1"], ["2"]], names), source)
+    run(scorer, source, tmp_path / f"same.{form}")
+    if form != into:
+        if into == "parquet":
+            pytest.importorskip("pyarrow")
+        with pytest.raises(CappyError, match=rf"in\.{form} has the column 'x' 2 times; found 'instruction', 'resp"):
+            run(scorer, source, tmp_path / f"out.{into}")
+
+
+def test_fields_of_one_name_are_an_error_where_one_would_be_lost(tmp_path: Path, scorer: Scorer) -> None:
+    pytest.importorskip("pyarrow")
+    source = tmp_path / "in.jsonl"
+    for field in (b'"m": 1, "\\u006d": 2', b'"m": {"n": 1}, "k": [{"m": 1, "m": 2}]'):
+        source.write_bytes(GOOD + b'{"instruction": "q", "response": "a", ' + field + b"}\n")
+        run(scorer, source, tmp_path / "same.jsonl", force=True)
+        assert field in (tmp_path / "same.jsonl").read_bytes()
+        with pytest.raises(InvalidLine, match=r"^line 2: has the field 'm' twice; give it once"):
+            run(scorer, source, tmp_path / "out.parquet", force=True)
 
 
 # Packed
