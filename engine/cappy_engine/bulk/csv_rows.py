@@ -30,7 +30,6 @@ class CsvRecords:
         self._start = 0
         self._source = Lines(file, max_record_bytes)
         self._lines = iter(self._source)
-        self._is_between = True
         self._reader = csv.reader(_Texts(self), delimiter=delimiter, strict=True)
 
     @property
@@ -41,7 +40,11 @@ class CsvRecords:
     @property
     def offset(self) -> int | None:
         """Count the bytes that were read; None within a line that was too long to be read."""
-        return self._start + self._source.bytes_read if self._is_between else None
+        return None if self._source.is_within else self._start + self._source.bytes_read
+
+    def pass_over(self) -> None:
+        """Go to the end of a line that was too long."""
+        self._source.pass_over()
 
     def go_on(self, offset: int, line: int) -> None:
         """Count from another place of the file, where it was set to."""
@@ -54,9 +57,6 @@ class CsvRecords:
         self._parts, self._size, self.first_line = [], 0, self.line + 1
         try:
             return next(self._reader)
-        except StopIteration:
-            self._is_between = True
-            raise
         except csv.Error as error:
             raise InvalidLine(self.first_line, f"not CSV ({error})") from error
 
@@ -66,11 +66,10 @@ class CsvRecords:
         if line is None:  # a file does not pause
             return self.next_text()
         self.line += 1
-        self._is_between = len(line) <= self._limit
         self._size += len(line)
         self._parts.append(line)
         if self._size > self._limit:
-            self._parts = [self.raw[: self._limit]]
+            self._parts = [self.raw[: self._limit + 1]]
             hint = "; is a quote not closed?" if self.line > self.first_line else ""
             raise InvalidLine(self.first_line, f"is longer than {self._limit} bytes (max_line_bytes){hint}")
         try:

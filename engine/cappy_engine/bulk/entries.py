@@ -18,6 +18,8 @@ from cappy_engine.checks import shown
 from cappy_engine.errors import CappyError, InvalidLine
 from cappy_engine.pairs import Pair
 
+MOST_KEPT_BYTES = 2**16
+"""So much is kept of a row that is too long to be read."""
 WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 """What a file in UTF-16 or UTF-32 begins with."""
 
@@ -68,6 +70,7 @@ class Source(Protocol):
     """A file's rows. `header` is what is written before them, `total` is what `Position.done` grows to.
 
     `columns` are the same in files that may be read one after another. `lines` counts the lines or rows that were read.
+    `position` is None within a row that was too long to be read; `pass_over` goes to the end of it.
     """
 
     header: Any
@@ -81,6 +84,8 @@ class Source(Protocol):
 
     def position(self) -> Position | None: ...
 
+    def pass_over(self) -> None: ...
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -89,6 +94,16 @@ class Reading:
     task: Task
     max_line_bytes: int = MAX_LINE_BYTES
     keeps_fields: bool = False
+
+
+def refused(error: InvalidLine, raw: bytes, most_bytes: int) -> Refused:
+    """Refuse a row; of one that is longer than `most_bytes`, only the beginning is kept.
+
+    >>> refused(InvalidLine(7, "is longer than 100 bytes"), bytes(10**6), 100).raw == bytes(MOST_KEPT_BYTES)
+    True
+    """
+    found = InvalidLine(error.number, error.problem, error.unit)  # no traceback and no cause: they hold the row
+    return Refused(found, raw[:MOST_KEPT_BYTES] if len(raw) > most_bytes else raw)
 
 
 def check_encoding(begin: bytes) -> None:

@@ -25,7 +25,7 @@ class Lines:
     """Iterates over lines; None stands for a pause of a pipe, a terminal or a socket.
 
     Of a line longer than `max_line_bytes` only the beginning is given: see `check_length`. The rest is passed over when
-    the next line is asked for; `bytes_read` counts it, too.
+    the next line is asked for, or by `pass_over`; `bytes_read` counts it, too. Until then `is_within` is true.
 
         >>> list(Lines([b"one\\n", b"two"], 100))
         [b'one\\n', b'two']
@@ -33,8 +33,10 @@ class Lines:
 
     def __init__(self, lines: Iterable[bytes], max_line_bytes: int = MAX_LINE_BYTES) -> None:
         self.bytes_read = 0
+        self.is_within = False
         self._lines = lines
         self._limit = max_line_bytes
+        self._parts: Iterator[bytes | None] = iter(())
 
     def __iter__(self) -> Iterator[bytes | None]:
         if not hasattr(self._lines, "readline"):
@@ -43,16 +45,27 @@ class Lines:
                 yield line
             return
         file = cast(io.BufferedReader, self._lines)
-        parts = _parts_of_stream(file, self._limit) if _may_pause(file) else _parts_of_file(file, self._limit)
-        is_begun = False  # the line was longer than the limit, and goes on
-        for part in parts:
+        stream = _may_pause(file)
+        self._parts = _parts_of_stream(file, self._limit) if stream else _parts_of_file(file, self._limit)
+        for part in self._parts:
             if part is None:
                 yield None
-                continue
-            self.bytes_read += len(part)
-            if not is_begun:
+            elif self.is_within:
+                self._pass(part)
+            else:
+                self.bytes_read += len(part)
+                self.is_within = len(part) > self._limit and not part.endswith(b"\n")
                 yield part
-            is_begun = (is_begun or len(part) > self._limit) and not part.endswith(b"\n")
+        self.is_within = False
+
+    def pass_over(self) -> None:
+        """Go to the end of a line that was too long."""
+        while self.is_within:
+            self._pass(next(self._parts, b""))
+
+    def _pass(self, part: bytes | None) -> None:
+        self.bytes_read += len(part or b"")
+        self.is_within = part is None or (part != b"" and not part.endswith(b"\n"))
 
 
 def numbered(lines: Iterable[bytes], max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[int, bytes]]:

@@ -18,11 +18,11 @@ from cappy_engine.bulk.entries import (
     Item,
     Position,
     Reading,
-    Refused,
     Source,
     check_encoding,
     check_free,
     check_names,
+    refused,
 )
 from cappy_engine.bulk.formats import Format, format_of
 from cappy_engine.bulk.lines import Lines, check_length
@@ -77,12 +77,15 @@ class LineSource:
         self._source = Lines(lines, reading.max_line_bytes)
         self.lines = 0
         self._start = 0
-        self._is_between = True
 
     def position(self) -> Position | None:
         """Tell where the next row begins; None within a line that was too long to be read."""
         offset = self._start + self._source.bytes_read
-        return Position(offset, self.lines, self._done() if self._done else offset) if self._is_between else None
+        return None if self._source.is_within else Position(offset, self.lines, self._done() if self._done else offset)
+
+    def pass_over(self) -> None:
+        """Go to the end of a line that was too long."""
+        self._source.pass_over()
 
     def rows(self, start: Position) -> Iterator[Item]:
         """Yield rows from `start` on."""
@@ -94,17 +97,15 @@ class LineSource:
                 yield None
                 continue
             self.lines += 1
-            self._is_between = len(line) <= limit
             if self.lines == 1:
                 check_encoding(line)
             try:
                 check_length(line, self.lines, limit)
                 entry = self._read(line)
             except InvalidLine as error:
-                yield Refused(error, line)
+                yield refused(error, line, limit)
                 continue
             yield BLANK if entry is None else entry
-        self._is_between = True
 
     def _read(self, line: bytes) -> Entry | None:
         task, number = self._reading.task, self.lines
@@ -151,6 +152,10 @@ class CsvSource:
             return None
         return Position(offset, self._records.line, self._done() if self._done else offset)
 
+    def pass_over(self) -> None:
+        """Go to the end of a line that was too long."""
+        self._records.pass_over()
+
     def rows(self, start: Position) -> Iterator[Item]:
         """Yield rows from `start` on."""
         records, names = self._records, self.columns
@@ -173,7 +178,7 @@ class CsvSource:
                 fields = dict(zip(names, record, strict=True))
                 pairs = self._reading.task.pairs(fields, number, "line")
             except InvalidLine as error:
-                yield Refused(error, records.raw)
+                yield refused(error, records.raw, self._reading.max_line_bytes)
                 continue
             yield Entry(number, pairs, records.raw, len(records.raw), fields if self._reading.keeps_fields else None)
 
@@ -199,20 +204,23 @@ class TableSource:
         """Tell how many rows were read."""
         return Position(self.lines, self.lines, self.lines)
 
+    def pass_over(self) -> None:
+        """Do nothing: a row is always read to its end."""
+
     def rows(self, start: Position) -> Iterator[Item]:
         """Yield rows from `start` on."""
         names = (*self._task.texts, *self._task.lists)
-        for first, batch in self._rows.batches(start.offset):
+        for first, batch, held in self._rows.batches(start.offset):
             columns = [self._values_of(batch, name) for name in names]
             for place, values in enumerate(zip(*columns, strict=True)):
                 self.lines = first + place + 1
                 try:
                     pairs = self._task.pairs(dict(zip(names, values, strict=True)), self.lines, "row")
                 except InvalidLine as error:
-                    yield Refused(error, b"")
+                    yield refused(error, b"", 0)
                     continue
                 size = sum(len(text) for pair in pairs for text in pair)
-                yield Entry(self.lines, pairs, (batch, place), size)
+                yield Entry(self.lines, pairs, (batch, place), size + held)
 
 
 def skip(lines: Iterable[bytes], size: int) -> None:

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from cappy_engine.checks import shown
 from cappy_engine.errors import CappyError
 
-ROWS_AT_A_TIME = 1024
+ROWS_AT_A_TIME, BYTES_AT_A_TIME = 1024, 2**20
+"""A batch that is read has at most so many rows; fewer, where rows are large: all of it is held as long as one row."""
 ROWS_OF_A_GROUP = 65_536
 """Rows of a group in what is written: few enough to be held in memory with texts of some kilobytes."""
 BYTES_OF_A_GROUP = 64 * 2**20
@@ -51,27 +52,28 @@ class ParquetRows:
         self.schema: Schema = self._file.schema_arrow
         self.count: int = self._file.metadata.num_rows
 
-    def batches(self, start: int = 0) -> Iterator[tuple[int, Batch]]:
-        """Yield batches of rows from row `start` on, each with the number of its first row, from 0.
+    def batches(self, start: int = 0) -> Iterator[tuple[int, Batch, int]]:
+        """Yield batches of rows from row `start` on, with the number of the first row, from 0, and bytes held by a row.
 
-        >>> [batch.num_rows for _, batch in rows.batches()]
-        [3]
+        A batch ends with its row group. So it has the same rows, and a row the same size, wherever the reading begins.
+
+            >>> [batch.num_rows for _, batch, _ in rows.batches()]
+            [3]
         """
-        metadata = self._file.metadata
         first = 0
-        groups: list[int] = []
-        for group in range(metadata.num_row_groups):
-            end = first + metadata.row_group(group).num_rows if not groups else 0
-            if groups or end > start:
-                groups.append(group)
-            else:
-                first = end
         try:
-            for batch in self._file.iter_batches(ROWS_AT_A_TIME, row_groups=groups):
-                skipped = min(batch.num_rows, max(0, start - first))
-                if skipped < batch.num_rows:
-                    yield first + skipped, batch.slice(skipped)
-                first += batch.num_rows
+            for number in range(self._file.metadata.num_row_groups):
+                group = self._file.metadata.row_group(number)
+                if first + group.num_rows <= start:
+                    first += group.num_rows
+                    continue
+                of_row = group.total_byte_size // group.num_rows + 1
+                at_a_time = max(1, min(ROWS_AT_A_TIME, BYTES_AT_A_TIME // of_row))
+                for batch in self._file.iter_batches(at_a_time, row_groups=[number]):
+                    skipped = min(batch.num_rows, max(0, start - first))
+                    if skipped < batch.num_rows:
+                        yield first + skipped, batch.slice(skipped), _size(batch) // batch.num_rows
+                    first += batch.num_rows
         except (OSError, pa.ArrowException) as error:
             raise CappyError(f"{self.path} is damaged behind row {first}: {error}") from error
 

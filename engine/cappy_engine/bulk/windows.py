@@ -91,8 +91,9 @@ def windows(source: Source, start: Position, *, most_pairs: int, stops: bool) ->
                 entries.append(row)
                 pairs += len(row.pairs)
                 size += row.size
-            if (pairs >= most_pairs or size >= WINDOW_BYTES) and (end := source.position()) is not None:
-                yield cut(end)
+            if pairs >= most_pairs or size >= WINDOW_BYTES:
+                source.pass_over()  # else many rows that are too long would fill the memory
+                yield cut(source.position())
     except Exception as error:  # whatever ends the input: those before it come first
         yield cut(None, error)
         return
