@@ -168,9 +168,8 @@ class Making:
     pack: Callable[[bytes], bytes]
 
     def begin(self) -> bytes:
-        """Make what is written before the first row."""
-        begun = self.writer.begin()
-        return self.pack(begun) if begun else b""
+        """Make what is written before the first row; a packed file has a packed part also if it gets no rows."""
+        return self.pack(self.writer.begin())
 
     def rows(self, rows: Sequence[ScoredRow]) -> bytes:
         """Make what is written of rows."""

@@ -167,6 +167,17 @@ def test_packed_files_are_read_and_written(packing: str, tmp_path: Path, scorer:
 
 
 @pytest.mark.parametrize("packing", ["gz", "zst"])
+def test_a_packed_file_without_rows_is_a_packed_file(packing: str, tmp_path: Path, scorer: Scorer) -> None:
+    if packing == "zst":
+        pytest.importorskip("pyarrow")
+    source, out, again = tmp_path / "in.jsonl", tmp_path / f"out.jsonl.{packing}", tmp_path / "again.jsonl"
+    source.write_bytes(b"bad\n")
+    run(scorer, source, out, options=RowOptions("skip"))
+    assert run(scorer, out, again, task=ScoreTask(score_field="again")).pairs == 0
+    assert again.read_bytes() == b""
+
+
+@pytest.mark.parametrize("packing", ["gz", "zst"])
 @pytest.mark.parametrize("cut", [-5, -40, 0])
 def test_a_packed_file_that_is_cut_is_an_error_with_its_place(
     packing: str, cut: int, tmp_path: Path, scorer: Scorer
