@@ -1,4 +1,6 @@
-"""Fit rows of JSON into columns of Arrow, without loss: the columns are those of the first rows.
+"""Fit rows of JSON into columns of Arrow, and columns into JSON, without loss.
+
+The columns for rows of JSON are those of the first rows.
 
 Arrow itself cuts 2.5 to 2 where a column holds integers, takes a text for a list of letters, and leaves out fields that
 it has no column for. So the types of new rows are compared with those of the columns.
@@ -6,10 +8,14 @@ it has no column for. So the types of new rows are compared with those of the co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from cappy_engine.errors import CappyError
 
 UNFIT = (pa.ArrowException, TypeError, ValueError, OverflowError)
 """What Arrow raises for values that it cannot put into one column."""
@@ -21,6 +27,10 @@ Schema = Any
 """A pyarrow.Schema."""
 Table = Any
 """A pyarrow.Table."""
+Batch = Any
+"""A pyarrow.RecordBatch."""
+Column = Any
+"""A pyarrow.Array."""
 
 
 def schema_of(rows: Sequence[Row]) -> Schema:
@@ -56,6 +66,34 @@ def table_of(rows: Sequence[Row], schema: Schema) -> Table:
     1
     """
     return pa.table([pa.array(_values(rows, each.name), each.type) for each in schema], schema)
+
+
+def check_json(schema: Schema) -> None:
+    """Raise CappyError if a table has a column of a type that JSON does not have.
+
+    >>> check_json(schema_of([{"instruction": "Is it?"}]))
+    """
+    for each in schema:
+        if not _is_json(each.type):
+            raise CappyError(
+                f"the column {each.name!r} holds {each.type}, which JSON does not have; choose a .parquet output"
+            )
+
+
+def json_problems_of(batch: Batch) -> dict[int, str]:
+    """Say by the places of rows which values JSON does not have: NaN, infinities, and texts that are not UTF-8.
+
+    >>> json_problems_of(pa.record_batch({"n": [1.5, float("nan")]}))
+    {1: 'n holds nan, which JSON does not have; choose a .parquet output'}
+    """
+    found: dict[int, str] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if not (_is_valid(column) and _is_finite(column)):  # else nothing becomes a value of Python
+            for place, scalar in enumerate(column):
+                problem = _json_problem(scalar, name)
+                if problem:
+                    found.setdefault(place, problem)
+    return found
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
@@ -130,3 +168,54 @@ def _late(name: str) -> str:
 
 def _misfit(why: str) -> str:
     return f"does not fit into the columns of the rows before it ({why}); choose a .jsonl output"
+
+
+def _is_json(kind: Type) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_json(kind.value_type)
+    if pa.types.is_nested(kind) and not pa.types.is_union(kind):
+        return all(_is_json(kind.field(place).type) for place in range(kind.num_fields))
+    plain = (
+        pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating,
+        pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
+    )  # fmt: skip
+    return any(is_kind(kind) for is_kind in plain)
+
+
+def _is_valid(column: Column) -> bool:
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _is_finite(column: Column) -> bool:
+    """True if no number of a column is NaN or infinite; at once, and for all that is inside."""
+    kind = column.type
+    if pa.types.is_floating(kind):
+        return pc.all(pc.is_finite(column.cast(pa.float64()))).as_py() is not False
+    if pa.types.is_dictionary(kind):
+        return _is_finite(column.dictionary)
+    if pa.types.is_map(kind):
+        return _is_finite(column.keys) and _is_finite(column.items)
+    if pa.types.is_struct(kind):
+        return all(map(_is_finite, column.flatten()))
+    return not pa.types.is_nested(kind) or _is_finite(column.flatten())
+
+
+def _json_problem(scalar: Any, name: str) -> str:
+    try:
+        value = scalar.as_py()
+    except UnicodeDecodeError as error:
+        return f"{name} is not UTF-8 ({error.reason})"
+    number = _not_finite(value)
+    return "" if number is None else f"{name} holds {number}, which JSON does not have; choose a .parquet output"
+
+
+def _not_finite(value: Any) -> float | None:
+    """Find a number in a value that is NaN or infinite."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else value
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return next((found for each in inner if (found := _not_finite(each)) is not None), None)

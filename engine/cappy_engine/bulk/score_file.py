@@ -179,7 +179,7 @@ def _prepare(scorer: Scorer, files: Files, form: Format, name: Path) -> tuple[Fi
     with open_source(files.paths[0], reading) as first:
         header, columns = first.header, first.columns
     writer = writer_of(form, files.format, files.task, header)
-    found = FileWindows(scorer, files, reading, columns, most_pairs_of(scorer, files.options))
+    found = FileWindows(scorer, files, reading, columns, most_pairs_of(scorer, files.options), writer)
     return found, Making(writer, packer(form.packing, name))
 
 

@@ -7,7 +7,7 @@ a run goes on. Only a stream, which cannot be gone back to, is cut where it paus
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -99,6 +99,22 @@ def windows(source: Source, start: Position, *, most_pairs: int, stops: bool) ->
         return
     if entries or refused or blank_lines:
         yield cut(source.position())
+
+
+def without(window: Window, problems: Mapping[int, str], *, stops: bool) -> Window:
+    """Refuse the entries at some places of a window, or with `stops` end the input at the first of them.
+
+    >>> len(without(window, {1: "cannot be written"}, stops=False).entries) == len(window.entries) - 1
+    True
+    """
+    if not problems:
+        return window
+    bad = [_refusal(window.entries[place], problems[place]) for place in sorted(problems)]
+    if stops:
+        return dataclasses.replace(window, entries=window.entries[: min(problems)], error=bad[0].error)
+    good = [entry for place, entry in enumerate(window.entries) if place not in problems]
+    refused = sorted([*window.refused, *bad], key=lambda each: each.error.number)
+    return dataclasses.replace(window, entries=good, refused=refused)
 
 
 def encode(scorer: Scorer, window: Window, *, too_long: TooLong, stops: bool) -> Window:

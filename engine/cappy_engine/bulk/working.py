@@ -16,7 +16,7 @@ from cappy_engine.bulk.packing import DAMAGES, damage
 from cappy_engine.bulk.row_options import FILE_WINDOW_PAIRS, Progress, RowOptions, Totals
 from cappy_engine.bulk.sources import open_source
 from cappy_engine.bulk.tasks import Task
-from cappy_engine.bulk.windows import ScoredRow, Window, encode, score, windows
+from cappy_engine.bulk.windows import ScoredRow, Window, encode, score, windows, without
 from cappy_engine.bulk.writing import Writer
 from cappy_engine.errors import CappyError, InvalidLine
 from cappy_engine.scorer import Scorer
@@ -73,13 +73,17 @@ def most_pairs_of(scorer: Scorer, options: RowOptions) -> int:
 
 @dataclass(frozen=True)
 class FileWindows:
-    """Makes tokenised windows of files from a position on; a window ends with its file."""
+    """Makes tokenised windows of files from a position on; a window ends with its file.
+
+    The `writer` says which rows it cannot write, so that they are refused before they are scored.
+    """
 
     scorer: Scorer
     files: Files
     reading: Reading
     columns: Any
     most_pairs: int
+    writer: Writer
 
     def since(self, start: Position) -> Iterator[Window]:
         """Yield windows. Raises CappyError for a file that has not the columns of the first one.
@@ -108,7 +112,8 @@ class FileWindows:
                 if isinstance(error, DAMAGES):
                     error = damage(error, path, lines=source.lines)
                 named = dataclasses.replace(window, error=error, path=self.files.name(path), total=source.total)
-                yield encode(self.scorer, named, too_long=options.too_long, stops=options.stops)
+                fitting = without(named, self.writer.problems(named.entries), stops=options.stops)
+                yield encode(self.scorer, fitting, too_long=options.too_long, stops=options.stops)
 
 
 @dataclass(frozen=True)

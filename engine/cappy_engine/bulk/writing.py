@@ -14,20 +14,27 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, BinaryIO, Protocol
 
+from cappy_engine.bulk.entries import Entry
 from cappy_engine.bulk.formats import Format
 from cappy_engine.bulk.jsonl import json_line
 from cappy_engine.bulk.packing import tables_for
 from cappy_engine.bulk.tasks import Task
 from cappy_engine.bulk.windows import ScoredRow
-from cappy_engine.errors import CappyError, InvalidLine
+from cappy_engine.errors import CappyError
 
 SPACES = b" \t\r\n"
 
 
 class Writer(Protocol):
-    """Makes bytes of rows; `begin` makes those before the first row."""
+    """Makes bytes of rows; `begin` makes those before the first row.
+
+    `problems` says by the places of entries which of them cannot be written, and why. It is called before they are
+    scored, in their order; only others come to `rows`.
+    """
 
     def begin(self) -> bytes: ...
+
+    def problems(self, entries: Sequence[Entry]) -> Mapping[int, str]: ...
 
     def rows(self, rows: Sequence[ScoredRow]) -> bytes: ...
 
@@ -48,6 +55,10 @@ def writer_of(target: Format, source: Format, task: Task, header: Any) -> Writer
                 f"rows of {source} are not written as {target}; choose an output of the same format, or .jsonl"
             )
         return CsvWriter(task, header, target.delimiter)
+    if source.kind == "parquet":
+        from cappy_engine.bulk import fitting
+
+        fitting.check_json(header)
     return LineWriter(task, keeps_bytes=source.kind == "jsonl")
 
 
@@ -71,12 +82,30 @@ class LineWriter:
         """Write nothing."""
         return b""
 
+    def problems(self, entries: Sequence[Entry]) -> dict[int, str]:
+        """Find rows of a table with values that JSON does not have."""
+        listed = _by_batch(entries)
+        if not listed:
+            return {}
+        from cappy_engine.bulk import fitting
+
+        found: dict[int, str] = {}
+        first = 0
+        for batch, places in listed:
+            problems = fitting.json_problems_of(batch)
+            found |= {first + each: problems[place] for each, place in enumerate(places) if place in problems}
+            first += len(places)
+        return found
+
     def rows(self, rows: Sequence[ScoredRow]) -> bytes:
         """Write rows, each in a line."""
         if self._keeps_bytes:
             return b"".join([_with_fields(row.entry.raw, self._added(row)) for row in rows])
         return b"".join(
-            [_line({**fields, **self._added(row)}, row) for row, fields in zip(rows, fields_of(rows), strict=True)]
+            [
+                json_line({**fields, **self._added(row)}, allow_nan=False)
+                for row, fields in zip(rows, fields_of(rows), strict=True)
+            ]
         )
 
     def _added(self, row: ScoredRow) -> dict[str, object]:
@@ -96,6 +125,10 @@ class CsvWriter:
     def begin(self) -> bytes:
         """Write the names of all columns."""
         return self._longer(self._header, list(self._task.added))
+
+    def problems(self, entries: Sequence[Entry]) -> dict[int, str]:
+        """Find nothing: a record keeps its bytes."""
+        return {}
 
     def rows(self, rows: Sequence[ScoredRow]) -> bytes:
         """Write records."""
@@ -117,6 +150,9 @@ class TableWriter:
 
     def __init__(self, task: Task, header: Any, source: Format) -> None:
         self._tables = tables_for("a Parquet file")
+        from cappy_engine.bulk import fitting
+
+        self._fitting = fitting
         self._task = task
         self._kind = source.kind
         self.schema = header if source.kind == "parquet" else None
@@ -137,22 +173,24 @@ class TableWriter:
             self.schema = self._tables.without(self._tables.first_schema(file), self._task.added)
             file.seek(size)
 
+    def problems(self, entries: Sequence[Entry]) -> dict[int, str]:
+        """Find rows of JSON that do not fit into the columns; the first rows tell what these are."""
+        if self._kind != "jsonl" or not entries:
+            return {}
+        fields = [entry.fields or {} for entry in entries]
+        if self.schema is None:
+            self.schema = self._fitting.schema_of(fields)
+        return self._fitting.problems_of(fields, self.schema)
+
     def rows(self, rows: Sequence[ScoredRow]) -> bytes:
         """Write rows as a stream."""
         if not rows:
             return b""
         values = [self._task.results(row.entry.pairs, row.scores, row.truncated) for row in rows]
         if self._kind == "parquet":
-            table = self._tables.table_from(list(_batches(rows)), self.schema)
+            table = self._tables.table_from(_batches(rows), self.schema)
         else:
-            from cappy_engine.bulk import fitting
-
-            fields = [row.entry.fields or {} for row in rows]
-            if self.schema is None:
-                self.schema = fitting.schema_of(fields)
-            for place, problem in sorted(fitting.problems_of(fields, self.schema).items()):
-                raise InvalidLine(rows[place].entry.number, problem)
-            table = fitting.table_of(fields, self.schema)
+            table = self._fitting.table_of([row.entry.fields or {} for row in rows], self.schema)
         return self._stream(table, values)
 
     def _stream(self, table: Any, values: Sequence[Mapping[str, object]]) -> bytes:
@@ -174,18 +212,14 @@ def fields_of(rows: Sequence[ScoredRow]) -> list[dict[str, Any]]:
 def _batches(rows: Sequence[ScoredRow]) -> list[Any]:
     """Take the rows out of the batches that they came in."""
     tables = tables_for("a Parquet file")
-    groups = groupby(rows, key=lambda row: id(row.entry.raw[0]))
-    listed = [list(group) for _, group in groups]
-    return [tables.taken(group[0].entry.raw[0], [row.entry.raw[1] for row in group]) for group in listed]
+    return [tables.taken(batch, places) for batch, places in _by_batch([row.entry for row in rows])]
 
 
-def _line(fields: Mapping[str, Any], row: ScoredRow) -> bytes:
-    try:
-        return json_line(fields, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InvalidLine(
-            row.entry.number, f"cannot be written as JSON ({error}); choose a .parquet output", "row"
-        ) from error
+def _by_batch(entries: Sequence[Entry]) -> list[tuple[Any, list[int]]]:
+    """List the batches that rows of a table came in, with their places there; nothing of other rows."""
+    of_tables = [entry.raw for entry in entries if isinstance(entry.raw, tuple)]
+    groups = (list(group) for _, group in groupby(of_tables, key=lambda raw: id(raw[0])))
+    return [(group[0][0], [place for _, place in group]) for group in groups]
 
 
 def _cell(value: object) -> str:

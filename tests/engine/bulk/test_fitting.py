@@ -1,7 +1,9 @@
-"""Rows of JSON become columns without loss, or are errors with their line."""
+"""Rows of JSON become columns, and rows of columns JSON, without loss; or they are refused, with their place."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 from cappy_engine import Scorer
 from cappy_engine.bulk.row_options import RowOptions
-from cappy_engine.errors import InvalidLine
+from cappy_engine.errors import CappyError, InvalidLine
 from cappy_engine.testing import fake_scorer
 from cappy_engine.tokenizer import PairTokenizer
 from tests.support.bulk_files import run
@@ -23,13 +25,16 @@ def scorer(tokenizer: PairTokenizer) -> Scorer:
     return fake_scorer(tokenizer=tokenizer)
 
 
-def columns_of(scorer: Scorer, folder: Path, rows: list[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
+def columns_of(
+    scorer: Scorer, folder: Path, rows: list[dict[str, Any]], *,
+    window: int = 64, on_error: str = "stop", force: bool = True, **target: Any,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Write rows of JSON as Parquet, and read what was written, without the scores."""
     import pyarrow.parquet as pq
 
     source = folder / "in.jsonl"
     source.write_bytes(b"".join([line_of(**row) for row in rows]))
-    run(scorer, source, folder / "out.parquet", options=RowOptions(**options), force=True)
+    run(scorer, source, folder / "out.parquet", options=RowOptions(on_error, window=window), force=force, **target)
     added = ["instruction", "response", "score", "score_truncated"]
     found: list[dict[str, Any]] = pq.read_table(folder / "out.parquet").drop_columns(added).to_pylist()
     return found
@@ -116,3 +121,110 @@ def test_an_object_without_fields_is_an_error_before_the_rows_are_scored(
 ) -> None:
     with pytest.raises(InvalidLine, match=r"^line 1: does not fit .*an object without fields"):
         columns_of(scorer, tmp_path, [{"m": value}])
+
+
+def test_rows_that_do_not_fit_are_refused_as_other_bad_rows_are(tmp_path: Path, scorer: Scorer) -> None:
+    rows: list[dict[str, Any]] = [{"n": number} for number in range(20)]
+    rows[3], rows[11], rows[17] = {"n": "x"}, {"n": [1]}, {"late": 1}
+    bad = tmp_path / "bad.jsonl"
+    found = columns_of(scorer, tmp_path, rows, on_error="skip", window=8, rejects=bad)
+    assert [row["n"] for row in found] == [n for n in range(20) if n not in (3, 11, 17)]
+    rejects = [json.loads(line) for line in bad.read_text().splitlines()]
+    assert [each["line"] for each in rejects] == [4, 12, 18]
+    assert [json.loads(each["text"]).get("n") for each in rejects] == ["x", [1], None]
+    assert "has a field 'late', which rows before it have not" in rejects[2]["error"]
+
+
+def test_the_rows_before_one_that_does_not_fit_are_kept_and_go_on_behind_it(tmp_path: Path, scorer: Scorer) -> None:
+    rows: list[dict[str, Any]] = [{"n": number} for number in range(20)]
+    rows[11] = {"n": "x"}
+    with pytest.raises(InvalidLine, match=r"^line 12: does not fit"):
+        columns_of(scorer, tmp_path, rows, window=8)
+    assert (tmp_path / "out.parquet.partial").stat().st_size
+    found = columns_of(
+        scorer, tmp_path, rows, on_error="skip", window=8, rejects=tmp_path / "bad.jsonl", resume=True, force=False
+    )
+    assert [row["n"] for row in found] == [n for n in range(20) if n != 11]
+
+
+# From columns to JSON
+
+
+def table_of(path: Path, column: Any) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = list(map(str, range(len(column))))
+    pq.write_table(pa.table({"instruction": texts, "response": texts, "n": column}), path, row_group_size=5)
+    return path
+
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "problem"),
+    [
+        (1.5, NAN, "n holds nan, which JSON does not have; choose a .parquet output"),
+        ([1.5, None], [1.0, -INFINITE], "n holds -inf, which JSON does not have; choose a .parquet output"),
+        ({"a": [{"b": 1.5}]}, {"a": [{"b": INFINITE}]}, "n holds inf, which JSON does not have; choose a .parquet"),
+        (b"x", b"\xff", "n is not UTF-8 (invalid start byte)"),
+    ],
+)
+def test_rows_of_a_table_that_json_cannot_hold_are_refused(
+    good: Any, bad: Any, problem: str, tmp_path: Path, scorer: Scorer
+) -> None:
+    import pyarrow as pa
+
+    column = pa.array([good, None, *[bad, good] * 5])
+    if isinstance(good, bytes):
+        column = pa.Array.from_buffers(pa.string(), len(column), column.buffers())
+    source, out, rejects = table_of(tmp_path / "in.parquet", column), tmp_path / "out.jsonl", tmp_path / "bad.jsonl"
+    run(scorer, source, tmp_path / "out.parquet")
+    with pytest.raises(InvalidLine, match=f"^row 3: {re.escape(problem)}"):
+        run(scorer, source, out)
+    run(scorer, source, out, options=RowOptions("skip", window=4), rejects=rejects, force=True)
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["n"] for row in found] == [*found_of(good)[:1], None, *found_of(good)]
+    assert [json.loads(line)["row"] for line in rejects.read_text().splitlines()] == [3, 5, 7, 9, 11]
+
+
+def found_of(good: Any) -> list[Any]:
+    return [good.decode() if isinstance(good, bytes) else good] * 5
+
+
+@pytest.mark.parametrize("kind", ["binary", "timestamp", "list of binary", "struct of date", "dictionary of binary"])
+def test_columns_that_json_cannot_hold_are_an_error_before_anything_is_scored(
+    kind: str, tmp_path: Path, scorer: Scorer
+) -> None:
+    import pyarrow as pa
+
+    columns = {
+        "binary": pa.array([b"x"]),
+        "timestamp": pa.array([1], pa.timestamp("us")),
+        "list of binary": pa.array([[b"x"]]),
+        "struct of date": pa.array([{"a": 1}], pa.struct([("a", pa.date32())])),
+        "dictionary of binary": pa.array([b"x"]).dictionary_encode(),
+    }
+    source = table_of(tmp_path / "in.parquet", columns[kind])
+    with pytest.raises(
+        CappyError, match=r"the column 'n' holds .*, which JSON does not have; choose a .parquet output"
+    ):
+        run(scorer, source, tmp_path / "out.jsonl", options=RowOptions("skip"))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.parquet"]
+
+
+def test_columns_that_json_can_hold_are_written(tmp_path: Path, scorer: Scorer) -> None:
+    import pyarrow as pa
+
+    columns: list[tuple[Any, list[Any]]] = [
+        (pa.array([1, 2], pa.uint64()), [1, 2]),
+        (pa.array([0.5, None], pa.float16()), [0.5, None]),
+        (pa.array(["a", None]).dictionary_encode(), ["a", None]),
+        (pa.array([[("k", 1.5)], None], pa.map_(pa.string(), pa.float64())), [[["k", 1.5]], None]),
+        (pa.array([None, None]), [None, None]),
+        (pa.array([[True, False], []], pa.large_list(pa.bool_())), [[True, False], []]),
+    ]
+    for column, expected in columns:
+        run(scorer, table_of(tmp_path / "in.parquet", column), tmp_path / "out.jsonl", force=True)
+        assert [json.loads(line)["n"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == expected
