@@ -13,7 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cappy_engine import Scorer
+from cappy_engine.bulk import marks, runs
+from cappy_engine.bulk.growing import Names
 from cappy_engine.bulk.row_options import RowOptions, Totals
 from cappy_engine.bulk.runs import Target
 from cappy_engine.bulk.score_file import score_file
@@ -80,6 +84,27 @@ def run(
     paths = [source] if isinstance(source, Path) else source
     files = Files(paths, task or ScoreTask(), options or RowOptions(window=WINDOW))
     return score_file(scorer, files, Target(out, **target), say=say)
+
+
+class Stop(BaseException):
+    """Ends a run at some commit, as a signal would."""
+
+
+def stopped(patch: pytest.MonkeyPatch, commits: int, work: Callable[[], object]) -> None:
+    """Let a run end when it has marked so many windows; the next one is in the partial file already."""
+    left = [commits]
+
+    def mark(names: Names, progress: Any) -> None:
+        if not left[0]:
+            raise Stop
+        left[0] -= 1
+        written(names, progress)
+
+    written = marks.mark
+    with patch.context() as here:
+        here.setattr(runs, "mark", mark)
+        with pytest.raises(Stop):
+            work()
 
 
 def killed(work: Callable[[], object], seconds: float) -> bool:

@@ -11,7 +11,6 @@ import contextlib
 import json
 import logging
 import os
-import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,10 @@ from typing import Any, BinaryIO, cast
 
 from cappy_engine import storage
 from cappy_engine.bulk import outputs, replacing
+from cappy_engine.bulk.beside import MARKS, MOST_SETTINGS_BYTES, check_ours, new_of, write_alone
 from cappy_engine.bulk.lines import MAX_LINE_BYTES, numbered
 from cappy_engine.errors import InvalidLine, OutputError
 
-MOST_SETTINGS_BYTES = 2**20
 MOST_LINE_BYTES = 16 * MAX_LINE_BYTES
 """A line holds one of the input, and what was made of it."""
 
@@ -63,7 +62,12 @@ class Names:
     @property
     def beside(self) -> tuple[Path, ...]:
         """All but the partial file, and what a killed run may leave of them."""
-        return (self.settings, _new(self.settings), self.progress, _new(self.progress))
+        return (self.settings, new_of(self.settings), self.progress, new_of(self.progress))
+
+    @property
+    def made(self) -> Path:
+        """The complete file, while it is made of the partial one, where these are not the same."""
+        return self.target.with_name(self.target.name + ".made")
 
 
 def find_names(out: Path, *, resume: bool = False, force: bool = False, inputs: Sequence[outputs.Input] = ()) -> Names:
@@ -131,10 +135,17 @@ class Growing:
     is_written_over: bool
 
     def begin(self, settings: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
-        """Write the settings of a new run; a run may go on with another `origin`."""
+        """Write the settings of a new run, in the place of what an earlier one left beside the partial file.
+
+        A run may go on with another `origin`. What no such run wrote is not touched, and is an error.
+        """
         document = {**settings, **origin}
         try:
-            self._check_own_settings(document)
+            check_ours(self.names.settings, document)
+            if check_ours(self.names.progress, MARKS).get("making"):
+                self.names.made.unlink(missing_ok=True)
+            self.names.progress.unlink(missing_ok=True)  # first: a mark of another run is none of this one
+            forget(self.names)
             self._write_settings(document)
         except OutputError:
             self.names.partial.unlink()
@@ -207,8 +218,7 @@ class Growing:
     def remove(self) -> None:
         """Leave nothing of the run."""
         self.names.partial.unlink()
-        for path in self.names.beside:
-            path.unlink(missing_ok=True)
+        forget(self.names)
 
     def finish(self) -> None:
         """Give the complete file its name."""
@@ -220,19 +230,6 @@ class Growing:
             raise OutputError(f"{target} has appeared meanwhile; move it away, and finish with --resume")
         storage.rename(partial, target)
 
-    def _check_own_settings(self, document: Mapping[str, Any]) -> None:
-        """Raise OutputError if the settings' name is that of a file which no run of this kind wrote."""
-        path = self.names.settings
-        if not os.path.lexists(path):
-            return
-        found: object = None
-        with contextlib.suppress(OSError, ValueError, RecursionError):
-            status = path.lstat()
-            if stat.S_ISREG(status.st_mode) and status.st_size < MOST_SETTINGS_BYTES:
-                found = json.loads(path.read_bytes())
-        if not isinstance(found, dict) or not document.keys() <= found.keys():
-            raise OutputError(f"{path} is in the way, and not of such a run; move or remove it")
-
     def _write_settings(self, document: Mapping[str, Any]) -> None:
         try:
             write_alone(self.names.settings, document)
@@ -240,17 +237,13 @@ class Growing:
             raise OutputError(f"{self.names.settings} cannot be written: {error}") from error
 
 
-def write_alone(path: Path, document: Mapping[str, Any]) -> None:
-    """Write JSON, whole or not at all, where no other process writes; nothing is left of a killed run's attempt.
+def forget(names: Names) -> None:
+    """Remove a run's settings, and how far it was.
 
-        >>> write_alone(Path("scored.jsonl.settings.json"), {"task": "score"})
-
-    Raises OSError, and ValueError for NaN.
+    >>> forget(Names(Path("scored.jsonl")))
     """
-    new = _new(path)
-    new.unlink(missing_ok=True)
-    with storage.whole_file(path, meanwhile=new) as file:
-        file.write(storage.json_bytes(document))
+    for path in names.beside:
+        path.unlink(missing_ok=True)
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
@@ -262,11 +255,6 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     old, new = _flat(before), _flat(json.loads(json.dumps(after)))
     names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     return "; ".join(f"{name} was {old.get(name)}, is {new.get(name)}" for name in names)
-
-
-def _new(path: Path) -> Path:
-    """Name the file that takes the place of `path`."""
-    return path.with_name(f"{path.name}.new")
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from cappy_engine import storage
-from cappy_engine.bulk.growing import MOST_SETTINGS_BYTES, Names, write_alone
+from cappy_engine.bulk.beside import MARKS, MOST_SETTINGS_BYTES, write_alone
+from cappy_engine.bulk.growing import Names
 from cappy_engine.errors import OutputError
 
 
 def mark(names: Names, progress: Mapping[str, Any]) -> None:
     """Write down how far a run is, once what it wrote is on the disk.
 
-        >>> mark(Names(Path("scored.jsonl")), {"bytes": 4096})
+        >>> mark(Names(Path("scored.jsonl")), {"bytes": 4096, "rejected_bytes": 0})
 
     Raises OutputError.
     """
@@ -36,20 +37,11 @@ def read_mark(names: Names) -> dict[str, Any]:
     """
     try:
         found = json.loads(storage.read_regular(names.progress, limit=MOST_SETTINGS_BYTES))
-        if not isinstance(found, dict):
-            raise TypeError(f"it holds {type(found).__name__}")
+        if not isinstance(found, dict) or not set(MARKS) <= found.keys():
+            raise TypeError("it is not of such a run")
         return found
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, RecursionError) as error:
         problem = f"{names.progress} cannot be read ({error}); remove {names.partial} and start anew"
         raise OutputError(problem) from error
-
-
-def forget(names: Names) -> None:
-    """Remove a run's settings, and how far it was.
-
-    >>> forget(Names(Path("scored.jsonl")))
-    """
-    for path in names.beside:
-        path.unlink(missing_ok=True)

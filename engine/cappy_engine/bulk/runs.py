@@ -17,12 +17,15 @@ from typing import Any, BinaryIO, cast
 
 from cappy_engine import storage
 from cappy_engine.bulk import replacing
+from cappy_engine.bulk.beside import in_the_way
 from cappy_engine.bulk.growing import Growing, Names, find_names, open_growing
-from cappy_engine.bulk.marks import forget, mark, read_mark
+from cappy_engine.bulk.marks import mark, read_mark
 from cappy_engine.bulk.outputs import Input
 from cappy_engine.errors import OutputError
 
 Say = Callable[[str], object]
+Make = Callable[[BinaryIO, int, BinaryIO], None]
+"""Makes the complete file of the rows that were written: from an open file and its size, into another one."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,15 @@ class Target:
 
 @dataclass
 class Run:
-    """An open run; `open_run` makes one. `marked` is what was marked last, empty in a new run."""
+    """An open run; `open_run` makes one. `marked` is what was marked last, empty in a new run.
+
+    `make` makes the complete file, where that is not the partial one.
+    """
 
     growing: Growing
     rejects: Growing | None
     marked: dict[str, Any]
+    make: Make | None = None
     _sizes: list[int] = field(default_factory=lambda: [0, 0])
 
     def commit(self, rows: bytes, rejected: bytes, position: Mapping[str, Any]) -> None:
@@ -55,7 +62,7 @@ class Run:
         self.write(rows, rejected)
         self._sizes[0] += len(rows)
         self._sizes[1] += len(rejected)
-        self.marked = {**position, "bytes": self._sizes[0], "rejected_bytes": self._sizes[1]}
+        self.marked = {"bytes": self._sizes[0], "rejected_bytes": self._sizes[1], **position}
         mark(self.growing.names, self.marked)
 
     def write(self, rows: bytes, rejected: bytes = b"") -> None:
@@ -82,50 +89,58 @@ class Run:
         """True if the partial file is the complete one already, and only its name is missing."""
         return self.marked.get("made") == _identity(self.growing.file)
 
-    def finish(self, make: Callable[[BinaryIO, int, BinaryIO], None] | None = None) -> None:
-        """Give the complete files their names; `marks.forget` the run then.
-
-        `make` makes the file of the rows that were written: from an open file and its size, into another one.
-        """
+    def finish(self) -> None:
+        """Give the complete files their names; `growing.forget` the run then."""
         growing = self.growing
         if not self.is_made:
-            if make is not None:
-                growing = self._remade(make)
+            if self.make is not None:
+                growing = self._remade(self.make)
             self.marked["made"] = _identity(growing.file)
             mark(growing.names, self.marked)
             if growing is not self.growing:
-                _made(growing.names).replace(growing.names.partial)
+                growing.names.made.replace(growing.names.partial)
         if self.rejects is not None:
             self.rejects.finish()
         growing.finish()
         if growing is not self.growing:
             growing.file.close()
 
-    def _remade(self, make: Callable[[BinaryIO, int, BinaryIO], None]) -> Growing:
+    def check_made(self) -> None:
+        """Raise OutputError if a file that is not ours has the name that the complete file is made under."""
+        path = self.growing.names.made
+        if self.make is not None and not self.marked.get("making") and os.path.lexists(path):
+            raise in_the_way(path)
+
+    def _remade(self, make: Make) -> Growing:
         """Make the complete file beside the partial one, whose lock still keeps others away."""
         names = self.growing.names
-        path = _made(names)
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+        self.check_made()
+        is_ours = self.marked.get("making")
+        flags = os.O_RDWR | os.O_CREAT | (os.O_TRUNC if is_ours else os.O_EXCL) | getattr(os, "O_NOFOLLOW", 0)
+        self.marked["making"] = True  # before it is there: it may be written over by a run that goes on
+        mark(names, self.marked)
         try:
-            file = cast(BinaryIO, os.fdopen(os.open(path, flags, 0o666), "r+b"))
+            file = cast(BinaryIO, os.fdopen(os.open(names.made, flags, 0o666), "r+b"))
             storage.lock(file.fileno())
             is_written_over = replacing.prepare(file.fileno(), names.target, names.status)
             make(self.growing.file, self.size, file)
             file.flush()
             os.fsync(file.fileno())
         except OSError as error:
-            raise OutputError(f"{path} cannot be written: {error}; go on with --resume once that is mended") from error
+            problem = f"{names.made} cannot be written: {error}; go on with --resume once that is mended"
+            raise OutputError(problem) from error
         return dataclasses.replace(self.growing, file=file, is_written_over=is_written_over)
 
 
 @contextlib.contextmanager
-def open_run(target: Target, settings: Mapping[str, Any], origin: Mapping[str, Any], say: Say) -> Iterator[Run]:
+def open_run(
+    target: Target, settings: Mapping[str, Any], origin: Mapping[str, Any], say: Say, make: Make | None = None
+) -> Iterator[Run]:
     """Begin a run, or go on with one that has the same settings; another `origin` is said.
 
         >>> with open_run(Target(Path("scored.jsonl")), {"task": "score"}, {}, print) as run:
         ...     run.commit(b"{}\\n", b"", {"row": 1})
         ...     run.finish()
-        >>> forget(Names(Path("scored.jsonl")))
 
     With `resume`, a run begins anew where nothing is there. After an error what was written is kept, to go on with,
     unless that is nothing. Raises OutputError.
@@ -135,13 +150,13 @@ def open_run(target: Target, settings: Mapping[str, Any], origin: Mapping[str, A
     with contextlib.ExitStack() as stack:
         growing = stack.enter_context(open_growing(names, resume=is_there))
         marked = read_mark(names) if is_there else {}
-        if is_there and (marked or names.settings.is_file() or growing.size):
+        if marked or growing.size:
             growing.check_settings(settings, origin, say)
         else:  # new, or killed before it had written anything
-            forget(names)
             growing.begin(settings, origin)
-        run = Run(growing, None, marked)
+        run = Run(growing, None, marked, make)
         try:
+            run.check_made()
             run.rejects = _open_rejects(target, marked, stack)
             if not run.is_made:
                 run.go_back()
@@ -158,10 +173,12 @@ def finished(out: Path) -> dict[str, Any]:
     {}
     """
     names = Names(out)
-    marked = read_mark(names)
-    with contextlib.suppress(OSError):
+    if os.path.lexists(names.partial):
+        return {}
+    with contextlib.suppress(OSError, OutputError):  # a file of another kind is told of where a run begins
         status = out.stat()
-        if [status.st_dev, status.st_ino] == marked.get("made") and not os.path.lexists(names.partial):
+        marked = read_mark(names)
+        if [status.st_dev, status.st_ino] == marked.get("made"):
             return marked
     return {}
 
@@ -184,13 +201,11 @@ def _leave(run: Run, say: Say) -> None:
     if growing.size:
         say(f"what was written before this is in {growing.names.partial}; go on with --resume")
         return
+    if run.marked.get("making"):
+        growing.names.made.unlink(missing_ok=True)
     growing.remove()
     if run.rejects is not None:
         run.rejects.names.partial.unlink(missing_ok=True)
-
-
-def _made(names: Names) -> Path:
-    return names.target.with_name(names.target.name + ".made")
 
 
 def _identity(file: BinaryIO) -> list[int]:

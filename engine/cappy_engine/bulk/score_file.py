@@ -14,10 +14,9 @@ from typing import Any, BinaryIO
 
 from cappy_engine.bulk.entries import Position, Reading
 from cappy_engine.bulk.formats import Format, format_of
-from cappy_engine.bulk.growing import Names
+from cappy_engine.bulk.growing import Names, forget
 from cappy_engine.bulk.identity import inputs_of, scorer_settings, versions
 from cappy_engine.bulk.lines import MAX_LINE_BYTES
-from cappy_engine.bulk.marks import forget
 from cappy_engine.bulk.overlap import Behind, ahead
 from cappy_engine.bulk.packing import packer
 from cappy_engine.bulk.row_options import Progress, RowOptions, Totals
@@ -121,13 +120,14 @@ def score_file(
     form = format_of(target.out)
     found, making = _prepare(scorer, files, form, target.out)
     target = dataclasses.replace(target, inputs=[*target.inputs, *files.paths])
-    with open_run(target, _settings(scorer, files, form), {"versions": versions()}, say) as run:
+    make = _make_parquet if form.kind == "parquet" else None
+    with open_run(target, _settings(scorer, files, form), {"versions": versions()}, say, make) as run:
         totals = Totals.going_on(run.marked.get("totals", {}))
         totals.bytes_total = files.size()
         work = Work(scorer, files.options, progress, totals, has_rejects=target.rejects is not None)
         if not run.is_made:
             _run(work, found, run, making)
-        run.finish(_parquet_maker if form.kind == "parquet" else None)
+        run.finish()
         return _end(target, totals)
 
 
@@ -221,7 +221,7 @@ def _run(work: Work, found: FileWindows, run: Run, making: Making) -> None:
             work.check(scored)
 
 
-def _parquet_maker(file: BinaryIO, size: int, out: BinaryIO) -> None:
+def _make_parquet(file: BinaryIO, size: int, out: BinaryIO) -> None:
     """Make a Parquet file of the rows that were written."""
     from cappy_engine.bulk import tables
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from cappy_engine import Scorer
-from cappy_engine.bulk import growing, marks, runs
+from cappy_engine.bulk import growing
 from cappy_engine.bulk.growing import Names
 from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.tasks import RankTask, ScoreTask
 from cappy_engine.errors import InvalidLine, OutputError
 from cappy_engine.testing import FakeSession, fake_scorer
 from cappy_engine.tokenizer import PairTokenizer
-from tests.support.bulk_files import WINDOW, killed, pairs_of, run, slow_scorer, write_rows
+from tests.support.bulk_files import WINDOW, Stop, killed, pairs_of, run, slow_scorer, stopped, write_rows
 
 FORMATS = ["jsonl", "jsonl.gz", "jsonl.zst", "csv", "parquet"]
 
@@ -38,27 +38,6 @@ def source_of(folder: Path, form: str, *, rows: int = 60, bad: tuple[int, ...] =
     return write_rows(folder / f"in.{form}", found)
 
 
-class Stop(BaseException):
-    """Ends a run at some commit, as a signal would."""
-
-
-def stopped(patch: pytest.MonkeyPatch, commits: int, work: Callable[[], object]) -> None:
-    """Let a run end when it has marked so many windows; the next one is in the partial file already."""
-    left = [commits]
-
-    def mark(names: Names, progress: Any) -> None:
-        if not left[0]:
-            raise Stop
-        left[0] -= 1
-        written(names, progress)
-
-    written = marks.mark
-    with patch.context() as here:
-        here.setattr(runs, "mark", mark)
-        with pytest.raises(Stop):
-            work()
-
-
 # Kill -9
 
 
@@ -73,7 +52,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     kills = 0
     while kills < 20 and not out.exists():
         kills += killed(
-            lambda: run(slow_scorer(tokenizer, 0.0002), source, out, resume=True, say=lambda text: None),
+            lambda: run(slow_scorer(tokenizer, 0.002), source, out, resume=True, say=lambda text: None),
             chance.uniform(0.0, 0.06),
         )
     if not out.exists() or Names(out).progress.exists():  # or it was killed behind the rename
