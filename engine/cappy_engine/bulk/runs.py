@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 from cappy_engine import storage
 from cappy_engine.bulk import replacing
 from cappy_engine.bulk.beside import in_the_way
-from cappy_engine.bulk.growing import Growing, Names, find_names, open_growing
+from cappy_engine.bulk.growing import Growing, Names, changes, find_names, open_growing
 from cappy_engine.bulk.marks import mark, read_mark
 from cappy_engine.bulk.outputs import Input
 from cappy_engine.errors import OutputError
@@ -48,12 +48,13 @@ class Target:
 class Run:
     """An open run; `open_run` makes one. `marked` is what was marked last, empty in a new run.
 
-    `make` makes the complete file, where that is not the partial one.
+    `settings` are those that it goes on with only. `make` makes the complete file, where that is not the partial one.
     """
 
     growing: Growing
     rejects: Growing | None
     marked: dict[str, Any]
+    settings: Mapping[str, Any]
     make: Make | None = None
     _sizes: list[int] = field(default_factory=lambda: [0, 0])
 
@@ -95,7 +96,7 @@ class Run:
         if not self.is_made:
             if self.make is not None:
                 growing = self._remade(self.make)
-            self.marked["made"] = _identity(growing.file)
+            self.marked |= {"made": _identity(growing.file), "settings": self.settings}
             mark(growing.names, self.marked)
             if growing is not self.growing:
                 growing.names.made.replace(growing.names.partial)
@@ -154,7 +155,7 @@ def open_run(
             growing.check_settings(settings, origin, say)
         else:  # new, or killed before it had written anything
             growing.begin(settings, origin)
-        run = Run(growing, None, marked, make)
+        run = Run(growing, None, marked, settings, make)
         try:
             run.check_made()
             run.rejects = _open_rejects(target, marked, stack)
@@ -166,21 +167,29 @@ def open_run(
             raise
 
 
-def finished(out: Path) -> dict[str, Any]:
+def finished(target: Target, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Give the mark of a run that was stopped after its file had got its name; empty if there is none.
 
-    >>> finished(Path("new.jsonl"))
-    {}
+        >>> finished(Target(Path("new.jsonl")), {"task": "score"})
+        {}
+
+    Raises OutputError if the run had other settings.
     """
-    names = Names(out)
+    names = Names(target.out)
     if os.path.lexists(names.partial):
         return {}
+    marked: dict[str, Any] = {}
     with contextlib.suppress(OSError, OutputError):  # a file of another kind is told of where a run begins
-        status = out.stat()
+        status = target.out.stat()
         marked = read_mark(names)
-        if [status.st_dev, status.st_ino] == marked.get("made"):
-            return marked
-    return {}
+        if [status.st_dev, status.st_ino] != marked.get("made"):
+            return {}
+    changed = changes(marked.get("settings", {}), settings) if marked else ""
+    if changed and not target.force:
+        raise OutputError(
+            f"{target.out} was written by another run ({changed}); choose another name, or replace it with --force"
+        )
+    return {} if changed else marked
 
 
 def _open_rejects(target: Target, marked: Mapping[str, Any], stack: contextlib.ExitStack) -> Growing | None:

@@ -113,15 +113,16 @@ def score_file(
     Formats are told by the names. A run that was stopped goes on with `Target.resume`, and writes the same bytes as one
     that was not. Raises InvalidLine at a bad row (`on_error="stop"`), CappyError, OutputError and OSError.
     """
-    marked = finished(target.out) if target.resume else {}
+    form = format_of(target.out)
+    settings = _settings(scorer, files, form)
+    marked = finished(target, settings) if target.resume else {}
     if marked:
         say(f"{target.out} is complete already")
         return _end(target, Totals.going_on(marked["totals"]))
-    form = format_of(target.out)
     found, making = _prepare(scorer, files, form, target.out)
     target = dataclasses.replace(target, inputs=[*target.inputs, *files.paths])
     make = _make_parquet if form.kind == "parquet" else None
-    with open_run(target, _settings(scorer, files, form), {"versions": versions()}, say, make) as run:
+    with open_run(target, settings, {"versions": versions()}, say, make) as run:
         totals = Totals.going_on(run.marked.get("totals", {}))
         totals.bytes_total = files.size()
         work = Work(scorer, files.options, progress, totals, has_rejects=target.rejects is not None)

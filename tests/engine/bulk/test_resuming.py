@@ -38,6 +38,19 @@ def source_of(folder: Path, form: str, *, rows: int = 60, bad: tuple[int, ...] =
     return write_rows(folder / f"in.{form}", found)
 
 
+def change_a_late_row(source: Path) -> None:
+    content = source.read_bytes()
+    source.write_bytes(content[:-20] + b"X" + content[-19:])
+
+
+CHANGES: list[tuple[str, Callable[[Path], object], dict[str, Any]]] = [
+    (r"input\.in\.jsonl was \d+ bytes, sha256 \w+, is \d+ bytes", change_a_late_row, {}),
+    ("score_field was score, is other", lambda source: None, {"task": ScoreTask(score_field="other")}),
+    ("window was 8, is 9", lambda source: None, {"options": RowOptions(window=9)}),
+    ("too_long was truncate, is refuse", lambda source: None, {"options": RowOptions("stop", "refuse", window=8)}),
+]
+
+
 # Kill -9
 
 
@@ -116,6 +129,26 @@ def test_a_kill_behind_the_rename_leaves_a_complete_file_that_resume_accepts(
     assert {path.name for path in tmp_path.iterdir()} == {source.name, out.name}
 
 
+@pytest.mark.parametrize(("problem", "change", "others"), CHANGES)
+def test_a_complete_file_of_another_run_is_not_taken_for_this_one(
+    problem: str, change: Callable[[Path], object], others: dict[str, Any], tmp_path: Path, scorer: Scorer
+) -> None:
+    source, out = source_of(tmp_path, "jsonl"), tmp_path / "out.jsonl"
+
+    def stop(totals: object) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        run(scorer, source, out, done=stop)
+    before = out.read_bytes()
+    change(source)
+    with pytest.raises(OutputError, match=rf"out\.jsonl was written by another run \(.*{problem}"):
+        run(scorer, source, out, resume=True, **others)
+    assert out.read_bytes() == before
+    run(scorer, source, out, resume=True, force=True, **others)
+    assert {path.name for path in tmp_path.iterdir()} == {source.name, out.name}
+
+
 def test_resume_begins_where_nothing_is_there(tmp_path: Path, scorer: Scorer) -> None:
     source, out = source_of(tmp_path, "jsonl"), tmp_path / "out.jsonl"
     assert run(scorer, source, out, resume=True).pairs == 60
@@ -137,19 +170,6 @@ def test_without_resume_a_stopped_run_is_not_touched(
 
 
 # What must be as the run began
-
-
-def change_a_late_row(source: Path) -> None:
-    content = source.read_bytes()
-    source.write_bytes(content[:-20] + b"X" + content[-19:])
-
-
-CHANGES: list[tuple[str, Callable[[Path], object], dict[str, Any]]] = [
-    (r"input\.in\.jsonl was \d+ bytes, sha256 \w+, is \d+ bytes", change_a_late_row, {}),
-    ("score_field was score, is other", lambda source: None, {"task": ScoreTask(score_field="other")}),
-    ("window was 8, is 9", lambda source: None, {"options": RowOptions(window=9)}),
-    ("too_long was truncate, is refuse", lambda source: None, {"options": RowOptions("stop", "refuse", window=8)}),
-]
 
 
 @pytest.mark.parametrize(("problem", "change", "others"), CHANGES)
