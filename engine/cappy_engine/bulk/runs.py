@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,8 +63,8 @@ class Run:
         """Write rows and rejects to the disk, then that the run is at `position`."""
         self.write(rows, rejected)
         self._sizes[0] += len(rows)
-        self._sizes[1] += len(rejected)
-        self.marked = {"bytes": self._sizes[0], "rejected_bytes": self._sizes[1], **position}
+        self._sizes[1] += len(rejected) if self.rejects is not None else 0
+        self.marked = {"bytes": self._sizes[0], "rejected_bytes": self._sizes[1], **position, **self._rejects_named()}
         mark(self.growing.names, self.marked)
 
     def write(self, rows: bytes, rejected: bytes = b"") -> None:
@@ -72,6 +73,47 @@ class Run:
             self.growing.append(rows)
         if rejected and self.rejects is not None:
             self.rejects.append(rejected)
+
+    def open_rejects(self, target: Target, stack: contextlib.ExitStack) -> None:
+        """Open the file of rejects: that of this run if it has one, else a new one.
+
+        Raises OutputError where this run has another one, or the file is of another run.
+        """
+        names = None if target.rejects is None else find_names(target.rejects, force=True, inputs=target.inputs)
+        before = self.marked.get("rejects")
+        if before is not None and before != (names and self._from_out(names)):
+            path = os.path.normpath(self.growing.names.target.parent / before)
+            raise OutputError(f"the bad rows of this run are in {path}; give it as --rejects, or start anew")
+        if target.rejects is None or names is None:
+            return
+        is_there = os.path.lexists(names.partial)
+        if before is not None and not is_there:
+            if self.marked.get("made") and names.target.is_file():
+                return  # it has its name already
+            if self.marked.get("rejected_bytes"):
+                raise OutputError(f"{names.partial} is missing; restore it, or start anew")
+        is_ours = is_there and (before is not None or _is_empty(names.partial))
+        if is_there and not is_ours and not target.force:
+            raise OutputError(
+                f"{names.partial} holds the bad rows of another run; choose another name, or replace it with --force"
+            )
+        names = find_names(target.rejects, resume=is_ours, force=target.force, inputs=target.inputs)
+        self.rejects = stack.enter_context(open_growing(names, resume=is_ours))
+        if self.marked and before is None:
+            self.marked |= self._rejects_named()
+            mark(self.growing.names, self.marked)
+
+    def _rejects_named(self) -> dict[str, str]:
+        """Name the file of rejects from the output on: both may be moved together."""
+        if self.rejects is None:
+            return {}
+        return {"rejects": self._from_out(self.rejects.names)}
+
+    def _from_out(self, names: Names) -> str:
+        try:
+            return os.path.relpath(names.target, self.growing.names.target.parent)
+        except ValueError:  # on another drive of Windows
+            return str(names.target)
 
     @property
     def size(self) -> int:
@@ -158,7 +200,7 @@ def open_run(
         run = Run(growing, None, marked, settings, make)
         try:
             run.check_made()
-            run.rejects = _open_rejects(target, marked, stack)
+            run.open_rejects(target, stack)
             if not run.is_made:
                 run.go_back()
             yield run
@@ -192,22 +234,16 @@ def finished(target: Target, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {} if changed else marked
 
 
-def _open_rejects(target: Target, marked: Mapping[str, Any], stack: contextlib.ExitStack) -> Growing | None:
-    if target.rejects is None:
-        return None
-    is_there = target.resume and Names(target.rejects).partial.is_file()
-    if not is_there and marked.get("made") and target.rejects.is_file():
-        return None  # it has its name already
-    if not is_there and marked.get("rejected_bytes"):
-        raise OutputError(f"{Names(target.rejects).partial} is missing; restore it, or start anew")
-    names = find_names(target.rejects, resume=is_there, force=target.force, inputs=target.inputs)
-    return stack.enter_context(open_growing(names, resume=is_there))
+def _is_empty(path: Path) -> bool:
+    """True for what a run leaves that was killed when it had just begun: nothing is lost with it."""
+    status = path.lstat()
+    return stat.S_ISREG(status.st_mode) and not status.st_size
 
 
 def _leave(run: Run, say: Say) -> None:
     """Leave nothing of a run that wrote nothing; else tell where it is."""
     growing = run.growing
-    if growing.size:
+    if growing.size or run.marked.get("rejected_bytes"):
         say(f"what was written before this is in {growing.names.partial}; go on with --resume")
         return
     if run.marked.get("making"):
