@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from cappy_engine import storage
-from cappy_engine.bulk.formats import is_known
-from cappy_engine.bulk.identity import inputs_of, scorer_settings
+from cappy_engine.bulk.formats import format_of, is_known
+from cappy_engine.bulk.growing import changes
 from cappy_engine.bulk.row_options import Progress, RowOptions, Totals
 from cappy_engine.bulk.runs import Say, Target
-from cappy_engine.bulk.score_file import score_file
+from cappy_engine.bulk.score_file import score_file, settings_of
 from cappy_engine.bulk.tasks import Task
 from cappy_engine.bulk.working import Files
 from cappy_engine.errors import CappyError, OutputError
@@ -68,29 +68,28 @@ def score_folder(
     twice = [name for name, times in Counter(name for _, name in folder.files).items() if times > 1]
     if twice:
         raise CappyError(f"two inputs are called {twice[0]}; give them in two commands")
-    done = _read_done(folder) if target.resume else {}
+    found = _read_done(folder)  # a file of that name which is not of such a run is not written over
+    done = found if target.resume else {}
     if not (target.resume or target.force):
         there = next((folder.out / name for _, name in folder.files if (folder.out / name).exists()), None)
         if there is not None:
             raise OutputError(f"{there} exists; choose another folder, go on with --resume, or replace it with --force")
     totals = Totals(bytes_total=sum(path.stat().st_size for path, _ in folder.files))
-    settings = _settings(scorer, folder)
     for path, name in folder.files:
-        own = {**settings, **inputs_of([path])}
+        out = folder.out / name
+        files = Files([path], folder.task, folder.options, are_named=True)
+        own = settings_of(scorer, files, format_of(out))
         before = done.get(str(name))
-        if before is not None and before["settings"] != own:
-            raise OutputError(f"{folder.out / name} was written with other settings or from another input; start anew")
-        if before is not None:
+        if before is not None and _is_as_written(out, before, own, say):
             totals.add(Totals.going_on(before["totals"]))
             continue
 
-        def note(found: Totals, name: str = str(name), own: dict[str, object] = own) -> None:
-            done[name] = {"settings": own, "totals": found.marked()}
+        def note(found: Totals, name: str = str(name), own: dict[str, Any] = own, out: Path = out) -> None:
+            done[name] = {"settings": own, "totals": found.marked(), "bytes": out.stat().st_size}
             storage.write_json(folder.out / RUN, {"done": done})
 
         rejects = None if target.rejects is None else target.rejects / f"{name}.rejects.jsonl"
-        one = dataclasses.replace(target, out=folder.out / name, rejects=rejects, done=note)
-        files = Files([path], folder.task, folder.options, are_named=True)
+        one = dataclasses.replace(target, out=out, rejects=rejects, done=note)
         totals.add(score_file(scorer, files, one, say=say, progress=_adding(totals, progress)))
     (folder.out / RUN).unlink(missing_ok=True)
     return totals
@@ -107,18 +106,29 @@ def _adding(so_far: Totals, progress: Progress) -> Progress:
     return tell
 
 
-def _settings(scorer: Scorer, folder: Folder) -> dict[str, object]:
-    options = {"too_long": folder.options.too_long, "window": folder.options.window}
-    return {"task": repr(folder.task), **options, "scorer": scorer_settings(scorer)}
+def _is_as_written(out: Path, before: dict[str, Any], settings: dict[str, Any], say: Say) -> bool:
+    """True if a file that is listed is there as it was written; False if it is gone. Raises OutputError."""
+    changed = changes(before["settings"], settings)
+    if changed:
+        raise OutputError(f"{out} was written with other settings or from another input ({changed}); start anew")
+    try:
+        size = out.stat().st_size
+    except FileNotFoundError:
+        say(f"{out} was complete, and is gone; it is written again")
+        return False
+    if size != before["bytes"]:
+        raise OutputError(f"{out} has {size} bytes, and {before['bytes']} were written; remove it, and go on")
+    return True
 
 
 def _read_done(folder: Folder) -> dict[str, dict[str, Any]]:
+    path = folder.out / RUN
     try:
-        found: dict[str, dict[str, Any]] = json.loads(storage.read_regular(folder.out / RUN, limit=MOST_RUN_BYTES))[
-            "done"
-        ]
+        found: dict[str, dict[str, Any]] = json.loads(storage.read_regular(path, limit=MOST_RUN_BYTES))["done"]
+        if not all(each.keys() >= {"settings", "totals", "bytes"} for each in found.values()):
+            raise ValueError("it is not of such a run")
         return found
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise OutputError(f"{folder.out / RUN} cannot be read ({error}); remove it and start anew") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise OutputError(f"{path} cannot be read ({error}); move or remove it, and start anew") from error

@@ -114,7 +114,7 @@ def score_file(
     that was not. Raises InvalidLine at a bad row (`on_error="stop"`), CappyError, OutputError and OSError.
     """
     form = format_of(target.out)
-    settings = _settings(scorer, files, form)
+    settings = settings_of(scorer, files, form)
     marked = finished(target, settings) if target.resume else {}
     if marked:
         say(f"{target.out} is complete already")
@@ -168,6 +168,25 @@ def score_to(
     return work.totals
 
 
+def settings_of(scorer: Scorer, files: Files, form: Format) -> dict[str, Any]:
+    """Say what decides the bytes of the output. What happens at a bad row may change: none was written.
+
+    >>> settings_of(scorer, Files([Path("pairs.jsonl")], ScoreTask()), Format("jsonl"))["task"]
+    'ScoreTask'
+    """
+    return {
+        "task": type(files.task).__name__,
+        **dataclasses.asdict(files.task),  # type: ignore[call-overload]  # all tasks are
+        "input": inputs_of(files.paths),
+        "output": str(form) + (f" {form.packing}" if form.packing else ""),
+        "too_long": files.options.too_long,
+        "max_line_bytes": files.options.max_line_bytes,
+        "max_text_chars": scorer.tokenizer.max_text_chars,
+        "window": most_pairs_of(scorer, files.options),
+        "scorer": scorer_settings(scorer),
+    }
+
+
 def _end(target: Target, totals: Totals) -> Totals:
     target.done(totals)
     forget(Names(target.out))
@@ -182,21 +201,6 @@ def _prepare(scorer: Scorer, files: Files, form: Format, name: Path) -> tuple[Fi
     writer = writer_of(form, files.format, files.task, header)
     found = FileWindows(scorer, files, reading, columns, most_pairs_of(scorer, files.options), writer)
     return found, Making(writer, packer(form.packing, name))
-
-
-def _settings(scorer: Scorer, files: Files, form: Format) -> dict[str, Any]:
-    """Say what decides the bytes of the output. What happens at a bad row may change: none was written."""
-    return {
-        "task": type(files.task).__name__,
-        **dataclasses.asdict(files.task),  # type: ignore[call-overload]  # all tasks are
-        "input": inputs_of(files.paths),
-        "output": str(form) + (f" {form.packing}" if form.packing else ""),
-        "too_long": files.options.too_long,
-        "max_line_bytes": files.options.max_line_bytes,
-        "max_text_chars": scorer.tokenizer.max_text_chars,
-        "window": most_pairs_of(scorer, files.options),
-        "scorer": scorer_settings(scorer),
-    }
 
 
 def _run(work: Work, found: FileWindows, run: Run, making: Making) -> None:
