@@ -25,7 +25,7 @@ def fingerprint(path: Path) -> str:
 
     Raises OSError.
     """
-    with path.open("rb") as file:
+    with storage.open_regular(path) as file:  # a pipe would be read empty here
         size = os.fstat(file.fileno()).st_size
         digest = hashlib.sha256()
         if size <= BLOCKS * BLOCK_BYTES:

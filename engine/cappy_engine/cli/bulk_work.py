@@ -86,9 +86,10 @@ def run_bulk(
             yield scorer, progress
 
     kept = files_in(bundle, MANIFEST)
-    if inputs and all(_is_stream(name) for name in inputs):
-        if len(inputs) > 1:
-            raise click.UsageError("a stream is read alone; give one input")
+    streams = [name for name in inputs if _is_stream(name)]
+    if streams and len(inputs) > 1:
+        raise click.UsageError(f"{streams[0]} is a stream, and is read alone; give one input")
+    if streams:
         totals = _from_stream(inputs[0], task, rows, bulk, kept, opened)
     elif any(Path(name).is_dir() for name in inputs) or _is_folder(bulk.output, is_one=len(inputs) == 1):
         folder = Folder(_found(inputs), _required(bulk.output), task, rows)
@@ -180,8 +181,6 @@ def _found(inputs: Sequence[str]) -> list[tuple[Path, Path]]:
             if not matches:
                 raise CappyError(f"no file matches {name}")
             found += [(each, Path(each.name)) for each in matches]
-        elif name == "-":
-            raise click.UsageError("- is stdin, and is read alone; give one input")
         else:
             found.append((path, Path(path.name)))
     return found

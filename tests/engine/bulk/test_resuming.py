@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -203,6 +204,14 @@ def test_another_bundle_or_batch_size_is_refused(
             pytest.raises(OutputError, match=problem),
         ):
             run(scorer, source, out, resume=True)
+
+
+def test_a_pipe_is_not_taken_for_a_file_without_rows(tmp_path: Path, scorer: Scorer) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for sources in ([tmp_path / "pipe.jsonl"], [source_of(tmp_path, "jsonl"), tmp_path / "pipe.jsonl"]):
+        with pytest.raises(OSError, match=r"not a regular file: .*pipe\.jsonl"):
+            run(scorer, sources, tmp_path / "out.jsonl")
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "pipe.jsonl"}
 
 
 # Bad rows

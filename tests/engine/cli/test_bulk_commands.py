@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -85,6 +86,19 @@ def test_inputs_of_one_name_are_not_written_into_one_folder(
         write_rows(tmp_path / folder / "a.jsonl", pairs_of(2))
     assert score(tmp_path / "x", tmp_path / "y", "-o", tmp_path / "out", "--bundle", bundle) == 1
     assert "two inputs are called a.jsonl; give them in two commands" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("others", [["a.jsonl"], ["folder"], ["pipe"], ["-"], ["a.jsonl", "-"]], ids=str)
+def test_a_pipe_among_several_inputs_is_refused(
+    others: list[str], bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("a.jsonl", "folder/b.jsonl"):
+        write_rows(tmp_path / name, pairs_of(2))
+    names = [name if name == "-" else tmp_path / name for name in others]
+    assert score(*names, tmp_path / "pipe", "-o", tmp_path / "out.jsonl", "--bundle", bundle) == 2
+    assert "is a stream, and is read alone; give one input" in capsys.readouterr().err
 
 
 # Rejects, ranking
