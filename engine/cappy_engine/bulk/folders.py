@@ -17,7 +17,7 @@ from typing import Any
 
 from cappy_engine import storage
 from cappy_engine.bulk.formats import format_of, is_known
-from cappy_engine.bulk.growing import changes
+from cappy_engine.bulk.growing import Names, changes
 from cappy_engine.bulk.row_options import Progress, RowOptions, Totals
 from cappy_engine.bulk.runs import Say, Target
 from cappy_engine.bulk.score_file import score_file, settings_of
@@ -42,18 +42,28 @@ class Folder:
     options: RowOptions
 
 
-def files_of_folder(folder: Path) -> list[tuple[Path, Path]]:
-    """List the files of rows in a folder and below it, each with its name from there on.
+def files_of_folder(folder: Path, outputs: Sequence[Path] = ()) -> list[tuple[Path, Path]]:
+    """List the files of rows in a folder and below it, each with its name from there on; not those beside an output.
 
         >>> files_of_folder(Path("samples"))[0]
         (PosixPath('samples/part-0001.parquet'), PosixPath('part-0001.parquet'))
 
-    Raises CappyError if there is none.
+    Raises CappyError if there is none, and OutputError if one of the `outputs` would be one of them the next time.
     """
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and is_known(path))
+    for output in outputs:
+        if output.resolve().is_relative_to(folder.resolve()):
+            raise OutputError(f"{output} is in the input folder {folder}; choose a folder beside it")
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and is_known(path) and not _is_ours(path))
     if not found:
         raise CappyError(f"{folder} holds no file of rows (.jsonl, .csv, .parquet, packed or not)")
     return [(path, path.relative_to(folder)) for path in found]
+
+
+def _is_ours(path: Path) -> bool:
+    """True for a file that a run keeps beside its output, and `cappy sample` leaves there."""
+    output = path.with_name(path.name.removesuffix(".json").removesuffix(".settings").removesuffix(".progress"))
+    names = Names(output)
+    return path.name == RUN or (path in (names.settings, names.progress) and is_known(output))
 
 
 def score_folder(

@@ -80,6 +80,8 @@ class Run:
         Raises OutputError where this run has another one, or the file is of another run.
         """
         names = None if target.rejects is None else find_names(target.rejects, force=True, inputs=target.inputs)
+        if names is not None and names.target == self.growing.names.target:
+            raise OutputError(f"--rejects and -o are both {names.target}; choose another name")
         before = self.marked.get("rejects")
         if before is not None and before != (names and self._from_out(names)):
             path = os.path.normpath(self.growing.names.target.parent / before)

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from cappy_engine.bulk.entries import Position, Reading
 from cappy_engine.bulk.formats import Format, format_of
-from cappy_engine.bulk.growing import Names, forget
+from cappy_engine.bulk.growing import Names, find_names, forget
 from cappy_engine.bulk.identity import inputs_of, scorer_settings, versions
 from cappy_engine.bulk.lines import MAX_LINE_BYTES
 from cappy_engine.bulk.overlap import Behind, ahead
@@ -114,6 +114,7 @@ def score_file(
     that was not. Raises InvalidLine at a bad row (`on_error="stop"`), CappyError, OutputError and OSError.
     """
     form = format_of(target.out)
+    target = dataclasses.replace(target, out=find_names(target.out, force=True).target)  # links are followed once
     settings = settings_of(scorer, files, form)
     marked = finished(target, settings) if target.resume else {}
     if marked:

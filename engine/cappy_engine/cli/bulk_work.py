@@ -92,7 +92,8 @@ def run_bulk(
     if streams:
         totals = _from_stream(inputs[0], task, rows, bulk, kept, opened)
     elif any(Path(name).is_dir() for name in inputs) or _is_folder(bulk.output, is_one=len(inputs) == 1):
-        folder = Folder(_found(inputs), _required(bulk.output), task, rows)
+        outputs = [path for path in (bulk.output, bulk.rejects) if path not in (None, STDOUT)]
+        folder = Folder(_found(inputs, outputs), _required(bulk.output), task, rows)
         with opened() as (scorer, progress):
             totals = score_folder(scorer, folder, _target(bulk, kept), say=complain, progress=progress)
     else:
@@ -168,13 +169,13 @@ def _required(output: Path | None) -> Path:
     return output
 
 
-def _found(inputs: Sequence[str]) -> list[tuple[Path, Path]]:
+def _found(inputs: Sequence[str], outputs: Sequence[Path] = ()) -> list[tuple[Path, Path]]:
     """Find the files that are meant, each with the name that it has in a folder of outputs."""
     found: list[tuple[Path, Path]] = []
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            found += files_of_folder(path)
+            found += files_of_folder(path, outputs)
         elif not path.exists() and glob.has_magic(name):
             names = glob.iglob(name, recursive=True)  # noqa: PTH207 - a pattern may be absolute
             matches = sorted(path for path in map(Path, names) if path.is_file())

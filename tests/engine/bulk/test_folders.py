@@ -84,7 +84,7 @@ def test_settings_of_a_complete_file_are_those_of_any_run(scorer: Scorer, source
 @pytest.mark.parametrize("content", [b"mine", b'{"mine": 1}', b'{"done": {"a": {}}}', b'{"done": [1]}'], ids=repr)
 @pytest.mark.parametrize("options", [{}, {"force": True}, {"resume": True}], ids=str)
 def test_a_file_of_the_user_with_the_name_of_the_list_is_not_lost(
-    options: dict[str, bool], content: bytes, scorer: Scorer, source: Path, tmp_path: Path
+    options: dict[str, Any], content: bytes, scorer: Scorer, source: Path, tmp_path: Path
 ) -> None:
     mine = tmp_path / "out" / RUN
     mine.parent.mkdir()
@@ -98,3 +98,18 @@ def test_the_list_is_there_until_all_are_complete(scorer: Scorer, source: Path, 
     assert list(json.loads((stopped_out / RUN).read_text())["done"]) == ["a.jsonl"]
     assert run_folder(scorer, source, stopped_out, resume=True).pairs_before == 2 * WINDOW
     assert not (stopped_out / RUN).exists()
+
+
+def test_files_beside_outputs_are_not_taken_for_rows(source: Path) -> None:
+    write_rows(source / "c.settings.json", pairs_of(2))
+    for name in ("a.jsonl.settings.json", "b.jsonl.progress.json", "gone.csv.gz.settings.json", RUN):
+        (source / name).write_text("{}")
+    assert [str(name) for _, name in files_of_folder(source)] == ["a.jsonl", "b.jsonl", "c.settings.json"]
+
+
+@pytest.mark.parametrize("name", ["in", "in/out", "in/deep/out", "link/out"])
+def test_outputs_in_the_folder_that_is_read_are_refused(name: str, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("in")
+    with pytest.raises(OutputError, match=f"{name} is in the input folder .*/in; choose a folder beside it"):
+        files_of_folder(source, [tmp_path / name])
+    assert files_of_folder(source, [tmp_path / "in2"])

@@ -115,3 +115,32 @@ def test_a_mark_that_is_not_one_is_an_error_and_what_was_written_is_kept(
         run(scorer, source, out, resume=True)
     assert names.partial.read_bytes() == before
     assert json.loads(names.progress.read_text()) == {"mine": 1}
+
+
+def test_an_output_through_a_link_leaves_nothing_beside_it(
+    tmp_path: Path, source: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "real").mkdir()
+    out = tmp_path / "link.jsonl"
+    out.symlink_to("real/out.jsonl")
+    (tmp_path / "bad.jsonl").symlink_to("real/bad.jsonl")
+    stopped(monkeypatch, 2, lambda: run(scorer, source, out, rejects=tmp_path / "bad.jsonl"))
+
+    def stop(totals: object) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        run(scorer, source, out, resume=True, rejects=tmp_path / "bad.jsonl", done=stop)
+    said: list[str] = []
+    run(scorer, source, out, resume=True, rejects=tmp_path / "bad.jsonl", say=said.append)
+    assert said == [f"{tmp_path}/real/out.jsonl is complete already"]
+    assert sorted(path.name for path in (tmp_path / "real").iterdir()) == ["bad.jsonl", "out.jsonl"]
+    assert {path.name for path in tmp_path.iterdir()} == {"real", "link.jsonl", "bad.jsonl", source.name}
+
+
+def test_an_output_and_its_rejects_are_two_files(tmp_path: Path, source: Path, scorer: Scorer, out: Path) -> None:
+    link = tmp_path / "bad.jsonl"
+    link.symlink_to(out.name)
+    with pytest.raises(OutputError, match=r"--rejects and -o are both .*out\.jsonl; choose another name"):
+        run(scorer, source, out, rejects=link)
+    assert {path.name for path in tmp_path.iterdir()} == {link.name, source.name}

@@ -88,6 +88,18 @@ def test_inputs_of_one_name_are_not_written_into_one_folder(
     assert "two inputs are called a.jsonl; give them in two commands" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["-o", "--rejects"])
+def test_a_folder_is_not_written_into_itself(
+    option: str, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    source = write_rows(tmp_path / "in" / "a.jsonl", pairs_of(2))
+    outputs = {"-o": tmp_path / "out", "--rejects": tmp_path / "bad", option: tmp_path / "in" / "more"}
+    assert score(tmp_path / "in", "--bundle", bundle, *(word for pair in outputs.items() for word in pair)) == 1
+    assert "in/more is in the input folder" in capsys.readouterr().err
+    assert [*tmp_path.rglob("*.jsonl")] == [source]
+
+
 @pytest.mark.parametrize("others", [["a.jsonl"], ["folder"], ["pipe"], ["-"], ["a.jsonl", "-"]], ids=str)
 def test_a_pipe_among_several_inputs_is_refused(
     others: list[str], bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
