@@ -28,6 +28,7 @@ from cappy_engine.cli import text
 from cappy_engine.cli.arguments import EXIT_OK, EXIT_SKIPPED, flags_given
 from cappy_engine.cli.progress import progress_bar
 from cappy_engine.cli.streams import STDOUT, complain, open_input, open_output, say
+from cappy_engine.cli.values import is_named_as_folder
 from cappy_engine.errors import CappyError, OutputError
 from cappy_engine.options import Asked
 from cappy_engine.scorer import Scorer
@@ -86,12 +87,14 @@ def run_bulk(
             yield scorer, progress
 
     kept = files_in(bundle, MANIFEST)
+    has_folder = any(Path(name).is_dir() for name in inputs)
+    _check_folders(bulk, has_folder=has_folder)
     streams = [name for name in inputs if _is_stream(name)]
     if streams and len(inputs) > 1:
         raise click.UsageError(f"{streams[0]} is a stream, and is read alone; give one input")
     if streams:
         totals = _from_stream(inputs[0], task, rows, bulk, kept, opened)
-    elif any(Path(name).is_dir() for name in inputs) or _is_folder(bulk.output, is_one=len(inputs) == 1):
+    elif has_folder or _is_folder(bulk.output, is_one=len(inputs) == 1 and not _is_pattern(inputs[0])):
         outputs = [path for path in (bulk.output, bulk.rejects) if path not in (None, STDOUT)]
         folder = Folder(_found(inputs, outputs), _required(bulk.output), task, rows)
         with opened() as (scorer, progress):
@@ -176,7 +179,7 @@ def _found(inputs: Sequence[str], outputs: Sequence[Path] = ()) -> list[tuple[Pa
         path = Path(name)
         if path.is_dir():
             found += files_of_folder(path, outputs)
-        elif not path.exists() and glob.has_magic(name):
+        elif _is_pattern(name):
             names = glob.iglob(name, recursive=True)  # noqa: PTH207 - a pattern may be absolute
             matches = sorted(path for path in map(Path, names) if path.is_file())
             if not matches:
@@ -197,8 +200,20 @@ def _is_stream(name: str) -> bool:
     return False
 
 
+def _is_pattern(name: str) -> bool:
+    """True for a pattern of names, such as part-*.jsonl; a file that is there is meant by its name."""
+    return glob.has_magic(name) and not Path(name).exists()
+
+
+def _check_folders(bulk: BulkOptions, *, has_folder: bool) -> None:
+    """Raise OutputError for a name with / at its end that would become that of a file."""
+    for path in (bulk.output, bulk.rejects):
+        if path is not None and is_named_as_folder(path) and not has_folder and not path.is_dir():
+            raise OutputError(f"{path}/ is not a folder; make it first, or leave out the / at its end")
+
+
 def _is_folder(output: Path | None, *, is_one: bool) -> bool:
-    """True if several files go to a folder that is there, each to its own name; one alone is asked for by a file."""
+    """True if files go to a folder that is there, each to its own name; one that is named goes to a file."""
     return output is not None and not is_one and output.is_dir()
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
+SEPARATORS = tuple(filter(None, (os.sep, os.altsep)))
+NAMED_AS_FOLDERS = f"{__name__}.named_as_folders"
+"""Where click's context keeps them."""
 POSITIVE = click.IntRange(min=1)
 
 
@@ -19,10 +23,23 @@ class FilePath(click.Path):
         """Accept a path."""
         if value == "":
             self.fail("an empty path; is a variable not set?", param, ctx)
-        return super().convert(value, param, ctx)
+        path = super().convert(value, param, ctx)
+        if ctx is not None and str(value).endswith(SEPARATORS):  # which a Path does not keep
+            ctx.meta.setdefault(NAMED_AS_FOLDERS, set()).add(path)
+        return path
 
 
 PATH = FilePath(path_type=Path)
+
+
+def is_named_as_folder(path: Path) -> bool:
+    """Tell if a path of the command that runs was given with a / at its end.
+
+    >>> is_named_as_folder(Path("scored"))
+    False
+    """
+    context = click.get_current_context(silent=True)
+    return context is not None and path in context.meta.get(NAMED_AS_FOLDERS, ())
 
 
 class Words(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 on

@@ -78,6 +78,34 @@ def test_files_and_globs_are_scored_into_one_file_in_their_order(
     assert f"{tmp_path}/2.jsonl, line 1: has no field 'instruction'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("pattern", ["*.jsonl", "a*"])
+def test_a_glob_is_scored_into_a_folder_that_is_there(pattern: str, bundle: Path, tmp_path: Path) -> None:
+    for name in ("in/a.jsonl", "in/b.jsonl", "out/x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_rows(tmp_path / name, pairs_of(2))
+    assert score(f"{tmp_path}/in/{pattern}", "-o", tmp_path / "out", "--bundle", bundle) == 0
+    found = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert found == (["a.jsonl", "x"] if pattern == "a*" else ["a.jsonl", "b.jsonl", "x"])
+
+
+@pytest.mark.parametrize("option", ["-o", "--rejects"])
+@pytest.mark.parametrize("inputs", [["a.jsonl"], ["a.jsonl", "b.jsonl"], ["*.jsonl"]], ids=str)
+def test_a_name_with_a_slash_at_its_end_does_not_become_that_of_a_file(
+    inputs: list[str], option: str, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        write_rows(tmp_path / name, pairs_of(2))
+    outputs = {"-o": f"{tmp_path}/out.jsonl", option: f"{tmp_path}/new/"}
+    words = [word for pair in outputs.items() for word in pair]
+    assert score(*(tmp_path / name for name in inputs), *words, "--bundle", bundle) == 1
+    assert "new/ is not a folder; make it first" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "b.jsonl"}
+    (tmp_path / "in").mkdir()
+    (tmp_path / "a.jsonl").rename(tmp_path / "in" / "a.jsonl")
+    assert score(tmp_path / "in", "-o", f"{tmp_path}/new/", "--bundle", bundle) == 0
+    assert (tmp_path / "new" / "a.jsonl").is_file()
+
+
 def test_inputs_of_one_name_are_not_written_into_one_folder(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
