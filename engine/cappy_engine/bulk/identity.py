@@ -8,7 +8,7 @@ import platform
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cappy_engine import storage
 from cappy_engine.scorer import Scorer
@@ -26,15 +26,25 @@ def fingerprint(path: Path) -> str:
     Raises OSError.
     """
     with storage.open_regular(path) as file:  # a pipe would be read empty here
-        size = os.fstat(file.fileno()).st_size
-        digest = hashlib.sha256()
-        if size <= BLOCKS * BLOCK_BYTES:
-            while block := file.read(BLOCK_BYTES):
-                digest.update(block)
-        else:
-            for number in range(BLOCKS):
-                file.seek((size - BLOCK_BYTES) * number // (BLOCKS - 1))
-                digest.update(file.read(BLOCK_BYTES))
+        return fingerprint_of(file)
+
+
+def fingerprint_of(file: BinaryIO) -> str:
+    """Make the `fingerprint` of an open file. Raises OSError.
+
+    >>> fingerprint_of(open("pairs.jsonl", "rb"))
+    '1042 bytes, sha256 3f786850e387550f'
+    """
+    size = os.fstat(file.fileno()).st_size
+    digest = hashlib.sha256()
+    file.seek(0)
+    if size <= BLOCKS * BLOCK_BYTES:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    else:
+        for number in range(BLOCKS):
+            file.seek((size - BLOCK_BYTES) * number // (BLOCKS - 1))
+            digest.update(file.read(BLOCK_BYTES))
     return f"{size} bytes, sha256 {digest.hexdigest()[:16]}"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from cappy_engine import storage
 from cappy_engine.bulk import replacing
 from cappy_engine.bulk.beside import in_the_way
 from cappy_engine.bulk.growing import Growing, Names, changes, find_names, open_growing
+from cappy_engine.bulk.identity import fingerprint, fingerprint_of
 from cappy_engine.bulk.marks import mark, read_mark
 from cappy_engine.bulk.outputs import Input
 from cappy_engine.errors import OutputError
@@ -129,10 +131,10 @@ class Run:
         if self.rejects is not None:
             self.rejects.cut(self._sizes[1])
 
-    @property
+    @functools.cached_property
     def is_made(self) -> bool:
         """True if the partial file is the complete one already, and only its name is missing."""
-        return self.marked.get("made") == _identity(self.growing.file)
+        return "made" in self.marked and self.marked["made"] == fingerprint_of(self.growing.file)
 
     def finish(self) -> None:
         """Give the complete files their names; `growing.forget` the run then."""
@@ -140,7 +142,7 @@ class Run:
         if not self.is_made:
             if self.make is not None:
                 growing = self._remade(self.make)
-            self.marked |= {"made": _identity(growing.file), "settings": self.settings}
+            self.marked |= {"made": fingerprint_of(growing.file), "settings": self.settings}
             mark(growing.names, self.marked)
             if growing is not self.growing:
                 growing.names.made.replace(growing.names.partial)
@@ -224,9 +226,8 @@ def finished(target: Target, settings: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     marked: dict[str, Any] = {}
     with contextlib.suppress(OSError, OutputError):  # a file of another kind is told of where a run begins
-        status = target.out.stat()
         marked = read_mark(names)
-        if [status.st_dev, status.st_ino] != marked.get("made"):
+        if "made" not in marked or fingerprint(target.out) != marked["made"]:
             return {}
     changed = changes(marked.get("settings", {}), settings) if marked else ""
     if changed and not target.force:
@@ -253,8 +254,3 @@ def _leave(run: Run, say: Say) -> None:
     growing.remove()
     if run.rejects is not None:
         run.rejects.names.partial.unlink(missing_ok=True)
-
-
-def _identity(file: BinaryIO) -> list[int]:
-    status = os.fstat(file.fileno())
-    return [status.st_dev, status.st_ino]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,10 +96,12 @@ def test_what_was_written_behind_the_last_mark_is_written_again(
     assert not partial.exists()
 
 
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("is_copied", [False, True])
 def test_a_kill_between_the_last_mark_and_the_rename_is_noticed(
-    tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+    is_copied: bool, form: str, tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, out, whole = source_of(tmp_path, "jsonl"), tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
+    source, out, whole = source_of(tmp_path, form), tmp_path / f"out.{form}", tmp_path / f"whole.{form}"
     run(scorer, source, whole)
 
     def stop(*args: object) -> None:
@@ -109,20 +112,29 @@ def test_a_kill_between_the_last_mark_and_the_rename_is_noticed(
         with pytest.raises(Stop):
             run(scorer, source, out)
     assert not out.exists()
+    if is_copied:  # to another disk, or the disk was mounted anew: numbers of files are others
+        partial = Names(out).partial
+        shutil.copy(partial, tmp_path / "copy")
+        (tmp_path / "copy").replace(partial)
     run(scorer, source, out, resume=True)
     assert out.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("is_copied", [False, True])
 def test_a_kill_behind_the_rename_leaves_a_complete_file_that_resume_accepts(
-    tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+    is_copied: bool, form: str, tmp_path: Path, scorer: Scorer
 ) -> None:
-    source, out = source_of(tmp_path, "jsonl"), tmp_path / "out.jsonl"
+    source, out = source_of(tmp_path, form), tmp_path / f"out.{form}"
 
     def stop(totals: object) -> None:
         raise Stop
 
     with pytest.raises(Stop):
         run(scorer, source, out, done=stop)
+    if is_copied:
+        shutil.copy(out, tmp_path / "copy")
+        (tmp_path / "copy").replace(out)
     said: list[str] = []
     totals = run(scorer, source, out, resume=True, say=said.append)
     assert said == [f"{out} is complete already"]
