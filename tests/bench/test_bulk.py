@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
-from cappy_bench.bulk.bulk_measure import rows
+from cappy_bench.bulk.bulk_measure import rows, run_score, write_pairs
 from cappy_bench.bulk.bulk_options import BulkBenchOptions
 from cappy_engine.cli.main import main
+from cappy_engine.options import ScorerOptions
 
 
 def test_bench_bulk_tells_pairs_a_second_their_share_and_memory(
@@ -21,9 +23,27 @@ def test_bench_bulk_tells_pairs_a_second_their_share_and_memory(
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["pairs"] == 60
     assert result["share_of_own"] == pytest.approx(result["pairs_per_second"] / result["own_pairs_per_second"])
+    assert result["own_pairs_per_second"] == pytest.approx(result["own_pairs"] / sum(result["own_seconds"]))
+    assert result["own_pairs"] == 40  # before and after
     assert 10e6 < result["peak_bytes"] < 1e9
     assert json.loads(Path("result.json").read_bytes()) == result
     assert list(Path("bench/bulk").iterdir()) == []
+
+
+def test_the_command_is_stopped_for_what_comes_between_and_its_seconds_are_its_own(tmp_path: Path) -> None:
+    options = BulkBenchOptions(pairs=50, every=0)
+    source, scored, stops = tmp_path / "pairs.jsonl", tmp_path / "scored.jsonl", []
+    write_pairs(source, options)
+
+    def between() -> None:
+        time.sleep(0.1)
+        stops.append(scored.exists())
+
+    begun = time.perf_counter()
+    seconds, _ = run_score(source, scored, options, ScorerOptions(threads=1), between)
+    assert seconds < time.perf_counter() - begun - 0.1 * len(stops)
+    assert stops
+    assert len(scored.read_bytes().splitlines()) == 50
 
 
 def test_pairs_are_the_same_for_a_seed_and_no_two_are_alike() -> None:

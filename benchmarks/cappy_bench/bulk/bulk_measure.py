@@ -1,19 +1,21 @@
 """Scores a file of short pairs with `cappy score`, beside what the scorer does with the same pairs in memory.
 
-The scorer alone gets a sample of the pairs in one call, before the file and after it, so that a machine whose speed
-changes is noticed. The file's seconds are those of the whole process, its start and the renaming of its output too.
+The scorer alone gets samples of the pairs, each in one call: before the file, after it, and every some seconds in
+between, while the command is stopped (SIGSTOP). So both meet the same phases of a machine whose speed changes. The
+file's seconds are those of the whole process, its start and the renaming of its output too, without the stops.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ WORDS = (
 ).split()
 ROWS_AT_A_TIME = 1000
 LOOK_SECONDS = 0.02
+WARMING = 200
 
 Say = Callable[[str], object]
 
@@ -52,22 +55,22 @@ def measure_bulk(options: BulkBenchOptions, scorer_options: ScorerOptions, *, sa
         source, scored = Path(folder) / f"pairs.{options.form}", Path(folder) / f"scored.{options.form}"
         say(f"writing {options.pairs} pairs to {source}")
         write_pairs(source, options)
-        sample = list(islice(rows(options), options.sample))
-        say(f"scoring {len(sample)} of them in memory")
-        before = own_rate(sample, options, scorer_options)
-        say(f"scoring {source} with cappy score")
-        seconds, peak = run_score(source, scored, options, scorer_options)
-        say(f"scoring {len(sample)} of them in memory")
-        after = own_rate(sample, options, scorer_options)
+        say(f"scoring {source} with cappy score, and samples of {options.sample} pairs in memory")
+        with Scorer.open_with(options.bundle, scorer_options) as scorer:
+            alone = Alone(scorer, options)
+            alone.take()
+            seconds, peak = run_score(source, scored, options, scorer_options, alone.take)
+            alone.take()
         sizes = source.stat().st_size, scored.stat().st_size
-    own = (before + after) / 2
+    own = alone.pairs / sum(alone.seconds)
     result = {
         "pairs": options.pairs,
         "format": options.form,
         "seconds": seconds,
         "pairs_per_second": options.pairs / seconds,
         "own_pairs_per_second": own,
-        "own_before_and_after": [before, after],
+        "own_seconds": alone.seconds,
+        "own_pairs": alone.pairs,
         "share_of_own": options.pairs / seconds / own,
         "peak_bytes": peak,
         "input_bytes": sizes[0],
@@ -112,20 +115,42 @@ def write_pairs(path: Path, options: BulkBenchOptions) -> None:
                 file.write(pack("".join(json.dumps(row) + "\n" for row in part).encode()))
 
 
-def own_rate(sample: list[dict[str, str]], options: BulkBenchOptions, scorer_options: ScorerOptions) -> float:
-    """Score pairs in one call of the scorer; pairs a second."""
-    pairs = [(row["instruction"], row["response"]) for row in sample]
-    with Scorer.open_with(options.bundle, scorer_options) as scorer:
-        scorer.score(pairs[:200])
+class Alone:
+    """The scorer alone, which gets one sample of the pairs after another.
+
+    >>> Alone(scorer, BulkBenchOptions()).take()
+    """
+
+    def __init__(self, scorer: Scorer, options: BulkBenchOptions) -> None:
+        self._scorer = scorer
+        self._size = min(options.sample, options.pairs)
+        self._rows = chain.from_iterable(rows(options) for _ in count())
+        self.seconds: list[float] = []
+        scorer.score(self._next(min(self._size, WARMING)))
+
+    def _next(self, size: int) -> list[tuple[str, str]]:
+        return [(row["instruction"], row["response"]) for row in islice(self._rows, size)]
+
+    @property
+    def pairs(self) -> int:
+        """Count the pairs of all samples."""
+        return self._size * len(self.seconds)
+
+    def take(self) -> None:
+        """Score a sample in one call, and keep its seconds."""
+        pairs = self._next(self._size)
         begun = time.perf_counter()
-        scorer.score(pairs)
-        return len(pairs) / (time.perf_counter() - begun)
+        self._scorer.score(pairs)
+        self.seconds.append(time.perf_counter() - begun)
 
 
 def run_score(
-    source: Path, scored: Path, options: BulkBenchOptions, scorer_options: ScorerOptions
+    source: Path, scored: Path, options: BulkBenchOptions, scorer_options: ScorerOptions, between: Callable[[], None]
 ) -> tuple[float, int]:
-    """Run the command; its seconds, and its peak of memory in bytes. Raises BenchmarkError."""
+    """Run the command, and stop it now and then for what comes `between`.
+
+    Gives its own seconds, and its peak of memory in bytes. Raises BenchmarkError if it fails.
+    """
     words = [sys.executable, "-m", "cappy_engine", "score", str(source), "-o", str(scored), "--bundle"]
     words += [str(options.bundle), "--quiet", "--force"]
     for name, value in json.loads(scorer_options.to_json()).items():
@@ -133,14 +158,20 @@ def run_score(
             words += [f"--{name.replace('_', '-')}", str(value)]
     if options.window is not None:
         words += ["--window", str(options.window)]
-    peak = 0
-    begun = time.perf_counter()
+    peak, seconds = 0, 0.0
+    went_on = time.perf_counter()
     with tempfile.TemporaryFile() as errors:
         with subprocess.Popen(words, stderr=errors) as process:  # noqa: S603 - our own command
             while process.poll() is None:
                 peak = max(peak, peak_bytes_of(process.pid))  # at its end its parent counts, too
                 time.sleep(LOOK_SECONDS)
-        seconds = time.perf_counter() - begun
+                if time.perf_counter() - went_on > options.every:
+                    process.send_signal(signal.SIGSTOP)
+                    seconds += time.perf_counter() - went_on
+                    between()
+                    process.send_signal(signal.SIGCONT)
+                    went_on = time.perf_counter()
+        seconds += time.perf_counter() - went_on
         errors.seek(0)
         error = errors.read().decode(errors="replace")
     if process.returncode:
@@ -158,7 +189,7 @@ def bulk_table(result: dict[str, Any]) -> str:
             f"{result['pairs']} pairs from {result['format']}, {result['input_bytes'] / 1e6:.1f} MB",
             f"cappy score   {result['pairs_per_second']:.1f} pairs/s in {result['seconds']:.1f} s, all of the process",
             f"scorer alone  {result['own_pairs_per_second']:.1f} pairs/s "
-            f"({' and '.join(f'{rate:.1f}' for rate in result['own_before_and_after'])}, before and after)",
+            f"({len(result['own_seconds'])} samples before, between and after, {result['own_pairs']} pairs)",
             f"share         {result['share_of_own']:.3f}",
             f"peak memory   {result['peak_bytes'] / 1e6:.0f} MB",
         ]

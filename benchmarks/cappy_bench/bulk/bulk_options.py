@@ -23,7 +23,8 @@ class BulkBenchOptions:
     bundle: Annotated[Path, Asked("folder of the bundle (default: cappy-mini)", metavar="BUNDLE")] = EMBEDDED
     pairs: Annotated[int, Asked("pairs in the file", least=1)] = 20_000
     form: Annotated[str, Asked("format of the file", flag="--format", choices=FORMATS)] = "jsonl"
-    sample: Annotated[int, Asked("pairs that the scorer alone is timed on, before and after", least=1)] = 4000
+    sample: Annotated[int, Asked("pairs that the scorer alone is timed on at a time", least=1)] = 4000
+    every: Annotated[int, Asked("seconds of the command between two of these times", least=1)] = 20
     window: Annotated[int | None, Asked("pairs of a window (default: that of 'cappy score')", least=1)] = None
     seed: Annotated[int, Asked("seed of the texts")] = 0
     work: Annotated[Path, Asked("folder for the files, which are removed at the end", metavar="FOLDER")] = Path(
