@@ -1,4 +1,5 @@
-// Gelu, x times the normal distribution's integral up to x, for vectors of floats; the error is below 8e-7.
+// Gelu, x times the normal distribution's integral up to x, for vectors of floats; the error is below 8e-7. Infinity stays
+// infinity, and minus infinity gives 0, as large negative values do; in the model's functions that is not a number.
 #pragma once
 #include <stddef.h>
 
@@ -6,7 +7,7 @@ namespace cappy {
 namespace {
 
 // The integral is 0.5 + x * P(x * x) for |x| <= 5.5, and 0 or 1 beyond. P is a least-squares fit, of 15 terms in
-// u = x * x * 2 / 5.5^2 - 1.
+// u = x * x * 2 / 5.5^2 - 1. At -5.5 it may differ from 0 by 6e-8, so its factor is not less either.
 template <class V>
 struct PolynomialGelu {
   inline __attribute__((always_inline)) typename V::F operator()(typename V::F x) const {
@@ -14,7 +15,8 @@ struct PolynomialGelu {
     constexpr float TERMS[] = {4.287615302e-04f,  -1.275264192e-03f, 1.341796946e-03f,  -1.493016607e-03f, 3.880339675e-03f,
                                -7.392245810e-03f, 1.066136360e-02f,  -1.481467020e-02f, 2.023615688e-02f,  -2.607768029e-02f,
                                3.208808601e-02f,  -3.879081830e-02f, 4.773671553e-02f,  -6.417237222e-02f, 1.285519451e-01f};
-    typename V::F near = V::min(V::max(x, V::set(-LIMIT)), V::set(LIMIT));
+    x = V::max(V::set(-LIMIT), x);  // the second, if one is not a number
+    const typename V::F near = V::min(x, V::set(LIMIT));
     typename V::F u = V::fma(V::mul(near, near), V::set(2 / (LIMIT * LIMIT)), V::set(-1));
     typename V::F sum = V::set(TERMS[0]);
 #pragma GCC unroll 16
@@ -24,8 +26,7 @@ struct PolynomialGelu {
 };
 
 // max(x, 0) - g(|x|), where g(a) = a * (1 - the integral up to a) is a cubic on each of 31 intervals and 0 behind them
-// (Chebyshev's points, a power of a in each row). For vectors that look up 32 floats in an instruction. What is not
-// finite gives what is not a number.
+// (Chebyshev's points, a power of a in each row). For vectors that look up 32 floats in an instruction.
 constexpr float GELU_TOP = 5.4f;
 constexpr float GELU_TERMS[4][32] = {
     {-2.97753893e-08f, -4.41776974e-05f, -7.57585105e-04f, -3.04912683e-03f, -6.21051993e-03f, -6.24256674e-03f, 4.20491723e-03f,
@@ -58,11 +59,11 @@ struct TableGelu {
   }
   inline __attribute__((always_inline)) typename V::F operator()(typename V::F x) const {
     constexpr float WHOLE = 12582912.0f;  // 3 * 2^22: what is added to it is rounded, and is in the lowest bits
-    const typename V::F a = V::abs(x);
-    const typename V::F place = V::min(V::fma(a, V::set(31 / GELU_TOP), V::set(WHOLE)), V::set(WHOLE + 31));
+    const typename V::F a = V::min(V::abs(x), V::set(GELU_TOP));  // infinity times 0 would not be a number
+    const typename V::F place = V::fma(a, V::set(31 / GELU_TOP), V::set(WHOLE));
     auto term = [&](size_t i) __attribute__((always_inline)) { return V::look_up(terms[i], place); };
     const typename V::F g = V::fma(V::fma(V::fma(term(3), a, term(2)), a, term(1)), a, term(0));
-    return V::sub(V::max(x, V::set(0)), g);
+    return V::sub(V::max(V::set(0), x), g);  // the second, if one is not a number
   }
 };
 

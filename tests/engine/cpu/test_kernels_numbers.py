@@ -139,6 +139,14 @@ def test_gelu_is_near_everywhere(library: NativeLibrary, instruction_set: str) -
     assert np.abs(found[0] - wanted).max() < 1e-6
 
 
+def test_gelu_of_large_values_is_the_value_or_nothing(library: NativeLibrary, instruction_set: str) -> None:
+    large = np.array([5.4, 5.5, 5.6, 1e3, 1e6, 3e38, np.inf], np.float32)
+    x = np.concatenate([large, -large, np.array([np.nan], np.float32)])
+    layer = Layer(np.zeros((4, len(x)), np.int8), np.ones_like(x), x, is_gelu=True)
+    found = library.linear(instruction_set, layer, np.zeros((1, 4), np.uint8), np.ones((1, 1), np.float32))
+    np.testing.assert_allclose(found[0], [*large, *[0] * len(large), np.nan], atol=8e-7)
+
+
 def test_weights_that_lie_as_the_kernels_read_them_give_the_same(library: NativeLibrary, instruction_set: str) -> None:
     layer, values, scales, _ = layer_of(2, (7, 64, 80), 127)  # 5 panels: the last block of two has one
     packed = replace(layer, weights=reference.pack(layer.weights))
