@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from pathlib import Path
 
 from cappy_engine.batching import Grouping, Scores
 from cappy_engine.bundle import Bundle
@@ -19,6 +18,7 @@ from cappy_engine.cpu.tuned import read_tuned, tuned_key, tuning_facts
 from cappy_engine.errors import BundleError, DeviceUnavailable, PrecisionUnavailable
 from cappy_engine.gpu.plan import BATCH_TOKENS, plan_gpu
 from cappy_engine.gpu.start import find_machine, open_on_gpus
+from cappy_engine.native.library import ChosenSet
 from cappy_engine.options import ScorerInfo, ScorerOptions, choose_precision
 from cappy_engine.runner import LazySession, Runner
 from cappy_engine.session import PROVIDERS, Inputs, Session, load_runtime, open_session
@@ -62,7 +62,7 @@ def _open_on_cpu(bundle: Bundle, options: ScorerOptions, *, name: str, reason: s
         max_batch_tokens=options.max_batch_tokens,
     )
     kernels = choose_kernels(bundle, precision)
-    session, narrow_session = _open_sessions(bundle, precision, threads, execution.mode, kernels.library)
+    session, narrow_session = _open_sessions(bundle, precision, threads, execution.mode, kernels.chosen)
     info = ScorerInfo(
         bundle=name,
         device="cpu",
@@ -125,7 +125,7 @@ def _runner(
 
 
 def _open_sessions(
-    bundle: Bundle, precision: str, threads: int, mode: str, library: Path | None
+    bundle: Bundle, precision: str, threads: int, mode: str, kernels: ChosenSet | None
 ) -> tuple[Session, Session | None]:
     """Open the CPU's sessions: for one batch on all threads, and for several batches if `mode` has one.
 
@@ -136,16 +136,16 @@ def _open_sessions(
 
     def open_again() -> Session:
         with bundle.used_again():
-            return _open_checked(bundle, precision, threads, library)
+            return _open_checked(bundle, precision, threads, kernels)
 
-    first = LazySession(open_again, device="cpu", session=_open_checked(bundle, precision, threads, library))
+    first = LazySession(open_again, device="cpu", session=_open_checked(bundle, precision, threads, kernels))
     if mode != "both":
         return first, first if mode == "throughput" else None
 
     def open_narrow() -> Session:
         try:
             with bundle.used_again():
-                return _open_checked(bundle, precision, 1, library)
+                return _open_checked(bundle, precision, 1, kernels)
         except BundleError as error:
             log.warning("several batches run on one session, which is slower: %s", error)
             return first
@@ -153,9 +153,9 @@ def _open_sessions(
     return first, LazySession(open_narrow, device="cpu")
 
 
-def _open_checked(bundle: Bundle, precision: str, threads: int, library: Path | None) -> Session:
+def _open_checked(bundle: Bundle, precision: str, threads: int, kernels: ChosenSet | None) -> Session:
     with bundle.checked(precision) as files:
-        session = open_session(files.path, threads=threads, library=library)
+        session = open_session(files.path, threads=threads, kernels=kernels)
     return WatchedSession(session, files) if files.is_mapped else session
 
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from cappy_engine.errors import BundleError, DeviceUnavailable, InstallationError, ScoringError, install_hint
 from cappy_engine.forking import never_free, tell_after_fork
+from cappy_engine.native.library import ChosenSet, NativeLibrary
 
 PROVIDERS: Mapping[str, str] = {
     "cpu": "CPUExecutionProvider",
@@ -145,15 +146,15 @@ def open_session(
     device: str = "cpu",
     threads: int | None = None,
     providers: Providers | None = None,
-    library: Path | None = None,
+    kernels: ChosenSet | None = None,
 ) -> OrtSession:
     """Load `model` on `device`, with `threads` CPU threads (None: one for each physical core).
 
     `providers` are ONNX Runtime's with their options, the device's own first; on the CPU there is one, without options.
-    `library` has kernels for operators that are functions in the model: without it these functions run.
+    `kernels` are for operators that are functions in the model: without them these functions run.
 
     Raises DeviceUnavailable if the device cannot be used, BundleError if the file is not a model with the inputs
-    and output of a bundle, InstallationError if there is no ONNX Runtime, or more than one, or it refuses `library`.
+    and output of a bundle, InstallationError if there is no ONNX Runtime, or more than one, or it refuses `kernels`.
     """
     runtime = load_runtime()
     provider = check_device(device, runtime.get_available_providers(), runtime.__version__)
@@ -167,8 +168,8 @@ def open_session(
     options.log_severity_level = 4 if device == "cpu" else 3
     if device != "cpu":  # ONNX Runtime is to tell which node runs where
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if library is not None:
-        _register(options, library, runtime.__version__)
+    if kernels is not None:
+        _register(options, kernels, runtime.__version__)
     try:
         session = runtime.InferenceSession(
             str(model),
@@ -190,13 +191,15 @@ def open_session(
     return OrtSession(session, device=device)
 
 
-def _register(options: Any, library: Path, version: str) -> None:
+def _register(options: Any, kernels: ChosenSet, version: str) -> None:
+    """Register the library, and choose the set for the session that this thread opens next."""
     try:
-        options.register_custom_ops_library(str(library))
+        options.register_custom_ops_library(str(kernels.path))
+        NativeLibrary(kernels.path).choose(kernels.instruction_set)
     except Exception as error:  # ONNX Runtime has no common base class for its errors
         raise InstallationError(
-            f"ONNX Runtime {version} refuses the kernels of {library} ({error}); install cappy-engine again, or set "
-            "CAPPY_KERNELS=none, which is slower"
+            f"ONNX Runtime {version} refuses the kernels of {kernels.path} ({error}); install cappy-engine again, or "
+            "set CAPPY_KERNELS=none, which is slower"
         ) from error
 
 

@@ -20,7 +20,7 @@ from cappy_engine.bundle import MODEL_FILES
 from cappy_engine.cpu.kernels import find_kernels
 from cappy_engine.errors import BundleError, DeviceUnavailable, InstallationError, ScoringError
 from cappy_engine.gpu.placement import check_placement
-from cappy_engine.native.library import NativeLibrary
+from cappy_engine.native.library import ChosenSet, NativeLibrary
 from cappy_engine.session import (
     INPUTS,
     PROVIDERS,
@@ -68,13 +68,13 @@ def test_a_session_gives_one_float32_score_for_each_row(model: Path) -> None:
 
 
 def test_a_native_library_is_given_to_the_session() -> None:
-    path = find_kernels().library
-    if path is None:
+    chosen = find_kernels().chosen
+    if chosen is None:
         pytest.skip(f"needs the native library: {find_kernels().why_not}")
-    before = NativeLibrary(path).registrations
-    open_session(TINY / "onnx" / "model.onnx", library=path)
+    before = NativeLibrary(chosen.path).registrations
+    open_session(TINY / "onnx" / "model.onnx", kernels=chosen)
     open_session(TINY / "onnx" / "model.onnx")
-    assert NativeLibrary(path).registrations == before + 1
+    assert NativeLibrary(chosen.path).registrations == before + 1
 
 
 def test_a_model_is_given_only_the_inputs_that_it_takes(tmp_path: Path) -> None:
@@ -296,4 +296,4 @@ def test_a_library_that_onnx_runtime_refuses_is_named(tmp_path: Path) -> None:
     broken.write_bytes(b"not a library")
     model = write_sum_model(tmp_path / "model.onnx", inputs=["input_ids"], output="logits")
     with pytest.raises(InstallationError, match=r"refuses the kernels of .*libcappy_kernels\.so .*CAPPY_KERNELS=none"):
-        open_session(model, library=broken)
+        open_session(model, kernels=ChosenSet(broken, "avx2"))

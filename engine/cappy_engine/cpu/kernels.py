@@ -19,7 +19,7 @@ from cappy_engine.bundle import Bundle
 from cappy_engine.cpu.built import why_no_library
 from cappy_engine.native import reference
 from cappy_engine.native.build import LIBRARY, SOURCES
-from cappy_engine.native.library import AFTER_GELU, Floats, Layer, NativeLibrary, Rotation, Rounding
+from cappy_engine.native.library import AFTER_GELU, ChosenSet, Floats, Layer, NativeLibrary, Rotation, Rounding
 
 VARIABLE = "CAPPY_KERNELS"
 BY_NAME_ONLY = ("scalar", "avxvnni_evex", "amx_emulated")
@@ -48,6 +48,11 @@ class Kernels:
     library: Path | None
     used: str
     why_not: str
+
+    @property
+    def chosen(self) -> ChosenSet | None:
+        """Name the set and its library, for a session."""
+        return None if self.library is None else ChosenSet(self.library, self.used)
 
     @property
     def told(self) -> str:
@@ -109,7 +114,6 @@ def _choose(library: NativeLibrary, path: Path, wanted: list[str]) -> Kernels:
     for name in wanted:
         problem = self_test(library, name)
         if not problem:
-            library.choose(name)
             return Kernels(path, name, "; ".join(problems))
         problems.append(f"{name} failed its test: {problem}")
         log.warning("the kernels for %s", problems[-1])

@@ -2,7 +2,6 @@
 
 #include <pthread.h>
 
-#include <atomic>
 #include <cstring>
 
 #include "cpu_features.h"
@@ -24,7 +23,7 @@ const InstructionSet SETS[] = {  // the best first
     {"amx_emulated", [] { return true; }, &LINEAR_AMX_EMULATED, attention_scalar},  // that for AMX, slowly
 };
 
-std::atomic<const InstructionSet*> chosen{nullptr};
+thread_local const InstructionSet* chosen = nullptr;
 
 }  // namespace
 
@@ -35,7 +34,7 @@ const InstructionSet* find_instruction_set(const char* name) {
 }
 
 const InstructionSet* chosen_instruction_set() {
-  if (const InstructionSet* set = chosen.load()) return set;
+  if (chosen) return chosen;
   for (const InstructionSet& set : SETS)
     if (set.is_usable()) return &set;
   return nullptr;
@@ -43,7 +42,7 @@ const InstructionSet* chosen_instruction_set() {
 
 bool choose_instruction_set(const char* name) {
   const InstructionSet* found = find_instruction_set(name);
-  if (found) chosen.store(found);
+  if (found) chosen = found;
   return found != nullptr;
 }
 

@@ -81,8 +81,8 @@ struct InstructionSet {
 };
 
 const InstructionSet* find_instruction_set(const char* name);  // null if unknown or not usable here
-const InstructionSet* chosen_instruction_set();                // the best, unless another one was chosen
-bool choose_instruction_set(const char* name);                 // for kernels that are made from now on
+const InstructionSet* chosen_instruction_set();                // the best, unless this thread has chosen another one
+bool choose_instruction_set(const char* name);                 // for kernels that this thread makes from now on
 const char* usable_instruction_sets();                         // "avx512 avx2 scalar": the best first
 
 }  // namespace cappy

@@ -188,7 +188,7 @@ EXPORTED int cappy_registrations() { return registrations; }
 // The instruction sets that this processor can use, the best first: "avx512 avx2 scalar".
 EXPORTED const char* cappy_instruction_sets() { return usable_instruction_sets(); }
 
-// The set that sessions use if they are opened from now on.
+// The set of sessions that this thread opens from now on.
 EXPORTED const char* cappy_chosen() { return chosen_instruction_set()->name; }
 EXPORTED int cappy_choose(const char* set) { return choose_instruction_set(set); }
 

@@ -79,6 +79,14 @@ class Layer:
         return len(self.bias)
 
 
+@dataclass(frozen=True)
+class ChosenSet:
+    """Say which kernels a session takes: those for one `instruction_set`, from the library at `path`."""
+
+    path: Path
+    instruction_set: str
+
+
 class _Rounding(ctypes.Structure):
     _fields_ = (
         ("zero_point", ctypes.c_int),
@@ -153,7 +161,7 @@ class NativeLibrary:
 
     @property
     def chosen(self) -> str:
-        """Name the set of sessions that are opened from now on."""
+        """Name the set of sessions that this thread opens from now on."""
         return str(self._chosen().decode())
 
     @property
@@ -162,7 +170,7 @@ class NativeLibrary:
         return int(self._registrations())
 
     def choose(self, instruction_set: str) -> None:
-        """Use a set for sessions that are opened from now on. Raises ValueError if it cannot be used here."""
+        """Use a set for sessions that this thread opens from now on. Raises ValueError if it cannot be used here."""
         _known(self._choose(instruction_set.encode()), instruction_set)
 
     def quantize_rows(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from cappy_engine.cpu.built import why_no_library
@@ -23,3 +25,12 @@ def instruction_set(request: pytest.FixtureRequest, library: NativeLibrary) -> s
     if request.param not in library.instruction_sets:
         pytest.skip(f"this processor has no {request.param}, only {', '.join(library.instruction_sets)}")
     return str(request.param)
+
+
+@pytest.fixture
+def chosen_set(library: NativeLibrary, instruction_set: str) -> Iterator[str]:
+    """Choose each instruction set for the sessions of a test."""
+    before = library.chosen
+    library.choose(instruction_set)
+    yield instruction_set
+    library.choose(before)

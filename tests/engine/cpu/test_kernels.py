@@ -18,8 +18,8 @@ from cappy_engine.cpu.built import why_no_library
 from cappy_engine.native import reference
 from cappy_engine.native.build import LIBRARY, SOURCES
 from cappy_engine.native.library import AFTER_GELU, Floats, Layer, NativeLibrary, Rounding
-from cappy_engine.session import load_runtime
-from tests.support.places import ROOT
+from cappy_engine.session import load_runtime, open_session
+from tests.support.places import ROOT, TINY
 
 MODEL = ROOT / "tests" / "support" / "kernels.onnx"
 """Four operators in a row, written by make_kernels_model.py, which has the weights' seed too."""
@@ -52,14 +52,23 @@ def test_the_best_set_is_used(library: NativeLibrary) -> None:
         assert "no instruction set" in found.why_not
     else:
         assert (found.library, found.used, found.why_not) == (SOURCES / LIBRARY, best, "")
-        assert library.chosen == best
 
 
-def test_a_set_can_be_chosen_by_its_name(
-    library: NativeLibrary, instruction_set: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_set_can_be_chosen_by_its_name(instruction_set: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(kernels.VARIABLE, instruction_set)
-    assert kernels.find_kernels().used == instruction_set == library.chosen
+    assert kernels.find_kernels().used == instruction_set
+
+
+def test_a_session_takes_the_set_that_was_found_for_it(library: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found is kept, and the third time another set was chosen since."""
+    first, second, *_ = library.instruction_sets
+    before = library.chosen
+    for asked in (first, second, first):
+        monkeypatch.setenv(kernels.VARIABLE, asked)
+        open_session(TINY / "onnx" / "model.onnx", kernels=kernels.find_kernels().chosen)
+        assert library.chosen == asked
+        assert ThreadPoolExecutor(1).submit(lambda: library.chosen).result() == first  # others' choice is their own
+    library.choose(before)
 
 
 def test_none_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,9 +159,9 @@ def expected(x: Floats) -> Floats:
 @pytest.mark.parametrize("rows", [1, 31, 700])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_session_runs_the_kernels(
-    open_model: Callable[..., Any], library: NativeLibrary, instruction_set: str, rows: int, threads: int
+    open_model: Callable[..., Any], library: NativeLibrary, chosen_set: str, rows: int, threads: int
 ) -> None:
-    library.choose(instruction_set)
+    assert library.chosen == chosen_set
     before = library.registrations
     session = open_model(threads)
     assert library.registrations == before + 1

@@ -134,19 +134,17 @@ def open_model(path: Path, threads: int = 1) -> Any:
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("lengths", [[32], [200], [7, 100, 1, 64, 30], [600, 5]], ids=str)
 def test_a_session_runs_the_kernel_whole_and_cut_among_threads(
-    library: NativeLibrary, instruction_set: str, tmp_path: Path, threads: int, lengths: list[int]
+    library: NativeLibrary, chosen_set: str, tmp_path: Path, threads: int, lengths: list[int]
 ) -> None:
-    library.choose(instruction_set)
     session = open_model(write_attention_model(tmp_path / "model.onnx", heads=3, hidden=96), threads)
     packed = packed_rows(np.array(lengths), 96)
     (found,) = session.run(None, {"packed": packed, "lengths": np.array(lengths)})
+    np.testing.assert_array_equal(found, library.attention(chosen_set, packed, np.array(lengths), 3))
     np.testing.assert_allclose(found, reference.attention(packed, np.array(lengths), 3), rtol=CLOSE, atol=CLOSE)
 
 
-def test_a_session_attends_with_one_query_of_each_pair(
-    library: NativeLibrary, instruction_set: str, tmp_path: Path
-) -> None:
-    library.choose(instruction_set)
+@pytest.mark.usefixtures("chosen_set")
+def test_a_session_attends_with_one_query_of_each_pair(tmp_path: Path) -> None:
     session = open_model(write_attention_model(tmp_path / "model.onnx", heads=3, hidden=96, is_first=True), threads=2)
     lengths = np.array([40, 1, 9])
     queries, packed = packed_rows(np.array([3]), 96)[:, :96], packed_rows(lengths, 96)[:, 96:]
