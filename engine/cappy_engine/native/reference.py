@@ -71,9 +71,7 @@ def attention(packed: Floats, lengths: Ids, heads: int) -> Floats:
     array([[5.]], dtype=float32)
     """
     queries, keys, values = np.split(packed.astype(np.float64), 3, axis=1)
-    ends = np.cumsum(lengths)
-    pairs = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
-    found = [_attend(queries[pair], keys[pair], values[pair], heads) for pair in pairs]
+    found = [_attend(queries[pair], keys[pair], values[pair], heads) for pair in _pairs(lengths)]
     return np.concatenate([np.empty((0, queries.shape[1])), *found]).astype(np.float32)
 
 
@@ -83,14 +81,21 @@ def first_attention(queries: Floats, packed: Floats, lengths: Ids, heads: int) -
     >>> first_attention(np.float32([[9]]), np.float32([[9, 5]]), np.array([1]), heads=1)
     array([[5.]], dtype=float32)
     """
-    tokens = np.repeat(queries, lengths, axis=0)
-    begins = np.cumsum(lengths) - lengths
-    found: Floats = attention(np.concatenate([tokens, packed], axis=1), lengths, heads)[begins]
-    return found
+    keys, values = np.split(packed.astype(np.float64), 2, axis=1)
+    found = [
+        _attend(query[None], keys[pair], values[pair], heads)
+        for query, pair in zip(queries.astype(np.float64), _pairs(lengths), strict=True)
+    ]
+    return np.concatenate([np.empty((0, queries.shape[1])), *found]).astype(np.float32)
+
+
+def _pairs(lengths: Ids) -> list[slice]:
+    """Find each pair's rows."""
+    return [slice(end - length, end) for end, length in zip(np.cumsum(lengths), lengths, strict=True)]
 
 
 def _attend(queries: Doubles, keys: Doubles, values: Doubles, heads: int) -> Doubles:
-    """Attend inside one pair; each array is (tokens, hidden)."""
+    """Attend inside one pair; each array is (tokens, hidden), and there may be fewer queries."""
     by_head = [
         array.reshape(len(array), heads, array.shape[1] // heads).swapaxes(0, 1) for array in (queries, keys, values)
     ]

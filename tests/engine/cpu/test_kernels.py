@@ -17,7 +17,7 @@ from cappy_engine.cpu import kernels
 from cappy_engine.cpu.built import why_no_library
 from cappy_engine.native import reference
 from cappy_engine.native.build import LIBRARY, SOURCES
-from cappy_engine.native.library import AFTER_GELU, Floats, Layer, NativeLibrary, Rounding
+from cappy_engine.native.library import AFTER_GELU, Floats, Ids, Layer, NativeLibrary, Rounding
 from cappy_engine.session import load_runtime, open_session
 from tests.support.places import ROOT, TINY
 
@@ -121,6 +121,34 @@ def test_a_set_that_computes_wrongly_is_not_used_but_the_next(
     assert warnings(caplog) == [f"the kernels for {found.why_not}"]
     assert kernels._choose(library, SOURCES / LIBRARY, [best]).told == f"none: {found.why_not}"
     assert warnings(caplog)[1:] == [f"the kernels for {found.why_not}", f"{UNUSED}: {found.why_not}"]
+
+
+@pytest.mark.parametrize(("fewest", "most", "products"), [(49, 10**9, 0), (1, 48, 2 << 20), (49, 10**9, 2 << 20)])
+def test_products_of_many_rows_and_in_tasks_are_tested(
+    library: NativeLibrary, monkeypatch: pytest.MonkeyPatch, fewest: int, most: int, products: int
+) -> None:
+    right, name = library.linear, library.instruction_sets[0]
+
+    def wrong(name: str, layer: Layer, rows: Any, scales: Any, residual: Any = None) -> Floats:
+        found = right(name, layer, rows, scales, residual)
+        found[-1, -1] += fewest <= len(rows) <= most and rows.size * layer.columns > products
+        return found
+
+    assert kernels.self_test(library, name) == ""
+    monkeypatch.setattr(library, "linear", wrong)
+    assert kernels.self_test(library, name).startswith("Linear differs from numpy")
+
+
+def test_keys_in_blocks_are_tested(library: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, name = library.attention, library.instruction_sets[0]
+
+    def wrong(name: str, packed: Floats, lengths: Ids, heads: int) -> Floats:
+        found = right(name, packed, lengths, heads)
+        found[-1, -1] += lengths.max() > 512
+        return found
+
+    monkeypatch.setattr(library, "attention", wrong)
+    assert kernels.self_test(library, name) == "Attention differs from numpy, a pair of 513 tokens"
 
 
 # In a session
