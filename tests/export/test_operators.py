@@ -78,6 +78,31 @@ def test_rows_are_rotated_by_a_hadamard_matrix_and_then_rounded(columns: int, bl
     assert (np.abs((q.astype(int) - 128) * scale - turned) <= scale * 0.501).all()
 
 
+@pytest.fixture
+def options() -> onnxruntime.SessionOptions:
+    """Options of a session that runs the kernels, and prints nothing."""
+    if (library := find_kernels().library) is None:
+        pytest.skip(f"no kernels here: {find_kernels().why_not}")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.register_custom_ops_library(str(library))
+    return options
+
+
+def linear_of(inner: int, **attributes: Any) -> tuple[onnx.NodeProto, dict[str, Any], dict[str, Any]]:
+    """A node of Linear with 16 columns, inputs and constants."""
+    random = np.random.default_rng(inner)
+    node = helper.make_node("Linear", ["q", "s", "w", "ws", "b"], ["y"], domain=DOMAIN, **attributes)
+    inputs = {"q": random.integers(0, 256, (3, inner)).astype(np.uint8), "s": np.ones((3, 1), np.float32)}
+    weights = packed_weights(random.integers(-99, 99, (inner, 16)).astype(np.int8))
+    return node, inputs, {"w": weights, "ws": np.ones(16, np.float32), "b": np.ones(16, np.float32)}
+
+
+def test_weights_without_rows_are_refused(options: onnxruntime.SessionOptions) -> None:
+    with pytest.raises(Exception, match="cappy.Linear: rows must have at least one value"):
+        run_node(*linear_of(0, zero_point=128), options)
+
+
 @pytest.mark.parametrize("lengths", [[5], [1], [3, 1, 6], [4] * 7], ids=str)
 @pytest.mark.parametrize("heads", [1, 4])
 def test_attention_runs_within_each_pair(lengths: list[int], heads: int) -> None:

@@ -73,7 +73,7 @@ void Linear::run(const uint8_t* q, const float* scales, size_t rows, const float
   Parts parts = {q, scales, rows, residual, y, 0, 0, 0, 0, nullptr};
   const size_t step = kernels_.block_rows, blocks = divide_up(weights_.columns, kernels_.block_columns);
   const size_t wanted = smaller(rows * weights_.inner * weights_.columns / LEAST_PRODUCTS_OF_A_TASK + 1, TASKS_OF_A_THREAD * processors());
-  const size_t fewest_column_parts = smaller(divide_up(panels_ * panel_bytes_, MOST_BYTES_OF_WEIGHTS), blocks);
+  const size_t fewest_column_parts = larger(1, smaller(divide_up(panels_ * panel_bytes_, MOST_BYTES_OF_WEIGHTS), blocks));
   const size_t fewest_row_parts = divide_up(rows, larger(MOST_BYTES_OF_ROWS / (weights_.inner + 1), step));
   parts.row_parts = larger(fewest_row_parts, smaller(divide_up(wanted, fewest_column_parts), rows / MANY_ROWS));
   parts.rows_of_a_part = divide_up(divide_up(rows, parts.row_parts), step) * step;
@@ -197,6 +197,7 @@ Error create_linear(const Node& node, Kernel** kernel, bool is_gelu, bool has_no
   weights.zero_point = static_cast<int>(node.whole("zero_point", 128));
   weights.epsilon = node.number("epsilon", 1e-5f);
   if (weights.zero_point < 0 || weights.zero_point > 255) return error("zero_point must be 0 to 255, not %d", weights.zero_point);
+  if (weights.inner == 0) return error("rows must have at least one value");
   if (weights.inner > (1u << 16)) return error("sums of more than 65536 products of 8 bits may not fit in 32");
   if (Error found = read_row(node, 3, weights.columns, &weights.scales)) return found;
   if (Error found = read_row(node, 4, weights.columns, &weights.bias)) return found;

@@ -155,6 +155,12 @@ def test_weights_that_lie_as_the_kernels_read_them_give_the_same(library: Native
     np.testing.assert_array_equal(found, library.linear(instruction_set, layer, values, scales))
 
 
+def test_rows_without_values_give_the_bias(library: NativeLibrary, instruction_set: str) -> None:
+    layer, values, scales, _ = layer_of(4, (3, 0, 20), 127)
+    found = library.linear(instruction_set, layer, values, scales)
+    np.testing.assert_array_equal(found, np.broadcast_to(layer.bias, (3, 20)))
+
+
 def test_a_scale_that_is_not_a_number_spoils_its_row_alone(library: NativeLibrary, instruction_set: str) -> None:
     layer, values, scales, residual = layer_of(3, (9, 20, 33), 64)
     scales[4] = np.nan
