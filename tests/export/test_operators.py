@@ -99,8 +99,45 @@ def linear_of(inner: int, **attributes: Any) -> tuple[onnx.NodeProto, dict[str, 
 
 
 def test_weights_without_rows_are_refused(options: onnxruntime.SessionOptions) -> None:
-    with pytest.raises(Exception, match="cappy.Linear: rows must have at least one value"):
+    with pytest.raises(Exception, match="rows must have at least one value"):
         run_node(*linear_of(0, zero_point=128), options)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "the attribute zero_point is missing, or is not a whole number"),
+        ({"zero_point": 16.0}, "the attribute zero_point is missing, or is not a whole number"),
+        ({"zero_point": 2**32 + 16}, "zero_point must be 0 to 255, not 4294967312"),
+    ],
+)
+def test_an_attribute_that_is_missing_or_wrong_is_refused(
+    given: dict[str, Any], said: str, options: onnxruntime.SessionOptions
+) -> None:
+    with pytest.raises(Exception, match=said):
+        run_node(*linear_of(8, **given), options)
+
+
+@pytest.mark.parametrize("missing", ["zero_point", "steps", "least"])
+def test_no_attribute_of_a_rounding_is_made_up(missing: str, options: onnxruntime.SessionOptions) -> None:
+    rounding = {"zero_point": 128, "steps": 127, "least": 1e-12}
+    del rounding[missing]
+    node = helper.make_node("QuantizeRows", ["x"], ["q", "s"], domain=DOMAIN, **rounding)
+    with pytest.raises(Exception, match=f"the attribute {missing} is missing, or is not a "):
+        run_node(node, {"x": np.ones((1, 4), np.float32)}, {}, options)
+
+
+@pytest.mark.parametrize("operator", ["QuantizeRows", "QuantizePositiveRows"])
+@pytest.mark.parametrize("is_signed", [0, 1])
+def test_a_rounding_s_name_says_whose_maximum_counts_with_kernels_and_without(
+    operator: str, is_signed: int, options: onnxruntime.SessionOptions
+) -> None:
+    x = np.array([[-9, 1, 2, 3]], np.float32)
+    rounding = {"zero_point": 16, "steps": 239, "least": 0.1, "is_signed": is_signed}
+    node = helper.make_node(operator, ["x"], ["q", "s"], domain=DOMAIN, **rounding)
+    for chosen in (options, onnxruntime.SessionOptions()):
+        scale = run_node(node, {"x": x}, {}, chosen)[1]
+        np.testing.assert_allclose(scale, [[(9 if operator == "QuantizeRows" else 3) / 239]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("lengths", [[5], [1], [3, 1, 6], [4] * 7], ids=str)

@@ -159,7 +159,8 @@ class AttentionOperator : public Kernel {
 
 template <bool is_first>
 Error create(const Node& node, Kernel** kernel) {
-  const int64_t heads = node.whole("heads", 0);
+  int64_t heads = 0;
+  if (Error found = node.whole("heads", &heads)) return found;
   if (heads < 1 || heads > 65536) return error("heads must be 1 to 65536, not %lld", static_cast<long long>(heads));
   *kernel = new (std::nothrow) AttentionOperator(chosen_instruction_set()->attention, heads, is_first);
   return *kernel ? Error{} : error("no memory");

@@ -121,14 +121,14 @@ bool Tensor::is(std::initializer_list<int64_t> wanted) const {
   return rank == wanted.size() && memcmp(shape, wanted.begin(), rank * sizeof *shape) == 0;
 }
 
-int64_t Node::whole(const char* attribute, int64_t otherwise) const {
-  int64_t value = otherwise;
-  return translated({api_.KernelInfoGetAttribute_int64(info_, attribute, &value)}, attribute) ? otherwise : value;
+Error Node::whole(const char* attribute, int64_t* value) const {
+  if (!translated({api_.KernelInfoGetAttribute_int64(info_, attribute, value)}, attribute)) return {};
+  return error("the attribute %s is missing, or is not a whole number", attribute);
 }
 
-float Node::number(const char* attribute, float otherwise) const {
-  float value = otherwise;
-  return translated({api_.KernelInfoGetAttribute_float(info_, attribute, &value)}, attribute) ? otherwise : value;
+Error Node::number(const char* attribute, float* value) const {
+  if (!translated({api_.KernelInfoGetAttribute_float(info_, attribute, value)}, attribute)) return {};
+  return error("the attribute %s is missing, or is not a number", attribute);
 }
 
 Error Node::constant(size_t input, Tensor* tensor) const {

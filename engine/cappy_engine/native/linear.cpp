@@ -194,14 +194,13 @@ Error create_linear(const Node& node, Kernel** kernel, bool is_gelu, bool has_no
   weights.inner = is_packed ? w.shape[1] * 4 : w.shape[0];
   weights.columns = is_packed ? w.shape[0] * PANEL : w.shape[1];
   weights.is_gelu = is_gelu;
-  weights.zero_point = static_cast<int>(node.whole("zero_point", 128));
-  weights.epsilon = node.number("epsilon", 1e-5f);
-  if (weights.zero_point < 0 || weights.zero_point > 255) return error("zero_point must be 0 to 255, not %d", weights.zero_point);
+  if (Error found = read_zero_point(node, &weights.zero_point)) return found;
   if (weights.inner == 0) return error("rows must have at least one value");
   if (weights.inner > (1u << 16)) return error("sums of more than 65536 products of 8 bits may not fit in 32");
   if (Error found = read_row(node, 3, weights.columns, &weights.scales)) return found;
   if (Error found = read_row(node, 4, weights.columns, &weights.bias)) return found;
   if (has_norm) {
+    if (Error found = node.number("epsilon", &weights.epsilon)) return found;
     if (Error found = read_row(node, 6, weights.columns, &weights.gamma)) return found;
     if (Error found = read_row(node, 7, weights.columns, &weights.beta)) return found;
   }

@@ -49,6 +49,9 @@ class Linear {
 bool quantize_rows(const LinearKernels& kernels, const float* x, size_t rows, size_t columns, const Rotation& rotation,
                    const Rounding& rounding, uint8_t* q, float* scales, const Parallel& parallel);
 
+// The attribute zero_point, of rows of 8 bits.
+Error read_zero_point(const Node& node, int* zero_point);
+
 extern const Operator QUANTIZE_ROWS, QUANTIZE_POSITIVE_ROWS, QUANTIZE_ROTATED_ROWS, LINEAR, LINEAR_GELU, LINEAR_NORM;
 
 }  // namespace cappy

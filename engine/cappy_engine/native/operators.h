@@ -61,8 +61,8 @@ inline Parallel one_thread() {
 class Node {
  public:
   Node(const Api& api, const OrtKernelInfo* info) : api_(api), info_(info) {}
-  int64_t whole(const char* attribute, int64_t otherwise) const;
-  float number(const char* attribute, float otherwise) const;
+  Error whole(const char* attribute, int64_t* value) const;  // these are errors where there is no such attribute
+  Error number(const char* attribute, float* value) const;
   Error constant(size_t input, Tensor* tensor) const;  // an error where the input is not a constant
 
  private:

@@ -39,29 +39,46 @@ class QuantizeRows : public Kernel {
   Rounding rounding_;
 };
 
-Error create_with(const Node& node, Kernel** kernel, const Rotation& rotation, size_t columns) {
-  Rounding rounding = {static_cast<int>(node.whole("zero_point", 128)), static_cast<int>(node.whole("steps", 127)),
-                       node.number("least", 1e-12f), node.whole("is_signed", 1) != 0};
-  if (rounding.zero_point < 0 || rounding.zero_point > 255) return error("zero_point must be 0 to 255, not %d", rounding.zero_point);
-  if (rounding.steps < 1 || rounding.steps > 255) return error("steps must be 1 to 255, not %d", rounding.steps);
+// Whose maximum counts is in the operator's name. The attribute is_signed says the same to readers of the file.
+Error create_with(const Node& node, Kernel** kernel, bool is_signed, const Rotation& rotation, size_t columns) {
+  Rounding rounding = {0, 0, 0, is_signed};
+  int64_t steps = 0;
+  if (Error found = read_zero_point(node, &rounding.zero_point)) return found;
+  if (Error found = node.whole("steps", &steps)) return found;
+  if (Error found = node.number("least", &rounding.least)) return found;
+  if (steps < 1 || steps > 255) return error("steps must be 1 to 255, not %lld", static_cast<long long>(steps));
+  rounding.steps = static_cast<int>(steps);
   if (!(rounding.least > 0)) return error("least must be above 0, not %g", static_cast<double>(rounding.least));
   *kernel = new (std::nothrow) QuantizeRows(*chosen_instruction_set()->linear, rotation, columns, rounding);
   return *kernel ? Error{} : error("no memory");
 }
 
-Error create(const Node& node, Kernel** kernel) { return create_with(node, kernel, {nullptr, 0}, 0); }
+template <bool is_signed>
+Error create(const Node& node, Kernel** kernel) {
+  return create_with(node, kernel, is_signed, {nullptr, 0}, 0);
+}
 
 Error create_rotated(const Node& node, Kernel** kernel) {
   Tensor factors;
   if (Error found = node.constant(1, &factors)) return found;
   if (factors.rank != 1) return error("the factors must be a row, not a tensor of rank %zu", factors.rank);
-  const int64_t columns = factors.shape[0], block = node.whole("block", 0);
+  const int64_t columns = factors.shape[0];
+  int64_t block = 0;
+  if (Error found = node.whole("block", &block)) return found;
   if (block < 1 || (block & (block - 1)) || columns % block)
     return error("block must be a power of two that divides %lld, not %lld", static_cast<long long>(columns), static_cast<long long>(block));
-  return create_with(node, kernel, {factors.as<float>(), static_cast<size_t>(block)}, columns);
+  return create_with(node, kernel, true, {factors.as<float>(), static_cast<size_t>(block)}, columns);
 }
 
 }  // namespace
+
+Error read_zero_point(const Node& node, int* zero_point) {
+  int64_t found = 0;
+  if (Error failed = node.whole("zero_point", &found)) return failed;
+  if (found < 0 || found > 255) return error("zero_point must be 0 to 255, not %lld", static_cast<long long>(found));
+  *zero_point = static_cast<int>(found);
+  return {};
+}
 
 bool quantize_rows(const LinearKernels& kernels, const float* x, size_t rows, size_t columns, const Rotation& rotation,
                    const Rounding& rounding, uint8_t* q, float* scales, const Parallel& parallel) {
@@ -83,8 +100,8 @@ bool quantize_rows(const LinearKernels& kernels, const float* x, size_t rows, si
   return is_done;
 }
 
-const Operator QUANTIZE_ROWS = {"QuantizeRows", 1, {ORT_FLOAT}, 2, {ORT_UINT8, ORT_FLOAT}, create};
-const Operator QUANTIZE_POSITIVE_ROWS = {"QuantizePositiveRows", 1, {ORT_FLOAT}, 2, {ORT_UINT8, ORT_FLOAT}, create};
+const Operator QUANTIZE_ROWS = {"QuantizeRows", 1, {ORT_FLOAT}, 2, {ORT_UINT8, ORT_FLOAT}, create<true>};
+const Operator QUANTIZE_POSITIVE_ROWS = {"QuantizePositiveRows", 1, {ORT_FLOAT}, 2, {ORT_UINT8, ORT_FLOAT}, create<false>};
 const Operator QUANTIZE_ROTATED_ROWS = {"QuantizeRotatedRows", 2, {ORT_FLOAT, ORT_FLOAT}, 2, {ORT_UINT8, ORT_FLOAT}, create_rotated};
 
 }  // namespace cappy
