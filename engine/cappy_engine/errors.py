@@ -1,7 +1,7 @@
 """Define every exception that this project raises on purpose.
 
 CappyError
-├── InstallationError        a package is missing, or two packages exclude each other
+├── InstallationError        a package is missing, two packages exclude each other, or kernels asked for cannot be used
 ├── InvalidPair              a pair that cannot be scored; `.index` is its place in the input
 ├── InvalidLine              a line or row of a file without a usable pair; `.number` counts from 1
 ├── BundleError              a bundle that is damaged, incomplete, foreign or too new
@@ -53,7 +53,7 @@ class CappyError(Exception):
 
 
 class InstallationError(CappyError):
-    """A package is missing, or two installed packages exclude each other."""
+    """A package is missing, two installed ones exclude each other, or kernels asked for by name cannot be used."""
 
 
 class InvalidPair(CappyError, ValueError):

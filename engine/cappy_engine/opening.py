@@ -77,7 +77,8 @@ def _open_on_cpu(bundle: Bundle, options: ScorerOptions, *, name: str, reason: s
         max_length=bundle.manifest.max_length,
         kernels=kernels.told,
     )
-    log.info("kernels for %s on the CPU: %s%s", precision, info.kernels, "" if kernels.library else f" ({COST})")
+    cost = f" ({COST})" if precision == "int8" and not kernels.library else ""
+    log.info("kernels for %s on the CPU: %s%s", precision, info.kernels, cost)
     return _runner(bundle, info, session, narrow_session, callers=threads), info
 
 

@@ -194,8 +194,12 @@ def open_session(
 def _register(options: Any, kernels: ChosenSet, version: str) -> None:
     """Register the library, and choose the set for the session that this thread opens next."""
     try:
+        native = NativeLibrary(kernels.path)
+        native.choose(kernels.instruction_set)
+        before = native.registrations
         options.register_custom_ops_library(str(kernels.path))
-        NativeLibrary(kernels.path).choose(kernels.instruction_set)
+        if native.registrations == before:  # where the library found no function to make an error with
+            raise OSError("they found no interface that they know")
     except Exception as error:  # ONNX Runtime has no common base class for its errors
         raise InstallationError(
             f"ONNX Runtime {version} refuses the kernels of {kernels.path} ({error}); install cappy-engine again, or "

@@ -20,7 +20,7 @@ from cappy_engine.bundle import MODEL_FILES
 from cappy_engine.cpu.kernels import find_kernels
 from cappy_engine.errors import BundleError, DeviceUnavailable, InstallationError, ScoringError
 from cappy_engine.gpu.placement import check_placement
-from cappy_engine.native.library import ChosenSet, NativeLibrary
+from cappy_engine.native.library import NativeLibrary
 from cappy_engine.session import (
     INPUTS,
     PROVIDERS,
@@ -289,11 +289,3 @@ def test_what_onnx_runtime_tells_is_counted(tmp_path: Path) -> None:
     assert placed == {PROVIDERS["cpu"]: Counter({"MatMul": 1, "Softmax": 1, "Shape": 1})}
     with pytest.raises(DeviceUnavailable, match="CPUExecutionProvider runs 1 MatMul, 1 Softmax"):
         check_placement("cuda", placed)
-
-
-def test_a_library_that_onnx_runtime_refuses_is_named(tmp_path: Path) -> None:
-    broken = tmp_path / "libcappy_kernels.so"
-    broken.write_bytes(b"not a library")
-    model = write_sum_model(tmp_path / "model.onnx", inputs=["input_ids"], output="logits")
-    with pytest.raises(InstallationError, match=r"refuses the kernels of .*libcappy_kernels\.so .*CAPPY_KERNELS=none"):
-        open_session(model, kernels=ChosenSet(broken, "avx2"))

@@ -15,9 +15,9 @@ from cappy_engine.cli import text
 from cappy_engine.cli.arguments import EXIT_ERROR, EXIT_OK, bundle_option, command, flags_given, quiet_option, takes
 from cappy_engine.cli.streams import is_verbose, say, show
 from cappy_engine.cli.values import PATH, Real, Words
-from cappy_engine.cpu.kernels import find_kernels
+from cappy_engine.cpu.kernels import Kernels, find_kernels
 from cappy_engine.cpu.processor import describe_processor, read_processor
-from cappy_engine.errors import CappyError
+from cappy_engine.errors import CappyError, InstallationError
 from cappy_engine.gpu.installation import inspect_installation
 from cappy_engine.gpu.preflight import describe, diagnose
 from cappy_engine.native.build import read_note
@@ -127,11 +127,19 @@ def doctor(device: str | None) -> int:
     findings = {name: diagnose(installation, name) for name in DEVICES}
     if device in (None, "cpu"):
         show(describe_processor(read_processor()))
-        show(f"{text.describe_kernels(find_kernels(), read_note())}\n")
+        show(f"{text.describe_kernels(_look_for_kernels(), read_note())}\n")
     is_gpu_wanted = device is not None or "onnxruntime-gpu" in installation.runtime_packages
     show(describe(findings, installation) if is_gpu_wanted else text.describe_cpu_only(findings, installation))
     is_usable = device is None or all(finding.is_ok for finding in findings[device])
     return EXIT_OK if is_usable else EXIT_ERROR
+
+
+def _look_for_kernels() -> Kernels:
+    """Find the kernels, or what keeps them from being used."""
+    try:
+        return find_kernels()
+    except InstallationError as error:
+        return Kernels(None, "", str(error))
 
 
 def _read_pairs(path: Path) -> list[Pair]:

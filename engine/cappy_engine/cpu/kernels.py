@@ -2,7 +2,7 @@
 
 A library that is not there, or does not work, keeps nothing from working: models run then on ONNX Runtime's own
 operators, slower, and `Kernels.why_not` says why. The environment variable CAPPY_KERNELS chooses: `auto` (or nothing),
-`none`, or an instruction set by its name, such as `avx2`.
+`none`, or an instruction set by its name, such as `avx2`: then that one runs, or it is an error.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from cappy_engine.bundle import Bundle
 from cappy_engine.cpu.built import why_no_library
+from cappy_engine.errors import InstallationError
 from cappy_engine.native import reference
 from cappy_engine.native.build import LIBRARY, SOURCES
 from cappy_engine.native.library import AFTER_GELU, ChosenSet, Floats, Layer, NativeLibrary, Rotation, Rounding
@@ -68,10 +69,12 @@ class Kernels:
 
 
 def choose_kernels(bundle: Bundle, precision: str) -> Kernels:
-    """Choose the kernels that a model's sessions take, or say why there are none; never raises.
+    """Choose the kernels that a model's sessions take, or say why there are none.
 
     >>> choose_kernels(open_bundle("cappy-bundle"), "int8").told
     'avx512'
+
+    Raises InstallationError as `find_kernels` does.
     """
     operators = bundle.manifest.document.get("graphs", {}).get(precision, {}).get("operators")
     if operators:
@@ -81,13 +84,13 @@ def choose_kernels(bundle: Bundle, precision: str) -> Kernels:
 
 
 def find_kernels() -> Kernels:
-    """Find the library and the best instruction set that passes its test, as CAPPY_KERNELS asks; never raises.
+    """Find the library and the best instruction set that passes its test, as CAPPY_KERNELS asks.
 
     >>> find_kernels().used
     'avx512'
 
     The answer is kept for the life of the process; the test takes some milliseconds. A library that is there but cannot
-    be used is a warning.
+    be used is a warning. Raises InstallationError if CAPPY_KERNELS names a set that cannot be used.
     """
     return _find(os.environ.get(VARIABLE) or "auto", SOURCES / LIBRARY)
 
@@ -97,33 +100,42 @@ def _find(asked: str, path: Path) -> Kernels:
     if asked == "none":
         return Kernels(None, "", f"they were switched off by {VARIABLE}=none")
     if reason := why_no_library(path.parent):
-        return _unusable(reason) if path.is_file() else Kernels(None, "", reason)
+        return _unusable(asked, reason, is_warning=path.is_file())
     try:
         library = NativeLibrary(path)
     except OSError as error:
-        return _unusable(f"the library cannot be loaded: {error}")
-    wanted = [name for name in library.instruction_sets if name not in BY_NAME_ONLY] if asked == "auto" else [asked]
-    if asked not in ("auto", *library.instruction_sets):
-        usable = ", ".join(library.instruction_sets)
-        return _unusable(f"{VARIABLE} is {asked!r}, which this processor cannot use; choose from auto, none, {usable}")
-    return _choose(library, path, wanted)
+        return _unusable(asked, f"the library cannot be loaded: {error}")
+    return _choose(library, path, asked)
 
 
-def _unusable(reason: str) -> Kernels:
-    log.warning("the kernels are there but are not used, and %s: %s", COST, reason)
+def _unusable(asked: str, reason: str, *, is_warning: bool = True) -> Kernels:
+    """Go without kernels, unless a set was asked for by its name."""
+    if asked != "auto":
+        raise InstallationError(
+            f"the kernels of {VARIABLE}={asked} cannot be used; set it to auto or none, or mend this: {reason}"
+        )
+    if is_warning:
+        log.warning("the kernels are there but are not used, and %s: %s", COST, reason)
     return Kernels(None, "", reason)
 
 
-def _choose(library: NativeLibrary, path: Path, wanted: list[str]) -> Kernels:
+def _choose(library: NativeLibrary, path: Path, asked: str) -> Kernels:
+    usable = library.instruction_sets
+    if asked not in ("auto", *usable):
+        raise InstallationError(
+            f"{VARIABLE} is {asked!r}; on this processor, choose from auto, none, {', '.join(usable)}"
+        )
+    wanted = [name for name in usable if name not in BY_NAME_ONLY] if asked == "auto" else [asked]
     problems: list[str] = []
     for name in wanted:
         problem = self_test(library, name)
         if not problem:
             return Kernels(path, name, "; ".join(problems))
         problems.append(f"{name} failed its test: {problem}")
-        log.warning("the kernels for %s", problems[-1])
+        if asked == "auto":
+            log.warning("the kernels for %s", problems[-1])
     if problems:
-        return _unusable("; ".join(problems))
+        return _unusable(asked, "; ".join(problems))
     return Kernels(None, "", "this processor has no instruction set that they need (AVX2)")
 
 

@@ -93,7 +93,8 @@ struct Domain {
   }
 };
 
-// An error of a runtime that has not all functions. The one that makes errors is the first in every version of the API.
+// An error of a runtime that has not all functions. The one that makes errors is the first in every version of the API;
+// without even that there is none, and who counts registrations sees that this was not one.
 OrtStatus* too_old(const OrtApiBase* base) {
   const OrtApi* oldest = base ? base->GetApi(1) : nullptr;
   OrtStatus* (*create_status)(OrtErrorCode, const char*) = nullptr;

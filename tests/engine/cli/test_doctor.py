@@ -103,6 +103,9 @@ def test_the_kernels_of_this_machine_are_really_looked_at(
     monkeypatch.setenv("CAPPY_KERNELS", "none")
     assert main(["doctor"]) == 0
     assert "\nkernels       none: they were switched off by CAPPY_KERNELS=none\n" in capsys.readouterr().out
+    monkeypatch.setenv("CAPPY_KERNELS", "avx1024")
+    assert main(["doctor"]) == 0
+    assert "avx1024" in capsys.readouterr().out
 
 
 def test_a_gpu_that_is_there_is_named(installed: dict[str, Installation], capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cappy_engine import Scorer
 from cappy_engine.cpu import kernels
 from cappy_engine.cpu.built import why_no_library
+from cappy_engine.errors import InstallationError
 from cappy_engine.native import reference
 from cappy_engine.native.build import LIBRARY, SOURCES
-from cappy_engine.native.library import AFTER_GELU, Floats, Ids, Layer, NativeLibrary, Rounding
+from cappy_engine.native.library import AFTER_GELU, ChosenSet, Floats, Ids, Layer, NativeLibrary, Rounding
 from cappy_engine.session import load_runtime, open_session
 from tests.support.places import ROOT, TINY
 
@@ -76,17 +78,24 @@ def test_none_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels.find_kernels() == kernels.Kernels(None, "", "they were switched off by CAPPY_KERNELS=none")
 
 
-def test_a_set_that_is_not_there_is_not_used(
-    library: NativeLibrary, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_set_that_is_not_there_is_refused(library: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(kernels.VARIABLE, "avx1024")
-    found = kernels.find_kernels()
-    assert found.library is None
-    assert found.why_not == (
-        f"CAPPY_KERNELS is 'avx1024', which this processor cannot use; choose from auto, none, "
-        f"{', '.join(library.instruction_sets)}"
-    )
-    assert warnings(caplog) == [f"{UNUSED}: {found.why_not}"]
+    usable = ", ".join(library.instruction_sets)
+    message = f"CAPPY_KERNELS is 'avx1024'; on this processor, choose from auto, none, {usable}"
+    with pytest.raises(InstallationError, match=message):
+        Scorer.open()
+
+
+def test_a_set_without_a_library_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(
+        InstallationError, match=r"CAPPY_KERNELS=avx2 cannot be used; .*: they were never compiled; in a"
+    ):
+        kernels._find("avx2", tmp_path / LIBRARY)
+    shutil.copy(SOURCES / "build.json", tmp_path)
+    (tmp_path / LIBRARY).write_bytes(b"not a library")
+    with pytest.raises(InstallationError, match=r"CAPPY_KERNELS=avx2 cannot be used; .*: .+"):
+        kernels._find("avx2", tmp_path / LIBRARY)
+    assert warnings(caplog) == []
 
 
 def test_a_library_that_was_not_compiled_is_not_used_and_one_that_is_damaged_is_a_warning(
@@ -115,11 +124,15 @@ def test_a_set_that_computes_wrongly_is_not_used_but_the_next(
         return np.nextafter(found, np.float32(np.inf)) if name == best else found
 
     monkeypatch.setattr(library, "linear", wrong)
-    found = kernels._choose(library, SOURCES / LIBRARY, [best, *others])
-    assert found.used == (others[0] if others else "")
+    monkeypatch.setattr(kernels, "BY_NAME_ONLY", ())
+    found = kernels._choose(library, SOURCES / LIBRARY, "auto")
+    assert found.used == others[0]
     assert found.why_not.startswith(f"{best} failed its test: Linear differs from numpy")
     assert warnings(caplog) == [f"the kernels for {found.why_not}"]
-    assert kernels._choose(library, SOURCES / LIBRARY, [best]).told == f"none: {found.why_not}"
+    with pytest.raises(InstallationError, match=f"CAPPY_KERNELS={best} cannot be used; .*: {found.why_not}"):
+        kernels._choose(library, SOURCES / LIBRARY, best)
+    monkeypatch.setattr(kernels, "BY_NAME_ONLY", others)
+    assert kernels._choose(library, SOURCES / LIBRARY, "auto").told == f"none: {found.why_not}"
     assert warnings(caplog)[1:] == [f"the kernels for {found.why_not}", f"{UNUSED}: {found.why_not}"]
 
 
@@ -237,3 +250,16 @@ def test_a_runtime_that_is_too_old_for_the_kernels_gets_an_error(library: Native
     assert copied.RegisterCustomOps(None, ctypes.byref(base)) == 7
     assert said == ["they need version 20 of its API, which ONNX Runtime 1.9.0 has not"]
     assert copied.cappy_registrations() == 0
+
+
+def test_a_library_that_onnx_runtime_refuses_is_named(tmp_path: Path) -> None:
+    (tmp_path / LIBRARY).write_bytes(b"not a library")
+    with pytest.raises(InstallationError, match=r"refuses the kernels of .*libcappy_kernels\.so .*CAPPY_KERNELS=none"):
+        open_session(TINY / "onnx" / "model.onnx", kernels=ChosenSet(tmp_path / LIBRARY, "avx2"))
+
+
+def test_a_library_that_registers_nothing_is_named(library: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NativeLibrary, "registrations", 7)
+    chosen = ChosenSet(SOURCES / LIBRARY, library.chosen)
+    with pytest.raises(InstallationError, match=r"refuses the kernels of .*no interface that they know"):
+        open_session(TINY / "onnx" / "model.onnx", kernels=chosen)
