@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -39,8 +40,8 @@ def run(*command: str | Path, folder: Path, **variables: str) -> str:
     return done.stdout
 
 
-def make_wheel(folder: Path, **variables: str) -> Path:
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT, folder=folder, **variables)
+def make_wheel(folder: Path, source: Path = ROOT, **variables: str) -> Path:
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, source, folder=folder, **variables)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -103,8 +104,14 @@ def test_a_wheel_scores_as_here_where_there_is_no_compiler(
 
 
 def test_without_a_compiler_the_package_is_for_every_system(no_compiler: dict[str, str], tmp_path: Path) -> None:
-    wheel = make_wheel(tmp_path, **no_compiler)
+    """Also from a copy that git does not know, in which an earlier build left a library."""
+    unwanted = shutil.ignore_patterns(".*", "checkpoint", "results", "dist", "docs", "tests", "bench", "demo")
+    copy = Path(shutil.copytree(ROOT, tmp_path / "copy", ignore=unwanted))
+    (copy / "engine" / INSIDE / LIBRARY).write_bytes(b"an old library")
+    (copy / "engine" / INSIDE / NOTE).write_text("an old note")
+    wheel = make_wheel(tmp_path, copy, **no_compiler)
     assert wheel.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as files:
         assert f"{INSIDE}/{LIBRARY}" not in files.namelist()
+        assert files.namelist().count(f"{INSIDE}/{NOTE}") == 1
         assert "there is no C++ compiler" in json.loads(files.read(f"{INSIDE}/{NOTE}"))["problem"]
