@@ -17,10 +17,12 @@ from scipy.linalg import hadamard
 from cappy_engine import Scorer
 from cappy_engine.bundle import MODEL_FILES, open_bundle
 from cappy_engine.cpu.kernels import VARIABLE, find_kernels
+from cappy_engine.native.reference import unpack
 from cappy_export.graphs.operators import DOMAIN, OPERATORS, function, operators_of, packed_weights, with_functions
 from cappy_export.proof.pairs import default_pairs
 
 Floats = npt.NDArray[np.float32]
+Array = npt.NDArray[np.generic]
 
 
 def test_an_int8_file_carries_the_function_of_every_operator_and_what_it_says(bundle: Path) -> None:
@@ -120,7 +122,7 @@ def test_an_attribute_that_is_missing_or_wrong_is_refused(
 
 @pytest.mark.parametrize("missing", ["zero_point", "steps", "least"])
 def test_no_attribute_of_a_rounding_is_made_up(missing: str, options: onnxruntime.SessionOptions) -> None:
-    rounding = {"zero_point": 128, "steps": 127, "least": 1e-12}
+    rounding: dict[str, Any] = {"zero_point": 128, "steps": 127, "least": 1e-12}
     del rounding[missing]
     node = helper.make_node("QuantizeRows", ["x"], ["q", "s"], domain=DOMAIN, **rounding)
     with pytest.raises(Exception, match=f"the attribute {missing} is missing, or is not a "):
@@ -133,11 +135,61 @@ def test_a_rounding_s_name_says_whose_maximum_counts_with_kernels_and_without(
     operator: str, is_signed: int, options: onnxruntime.SessionOptions
 ) -> None:
     x = np.array([[-9, 1, 2, 3]], np.float32)
-    rounding = {"zero_point": 16, "steps": 239, "least": 0.1, "is_signed": is_signed}
+    rounding: dict[str, Any] = {"zero_point": 16, "steps": 239, "least": 0.1, "is_signed": is_signed}
     node = helper.make_node(operator, ["x"], ["q", "s"], domain=DOMAIN, **rounding)
     for chosen in (options, onnxruntime.SessionOptions()):
         scale = run_node(node, {"x": x}, {}, chosen)[1]
         np.testing.assert_allclose(scale, [[(9 if operator == "QuantizeRows" else 3) / 239]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("before", [(), (2,), (2, 3), (1, 2, 3), (2, 0)], ids=str)
+def test_rows_may_have_any_dimensions_with_kernels_and_without(
+    before: tuple[int, ...], options: onnxruntime.SessionOptions
+) -> None:
+    random = np.random.default_rng(len(before))
+    _, _, constants = linear_of(8)
+    q, scale = random.integers(0, 256, (*before, 8)).astype(np.uint8), random.random((*before, 1)).astype(np.float32)
+    residual = random.standard_normal((*before, 16)).astype(np.float32)
+    inputs: dict[str, Array] = {"q": q, "s": scale, "r": residual}
+    norm = {"g": np.ones(16, np.float32), "z": np.zeros(16, np.float32)}
+    takes = ["q", "s", *constants]
+    product = helper.make_node("Linear", takes, ["y"], domain=DOMAIN, zero_point=128)
+    takes += ["r", *norm]
+    normed = helper.make_node("LinearNorm", takes, ["y"], domain=DOMAIN, zero_point=128, epsilon=1e-5)
+    wanted = (q.astype(int) - 128) @ unpack(constants["w"]).astype(int) * scale + 1
+    mixed = wanted + residual
+    centred = mixed - mixed.mean(axis=-1, keepdims=True)
+    for chosen in (options, onnxruntime.SessionOptions()):
+        (found,) = run_node(product, {"q": q, "s": scale}, constants, chosen)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+        (found,) = run_node(normed, inputs, {**constants, **norm}, chosen)
+        np.testing.assert_allclose(found, centred / np.sqrt(mixed.var(axis=-1, keepdims=True) + 1e-5), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "said"),
+    [
+        (((3, 9), (3, 1)), "Linear takes rows of 8 values"),
+        (((), (1,)), "Linear takes rows of 8 values"),
+        (((3, 8), (3,)), "Linear takes one scale for each of 3 rows"),
+        (((2, 3, 8), (6, 1)), "Linear takes one scale for each of 6 rows"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(
+    shapes: tuple[tuple[int, ...], tuple[int, ...]], said: str, options: onnxruntime.SessionOptions
+) -> None:
+    node, _, constants = linear_of(8, zero_point=128)
+    inputs: dict[str, Array] = {"q": np.ones(shapes[0], np.uint8), "s": np.ones(shapes[1], np.float32)}
+    with pytest.raises(Exception, match=said):
+        run_node(node, inputs, constants, options)
+
+
+def test_attention_of_no_pairs_gives_no_rows_with_kernels_and_without(options: onnxruntime.SessionOptions) -> None:
+    nothing, lengths = np.zeros((0, 24), np.float32), np.zeros(0, np.int64)
+    for chosen in (options, onnxruntime.SessionOptions()):
+        assert computed("Attention", {"packed": nothing, "lengths": lengths}, 2, chosen).shape == (0, 8)
+        inputs: dict[str, Array] = {"queries": nothing[:, :8], "packed": nothing[:, 8:], "lengths": lengths}
+        assert computed("FirstAttention", inputs, 2, chosen).shape == (0, 8)
 
 
 @pytest.mark.parametrize("lengths", [[5], [1], [3, 1, 6], [4] * 7], ids=str)
@@ -169,15 +221,20 @@ def test_kernels_and_functions_score_alike(bundle: Path, precision: str, monkeyp
     assert 0 < np.abs(scores[True] - scores[False]).max() < limit
 
 
-def computed(name: str, inputs: dict[str, npt.NDArray[np.generic]], heads: int) -> Floats:
-    """The operator's result by its function, in plain ONNX Runtime."""
+def computed(
+    name: str,
+    inputs: dict[str, Array],
+    heads: int,
+    options: onnxruntime.SessionOptions | None = None,
+) -> Floats:
+    """The operator's result, by its function in plain ONNX Runtime unless `options` bring kernels."""
     node = helper.make_node(name, list(inputs), ["y"], domain=DOMAIN, heads=heads)
-    return run_node(node, inputs, {}, onnxruntime.SessionOptions())[0]
+    return run_node(node, inputs, {}, options or onnxruntime.SessionOptions())[0]
 
 
 def run_node(
     node: onnx.NodeProto,
-    inputs: Mapping[str, npt.NDArray[np.generic]],
+    inputs: Mapping[str, Array],
     constants: Mapping[str, Floats],
     options: onnxruntime.SessionOptions,
 ) -> list[Floats]:

@@ -118,8 +118,14 @@ Error read_tensor(const Api& api, const OrtValue* value, Tensor* tensor) {
 
 }  // namespace
 
-bool Tensor::is(std::initializer_list<int64_t> wanted) const {
-  return rank == wanted.size() && memcmp(shape, wanted.begin(), rank * sizeof *shape) == 0;
+bool Tensor::is(const int64_t* wanted, size_t wanted_rank) const {
+  return rank == wanted_rank && memcmp(shape, wanted, rank * sizeof *shape) == 0;
+}
+
+size_t Tensor::rows() const {
+  size_t found = 1;
+  for (size_t i = 0; i + 1 < rank; i++) found *= static_cast<size_t>(shape[i]);
+  return found;
 }
 
 Error Node::whole(const char* attribute, int64_t* value) const {

@@ -159,15 +159,17 @@ class LinearKernel : public Kernel {
     Tensor q, scales, residual, y;
     if (Error found = call.input(0, &q)) return found;
     if (Error found = call.input(1, &scales)) return found;
-    const int64_t inner = linear_.inner(), columns = linear_.columns();
-    if (q.rank != 2 || q.shape[1] != inner) return error("Linear takes rows of %lld values", static_cast<long long>(inner));
-    if (!scales.is({q.shape[0], 1})) return error("Linear takes one scale for each of %lld rows", static_cast<long long>(q.shape[0]));
+    const size_t rows = q.rows();
+    if (q.rank == 0 || static_cast<size_t>(q.columns()) != linear_.inner()) return error("Linear takes rows of %zu values", linear_.inner());
+    q.columns() = 1;
+    if (!scales.is(q.shape, q.rank)) return error("Linear takes one scale for each of %zu rows", rows);
+    q.columns() = static_cast<int64_t>(linear_.columns());
     if (linear_.has_norm()) {
       if (Error found = call.input(5, &residual)) return found;
-      if (!residual.is({q.shape[0], columns})) return error("LinearNorm takes a residual of its result's shape");
+      if (!residual.is(q.shape, q.rank)) return error("LinearNorm takes a residual of its result's shape");
     }
-    if (Error found = call.output(0, {q.shape[0], columns}, &y)) return found;
-    linear_.run(q.as<uint8_t>(), scales.as<float>(), q.shape[0], residual.as<float>(), y.as<float>(), call.parallel());
+    if (Error found = call.output(0, q.shape, q.rank, &y)) return found;
+    linear_.run(q.as<uint8_t>(), scales.as<float>(), rows, residual.as<float>(), y.as<float>(), call.parallel());
     return {};
   }
 

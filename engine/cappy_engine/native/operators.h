@@ -35,7 +35,10 @@ struct Tensor {
   int64_t shape[4] = {0, 0, 0, 0};
   template <class T>
   T* as() const { return static_cast<T*>(data); }
-  bool is(std::initializer_list<int64_t> wanted) const;
+  bool is(const int64_t* wanted, size_t wanted_rank) const;
+  bool is(std::initializer_list<int64_t> wanted) const { return is(wanted.begin(), wanted.size()); }
+  size_t rows() const;       // a row is the last dimension; those before it count rows
+  int64_t& columns() { return shape[rank - 1]; }  // of a tensor that has a dimension
 };
 
 // Runs task(data, 0), ..., task(data, count - 1), in any order and on several threads; returns after the last.

@@ -19,12 +19,10 @@ class QuantizeRows : public Kernel {
     Tensor x, q, scales;
     if (Error found = call.input(0, &x)) return found;
     if (x.rank == 0) return error("QuantizeRows takes rows, not a single value");
-    const size_t columns = x.shape[x.rank - 1];  // the dimensions before count rows
-    size_t rows = 1;
-    for (size_t i = 0; i + 1 < x.rank; i++) rows *= x.shape[i];
+    const size_t rows = x.rows(), columns = static_cast<size_t>(x.columns());
     if (rotation_.factors && columns != columns_) return error("there are %zu factors for rows of %zu values", columns_, columns);
     if (Error found = call.output(0, x.shape, x.rank, &q)) return found;
-    x.shape[x.rank - 1] = 1;
+    x.columns() = 1;
     if (Error found = call.output(1, x.shape, x.rank, &scales)) return found;
     return quantize_rows(kernels_, x.as<float>(), rows, columns, rotation_, rounding_, q.as<uint8_t>(), scales.as<float>(),
                          call.parallel())

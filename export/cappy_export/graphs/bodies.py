@@ -112,8 +112,11 @@ ATTENTION = """
             parts_placed = Mul (part, of_parts)
             rows_placed = Add (begins_placed, ends_placed)
             corners = Add (rows_placed, parts_placed)
-            none = SequenceEmpty <dtype = 1> ()
-            contexts = Loop (pairs, , none) <
+            none_begin = Constant <value_ints = [0, 0]> ()
+            none_end = Mul (part, both)
+            none = Slice (packed, none_begin, none_end, both)
+            only_none = SequenceConstruct (none)
+            contexts = Loop (pairs, , only_none) <
                 body = pair (int64 number, bool goes_on, seq(float[l, h]) before)
                     => (bool goes_on_still, seq(float[l, h]) after) {
                     goes_on_still = Identity (goes_on)

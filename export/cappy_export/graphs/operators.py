@@ -5,7 +5,8 @@ for `cappy` puts the body in the operator's place when it loads the model. The e
 each (`cappy_engine/native`), which computes the same, faster.
 
 ONNX Runtime 1.20 tells functions apart by their names alone, so each variant has a name of its own. Rows are tokens: of
-all pairs, one pair after the other, without padding. Each Cast behind an operator of com.microsoft names a type that
+all pairs, one pair after the other, without padding; QuantizeRows, Linear and their variants take rows in more
+dimensions, too. Each Cast behind an operator of com.microsoft names a type that
 the ONNX checker cannot know; ONNX Runtime takes it out.
 """
 
