@@ -22,7 +22,7 @@ struct OrtApiBase {
 };
 
 enum OrtElementType : int { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT8 = 3, ORT_INT64 = 7 };
-enum OrtErrorCode : int { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };
+enum OrtErrorCode : int { ORT_FAIL = 1 };
 
 struct OrtCustomOp {
   uint32_t version;
@@ -68,7 +68,6 @@ struct Api {
   OrtStatus* (*CustomOpDomain_Add)(OrtCustomOpDomain*, const OrtCustomOp*);
   OrtStatus* (*AddCustomOpDomain)(OrtSessionOptions*, OrtCustomOpDomain*);
   OrtStatus* (*GetTensorMutableData)(OrtValue*, void**);
-  OrtStatus* (*GetTensorElementType)(const OrtTensorTypeAndShapeInfo*, OrtElementType*);
   OrtStatus* (*GetDimensionsCount)(const OrtTensorTypeAndShapeInfo*, size_t*);
   OrtStatus* (*GetDimensions)(const OrtTensorTypeAndShapeInfo*, int64_t*, size_t);
   OrtStatus* (*GetTensorTypeAndShape)(const OrtValue*, OrtTensorTypeAndShapeInfo**);
@@ -77,7 +76,6 @@ struct Api {
   OrtStatus* (*KernelInfoGetAttribute_int64)(const OrtKernelInfo*, const char*, int64_t*);
   OrtStatus* (*KernelContext_GetInput)(const OrtKernelContext*, size_t, const OrtValue**);
   OrtStatus* (*KernelContext_GetOutput)(OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**);
-  OrtStatus* (*KernelInfo_GetNodeName)(const OrtKernelInfo*, char*, size_t*);
   OrtStatus* (*KernelInfoGetConstantInput_tensor)(const OrtKernelInfo*, size_t, int*, const OrtValue**);
   OrtStatus* (*KernelContext_ParallelFor)(const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t, void*);
 };
@@ -94,11 +92,10 @@ inline bool load_api(const OrtApiBase* base, Api* api) {
   return table && take(table, 0, api->CreateStatus) && take(table, 93, api->ReleaseStatus) &&
          take(table, 26, api->CreateCustomOpDomain) && take(table, 27, api->CustomOpDomain_Add) &&
          take(table, 28, api->AddCustomOpDomain) && take(table, 51, api->GetTensorMutableData) &&
-         take(table, 60, api->GetTensorElementType) && take(table, 61, api->GetDimensionsCount) &&
-         take(table, 62, api->GetDimensions) && take(table, 65, api->GetTensorTypeAndShape) &&
-         take(table, 99, api->ReleaseTensorTypeAndShapeInfo) && take(table, 85, api->KernelInfoGetAttribute_float) &&
-         take(table, 86, api->KernelInfoGetAttribute_int64) && take(table, 90, api->KernelContext_GetInput) &&
-         take(table, 91, api->KernelContext_GetOutput) && take(table, 244, api->KernelInfo_GetNodeName) &&
+         take(table, 61, api->GetDimensionsCount) && take(table, 62, api->GetDimensions) &&
+         take(table, 65, api->GetTensorTypeAndShape) && take(table, 99, api->ReleaseTensorTypeAndShapeInfo) &&
+         take(table, 85, api->KernelInfoGetAttribute_float) && take(table, 86, api->KernelInfoGetAttribute_int64) &&
+         take(table, 90, api->KernelContext_GetInput) && take(table, 91, api->KernelContext_GetOutput) &&
          take(table, 249, api->KernelInfoGetConstantInput_tensor) && take(table, 274, api->KernelContext_ParallelFor);
 }
 

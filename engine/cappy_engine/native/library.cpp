@@ -107,8 +107,7 @@ Error read_tensor(const Api& api, const OrtValue* value, Tensor* tensor) {
   OrtTensorTypeAndShapeInfo* info = nullptr;
   if (!value) return error("an input is missing");
   if (Error found = translated({api.GetTensorTypeAndShape(value, &info)}, "to tell a tensor's shape")) return found;
-  Error found = translated({api.GetDimensionsCount(info, &tensor->rank), api.GetTensorElementType(info, &tensor->type)},
-                           "to tell a tensor's rank and type");
+  Error found = translated({api.GetDimensionsCount(info, &tensor->rank)}, "to tell a tensor's rank");
   if (!found && tensor->rank > 4) found = error("a tensor has rank %zu, and 4 is the most", tensor->rank);
   if (!found) found = translated({api.GetDimensions(info, tensor->shape, tensor->rank)}, "to tell a tensor's shape");
   if (!found) found = translated({api.GetTensorMutableData(const_cast<OrtValue*>(value), &tensor->data)}, "a tensor's data");
@@ -191,6 +190,12 @@ EXPORTED OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBa
 
 // How many sessions have taken the library.
 EXPORTED int cappy_registrations() { return registrations; }
+
+// Sizes of the structs below, for callers that write them anew (library.py): they compare them first.
+EXPORTED const int64_t* cappy_struct_sizes() {
+  static const int64_t sizes[] = {sizeof(Rounding), sizeof(Rotation), sizeof(LinearWeights), sizeof(AttentionInput)};
+  return sizes;
+}
 
 // The instruction sets that this processor can use, the best first: "avx512 avx2 scalar".
 EXPORTED const char* cappy_instruction_sets() { return usable_instruction_sets(); }

@@ -132,6 +132,10 @@ class _AttentionInput(ctypes.Structure):
     )
 
 
+_STRUCTURES = (_Rounding, _Rotation, _LinearWeights, _AttentionInput)
+"""Those that the library is called with, in the order in which it tells their sizes."""
+
+
 class NativeLibrary:
     """The library at `path`, loaded into this process. Raises OSError if it cannot be, or is another one."""
 
@@ -145,8 +149,12 @@ class NativeLibrary:
             self._quantize_rows = self._library.cappy_quantize_rows
             self._linear = self._library.cappy_linear
             self._attention = self._library.cappy_attention
+            sizes = self._library.cappy_struct_sizes
         except AttributeError as error:
             raise OSError(f"{path} is not a library of cappy-engine of this version ({error})") from error
+        sizes.restype = ctypes.POINTER(ctypes.c_int64)
+        if sizes()[: len(_STRUCTURES)] != [ctypes.sizeof(each) for each in _STRUCTURES]:
+            raise OSError(f"{path} is not a library of cappy-engine of this version (its structures have other sizes)")
         self._sets.restype = self._chosen.restype = ctypes.c_char_p
         pointer, count = ctypes.c_void_p, ctypes.c_int64
         self._choose.argtypes = (ctypes.c_char_p,)

@@ -27,10 +27,9 @@ __attribute__((format(printf, 1, 2))) inline Error error(const char* format, ...
   return found;
 }
 
-// A tensor of at most 4 dimensions, which the runtime owns.
+// A tensor of at most 4 dimensions, which the runtime owns; of the type that the operator names.
 struct Tensor {
   void* data = nullptr;
-  OrtElementType type = ORT_FLOAT;
   size_t rank = 0;
   int64_t shape[4] = {0, 0, 0, 0};
   template <class T>

@@ -17,6 +17,7 @@ from cappy_engine import Scorer
 from cappy_engine.cpu import kernels
 from cappy_engine.cpu.built import why_no_library
 from cappy_engine.errors import InstallationError
+from cappy_engine.native import library as native_library
 from cappy_engine.native import reference
 from cappy_engine.native.build import LIBRARY, SOURCES
 from cappy_engine.native.library import AFTER_GELU, ChosenSet, Floats, Ids, Layer, NativeLibrary, Rounding
@@ -111,6 +112,14 @@ def test_a_library_that_was_not_compiled_is_not_used_and_one_that_is_damaged_is_
         assert found.library is None
         assert "the library cannot be loaded: " in found.told
         assert warnings(caplog) == [f"{UNUSED}: {found.why_not}"]
+
+
+@pytest.mark.usefixtures("library")
+def test_a_library_that_is_called_in_another_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = type("Other", (ctypes.Structure,), {"_fields_": (("zero_point", ctypes.c_int),)})
+    monkeypatch.setattr(native_library, "_STRUCTURES", (other, *native_library._STRUCTURES[1:]))
+    with pytest.raises(OSError, match=r"is not a library of .* of this version \(its structures have other sizes\)"):
+        NativeLibrary(SOURCES / LIBRARY)
 
 
 def test_a_set_that_computes_wrongly_is_not_used_but_the_next(
