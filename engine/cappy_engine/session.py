@@ -199,7 +199,7 @@ def _register(options: Any, kernels: ChosenSet, version: str) -> None:
         before = native.registrations
         options.register_custom_ops_library(str(kernels.path))
         if native.registrations == before:  # where the library found no function to make an error with
-            raise OSError("they found no interface that they know")
+            raise OSError("they do not know its interface")
     except Exception as error:  # ONNX Runtime has no common base class for its errors
         raise InstallationError(
             f"ONNX Runtime {version} refuses the kernels of {kernels.path} ({error}); install cappy-engine again, or "

@@ -14,9 +14,9 @@ from onnx import TensorProto, helper
 from cappy_engine import Scorer
 from cappy_engine.bundle import MODEL_FILES, open_bundle
 from cappy_engine.errors import ExportError, GraphError
+from cappy_engine.native.library import GROUP, PANEL
 from cappy_engine.options import Mode
 from cappy_export import ExportOptions, export
-from cappy_export.graphs.operators import GROUP, PANEL
 from cappy_export.precisions.embeddings import MIN_TABLE_ROWS
 from cappy_export.precisions.int8 import products_with_weights, quantize
 from cappy_export.proof.pairs import default_pairs

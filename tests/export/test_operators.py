@@ -17,8 +17,8 @@ from scipy.linalg import hadamard
 from cappy_engine import Scorer
 from cappy_engine.bundle import MODEL_FILES, open_bundle
 from cappy_engine.cpu.kernels import VARIABLE, find_kernels
-from cappy_engine.native.reference import unpack
-from cappy_export.graphs.operators import DOMAIN, OPERATORS, function, operators_of, packed_weights, with_functions
+from cappy_engine.native.reference import pack, unpack
+from cappy_export.graphs.operators import DOMAIN, OPERATORS, function, operators_of, with_functions
 from cappy_export.proof.pairs import default_pairs
 
 Floats = npt.NDArray[np.float32]
@@ -56,7 +56,7 @@ def test_a_model_without_the_operators_gets_no_functions(bundle: Path) -> None:
 
 def test_panels_hold_each_weight_where_linears_page_says() -> None:
     weights = np.arange(8 * 32, dtype=np.uint8).reshape(8, 32).astype(np.int8)
-    packed = packed_weights(weights)
+    packed = pack(weights)
     assert packed.shape == (2, 2, 16, 4)
     assert all(weights[4 * g + j, 16 * p + c] == packed[p, g, c, j] for p, g, c, j in np.ndindex(packed.shape))
 
@@ -96,7 +96,7 @@ def linear_of(inner: int, **attributes: Any) -> tuple[onnx.NodeProto, dict[str, 
     random = np.random.default_rng(inner)
     node = helper.make_node("Linear", ["q", "s", "w", "ws", "b"], ["y"], domain=DOMAIN, **attributes)
     inputs = {"q": random.integers(0, 256, (3, inner)).astype(np.uint8), "s": np.ones((3, 1), np.float32)}
-    weights = packed_weights(random.integers(-99, 99, (inner, 16)).astype(np.int8))
+    weights = pack(random.integers(-99, 99, (inner, 16)).astype(np.int8))
     return node, inputs, {"w": weights, "ws": np.ones(16, np.float32), "b": np.ones(16, np.float32)}
 
 

@@ -10,6 +10,7 @@
 
 #include "cpu_features.h"
 #include "kernels.h"
+#include "numbers.h"
 #include "operators.h"
 #include "scratch.h"
 
@@ -30,9 +31,6 @@ struct Pair {
 
   int64_t work_of_a_head(int64_t queries) const { return length * (queries + 64); }  // products of a query and a key
 };
-
-int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t width_of(const AttentionRows& rows) { return rows.heads * rows.head_size; }
 
 // Cuts a call into tasks of about equal work: several heads of a short pair, some queries of a long one.
 class Plan {

@@ -22,6 +22,10 @@ struct AttentionRows {
   int64_t head_size;
 };
 
+namespace {
+inline int64_t width_of(const AttentionRows& rows) { return rows.heads * rows.head_size; }
+}  // namespace
+
 // Some queries of one pair, in some heads.
 struct AttentionTask {
   int64_t first_key;

@@ -9,7 +9,6 @@ namespace {
 struct Lanes8 {
   using Vector = __m256;
   static constexpr int64_t lanes = 8, rows = 6;  // 6 x 2 sums, 2 columns and a broadcast: 15 of 16 registers
-  using Counts = RowCounts<6>;
 
   static Vector all(float x) { return _mm256_set1_ps(x); }
   static Vector load(const float* p) { return _mm256_loadu_ps(p); }
@@ -37,11 +36,7 @@ struct Lanes8 {
     const Vector counts = _mm256_cmp_ps(x, all(LEAST_POWER), _CMP_NLT_UQ);  // and NaN
     const Vector whole = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const Vector f = sub(x, whole);
-    Vector y = fma(f, all(EXP2_5), all(EXP2_4));
-    y = fma(y, f, all(EXP2_3));
-    y = fma(y, f, all(EXP2_2));
-    y = fma(y, f, all(EXP2_1));
-    y = fma(y, f, all(1.f));
+    const Vector y = exp2_of_part<Lanes8>(f);
     const __m256i power = _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23);  // 0 where x is NaN
     return _mm256_and_ps(counts, _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(y), power)));
   }

@@ -9,7 +9,6 @@ namespace {
 struct Lanes16 {
   using Vector = __m512;
   static constexpr int64_t lanes = 16, rows = 12;  // 12 x 2 sums, 2 columns and a broadcast: 27 of 32 registers
-  using Counts = RowCounts<12>;
 
   static Vector all(float x) { return _mm512_set1_ps(x); }
   static Vector load(const float* p) { return _mm512_loadu_ps(p); }
@@ -39,11 +38,7 @@ struct Lanes16 {
     const __mmask16 counts = _mm512_cmp_ps_mask(x, all(LEAST_POWER), _CMP_NLT_UQ);  // and NaN
     const Vector whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const Vector f = sub(x, whole);
-    Vector y = fma(f, all(EXP2_5), all(EXP2_4));
-    y = fma(y, f, all(EXP2_3));
-    y = fma(y, f, all(EXP2_2));
-    y = fma(y, f, all(EXP2_1));
-    y = fma(y, f, all(1.f));
+    const Vector y = exp2_of_part<Lanes16>(f);
     return _mm512_maskz_scalef_ps(counts, y, whole);
   }
 

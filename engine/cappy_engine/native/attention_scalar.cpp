@@ -12,7 +12,6 @@ struct Lanes4 {
   typedef float Vector __attribute__((vector_size(16)));
   typedef int32_t Whole __attribute__((vector_size(16)));
   static constexpr int64_t lanes = 4, rows = 6;
-  using Counts = RowCounts<6>;
 
   static Vector all(float x) { return Vector{x, x, x, x}; }
   static Vector load(const float* p) {
@@ -30,7 +29,6 @@ struct Lanes4 {
   static Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }
 #endif
   static Vector max(Vector a, Vector b) { return chosen(a > b, a, b); }
-  static float larger(float a, float b) { return a > b ? a : b; }
   static float first(Vector x) { return x[0]; }
   static void largest_of_four(const Vector* x, float* found) {
     for (int i = 0; i < 4; i++) found[i] = larger(larger(x[i][0], x[i][2]), larger(x[i][1], x[i][3]));
@@ -46,11 +44,7 @@ struct Lanes4 {
     const Vector to_whole = all(0x1.8p23f);  // adding it leaves a whole number in the lowest bits
     const Vector moved = x + to_whole;
     const Vector f = x - (moved - to_whole);
-    Vector y = fma(f, all(EXP2_5), all(EXP2_4));
-    y = fma(y, f, all(EXP2_3));
-    y = fma(y, f, all(EXP2_2));
-    y = fma(y, f, all(EXP2_1));
-    y = fma(y, f, all(1.f));
+    const Vector y = exp2_of_part<Lanes4>(f);
     typedef uint32_t Bits __attribute__((vector_size(16)));
     const Bits power = reinterpret_cast<Bits>(moved) << 23;
     const Vector found = reinterpret_cast<Vector>(reinterpret_cast<Bits>(y) + power);

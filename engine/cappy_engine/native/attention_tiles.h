@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "attention.h"
+#include "numbers.h"
 
 namespace cappy {
 namespace {
@@ -20,21 +21,25 @@ constexpr float LEAST_POWER = -100.f;  // exp2 of less is 0: weights that small 
 constexpr float EXP2_1 = 0x1.62e42ap-1f, EXP2_2 = 0x1.ebf9bcp-3f, EXP2_3 = 0x1.c6b752p-5f, EXP2_4 = 0x1.3cea88p-7f,
                 EXP2_5 = 0x1.5bba14p-10f;
 
-// The numbers 1 to N, as types.
+// The numbers of rows from 1 to N, as a type: CountTo<3>::Type is Counts<1, 2, 3>.
 template <int... R>
-struct Rows {};
+struct Counts {};
 template <int N, int... R>
 struct CountTo : CountTo<N - 1, N, R...> {};
 template <int... R>
 struct CountTo<0, R...> {
-  using Type = Rows<R...>;
+  using Type = Counts<R...>;
 };
-template <int N>
-using RowCounts = typename CountTo<N>::Type;
 
-constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t width_of(const AttentionRows& rows) { return rows.heads * rows.head_size; }
+// exp2 of -1/2 to 1/2.
+template <class L>
+inline __attribute__((always_inline)) typename L::Vector exp2_of_part(typename L::Vector x) {
+  typename L::Vector y = L::fma(x, L::all(EXP2_5), L::all(EXP2_4));
+  y = L::fma(y, x, L::all(EXP2_3));
+  y = L::fma(y, x, L::all(EXP2_2));
+  y = L::fma(y, x, L::all(EXP2_1));
+  return L::fma(y, x, L::all(1.f));
+}
 
 template <class L>
 void copy(const float* from, float* to, int64_t count) {
@@ -57,7 +62,7 @@ void pack_keys(const float* keys, int64_t stride, int64_t count, int64_t head_si
     const int64_t width = panel_width<L>(panel, count);
     float* to = panels + panel * head_size + (first - panel);
     const float* from[L::lanes];
-    for (int64_t i = 0; i < L::lanes; i++) from[i] = keys + least(first + i, count - 1) * stride;
+    for (int64_t i = 0; i < L::lanes; i++) from[i] = keys + smaller(first + i, count - 1) * stride;
     int64_t d = 0;
     for (; d + 4 <= head_size; d += 4) L::transpose_four(from, d, to + d * width, width);
     for (; d < head_size; d++)
@@ -70,7 +75,7 @@ template <class L>
 void pack_values(const float* values, int64_t stride, int64_t count, int64_t head_size, float* panels) {
   for (int64_t column = 0; column < head_size; column += 2 * L::lanes) {
     const int64_t width = panel_width<L>(column, head_size);
-    const int64_t filled = least(width, head_size - column);
+    const int64_t filled = smaller(width, head_size - column);
     float* to = panels + column * count;
     for (int64_t i = 0; i < count; i++, to += width) {
       copy<L>(values + i * stride + column, to, filled);
@@ -128,10 +133,10 @@ void multiply(const float* a, const float* panel, int64_t depth, const Destinati
 }
 
 // `multiply` for each number of rows: rows[0] has one row.
-template <class L, int V, class Counts = typename L::Counts>
+template <class L, int V, class RowCounts = typename CountTo<L::rows>::Type>
 struct Multiply;
 template <class L, int V, int... R>
-struct Multiply<L, V, Rows<R...>> {
+struct Multiply<L, V, Counts<R...>> {
   static constexpr void (*rows[])(const float*, const float*, int64_t, const Destination&) = {multiply<L, R, V>...};
 };
 
@@ -177,7 +182,7 @@ template <class L>
 void weigh_rows(int64_t rows, float* scores, int64_t count, float* maxima, float* totals) {
   constexpr void (*by_rows[])(float*, int64_t, float*, float*) = {weigh<L, 1>, weigh<L, 2>, weigh<L, 3>, weigh<L, 4>};
   for (int64_t r = 0; r < rows; r += 4)
-    by_rows[least(4, rows - r) - 1](scores + r * SCRATCH_STRIDE, count, maxima + r, totals + r);
+    by_rows[smaller(int64_t{4}, rows - r) - 1](scores + r * SCRATCH_STRIDE, count, maxima + r, totals + r);
 }
 
 // A block of queries against a block of keys, which are packed.
@@ -195,7 +200,7 @@ void add_values(const AttentionRows& rows, const QueryBlock& block, float* out, 
   const int64_t hidden = width_of(rows);
   for (int64_t column = 0; column < rows.head_size; column += 2 * L::lanes) {
     const int64_t width = panel_width<L>(column, rows.head_size);
-    const int64_t filled = least(width, rows.head_size - column);
+    const int64_t filled = smaller(width, rows.head_size - column);
     const float* panel = s.values + column * block.keys;
     if (filled == width) {
       multiply_rows<L>(block.queries, width, s.weights, panel, block.keys,
@@ -239,11 +244,11 @@ void attend_head(const AttentionRows& rows, const AttentionTask& task, int64_t h
   const float* queries = rows.queries + task.first_query * rows.query_stride + head * rows.head_size;
   float* out = rows.out + task.first_query * width_of(rows) + head * rows.head_size;
   const int64_t columns = divided_up(rows.head_size, L::lanes) * L::lanes;
-  const int64_t most_keys = least(MOST_KEYS, MOST_HELD / columns / MOST_PANEL * MOST_PANEL);
+  const int64_t most_keys = smaller(MOST_KEYS, MOST_HELD / columns / MOST_PANEL * MOST_PANEL);
   const int64_t blocks = divided_up(task.queries, L::rows);
   for (int64_t q = 0; q < task.queries; q++) s.maximum[q] = LOWEST;
   for (int64_t key = 0; key < task.keys; key += most_keys, keys += most_keys * rows.key_stride) {
-    const int64_t count = least(most_keys, task.keys - key);
+    const int64_t count = smaller(most_keys, task.keys - key);
     pack_keys<L>(keys, rows.key_stride, count, rows.head_size, s.keys);
     pack_values<L>(keys + width_of(rows), rows.key_stride, count, rows.head_size, s.values);
     for (int64_t b = 0; b < blocks; b++) {  // of nearly equal size, for a block of few rows wastes the multipliers

@@ -93,8 +93,8 @@ struct Domain {
   }
 };
 
-// An error of a runtime that has not all functions. The one that makes errors is the first in every version of the API;
-// without even that there is none, and who counts registrations sees that this was not one.
+// The error for a runtime without all functions. The function that makes errors is the first in every version of the API.
+// A runtime without version 1 gets null, which means success: the caller finds that `registrations` did not grow.
 OrtStatus* too_old(const OrtApiBase* base) {
   const OrtApi* oldest = base ? base->GetApi(1) : nullptr;
   OrtStatus* (*create_status)(OrtErrorCode, const char*) = nullptr;

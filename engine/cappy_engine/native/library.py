@@ -43,13 +43,20 @@ class Rotation:
     block: int
 
 
-AFTER_GELU = Rounding(zero_point=16, steps=239, least=0.17 * 239 / 16, is_signed=False)
-"""How the models' activations after Gelu are rounded: it gives almost no negative values."""
+GELU_MINIMUM = 0.17
+"""A bound of Gelu's smallest value, -0.16997."""
+AFTER_GELU = Rounding(zero_point=16, steps=239, least=GELU_MINIMUM * 239 / 16, is_signed=False)
+"""How activations after Gelu are rounded: it gives few negative values, so that most steps are left for the others."""
+
+PANEL = 16
+"""Columns of weights that lie together: those of one vector of 32-bit sums."""
+GROUP = 4
+"""Neighbours in a column that lie together: 8-bit products are summed in fours."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Hold a linear layer: `weights` (inner, columns), or packed (columns / 16, inner / 4, 16, 4).
+    """Hold a linear layer: `weights` (inner, columns), or packed (columns / PANEL, inner / GROUP, PANEL, GROUP).
 
     `scales` and `bias` are (columns,); with `gamma` and `beta` a layer norm of the result plus a residual follows.
     """
@@ -71,7 +78,7 @@ class Layer:
     @property
     def inner(self) -> int:
         """Count the values of a row that the layer takes."""
-        return self.weights.shape[1] * 4 if self.is_packed else len(self.weights)
+        return self.weights.shape[1] * GROUP if self.is_packed else len(self.weights)
 
     @property
     def columns(self) -> int:
@@ -133,7 +140,7 @@ class _AttentionInput(ctypes.Structure):
 
 
 _STRUCTURES = (_Rounding, _Rotation, _LinearWeights, _AttentionInput)
-"""Those that the library is called with, in the order in which it tells their sizes."""
+"""The structures that the library is called with, in the order of its `cappy_struct_sizes`."""
 
 
 class NativeLibrary:

@@ -6,6 +6,7 @@
 #include <new>
 
 #include "cpu_features.h"
+#include "numbers.h"
 #include "scratch.h"
 
 namespace cappy {
@@ -19,18 +20,14 @@ constexpr size_t MANY_ROWS = 48;
 constexpr size_t TASKS_OF_A_THREAD = 4, LEAST_PRODUCTS_OF_A_TASK = 2 << 20;
 constexpr size_t MOST_ROW_PARTS_SPLIT = 64;
 
-size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
-size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
-size_t larger(size_t a, size_t b) { return a > b ? a : b; }
-
 }  // namespace
 
 Linear::Linear(const LinearKernels& kernels, const LinearWeights& weights) : kernels_(kernels), weights_(weights) {
-  panel_bytes_ = divide_up(weights.inner, 4) * PANEL * 4;
-  panels_ = divide_up(weights.columns, PANEL);
+  panel_bytes_ = divided_up(weights.inner, size_t{4}) * PANEL * 4;
+  panels_ = divided_up(weights.columns, PANEL);
   if (!weights.is_packed) pack();
   const int8_t* packed = weights.is_packed ? weights.weights : packed_;
-  size_t room = divide_up(panels_ * PANEL, MAX_BLOCK_COLUMNS) * MAX_BLOCK_COLUMNS;
+  size_t room = divided_up(panels_ * PANEL, MAX_BLOCK_COLUMNS) * MAX_BLOCK_COLUMNS;
   start_ = static_cast<int32_t*>(calloc(room, sizeof(int32_t)));
   if (!start_ || !packed) return;
   for (size_t p = 0; p < panels_; p++)
@@ -48,7 +45,7 @@ Linear::~Linear() {
 }
 
 void Linear::pack() {
-  packed_ = static_cast<int8_t*>(aligned_alloc(64, larger(panels_ * panel_bytes_, 64)));
+  packed_ = static_cast<int8_t*>(aligned_alloc(64, larger(panels_ * panel_bytes_, size_t{64})));
   if (!packed_) return;
   memset(packed_, 0, panels_ * panel_bytes_);
   for (size_t k = 0; k < weights_.inner; k++)
@@ -71,17 +68,17 @@ struct Linear::Parts {
 void Linear::run(const uint8_t* q, const float* scales, size_t rows, const float* residual, float* y, const Parallel& parallel) const {
   if (rows == 0 || weights_.columns == 0) return;
   Parts parts = {q, scales, rows, residual, y, 0, 0, 0, 0, nullptr};
-  const size_t step = kernels_.block_rows, blocks = divide_up(weights_.columns, kernels_.block_columns);
+  const size_t step = kernels_.block_rows, blocks = divided_up(weights_.columns, kernels_.block_columns);
   const size_t wanted = smaller(rows * weights_.inner * weights_.columns / LEAST_PRODUCTS_OF_A_TASK + 1, TASKS_OF_A_THREAD * processors());
-  const size_t fewest_column_parts = larger(1, smaller(divide_up(panels_ * panel_bytes_, MOST_BYTES_OF_WEIGHTS), blocks));
-  const size_t fewest_row_parts = divide_up(rows, larger(MOST_BYTES_OF_ROWS / (weights_.inner + 1), step));
-  parts.row_parts = larger(fewest_row_parts, smaller(divide_up(wanted, fewest_column_parts), rows / MANY_ROWS));
-  parts.rows_of_a_part = divide_up(divide_up(rows, parts.row_parts), step) * step;
-  parts.row_parts = divide_up(rows, parts.rows_of_a_part);
-  parts.column_parts = larger(fewest_column_parts, smaller(divide_up(wanted, parts.row_parts), blocks));
+  const size_t fewest_column_parts = larger(size_t{1}, smaller(divided_up(panels_ * panel_bytes_, MOST_BYTES_OF_WEIGHTS), blocks));
+  const size_t fewest_row_parts = divided_up(rows, larger(MOST_BYTES_OF_ROWS / (weights_.inner + 1), step));
+  parts.row_parts = larger(fewest_row_parts, smaller(divided_up(wanted, fewest_column_parts), rows / MANY_ROWS));
+  parts.rows_of_a_part = divided_up(divided_up(rows, parts.row_parts), step) * step;
+  parts.row_parts = divided_up(rows, parts.rows_of_a_part);
+  parts.column_parts = larger(fewest_column_parts, smaller(divided_up(wanted, parts.row_parts), blocks));
   if (parts.row_parts > MOST_ROW_PARTS_SPLIT) parts.column_parts = 1;
-  parts.columns_of_a_part = divide_up(blocks, parts.column_parts) * kernels_.block_columns;
-  parts.column_parts = divide_up(weights_.columns, parts.columns_of_a_part);
+  parts.columns_of_a_part = divided_up(blocks, parts.column_parts) * kernels_.block_columns;
+  parts.column_parts = divided_up(weights_.columns, parts.columns_of_a_part);
   std::atomic<size_t> finished[MOST_ROW_PARTS_SPLIT] = {};
   if (parts.column_parts > 1) parts.finished = finished;
   // Neighbours in time share columns: their weights are in the caches.
@@ -93,8 +90,8 @@ void Linear::run_part(const Parts& parts, size_t task) const {
   const size_t first_row = row_part * parts.rows_of_a_part, rows = smaller(parts.rows_of_a_part, parts.rows - first_row);
   const size_t first = task / parts.row_parts * parts.columns_of_a_part, end = smaller(first + parts.columns_of_a_part, columns);
   const size_t width = kernels_.block_columns;
-  const size_t blocks = divide_up(rows, kernels_.block_rows);
-  const size_t rows_of_a_block = divide_up(divide_up(rows, blocks), kernels_.row_step) * kernels_.row_step;
+  const size_t blocks = divided_up(rows, kernels_.block_rows);
+  const size_t rows_of_a_block = divided_up(divided_up(rows, blocks), kernels_.row_step) * kernels_.row_step;
   const int8_t* packed = weights_.is_packed ? weights_.weights : packed_;
   const uint8_t* q = parts.q + first_row * inner;
   size_t row_bytes = inner;
@@ -124,27 +121,29 @@ void Linear::run_part(const Parts& parts, size_t task) const {
   if (is_by_rows) {
     for (size_t r = 0; r < rows; r += rows_of_a_block) {
       const size_t count = smaller(rows_of_a_block, rows - r);
-      const int8_t* residual = reinterpret_cast<const int8_t*>(parts.residual + (first_row + r) * columns);
-      const size_t residual_bytes = weights_.gamma && is_whole ? count * columns * sizeof(float) : 0;
+      const bool is_normed = weights_.gamma && is_whole;
+      const int8_t* residual = is_normed ? reinterpret_cast<const int8_t*>(parts.residual + (first_row + r) * columns) : nullptr;
+      const size_t residual_bytes = is_normed ? count * columns * sizeof(float) : 0;
       for (size_t c = first; c < end; c += width) {
         // The first rows bring the weights closer, and each block one of the next panels; the others bring their residual.
         const size_t at = (c - first) / PANEL * panel_bytes_ / (width / PANEL);
         const int8_t* next = c + width < end ? packed + (c + width) / PANEL * panel_bytes_ : nullptr;
         block(r, c, r == 0 ? next : at < residual_bytes ? residual + at : nullptr);
       }
-      if (weights_.gamma && is_whole) normalize(first_row + r, count);
+      if (is_normed) normalize(first_row + r, count);
     }
   } else {
     for (size_t c = first; c < end; c += width)
       for (size_t r = 0; r < rows; r += rows_of_a_block) {
         // Each block brings one of the next block's panels closer, as long as there are some.
-        const size_t panel = r / rows_of_a_block, is_needed = panel < width / PANEL && c + width < end;
+        const size_t panel = r / rows_of_a_block;
+        const bool is_needed = panel < width / PANEL && c + width < end;
         block(r, c, is_needed ? packed + (c / PANEL + width / PANEL + panel) * panel_bytes_ : nullptr);
       }
   }
   kernels_.end();
   if (!weights_.gamma || (is_by_rows && is_whole)) return;
-  // Whoever ends the last part of these rows, norms them.
+  // The thread that ends the last part of these rows normalizes them.
   if (is_whole || parts.finished[row_part].fetch_add(1) + 1 == parts.column_parts) normalize(first_row, rows);
 }
 

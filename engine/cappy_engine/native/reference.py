@@ -10,7 +10,7 @@ from math import erf, sqrt
 import numpy as np
 import numpy.typing as npt
 
-from cappy_engine.native.library import Bytes, Floats, Ids, Layer, Rotation, Rounding, SignedBytes
+from cappy_engine.native.library import GROUP, PANEL, Bytes, Floats, Ids, Layer, Rotation, Rounding, SignedBytes
 
 Doubles = npt.NDArray[np.float64]
 
@@ -117,13 +117,13 @@ def gelu(x: Floats) -> Floats:
 
 
 def pack(weights: SignedBytes) -> SignedBytes:
-    """Lay weights (inner, columns) as the kernels read them: (columns / 16, inner / 4, 16, 4).
+    """Lay weights (inner, columns) as the kernels read them: (columns / PANEL, inner / GROUP, PANEL, GROUP).
 
     >>> pack(np.zeros((8, 32), np.int8)).shape
     (2, 2, 16, 4)
     """
     inner, columns = weights.shape
-    return np.ascontiguousarray(weights.reshape(inner // 4, 4, columns // 16, 16).transpose(2, 0, 3, 1))
+    return np.ascontiguousarray(weights.reshape(inner // GROUP, GROUP, columns // PANEL, PANEL).transpose(2, 0, 3, 1))
 
 
 def unpack(packed: SignedBytes) -> SignedBytes:

@@ -6,8 +6,8 @@ each (`cappy_engine/native`), which computes the same, faster.
 
 ONNX Runtime 1.20 tells functions apart by their names alone, so each variant has a name of its own. Rows are tokens: of
 all pairs, one pair after the other, without padding; QuantizeRows, Linear and their variants take rows in more
-dimensions, too. Each Cast behind an operator of com.microsoft names a type that
-the ONNX checker cannot know; ONNX Runtime takes it out.
+dimensions, too. Each Cast behind an operator of com.microsoft names a type that the ONNX checker cannot know; ONNX
+Runtime takes it out.
 """
 
 from __future__ import annotations
@@ -16,22 +16,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx.parser
 from onnx import helper
 
 from cappy_export.graphs.bodies import ATTEND, ATTENTION, PRODUCT, QUANTIZE, ROTATE
 
-Int8 = npt.NDArray[np.int8]
-
 DOMAIN = "cappy"
 VERSION = 1
-PANEL = 16
-"""Columns of weights that lie together: those of one vector of 32-bit sums."""
-GROUP = 4
-"""Neighbours in a column that lie together: 8-bit products are summed in fours."""
 
 
 def _quantize_rows() -> str:
@@ -175,17 +167,6 @@ def function(name: str) -> onnx.FunctionProto:
     written = onnx.parser.parse_function(header + write())
     written.doc_string = inspect.getdoc(write) or ""
     return written
-
-
-def packed_weights(weights: Int8) -> Int8:
-    """Arrange `weights` (inputs, outputs) as Linear takes them: (outputs / PANEL, inputs / GROUP, PANEL, GROUP).
-
-    >>> packed_weights(np.zeros((384, 1536), np.int8)).shape
-    (96, 96, 16, 4)
-    """
-    inputs, outputs = weights.shape
-    panels = weights.reshape(inputs // GROUP, GROUP, outputs // PANEL, PANEL)
-    return np.ascontiguousarray(panels.transpose(2, 0, 3, 1))
 
 
 def with_functions(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -16,7 +16,9 @@ import onnx.numpy_helper
 from onnx import helper
 
 from cappy_engine.errors import GraphError
-from cappy_export.graphs.operators import DOMAIN, GROUP, PANEL, packed_weights, with_functions
+from cappy_engine.native.library import AFTER_GELU, GROUP, PANEL, Rounding
+from cappy_engine.native.reference import pack
+from cappy_export.graphs.operators import DOMAIN, with_functions
 from cappy_export.graphs.writer import MICROSOFT
 from cappy_export.precisions.calibration import Activations
 from cappy_export.precisions.float_graph import FloatGraph, epsilon_of, is_full_norm, with_subgraphs
@@ -24,8 +26,6 @@ from cappy_export.precisions.rotation import Rotation, rotation_for
 from cappy_export.precisions.rounding import Floats, Int8, compensate_weights, quantize_weights
 
 GELUS = ("Gelu", "BiasGelu")
-GELU_MINIMUM = 0.17
-"""A bound of Gelu's smallest value, -0.16997."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,6 @@ class Int8Options:
     def needs_moments(self) -> bool:
         """Tell whether second moments of the activations are needed."""
         return self.rotates or self.compensates
-
-
-@dataclass(frozen=True)
-class _Range:
-    """Say how an activation goes into 8 bits, as attributes of QuantizeRows."""
-
-    zero_point: int
-    steps: int
-    least: float
-    is_signed: bool
-
-
-_SIGNED = _Range(zero_point=128, steps=127, least=1e-12, is_signed=True)
-_AFTER_GELU = _Range(zero_point=16, steps=239, least=GELU_MINIMUM * 239 / 16, is_signed=False)
-"""Gelu gives almost no negative values: 16 steps hold them, which leaves nearly twice the precision for the others."""
 
 
 @dataclass(frozen=True)
@@ -223,9 +208,7 @@ class Rewriter:
         if known is not None:
             self._shifts[name] = (known.mean @ (steps * scales - weights)).astype(np.float32)
         stored = (
-            self._constant(f"{matrix}/packed", packed_weights(steps))
-            if is_packed
-            else self._constant(f"{matrix}/int8", steps)
+            self._constant(f"{matrix}/packed", pack(steps)) if is_packed else self._constant(f"{matrix}/int8", steps)
         )
         return _Product(*self._in_8_bits(source), stored, self._constant(f"{matrix}/scales", scales))
 
@@ -262,11 +245,11 @@ class Rewriter:
         if source not in self._quantized:
             producer, rotation = self._graph.producers.get(source), self._rotation(source)
             is_after_gelu = producer is not None and producer.op_type in GELUS
-            limits = _AFTER_GELU if is_after_gelu and rotation is None else _SIGNED
+            limits = AFTER_GELU if is_after_gelu and rotation is None else Rounding()
             self._quantized[source] = self._rows_in_8_bits(source, limits, rotation)
         return self._quantized[source]
 
-    def _rows_in_8_bits(self, source: str, limits: _Range, rotation: Rotation | None) -> tuple[str, str, int]:
+    def _rows_in_8_bits(self, source: str, limits: Rounding, rotation: Rotation | None) -> tuple[str, str, int]:
         whole, scale, inputs, attributes = f"{source}/int8", f"{source}/scale", [source], asdict(limits)
         operator = "QuantizeRows" if limits.is_signed else "QuantizePositiveRows"
         if rotation is not None:

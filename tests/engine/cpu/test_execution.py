@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cappy_engine.cpu.execution import BATCH_TOKENS, MODES, SMALL_MODEL_BYTES, Execution, choose_execution
@@ -49,6 +49,7 @@ def test_with_one_thread_there_is_one_session(mode: str) -> None:
     assert chosen(mode, threads=1, tuned=TUNED).mode == "latency"
 
 
+@settings(deadline=None)
 @given(mode=st.sampled_from(MODES), budget=st.integers(1, 10**6), reason=st.text(max_size=20))
 def test_an_answer_comes_back_as_it_was_kept(
     tmp_path_factory: pytest.TempPathFactory, mode: str, budget: int, reason: str

@@ -270,5 +270,5 @@ def test_a_library_that_onnx_runtime_refuses_is_named(tmp_path: Path) -> None:
 def test_a_library_that_registers_nothing_is_named(library: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NativeLibrary, "registrations", 7)
     chosen = ChosenSet(SOURCES / LIBRARY, library.chosen)
-    with pytest.raises(InstallationError, match=r"refuses the kernels of .*no interface that they know"):
+    with pytest.raises(InstallationError, match=r"refuses the kernels of .*they do not know its interface"):
         open_session(TINY / "onnx" / "model.onnx", kernels=chosen)
