@@ -32,7 +32,7 @@ class QueueLimits:
     """At most `max_pairs` and `max_tokens` wait, and `max_chars` characters become tokens.
 
     A larger request is taken where nothing else waits. A step takes `step_tokens` if it runs alone. Beside others, it
-    takes the share of one of the `workers`.
+    takes the share of one of the `workers`; of less, so that none is idle at the end, but at least `batch_tokens`.
     """
 
     max_pairs: int
@@ -40,6 +40,16 @@ class QueueLimits:
     step_tokens: int
     workers: int = 1
     max_chars: int = 2**62
+    batch_tokens: int = 1
+
+    def share(self, waiting_tokens: int) -> int:
+        """Tell how many tokens a step takes that runs beside others.
+
+        >>> QueueLimits(100, 10_000, step_tokens=400, batch_tokens=50, workers=2).share(300)
+        150
+        """
+        fair = max(self.batch_tokens, -(-waiting_tokens // self.workers))
+        return max(1, min(self.step_tokens // self.workers, fair))
 
 
 @dataclass

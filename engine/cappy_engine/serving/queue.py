@@ -111,8 +111,10 @@ class ScoringQueue:
         self._thread = threading.Thread(target=self._work, name="cappy-queue", daemon=True)
         self._thread.start()
 
-    def reserve(self, pairs: int, chars: int = 0) -> Place:
+    def reserve(self, pairs: int, chars: int = 0, expected_tokens: int = 0) -> Place:
         """Keep room for the pairs of a request, before they are tokenised. Raises QueueFull and QueueClosed.
+
+        QueueFull also where `expected_tokens` do not fit; the real ones are counted when they are submitted.
 
         >>> with queue.reserve(len(pairs)) as place:
         ...     job = place.submit(scorer.encode(pairs))
@@ -122,7 +124,7 @@ class ScoringQueue:
         with self._changed:
             if self._is_closed:
                 raise QueueClosed("this server is stopping; send the request to another one, or later")
-            self._held.check(self.limits, pairs, 0, chars, self._tokens_per_second)
+            self._held.check(self.limits, pairs, expected_tokens, chars, self._tokens_per_second)
             place = Place(self, pairs, chars)
             self._places.add(place)
             self._held.reserved_pairs += pairs
@@ -229,8 +231,8 @@ class ScoringQueue:
 
     def _cut(self) -> NextStep:
         self._is_alone = self.limits.workers == 1 or (self._fits() and not self._running)
-        share = self.limits.step_tokens // (1 if self._is_alone else self.limits.workers)
-        parts = cut_step(self._jobs, max(1, share))
+        tokens = self.limits.step_tokens if self._is_alone else self.limits.share(self._held.waiting_tokens)
+        parts = cut_step(self._jobs, tokens)
         lengths = np.concatenate([part.job.encoded.lengths[part.rows] for part in parts])
         self._held.waiting_pairs -= len(lengths)
         self._held.waiting_tokens -= int(lengths.sum())

@@ -158,7 +158,7 @@ class Service:
         started = time.monotonic()
         deadline = started + self._server.request_seconds
         chars = sum(map(len, {text for pair in request.pairs for text in pair}))
-        model, room = self._reserve(len(request.pairs), chars)
+        model, room = self._reserve(request, chars)
         encoder = self._encoder if chars <= LONG_CHARS else self._long_encoder
         with room as place:
             margin = model.margin() if request.exact_winner else 0.0
@@ -179,12 +179,12 @@ class Service:
         scored = Scored(scores, encoded.lengths, encoded.truncated, encoded.without_instruction)
         return ScoringResult(scored, model.card, request_id, int(time.time()), exact, stages)
 
-    def _reserve(self, pairs: int, chars: int) -> tuple[LoadedModel, Place]:
+    def _reserve(self, request: ScoringRequest, chars: int) -> tuple[LoadedModel, Place]:
         """Get room in the queue of the model that answers now."""
         while True:
             model = self.model
             try:
-                return model, model.queue.reserve(pairs, chars)
+                return model, model.reserve(request, chars)
             except QueueClosed:
                 if model is self._model:
                     raise

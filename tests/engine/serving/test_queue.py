@@ -110,6 +110,21 @@ def test_what_is_being_tokenised_takes_room_too(start: Callable[..., ScoringQueu
         pass
 
 
+def test_what_will_not_fit_by_its_expected_tokens_is_refused_before_they_are_made(
+    start: Callable[..., ScoringQueue], model: Gated
+) -> None:
+    queue = start(QueueLimits(max_pairs=100, max_tokens=100, step_tokens=50))
+    with queue.reserve(1, expected_tokens=101):  # nothing else waits
+        pass
+    submit(queue, pairs_of(10))
+    model.wait()
+    submit(queue, pairs_of(60))
+    with queue.reserve(1, expected_tokens=40):
+        pass
+    with pytest.raises(QueueFull):
+        queue.reserve(1, expected_tokens=41)
+
+
 def test_a_request_larger_than_the_queue_is_taken_where_nothing_waits(
     start: Callable[..., ScoringQueue], model: Gated
 ) -> None:
@@ -187,6 +202,18 @@ def test_workers_take_their_next_steps_without_waiting_for_each_other(
     model.let(1)
     model.wait()
     assert model.steps[3:] == [[43]]
+
+
+def test_workers_share_what_is_left_and_take_whole_batches(start: Callable[..., ScoringQueue], model: Gated) -> None:
+    queue = start(QueueLimits(1000, 10_000, step_tokens=400, batch_tokens=50, workers=2))
+    job = submit(queue, pairs_of(*[10] * 80))
+    model.wait()
+    for _ in range(5):  # the others begin one by one, beside one that runs
+        model.wait()
+        model.let(1)
+    model.let()
+    assert len(scores(job)) == 80
+    assert [sum(step) for step in model.steps] == [200, 200, 200, 100, 50, 50]
 
 
 def test_what_fits_into_a_step_runs_alone(start: Callable[..., ScoringQueue], model: Gated) -> None:
