@@ -63,12 +63,12 @@ def scores_of(job: Job, place_of: Callable[[int], int]) -> Scores:
 
 
 def chars_of(request: ScoringRequest) -> int:
-    """Count the characters of a request's pairs.
+    """Count the characters of a request's pairs, of equal ones once.
 
     >>> chars_of(ScoringRequest([("Is it?", "Yes"), ("Is it?", "No")]))
     17
     """
-    return sum(len(text) for pair in request.pairs for text in pair)
+    return sum(len(text) for pair in set(request.pairs) for text in pair)
 
 
 class LoadedModel:
@@ -152,8 +152,8 @@ class LoadedModel:
                 return
             try:
                 encoded = self.scorer.encode(request.pairs, too_long=request.too_long)
-                self._learn(chars_of(request), int(encoded.lengths.sum()))
                 distinct, places = encoded.distinct()
+                self._learn(chars_of(request), int(distinct.lengths.sum()))
                 place.submit(
                     distinct,
                     deadline=deadline,
