@@ -62,15 +62,6 @@ def scores_of(job: Job, place_of: Callable[[int], int]) -> Scores:
         raise ScoringError(error.problem, place_of(error.index)) from error
 
 
-def chars_of(request: ScoringRequest) -> int:
-    """Count the characters of a request's pairs, of equal ones once.
-
-    >>> chars_of(ScoringRequest([("Is it?", "Yes"), ("Is it?", "No")]))
-    17
-    """
-    return sum(len(text) for pair in set(request.pairs) for text in pair)
-
-
 class LoadedModel:
     """A model at work: its scorer, which passed the canary, and its queue."""
 
@@ -111,10 +102,12 @@ class LoadedModel:
     def reserve(self, request: ScoringRequest, chars: int) -> Place:
         """Get room in the queue for a request, whose distinct texts have so many characters.
 
-        Where tokens like those of the requests before would not fit, it is refused before they are made.
+        Its tokens are guessed from its characters, by what earlier requests had. If these do not fit, it is refused
+        before they are made.
         """
-        expected = int(self._tokens_per_char * chars_of(request))
-        return self.queue.reserve(len(request.pairs), chars, expected)
+        share, most = self._tokens_per_char, self.card.max_length
+        expected = sum(min(most, share * (len(first) + len(second))) for first, second in set(request.pairs))
+        return self.queue.reserve(len(request.pairs), chars, int(expected))
 
     def margin(self) -> float:
         """Tell how far below the best score fp32's winner may be. Raises InvalidRequest without an fp32 model."""
@@ -153,7 +146,7 @@ class LoadedModel:
             try:
                 encoded = self.scorer.encode(request.pairs, too_long=request.too_long)
                 distinct, places = encoded.distinct()
-                self._learn(chars_of(request), int(distinct.lengths.sum()))
+                self._learn(request, distinct)
                 place.submit(
                     distinct,
                     deadline=deadline,
@@ -182,10 +175,12 @@ class LoadedModel:
         check_scores(self._canary, self.scorer.runner.run)
         check_scores(self._canary, self.scorer.runner.run_beside)
 
-    def _learn(self, chars: int, tokens: int) -> None:
-        """Note how many tokens a request had; of texts that were cut, fewer."""
-        share = tokens / max(1, chars)
-        self._tokens_per_char += (share - self._tokens_per_char) * (0.1 if self._tokens_per_char else 1.0)
+    def _learn(self, request: ScoringRequest, distinct: EncodedPairs) -> None:
+        """Note how many tokens a character has. Texts that were cut do not tell."""
+        if len(distinct) and not distinct.truncated.any():
+            chars = sum(len(first) + len(second) for first, second in set(request.pairs))
+            share = int(distinct.lengths.sum()) / max(1, chars)
+            self._tokens_per_char += (share - self._tokens_per_char) * (0.1 if self._tokens_per_char else 1.0)
 
     def _count(self, step: Step) -> None:
         runner = self.scorer.runner

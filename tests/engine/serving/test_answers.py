@@ -177,8 +177,8 @@ def test_metrics_count_what_was_done_and_hold_no_text(server: Server) -> None:
 
 def test_a_short_request_does_not_wait_until_long_texts_are_tokenised(bundle: Path) -> None:
     text = "word " * 190_000
-    with serving("--bundle", str(bundle)) as server, ThreadPoolExecutor(10) as threads:
-        long = [threads.submit(server.post, "/v1/score", pairs_of((SKY, f"{number} {text}"))) for number in range(10)]
+    with serving("--bundle", str(bundle)) as server, ThreadPoolExecutor(4) as threads:
+        long = [threads.submit(server.post, "/v1/score", pairs_of((SKY, f"{number} {text}"))) for number in range(4)]
         server.wait_until(lambda: server.metric("cappy_encoding_chars") > 0)
         assert server.post("/v1/score", pairs_of((SKY, "Yes"))).status_code == 200
         assert not all(future.done() for future in long)

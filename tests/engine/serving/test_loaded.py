@@ -44,5 +44,7 @@ def test_a_request_that_will_not_fit_is_refused_before_its_tokens_are_made(loade
             pass
         with loaded.reserve(ScoringRequest([request_of(1).pairs[0]] * 500, lambda result: result), 0):  # they wait once
             pass
+        with loaded.reserve(ScoringRequest([("word " * 10_000, "Yes")], lambda result: result), 0):  # it will be cut
+            pass
         with pytest.raises(QueueFull, match=f"{fits + 4} more do not fit"):
             loaded.reserve(request_of(fits + 4), 0)
