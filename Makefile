@@ -36,7 +36,7 @@ help:
 	@echo "make wheel  wheels with the kernels for x86-64 and arm64, in dist/, by a compiler from the package index"
 	@echo "make engine-tests  the engine's tests, where PyTorch is not installed"
 	@echo "make clients  cappy serve with the clients that people have, with schemathesis, and its pages in Chromium"
-	@echo "make others  tables of pandas, polars, Arrow and datasets, and Triton's schema"
+	@echo "make others  tables of pandas, polars, Arrow and datasets, Triton's schema, and Ray clusters of two nodes"
 	@echo "make bench  parity and speed of cappy-mini beside other tools, in under 10 minutes"
 	@echo "make bench-full   the same for a model of cappy-large's size, beside every tool that can be installed"
 	@echo "make bench-micro  tokenisation, planning and single batches (pytest-benchmark)"
@@ -105,11 +105,11 @@ clients: .venv-engine/ready .venv-clients/ready
 .venv-others/ready: tests/support/others.txt pyproject.toml hatch_build.py | native
 	rm -rf .venv-others
 	$(PYTHON) -m venv .venv-others
-	.venv-others/bin/$(PIP_INSTALL) --requirement $< --editable '.[cpu,files,serve]'
+	.venv-others/bin/$(PIP_INSTALL) --requirement $< --editable '.[cpu,files,ray,serve]'
 	touch $@
 
 others: .venv-others/ready
-	OMP_NUM_THREADS=1 .venv-others/bin/pytest tests/engine/test_columns.py tests/engine/serving/test_triton.py
+	OMP_NUM_THREADS=1 .venv-others/bin/pytest tests/engine/test_columns.py tests/engine/serving/test_triton.py tests/clusters
 
 # Tools that cannot be installed beside the others have environments of their own.
 .venv-bench-%/ready: benchmarks/cappy_bench/environments/%.txt

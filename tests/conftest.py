@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.places import DATA
 
-collect_ignore = ["clients"]
-"""They run in an environment of their own, with `make clients`."""
+collect_ignore = ["clients", "clusters"]
+"""They run in environments of their own, with `make clients` and `make others`."""
 
 LONGEST = (
     "bench/test_loop.py",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self, cast
 
@@ -37,6 +37,7 @@ class Asked:
 
     `flag` is the option's name, or several with spaces between (empty: the field's). `choices` are the words that it
     takes, `least` is the smallest number that it takes. A field whose type is a tuple takes the option several times.
+    `alone` is the value of an option without one, `check` raises ValueError for a word that is not one.
 
         >>> @dataclass(frozen=True)
         ... class Options:
@@ -48,6 +49,8 @@ class Asked:
     choices: tuple[str, ...] = ()
     metavar: str = ""
     least: float | None = None
+    alone: str = ""
+    check: Callable[[str], str] | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from cappy_engine.bulk.growing import Names, changes
 from cappy_engine.bulk.row_options import Progress, RowOptions, Totals
 from cappy_engine.bulk.runs import Say, Target
 from cappy_engine.bulk.score_file import score_file, settings_of
-from cappy_engine.bulk.tasks import Task
+from cappy_engine.bulk.tasks import ScoreTask, Task
 from cappy_engine.bulk.working import Files
 from cappy_engine.errors import CappyError, OutputError
 from cappy_engine.scorer import Scorer
@@ -34,12 +34,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Folder:
-    """Files to read, each with its name in the folder `out`, and what is done with their rows."""
+    """Files to read, each with its name in the folder `out`, and what is done with their rows.
+
+    >>> Folder(files_of_folder(Path("samples")), Path("scored")).task
+    ScoreTask(instruction_column='instruction', response_column='response', score_field='score')
+    """
 
     files: Sequence[tuple[Path, Path]]
     out: Path
-    task: Task
-    options: RowOptions
+    task: Task = field(default_factory=ScoreTask)
+    options: RowOptions = field(default_factory=RowOptions)
 
 
 def files_of_folder(folder: Path, outputs: Sequence[Path] = ()) -> list[tuple[Path, Path]]:

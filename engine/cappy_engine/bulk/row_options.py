@@ -44,15 +44,25 @@ class Totals:
         return {name: getattr(self, name) for name in MARKED}
 
     @classmethod
+    def counted(cls, marked: Mapping[str, int]) -> Totals:
+        """Read what `marked` gave.
+
+        >>> Totals.counted({"pairs": 7, "tokens": 90}).pairs
+        7
+        """
+        found = cls()
+        for name in MARKED:
+            setattr(found, name, int(marked.get(name, 0)))
+        return found
+
+    @classmethod
     def going_on(cls, marked: Mapping[str, int]) -> Totals:
         """Begin with what an earlier run had counted.
 
         >>> Totals.going_on({"pairs": 7, "tokens": 90}).pairs_before
         7
         """
-        found = cls()
-        for name in MARKED:
-            setattr(found, name, int(marked.get(name, 0)))
+        found = cls.counted(marked)
         found.pairs_before, found.tokens_before, found.bytes_begun = found.pairs, found.tokens, found.bytes_scored
         return found
 

@@ -184,11 +184,12 @@ class CsvSource:
 
 
 class TableSource:
-    """The rows of a Parquet file."""
+    """The rows of a Parquet file, up to row `end` if it is given."""
 
-    def __init__(self, path: Path, file: BinaryIO, reading: Reading) -> None:
+    def __init__(self, path: Path, file: BinaryIO, reading: Reading, *, end: int | None = None) -> None:
         tables = tables_for(path)
         self._rows = tables.ParquetRows(path, file)
+        self._end = self._rows.count if end is None else end
         self._values_of = tables.values_of
         self._task = reading.task
         self.lines = 0
@@ -200,6 +201,15 @@ class TableSource:
             tables.check_column(self.header, name, path, is_list=True)
         check_names(self.header.names, reading, path)
 
+    @property
+    def size(self) -> int:
+        """Count the bytes of all rows, unpacked."""
+        return int(self._rows.size)
+
+    def digest(self) -> str:
+        """Tell the file from others by what it tells of itself; its rows are not read."""
+        return str(self._rows.digest())
+
     def position(self) -> Position:
         """Tell how many rows were read."""
         return Position(self.lines, self.lines, self.lines)
@@ -210,7 +220,10 @@ class TableSource:
     def rows(self, start: Position) -> Iterator[Item]:
         """Yield rows from `start` on."""
         names = (*self._task.texts, *self._task.lists)
-        for first, batch, held in self._rows.batches(start.offset):
+        for first, whole, held in self._rows.batches(start.offset):
+            if first >= self._end:
+                return
+            batch = whole.slice(0, self._end - first)
             columns = [self._values_of(batch, name) for name in names]
             for place, values in enumerate(zip(*columns, strict=True)):
                 self.lines = first + place + 1

@@ -6,7 +6,9 @@ complete one; `write_parquet` makes a Parquet file of them at the end. Knows not
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -23,6 +25,8 @@ ROWS_AT_A_TIME, BYTES_AT_A_TIME = 1024, 2**20
 ROWS_OF_A_GROUP = 65_536
 """Rows of a group in what is written: few enough to be held in memory with texts of some kilobytes."""
 BYTES_OF_A_GROUP = 64 * 2**20
+FOOTER_END = 8
+"""A Parquet file ends with the size of its footer, and PAR1."""
 
 TYPES = {
     "float": pa.float32(),
@@ -45,12 +49,29 @@ class ParquetRows:
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
+        self._open = file
         try:
             self._file = pq.ParquetFile(file, pre_buffer=False)
         except (OSError, pa.ArrowException) as error:
             raise CappyError(f"{path} is not a complete Parquet file: {error}") from error
         self.schema: Schema = self._file.schema_arrow
-        self.count: int = self._file.metadata.num_rows
+        metadata = self._file.metadata
+        self.count: int = metadata.num_rows
+        self.size: int = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+
+    def digest(self) -> str:
+        """Make a digest of what the file tells of itself, with the places, sizes and bounds of all values.
+
+        So it is another one where the rows are others, and a file of gigabytes need not be read.
+
+            >>> rows.digest()
+            '1042 bytes, footer sha256 3f786850e387550f'
+        """
+        end = self._open.seek(-FOOTER_END, os.SEEK_END)
+        size = int.from_bytes(self._open.read(FOOTER_END)[:4], "little")
+        self._open.seek(end - size)
+        footer = hashlib.sha256(self._open.read(size)).hexdigest()
+        return f"{end + FOOTER_END} bytes, footer sha256 {footer[:16]}"
 
     def batches(self, start: int = 0) -> Iterator[tuple[int, Batch, int]]:
         """Yield batches of rows from row `start` on, with the number of the first row, from 0, and bytes held by a row.
@@ -64,7 +85,7 @@ class ParquetRows:
         try:
             for number in range(self._file.metadata.num_row_groups):
                 group = self._file.metadata.row_group(number)
-                if first + group.num_rows <= start:
+                if first + group.num_rows <= start or not group.num_rows:
                     first += group.num_rows
                     continue
                 of_row = group.total_byte_size // group.num_rows + 1

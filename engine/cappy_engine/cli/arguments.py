@@ -27,7 +27,7 @@ import click
 
 from cappy_engine.bundle import EMBEDDED
 from cappy_engine.cli.streams import QUIET, VERBOSE
-from cappy_engine.cli.values import PATH, Real, Words, json_object
+from cappy_engine.cli.values import PATH, Checked, Real, Words, json_object
 from cappy_engine.cli.variables import add_variables, check_variables
 from cappy_engine.options import Asked
 
@@ -268,6 +268,8 @@ def _option(
         metavar = "NUMBER"
     is_required = field.default is dataclasses.MISSING
     settings: dict[str, Any] = {"required": True} if is_required else {"default": field.default}
+    if how.alone:
+        settings |= {"is_flag": False, "flag_value": how.alone}
     return click.option(
         *names,
         **settings,
@@ -285,6 +287,8 @@ def _type(kind: Any, how: Asked) -> Any:
     """Choose click's type for values of `kind`."""
     if how.choices:
         return Words(how.choices)
+    if how.check is not None:
+        return Checked(how.check)
     if kind is int:
         return click.INT if how.least is None else click.IntRange(min=math.ceil(how.least))
     if kind is float:

@@ -18,6 +18,7 @@ import click
 from cappy_engine.bulk.folders import Folder, files_of_folder, score_folder
 from cappy_engine.bulk.formats import format_of
 from cappy_engine.bulk.outputs import Input, check_output, files_in
+from cappy_engine.bulk.ray_pool import check_address
 from cappy_engine.bulk.row_options import RowOptions, Totals
 from cappy_engine.bulk.runs import Target
 from cappy_engine.bulk.score_file import process_lines, score_file, score_to
@@ -57,6 +58,16 @@ class BulkOptions:
     rejects: Annotated[
         Path | None, Asked("leave bad rows out, and write them to this file with the reason", metavar="FILE")
     ] = None
+    ray: Annotated[
+        str | None,
+        Asked(
+            "score Parquet files into the folder OUT on a Ray cluster: HOST:PORT of its head, 'local' for this "
+            "machine alone (without a value: the cluster of this machine)",
+            metavar="[ADDRESS]",
+            alone="auto",
+            check=check_address,
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         if self.resume and self.output in (None, STDOUT):
@@ -74,35 +85,45 @@ def run_bulk(
     >>> run_bulk(["pairs.jsonl"], EMBEDDED, ScoreTask(), RowOptions(), BulkOptions(), Scorer.open)
     0
     """
-    if bulk.rejects is not None:
-        if rows.on_error == "stop" and flags_given(["on_error"]):
-            raise click.UsageError("--rejects leaves bad rows out; give it without --on-error stop")
-        rows = dataclasses.replace(rows, on_error="skip")
+    rows = leaving_out(rows, bulk)
     started = [0.0]
 
     @contextlib.contextmanager
     def opened() -> Iterator[tuple[Scorer, Callable[[Totals], None]]]:
-        with open_scorer() as scorer, _bar() as progress:
+        with open_scorer() as scorer, totals_bar() as progress:
             started[0] = time.monotonic()
             yield scorer, progress
 
     kept = files_in(bundle, MANIFEST)
     has_folder = any(Path(name).is_dir() for name in inputs)
     _check_folders(bulk, has_folder=has_folder)
-    streams = [name for name in inputs if _is_stream(name)]
+    streams = [name for name in inputs if is_stream(name)]
     if streams and len(inputs) > 1:
         raise click.UsageError(f"{streams[0]} is a stream, and is read alone; give one input")
     if streams:
         totals = _from_stream(inputs[0], task, rows, bulk, kept, opened)
     elif has_folder or _is_folder(bulk.output, is_one=len(inputs) == 1 and not _is_pattern(inputs[0])):
         outputs = [path for path in (bulk.output, bulk.rejects) if path not in (None, STDOUT)]
-        folder = Folder(_found(inputs, outputs), _required(bulk.output), task, rows)
+        folder = Folder(found_files(inputs, outputs), _required(bulk.output), task, rows)
         with opened() as (scorer, progress):
             totals = score_folder(scorer, folder, _target(bulk, kept), say=complain, progress=progress)
     else:
-        totals = _from_files([path for path, _ in _found(inputs)], task, rows, bulk, kept, opened)
+        totals = _from_files([path for path, _ in found_files(inputs)], task, rows, bulk, kept, opened)
     say(text.describe_totals(totals, time.monotonic() - started[0]))
     return EXIT_SKIPPED if totals.refused else EXIT_OK
+
+
+def leaving_out(rows: RowOptions, bulk: BulkOptions) -> RowOptions:
+    """Have bad rows left out, where they are written to a file or folder. Raises UsageError for --on-error stop.
+
+    >>> leaving_out(RowOptions(), BulkOptions(rejects=Path("bad.jsonl"))).on_error
+    'skip'
+    """
+    if bulk.rejects is None:
+        return rows
+    if rows.on_error == "stop" and flags_given(["on_error"]):
+        raise click.UsageError("--rejects leaves bad rows out; give it without --on-error stop")
+    return dataclasses.replace(rows, on_error="skip")
 
 
 Opened = Callable[[], contextlib.AbstractContextManager[tuple[Scorer, Callable[[Totals], None]]]]
@@ -172,8 +193,12 @@ def _required(output: Path | None) -> Path:
     return output
 
 
-def _found(inputs: Sequence[str], outputs: Sequence[Path] = ()) -> list[tuple[Path, Path]]:
-    """Find the files that are meant, each with the name that it has in a folder of outputs."""
+def found_files(inputs: Sequence[str], outputs: Sequence[Path] = ()) -> list[tuple[Path, Path]]:
+    """Find the files that are meant, each with the name that it has in a folder of outputs.
+
+    >>> found_files(["samples/part-0001.parquet"])
+    [(PosixPath('samples/part-0001.parquet'), PosixPath('part-0001.parquet'))]
+    """
     found: list[tuple[Path, Path]] = []
     for name in inputs:
         path = Path(name)
@@ -190,8 +215,12 @@ def _found(inputs: Sequence[str], outputs: Sequence[Path] = ()) -> list[tuple[Pa
     return found
 
 
-def _is_stream(name: str) -> bool:
-    """True for stdin, pipes and devices, which are read once."""
+def is_stream(name: str) -> bool:
+    """True for stdin, pipes and devices, which are read once.
+
+    >>> is_stream("-")
+    True
+    """
     if name == "-":
         return True
     with contextlib.suppress(OSError, ValueError):
@@ -218,8 +247,12 @@ def _is_folder(output: Path | None, *, is_one: bool) -> bool:
 
 
 @contextlib.contextmanager
-def _bar() -> Iterator[Callable[[Totals], None]]:
-    """Yield a function that shows pairs/s, tokens/s, truncated pairs, bad rows and the time left."""
+def totals_bar() -> Iterator[Callable[[Totals], None]]:
+    """Yield a function that shows pairs/s, tokens/s, truncated pairs, bad rows and the time left.
+
+    >>> with totals_bar() as progress:
+    ...     progress(Totals(pairs=7))
+    """
     started = time.monotonic()
     shows: list[Callable[[Totals], None]] = []
     with contextlib.ExitStack() as stack:

@@ -12,10 +12,11 @@ from typing import Annotated, BinaryIO
 import click
 
 from cappy_engine.bulk.row_options import RowOptions
-from cappy_engine.bulk.tasks import RankTask, ScoreTask
+from cappy_engine.bulk.tasks import RankTask, ScoreTask, Task
 from cappy_engine.cli import text
 from cappy_engine.cli.arguments import EXIT_OK, bundle_option, command, flags_given, quiet_option, takes
 from cappy_engine.cli.bulk_work import BulkOptions, run_bulk
+from cappy_engine.cli.cluster_work import run_on_cluster
 from cappy_engine.cli.streams import is_verbose, open_stdin, print_json, say, show
 from cappy_engine.errors import CappyError
 from cappy_engine.options import Asked, ScorerOptions
@@ -49,6 +50,7 @@ class RankTexts:
       cappy score pairs.jsonl --bundle cappy-bundle -o scored.jsonl
       cappy score pairs.parquet -o scored.parquet --resume --rejects bad.jsonl
       cappy score samples/ -o scored/
+      cappy score /nfs/samples -o /nfs/scored --ray 10.0.0.1:6379
       cappy score pairs.csv.gz --bundle cappy-bundle --precision int8 > scored.csv
       my-program | cappy score - --bundle cappy-bundle
 
@@ -76,7 +78,7 @@ def score(
     PAIRS are files, globs in quotes, or folders. The format is told by the name, behind which .gz or .zst may stand; -
     is JSON Lines from stdin. Every row is written back with its score, in the order of the input.
     """
-    return run_bulk(inputs, bundle, task, rows, bulk, lambda: _open_scorer(bundle, options))
+    return _run_files(inputs, bundle, options, task, rows, bulk)
 
 
 @command(
@@ -122,13 +124,22 @@ def rank(
                 f"unexpected argument {inputs[0]!r}; repeat the option for each value: --candidate ... --candidate "
                 f"{inputs[0]}; files are ranked without these options"
             )
-        return run_bulk(inputs, bundle, task, rows, bulk, lambda: _open_scorer(bundle, options))
+        return _run_files(inputs, bundle, options, task, rows, bulk)
     of_files = [*fields(BulkOptions), *fields(RankTask), *fields(RowOptions)]
     given = flags_given([field.name for field in of_files if field.name != "too_long"])
     if given:
         raise click.UsageError(f"{given[0]} is for files, and none was named")
     _rank_texts(bundle, options, texts, rows.too_long)
     return EXIT_OK
+
+
+def _run_files(
+    inputs: Sequence[str], bundle: Path, options: ScorerOptions, task: Task, rows: RowOptions, bulk: BulkOptions
+) -> int:
+    """Score or rank files here, or on a cluster."""
+    if bulk.ray is not None:
+        return run_on_cluster(inputs, bundle, options, task, rows, bulk)
+    return run_bulk(inputs, bundle, task, rows, bulk, lambda: _open_scorer(bundle, options))
 
 
 def _rank_texts(bundle: Path, options: ScorerOptions, texts: RankTexts, too_long: TooLong) -> None:

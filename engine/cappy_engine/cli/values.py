@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,22 @@ class Words(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 o
             hint = f"repeat the option: {several}" if param.multiple else f"choose one: {' or '.join(words)}"
             self.fail(f"{value!r} is not one of the words; {hint}", param, ctx)
         return str(super().convert(value, param, ctx))
+
+
+class Checked(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """A word that a function accepts, or refuses by a ValueError."""
+
+    name = "text"
+
+    def __init__(self, check: Callable[[str], str]) -> None:
+        self._check = check
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Accept the word."""
+        try:
+            return self._check(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Real(click.FloatRange):

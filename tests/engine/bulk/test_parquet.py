@@ -49,6 +49,17 @@ def test_parquet_keeps_its_columns_and_gets_float32_and_bool(tmp_path: Path, sco
     assert written["score_truncated"].to_pylist() == [False] * 30 + [True]
 
 
+def test_a_row_group_without_rows_is_passed_over(tmp_path: Path, scorer: Scorer) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    table = pa.Table.from_pylist(pairs_of(3))
+    with pq.ParquetWriter(tmp_path / "in.parquet", table.schema) as writer:
+        for part in (table, table.slice(3), table):
+            writer.write_table(part)
+    assert run(scorer, tmp_path / "in.parquet", tmp_path / "out.parquet").pairs == 6
+    assert pq.read_table(tmp_path / "out.parquet")["id"].to_pylist() == ["0", "1", "2"] * 2
+
+
 def test_pandas_and_polars_read_the_types_that_a_person_expects(tmp_path: Path, scorer: Scorer) -> None:
     pandas = pytest.importorskip("pandas")
     polars = pytest.importorskip("polars")
