@@ -8,18 +8,25 @@ since ONNX Runtime refuses an unknown one only where these can be loaded.
 from __future__ import annotations
 
 import ctypes
+import json
 import mmap
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import onnx
 import pytest
+from onnx import helper
 
 from cappy_engine.errors import DeviceUnavailable, InstallationError
 from cappy_engine.gpu.providers import Profile, cuda_options, tensorrt_options
+from cappy_export.graphs.cuda import packed_model, with_packed_attention
+from cappy_export.graphs.writer import MICROSOFT
 from tests.support.places import ROOT
+from tests.support.small_models import random_model
 
 pytestmark = pytest.mark.slow
 
@@ -159,6 +166,64 @@ def test_both_packages_at_once_are_refused(python: Path, tmp_path: Path, device:
     assert done.stdout == ""
     assert f"{InstallationError.__name__}: onnxruntime and onnxruntime-gpu are both installed" in done.stderr
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in done.stderr
+
+
+# Operators
+
+SCHEMAS = """
+import json
+from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
+def word(option): return str(option).rpartition(".")[2]
+print(json.dumps({schema.name: {
+    "attributes": {name: [word(one.type), one.required] for name, one in schema.attributes.items()},
+    "inputs": [[one.name, word(one.option), one.typeStr] for one in schema.inputs],
+    "outputs": len(schema.outputs),
+    "types": {one.type_param_str: one.allowed_type_strs for one in schema.type_constraints},
+} for schema in get_all_operator_schema() if schema.domain == "com.microsoft"}))
+"""
+
+
+@pytest.fixture(scope="session")
+def schemas(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What onnxruntime-gpu says of its own operators; no GPU is needed for that."""
+    done = run(environment / "bin" / "python", "-c", SCHEMAS, folder=tmp_path_factory.mktemp("schemas"))
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def misfits(node: onnx.NodeProto, schema: dict[str, Any]) -> list[str]:
+    """What is wrong with a node, by the schema of its operator."""
+    given = {entry.name: onnx.AttributeProto.AttributeType.Name(entry.type) for entry in node.attribute}
+    known = {name: kind for name, (kind, _) in schema["attributes"].items()}
+    wrong = [f"attribute {name}: {kind}" for name, kind in given.items() if known.get(name) != kind]
+    wrong += [f"no {name}" for name, (_, is_needed) in schema["attributes"].items() if is_needed and name not in given]
+    present = [*map(bool, node.input), *[False] * len(schema["inputs"])]
+    if len(node.input) > len(schema["inputs"]) or len(node.output) > schema["outputs"]:
+        wrong.append(f"{len(node.input)} inputs, {len(node.output)} outputs")
+    for is_there, (name, option, kind) in zip(present, schema["inputs"], strict=False):
+        if option == "Single" and not is_there:
+            wrong.append(f"no input {name}")
+        if kind == "T" and not {"tensor(float)", "tensor(float16)"} <= set(schema["types"]["T"]):
+            wrong.append(f"{name} is never fp16")
+    return wrong
+
+
+@pytest.mark.parametrize("kind", ["roberta", "bert"])
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_cudas_operators_take_what_the_graph_gives_them(schemas: dict[str, Any], kind: str, is_joined: bool) -> None:
+    model = random_model(kind)
+    graph = packed_model(model.config, {name: value.numpy() for name, value in model.state_dict().items()})
+    nodes = [node for node in (with_packed_attention(graph) if is_joined else graph).graph.node if node.domain]
+    attention = "PackedAttention" if is_joined else "PackedMultiHeadAttention"
+    assert {attention, "RemovePadding", "SkipLayerNormalization", "BiasGelu"} == {node.op_type for node in nodes}
+    assert {node.domain for node in nodes} == {MICROSOFT}
+    assert {node.name: found for node in nodes if (found := misfits(node, schemas[node.op_type]))} == {}
+
+
+def test_a_node_that_does_not_fit_is_told(schemas: dict[str, Any]) -> None:
+    node = helper.make_node("PackedMultiHeadAttention", ["q", "k", "v", "", "", "bounds"], ["y"], heads=2)
+    found = misfits(node, schemas["PackedMultiHeadAttention"])
+    assert found == ["attribute heads: INT", "no num_heads", "no input token_offset"]
 
 
 # Options

@@ -22,7 +22,7 @@ from transformers.models.roberta.modeling_roberta import create_position_ids_fro
 from cappy_engine.batching import position_ids
 from cappy_engine.errors import GraphError
 from cappy_export.graphs.cpu import encoder_model
-from cappy_export.graphs.cuda import packed_model, packing_counts
+from cappy_export.graphs.cuda import packed_model, packing_counts, with_packed_attention
 from cappy_export.graphs.stand_ins import emulated
 from cappy_export.graphs.tensorrt import PARSED, check_operators, check_shapes, plain_model
 from cappy_export.graphs.writer import MICROSOFT
@@ -34,7 +34,13 @@ Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Inputs = dict[str, Ids]
 
-WRITERS = {"packed": packed_model, "plain": plain_model}
+
+def joined_model(config: Any, weights: Any) -> onnx.ModelProto:
+    """The graph for CUDA with the attention that has the projections in it."""
+    return with_packed_attention(packed_model(config, weights))
+
+
+WRITERS = {"packed": packed_model, "joined": joined_model, "plain": plain_model}
 KINDS = ("roberta", "bert")
 ATOL = LIMITS["fp32"].max_error or 0.0
 """What an export allows; these scores vary by a thousand times that."""
@@ -142,7 +148,12 @@ def test_the_graph_for_cuda_is_made_of_the_fused_operators() -> None:
     counts = Counter(node.op_type for node in GRAPHS["packed", "roberta"].graph.node)
     assert SHAPE["num_hidden_layers"] == 2
     wanted = packing_counts(2, has_gelu=True)
-    assert wanted == {"RemovePadding": 1, "PackedAttention": 2, "SkipLayerNormalization": 4, "BiasGelu": 2}
+    assert wanted == {
+        "RemovePadding": 1,
+        "PackedMultiHeadAttention": 2,
+        "SkipLayerNormalization": 4,
+        "BiasGelu": 2,
+    }
     assert {name: counts[name] for name in wanted} == wanted
     assert not counts.keys() & {"Softmax", "Erf", "Loop", "If"}
 
@@ -155,7 +166,7 @@ def test_the_stand_ins_stand_for_two_operators_only() -> None:
         for before, after in zip(graph.graph.node, twin.graph.node, strict=True)
         if before != after
     ]
-    assert set(changed) == {("RemovePadding", "cappy.emulated"), ("PackedAttention", "cappy.emulated")}
+    assert set(changed) == {("RemovePadding", "cappy.emulated"), ("PackedMultiHeadAttention", "cappy.emulated")}
     assert list(twin.graph.initializer) == list(graph.graph.initializer)
 
 
@@ -184,7 +195,7 @@ def test_the_stand_in_for_remove_padding_gives_what_its_source_says() -> None:
 
 def test_the_real_operators_exist_for_cuda_only() -> None:
     # So the stand-ins are needed, and ONNX Runtime accepts the graph up to the kernels that the CPU lacks.
-    with pytest.raises(Exception, match=r"(?s)NOT_IMPLEMENTED.*(RemovePadding|PackedAttention)"):
+    with pytest.raises(Exception, match=r"(?s)NOT_IMPLEMENTED.*(RemovePadding|PackedMultiHeadAttention)"):
         onnxruntime.InferenceSession(
             GRAPHS["packed", "roberta"].SerializeToString(), providers=["CPUExecutionProvider"]
         )
@@ -207,7 +218,7 @@ def test_other_graphs_are_refused_for_tensorrt(writer: str) -> None:
     model = MODELS["roberta"]
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     graph = GRAPHS["packed", "roberta"] if writer == "packed" else encoder_model(model.config, weights)
-    with pytest.raises(GraphError, match=r"not known to take .*(PackedAttention|NonZero)"):
+    with pytest.raises(GraphError, match=r"not known to take .*(PackedMultiHeadAttention|NonZero)"):
         check_operators(graph)
 
 

@@ -51,21 +51,23 @@ class Machine:
     """All that is done with GPUs, and with PyTorch.
 
     `inspect()` looks at the installation, `open_scorer(bundle, device, precision)` is `Scorer.open`, and
-    `open_session(bundle, device, precision, tf32)` opens the session below it, where CUDA's fp32 may be TF32.
-    `open_torch(checkpoint)` is PyTorch in fp16 on the GPU, `score_reference(checkpoint, pairs, max_length)` in fp32 on
-    the CPU. `run_child(arguments, environment, seconds)` runs `cappy_bench.gpu.check` in a process of its own.
+    `open_session(bundle, device, precision)` opens the session below it. `open_file(model, tf32)` opens any model for
+    CUDA, without the canary; its fp32 may be TF32. `open_torch(checkpoint, precision)` is PyTorch in fp16 or bf16 on
+    the GPU, `score_reference(checkpoint, pairs, max_length)` in fp32 on the CPU. `run_child(arguments, environment,
+    seconds)` runs `cappy_bench.gpu.check` in a process of its own.
     """
 
     inspect: Callable[[], Installation]
     open_scorer: Callable[[Path, str, str], Scorer]
-    open_session: Callable[[Path, str, str, bool], tuple[Session, GpuModel]]
-    open_torch: Callable[[Path], Session]
+    open_session: Callable[[Path, str, str], tuple[Session, GpuModel]]
+    open_file: Callable[[Path, bool], Session]
+    open_torch: Callable[[Path, str], Session]
     score_reference: Callable[[Path, Sequence[Pair], int], Reference]
     run_child: Callable[[Sequence[str], Environment, float], Child]
 
 
 class TorchSession:
-    """transformers' model in fp16 on the GPU, as a session: numpy arrays in, scores out."""
+    """transformers' model on the GPU, as a session: numpy arrays in, scores out."""
 
     device = "cuda"
 
@@ -90,25 +92,25 @@ def this_machine() -> Machine:
     >>> this_machine().inspect().gpus
     ()
     """
-    return Machine(_inspect, _open_scorer, _open_session, _open_torch, _score_reference, _run_child)
+    return Machine(_inspect, _open_scorer, _open_session, _open_file, _open_torch, _score_reference, _run_child)
 
 
 def scorer_of(session: Session, model: GpuModel) -> Scorer:
     """Make a scorer on a session that is open, with the batches of `model`.
 
-    >>> scorer_of(*machine.open_session(Path("bundle"), "cuda", "fp16", False)).score([("Is the sky blue?", "Yes")])
+    >>> scorer_of(*machine.open_session(Path("bundle"), "cuda", "fp16")).score([("Is the sky blue?", "Yes")])
     """
     bundle = model.bundle
     tokenizer = PairTokenizer.from_file(bundle.file("tokenizer.json"), max_length=bundle.manifest.max_length)
     return Scorer(tokenizer, Runner(session, model.grouping, pad_token_id=model.pad_token_id))
 
 
-def load_half(checkpoint: Path) -> Any:
-    """Load the checkpoint's model in fp16, with scaled-dot-product attention.
+def load_torch(checkpoint: Path, precision: str) -> Any:
+    """Load the checkpoint's model in fp16 or bf16, with scaled-dot-product attention.
 
     It may have any format, as for the reference.
 
-    >>> load_half(Path("checkpoint")).dtype
+    >>> load_torch(Path("checkpoint"), "fp16").dtype
     torch.float16
     """
     import torch
@@ -118,7 +120,7 @@ def load_half(checkpoint: Path) -> Any:
 
     loaded = load_model(open_checkpoint(checkpoint))
     module = AutoModelForSequenceClassification.from_config(
-        loaded.config, attn_implementation="sdpa", dtype=torch.float16
+        loaded.config, attn_implementation="sdpa", dtype={"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     )
     module.load_state_dict(loaded.state_dict())
     return module.eval()
@@ -135,22 +137,21 @@ def _open_scorer(bundle: Path, device: str, precision: str) -> Scorer:
     return Scorer.open(bundle, device=cast(Device, device), precision=cast(Precision, precision))
 
 
-def _open_session(bundle: Path, device: str, precision: str, tf32: bool) -> tuple[Session, GpuModel]:
-    """Open a session as `Scorer.open` does. With `tf32` there is no canary: TF32 cannot keep its tolerance for fp32."""
+def _open_session(bundle: Path, device: str, precision: str) -> tuple[Session, GpuModel]:
     found, machine = open_bundle(bundle), find_machine(device)
     there = machine.installation.gpus
     model = plan_gpu(found, device, precision, gpus=(0,), max_batch_tokens=BATCH_TOKENS, there=there)
-    if not tf32:
-        return open_on_gpus(model, machine), model
-    found.check_model(precision, device)
-    options = [("CUDAExecutionProvider", cuda_options(tf32=True))]
-    session = machine.open_model(found.model(precision, device), options)
-    check_placement(device, session.placed)
-    return session, model
+    return open_on_gpus(model, machine), model
 
 
-def _open_torch(checkpoint: Path) -> Session:
-    return TorchSession(load_half(checkpoint).to("cuda"))
+def _open_file(model: Path, tf32: bool) -> Session:
+    session = find_machine("cuda").open_model(model, [("CUDAExecutionProvider", cuda_options(tf32=tf32))])
+    check_placement("cuda", session.placed)
+    return session
+
+
+def _open_torch(checkpoint: Path, precision: str) -> Session:
+    return TorchSession(load_torch(checkpoint, precision).to("cuda"))
 
 
 def _score_reference(checkpoint: Path, pairs: Sequence[Pair], max_length: int) -> Reference:

@@ -53,13 +53,23 @@ class Check:
     data: Path | None
     effort: Effort
 
-    def open_torch(self) -> tuple[Session, GpuModel]:
-        """Open PyTorch, with batches as large as ours.
+    def open(self, contestant: str) -> tuple[Session, GpuModel]:
+        """Open one of CONTESTANTS, with its batches: "cuda fp16", "pytorch bf16".
 
-        >>> session, model = check.open_torch()
+        >>> session, model = check.open("cuda fp16")
         """
-        model = GpuModel(open_bundle(self.bundle), "cuda", "fp16", (0,), Grouping(BATCH_TOKENS))
-        return self.machine.open_torch(self.checkpoint), model
+        device, _, precision = contestant.partition(" ")
+        if device != "pytorch":
+            return self.machine.open_session(self.bundle, device, precision)
+        return self.machine.open_torch(self.checkpoint, precision), self.cuda_model(precision)
+
+    def cuda_model(self, precision: str) -> GpuModel:
+        """Plan batches on one GPU as for CUDA, for sessions that are opened otherwise.
+
+        >>> check.cuda_model("fp16").max_rows(512)
+        32
+        """
+        return GpuModel(open_bundle(self.bundle), "cuda", precision, (0,), Grouping(BATCH_TOKENS, "allowed"))
 
 
 @dataclass(frozen=True)

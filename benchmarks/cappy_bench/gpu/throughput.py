@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 
 from cappy_bench.gpu.host import scorer_of
 from cappy_bench.gpu.plan import Check, CheckFailed
-from cappy_bench.gpu.results import OURS, TORCH, Figures, make_cell
+from cappy_bench.gpu.results import Figures, make_cell
 from cappy_bench.peers.peer import Pair
 from cappy_bench.peers.process import in_short
 from cappy_bench.shapes import read_shape
@@ -29,56 +29,73 @@ WARM_UPS = 3
 Run = Callable[[], object]
 
 
-def measure_length(check: Check, *, length: int) -> Figures:
+def measure_length(check: Check, *, length: int, names: Sequence[str]) -> Figures:
     """Time batches of rows of one length, without padding; arrays in, scores out.
 
-    >>> measure_length(check, length=128)["cells"][0]["pairs_per_second"]
+    >>> measure_length(check, length=128, names=["cuda fp16", "pytorch fp16"])["cells"][0]["pairs_per_second"]
     """
-    shape, opened, failed = read_shape(check.bundle), *open_contestants(check)
+    shape, (opened, failed) = read_shape(check.bundle), open_contestants(check, names)
     sessions = {name: session for name, (session, _) in opened.items()}
     most = min(model.max_rows(length) for _, model in opened.values())
-    pad_token_id = open_bundle(check.bundle).manifest.pad_token_id
     cells = []
     for rows in (rows for rows in ROWS if rows <= most):
-        inputs = random_batch(rows, length, words=shape["vocab_size"], pad_token_id=pad_token_id)
-        runs = {name: partial(session.run, inputs) for name, session in sessions.items()}
-        seconds, broken = time_in_turns(runs, runs=check.effort.single_runs if rows == 1 else check.effort.runs)
+        found, broken = time_shape(check, sessions, rows, length)
         failed |= {f"{name}, {rows} x {length}": reason for name, reason in broken.items()}
-        cells += [make_cell(name, [length] * rows, seconds.get(name, []), shape) for name in (*OURS, TORCH)]
-    return _unless_failed({"cells": cells, "failed": failed})
+        cells += [make_cell(name, [length] * rows, found.get(name, []), shape) for name in names]
+    return unless_failed({"cells": cells, "failed": failed})
 
 
-def measure_mixed(check: Check) -> Figures:
+def time_shape(
+    check: Check, sessions: Mapping[str, Session], rows: int, length: int
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Time a batch of random tokens on every session, in turns, as `time_in_turns` does.
+
+    >>> seconds, failed = time_shape(check, {"ours": session}, 32, 128)
+    """
+    words, pad_token_id = read_shape(check.bundle)["vocab_size"], open_bundle(check.bundle).manifest.pad_token_id
+    inputs = random_batch(rows, length, words=words, pad_token_id=pad_token_id)
+    runs = {name: partial(session.run, inputs) for name, session in sessions.items()}
+    return time_in_turns(runs, runs=check.effort.single_runs if rows == 1 else check.effort.runs)
+
+
+def measure_mixed(check: Check, *, names: Sequence[str]) -> Figures:
     """Time many pairs of mixed lengths in one call, from texts to scores.
 
-    >>> measure_mixed(check)["cells"][0]["pairs_per_second"]
+    >>> measure_mixed(check, names=["cuda fp16", "pytorch fp16"])["cells"][0]["pairs_per_second"]
     """
-    shape, opened, failed = read_shape(check.bundle), *open_contestants(check)
+    shape, (opened, failed) = read_shape(check.bundle), open_contestants(check, names)
     scorers = {name: scorer_of(session, model) for name, (session, model) in opened.items()}
-    manifest = open_bundle(check.bundle).manifest
-    tokenizer = PairTokenizer.from_file(check.bundle / "tokenizer.json", max_length=manifest.max_length)
+    tokenizer = tokenizer_of(check)
     pairs, source = mixed_pairs(check, tokenizer)
     lengths = tokenizer.encode(pairs).lengths.tolist()
     runs = {name: partial(scorer.score, pairs) for name, scorer in scorers.items()}
     seconds, broken = time_in_turns(runs, runs=check.effort.runs)
-    cells = [make_cell(name, lengths, seconds.get(name, []), shape) for name in (*OURS, TORCH)]
-    return _unless_failed({"cells": cells, "failed": failed | broken, "pairs": source})
+    cells = [make_cell(name, lengths, seconds.get(name, []), shape) for name in names]
+    return unless_failed({"cells": cells, "failed": failed | broken, "pairs": source, "outcome": _against(cells)})
 
 
-def open_contestants(check: Check) -> tuple[dict[str, tuple[Session, GpuModel]], dict[str, str]]:
+def tokenizer_of(check: Check) -> PairTokenizer:
+    """Open the bundle's tokenizer.
+
+    >>> tokenizer_of(check).encode([("Is the sky blue?", "Yes")]).lengths
+    array([9])
+    """
+    max_length = open_bundle(check.bundle).manifest.max_length
+    return PairTokenizer.from_file(check.bundle / "tokenizer.json", max_length=max_length)
+
+
+def open_contestants(
+    check: Check, names: Sequence[str]
+) -> tuple[dict[str, tuple[Session, GpuModel]], dict[str, str]]:
     """Open every contestant that opens, and say why the others do not. Raises CheckFailed if none does.
 
-    >>> opened, failed = open_contestants(check)
+    >>> opened, failed = open_contestants(check, ["cuda fp16", "pytorch fp16"])
     """
     opened: dict[str, tuple[Session, GpuModel]] = {}
     failed: dict[str, str] = {}
-    for name in (*OURS, TORCH):
-        device, _, precision = name.partition(" ")
+    for name in names:
         try:
-            if name == TORCH:
-                opened[name] = check.open_torch()
-            else:
-                opened[name] = check.machine.open_session(check.bundle, device, precision, False)
+            opened[name] = check.open(name)
         except Exception as error:  # whatever a library raises: it stands in the result, and the others go on
             failed[name] = in_short(f"{type(error).__name__}: {error}")
     if not opened:
@@ -141,7 +158,21 @@ def mixed_pairs(check: Check, tokenizer: PairTokenizer) -> tuple[list[Pair], str
     return bulk.pairs, source
 
 
-def _unless_failed(figures: Figures) -> Figures:
+def unless_failed(figures: Figures) -> Figures:
+    """Return the figures. Raises CheckFailed, with them, if their "failed" names anything.
+
+    >>> unless_failed({"failed": {}})
+    {'failed': {}}
+    """
     if figures["failed"]:
         raise CheckFailed("; ".join(f"{name}: {reason}" for name, reason in figures["failed"].items()), figures)
     return figures
+
+
+def _against(cells: Sequence[Figures]) -> str | None:
+    """Say how many times as fast the first contestant was as each other."""
+    first, *others = cells
+    if first["seconds"] is None:
+        return None
+    times = [f"{one['seconds'] / first['seconds']:.2f} x {one['contestant']}" for one in others if one["seconds"]]
+    return f"{first['contestant']}: {first['pairs_per_second']:.0f} pairs/s" + "".join(f", {one}" for one in times)

@@ -1,11 +1,18 @@
 """Write the graph for CUDA: ONNX Runtime's fused operators, and nothing computed for padding.
 
 `RemovePadding` takes the real tokens out of the padded embeddings: (tokens, hidden). Everything after it runs on those;
-`PackedAttention` knows from the offsets where each pair begins and ends. As on the CPU, the last layer computes only
-the first token of each pair. Both operators exist for CUDA alone (onnxruntime/contrib_ops/cuda/bert: remove_padding.cc,
-packed_attention.cc), so `stand_ins.py` gives the CPU functions with which this graph is proven.
+`PackedMultiHeadAttention` knows from the offsets where each pair begins and ends. As on the CPU, the last layer
+computes only the first token of each pair. Both operators exist for CUDA alone (onnxruntime/contrib_ops/cuda/bert), so
+`stand_ins.py` gives the CPU functions with which this graph is proven.
 
-`PackedAttention` counts on pairs that are padded on the right, as the engine pads them: of the mask it is told each
+Queries, keys and values come apart, and the attention has no bias: only then does it read them where they are, with
+FlashAttention-2 in fp16 from compute capability 8.0 on. Of the three biases the queries' alone is added: the softmax
+does not change if a query's scores all grow by the same, which is all that the keys' bias does; and shares add up to 1,
+so the values' bias is a constant behind the attention, and goes into the bias of its output. `PackedAttention`, one
+operator with the projections in it, has no FlashAttention, and in fp32 keeps all scores; `with_packed_attention` makes
+a model with it, to measure both.
+
+The operators count on pairs that are padded on the right, as the engine pads them: of the mask they are told each
 pair's number of tokens only.
 """
 
@@ -15,8 +22,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
+from cappy_engine.errors import GraphError
 from cappy_export.graphs.writer import MICROSOFT, GraphWriter, Parts, Weights
 
 
@@ -48,10 +56,41 @@ def packing_counts(layers: int, *, has_gelu: bool) -> dict[str, int]:
     """Count the nodes of each fused kind that a packed graph has.
 
     >>> packing_counts(2, has_gelu=False)
-    {'RemovePadding': 1, 'PackedAttention': 2, 'SkipLayerNormalization': 4}
+    {'RemovePadding': 1, 'PackedMultiHeadAttention': 2, 'SkipLayerNormalization': 4}
     """
-    counts = {"RemovePadding": 1, "PackedAttention": layers, "SkipLayerNormalization": 2 * layers}
+    counts = {"RemovePadding": 1, "PackedMultiHeadAttention": layers, "SkipLayerNormalization": 2 * layers}
     return {**counts, "BiasGelu": layers} if has_gelu else counts
+
+
+def with_packed_attention(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Put PackedAttention in the place of attentions and their three projections; the same object is returned.
+
+    >>> onnx.save(with_packed_attention(onnx.load("my-bundle/cuda/model_fp16.onnx")), "packed_attention.onnx")
+
+    The model may be float32 or fp16. Raises GraphError where values are cast between the projections and the attention.
+    """
+    graph = model.graph
+    producers = {node.output[0]: node for node in graph.node}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for attention in [node for node in graph.node if node.op_type == "PackedMultiHeadAttention"]:
+        projections = [producers[name] for name in attention.input[:3]]
+        if [node.op_type for node in projections] != ["Gemm", "MatMul", "MatMul"]:
+            raise GraphError(f"{attention.name} does not read its projections as they are")
+        matrices = [numpy_helper.to_array(constants[node.input[1]]) for node in projections]
+        bias = numpy_helper.to_array(constants[projections[0].input[2]])
+        joined = {
+            f"{attention.name}.matrix": np.concatenate(matrices, axis=1),
+            f"{attention.name}.bias": np.concatenate([bias, np.zeros(2 * len(bias), bias.dtype)]),
+        }
+        replaced = {name for node in projections for name in node.input[1:]}
+        for node in projections:
+            graph.node.remove(node)
+        for name in replaced:
+            graph.initializer.remove(constants[name])
+        graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in joined.items())
+        attention.op_type = "PackedAttention"
+        attention.input[:] = [projections[0].input[0], *joined, *attention.input[4:]]
+    return model
 
 
 def _tokens(graph: GraphWriter, parts: Parts) -> tuple[str, str, str]:
@@ -69,41 +108,51 @@ def _layer(
 ) -> str:
     """Write one layer: (tokens, hidden) to the same; with `starts` to (batch, hidden), those tokens only."""
     prefix, name = f"{parts.prefix}.encoder.layer.{number}", f"layer.{number}"
-    roles = [f"{prefix}.attention.self.{role}" for role in ("query", "key", "value")]
-    matrices = np.concatenate([parts.weight(f"{role}.weight").T for role in roles], axis=1)
-    biases = np.concatenate([parts.weight(f"{role}.bias") for role in roles])
-    context = graph.add(
-        "PackedAttention",
-        [
-            hidden,
-            graph.constant(f"{prefix}.attention.self.matrix", matrices),
-            graph.constant(f"{prefix}.attention.self.bias", biases),
-            *packing,
-        ],
-        f"{name}/attention",
-        domain=MICROSOFT,
-        num_heads=parts.config.num_attention_heads,
-    )
+    context = _attention(graph, parts, f"{prefix}.attention.self", hidden, packing, f"{name}/attention")
     if starts is not None:
         context = graph.add("Gather", [context, starts], f"{name}/attention/first_tokens")
         hidden = graph.add("Gather", [hidden, starts], f"{name}/first_tokens")
-    middle = _residual(graph, parts, f"{prefix}.attention.output", context, hidden, f"{name}/attention/output")
+    bias = _bias_behind_attention(graph, parts, f"{prefix}.attention")
+    middle = _residual(graph, parts, f"{prefix}.attention.output", context, hidden, bias, f"{name}/attention/output")
     wide = graph.add("MatMul", [middle, parts.matrix(f"{prefix}.intermediate.dense")], f"{name}/intermediate")
     bias = parts.bias(f"{prefix}.intermediate.dense")
     if parts.config.hidden_act == "gelu":
         active = graph.add("BiasGelu", [wide, bias], f"{name}/activation", domain=MICROSOFT)
     else:
         active = graph.add("Relu", [graph.add("Add", [wide, bias], f"{name}/intermediate/bias")], f"{name}/activation")
-    return _residual(graph, parts, f"{prefix}.output", active, middle, f"{name}/output")
+    bias = parts.bias(f"{prefix}.output.dense")
+    return _residual(graph, parts, f"{prefix}.output", active, middle, bias, f"{name}/output")
 
 
-def _residual(graph: GraphWriter, parts: Parts, weights: str, source: str, skip: str, name: str) -> str:
-    """Write a linear layer; residual (`skip`) and layer normalisation are one operator after it."""
+def _attention(graph: GraphWriter, parts: Parts, weights: str, hidden: str, packing: tuple[str, str], name: str) -> str:
+    """Let the tokens of each pair attend to each other: (tokens, hidden) to the same."""
+    query = parts.linear(f"{weights}.query", hidden, f"{name}/query")
+    key, value = (
+        graph.add("MatMul", [hidden, parts.matrix(f"{weights}.{role}")], f"{name}/{role}") for role in ("key", "value")
+    )
+    return graph.add(
+        "PackedMultiHeadAttention",
+        [query, key, value, "", *packing],
+        name,
+        domain=MICROSOFT,
+        num_heads=parts.config.num_attention_heads,
+    )
+
+
+def _bias_behind_attention(graph: GraphWriter, parts: Parts, weights: str) -> str:
+    """Add the bias of attention's output, with what the values' bias becomes in it."""
+    output = parts.weight(f"{weights}.output.dense.weight").astype(np.float64)
+    bias = parts.weight(f"{weights}.output.dense.bias") + output @ parts.weight(f"{weights}.self.value.bias")
+    return graph.constant(f"{weights}.output.dense.bias", bias)
+
+
+def _residual(graph: GraphWriter, parts: Parts, weights: str, source: str, skip: str, bias: str, name: str) -> str:
+    """Write a linear layer; `bias`, residual (`skip`) and layer normalisation are one operator after it."""
     product = graph.add("MatMul", [source, parts.matrix(f"{weights}.dense")], name)
     norm = parts.norm_weights(f"{weights}.LayerNorm")
     return graph.add(
         "SkipLayerNormalization",
-        [product, skip, *norm, parts.bias(f"{weights}.dense")],
+        [product, skip, *norm, bias],
         f"{name}/norm",
         domain=MICROSOFT,
         epsilon=parts.epsilon,

@@ -1,0 +1,74 @@
+"""Compares the two attention operators that a graph for CUDA may have, on this GPU, with the same weights.
+
+The exporter writes PackedMultiHeadAttention. The other form is made of the bundle's own model, so that nothing else
+differs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from cappy_bench.gpu.plan import Check
+from cappy_bench.gpu.results import Figures, make_cell
+from cappy_bench.gpu.throughput import random_batch, time_shape, unless_failed
+from cappy_bench.shapes import read_shape
+from cappy_engine.bundle import open_bundle
+from cappy_engine.session import Session
+from cappy_export.graphs.cuda import with_packed_attention
+from cappy_export.graphs.files import save
+
+PRECISION = "fp16"
+OURS, OTHER = "PackedMultiHeadAttention", "PackedAttention"
+SHAPES = ((1, 64), (1, 256), (8, 128), (64, 128), (32, 512))
+"""Rows and tokens: pairs alone, a few candidates, and full batches of short and of long pairs."""
+
+
+def run_attention(check: Check) -> Figures:
+    """Run both forms once at every shape, for ONNX Runtime to say which kernels it takes.
+
+    >>> run_attention(check)["outcome"]
+    'both forms ran at 5 shapes'
+    """
+    shape, pad_token_id = read_shape(check.bundle), open_bundle(check.bundle).manifest.pad_token_id
+    for session in _open_both(check).values():
+        for rows, length in SHAPES:
+            session.run(random_batch(rows, length, words=shape["vocab_size"], pad_token_id=pad_token_id))
+    return {"outcome": f"both forms ran at {len(SHAPES)} shapes"}
+
+
+def measure_attention(check: Check) -> Figures:
+    """Time both forms at every shape, in turns, and compare their scores.
+
+    >>> measure_attention(check)["cells"][0]["contestant"]
+    'PackedMultiHeadAttention'
+    """
+    shape, sessions = read_shape(check.bundle), _open_both(check)
+    cells, failed, faster = [], {}, []
+    for rows, length in SHAPES:
+        seconds, broken = time_shape(check, sessions, rows, length)
+        failed |= {f"{name}, {rows} x {length}": reason for name, reason in broken.items()}
+        found = [make_cell(name, [length] * rows, seconds.get(name, []), shape) for name in sessions]
+        cells += found
+        if not broken:
+            ours, other = (cell["seconds"] for cell in found)
+            faster.append(f"{other / ours:.2f} at {rows} x {length}")
+    outcome = f"{OURS} is so many times as fast as {OTHER}: {', '.join(faster)}"
+    return unless_failed({"forms": cells, "failed": failed, "difference": _difference(check, sessions), "outcome": outcome})
+
+
+def _open_both(check: Check) -> dict[str, Session]:
+    """Open the bundle's model, and its other form, which is written once."""
+    ours = check.bundle / open_bundle(check.bundle).model(PRECISION, "cuda")
+    other = check.work / "packed_attention.onnx"
+    if not other.exists():
+        save(with_packed_attention(onnx.load(str(ours))), other)
+    return {OURS: check.machine.open_file(ours, False), OTHER: check.machine.open_file(other, False)}
+
+
+def _difference(check: Check, sessions: dict[str, Session]) -> float:
+    """Find the largest difference between the forms' scores of random tokens."""
+    shape, pad_token_id = read_shape(check.bundle), open_bundle(check.bundle).manifest.pad_token_id
+    inputs = random_batch(8, 128, words=shape["vocab_size"], pad_token_id=pad_token_id)
+    ours, other = (session.run(inputs) for session in sessions.values())
+    return float(np.abs(ours - other).max())
