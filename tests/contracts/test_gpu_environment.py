@@ -12,8 +12,10 @@ import json
 import mmap
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +63,18 @@ with Scorer.open(device=sys.argv[1]) as scorer:
 """
 
 
-def run(*command: str | Path, folder: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run in `folder`, as if no environment were active; `path` is where Python looks for packages first."""
+def run(
+    *command: str | Path, folder: Path, path: Path | None = None, libraries: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run in `folder`, as if no environment were active.
+
+    `path` is where Python looks for packages first, `libraries` where the loader looks for libraries.
+    """
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
+    if libraries is not None:
+        environment["LD_LIBRARY_PATH"] = str(libraries)
     return subprocess.run(
         [str(part) for part in command], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
@@ -153,6 +162,67 @@ def test_the_doctor_reports_what_is_missing_and_how_to_mend_it(python: Path, tmp
     assert re.search(r"MISSING +TensorRT +the loader cannot find libnvinfer\.so\.10", done.stdout)
     assert re.search(r"fix: pip install 'tensorrt-cu\d+<11'", done.stdout)
     assert "auto takes cpu: " in done.stdout.splitlines()[-1]
+
+
+DRIVER = """
+int cuDriverGetVersion(int *version) { *version = CUDA * 1000; return 0; }
+int cuInit(unsigned flags) { return 0; }
+int cuDeviceGetCount(int *count) { *count = 1; return 0; }
+int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
+int cuDeviceGetName(char *name, int length, int device) { name[0] = 'G'; name[1] = 0; return 0; }
+int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 75 ? 9 : 0; return 0; }
+int cuDeviceTotalMem_v2(unsigned long *bytes, int device) { *bytes = 80UL << 30; return 0; }
+int cuGetErrorName(int error, const char **name) { *name = "?"; return 0; }
+"""
+"""A driver with one GPU of compute capability 9.0."""
+CUDA_13 = ("libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10", "libcudart.so.13", "libcudnn.so.9")
+
+
+def simulate(folder: Path, *, cuda: int, names: Sequence[str]) -> Path:
+    """Make a driver for that CUDA, and empty libraries; skips where there is no compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    for name, source in (("libcuda.so.1", DRIVER), ("empty", "int nothing;")):
+        command = [compiler, "-shared", "-fPIC", "-w", f"-DCUDA={cuda}", "-x", "c", "-o", str(folder / name), "-"]
+        subprocess.run(command, input=source, text=True, check=True)
+    for name in names:
+        shutil.copyfile(folder / "empty", folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("cuda", "names", "told", "last"),
+    [
+        (
+            13, [*CUDA_13, "libnvinfer.so.11"],
+            r"MISSING +TensorRT +the loader cannot find libnvinfer\.so\.10, .*; it finds libnvinfer\.so\.11, but this "
+            r"ONNX Runtime works with TensorRT 10 only\n +fix: pip install 'tensorrt-cu13<11'\n",
+            "auto takes cuda: ",
+        ),
+        (
+            13, ["libcudart.so.12", "libcublas.so.12"],
+            r"MISSING +CUDA +the loader cannot find .*libcublas\.so\.13.*; it finds libcublas\.so\.12.*, but this ONNX "
+            r"Runtime is built for CUDA 13 only\n +fix: .*\[gpu\]",
+            "auto takes cpu: ",
+        ),
+        (
+            12, CUDA_13,
+            r"MISSING +driver +the driver supports CUDA 12\.0, and this ONNX Runtime needs CUDA 13\n"
+            r" +fix: install the NVIDIA driver 580 or newer\n",
+            "auto takes cpu: ",
+        ),
+    ],
+    ids=["tensorrt-11-only", "cuda-12-only", "driver-of-cuda-12"],
+)  # fmt: skip
+def test_the_doctor_tells_what_to_do_where_other_versions_are_there(
+    python: Path, tmp_path: Path, cuda: int, names: Sequence[str], told: str, last: str
+) -> None:
+    libraries = simulate(tmp_path, cuda=cuda, names=names)
+    done = run(python.parent / "cappy", "doctor", folder=tmp_path, libraries=libraries)
+    assert done.returncode == 0, done.stderr
+    assert re.search(told, done.stdout), done.stdout
+    assert done.stdout.splitlines()[-1].startswith(last)
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "tensorrt"])

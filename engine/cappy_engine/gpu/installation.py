@@ -60,7 +60,8 @@ class Installation:
 
     `runtime_packages` maps packages of ONNX Runtime to versions, `onnxruntime` is the version of the first.
     `needed_libraries` maps a provider's library to what it is linked with, leaving out what every system has;
-    `missing_libraries` to those of them that the loader cannot find.
+    `missing_libraries` to those of them that the loader cannot find; `other_versions` are libraries that it finds in
+    another version than the missing ones: libcudart.so.12 where libcudart.so.13 is needed.
     """
 
     runtime_packages: Mapping[str, str]
@@ -71,6 +72,7 @@ class Installation:
     missing_libraries: Mapping[str, tuple[str, ...]]
     onnxruntime: str | None
     needed_libraries: Mapping[str, tuple[str, ...]]
+    other_versions: tuple[str, ...] = ()
 
 
 def inspect_installation(
@@ -94,17 +96,20 @@ def inspect_installation(
     driver = read_driver(load)
     with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot load
         preload()
-    if device == "tensorrt" and (tensorrt := tensorrt_folder()):
+    tensorrt = tensorrt_folder() if device == "tensorrt" else None
+    if tensorrt:
         preload_tensorrt(tensorrt)
+    missing = find_missing(needed, load)
     return Installation(
         runtime_packages=packages,
         providers=providers,
         driver=driver.version,
         driver_problem=driver.problem,
         gpus=driver.gpus,
-        missing_libraries=find_missing(needed, load),
+        missing_libraries=missing,
         onnxruntime=next(iter(packages.values()), None),
         needed_libraries=needed,
+        other_versions=find_other_versions(missing, load, tensorrt),
     )
 
 
@@ -146,6 +151,23 @@ def find_missing(needs: Mapping[str, Sequence[str]], load: Callable[[str], Any])
     absent = {library for libraries in needs.values() for library in libraries if not _loads(library, load)}
     missing = {name: tuple(library for library in libraries if library in absent) for name, libraries in needs.items()}
     return {name: libraries for name, libraries in missing.items() if libraries}
+
+
+def find_other_versions(
+    missing: Mapping[str, Sequence[str]], load: Callable[[str], Any], tensorrt: Path | None = None
+) -> tuple[str, ...]:
+    """List libraries of CUDA and TensorRT that are here in another major version than the `missing` one.
+
+    `tensorrt` is pip's folder of TensorRT's libraries, which the loader does not search.
+    """
+    absent = {library for libraries in missing.values() for library in libraries}
+    found = []
+    for library in sorted(absent):
+        name, _, major = library.rpartition(".")
+        if name in ("libcublas.so", "libcudart.so", "libnvinfer.so") and major.isdecimal():
+            near = (f"{name}.{int(major) + step}" for step in (-2, -1, 1, 2))
+            found += [one for one in near if (tensorrt and (tensorrt / one).exists()) or _loads(one, load)]
+    return tuple(found)
 
 
 def needed_libraries(image: bytes | mmap.mmap) -> tuple[str, ...]:

@@ -20,8 +20,6 @@ SHAPE_OPERATORS = frozenset(
     "Add Sub Mul Div ReduceProd".split()
 )
 """Arithmetic on a few integers, which ONNX Runtime leaves on the CPU on purpose: a copy would take longer."""
-POSITION_OPERATORS = frozenset(("CumSum", "Not"))
-"""With these, position ids are counted over (batch, length) integers; TensorRT takes no CumSum of integers."""
 HEAVY_OPERATORS = frozenset(
     "MatMul Gemm FusedMatMul FusedGemm MatMulInteger MatMulIntegerToFloat DynamicQuantizeMatMul QLinearMatMul QGemm "
     "MatMulNBits Einsum Attention MultiHeadAttention PackedAttention PackedMultiHeadAttention QAttention".split()
@@ -29,7 +27,7 @@ HEAVY_OPERATORS = frozenset(
 """Operators with products of matrices, where nearly all of the time goes; a device that runs none of them is idle."""
 ALLOWED_BESIDE: Mapping[str, frozenset[str]] = {
     "CPUExecutionProvider": SHAPE_OPERATORS,
-    "CUDAExecutionProvider": SHAPE_OPERATORS | POSITION_OPERATORS,
+    "CUDAExecutionProvider": SHAPE_OPERATORS,
 }
 """What may run beside the device's own provider, by where it runs. More would be parts that the device refused."""
 SPEED_FLOOR = 1e12

@@ -19,6 +19,9 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {"cuda": ("CUDA", "cuDNN"), "tensorrt"
 MIN_DRIVERS = {12: "525", 13: "580"}
 """The oldest NVIDIA driver for any minor version of a CUDA (NVIDIA's "Minor Version Compatibility", table 1)."""
 
+MIN_CAPABILITY = (7, 5)
+"""Of CUDA 13, which this onnxruntime-gpu needs, and of TensorRT since 10.5 (their release notes)."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -39,7 +42,7 @@ def diagnose(installation: Installation, device: str, gpus: Sequence[int] = (0,)
     if device != "cpu":
         findings += [_driver(installation), _gpu(installation)]
         used = [installation.gpus[number] for number in gpus if 0 <= number < len(installation.gpus)]
-        findings += [_compute_capability(installation, device, gpu) for gpu in used]
+        findings += [_compute_capability(installation, gpu) for gpu in used]
         findings += [found for family in FAMILIES[device] if (found := _libraries(installation, device, family))]
     return findings
 
@@ -159,23 +162,19 @@ def _gpu(installation: Installation) -> Finding:
     return Finding("GPU", True, f"{_gpu_text(installation.gpus[0])}{others}; its speed is measured when a model opens")
 
 
-def _compute_capability(installation: Installation, device: str, gpu: Gpu) -> Finding:
-    name, major = "compute capability", cuda_major(installation)
-    floor, reason = (0, 0), ""
-    if major is not None and major >= 13:
-        floor, reason = (7, 5), f"CUDA {major} dropped GPUs below 7.5"
-    if device == "tensorrt":  # since 10.5; every release for CUDA 13 is newer (TensorRT's release notes)
-        floor, reason = (7, 5), "TensorRT 10 needs 7.5"
-    if _capability(gpu) < floor:
-        others = [other for other in installation.gpus if _capability(other) >= floor]
-        fix = (
-            f"choose the {others[0].name}, by its number (--gpu) or with CUDA_VISIBLE_DEVICES"
-            if others
-            else f"use a GPU of compute capability {floor[0]}.{floor[1]} or higher, or device='cpu'"
-        )
-        return Finding(name, False, f"{gpu.compute_capability} ({gpu.name}), and {reason}", fix)
-    slow = "" if _capability(gpu) >= (7, 0) else ": no tensor cores for fp16, which start at 7.0"
-    return Finding(name, True, gpu.compute_capability + slow)
+def _compute_capability(installation: Installation, gpu: Gpu) -> Finding:
+    name = "compute capability"
+    if _capability(gpu) >= MIN_CAPABILITY:
+        return Finding(name, True, gpu.compute_capability)
+    least = ".".join(map(str, MIN_CAPABILITY))
+    others = [other for other in installation.gpus if _capability(other) >= MIN_CAPABILITY]
+    fix = (
+        f"choose the {others[0].name}, by its number (--gpu) or with CUDA_VISIBLE_DEVICES"
+        if others
+        else f"use a GPU of compute capability {least} or higher, or device='cpu'"
+    )
+    reason = f"CUDA 13 and TensorRT 10 dropped GPUs below {least}"
+    return Finding(name, False, f"{gpu.compute_capability} ({gpu.name}), and {reason}", fix)
 
 
 def _libraries(installation: Installation, device: str, family: str) -> Finding | None:
@@ -185,13 +184,17 @@ def _libraries(installation: Installation, device: str, family: str) -> Finding 
     lacking = [library for library in missing if _family(library) == family]
     present = [library for library in linked if _family(library) == family]
     major, detail = cuda_major(installation), f"the loader cannot find {', '.join(lacking)}"
+    others = [library for library in installation.other_versions if _family(library) == family]
     if lacking and family == "TensorRT":
         versions = [int(match[1]) for library in lacking if (match := re.search(r"\.so\.(\d+)$", library))]
-        below = max(versions, default=10) + 1
-        detail = f"{detail}; TensorRT {below}, which pip would take, has other ones"
-        return Finding(family, False, detail, f"pip install 'tensorrt-cu{major or 13}<{below}'")
+        wanted = max(versions, default=10)
+        reason = f"TensorRT {wanted + 1}, which pip would take, has other ones"
+        if others:
+            reason = f"it finds {', '.join(others)}, but this ONNX Runtime works with TensorRT {wanted} only"
+        return Finding(family, False, f"{detail}; {reason}", f"pip install 'tensorrt-cu{major or 13}<{wanted + 1}'")
     if lacking:
-        return Finding(family, False, detail, install_hint("gpu"))
+        reason = f"; it finds {', '.join(others)}, but this ONNX Runtime is built for CUDA {major} only"
+        return Finding(family, False, detail + (reason if others else ""), install_hint("gpu"))
     if present:
         return Finding(family, True, ", ".join(present))
     if linked and family == "cuDNN":  # optional for CUDA since microsoft/onnxruntime #29252

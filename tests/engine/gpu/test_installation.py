@@ -23,6 +23,7 @@ from cappy_engine.gpu.installation import (
     TENSORRT_LIBRARIES,
     Gpu,
     find_missing,
+    find_other_versions,
     inspect_installation,
     library_needs,
     needed_libraries,
@@ -116,6 +117,15 @@ def test_the_needs_of_provider_libraries_leave_out_what_every_system_has(tmp_pat
 def test_provider_libraries_that_are_absent_or_empty_have_no_needs(tmp_path: Path) -> None:
     (tmp_path / CUDA).write_bytes(b"")
     assert library_needs(tmp_path, "tensorrt") == {}
+
+
+def test_libraries_of_another_version_are_found_beside_missing_ones(tmp_path: Path) -> None:
+    missing = {CUDA: ("libcublas.so.13", "libcudart.so.13"), TENSORRT: ("libnvinfer.so.10", "libcudart.so.13")}
+    load = fake_load("libcudart.so.12", "libcublas.so.12")
+    assert find_other_versions(missing, load) == ("libcublas.so.12", "libcudart.so.12")
+    (tmp_path / "libnvinfer.so.11").touch()  # where pip puts TensorRT, and the loader does not look
+    assert find_other_versions(missing, load, tmp_path) == ("libcublas.so.12", "libcudart.so.12", "libnvinfer.so.11")
+    assert find_other_versions({}, load, tmp_path) == ()
 
 
 def test_missing_libraries_are_those_that_do_not_load() -> None:

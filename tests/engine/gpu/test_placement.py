@@ -9,7 +9,6 @@ import pytest
 from cappy_engine.errors import DeviceUnavailable
 from cappy_engine.gpu.placement import (
     HEAVY_OPERATORS,
-    POSITION_OPERATORS,
     SHAPE_OPERATORS,
     SPEED_FLOOR,
     check_placement,
@@ -42,7 +41,7 @@ def test_no_other_operator_may_run_on_the_cpu(device: str, operator: str) -> Non
         check_placement(device, {OWN[device]: LAYERS, CPU: Counter({operator: 1, "Shape": 2})})
 
 
-@pytest.mark.parametrize("operator", sorted(SHAPE_OPERATORS | POSITION_OPERATORS))
+@pytest.mark.parametrize("operator", sorted(SHAPE_OPERATORS))
 def test_cuda_may_count_positions_for_tensorrt(operator: str) -> None:
     check_placement("tensorrt", {TENSORRT: LAYERS, CUDA: Counter({operator: 1})})
 

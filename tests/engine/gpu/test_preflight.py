@@ -89,12 +89,8 @@ def test_each_device_has_its_findings_in_the_order_of_mending() -> None:
         ),
         (BARE, "tensorrt", "GPU", r"without a driver", r"install the driver first"),
         (
-            changed(gpus=(V100,)), "cuda", "compute capability", r"7\.0 \(Tesla V100\), and CUDA 13 dropped .*7\.5",
+            changed(gpus=(V100,)), "cuda", "compute capability", r"7\.0 \(Tesla V100\), and CUDA 13 .* dropped .*7\.5",
             r"7\.5 or higher, or device='cpu'$",
-        ),
-        (
-            changed(gpus=(V100,), needed_libraries=NEEDED_12, driver="12.8"), "tensorrt", "compute capability",
-            r"TensorRT 10 needs 7\.5$", r"7\.5 or higher",
         ),
         (
             changed(gpus=(P100, L4)), "cuda", "compute capability", r"Tesla P100",
@@ -120,6 +116,15 @@ def test_each_device_has_its_findings_in_the_order_of_mending() -> None:
         (
             changed(missing_libraries={TENSORRT: ("libnvinfer.so.10",)}, needed_libraries=NEEDED_12), "tensorrt",
             "TensorRT", r"libnvinfer\.so\.10", r"^pip install 'tensorrt-cu12<11'$",
+        ),
+        (
+            changed(missing_libraries={TENSORRT: ("libnvinfer.so.10",)}, other_versions=("libnvinfer.so.11",)),
+            "tensorrt", "TensorRT", r"find libnvinfer\.so\.10; it finds libnvinfer\.so\.11, but .* TensorRT 10 only$",
+            r"^pip install 'tensorrt-cu13<11'$",
+        ),
+        (
+            changed(missing_libraries={CUDA: ("libcudart.so.13",)}, other_versions=("libcudart.so.12",)), "cuda",
+            "CUDA", r"find libcudart\.so\.13; it finds libcudart\.so\.12, but .* CUDA 13 only$", INSTALL_GPU,
         ),
     ],
 )  # fmt: skip
@@ -161,13 +166,6 @@ def test_only_what_the_device_needs_is_wrong(installation: Installation, device:
 @pytest.mark.parametrize("driver", ["13.0", "13.5", "14.0"])
 def test_only_the_major_version_of_cuda_decides_on_the_driver(driver: str) -> None:
     assert not problems(changed(driver=driver), "cuda")
-
-
-def test_a_gpu_older_than_tensor_cores_runs_with_cuda_12_and_is_told_of_fp16() -> None:
-    installation = changed(gpus=(P100,), needed_libraries=NEEDED_12, driver="12.8")
-    assert not problems(installation, "cuda")
-    (finding,) = (finding for finding in diagnose(installation, "cuda") if finding.name == "compute capability")
-    assert finding.detail == "6.0: no tensor cores for fp16, which start at 7.0"
 
 
 def test_several_gpus_are_counted_and_the_first_is_described() -> None:
