@@ -32,7 +32,7 @@ def test_workloads_are_the_same_from_the_same_seed_and_others_from_another(token
 @pytest.mark.slow
 def test_workloads_have_the_lengths_they_promise(tokenizer: PairTokenizer) -> None:
     pool = make_pool([f"word{place}" for place in range(50)], seed=0)
-    sizes = Sizes(interactive=20, lengths=3, rerank=3, bulk=400, long=10, padded=4)
+    sizes = Sizes(interactive=20, lengths=3, rerank=3, bulk=400, long=10, padded=4, questions=20)
     found = {workload.name: workload for workload in make_workloads(pool, tokenizer, sizes, seed=0)}
     assert list(found) == list(DESCRIPTIONS)
     encoded = {name: tokenizer.encode(workload.pairs) for name, workload in found.items()}
