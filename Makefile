@@ -26,6 +26,14 @@ BENCH ?= --environment main --max-seconds 8
 # Where make gpu-check writes its result; GPU_CHECK= takes its other options, such as --only and --keep-engines.
 GPU_RESULT ?= bench/gpu-check.json
 GPU_CHECK ?=
+# Where packages cannot be fetched, GPU_PYTHON=python3 takes an interpreter that has them, and no environment is made.
+GPU_PYTHON ?= .venv-gpu/bin/python
+GPU_READY := $(if $(filter .venv-gpu/%,$(GPU_PYTHON)),.venv-gpu/ready)
+LARGE_PYTHON := $(if $(GPU_READY),$(TEST)/python,$(GPU_PYTHON))
+# GPU_TARGETS=cuda where TensorRT cannot be had: its models take most of the export's time.
+GPU_TARGETS ?= cuda tensorrt
+# Other options of the export, such as --limit fp16.max_error=0.01 for random weights, which are nearer to fp16's limit.
+GPU_EXPORT ?=
 
 .PHONY: help demo test lint types fast native wheel engine-tests clients others bench bench-full bench-micro gpu-check clean
 help:
@@ -40,7 +48,7 @@ help:
 	@echo "make bench  parity and speed of cappy-mini beside other tools, in under 10 minutes"
 	@echo "make bench-full   the same for a model of cappy-large's size, beside every tool that can be installed"
 	@echo "make bench-micro  tokenisation, planning and single batches (pytest-benchmark)"
-	@echo "make gpu-check    on a machine with an NVIDIA GPU: parity, speed and failure drills of CHECKPOINT= on CUDA and TensorRT"
+	@echo "make gpu-check    on a machine with an NVIDIA GPU: parity, speed and failure drills of CHECKPOINT= (docs/gpu.md)"
 	@echo "make clean  remove what the other targets made"
 
 # Beside the sources, where editable installs find it. Without a compiler it says so, and all goes on without.
@@ -137,10 +145,10 @@ bench: bench/mini-bundle/manifest.json
 	$(TEST)/cappy bench compare $(RESULTS)/cappy-mini.json
 	$(TEST)/cappy bench report --results $(RESULTS) --force
 
-bench/large/config.json: .venv-test/ready
+bench/large/config.json: $(if $(GPU_READY),.venv-test/ready)
 	@test -f "$(ROBERTA)/vocab.json" || { echo "set ROBERTA to a folder with RoBERTa's vocab.json and merges.txt" >&2; exit 1; }
 	rm -rf bench/large
-	$(TEST)/python -m cappy_bench.make_checkpoint bench/large --size large --tokenizer $(ROBERTA)
+	$(LARGE_PYTHON) -m cappy_bench.make_checkpoint bench/large --size large --tokenizer $(ROBERTA)
 
 FULL := bench/$(notdir $(CHECKPOINT))
 $(FULL)-bundle/manifest.json: $(if $(filter bench/large,$(CHECKPOINT)),bench/large/config.json)
@@ -181,13 +189,13 @@ wheel: .venv-wheel/ready .venv-test/ready
 
 # Made once: an export of cappy-large's size takes minutes. Remove the folder to export again.
 GPU_BUNDLE := bench/$(notdir $(CHECKPOINT))-gpu-bundle
-$(GPU_BUNDLE)/manifest.json: | .venv-gpu/ready $(if $(filter bench/large,$(CHECKPOINT)),bench/large/config.json)
+$(GPU_BUNDLE)/manifest.json: | $(GPU_READY) $(if $(filter bench/large,$(CHECKPOINT)),bench/large/config.json)
 	rm -rf $(GPU_BUNDLE)
-	.venv-gpu/bin/cappy export $(CHECKPOINT) $(GPU_BUNDLE) --target cpu --target cuda --target tensorrt \
-		--precision fp32 --precision fp16 --precision int8
+	$(GPU_PYTHON) -m cappy_engine export $(CHECKPOINT) $(GPU_BUNDLE) $(GPU_TARGETS:%=--target %) \
+		--precision fp32 --precision fp16 $(if $(filter tensorrt,$(GPU_TARGETS)),--precision int8) $(GPU_EXPORT)
 
-gpu-check: $(GPU_BUNDLE)/manifest.json | .venv-gpu/ready
-	.venv-gpu/bin/python -m cappy_bench.gpu.check --checkpoint $(CHECKPOINT) --bundle $(GPU_BUNDLE) \
+gpu-check: $(GPU_BUNDLE)/manifest.json | $(GPU_READY)
+	$(GPU_PYTHON) -m cappy_bench.gpu.check --checkpoint $(CHECKPOINT) --bundle $(GPU_BUNDLE) \
 		--title "GPU check of $(notdir $(CHECKPOINT))" --out $(GPU_RESULT) --force $(if $(DATA),--data $(DATA)) $(GPU_CHECK)
 
 clean:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.support.exported import bundle, checkpoint
+from tests.support.exported import bundle, checkpoint, gpu_bundle
 from tests.support.fake_tools import measure, tokenizer, workloads
 from tests.support.preloaded import preloaded
 
-__all__ = ["bundle", "checkpoint", "measure", "preloaded", "tokenizer", "workloads"]
+__all__ = ["bundle", "checkpoint", "gpu_bundle", "measure", "preloaded", "tokenizer", "workloads"]

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from cappy_bench.gpu.check import GROUPS, NOT_ASKED, main
+from cappy_bench.gpu.check import GROUPS, NOT_ASKED, NOT_EXPORTED, main
 from cappy_engine.bundle import EMBEDDED, MODEL_FILES
 from cappy_export.checkpoints.checkpoint import open_checkpoint
 from cappy_export.proof.pairs import default_pairs
 from cappy_export.proof.reference import Reference, score_with_torch
-from tests.support.bundles import copy_bundle
-from tests.support.gpu_checks import CacheByName, FakeMachine, Ran, add_gpu_models
+from tests.support.bundles import copy_bundle, read_manifest, write_manifest
+from tests.support.gpu_checks import CacheByName, FakeMachine, Ran
 from tests.support.installations import NO_DRIVER, changed
 from tests.support.places import MINI
 
@@ -29,13 +29,6 @@ NO_GPU = changed(driver=None, driver_problem=NO_DRIVER, gpus=())
 @pytest.fixture(scope="module")
 def reference(checkpoint: Path) -> Reference:
     return score_with_torch(open_checkpoint(checkpoint), default_pairs(), max_length=512)
-
-
-@pytest.fixture(scope="module")
-def gpu_bundle(bundle: Path, reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = copy_bundle(tmp_path_factory.mktemp("gpu") / "bundle", source=bundle)
-    add_gpu_models(path, reference)
-    return path
 
 
 @pytest.fixture
@@ -72,19 +65,23 @@ def test_where_all_is_well_every_step_is_ok_and_every_figure_is_there(check: Cal
     assert ran.document["is_complete"]
     assert {step["name"].partition("/")[0] for step in ran.document["steps"]} == {"preflight", *GROUPS, "published"}
     for step in ran.document["steps"]:
-        if step["name"].startswith("parity/") and step["name"] != "parity/reference":
+        if step["name"].startswith("parity/") and step["name"] not in ("parity/reference", "parity/tensorrt/int8"):
             assert step["figures"]["max_error"] < 5e-3
-            is_free = step["name"] in ("parity/cuda/fp32-tf32", "parity/pytorch/fp16")
+            is_free = step["name"] == "parity/cuda/fp32-tf32" or "pytorch" in step["name"]
             assert (step["figures"]["limits"] is None) == is_free
         for cell in (step["figures"] or {}).get("cells", ()):
             assert min(cell["pairs_per_second"], cell["tokens_per_second"], cell["tflops"]) > 0
-    cells = [cell for length in (64, 512) for cell in ran.step(f"throughput/{length}")["figures"]["cells"]]
+    cells = [cell for length in (64, 512) for cell in ran.step(f"throughput/cuda/{length}")["figures"]["cells"]]
     shapes = {(cell["length"], cell["rows"]) for cell in cells}
     assert shapes == {(64, 1), (64, 8), (512, 1)}
     assert ran.step("open/tensorrt/fp16/first")["figures"]["engines_built"] == 4
     assert ran.step("open/tensorrt/fp16/again")["figures"]["engines_built"] == 0
     assert all(row["ours"] is not None for row in ran.step("published")["figures"]["rows"])
+    assert ran.step("attention/kernels")["attention"] == {"PackedMultiHeadAttention fp16 FLASH_ATTENTION": 1}
+    assert ran.step("attention/speed")["figures"]["difference"] < 1e-2
+    assert [cell["batch"] for cell in ran.step("questions/cuda-fp16")["figures"]["sizes"]] == [8, 16, 32]
     assert "Pairs/s (TFLOP/s), medians:" in ran.printed
+    assert "pytorch bf16, here, batches of" in ran.printed
     assert "What is missing" not in ran.printed
 
 
@@ -97,8 +94,8 @@ def test_scores_that_the_canary_does_not_show_fail_the_parity_with_their_error(c
     assert "max error 0.25 is above 0.0001" in step["reason"]
     assert step["reason"] in ran.printed
     assert ran.step("parity/cuda/fp32-tf32")["status"] == "ok"  # for information
-    assert ran.step("throughput/64") == {
-        "name": "throughput/64", "status": "skipped", "seconds": None, "reason": NOT_ASKED, "figures": None
+    assert ran.step("throughput/cuda/64") == {
+        "name": "throughput/cuda/64", "status": "skipped", "seconds": None, "reason": NOT_ASKED, "figures": None
     }  # fmt: skip
     assert ran.status == 1
 
@@ -169,6 +166,19 @@ def test_without_tensorrt_what_needs_only_cuda_runs(check: Callable[..., Ran]) -
     assert ran.step("open/tensorrt/fp16/first")["status"] == "skipped"
     assert "libnvinfer.so.10" in ran.step("open/tensorrt/fp16/first")["reason"]
     assert ran.status == 1
+
+
+def test_a_bundle_without_tensorrts_models_is_not_asked_for_them(
+    check: Callable[..., Ran], gpu_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = copy_bundle(tmp_path / "cuda-only", source=gpu_bundle)
+    document = read_manifest(bundle)
+    del document["targets"]["tensorrt"]
+    write_manifest(bundle, document)
+    ran = check("--bundle", str(bundle), only=["open"], installation=NO_TENSORRT)
+    assert ran.step("open/cuda/fp16")["status"] == "ok"
+    assert ran.step("open/tensorrt/fp16/first")["reason"] == NOT_EXPORTED
+    assert ran.status == 0
 
 
 def test_when_the_time_is_used_up_the_rest_is_skipped_and_says_so(check: Callable[..., Ran]) -> None:

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from cappy_bench.gpu.check import GROUPS, NOT_ASKED, all_steps, exit_status, why_not, why_unusable
 from cappy_bench.gpu.drills import expect
-from cappy_bench.gpu.host import load_half
+from cappy_bench.gpu.host import load_torch
 from cappy_bench.gpu.plan import CheckFailed
+from cappy_bench.gpu.questions import score_in_rows, time_doubling
 from cappy_bench.gpu.results import CONTESTANTS, PUBLISHED, beside_published, make_cell
 from cappy_bench.gpu.throughput import time_in_turns
+from cappy_bench.gpu.watching import FACTS, attention_kernels, gpu_facts, watched
+from cappy_engine import Scorer
 from cappy_engine.bundle import EMBEDDED, open_bundle
 from cappy_engine.errors import DeviceUnavailable, ScoringError
+from cappy_engine.session import open_session
+from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.checkpoints.checkpoint import load_model, open_checkpoint
 from tests.support.installations import GOOD
 
 SHAPE = {"hidden_size": 8, "intermediate_size": 32, "layers": 2}
+
+
+def test_the_most_valuable_steps_come_first() -> None:
+    names = [step.name for step in all_steps(open_bundle(EMBEDDED))]
+    first = ["open/cuda/fp16", "open/cuda/fp32", "attention/kernels", "throughput/cuda/mixed", "parity/reference"]
+    assert names[:7] == [*first, "parity/cuda/fp16", "parity/cuda/fp32"]
+    needing = [step.device for step in all_steps(open_bundle(EMBEDDED)) if step.group != "drill"]
+    assert needing == sorted(needing)  # CUDA's, then TensorRT's
 
 
 def test_every_step_has_a_name_of_its_own_and_a_group_that_can_be_asked_for() -> None:
@@ -88,7 +103,7 @@ def test_published_figures_stand_beside_ours_at_the_nearest_shape() -> None:
         for rows in (1, 32)
     ]
     cells += [make_cell(name, [128], [], SHAPE) for name in CONTESTANTS]
-    steps = [{"name": "throughput/128", "figures": {"cells": cells}}]
+    steps = [{"name": "throughput/cuda/128", "figures": {"cells": cells}}]
     found = beside_published(steps)
     assert found is not None
     ours = {(row["precision"], row["length"], row["rows"]): row["ours"] for row in found["rows"]}
@@ -98,15 +113,76 @@ def test_published_figures_stand_beside_ours_at_the_nearest_shape() -> None:
     assert ours["int8", 128, 1] is None
     assert ours[None, None, None] is None
     assert len(found["rows"]) == len(PUBLISHED)
-    assert beside_published([{"name": "throughput/128", "figures": {"cells": cells[6:]}}]) is None
+    assert beside_published([{"name": "throughput/cuda/128", "figures": {"cells": cells[6:]}}]) is None
 
 
-def test_pytorchs_peer_is_in_fp16_with_sdpa_and_has_the_checkpoints_weights(checkpoint: Path) -> None:
-    module, loaded = load_half(checkpoint), load_model(open_checkpoint(checkpoint))
+@pytest.mark.parametrize(("precision", "kind"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_pytorchs_peer_has_sdpa_and_the_checkpoints_weights(
+    checkpoint: Path, precision: str, kind: torch.dtype
+) -> None:
+    module, loaded = load_torch(checkpoint, precision), load_model(open_checkpoint(checkpoint))
     assert module.config._attn_implementation == "sdpa"
     assert not module.training
     weights = loaded.state_dict()
     for name, weight in module.state_dict().items():
         if weight.is_floating_point():
-            assert weight.dtype == torch.float16
-            torch.testing.assert_close(weight, weights[name].half(), rtol=0, atol=0)
+            assert weight.dtype == kind
+            torch.testing.assert_close(weight, weights[name].to(kind), rtol=0, atol=0)
+
+
+def test_batches_are_doubled_until_the_memory_ends_and_each_is_timed_three_times() -> None:
+    seen: list[int] = []
+
+    def run(rows: int) -> None:
+        seen.append(rows)
+        if rows == 32:
+            raise MemoryError("all of it is taken")
+
+    ticks = iter(range(100))
+    seconds, ended = time_doubling(run, most=1000, passes=3, clock=lambda: float(next(ticks)))
+    assert seen == [8] * 4 + [16] * 4 + [32]
+    assert seconds == {8: [1.0] * 3, 16: [1.0] * 3}
+    assert ended == "32 pairs did not run (MemoryError: all of it is taken)"
+    assert time_doubling(lambda rows: None, most=9, passes=1)[1] == "all pairs are one batch of 9"
+
+
+def test_pairs_in_batches_of_rows_get_their_own_scores() -> None:
+    pairs = [("Is the sky blue?", "Yes " * count) for count in (3, 40, 1, 7, 7)]
+    with Scorer.open(EMBEDDED, device="cpu") as scorer:
+        expected = scorer.score(pairs)
+    tokenizer = PairTokenizer.from_file(EMBEDDED / "tokenizer.json", max_length=512)
+    session = open_session(open_bundle(EMBEDDED).model("int8"), threads=1)
+    pad_token_id = open_bundle(EMBEDDED).manifest.pad_token_id
+    found = score_in_rows(session, tokenizer, pairs, 2, pad_token_id=pad_token_id)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_what_nvidia_smi_says_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with watched() as nothing:
+        pass
+    assert (nothing, gpu_facts()) == ({}, [])
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(
+        f"""#!/bin/sh
+case "$*" in
+    *--loop-ms=*) echo "1980, 400.5, 61, 900"; echo "1200, 300.5, 65, [N/A]"; exec /bin/sleep 60 ;;
+    *) echo "{", ".join(FACTS)}" ;;
+esac
+"""
+    )
+    tool.chmod(0o755)
+    with watched() as seen:
+        time.sleep(0.3)
+    assert seen == {"samples": 2, "sm_mhz": 1590.0, "watts": 350.5, "celsius": 65.0, "mib": 900.0}
+    assert gpu_facts() == [{name: name for name in FACTS}]
+
+
+def test_attention_kernels_are_counted_by_operator_type_and_kernel() -> None:
+    line = "\x1b[36mOperator={} Node=layer.{}/attention DataType=fp16 SdpaKernel={}\x1b[0m\n"
+    names = [("PackedAttention", "EFFICIENT_ATTENTION"), ("PackedMultiHeadAttention", "FLASH_ATTENTION")]
+    output = "".join(line.format(name, layer, kernel) for name, kernel in names for layer in range(2)) + "other\n"
+    assert attention_kernels(output) == {
+        "PackedAttention fp16 EFFICIENT_ATTENTION": 2,
+        "PackedMultiHeadAttention fp16 FLASH_ATTENTION": 2,
+    }

@@ -8,10 +8,10 @@ import pytest
 
 from cappy_export.checkpoints.checkpoint import open_checkpoint
 from cappy_export.graphs.optimum import build_fused_graph
-from tests.support.exported import bundle, checkpoint
+from tests.support.exported import bundle, checkpoint, gpu_bundle
 from tests.support.preloaded import preloaded
 
-__all__ = ["bundle", "checkpoint", "fused", "preloaded"]
+__all__ = ["bundle", "checkpoint", "fused", "gpu_bundle", "preloaded"]
 
 
 @pytest.fixture(scope="session")

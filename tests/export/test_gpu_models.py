@@ -29,14 +29,6 @@ GPU_MODELS = [("cuda", "fp32"), ("cuda", "fp16"), ("tensorrt", "fp32"), ("tensor
 ALL = ("fp32", "fp16", "int8")
 
 
-@pytest.fixture(scope="module")
-def gpu_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle for the CPU and both GPU targets, in every precision that each runs."""
-    path = tmp_path_factory.mktemp("gpu") / "bundle"
-    export(checkpoint, path, ExportOptions(precisions=ALL, targets=("cpu", "cuda", "tensorrt")))
-    return path
-
-
 def document_of(bundle: Path) -> dict[str, Any]:
     document: dict[str, Any] = json.loads((bundle / "manifest.json").read_bytes())
     return document

@@ -49,3 +49,15 @@ def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         export(checkpoint, folder, ExportOptions(precisions=("fp32", "fp16", "int8")))
 
     return made_once(tmp_path_factory, "tiny-exported", make)
+
+
+@pytest.fixture(scope="session")
+def gpu_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the bundle of `checkpoint` for the CPU and both GPU targets, in every precision that each runs."""
+
+    def make(folder: Path) -> None:
+        export(
+            checkpoint, folder, ExportOptions(precisions=("fp32", "fp16", "int8"), targets=("cpu", "cuda", "tensorrt"))
+        )
+
+    return made_once(tmp_path_factory, "tiny-for-gpus", make)

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import pytest
 
 from cappy_bench.gpu.check import main
 from cappy_bench.gpu.host import Child, Environment, Machine, scorer_of
-from cappy_engine.bundle import MANIFEST, MODEL_FILES, TARGETS, open_bundle
+from cappy_engine.bundle import MANIFEST, open_bundle
 from cappy_engine.gpu.engines import EngineCache, engine_folder
 from cappy_engine.gpu.installation import Installation
 from cappy_engine.gpu.plan import GpuModel, plan_gpu
@@ -29,26 +30,25 @@ from cappy_engine.gpu.preflight import require_device
 from cappy_engine.gpu.start import Machine as GpuMachine
 from cappy_engine.gpu.start import open_on_gpus
 from cappy_engine.session import PROVIDERS, Providers, Session, open_session
-from cappy_engine.tokenizer import PairTokenizer
-from cappy_export.proof.pairs import default_pairs
+from cappy_export.gpu_models import runnable_on_cpu
 from cappy_export.proof.reference import Reference
-from tests.support.bundles import read_manifest, write_manifest
 from tests.support.installations import GOOD
 
-CANARY_LENGTH = 60
-"""The canary has pairs up to this length, and one of the longest."""
+DEBUG_LINE = "Operator=PackedMultiHeadAttention Node=layer.0/attention DataType=fp16 SdpaKernel=FLASH_ATTENTION\n"
 
 
 class OnCpu:
-    """A model on the CPU that says it is elsewhere.
+    """A model on the CPU that says it is elsewhere; for CUDA, with stand-ins for what the CPU lacks.
 
-    Scores of middling pairs, which the canary has not, are off by `error`.
+    Scores of pairs are off by `error`, but for those as long as one of the canary's, of `right_lengths`.
     """
 
-    def __init__(self, model: Path, *, device: str, error: float = 0.0) -> None:
+    def __init__(self, model: Path, *, device: str, error: float = 0.0, right_lengths: Sequence[int] = ()) -> None:
         self.device = device
-        self._session = open_session(model, threads=1)
+        with tempfile.TemporaryDirectory() as folder:
+            self._session = open_session(runnable_on_cpu(model, device, Path(folder)), threads=1)
         self._error = error
+        self._right_lengths = right_lengths
 
     @property
     def placed(self) -> Mapping[str, Counter[str]]:
@@ -56,8 +56,7 @@ class OnCpu:
         return {PROVIDERS[self.device]: Counter(MatMul=1)}
 
     def run(self, inputs: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
-        lengths = inputs["attention_mask"].sum(axis=1)
-        is_off = (lengths > CANARY_LENGTH) & (lengths < 512)
+        is_off = ~np.isin(inputs["attention_mask"].sum(axis=1), self._right_lengths)
         scores: npt.NDArray[np.float32] = (self._session.run(inputs) + self._error * is_off).astype(np.float32)
         return scores
 
@@ -92,9 +91,10 @@ class FakeMachine:
     def machine(self) -> Machine:
         return Machine(
             self.inspect,
-            lambda bundle, device, precision: scorer_of(*self.open(bundle, device, precision, False)),
+            lambda bundle, device, precision: scorer_of(*self.open(bundle, device, precision)),
             self.open,
-            lambda checkpoint: OnCpu(self.torch_model, device="cuda"),
+            lambda model, tf32: OnCpu(model, device="cuda"),
+            lambda checkpoint, precision: OnCpu(self.torch_model, device="cuda"),
             lambda checkpoint, pairs, max_length: self.reference,
             self.run_child,
         )
@@ -104,16 +104,17 @@ class FakeMachine:
             return dataclasses.replace(self.installation, gpus=(), driver_problem="CUDA_ERROR_NO_DEVICE")
         return self.installation
 
-    def open(self, bundle: Path, device: str, precision: str, tf32: bool) -> tuple[Session, GpuModel]:
+    def open(self, bundle: Path, device: str, precision: str) -> tuple[Session, GpuModel]:
         found, installation = open_bundle(bundle), self.inspect()
         require_device(installation, device)
         there = installation.gpus
         model = plan_gpu(found, device, precision, gpus=(0,), max_batch_tokens=1024, there=there)
         if self.is_careless:
             return OnCpu(found.model("fp32"), device=device), model
+        right_lengths = [len(pair["input_ids"]) for pair in found.manifest.document["canary"]["pairs"]]
         machine = GpuMachine(
             installation,
-            partial(self.open_model, device),
+            partial(self.open_model, device, right_lengths),
             self.cache(engine_folder()),
             versions={"onnxruntime": "1.31.1"},
             environment=os.environ,
@@ -121,13 +122,13 @@ class FakeMachine:
         )
         return open_on_gpus(model, machine), model
 
-    def open_model(self, device: str, model: Path, providers: Providers) -> OnCpu:
+    def open_model(self, device: str, right_lengths: Sequence[int], model: Path, providers: Providers) -> OnCpu:
         if device == "tensorrt":
             engine = Path(providers[0][1]["trt_engine_cache_path"]) / "TensorrtExecutionProvider.engine"
             if not engine.exists():
                 shutil.copyfile(model, engine)
             model = engine
-        return OnCpu(model, device=device, error=self.error)
+        return OnCpu(model, device=device, error=self.error, right_lengths=right_lengths)
 
     def run_child(self, arguments: Sequence[str], environment: Environment, seconds: float) -> Child:
         step = arguments[-1]
@@ -139,38 +140,8 @@ class FakeMachine:
                     patch.delenv(name, raising=False)
                 else:
                     patch.setenv(name, value)
-            return Child(main(arguments, machine=self.machine), "")
-
-
-def add_gpu_models(folder: Path, reference: Reference) -> None:
-    """Give a bundle models for GPUs, which are those for the CPU, and a canary."""
-    document = read_manifest(folder)
-    document["targets"] = {}
-    for target in ("cuda", "tensorrt"):
-        (folder / target).mkdir()
-        for precision, name in TARGETS[target].items():
-            source = MODEL_FILES["fp32" if precision == "fp32" else "fp16"]  # int8 of random weights is too far off
-            shutil.copyfile(folder / source, folder / name)
-            document["files"][name] = document["files"][source]
-        graph = {"unpadded": False, "inputs": ["input_ids", "attention_mask"]}
-        document["targets"][target] = {
-            "precisions": list(TARGETS[target]),
-            "graphs": dict.fromkeys(TARGETS[target], graph),
-        }
-    document["targets"]["tensorrt"]["buckets"] = [64, 128, 256, 512]
-    short = np.flatnonzero(reference.token_counts <= CANARY_LENGTH)[:4].tolist()
-    rows = [*short, int(reference.token_counts.argmax())]
-    encoded = PairTokenizer.from_file(folder / "tokenizer.json", max_length=512).encode(
-        [default_pairs()[row] for row in rows]
-    )
-    document["canary"] = {
-        "tolerance": {target: {"fp32": 1e-4, "fp16": 5e-3, "int8": 5e-3} for target in ("cuda", "tensorrt")},
-        "pairs": [
-            {"input_ids": ids.tolist(), "token_type_ids": types.tolist(), "score": float(reference.scores[row])}
-            for row, ids, types in zip(rows, encoded.token_ids, encoded.type_ids, strict=True)
-        ],
-    }
-    write_manifest(folder, document)
+            status = main(arguments, machine=self.machine)
+            return Child(status, DEBUG_LINE if "ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO" in environment else "")
 
 
 @dataclass(frozen=True)

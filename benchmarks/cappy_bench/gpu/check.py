@@ -2,11 +2,12 @@
 
     python -m cappy_bench.gpu.check --checkpoint CHECKPOINT --bundle BUNDLE --out RESULT.json [--data DATA]
 
-BUNDLE is exported from CHECKPOINT for cpu, cuda and tensorrt in fp32, fp16 and int8; `make gpu-check` makes it first.
-Every step runs in a process of its own, in an environment of its own, and a step that fails stops no other; only where
-there is no GPU, all are skipped. A figure that was not measured is null. The result is written after every step. At the
-end come the tables and, as the last line on standard output, the result as one JSON document. Exit status: 0 if every
-step that was asked for is ok, else 1.
+BUNDLE is exported from CHECKPOINT for cuda in fp32 and fp16, and maybe for tensorrt, in int8 too; `make gpu-check`
+makes it first. Every step runs in a process of its own, in an environment of its own, and a step that fails stops no
+other. What cannot be there is skipped, with the reason: everything without a GPU, TensorRT's steps without its
+libraries. The most valuable steps come first, and the result is written after every step; a figure that was not
+measured is null. At the end come the tables and, as the last line on standard output, the result as one JSON document.
+Exit status: 0 if every step that was asked for is ok, else 1. What the bundle has no model for was not asked for.
 
 Building engines takes minutes: with little time, run one group after the other (`--only open --keep-engines`, then
 `--only parity --keep-engines`, ...).
@@ -22,38 +23,33 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from cappy_bench.gpu.drills import drill_steps
+from cappy_bench.gpu.facts import DEVICES, describe_bundle, installed_versions, not_exported
 from cappy_bench.gpu.host import Machine, this_machine
 from cappy_bench.gpu.plan import FULL, QUICK, Check, CheckFailed, Step
 from cappy_bench.gpu.results import Figures, beside_published, summary
 from cappy_bench.gpu.steps import measuring_steps
+from cappy_bench.gpu.watching import attention_kernels, gpu_facts, watched
 from cappy_bench.machine import current_commit, describe_machine
 from cappy_bench.peers.process import in_short
 from cappy_engine.buckets import default_buckets
 from cappy_engine.bulk.outputs import check_output
-from cappy_engine.bundle import MANIFEST, Bundle, open_bundle
+from cappy_engine.bundle import Bundle, open_bundle
 from cappy_engine.errors import CappyError
 from cappy_engine.gpu.installation import Installation
 from cappy_engine.gpu.preflight import diagnose
 from cappy_engine.gpu.start import NO_TF32
-from cappy_engine.storage import sha256_of, write_json
+from cappy_engine.storage import write_json
 
 SCHEMA = 1
-DEVICES = ("cuda", "tensorrt")
-GROUPS = ("open", "parity", "throughput", "drill")
+GROUPS = ("open", "attention", "throughput", "parity", "questions", "drill")
 NOT_ASKED = "not asked for (--only)"
-PACKAGES = (
-    *("cappy-engine", "onnxruntime-gpu", "onnxruntime", "tensorrt-cu13", "tensorrt-cu12", "torch", "transformers"),
-    *("nvidia-cudnn-cu13", "nvidia-cudnn-cu12", "nvidia-cublas", "nvidia-cublas-cu12", "onnx", "numpy"),
-)
-
+NOT_EXPORTED = "not asked for: the bundle has no model for it"
 Entry = dict[str, Any]
 Say = Callable[[str], object]
 
@@ -77,8 +73,9 @@ def run_all(order: Order, check: Check, bundle: Bundle, say: Say) -> Entry:
     """
     began, started = time.monotonic(), datetime.now(UTC)
     installation = check.machine.inspect()  # before anything imports PyTorch, which brings CUDA's libraries with it
-    entries = [{**_preflight(installation), "seconds": round(time.monotonic() - began, 1)}]
-    lacking = why_unusable(installation)
+    facts = gpu_facts()
+    lacking = {**why_unusable(installation), **dict.fromkeys(not_exported(bundle), NOT_EXPORTED)}
+    entries = [{**_preflight(installation, lacking), "seconds": round(time.monotonic() - began, 1)}]
 
     def document(is_complete: bool) -> Entry:
         return {
@@ -91,9 +88,10 @@ def run_all(order: Order, check: Check, bundle: Bundle, say: Say) -> Entry:
             "machine": {
                 **describe_machine(),
                 "gpus": [asdict(gpu) for gpu in installation.gpus],
+                "nvidia_smi": facts,
                 "cuda_of_driver": installation.driver,
             },
-            "versions": {name: _version(name) for name in PACKAGES},
+            "versions": installed_versions(),
             "model": describe_bundle(bundle),
             "settings": {
                 "effort": asdict(check.effort),
@@ -180,31 +178,14 @@ def exit_status(entries: Sequence[Mapping[str, Any]]) -> int:
     >>> exit_status([{"status": "skipped", "reason": "there is no GPU here"}])
     1
     """
-    return int(any(entry["status"] != "ok" and entry["reason"] != NOT_ASKED for entry in entries))
+    return int(any(entry["status"] != "ok" and entry["reason"] not in (NOT_ASKED, NOT_EXPORTED) for entry in entries))
 
 
-def describe_bundle(bundle: Bundle) -> dict[str, Any]:
-    """Describe the bundle's source and its models.
-
-    >>> describe_bundle(open_bundle(EMBEDDED))["name"]
-    'cappy-mini'
-    """
-    document = bundle.manifest.document
-    source, model = document.get("source", {}), document["model"]
-    return {
-        "name": source.get("name"),
-        "weights_sha256": source.get("sha256"),
-        "manifest_sha256": sha256_of(bundle.path / MANIFEST),
-        "precisions": {target: list(bundle.manifest.precisions_for(target)) for target in ("cpu", *DEVICES)},
-        **{name: model.get(name) for name in ("layers", "heads", "hidden_size", "parameters", "max_length")},
-    }
-
-
-def _preflight(installation: Installation) -> Entry:
+def _preflight(installation: Installation, lacking: Mapping[str, str | None]) -> Entry:
     findings = {device: [asdict(found) for found in diagnose(installation, device)] for device in DEVICES}
     figures = {"installation": asdict(installation), "findings": findings}
-    reasons = dict.fromkeys(reason for reason in why_unusable(installation).values() if reason)
-    return _entry("preflight", "failed" if reasons else "ok", " | ".join(reasons) or None, figures)
+    reasons = dict.fromkeys(reason for reason in lacking.values() if reason not in (None, NOT_EXPORTED))
+    return _entry("preflight", "failed" if reasons else "ok", " | ".join(filter(None, reasons)) or None, figures)
 
 
 def _in_child(step: Step, check: Check, order: Order, seconds: float) -> Entry:
@@ -213,13 +194,16 @@ def _in_child(step: Step, check: Check, order: Order, seconds: float) -> Entry:
     file.unlink(missing_ok=True)
     arguments = ["--checkpoint", check.checkpoint, "--bundle", check.bundle, "--work", check.work, "--out", order.out]
     arguments += ["--data", check.data] if check.data else []
+    arguments += ["--questions", check.questions] if check.questions else []
     arguments += ["--quick"] if check.effort == QUICK else []
     environment = {"CAPPY_CACHE": str(check.work / "cache"), NO_TF32: None, "HF_HUB_OFFLINE": "1", **step.environment}
     began = time.monotonic()
-    child = check.machine.run_child([*map(str, arguments), "--step", step.name], environment, seconds)
+    with watched() as seen:
+        child = check.machine.run_child([*map(str, arguments), "--step", step.name], environment, seconds)
     took = round(time.monotonic() - began, 1)
     file.with_suffix(".log").write_text(child.output, encoding="utf-8")
     entry = json.loads(file.read_text(encoding="utf-8")) if file.exists() else _entry(step.name, "failed", None)
+    entry |= {"gpu": seen or None, "attention": attention_kernels(child.output) or None}
     if child.status == 0 and file.exists():
         return {**entry, "seconds": took}
     ended = f"was ended after {seconds:.0f} s" if child.status is None else f"ended with status {child.status}"
@@ -241,12 +225,6 @@ def _entry(name: str, status: str, reason: str | None, figures: Figures | None =
     return {"name": name, "status": status, "seconds": None, "reason": reason, "figures": figures}
 
 
-def _version(package: str) -> str | None:
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version(package)
-    return None
-
-
 def _say(line: str) -> None:
     print(f"{datetime.now(UTC):%H:%M:%S} {line}", file=sys.stderr, flush=True)
 
@@ -258,6 +236,9 @@ def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -
     parser.add_argument("--out", type=Path, required=True, help="the result, as JSON")
     parser.add_argument("--force", action="store_true", help="replace the result if it exists")
     parser.add_argument("--data", type=Path, help="folder with PromptSource's and BIG-Bench's tasks, for real texts")
+    parser.add_argument(
+        "--questions", type=Path, help="pairs of Natural Questions, JSON Lines; else texts of such lengths"
+    )
     parser.add_argument("--title", default="GPU check")
     parser.add_argument("--work", type=Path, default=Path("bench/gpu"), help="engines, and the output of every step")
     parser.add_argument("--max-seconds", type=float, default=7200.0, help="no step goes on after this; default: 7200")
@@ -272,6 +253,7 @@ def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -
     check = Check(
         machine=machine or this_machine(),
         data=options.data.resolve() if options.data else None,
+        questions=options.questions.resolve() if options.questions else None,
         effort=QUICK if options.quick else FULL,
         **paths,
     )

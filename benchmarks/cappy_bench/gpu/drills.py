@@ -88,7 +88,7 @@ def run_unknown_shapes(check: Check) -> Figures:
     ONNX Runtime would build one for minutes.
     """
     with _one_bucket(check) as folder:
-        session, model = check.machine.open_session(folder, "tensorrt", PRECISION, False)
+        session, model = check.machine.open_session(folder, "tensorrt", PRECISION)
         length = model.grouping.buckets[-1]
         found: Figures = {}
         for rows, tokens in ((1, length - 1), (model.max_rows(length) + 1, length)):

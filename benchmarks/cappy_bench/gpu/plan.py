@@ -27,23 +27,25 @@ class Effort:
     """How much is measured.
 
     A batch is run `runs` times, a batch of one `single_runs` times. The mixed workload has so many `pairs`; where there
-    are no real texts, they are taken from a `pool` of so many.
+    are no real texts, they are taken from a `pool` of so many. Attention is compared on batches of at most `tokens`.
     """
 
     runs: int
     single_runs: int
     pairs: int
     pool: int
+    tokens: int
 
 
-FULL, QUICK = Effort(15, 100, 2000, 4000), Effort(2, 3, 24, 400)
+FULL, QUICK = Effort(15, 100, 2000, 4000, BATCH_TOKENS), Effort(2, 3, 24, 400, 1024)
 
 
 @dataclass(frozen=True)
 class Check:
     """What is checked, and where.
 
-    `work` is a folder for files between the steps, `data` one with real texts, if any.
+    `work` is a folder for files between the steps, `data` one with real texts, and `questions` a file with pairs of
+    Natural Questions, if there are any.
     """
 
     machine: Machine
@@ -51,6 +53,7 @@ class Check:
     bundle: Path
     work: Path
     data: Path | None
+    questions: Path | None
     effort: Effort
 
     def open(self, contestant: str) -> tuple[Session, GpuModel]:

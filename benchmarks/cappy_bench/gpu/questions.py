@@ -10,7 +10,6 @@ Each contestant has a process of its own, and so the whole memory. Knows nothing
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -19,11 +18,11 @@ import numpy as np
 
 from cappy_bench.gpu.plan import Check, CheckFailed
 from cappy_bench.gpu.results import Figures, make_cell
-from cappy_bench.gpu.throughput import tokenizer_of
+from cappy_bench.gpu.throughput import read_texts, tokenizer_of
 from cappy_bench.peers.peer import Pair
 from cappy_bench.peers.process import in_short
 from cappy_bench.shapes import read_shape
-from cappy_bench.speed.texts import choose_pool, read_pairs_file
+from cappy_bench.speed.texts import read_pairs_file
 from cappy_bench.speed.workloads import Pool, question_lengths
 from cappy_engine.batching import Batch, Scores, model_inputs
 from cappy_engine.session import Session
@@ -85,8 +84,6 @@ def time_doubling(
         found[rows] = taken
         if rows >= most:
             return found, f"all pairs are one batch of {most}"
-        if len(found) > 2 and statistics.median(taken) > 2 * min(map(statistics.median, found.values())):
-            return found, f"batches of {rows} take more than twice the time of the best ones"
     raise AssertionError("the sizes do not end")
 
 
@@ -115,7 +112,7 @@ def question_pairs(check: Check, tokenizer: PairTokenizer) -> tuple[list[Pair], 
     """
     if check.questions is not None:
         return read_pairs_file(check.questions)[: check.effort.pairs], f"the file {check.questions.name}"
-    texts, source = choose_pool(None, check.data, seed=0)
+    texts, source = read_texts(check)
     random = np.random.default_rng(0)
     lengths = question_lengths(random, min(check.effort.pairs, len(texts) // 2))
     return Pool(texts, tokenizer).take(lengths), f"{source}, in the lengths assumed for Natural Questions"

@@ -17,8 +17,10 @@ Figures = dict[str, Any]
 Entry = Mapping[str, Any]
 
 OURS = ("cuda fp16", "tensorrt fp16", "tensorrt int8")
-TORCH = "pytorch fp16"
-CONTESTANTS = (*OURS, TORCH)
+TORCH = ("pytorch fp16", "pytorch bf16")
+CONTESTANTS = (*OURS, *TORCH)
+ON_CUDA = ("cuda fp16", *TORCH)
+"""The contestants of the steps that need no TensorRT."""
 DEMOBERT = "NVIDIA's demoBERT (TensorRT), BERT-large, A100-40GB"
 MLPERF = "MLPerf Inference v3.1 (MLCommons), BERT-large, one H100, tokenisation not timed"
 
@@ -49,6 +51,28 @@ PUBLISHED = (
     Published(f"{MLPERF}, server", None, None, None, pairs_per_second=7004),
 )
 """On other machines, with BERT-large, which has the layers of cappy-large: a scale, not a race."""
+RERANKERS = (
+    ("ettin-reranker-17m-v1", 17, 7517),
+    ("ettin-reranker-32m-v1", 32, 6602),
+    ("ettin-reranker-68m-v1", 68, 4913),
+    ("ms-marco-MiniLM-L4-v2", 19, 4029),
+    ("ms-marco-MiniLM-L6-v2", 22, 3817),
+    ("ms-marco-MiniLM-L12-v2", 33, 3311),
+    ("ettin-reranker-150m-v1", 150, 3237),
+    ("bge-reranker-base", 278, 2858),
+    ("mxbai-rerank-xsmall-v1", 70, 2636),
+    ("mxbai-rerank-base-v1", 184, 1953),
+    ("ettin-reranker-400m-v1", 400, 1738),
+    ("bge-reranker-large", 560, 1659),
+    ("bge-reranker-v2-m3", 568, 1569),
+    ("gte-reranker-modernbert-base", 150, 1418),
+    ("granite-embedding-reranker-english-r2", 150, 1404),
+    ("ettin-reranker-1b-v1", 1000, 928),
+    ("mxbai-rerank-large-v1", 435, 867),
+    ("mxbai-rerank-base-v2", 494, 809),
+    ("mxbai-rerank-large-v2", 1500, 387),
+)
+"""Million parameters and pairs a second of sentence-transformers' authors (`questions.py` has the protocol)."""
 
 
 def make_cell(contestant: str, lengths: Sequence[int], seconds: Sequence[float], shape: Mapping[str, int]) -> Figures:
@@ -83,7 +107,7 @@ def cells_of(steps: Iterable[Entry], *, is_mixed: bool) -> list[Figures]:
         for step in steps
         if step["name"].startswith("throughput/") and step["figures"] is not None
         for cell in step["figures"].get("cells", ())
-        if (step["name"] == "throughput/mixed") == is_mixed
+        if step["name"].endswith("/mixed") == is_mixed
     ]
 
 
@@ -120,8 +144,8 @@ def summary(document: Mapping[str, Any]) -> str:
     ]
     if lacking:
         parts.append("\n".join(["What is missing:", *lacking]))
-    parts += [table for table in (_throughput_table(steps), _published_table(steps)) if table]
-    return "\n\n".join(parts)
+    tables = (_watched_table(steps), _throughput_table(steps), _questions_table(steps), _published_table(steps))
+    return "\n\n".join([*parts, *(table for table in tables if table)])
 
 
 def _is_ours(cell: Figures) -> bool:
@@ -175,13 +199,39 @@ def _throughput_table(steps: Sequence[Entry]) -> str:
     if not cells:
         return ""
     shapes = dict.fromkeys((cell["length"], cell["rows"]) for cell in cells)
-    by_place = {(cell["length"], cell["rows"], cell["contestant"]): cell for cell in cells}
+    # CUDA's fp16 is measured beside PyTorch first, and then again beside TensorRT.
+    by_place = {(cell["length"], cell["rows"], cell["contestant"]): cell for cell in reversed(cells)}
     rows = [
         (str(length or "mixed"), str(count), *(_speed(by_place.get((length, count, name))) for name in CONTESTANTS))
         for length, count in shapes
     ]
     names = [f"{name} (PARITY FAILED)" if name in wrong else name for name in CONTESTANTS]
     return "Pairs/s (TFLOP/s), medians:\n\n" + markdown(("length", "rows", *names), rows)
+
+
+def _watched_table(steps: Sequence[Entry]) -> str:
+    """Write what the GPU did in each step, as nvidia-smi saw it, and which attention kernels ran."""
+    rows = []
+    for step in steps:
+        seen, kernels = step.get("gpu"), step.get("attention")
+        if seen or kernels:
+            names = ("sm_mhz", "watts", "celsius", "mib")
+            told = [number(seen[name]) if seen and seen[name] is not None else "-" for name in names]
+            rows.append((step["name"], *told, ", ".join(kernels or ())))
+    header = ("step", "SM MHz", "W", "hottest C", "most MiB", "attention kernels")
+    return "The GPU meanwhile (medians of nvidia-smi):\n\n" + markdown(header, rows) if rows else ""
+
+
+def _questions_table(steps: Sequence[Entry]) -> str:
+    """Write the published rerankers and ours by their speed, fastest first."""
+    best = [step["figures"]["best"] for step in steps if step["name"].startswith("questions/") and step["figures"]]
+    if not best:
+        return ""
+    ours = [(f"{cell['contestant']}, here, batches of {cell['batch']}", "", cell["pairs_per_second"]) for cell in best]
+    theirs = [(name, f"{millions} M", speed) for name, millions, speed in RERANKERS]
+    rows = [(name, size, number(speed)) for name, size, speed in sorted(ours + theirs, key=lambda row: -row[2])]
+    title = "Natural Questions' protocol, beside published figures (one H100, bf16; our texts have assumed lengths):"
+    return f"{title}\n\n" + markdown(("model", "parameters", "pairs/s"), rows)
 
 
 def _speed(cell: Figures | None) -> str:

@@ -1,8 +1,7 @@
 """Measures a GPU step by step.
 
-Each step runs in a process of its own, so that a crash costs one step only. Engines are opened first, since the first
-opening of each builds it. Our sessions are opened before PyTorch is imported, which brings CUDA's libraries with it
-(`cappy_bench.gpu.host`).
+Each step runs in a process of its own, so that a crash costs one step only. Our sessions are opened before PyTorch is
+imported, which brings CUDA's libraries with it (`cappy_bench.gpu.host`).
 """
 
 from __future__ import annotations
@@ -15,9 +14,11 @@ from functools import partial
 
 import numpy as np
 
+from cappy_bench.gpu.attention import measure_attention, run_attention
 from cappy_bench.gpu.host import Environment, scorer_of
 from cappy_bench.gpu.plan import Check, CheckFailed, Step
-from cappy_bench.gpu.results import Figures
+from cappy_bench.gpu.questions import measure_questions
+from cappy_bench.gpu.results import ON_CUDA, OURS, Figures
 from cappy_bench.gpu.throughput import measure_length, measure_mixed
 from cappy_engine.bundle import MANIFEST, open_bundle
 from cappy_engine.gpu.engines import engine_folder
@@ -27,36 +28,64 @@ from cappy_engine.storage import write_json
 from cappy_export.proof.limits import default_limits
 from cappy_export.proof.pairs import default_pairs
 
-MODELS = (("cuda", "fp32"), ("cuda", "fp16"), ("tensorrt", "fp32"), ("tensorrt", "fp16"), ("tensorrt", "int8"))
+FLOATS = ("fp16", "fp32")
 PARITY_SHAPES = ((1, None), (2048, None), (BATCH_TOKENS, None))
 """Budgets of the batches in which parity is measured: one by one, and as large as a GPU gets them."""
 REFERENCE = "reference.json"
 
 
 def measuring_steps(buckets: Sequence[int]) -> list[Step]:
-    """List the steps that measure opening, parity and throughput, in their order.
+    """List the steps that measure opening, parity and throughput, in their order: the most valuable first.
 
     >>> measuring_steps((64, 512))[0].name
-    'open/cuda/fp32'
+    'open/cuda/fp16'
     """
+    *longer, shortest = sorted(buckets, reverse=True)
+    return [
+        *(Step(f"open/cuda/{name}", "cuda", partial(time_opening, device="cuda", precision=name)) for name in FLOATS),
+        Step("attention/kernels", "cuda", run_attention, {"ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO": "1"}),
+        Step("throughput/cuda/mixed", "cuda", partial(measure_mixed, names=ON_CUDA)),
+        Step("parity/reference", "cuda", score_reference),
+        *(_parity_step("cuda", precision) for precision in FLOATS),
+        Step(f"throughput/cuda/{shortest}", "cuda", partial(measure_length, length=shortest, names=ON_CUDA)),
+        *(_questions_step(name) for name in ON_CUDA),
+        Step("attention/speed", "cuda", measure_attention),
+        *(
+            Step(f"throughput/cuda/{length}", "cuda", partial(measure_length, length=length, names=ON_CUDA))
+            for length in longer
+        ),
+        *(_parity_step("pytorch", precision) for precision in ("fp16", "bf16")),
+        Step("parity/cuda/fp32-tf32", "cuda", partial(measure_parity, device="cuda", precision="fp32", tf32=True)),
+        *_tensorrt_steps(buckets),
+    ]
+
+
+def _tensorrt_steps(buckets: Sequence[int]) -> list[Step]:
+    """List TensorRT's: engines are opened first, since the first opening of each builds it."""
     steps = []
-    for device, precision in MODELS:
-        run = partial(time_opening, device=device, precision=precision)
-        if device == "cuda":
-            steps.append(Step(f"open/cuda/{precision}", device, run))
-            continue
-        environment = _environment(device, precision)
-        steps.append(Step(f"open/{device}/{precision}/first", device, partial(run, is_first=True), environment))
-        steps.append(Step(f"open/{device}/{precision}/again", device, run, environment))
-    steps.append(Step("parity/reference", "cuda", score_reference))
-    for device, precision in MODELS:
-        run = partial(measure_parity, device=device, precision=precision)
-        steps.append(Step(f"parity/{device}/{precision}", device, run, _environment(device, precision)))
-    with_tf32 = partial(measure_parity, device="cuda", precision="fp32", tf32=True)
-    steps.append(Step("parity/cuda/fp32-tf32", "cuda", with_tf32))
-    steps.append(Step("parity/pytorch/fp16", "cuda", partial(measure_parity, device="pytorch", precision="fp16")))
-    steps += [Step(f"throughput/{length}", "cuda", partial(measure_length, length=length)) for length in buckets]
-    return [*steps, Step("throughput/mixed", "cuda", measure_mixed)]
+    for precision in (*FLOATS, "int8"):
+        run, environment = partial(time_opening, device="tensorrt", precision=precision), _environment(precision)
+        steps.append(Step(f"open/tensorrt/{precision}/first", "tensorrt", partial(run, is_first=True), environment))
+        steps.append(Step(f"open/tensorrt/{precision}/again", "tensorrt", run, environment))
+    steps += [_parity_step("tensorrt", precision) for precision in (*FLOATS, "int8")]
+    steps.append(Step("throughput/tensorrt/mixed", "tensorrt", partial(measure_mixed, names=OURS)))
+    steps += [
+        Step(f"throughput/tensorrt/{length}", "tensorrt", partial(measure_length, length=length, names=OURS))
+        for length in buckets
+    ]
+    return steps
+
+
+def _parity_step(device: str, precision: str) -> Step:
+    needed = "cuda" if device == "pytorch" else device
+    environment = _environment(precision) if device == "tensorrt" else {}
+    run = partial(measure_parity, device=device, precision=precision)
+    return Step(f"parity/{device}/{precision}", needed, run, environment)
+
+
+def _questions_step(name: str) -> Step:
+    """TensorRT's engines take batches of their own size only, and have none."""
+    return Step(f"questions/{name.replace(' ', '-')}", "cuda", partial(measure_questions, name=name))
 
 
 def time_opening(check: Check, *, device: str, precision: str, is_first: bool = False) -> Figures:
@@ -114,9 +143,10 @@ def measure_parity(check: Check, *, device: str, precision: str, tf32: bool = Fa
         >>> measure_parity(check, device="cuda", precision="fp16")["max_error"]
     """
     if device == "pytorch":
-        scorer = scorer_of(*check.open_torch())
-    elif tf32:
-        scorer = scorer_of(*check.machine.open_session(check.bundle, device, precision, True))
+        scorer = scorer_of(*check.open(f"pytorch {precision}"))
+    elif tf32:  # without the canary: TF32 cannot keep its tolerance for fp32
+        model = open_bundle(check.bundle).model(precision, device)
+        scorer = scorer_of(check.machine.open_file(model, True), check.cuda_model(precision))
     else:
         scorer = check.machine.open_scorer(check.bundle, device, precision)
     # PyTorch comes with these: not before our session is open
@@ -139,12 +169,12 @@ def measure_parity(check: Check, *, device: str, precision: str, tf32: bool = Fa
     allowed = default_limits(reference.spread)
     limits = asdict(allowed[precision]) if is_limited else None
     figures = {**found, "worst": worst, "pairs": len(pairs), "batch_shapes": shapes, "limits": limits}
-    broken = violations({"precisions": {}, "targets": {device: {precision: figures}}}, allowed)
-    if broken and is_limited:
+    report = {"precisions": {}, "targets": {device: {precision: figures}}}
+    if is_limited and (broken := violations(report, allowed)):
         raise CheckFailed("; ".join(broken), figures)
     return figures
 
 
-def _environment(device: str, precision: str) -> Environment:
+def _environment(precision: str) -> Environment:
     """Without this variable TensorRT computes fp32 in TF32, and our code refuses it."""
-    return {NO_TF32: "0"} if (device, precision) == ("tensorrt", "fp32") else {}
+    return {NO_TF32: "0"} if precision == "fp32" else {}

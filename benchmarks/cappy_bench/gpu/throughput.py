@@ -84,9 +84,7 @@ def tokenizer_of(check: Check) -> PairTokenizer:
     return PairTokenizer.from_file(check.bundle / "tokenizer.json", max_length=max_length)
 
 
-def open_contestants(
-    check: Check, names: Sequence[str]
-) -> tuple[dict[str, tuple[Session, GpuModel]], dict[str, str]]:
+def open_contestants(check: Check, names: Sequence[str]) -> tuple[dict[str, tuple[Session, GpuModel]], dict[str, str]]:
     """Open every contestant that opens, and say why the others do not. Raises CheckFailed if none does.
 
     >>> opened, failed = open_contestants(check, ["cuda fp16", "pytorch fp16"])
@@ -143,16 +141,26 @@ def random_batch(rows: int, length: int, *, words: int, pad_token_id: int) -> di
     return model_inputs(encoded, Batch(np.arange(rows), length), pad_token_id=pad_token_id)
 
 
+def read_texts(check: Check) -> tuple[list[Pair], str]:
+    """Read real pairs, if there are some, or make up others, and say what they are.
+
+    >>> read_texts(check)[1]
+    "made of words of the package's parity pairs"
+    """
+    pairs = read_pool(check.data, seed=0) if check.data else []
+    if pairs:
+        return pairs, "PromptSource's and BIG-Bench's tasks"
+    made = make_pool_like(default_pairs(), seed=0, count=check.effort.pool)
+    return made, "made of words of the package's parity pairs"
+
+
 def mixed_pairs(check: Check, tokenizer: PairTokenizer) -> tuple[list[Pair], str]:
     """Take the pairs of the benchmarks' workload "bulk", and say where they are from.
 
     >>> mixed_pairs(check, tokenizer)[1]
     "made of words of the package's parity pairs"
     """
-    pairs, source = read_pool(check.data, seed=0) if check.data else [], "PromptSource's and BIG-Bench's tasks"
-    if not pairs:
-        pairs = make_pool_like(default_pairs(), seed=0, count=check.effort.pool)
-        source = "made of words of the package's parity pairs"
+    pairs, source = read_texts(check)
     sizes = Sizes(interactive=1, lengths=1, rerank=1, bulk=check.effort.pairs, long=1, padded=1)
     bulk = next(found for found in make_workloads(pairs, tokenizer, sizes, seed=0) if found.name == "bulk")
     return bulk.pairs, source

@@ -67,12 +67,16 @@ def with_packed_attention(model: onnx.ModelProto) -> onnx.ModelProto:
 
     >>> onnx.save(with_packed_attention(onnx.load("my-bundle/cuda/model_fp16.onnx")), "packed_attention.onnx")
 
-    The model may be float32 or fp16. Raises GraphError where values are cast between the projections and the attention.
+    The model may be float32 or fp16. Raises GraphError for one without PackedMultiHeadAttention, and where
+    values are cast between the projections and the attention.
     """
     graph = model.graph
     producers = {node.output[0]: node for node in graph.node}
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    for attention in [node for node in graph.node if node.op_type == "PackedMultiHeadAttention"]:
+    attentions = [node for node in graph.node if node.op_type == "PackedMultiHeadAttention"]
+    if not attentions:
+        raise GraphError("the model has no PackedMultiHeadAttention; it is not one for CUDA, or an older one")
+    for attention in attentions:
         projections = [producers[name] for name in attention.input[:3]]
         if [node.op_type for node in projections] != ["Gemm", "MatMul", "MatMul"]:
             raise GraphError(f"{attention.name} does not read its projections as they are")
