@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from cappy_engine.activations import Activation, sigmoid
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,32 @@ def best_first(scores: Iterable[float], exact: Mapping[int, float]) -> list[int]
     """
     listed = _listed(scores).tolist()
     return sorted(range(len(listed)), key=lambda place: (place not in exact, -exact.get(place, listed[place])))
+
+
+def ranked(
+    responses: Sequence[str],
+    scores: npt.NDArray[np.float32],
+    truncated: npt.NDArray[np.bool_],
+    exact: Mapping[int, float],
+    *,
+    activation: Activation = "identity",
+) -> list[Candidate]:
+    """Make candidates of `responses`, in the order of `best_first`: raw scores decide, whatever the `activation`.
+
+    >>> ranked(["Yes", "No"], np.array([0.2, 0.9], dtype=np.float32), np.array([False, False]), {})[0].response
+    'No'
+    """
+    shown = sigmoid if activation == "sigmoid" else float
+    return [
+        Candidate(
+            place,
+            responses[place],
+            shown(exact.get(place, float(scores[place]))),
+            bool(truncated[place]),
+            place in exact,
+        )
+        for place in best_first(scores, exact)
+    ]
 
 
 def _listed(scores: Iterable[float]) -> npt.NDArray[np.floating]:

@@ -10,15 +10,16 @@ from typing import Self, cast
 
 import numpy as np
 
+from cappy_engine.activations import ACTIVATIONS, Activation, activated
 from cappy_engine.batching import Batch, EncodedPairs, Padding, Scores
 from cappy_engine.bundle import EMBEDDED, Bundle, open_bundle
-from cappy_engine.checks import check_flag, described
+from cappy_engine.checks import check_flag, check_word, described
 from cappy_engine.errors import CappyError, ScoringError
 from cappy_engine.exact import ExactModel
 from cappy_engine.opening import open_runner
 from cappy_engine.options import Device, Mode, Precision, ScorerInfo, ScorerOptions
 from cappy_engine.pairs import MAX_TEXT_CHARS, Pair, Pairs, TooLong, candidate_pairs
-from cappy_engine.ranking import Candidate, best_first, near_best
+from cappy_engine.ranking import Candidate, near_best, ranked
 from cappy_engine.runner import CLOSED, Runner
 from cappy_engine.scored import Scored
 from cappy_engine.tokenizer import PairTokenizer
@@ -148,22 +149,24 @@ class Scorer:
             raise AttributeError("exact_winner needs a scorer that was made by Scorer.open")
         return self._exact
 
-    def score(self, pairs: Pairs, *, too_long: TooLong = "truncate") -> Scores:
-        """Score (instruction, response) pairs: (n,) float32, in input order; about 0 to 1, not clipped.
+    def score(self, pairs: Pairs, *, activation: Activation = "identity", too_long: TooLong = "truncate") -> Scores:
+        """Score (instruction, response) pairs: (n,) float32, in input order; the model's raw output, not clipped.
 
         `pairs` may be a table, of pandas, polars, Arrow or datasets: its columns `instruction` and `response`, or its
         only two. A pair too long for the model is truncated as in training; with `too_long="refuse"` it is an
-        InvalidPair. A warning is logged with the count of truncated pairs, and of empty instructions.
+        InvalidPair. A warning is logged with the count of truncated pairs, and of empty instructions. The `activation`
+        "sigmoid" puts scores between 0 and 1.
 
             >>> scorer.score([("Is the sky blue?", "Yes"), ("Is the sky blue?", "No")])
             array([0.93, 0.08], dtype=float32)
 
         Raises InvalidPair (with the index) and ScoringError.
         """
+        check_word("activation", activation, ACTIVATIONS)
         scored = self.score_pairs(pairs, too_long=too_long)
         for remark in scored.remarks():
             log.warning("%s", remark)
-        return scored.scores
+        return activated(scored.scores, activation)
 
     def score_pairs(
         self,
@@ -234,11 +237,13 @@ class Scorer:
         candidates: Iterable[str],
         *,
         exact_winner: bool = False,
+        activation: Activation = "identity",
         too_long: TooLong = "truncate",
     ) -> list[Candidate]:
         """Score each candidate as the response to `instruction`, best first; the first wins a tie.
 
-        `candidates` may be any collection of texts, a column of a table too. It is gone through once.
+        `candidates` may be any collection of texts, a column of a table too. It is gone through once. Raw scores decide
+        the order, also with the `activation` "sigmoid", which puts the scores of the candidates between 0 and 1.
 
             >>> scorer.rank("Is the sky blue?", ["Yes", "No"])[0].response
             'Yes'
@@ -253,22 +258,14 @@ class Scorer:
         PrecisionUnavailable if the bundle has no fp32 model, and BundleError if it tells no errors.
         """
         check_flag("exact_winner", exact_winner)
+        check_word("activation", activation, ACTIVATIONS)
         pairs = candidate_pairs(instruction, candidates)
         margin = self.exact.margin() if exact_winner else 0.0
         scored = self.score_pairs(pairs, too_long=too_long)
         if scored.without_instruction:
             log.warning("the instruction is empty")
         exact = self._rescore(pairs, near_best(scored.scores, margin)) if margin and pairs else {}
-        return [
-            Candidate(
-                place,
-                pairs[place][1],
-                exact.get(place, float(scored.scores[place])),
-                bool(scored.truncated[place]),
-                place in exact,
-            )
-            for place in best_first(scored.scores, exact)
-        ]
+        return ranked([pair[1] for pair in pairs], scored.scores, scored.truncated, exact, activation=activation)
 
     def close(self) -> None:
         """Free the model; scoring afterwards raises ScoringError."""

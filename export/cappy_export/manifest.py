@@ -39,11 +39,13 @@ def describe_export(
     ['fp32']
 
     `files` are the checkpoint's, by sha256; `model` is its shape, and `graphs` the facts of the CPU's models.
+    Scores are raw, and `score` says what the authors' tools apply to them.
     """
     return {
         "schema_version": SCHEMA_VERSION,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "model": {"architecture": checkpoint.config["architectures"][0], **model},
+        "score": {"labels": 1, **checkpoint.score},
         "source": {
             "name": checkpoint.name,
             "revision": checkpoint.revision,

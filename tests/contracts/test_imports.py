@@ -23,7 +23,7 @@ from tests.support.sources import (
 
 LAYERS = """
 errors, storage, checks, forking, external_data, json_values, native/
-< columns
+< columns, activations
 < pairs, batching, buckets, session, bundle_files, ranking, publish
 < bundle
 < tokenizer, runner, scored, cpu/, gpu/

@@ -56,8 +56,11 @@ def test_a_tokenizer_config_with_code_is_refused(checkpoint: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1}}, "has 2 labels; needed is one"),
-        ({"id2label": None}, "has 2 labels; needed is one"),
+        (
+            {"id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1}},
+            r"has 2 labels \(no, yes\), so it sorts",
+        ),
+        ({"id2label": None}, "has 2 labels, so it sorts pairs into classes"),
         ({"architectures": ["RobertaForMaskedLM"]}, "no regression head: RobertaForMaskedLM"),
         ({"architectures": None}, "no regression head: no architecture"),
         (

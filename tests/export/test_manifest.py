@@ -22,6 +22,7 @@ def test_the_manifest_tells_all(bundle: Path, checkpoint: Path) -> None:
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(document["source"]["files"])
     assert {"torch", "transformers", "optimum", "onnx", "onnxruntime", "python"} <= set(document["versions"])
     assert document["model"] | {"max_length": 512, "pad_token_id": 1, "layers": 2} == document["model"]
+    assert document["score"] == {"labels": 1, "activation": None, "told_by": None}
     files = {str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()}
     assert files == set(document["files"]) | {"manifest.json"}
     pairs = document["parity"]["pairs"]

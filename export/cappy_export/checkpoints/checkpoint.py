@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from cappy_engine.errors import CheckpointError
 from cappy_engine.storage import sha256_of
-from cappy_export.checkpoints.config import read_config
+from cappy_export.checkpoints.activation import find_activation
+from cappy_export.checkpoints.config import read_config, read_json
 from cappy_export.checkpoints.hub import TOKENIZER_FILES, locate, weight_files
 from cappy_export.checkpoints.models import build_model, model_config, unused_weights
 from cappy_export.checkpoints.naming import listed
@@ -29,7 +30,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Hold a checkpoint on disk, judged but not loaded. `weight_files` are in `folder`; `revision` is a hub commit."""
+    """Hold a checkpoint on disk, judged but not loaded. `weight_files` are in `folder`; `revision` is a hub commit.
+
+    `score` says what its authors' tools apply to the model's output (`activation.py`).
+    """
 
     name: str
     revision: str | None
@@ -37,6 +41,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     format: str
     weight_files: tuple[str, ...]
+    score: Mapping[str, str | None]
 
     @property
     def weight_paths(self) -> list[Path]:
@@ -74,8 +79,9 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     """
     found = locate(source, revision=revision)
     config = read_config(found.folder, found.name)
+    score = find_activation(read_json(found.folder / "config.json"), found.folder / "config.json")
     format_, files = weight_files(found.folder, found.name)
-    return Checkpoint(found.name, found.commit, found.folder, config, format_, files)
+    return Checkpoint(found.name, found.commit, found.folder, config, format_, files, score)
 
 
 def load_model(checkpoint: Checkpoint, *, is_quiet: bool = False) -> PreTrainedModel:

@@ -96,8 +96,10 @@ def check_architecture(config: Mapping[str, Any], name: str) -> None:
     labels = config.get("id2label")
     count = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
     if count != 1:
+        names = f" ({listed(labels.values())})" if isinstance(labels, dict) and labels else ""
         raise CheckpointError(
-            f"{name} has {shown(repr(count))} labels; needed is one (the score): num_labels 1 in config.json"
+            f"{name} has {shown(repr(count))} labels{names}, so it sorts pairs into classes and gives none of them one "
+            "score; needed is a model with one label, the score, and num_labels 1 in its config.json"
         )
 
 

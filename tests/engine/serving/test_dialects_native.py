@@ -12,7 +12,7 @@ from cappy_engine.errors import InvalidRequest
 from cappy_engine.scored import Scored
 from cappy_engine.serving.dialects import native
 from cappy_engine.serving.dialects.examples import EXAMPLES
-from cappy_engine.serving.dialects.reading import sigmoid, wants_sigmoid
+from cappy_engine.serving.dialects.reading import wants_sigmoid
 from cappy_engine.serving.dialects.routes import ROUTES, Route, read_score
 from cappy_engine.serving.requests import ScoringResult
 from tests.support.dialects import LONG, MODEL, best_first, paired, refusal, reply_to, request_of, scores_of
@@ -179,12 +179,6 @@ def test_one_path_takes_our_requests_and_those_of_vllm() -> None:
     assert "unknown field `text_1`" in refusal(
         read_score, {"pairs": [{"instruction": "a", "response": "b"}], "text_1": "a"}
     )
-
-
-@pytest.mark.parametrize("score", [-1e30, -800.0, -0.5, 0.0, 0.5, 800.0, 1e30])
-def test_a_sigmoid_never_overflows(score: float) -> None:
-    assert 0 <= sigmoid(score) <= 1
-    assert sigmoid(score) + sigmoid(-score) == pytest.approx(1)
 
 
 def test_what_a_request_wants_is_told_once() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Set
 from typing import TypeVar
@@ -10,6 +9,7 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
+from cappy_engine.activations import sigmoid
 from cappy_engine.errors import InvalidRequest
 from cappy_engine.pairs import TooLong
 from cappy_engine.ranking import best_first
@@ -66,16 +66,6 @@ def scores_of(result: ScoringResult, *, is_sigmoid: bool) -> list[float]:
     """
     raw: list[float] = result.scored.scores.tolist()
     return [sigmoid(score) for score in raw] if is_sigmoid else raw
-
-
-def sigmoid(score: float) -> float:
-    """Squash a score between 0 and 1.
-
-    >>> sigmoid(0.0)
-    0.5
-    """
-    small = math.exp(-abs(score))  # the exponential of a large number is not a float
-    return (1.0 if score >= 0 else small) / (1.0 + small)
 
 
 def ranked(result: ScoringResult, top_n: int | None) -> list[int]:
