@@ -22,7 +22,7 @@ from cappy_engine.bundle import TARGETS
 from cappy_engine.errors import GraphError
 from cappy_export.checkpoints.checkpoint import Checkpoint
 from cappy_export.graphs.cuda import packed_model, packing_counts
-from cappy_export.graphs.files import save
+from cappy_export.graphs.files import MAX_BYTES, save
 from cappy_export.graphs.optimum import build_direct_graph
 from cappy_export.graphs.stand_ins import emulated
 from cappy_export.graphs.tensorrt import check_operators, check_shapes, plain_model
@@ -103,7 +103,9 @@ def _write_target(
     with tempfile.TemporaryDirectory(dir=staging) as temporary:
         folder = Path(temporary)
         steps = {name: file if name in precisions else folder / file.name for name, file in files.items()}
-        shape = build_direct_graph(checkpoint, steps["fp32"], packed_model if target == "cuda" else plain_model)
+        shape = build_direct_graph(
+            checkpoint, steps["fp32"], packed_model if target == "cuda" else plain_model, most_bytes=MAX_BYTES
+        )
         facts: dict[str, dict[str, Any]] = {"fp32": {}}
         if {"fp16", "int8"} & set(precisions):
             runnable = runnable_on_cpu(steps["fp32"], target, folder)

@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification
 from cappy_engine.errors import GraphError
 from cappy_export.checkpoints.checkpoint import open_checkpoint
 from cappy_export.graphs.optimum import (
+    build_fused_graph,
     build_graph,
     check_fusions,
     demanded_fusions,
@@ -77,12 +78,27 @@ def test_only_an_exact_gelu_must_be_fused_with_its_bias() -> None:
     assert demanded_fusions({"model_type": "deberta-v2"}, layers=2) == {}
 
 
-def test_weights_beyond_one_file_are_refused_at_once(
+def test_weights_beyond_one_file_are_refused_where_optimum_makes_one(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cappy_export.graphs.optimum.MAX_BYTES", 1000)
-    with pytest.raises(GraphError, match="models up to 2 GiB"):
-        build_graph(open_checkpoint(checkpoint), tmp_path / "model.onnx")
+    with pytest.raises(
+        GraphError, match=r"more than 0\.0 GB can be exported only of the architectures that are written"
+    ):
+        build_fused_graph(open_checkpoint(checkpoint), tmp_path / "fused.onnx")
+    build_graph(open_checkpoint(checkpoint), tmp_path / "model.onnx")
+
+
+def test_a_large_models_weights_lie_beside_its_graph(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cappy_export.graphs.files.EXTERNAL_BYTES", 1000)
+    build_graph(open_checkpoint(checkpoint), tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
+    inside = sum(len(tensor.raw_data) for tensor in graph.initializer)
+    beside = (tmp_path / "model.onnx_data").stat().st_size
+    assert inside < beside
+    assert (tmp_path / "model.onnx").stat().st_size < beside
 
 
 def test_weights_in_half_precision_count_as_the_float32_that_they_become(
@@ -92,5 +108,5 @@ def test_weights_in_half_precision_count_as_the_float32_that_they_become(
     weights = {name: value.bfloat16() for name, value in load_file(checkpoint / "model.safetensors").items()}
     save_file(weights, half / "model.safetensors")
     monkeypatch.setattr("cappy_export.graphs.optimum.MAX_BYTES", (half / "model.safetensors").stat().st_size + 1)
-    with pytest.raises(GraphError, match="models up to 2 GiB"):
-        build_graph(open_checkpoint(half), tmp_path / "model.onnx")
+    with pytest.raises(GraphError, match="can be exported only of the architectures that are written directly"):
+        build_fused_graph(open_checkpoint(half), tmp_path / "fused.onnx")

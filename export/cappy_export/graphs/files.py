@@ -17,7 +17,11 @@ from cappy_engine.errors import GraphError
 from cappy_engine.session import INPUTS
 
 MAX_BYTES = 2**31 - 2**24
-"""The most that one ONNX file can hold (protobuf's limit), less some space for the graph itself."""
+"""The most that one ONNX file can hold (protobuf's limit), less some space for the graph itself.
+
+Graphs that `save` writes may have more: their weights lie beside them. Exporters and ONNX Runtime's own tools make
+one file on their way.
+"""
 EXTERNAL_BYTES = 2**27
 EXTERNAL_TENSOR_BYTES = 2**14
 MIN_OPSET = 17
@@ -36,7 +40,8 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     """
     beside = path.with_name(path.name + EXTERNAL_SUFFIX)
     beside.unlink(missing_ok=True)  # onnx would append to it
-    if model.ByteSize() >= EXTERNAL_BYTES:
+    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    if weights >= EXTERNAL_BYTES:  # not ByteSize, which fails beyond protobuf's limit
         for tensor in model.graph.initializer:
             if len(tensor.raw_data) >= EXTERNAL_TENSOR_BYTES:
                 set_external_data(tensor, beside.name)

@@ -47,14 +47,22 @@ def build_graph(checkpoint: Checkpoint, path: Path) -> tuple[dict[str, int], dic
 
 
 def build_direct_graph(
-    checkpoint: Checkpoint, path: Path, write: Callable[[Any, Weights], onnx.ModelProto]
+    checkpoint: Checkpoint,
+    path: Path,
+    write: Callable[[Any, Weights], onnx.ModelProto],
+    *,
+    most_bytes: int | None = None,
 ) -> dict[str, int]:
     """Write to `path` the graph that `write` makes of the checkpoint's config and weights; return its shape.
 
-    >>> build_direct_graph(checkpoint, Path("model.onnx"), encoder_model)["layers"]
-    6
+        >>> build_direct_graph(checkpoint, Path("model.onnx"), encoder_model)["layers"]
+        6
+
+    Raises GraphError if the weights have more than `most_bytes` in float32.
     """
-    model = _load(checkpoint)
+    model = load_model(checkpoint, is_quiet=True)  # the reference's was loaded before
+    if most_bytes is not None:
+        _check_size(model, checkpoint, most_bytes)
     shape, config = _shape(model), model.config
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     del model
@@ -69,7 +77,7 @@ def model_shape(checkpoint: Checkpoint) -> dict[str, int]:
     >>> model_shape(open_checkpoint("export/cappy_mini/checkpoint"))["layers"]
     6
     """
-    return _shape(_load(checkpoint))
+    return _shape(load_model(checkpoint, is_quiet=True))
 
 
 def build_fused_graph(checkpoint: Checkpoint, path: Path) -> tuple[dict[str, int], dict[str, Any]]:
@@ -121,15 +129,13 @@ def check_fusions(fused: Mapping[str, int], config: Mapping[str, Any], *, layers
         log.warning("%s: fused %s; more is not known to be possible", config["model_type"], dict(fused) or "nothing")
 
 
-def _load(checkpoint: Checkpoint) -> PreTrainedModel:
-    """Load the model in PyTorch; raises GraphError if it does not fit into one ONNX file."""
-    model = load_model(checkpoint, is_quiet=True)  # the reference's was loaded before
+def _check_size(model: PreTrainedModel, checkpoint: Checkpoint, most_bytes: int) -> None:
     size_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    if size_bytes > MAX_BYTES:
+    if size_bytes > most_bytes:
         raise GraphError(
-            f"{checkpoint.name} has {size_bytes / 1e9:.1f} GB of float32 weights; models up to 2 GiB can be exported"
+            f"{checkpoint.name} has {size_bytes / 1e9:.1f} GB of float32 weights; more than {most_bytes / 1e9:.1f} GB "
+            "can be exported only of the architectures that are written directly, in fp32 and int8 for CPUs"
         )
-    return model
 
 
 def _shape(model: PreTrainedModel) -> dict[str, int]:
@@ -147,7 +153,8 @@ def _export_with_optimum(checkpoint: Checkpoint, path: Path) -> dict[str, int]:
     from optimum.exporters.onnx.convert import export
     from optimum.exporters.tasks import TasksManager
 
-    model = _load(checkpoint)
+    model = load_model(checkpoint, is_quiet=True)
+    _check_size(model, checkpoint, MAX_BYTES)
     try:
         with quiet():
             make_config = TasksManager.get_exporter_config_constructor(

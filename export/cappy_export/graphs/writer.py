@@ -85,10 +85,11 @@ class GraphWriter:
             name,
             [helper.make_tensor_value_info(entry, TensorProto.INT64, axes) for entry in inputs],
             [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [axes[0], 1])],
-            list(self.constants.values()),
         )
         opsets = [helper.make_opsetid("", self._opset), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="cappy-export")
+        for constant in self.constants.values():  # one by one: protobuf copies no message of more than 2 GiB
+            model.graph.initializer.add().CopyFrom(constant)
         return with_functions(model)
 
 

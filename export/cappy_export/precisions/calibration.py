@@ -20,6 +20,7 @@ from onnxruntime import InferenceSession, NodeArg, SessionOptions
 
 from cappy_engine.batching import Batch, EncodedPairs, model_inputs
 from cappy_engine.errors import GraphError
+from cappy_export.graphs.files import save
 from cappy_export.precisions.rounding import Floats
 
 CALIBRATION_PAIRS = 32
@@ -179,7 +180,7 @@ def open_exposed(source: Path, names: Sequence[str] | None = None) -> InferenceS
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory(dir=source.parent) as temporary:
         path = Path(temporary, "exposed.onnx")
-        onnx.save(model, str(path))
+        save(model, path)
         del model
         return InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
