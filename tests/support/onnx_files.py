@@ -51,12 +51,16 @@ def write_external_model(path: Path, location: str) -> Path:
     return _write(path, nodes, [ids], [logits], [axis, number])
 
 
-def write_attention_model(path: Path, *, heads: int, hidden: int, is_first: bool = False) -> Path:
-    """Write a model of the operator Attention of the domain `cappy`, or of FirstAttention; its result is `result`."""
+def write_attention_model(
+    path: Path, *, heads: int, hidden: int, is_first: bool = False, window: int | None = None
+) -> Path:
+    """Write a model of Attention of the domain `cappy`, FirstAttention or LocalAttention; its result is `result`."""
     inputs: dict[str, tuple[int, Sequence[int | str]]] = {"queries": (FLOAT, ["pairs", hidden])} if is_first else {}
     inputs |= {"packed": (FLOAT, ["tokens", (2 if is_first else 3) * hidden]), "lengths": (INT64, ["pairs"])}
     domain = field(7, "cappy") + field(5, _attribute("heads", heads))
-    node = _node("FirstAttention" if is_first else "Attention", list(inputs), "result", domain)
+    domain += b"" if window is None else field(5, _attribute("window", window))
+    operator = "FirstAttention" if is_first else "Attention" if window is None else "LocalAttention"
+    node = _node(operator, list(inputs), "result", domain)
     values = [_value(name, kind, shape) for name, (kind, shape) in inputs.items()]
     _write(path, [node], values, [_value("result", FLOAT, ["rows", hidden])], [])
     path.write_bytes(path.read_bytes() + field(8, field(1, "cappy") + field(2, 1)))

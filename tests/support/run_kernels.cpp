@@ -80,7 +80,7 @@ int main(int count, char** words) {
     auto queries = read<float>(is_first ? pairs * hidden : 0);
     auto packed = read<float>(tokens * stride);
     auto y = room<float>(results);
-    cappy::AttentionRows rows = {packed, stride, packed + hidden, stride, y, heads, head_size};
+    cappy::AttentionRows rows = {packed, stride, packed + hidden, stride, y, heads, head_size, -1};
     if (is_first) rows.queries = queries, rows.query_stride = hidden, rows.keys = packed;
     cappy::AttentionInput input = {rows, tokens, lengths, pairs, is_first};
     if (!find<const char*, const cappy::AttentionInput*>(library, "cappy_attention")(words[3], &input)) return 1;

@@ -32,7 +32,7 @@ MOST_GELUS = 1000
 """How many values of a product numpy takes the Gelu of, which is slow."""
 LARGEST_BLOCK = 64
 """The channels that exported models rotate together, at most."""
-LENGTHS, HEAD_SIZES = (1, 7, 33, 61), (32, 64)
+LENGTHS, HEAD_SIZES, WINDOW = (1, 7, 33, 61), (32, 64), 5
 """The pairs and heads that test attention: a panel of keys that is full, one in part, and rows of each kind."""
 LONG = 513
 """The length of a pair whose keys come in two blocks, and its queries in tasks."""
@@ -203,6 +203,9 @@ def _attention_problem(library: NativeLibrary, name: str, random: np.random.Gene
         found, wanted = library.attention(name, packed, lengths, 2), reference.attention(packed, lengths, 2)
         if not _are_close(found, wanted):
             return f"Attention differs from numpy, heads of {head_size}"
+        near = library.attention(name, packed, lengths, 2, WINDOW)
+        if not _are_close(near, reference.attention(packed, lengths, 2, WINDOW)):
+            return f"LocalAttention differs from numpy, heads of {head_size}"
         queries, rest = np.split(packed, [2 * head_size], axis=1)
         given = (queries[: len(lengths)], rest, lengths, 2)
         if not _are_close(library.first_attention(name, *given), reference.first_attention(*given)):

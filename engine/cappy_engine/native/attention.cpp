@@ -20,6 +20,8 @@ namespace {
 constexpr int64_t TASKS_OF_A_THREAD = 4;  // threads end together, though one was late
 // A task has at least so many queries: its keys and values are arranged anew, which costs as much as 7 queries.
 constexpr int64_t FEWEST_QUERIES = 48;
+// Queries with a window come in blocks of so many, counted from the pair's first: a pair's sums are the same in any company.
+constexpr int64_t LOCAL_QUERIES = 64;
 
 struct Pair {
   int64_t number;
@@ -43,7 +45,7 @@ class Plan {
     for (int64_t i = 0, key = 0; i < input.pairs; key += input.lengths[i++])
       if (input.lengths[i] > 0) {
         pairs_[count_] = {i, key, input.lengths[i], 0, 0, 0};
-        work += pairs_[count_].work_of_a_head(queries(pairs_[count_])) * heads;
+        work += work_of_a_head(pairs_[count_]) * heads;
         count_++;
       }
     std::sort(pairs_, pairs_ + count_, [](const Pair& a, const Pair& b) {  // what is short fills the gaps at the end
@@ -51,10 +53,11 @@ class Plan {
     });
     const int64_t wanted = divided_up(work, TASKS_OF_A_THREAD * static_cast<int64_t>(processors()));  // of a task
     for (Pair* pair = pairs_; pair < pairs_ + count_; pair++) {
-      const int64_t head = pair->work_of_a_head(queries(*pair));
+      const int64_t head = work_of_a_head(*pair);
       const int64_t most_blocks = std::max<int64_t>(1, queries(*pair) / FEWEST_QUERIES);
       pair->groups = divided_up(heads, std::max<int64_t>(1, wanted / head));
       pair->blocks = std::max(divided_up(queries(*pair), MOST_QUERIES), std::min(most_blocks, divided_up(head, wanted)));
+      if (is_local(*pair)) pair->blocks = divided_up(pair->length, LOCAL_QUERIES);
       pair->first_task = tasks_;
       tasks_ += static_cast<size_t>(pair->groups * pair->blocks);
     }
@@ -69,17 +72,31 @@ class Plan {
                                           [](size_t task, const Pair& each) { return task < each.first_task; }) - 1);
     const int64_t place = static_cast<int64_t>(number - pair.first_task), heads = input_.rows.heads;
     const int64_t group = place / pair.blocks, block = place % pair.blocks;
-    const int64_t head = group * heads / pair.groups, query = block * queries(pair) / pair.blocks;
+    const int64_t head = group * heads / pair.groups, more_heads = (group + 1) * heads / pair.groups - head;
+    if (is_local(pair)) {
+      const int64_t begin = block * LOCAL_QUERIES, end = std::min(begin + LOCAL_QUERIES, pair.length);
+      const int64_t key = std::max<int64_t>(0, begin - input_.rows.window);
+      const int64_t keys = std::min(end + input_.rows.window, pair.length) - key;
+      return {pair.first_key + key, keys, pair.first_key + begin, end - begin, head, more_heads};
+    }
+    const int64_t query = block * queries(pair) / pair.blocks;
     return {pair.first_key,
             pair.length,
             (input_.is_first ? pair.number : pair.first_key) + query,
             (block + 1) * queries(pair) / pair.blocks - query,
             head,
-            (group + 1) * heads / pair.groups - head};
+            more_heads};
   }
 
  private:
   int64_t queries(const Pair& pair) const { return input_.is_first ? 1 : pair.length; }
+  bool is_local(const Pair& pair) const {  // false where the window holds the whole pair
+    return input_.rows.window >= 0 && input_.rows.window < pair.length - 1;
+  }
+  int64_t work_of_a_head(const Pair& pair) const {
+    if (!is_local(pair)) return pair.work_of_a_head(queries(pair));
+    return pair.length * (2 * input_.rows.window + 2 * LOCAL_QUERIES);
+  }
 
   const AttentionInput& input_;
   Pair* pairs_;
@@ -97,6 +114,7 @@ void attend_large_heads(const AttentionRows& rows, const AttentionTask& task, At
       float maximum = -FLT_MAX, total = 0;
       std::fill(out, out + size, 0.f);
       for (int64_t k = task.first_key; k < task.first_key + task.keys; k++) {
+        if (rows.window >= 0 && std::abs(k - q) > rows.window) continue;
         const float* key = rows.keys + k * rows.key_stride + head * size;
         float score = 0;
         for (int64_t i = 0; i < size; i++) score += query[i] * key[i];
@@ -122,8 +140,8 @@ Error check(const AttentionInput& input) {
 
 class AttentionOperator : public Kernel {
  public:
-  AttentionOperator(AttentionKernel kernel, int64_t heads, bool is_first)
-      : kernel_(kernel), heads_(heads), is_first_(is_first) {}
+  AttentionOperator(AttentionKernel kernel, int64_t heads, int64_t window, bool is_first)
+      : kernel_(kernel), heads_(heads), window_(window), is_first_(is_first) {}
 
   Error compute(const Call& call) override {
     Tensor queries, packed, lengths, out;
@@ -143,8 +161,8 @@ class AttentionOperator : public Kernel {
     }
     if (Error found = call.output(0, {is_first_ ? lengths.shape[0] : tokens, hidden}, &out)) return found;
     const float* rows = packed.as<float>();
-    const AttentionRows first = {queries.as<float>(), hidden, rows, width, out.as<float>(), heads_, hidden / heads_};
-    const AttentionRows all = {rows, width, rows + hidden, width, out.as<float>(), heads_, hidden / heads_};
+    const AttentionRows first = {queries.as<float>(), hidden, rows, width, out.as<float>(), heads_, hidden / heads_, -1};
+    const AttentionRows all = {rows, width, rows + hidden, width, out.as<float>(), heads_, hidden / heads_, window_};
     return attend_pairs({is_first_ ? first : all, tokens, lengths.as<int64_t>(), lengths.shape[0], is_first_}, kernel_,
                         call.parallel());
   }
@@ -152,15 +170,20 @@ class AttentionOperator : public Kernel {
  private:
   AttentionKernel kernel_;
   int64_t heads_;
+  int64_t window_;
   bool is_first_;
 };
 
-template <bool is_first>
+template <bool is_first, bool is_local>
 Error create(const Node& node, Kernel** kernel) {
   int64_t heads = 0;
   if (Error found = node.whole("heads", &heads)) return found;
   if (heads < 1 || heads > 65536) return error("heads must be 1 to 65536, not %lld", static_cast<long long>(heads));
-  *kernel = new (std::nothrow) AttentionOperator(chosen_instruction_set()->attention, heads, is_first);
+  int64_t window = -1;
+  if (is_local)
+    if (Error found = node.whole("window", &window)) return found;
+  if (is_local && window < 0) return error("window must be 0 or more, not %lld", static_cast<long long>(window));
+  *kernel = new (std::nothrow) AttentionOperator(chosen_instruction_set()->attention, heads, window, is_first);
   return *kernel ? Error{} : error("no memory");
 }
 
@@ -184,7 +207,8 @@ Error attend_pairs(const AttentionInput& input, AttentionKernel kernel, const Pa
   return is_short ? error("no memory for %zu bytes of scratch", sizeof(AttentionScratch)) : Error{};
 }
 
-const Operator ATTENTION = {"Attention", 2, {ORT_FLOAT, ORT_INT64}, 1, {ORT_FLOAT}, create<false>};
-const Operator FIRST_ATTENTION = {"FirstAttention", 3, {ORT_FLOAT, ORT_FLOAT, ORT_INT64}, 1, {ORT_FLOAT}, create<true>};
+const Operator ATTENTION = {"Attention", 2, {ORT_FLOAT, ORT_INT64}, 1, {ORT_FLOAT}, create<false, false>};
+const Operator FIRST_ATTENTION = {"FirstAttention", 3, {ORT_FLOAT, ORT_FLOAT, ORT_INT64}, 1, {ORT_FLOAT}, create<true, false>};
+const Operator LOCAL_ATTENTION = {"LocalAttention", 2, {ORT_FLOAT, ORT_INT64}, 1, {ORT_FLOAT}, create<false, true>};
 
 }  // namespace cappy

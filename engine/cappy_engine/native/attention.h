@@ -20,6 +20,7 @@ struct AttentionRows {
   float* out;  // a row for each query
   int64_t heads;
   int64_t head_size;
+  int64_t window;  // a query sees keys at most so many places before and behind it; negative: all of the pair
 };
 
 namespace {
@@ -29,7 +30,7 @@ inline int64_t width_of(const AttentionRows& rows) { return rows.heads * rows.he
 // Some queries of one pair, in some heads.
 struct AttentionTask {
   int64_t first_key;
-  int64_t keys;  // all of the pair
+  int64_t keys;  // all of the pair, or those that some of the queries see
   int64_t first_query;
   int64_t queries;  // at most MOST_QUERIES
   int64_t first_head;
@@ -73,6 +74,6 @@ struct AttentionInput {
 };
 Error attend_pairs(const AttentionInput& input, AttentionKernel kernel, const Parallel& parallel);
 
-extern const Operator ATTENTION, FIRST_ATTENTION;
+extern const Operator ATTENTION, FIRST_ATTENTION, LOCAL_ATTENTION;
 
 }  // namespace cappy

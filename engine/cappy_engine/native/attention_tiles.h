@@ -192,7 +192,18 @@ struct QueryBlock {
   int64_t keys;
   bool is_first;  // block of keys
   bool is_last;
+  int64_t place;  // of the first query, counted from the first key
 };
+
+// Scores of keys outside of the queries' windows become those of no weight.
+inline void hide_far_keys(const QueryBlock& block, int64_t window, float* scores) {
+  for (int64_t r = 0; r < block.queries; r++, scores += SCRATCH_STRIDE) {
+    const int64_t before = smaller(block.place + r - window, block.keys);
+    for (int64_t k = 0; k < before; k++) scores[k] = -__builtin_inff();
+    const int64_t behind = block.place + r + window + 1;
+    for (int64_t k = behind < 0 ? 0 : behind; k < block.keys; k++) scores[k] = -__builtin_inff();
+  }
+}
 
 // Multiplies weights by values into `out`, scaled as the sums of weights ask.
 template <class L>
@@ -224,6 +235,7 @@ void attend_block(const AttentionRows& rows, const QueryBlock& block, const floa
   for (int64_t key = 0; key < block.keys; key += 2 * L::lanes)
     multiply_rows<L>(block.queries, panel_width<L>(key, block.keys), s.queries, s.keys + key * rows.head_size,
                      rows.head_size, {s.weights + key, SCRATCH_STRIDE, scale, nullptr});
+  if (rows.window >= 0) hide_far_keys(block, rows.window, s.weights);
   float* maxima = s.maximum + block.first;
   float* totals = s.total + block.first;
   float before[MOST_ROWS], sums[MOST_ROWS];
@@ -253,7 +265,8 @@ void attend_head(const AttentionRows& rows, const AttentionTask& task, int64_t h
     pack_values<L>(keys + width_of(rows), rows.key_stride, count, rows.head_size, s.values);
     for (int64_t b = 0; b < blocks; b++) {  // of nearly equal size, for a block of few rows wastes the multipliers
       const int64_t first = b * task.queries / blocks, block = (b + 1) * task.queries / blocks - first;
-      attend_block<L>(rows, {first, block, count, key == 0, key + count == task.keys},
+      const int64_t place = task.first_query + first - task.first_key - key;
+      attend_block<L>(rows, {first, block, count, key == 0, key + count == task.keys, place},
                       queries + first * rows.query_stride, out + first * width_of(rows), s);
     }
   }

@@ -17,7 +17,8 @@ namespace {
 
 // All operators of the domain, in version 1 of it.
 const Operator* const OPERATORS[] = {&QUANTIZE_ROWS, &QUANTIZE_POSITIVE_ROWS, &QUANTIZE_ROTATED_ROWS, &LINEAR,
-                                     &LINEAR_GELU,   &LINEAR_NORM,            &ATTENTION,             &FIRST_ATTENTION};
+                                     &LINEAR_GELU,   &LINEAR_NORM,            &ATTENTION,             &FIRST_ATTENTION,
+                                     &LOCAL_ATTENTION};
 constexpr size_t OPERATOR_COUNT = sizeof OPERATORS / sizeof *OPERATORS;
 
 Api api;  // read once, when the runtime first registers the library

@@ -132,6 +132,7 @@ class _AttentionInput(ctypes.Structure):
         ("out", ctypes.c_void_p),
         ("heads", ctypes.c_int64),
         ("head_size", ctypes.c_int64),
+        ("window", ctypes.c_int64),
         ("tokens", ctypes.c_int64),
         ("lengths", ctypes.c_void_p),
         ("pairs", ctypes.c_int64),
@@ -221,15 +222,18 @@ class NativeLibrary:
         _known(self._linear(instruction_set.encode(), ctypes.byref(described), *arrays), instruction_set)
         return result
 
-    def attention(self, instruction_set: str, packed: Floats, lengths: Ids, heads: int) -> Floats:
+    def attention(
+        self, instruction_set: str, packed: Floats, lengths: Ids, heads: int, window: int | None = None
+    ) -> Floats:
         """Attend inside each pair of `packed` queries, keys and values, (tokens, 3 * hidden); returns (tokens, hidden).
 
-        Raises ValueError if the lengths, (pairs,), are not those of the tokens.
+        With a `window` a token sees those at most so many places away. Raises ValueError if the lengths, (pairs,), are
+        not those of the tokens.
         """
         packed, hidden = np.ascontiguousarray(packed, np.float32), packed.shape[1] // 3
         result = np.empty((len(packed), hidden), np.float32)
         rows = (_at(packed), 3 * hidden, _at(packed[:, hidden:]), 3 * hidden, _at(result), heads, hidden // heads)
-        self._attend(instruction_set, rows, len(packed), lengths, is_first=False)
+        self._attend(instruction_set, (*rows, -1 if window is None else window), len(packed), lengths, is_first=False)
         return result
 
     def first_attention(
@@ -238,7 +242,7 @@ class NativeLibrary:
         """Attend with one query of each pair, (pairs, hidden), to `packed` keys and values; returns (pairs, hidden)."""
         queries, packed = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(packed, np.float32)
         hidden, result = queries.shape[1], np.empty(queries.shape, np.float32)
-        rows = (_at(queries), hidden, _at(packed), 2 * hidden, _at(result), heads, hidden // heads)
+        rows = (_at(queries), hidden, _at(packed), 2 * hidden, _at(result), heads, hidden // heads, -1)
         self._attend(instruction_set, rows, len(packed), lengths, is_first=True)
         return result
 

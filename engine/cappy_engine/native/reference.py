@@ -64,14 +64,16 @@ def linear(layer: Layer, rows: Bytes, scales: Floats, residual: Floats | None = 
     return np.asarray(normed, np.float32)
 
 
-def attention(packed: Floats, lengths: Ids, heads: int) -> Floats:
+def attention(packed: Floats, lengths: Ids, heads: int, window: int | None = None) -> Floats:
     """Attend inside each pair of `packed` queries, keys and values, (tokens, 3 * hidden); returns (tokens, hidden).
 
-    >>> attention(np.float32([[9, 9, 5]]), np.array([1]), heads=1)
-    array([[5.]], dtype=float32)
+        >>> attention(np.float32([[9, 9, 5]]), np.array([1]), heads=1)
+        array([[5.]], dtype=float32)
+
+    With a `window` a token sees those at most so many places away.
     """
     queries, keys, values = np.split(packed.astype(np.float64), 3, axis=1)
-    found = [_attend(queries[pair], keys[pair], values[pair], heads) for pair in _pairs(lengths)]
+    found = [_attend(queries[pair], keys[pair], values[pair], heads, window) for pair in _pairs(lengths)]
     return np.concatenate([np.empty((0, queries.shape[1])), *found]).astype(np.float32)
 
 
@@ -94,13 +96,16 @@ def _pairs(lengths: Ids) -> list[slice]:
     return [slice(end - length, end) for end, length in zip(np.cumsum(lengths), lengths, strict=True)]
 
 
-def _attend(queries: Doubles, keys: Doubles, values: Doubles, heads: int) -> Doubles:
+def _attend(queries: Doubles, keys: Doubles, values: Doubles, heads: int, window: int | None = None) -> Doubles:
     """Attend inside one pair; each array is (tokens, hidden), and there may be fewer queries."""
     by_head = [
         array.reshape(len(array), heads, array.shape[1] // heads).swapaxes(0, 1) for array in (queries, keys, values)
     ]
+    places = np.arange(len(keys))
+    is_far = np.abs(places[: len(queries), None] - places) > (len(keys) if window is None else window)
     with np.errstate(invalid="ignore", over="ignore"):
         scores = by_head[0] @ by_head[1].swapaxes(1, 2) / sqrt(by_head[0].shape[2])
+        scores[:, is_far] = -np.inf
         weights = np.exp(scores - scores.max(axis=2, keepdims=True, initial=-np.inf))
         context: Doubles = weights / weights.sum(axis=2, keepdims=True) @ by_head[2]
     return context.swapaxes(0, 1).reshape(queries.shape)

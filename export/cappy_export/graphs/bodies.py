@@ -84,6 +84,30 @@ ATTEND = """
     context = Squeeze (lifted, first)
 """
 
+ATTEND_NEAR = """
+    lifted_query = Unsqueeze (query, first)
+    lifted_key = Unsqueeze (key, first)
+    lifted_value = Unsqueeze (value, first)
+    tokens_of_pair = Shape <start = 0, end = 1> (query)
+    token_count = Squeeze (tokens_of_pair, first)
+    zeroth = Constant <value_int = 0> ()
+    places = Range (zeroth, token_count, one)
+    column_axis = Constant <value_ints = [1]> ()
+    places_column = Unsqueeze (places, column_axis)
+    differences = Sub (places_column, places)
+    distances = Abs (differences)
+    most = Constant <value_int: int = @window> ()
+    is_far = Greater (distances, most)
+    far = Constant <value_float = -3.4e38> ()
+    near = Constant <value_float = 0.0> ()
+    bias_plane = Where (is_far, far, near)
+    attention_bias = Unsqueeze (bias_plane, both)
+    unknown = com.microsoft.MultiHeadAttention <num_heads: int = @heads> (
+        lifted_query, lifted_key, lifted_value, , , attention_bias)
+    lifted = Cast <to = 1> (unknown)
+    context = Squeeze (lifted, first)
+"""
+
 ATTENTION = """
     first = Constant <value_ints = [0]> ()
     both = Constant <value_ints = [0, 1]> ()

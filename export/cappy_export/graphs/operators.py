@@ -20,7 +20,7 @@ import onnx
 import onnx.parser
 from onnx import helper
 
-from cappy_export.graphs.bodies import ATTEND, ATTENTION, PRODUCT, QUANTIZE, ROTATE
+from cappy_export.graphs.bodies import ATTEND, ATTEND_NEAR, ATTENTION, PRODUCT, QUANTIZE, ROTATE
 
 DOMAIN = "cappy"
 VERSION = 1
@@ -95,8 +95,21 @@ def _attention() -> str:
     softmax(q k^T / sqrt(d)) v in each of `heads`, within each pair. Row i of `packed` is token i's query, key and
     value; pair j has the next lengths[j] rows.
     """
-    body = _filled(
+    return "Attention <heads> (packed, lengths) => (y) {" + _self_attention(ATTEND) + "}"
+
+
+def _local_attention() -> str:
+    """LocalAttention (packed float [n, 3 h], lengths int64 [b]) -> y float [n, h]
+
+    As Attention, and a token sees those at most `window` places before and behind it.
+    """
+    return "LocalAttention <heads, window> (packed, lengths) => (y) {" + _self_attention(ATTEND_NEAR) + "}"
+
+
+def _self_attention(attend: str) -> str:
+    return _filled(
         ATTENTION,
+        attend=attend,
         alone="query, key, value = Split <axis = -1, num_outputs = 3> (packed)",
         parts=3,
         of_begins=[1, 0, 0, 0] * 3,
@@ -110,7 +123,6 @@ def _attention() -> str:
             value = Slice (packed, value_begin, value_end, both)
         """,
     )
-    return "Attention <heads> (packed, lengths) => (y) {" + body + "}"
 
 
 def _first_attention() -> str:
@@ -121,6 +133,7 @@ def _first_attention() -> str:
     body = _filled(
         ATTENTION,
         alone="query = Identity (queries)  key, value = Split <axis = -1, num_outputs = 2> (packed)",
+        attend=ATTEND,
         parts=2,
         of_begins=[1, 0, 0, 0] * 2,
         of_ends=[0, 0, 1, 0] * 2,
@@ -138,7 +151,7 @@ def _first_attention() -> str:
 
 def _filled(text: str, **parts: object) -> str:
     """Put `parts` into the places of `text` that are named for them."""
-    for name, part in {**parts, "attend": ATTEND}.items():
+    for name, part in parts.items():
         text = text.replace(f"{{{name}}}", str(part))
     return text
 
@@ -152,6 +165,7 @@ _WRITERS: Mapping[str, Callable[[], str]] = {
     "LinearNorm": _linear_norm,
     "Attention": _attention,
     "FirstAttention": _first_attention,
+    "LocalAttention": _local_attention,
 }
 OPERATORS = tuple(_WRITERS)
 

@@ -164,8 +164,8 @@ def test_products_of_many_rows_and_in_tasks_are_tested(
 def test_keys_in_blocks_are_tested(library: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
     right, name = library.attention, library.instruction_sets[0]
 
-    def wrong(name: str, packed: Floats, lengths: Ids, heads: int) -> Floats:
-        found = right(name, packed, lengths, heads)
+    def wrong(name: str, packed: Floats, lengths: Ids, heads: int, window: int | None = None) -> Floats:
+        found = right(name, packed, lengths, heads, window)
         found[-1, -1] += lengths.max() > 512
         return found
 

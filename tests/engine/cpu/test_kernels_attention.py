@@ -48,6 +48,37 @@ def test_any_lengths_heads_and_sizes(
         np.testing.assert_allclose(found, wanted, rtol=CLOSE, atol=CLOSE, err_msg=name)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 200), min_size=1, max_size=4),
+    head_size=st.sampled_from((32, 64)) | st.integers(1, 130),
+    window=st.integers(0, 80) | st.just(10_000),
+    seed=st.integers(0, 1000),
+)
+@example(lengths=[65, 66, 64, 129], head_size=64, window=64, seed=0)
+@example(lengths=[1500], head_size=16, window=600, seed=0)
+@example(lengths=[900], head_size=512, window=100, seed=0)
+@example(lengths=[80], head_size=513, window=7, seed=0)
+@example(lengths=[1], head_size=4, window=0, seed=0)
+def test_a_token_sees_those_in_its_window_alone(
+    library: NativeLibrary, lengths: list[int], head_size: int, window: int, seed: int
+) -> None:
+    given_lengths = np.array(lengths)
+    packed = packed_rows(given_lengths, 2 * head_size, seed)
+    wanted = reference.attention(packed, given_lengths, 2, window)
+    for name in library.instruction_sets:
+        found = library.attention(name, packed, given_lengths, 2, window)
+        np.testing.assert_allclose(found, wanted, rtol=CLOSE, atol=CLOSE, err_msg=name)
+
+
+def test_a_pair_with_a_window_gives_the_same_alone_and_in_company(library: NativeLibrary, instruction_set: str) -> None:
+    lengths = np.array([40, 150, 300])
+    packed = packed_rows(lengths, 64)
+    alone = library.attention(instruction_set, packed[40:190], lengths[1:2], heads=2, window=20)
+    together = library.attention(instruction_set, packed, lengths, heads=2, window=20)
+    np.testing.assert_array_equal(together[40:190], alone)
+
+
 @pytest.mark.parametrize("head_size", [32, 64, 5])
 def test_one_query_of_each_pair(library: NativeLibrary, instruction_set: str, head_size: int) -> None:
     lengths, hidden = np.array([1, 32, 7, 513]), 3 * head_size
@@ -141,6 +172,18 @@ def test_a_session_runs_the_kernel_whole_and_cut_among_threads(
     (found,) = session.run(None, {"packed": packed, "lengths": np.array(lengths)})
     np.testing.assert_array_equal(found, library.attention(chosen_set, packed, np.array(lengths), 3))
     np.testing.assert_allclose(found, reference.attention(packed, np.array(lengths), 3), rtol=CLOSE, atol=CLOSE)
+
+
+@pytest.mark.usefixtures("chosen_set")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_session_attends_to_near_tokens(tmp_path: Path, threads: int) -> None:
+    session = open_model(write_attention_model(tmp_path / "model.onnx", heads=3, hidden=96, window=9), threads)
+    lengths = np.array([30, 1, 200])
+    packed = packed_rows(lengths, 96)
+    (found,) = session.run(None, {"packed": packed, "lengths": lengths})
+    np.testing.assert_allclose(found, reference.attention(packed, lengths, 3, 9), rtol=CLOSE, atol=CLOSE)
+    with pytest.raises(Exception, match="window must be 0 or more, not -1"):
+        open_model(write_attention_model(tmp_path / "negative.onnx", heads=3, hidden=96, window=-1))
 
 
 @pytest.mark.usefixtures("chosen_set")
