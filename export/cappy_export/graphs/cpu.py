@@ -37,7 +37,7 @@ def encoder_model(config: Any, weights: Weights) -> onnx.ModelProto:
     graph = GraphWriter()
     parts = Parts(graph, config, weights)
     encoder = _Encoder(graph, parts)
-    tokens = encoder.tokens()
+    tokens = find_tokens(graph)
     hidden = encoder.embed(tokens)
     for layer in range(config.num_hidden_layers):
         hidden = encoder.layer(layer, hidden, tokens, is_last=layer == config.num_hidden_layers - 1)
@@ -46,12 +46,34 @@ def encoder_model(config: Any, weights: Weights) -> onnx.ModelProto:
 
 
 @dataclass(frozen=True)
-class _Tokens:
+class Tokens:
     """Name the tensors that tell of real tokens: their places (tokens, 2), each pair's length and start (batch,)."""
 
     places: str
     lengths: str
     starts: str
+
+
+def find_tokens(graph: GraphWriter) -> Tokens:
+    """Write what finds the real tokens in `attention_mask`.
+
+    >>> find_tokens(GraphWriter()).lengths
+    'lengths'
+    """
+    constant = graph.constant
+    places = graph.add("Transpose", [graph.add("NonZero", ["attention_mask"], "kept")], "places", perm=[1, 0])
+    lengths = graph.add("ReduceSum", ["attention_mask", constant("last_axis", [-1])], "lengths", keepdims=0)
+    ends = graph.add("CumSum", [lengths, constant("zero", 0)], "ends")
+    return Tokens(places=places, lengths=lengths, starts=graph.add("Sub", [ends, lengths], "starts"))
+
+
+def kept(graph: GraphWriter, source: str, tokens: Tokens) -> str:
+    """Write what takes the real tokens out of `source`, (batch, length): (tokens,).
+
+    >>> kept(graph, "input_ids", tokens)
+    'input_ids/kept'
+    """
+    return graph.add("GatherND", [source, tokens.places], f"{source}/kept")
 
 
 class _Encoder:
@@ -60,23 +82,16 @@ class _Encoder:
         self._parts = parts
         self._config = parts.config
 
-    def tokens(self) -> _Tokens:
-        graph, constant = self._graph, self._graph.constant
-        places = graph.add("Transpose", [graph.add("NonZero", ["attention_mask"], "kept")], "places", perm=[1, 0])
-        lengths = graph.add("ReduceSum", ["attention_mask", constant("last_axis", [-1])], "lengths", keepdims=0)
-        ends = graph.add("CumSum", [lengths, constant("zero", 0)], "ends")
-        return _Tokens(places=places, lengths=lengths, starts=graph.add("Sub", [ends, lengths], "starts"))
-
-    def embed(self, tokens: _Tokens) -> str:
+    def embed(self, tokens: Tokens) -> str:
         """Look up the embeddings of the real tokens: (tokens, hidden)."""
         graph, parts = self._graph, self._parts
-        words = parts.rows("word_embeddings", self._kept("input_ids", tokens))
-        positions = parts.rows("position_embeddings", self._kept(self._positions(), tokens))
-        types = parts.types() or parts.rows("token_type_embeddings", self._kept("token_type_ids", tokens))
+        words = parts.rows("word_embeddings", kept(graph, "input_ids", tokens))
+        positions = parts.rows("position_embeddings", kept(graph, self._positions(), tokens))
+        types = parts.types() or parts.rows("token_type_embeddings", kept(graph, "token_type_ids", tokens))
         total = graph.add("Add", [graph.add("Add", [words, types], "words_and_types"), positions], "embeddings")
         return parts.norm(f"{parts.prefix}.embeddings.LayerNorm", total)
 
-    def layer(self, number: int, hidden: str, tokens: _Tokens, *, is_last: bool) -> str:
+    def layer(self, number: int, hidden: str, tokens: Tokens, *, is_last: bool) -> str:
         """Write a layer: (tokens, hidden) to the same; the last one to (batch, hidden), the first tokens only."""
         graph, parts, prefix = self._graph, self._parts, f"{self._parts.prefix}.encoder.layer.{number}"
         attended, name = f"{prefix}.attention", f"layer.{number}"
@@ -91,7 +106,7 @@ class _Encoder:
         narrow = parts.linear(f"{prefix}.output.dense", active, f"{name}/output/dense")
         return parts.norm(f"{prefix}.output.LayerNorm", graph.add("Add", [narrow, middle], f"{name}/output/residual"))
 
-    def _attention(self, layer: str, weights: str, sources: tuple[str, str], tokens: _Tokens, *, is_last: bool) -> str:
+    def _attention(self, layer: str, weights: str, sources: tuple[str, str], tokens: Tokens, *, is_last: bool) -> str:
         """Attend within each pair: (tokens, hidden); in the last layer the first tokens only, (batch, hidden)."""
         read, hidden = sources
         heads, name = self._config.num_attention_heads, f"{layer}/attention"
@@ -123,9 +138,6 @@ class _Encoder:
         every = graph.add("ConstantOfShape", [graph.add("Shape", ["input_ids"], "shape")], "every", value=_ONE)
         running = graph.add("CumSum", [every, constant("one", 1)], "running")
         return graph.add("Sub", [running, constant("one", 1)], "positions")
-
-    def _kept(self, source: str, tokens: _Tokens) -> str:
-        return self._graph.add("GatherND", [source, tokens.places], f"{source}/kept")
 
 
 _ONE = helper.make_tensor("one", TensorProto.INT64, [1], [1])

@@ -83,7 +83,8 @@ def head_nodes(model: onnx.ModelProto) -> set[str]:
     waiting = [entry.name for entry in model.graph.output]
     while waiting:
         node = producers.get(waiting.pop())
-        if node is not None and node.name not in found and node.op_type not in BODY_ENDS:
+        is_body = node is not None and node.op_type in BODY_ENDS and not node.name.startswith("head/")
+        if node is not None and node.name not in found and not is_body:
             found.add(node.name)
             waiting.extend(node.input)
     return found

@@ -1,8 +1,8 @@
 """Turn a checkpoint into a float32 ONNX graph with dynamic batch and length.
 
-`build_graph` is the one place that decides where the graph comes from. BERT and RoBERTa are written from their weights
-(`cpu.py`); everything else is exported by optimum and fused for ONNX Runtime. `build_fused_graph` does the latter for
-any architecture: fp16 is made from it, since its operators have half-precision versions on GPUs.
+`build_graph` is the one place that decides where the graph comes from. The families of `families.py` are written from
+their weights; everything else is exported by optimum and fused for ONNX Runtime. `build_fused_graph` does the latter
+for any architecture: fp16 is made from it, since its operators have half-precision versions on GPUs.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 
 from cappy_engine.errors import GraphError
 from cappy_export.checkpoints.checkpoint import Checkpoint, load_model
-from cappy_export.graphs.cpu import encoder_model
+from cappy_export.graphs.families import family_of
 from cappy_export.graphs.files import MAX_BYTES, check_graph, quiet, save
-from cappy_export.graphs.writer import MICROSOFT, OPSET, Weights, is_written_directly
+from cappy_export.graphs.writer import MICROSOFT, OPSET, Weights
 
 _WHOLE_LAYER = {"Attention": 1, "SkipLayerNormalization": 2, "BiasGelu": 1}
 FUSED_PER_LAYER: Mapping[str, Mapping[str, int]] = {
@@ -40,9 +40,10 @@ def build_graph(checkpoint: Checkpoint, path: Path) -> tuple[dict[str, int], dic
     Inputs, output and errors are those of `build_fused_graph`. `unpadded` among the facts says that the graph computes
     nothing for padding.
     """
-    if not is_written_directly(checkpoint.config):
+    family = family_of(checkpoint.config)
+    if family is None:
         return build_fused_graph(checkpoint, path)
-    shape = build_direct_graph(checkpoint, path, encoder_model)
+    shape = build_direct_graph(checkpoint, path, family.write)
     return shape, {"written_by": "cappy-export", "opset": OPSET, "unpadded": True}
 
 

@@ -64,9 +64,11 @@ class GraphWriter:
         self.nodes.append(helper.make_node(operator, inputs, [name], name, domain=domain, **attributes))
         return name
 
-    def add_all(self, operator: str, inputs: Sequence[str], outputs: Sequence[str], name: str, *, domain: str) -> None:
+    def add_all(
+        self, operator: str, inputs: Sequence[str], outputs: Sequence[str], name: str, *, domain: str, **attributes: Any
+    ) -> None:
         """Add a node with several outputs, by their names."""
-        self.nodes.append(helper.make_node(operator, inputs, outputs, name, domain=domain))
+        self.nodes.append(helper.make_node(operator, inputs, outputs, name, domain=domain, **attributes))
 
     def constant(self, name: str, value: Any) -> str:
         """Add an initializer with `value`, unless `name` has one, and return `name`; integers are int64."""

@@ -1,0 +1,42 @@
+"""List the families of encoders whose graphs are written from their weights, operator by operator.
+
+A family is a module that writes its graph, and an entry here. What has none is exported by optimum (`optimum.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from cappy_export.graphs import cpu, modernbert_cpu
+from cappy_export.graphs.writer import Weights, is_written_directly
+
+
+@dataclass(frozen=True)
+class Family:
+    """Tell of a config of the family whether its graph can be written, and `write` it, given the weights too."""
+
+    is_known: Callable[[Mapping[str, Any]], bool]
+    write: Callable[[Any, Weights], onnx.ModelProto]
+
+
+_BERT = Family(is_written_directly, cpu.encoder_model)
+
+FAMILIES: Mapping[str, Family] = {
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), _BERT),
+    "modernbert": Family(modernbert_cpu.is_known, modernbert_cpu.encoder_model),
+}
+"""The families by the model types of their configs."""
+
+
+def family_of(config: Mapping[str, Any]) -> Family | None:
+    """Find the family that can write the graph of a config.json; None if there is none.
+
+    >>> family_of({"model_type": "bert", "hidden_act": "silu"}) is None
+    True
+    """
+    family = FAMILIES.get(config["model_type"])
+    return family if family is not None and family.is_known(config) else None

@@ -1,0 +1,159 @@
+"""Write the graph for CPUs of a ModernBERT: nothing is computed for padding.
+
+Real tokens stand one after the other, as in `cpu.py`. Layers normalise what they read, not what they give. Queries and
+keys are rotated by their places in the pair. Every n-th layer attends to the whole pair, the others to near tokens: an
+operator of `operators.py` each. Feed-forward layers multiply one half of their inner values, after the activation, by
+the other. Layers without biases get zeros, so that int8 is the same operator for all.
+
+The head reads the mean of a pair's tokens, or its first token. The mean is attention by a query of zeros, which gives
+each token the same weight; so a pair's mean is summed apart from its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+
+from cappy_export.graphs.cpu import Tokens, find_tokens, kept
+from cappy_export.graphs.operators import DOMAIN
+from cappy_export.graphs.writer import ACTIVATIONS, MICROSOFT, GraphWriter, Weights
+
+
+def is_known(config: Mapping[str, Any]) -> bool:
+    """Tell whether a ModernBERT's graph is written here: its activations are.
+
+    >>> is_known({"hidden_activation": "silu"})
+    False
+    """
+    names = [config.get(key, "gelu") for key in ("hidden_activation", "classifier_activation")]
+    return all(name in ACTIVATIONS for name in names) and config.get("rope_scaling") is None
+
+
+def encoder_model(config: Any, weights: Weights) -> onnx.ModelProto:
+    """Write the float32 model of a transformers `config` and `weights` (named as in PyTorch).
+
+    >>> encoder_model(model.config, {name: value.numpy() for name, value in model.state_dict().items()})
+
+    Inputs `input_ids` and `attention_mask`, (batch, length) int64, padded on the right; output `logits`, (batch, 1).
+    """
+    graph = GraphWriter()
+    encoder = _Encoder(graph, config, {name: np.asarray(value, np.float32) for name, value in weights.items()})
+    tokens = find_tokens(graph)
+    places = graph.add("Gather", [tokens.places, graph.constant("one", 1)], "places_in_pairs", axis=1)
+    encoder.places = graph.add("Unsqueeze", [places, graph.constant("second_axis", [1])], "places_column")
+    hidden = encoder.embed(tokens)
+    for number in range(config.num_hidden_layers):
+        hidden = encoder.layer(number, hidden, tokens)
+    encoder.head(encoder.norm("model.final_norm", hidden, "final_norm"), tokens)
+    return graph.model(config.model_type, ["input_ids", "attention_mask"])
+
+
+def rotations(config: Any, theta: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Compute cosines and sines of rotary positions, (positions, head size / 2) float32, bit by bit as transformers.
+
+    >>> rotations(model.config, 10000.0)[0].shape
+    (8192, 32)
+    """
+    size = config.hidden_size // config.num_attention_heads
+    frequencies = 1.0 / (theta ** (torch.arange(0, size, 2, dtype=torch.int64).float() / size))
+    angles = torch.arange(config.max_position_embeddings).float()[:, None] * frequencies[None, :]
+    return angles.cos().numpy(), angles.sin().numpy()
+
+
+class _Encoder:
+    places: str
+    """Name the tokens' places in their pairs, (tokens, 1)."""
+
+    def __init__(self, graph: GraphWriter, config: Any, weights: Weights) -> None:
+        self._graph = graph
+        self._config = config
+        self._weights = weights
+
+    def embed(self, tokens: Tokens) -> str:
+        """Look up and normalise the words of the real tokens: (tokens, hidden)."""
+        name = "model.embeddings.tok_embeddings.weight"
+        ids = kept(self._graph, "input_ids", tokens)
+        words = self._graph.add("Gather", [self._graph.constant(name, self._weights[name]), ids], "word_embeddings")
+        return self.norm("model.embeddings.norm", words, "embeddings/norm")
+
+    def layer(self, number: int, hidden: str, tokens: Tokens) -> str:
+        """Write a layer: (tokens, hidden) to the same."""
+        graph, prefix, name = self._graph, f"model.layers.{number}", f"layer.{number}"
+        read = self.norm(f"{prefix}.attn_norm", hidden, f"{name}/attention/norm") if number else hidden
+        context = self._attention(number, read, tokens)
+        attended = self._linear(f"{prefix}.attn.Wo", context, f"{name}/attention/output/dense")
+        middle = graph.add("Add", [hidden, attended], f"{name}/attention/residual")
+        normed = self.norm(f"{prefix}.mlp_norm", middle, f"{name}/norm")
+        wide = self._linear(f"{prefix}.mlp.Wi", normed, f"{name}/intermediate/dense")
+        halves = [f"{name}/intermediate/value", f"{name}/intermediate/gate"]
+        size = self._config.intermediate_size
+        graph.add_all(
+            "Split", [wide, graph.constant("halves", [size, size])], halves, f"{name}/halves", domain="", axis=1
+        )
+        active = self._activation(self._config.hidden_activation, halves[0], f"{name}/intermediate/activation")
+        gated = graph.add("Mul", [active, halves[1]], f"{name}/intermediate/gated")
+        narrow = self._linear(f"{prefix}.mlp.Wo", gated, f"{name}/output/dense")
+        return graph.add("Add", [middle, narrow], f"{name}/output/residual")
+
+    def head(self, hidden: str, tokens: Tokens) -> None:
+        """Write the head: logits (batch, 1)."""
+        graph, config = self._graph, self._config
+        pooled = graph.add("Gather", [hidden, tokens.starts], "first_tokens")
+        if config.classifier_pooling == "mean":
+            nothing = graph.add("Mul", [pooled, graph.constant("zero_float", 0.0)], "head/zeros")
+            twice = graph.add("Concat", [hidden, hidden], "head/keys_and_values", axis=1)
+            inputs, heads = [nothing, twice, tokens.lengths], config.num_attention_heads
+            pooled = graph.add("FirstAttention", inputs, "head/mean", domain=DOMAIN, heads=heads)
+        dense = self._linear("head.dense", pooled, "head/dense")
+        active = self._activation(config.classifier_activation, dense, "head/activation")
+        self._linear("classifier", self.norm("head.norm", active, "head/norm"), "logits")
+
+    def norm(self, weights: str, hidden: str, name: str) -> str:
+        """Write a layer normalisation, with a shift of zeros where it has none."""
+        scale = self._graph.constant(f"{weights}.weight", self._weights[f"{weights}.weight"])
+        inputs = [hidden, scale, self._bias(weights)]
+        return self._graph.add("LayerNormalization", inputs, name, axis=-1, epsilon=float(self._config.norm_eps))
+
+    def _attention(self, number: int, hidden: str, tokens: Tokens) -> str:
+        """Attend within each pair, to all tokens or to near ones: (tokens, hidden)."""
+        graph, config, name = self._graph, self._config, f"layer.{number}/attention"
+        packed = self._linear(f"model.layers.{number}.attn.Wqkv", hidden, f"{name}/query_key_value")
+        size, heads = config.hidden_size, config.num_attention_heads
+        is_local = number % config.global_attn_every_n_layers != 0
+        local_theta = config.global_rope_theta if config.local_rope_theta is None else config.local_rope_theta
+        theta = local_theta if is_local else config.global_rope_theta
+        tables = [f"rotations.{theta}.{part}" for part in ("cos", "sin")]
+        if tables[0] not in graph.constants:
+            for table, values in zip(tables, rotations(config, theta), strict=True):
+                graph.constant(table, values)
+        parts, axis = [f"{name}/query_key", f"{name}/value"], graph.constant("second_axis", [1])
+        sizes = graph.constant("query_key_and_value", [2 * size, size])
+        graph.add_all("Split", [packed, sizes], parts, f"{name}/parts", domain="", axis=1)
+        lifted = graph.add("Unsqueeze", [parts[0], axis], f"{name}/lifted")  # each token a sequence
+        turned = graph.add("RotaryEmbedding", [lifted, self.places, *tables], f"{name}/rotated", domain=MICROSOFT)
+        rotated = graph.add("Squeeze", [turned, axis], f"{name}/lowered")
+        whole = graph.add("Concat", [rotated, parts[1]], f"{name}/packed", axis=1)
+        if not is_local:
+            return graph.add("Attention", [whole, tokens.lengths], name, domain=DOMAIN, heads=heads)
+        window = config.local_attention // 2
+        return graph.add("LocalAttention", [whole, tokens.lengths], name, domain=DOMAIN, heads=heads, window=window)
+
+    def _linear(self, weights: str, hidden: str, name: str) -> str:
+        matrix = self._graph.constant(f"{weights}.matrix", self._weights[f"{weights}.weight"].T)
+        return self._graph.add("Gemm", [hidden, matrix, self._bias(weights)], name)
+
+    def _activation(self, kind: str, hidden: str, name: str) -> str:
+        operator, domain = ACTIVATIONS[kind]
+        return self._graph.add(operator, [hidden], name, domain=domain)
+
+    def _bias(self, weights: str) -> str:
+        """Add the bias of a linear layer or a norm: zeros, shared by all of one size, where it has none."""
+        if f"{weights}.bias" in self._weights:
+            return self._graph.constant(f"{weights}.bias", self._weights[f"{weights}.bias"])
+        size = len(self._weights[f"{weights}.weight"])
+        return self._graph.constant(f"zeros.{size}", np.zeros(size, np.float32))

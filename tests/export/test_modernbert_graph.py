@@ -1,0 +1,137 @@
+"""ModernBERT's graph: PyTorch's logits for pairs shorter and longer than its window, whatever the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+import torch
+from transformers import ModernBertConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import AutoModelForSequenceClassification
+
+from cappy_engine.cpu.kernels import find_kernels
+from cappy_export.graphs.families import family_of
+from cappy_export.graphs.files import head_nodes
+from cappy_export.graphs.modernbert_cpu import encoder_model
+from tests.support.small_models import torch_logits
+
+Ids = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+WINDOW, LONGEST, WORDS = 10, 300, 200
+SHAPE: dict[str, Any] = {
+    "vocab_size": WORDS,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "local_attention": WINDOW,
+    "max_position_embeddings": LONGEST,
+    "pad_token_id": 1,
+    "num_labels": 1,
+    "reference_compile": False,
+}
+
+
+def random_model(**changes: Any) -> PreTrainedModel:
+    """A small ModernBERT with random weights, of layers 0 and 3 with full attention and two with local attention."""
+    torch.manual_seed(0)
+    config = ModernBertConfig(**{**SHAPE, "classifier_pooling": "mean", **changes})
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, 1.0 if name.endswith("norm.weight") else 0.0, 0.4)
+    return model
+
+
+def written(model: PreTrainedModel) -> onnx.ModelProto:
+    return encoder_model(model.config, {name: value.numpy() for name, value in model.state_dict().items()})
+
+
+def logits_of(graph: onnx.ModelProto, inputs: dict[str, Ids], *, has_kernels: bool = False) -> Floats:
+    options = onnxruntime.SessionOptions()
+    if has_kernels:
+        if (library := find_kernels().library) is None:
+            pytest.skip(f"no kernels here: {find_kernels().why_not}")
+        options.register_custom_ops_library(str(library))
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found: Floats = session.run(["logits"], inputs)[0]
+    return found
+
+
+def random_inputs(lengths: Sequence[int]) -> dict[str, Ids]:
+    """Pairs of these lengths, padded on the right."""
+    random = np.random.default_rng(0)
+    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+    return {"input_ids": np.where(mask == 1, random.integers(5, WORDS, mask.shape), 1), "attention_mask": mask}
+
+
+MODEL = random_model()
+GRAPH = written(MODEL)
+
+
+@pytest.mark.parametrize("has_kernels", [False, True])
+@pytest.mark.parametrize("lengths", [[1], [5], [7, 6, 5], [LONGEST], [64, 65, 3, 129], [200, 11, 90]], ids=str)
+def test_logits_are_pytorchs(lengths: list[int], has_kernels: bool) -> None:
+    inputs = random_inputs(lengths)
+    found = logits_of(GRAPH, inputs, has_kernels=has_kernels)
+    assert found.shape == (len(lengths), 1)
+    np.testing.assert_allclose(found, torch_logits(MODEL, inputs), rtol=0, atol=2e-5)
+
+
+def test_scores_vary_by_far_more_than_these_tests_allow() -> None:
+    assert logits_of(GRAPH, random_inputs(list(range(3, 60)))).std() > 0.1
+
+
+def test_the_window_counts() -> None:
+    wide = random_model(local_attention=WINDOW + 2)
+    inputs = random_inputs([80])
+    assert abs(torch_logits(wide, inputs) - torch_logits(MODEL, inputs)).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classifier_pooling": "cls"},
+        {"num_hidden_layers": 2},
+        {"global_attn_every_n_layers": 1},
+        {"local_rope_theta": 160000.0},
+        {"local_rope_theta": None},
+        {"attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_bias": True},
+        {"hidden_activation": "relu", "classifier_activation": "relu", "norm_eps": 0.3},
+        {"local_attention": 2, "num_attention_heads": 1},
+    ],
+    ids=str,
+)
+def test_what_a_config_may_say_is_in_the_graph(changes: dict[str, Any]) -> None:
+    model = random_model(**changes)
+    assert family_of(model.config.to_dict()) is not None
+    inputs = random_inputs([70, 3, 20])
+    np.testing.assert_allclose(logits_of(written(model), inputs), torch_logits(model, inputs), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("has_kernels", [False, True])
+def test_a_pair_has_one_score_alone_and_in_company(has_kernels: bool) -> None:
+    inputs = random_inputs([150, 5, 64, 33])
+    together = logits_of(GRAPH, inputs, has_kernels=has_kernels)
+    for row, length in enumerate(inputs["attention_mask"].sum(axis=1)):
+        alone = {name: value[row : row + 1, :length] for name, value in inputs.items()}
+        found = logits_of(GRAPH, alone, has_kernels=has_kernels)
+        np.testing.assert_allclose(found, together[row : row + 1], rtol=0, atol=1e-6)
+
+
+def test_the_graph_is_valid_and_its_head_is_found() -> None:
+    onnx.checker.check_model(GRAPH, full_check=True)
+    assert {"head/mean", "head/dense", "head/norm", "logits"} <= head_nodes(GRAPH)
+    assert not [name for name in head_nodes(GRAPH) if name.startswith(("layer.", "final_norm"))]
+    kinds = [node.op_type for node in GRAPH.graph.node if node.op_type.endswith("Attention")]
+    assert kinds == ["Attention", "LocalAttention", "LocalAttention", "Attention", "FirstAttention"]
+
+
+def test_other_activations_are_left_to_optimum() -> None:
+    assert family_of({"model_type": "modernbert", "hidden_activation": "silu"}) is None
+    assert family_of({"model_type": "modernbert"}) is not None
