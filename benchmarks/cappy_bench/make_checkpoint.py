@@ -9,6 +9,10 @@ calibrated on the package's parity pairs until their scores have mean 0.5 and st
 
 ROBERTA is a folder with the genuine `vocab.json` and `merges.txt` (50,265 entries): part of cappy-large's 355 M
 parameters. Without it a vocabulary of 4,000 is trained on the parity pairs, which is enough for the smaller sizes.
+
+    python -m cappy_bench.make_checkpoint OUT --family bge-reranker-v2-m3
+
+makes one of another family, in the form and size of the published checkpoint (`families.py`), tiny with `--size tiny`.
 """
 
 from __future__ import annotations
@@ -26,8 +30,17 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import ByteLevelBPETokenizer
-from transformers import PreTrainedModel, RobertaConfig, RobertaForSequenceClassification, RobertaTokenizerFast
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    RobertaTokenizerFast,
+)
 
+from cappy_bench.families import FAMILIES
+from cappy_export.checkpoints.config import read_config
+from cappy_export.checkpoints.models import build_model, model_config
 from cappy_export.proof.pairs import default_pairs
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -74,6 +87,31 @@ def make_checkpoint(
     config.save_pretrained(out)
     for name in formats:
         save_weights(model.state_dict(), out, name)
+    return out
+
+
+def make_family(out: Path, family: str, *, is_tiny: bool = False, seed: int = 0) -> Path:
+    """Write a checkpoint in the form of one of `families.FAMILIES`, of the published size or a tiny one.
+
+        >>> make_family(Path("minilm"), "ms-marco-MiniLM-L6-v2", is_tiny=True)
+        PosixPath('minilm')
+
+    The weights have the type that config.json names. Raises FileExistsError if `out` exists.
+    """
+    published = FAMILIES[family]
+    out.mkdir(parents=True)
+    fast = published.write_tokenizer(out, None if is_tiny else published.config["vocab_size"], published.max_length)
+    fast.save_pretrained(out)
+    written = published.config_of(fast, is_tiny=is_tiny)
+    (out / "config.json").write_text(json.dumps(written, indent=2))
+    model = build_model(model_config(read_config(out, family)))
+    model.eval()
+    _fill(model, seed)
+    _calibrate_head(model, fast)
+    dtype = getattr(torch, written.get("torch_dtype", "float32"))
+    weights = {name: value.to(dtype) for name, value in model.state_dict().items()}
+    positions = torch.arange(written["max_position_embeddings"])[None]
+    save_weights({**weights, **dict.fromkeys(published.buffers, positions)}, out, "safetensors")
     return out
 
 
@@ -146,29 +184,29 @@ def _fill(model: PreTrainedModel, seed: int) -> None:
             parameter.copy_(
                 torch.from_numpy(values * _spread(name, parameter) + (1.0 if _is_norm_scale(name) else 0.0))
             )
-        embeddings = model.base_model.embeddings
-        embeddings.word_embeddings.weight[embeddings.padding_idx] = 0.0
+        words = model.get_input_embeddings()
+        words.weight[words.padding_idx] = 0.0
 
 
 def _is_norm_scale(name: str) -> bool:
-    return name.endswith("LayerNorm.weight")
+    return name.endswith(("LayerNorm.weight", "norm.weight"))
 
 
 def _spread(name: str, parameter: torch.Tensor) -> float:
     if _is_norm_scale(name) or parameter.ndim == 1:
         return 0.05
     if "embeddings" in name:
-        return 1.0 if "word" in name else 0.3
+        return 1.0 if "word" in name or "tok_embeddings" in name else 0.3
     return float(1.0 / np.sqrt(parameter.shape[1]))
 
 
 def _calibrate_head(
-    model: PreTrainedModel, tokenizer: RobertaTokenizerFast, mean: float = 0.5, std: float = 0.35
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mean: float = 0.5, std: float = 0.35
 ) -> None:
     pairs = [pair for pair in default_pairs() if len(pair[0]) + len(pair[1]) < 400][::4]
     with torch.no_grad():
         scores = torch.cat([model(**tokenizer([pair], return_tensors="pt")).logits[:, 0] for pair in pairs])
-        head = model.classifier.out_proj
+        head = getattr(model.classifier, "out_proj", model.classifier)
         head.weight.mul_(std / scores.std())
         head.bias.copy_(mean - (scores.mean() - head.bias) * std / scores.std())
 
@@ -176,17 +214,24 @@ def _calibrate_head(
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--size", choices=sorted(SHAPES), default="small")
+    parser.add_argument("--size", choices=sorted(SHAPES), help="default: small, or that of the family's published one")
+    parser.add_argument("--family", choices=sorted(FAMILIES), help="another family, in its published form")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--format", dest="formats", action="append", choices=FORMATS)
     parser.add_argument("--tokenizer", type=Path, help="folder with RoBERTa's vocab.json and merges.txt")
     options = parser.parse_args(argv)
-    if options.size == "large" and options.tokenizer is None:
+    if options.size == "large" and options.tokenizer is None and options.family is None:
         parser.error("--size large needs --tokenizer: with a small vocabulary it would not be cappy-large's size")
-    formats = options.formats or ["safetensors"]
-    make_checkpoint(options.out, size=options.size, seed=options.seed, formats=formats, tokenizer=options.tokenizer)
+    if options.family is None:
+        size, formats = options.size or "small", options.formats or ["safetensors"]
+        make_checkpoint(options.out, size=size, seed=options.seed, formats=formats, tokenizer=options.tokenizer)
+    elif options.size in (None, "tiny") and options.formats is None and options.tokenizer is None:
+        make_family(options.out, options.family, is_tiny=options.size == "tiny", seed=options.seed)
+    else:
+        parser.error("--family takes --seed, and --size tiny; it has formats and a tokenizer of its own")
     sizes = {path.name: path.stat().st_size for path in sorted(options.out.iterdir())}
-    print(json.dumps({"checkpoint": str(options.out), "seed": options.seed, "size": options.size, "bytes": sizes}))
+    made = {"checkpoint": str(options.out), "seed": options.seed, "size": options.size, "family": options.family}
+    print(json.dumps({**made, "bytes": sizes}))
 
 
 if __name__ == "__main__":
