@@ -57,15 +57,17 @@ class LibraryInAProgram(NativeLibrary):
         found = self._run("linear", instruction_set, *shape, layer.zero_point, *how, arrays=arrays)
         return np.frombuffer(found, np.float32).reshape(shape[0], shape[2])
 
-    def attention(self, instruction_set: str, packed: Floats, lengths: Ids, heads: int) -> Floats:
-        how = (0, heads, packed.shape[1] // 3 // heads, *lengths)
+    def attention(
+        self, instruction_set: str, packed: Floats, lengths: Ids, heads: int, window: int | None = None
+    ) -> Floats:
+        how = (0, heads, packed.shape[1] // 3 // heads, -1 if window is None else window, *lengths)
         found = self._run("attention", instruction_set, *how, arrays=[packed])
         return np.frombuffer(found, np.float32).reshape(len(packed), -1)
 
     def first_attention(
         self, instruction_set: str, queries: Floats, packed: Floats, lengths: Ids, heads: int
     ) -> Floats:
-        how = (1, heads, queries.shape[1] // heads, *lengths)
+        how = (1, heads, queries.shape[1] // heads, -1, *lengths)
         found = self._run("attention", instruction_set, *how, arrays=[queries, packed])
         return np.frombuffer(found, np.float32).reshape(queries.shape)
 

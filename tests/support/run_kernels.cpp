@@ -5,7 +5,7 @@
 //   run_kernels LIBRARY quantize SET ROWS COLUMNS BLOCK ZERO_POINT STEPS LEAST IS_SIGNED  < x [factors]    > q scales
 //   run_kernels LIBRARY linear SET ROWS INNER COLUMNS ZERO_POINT IS_GELU HAS_NORM IS_PACKED EPSILON
 //       < q scales weights scales bias [residual gamma beta]                                               > y
-//   run_kernels LIBRARY attention SET IS_FIRST HEADS HEAD_SIZE LENGTH...            < [queries] packed     > y
+//   run_kernels LIBRARY attention SET IS_FIRST HEADS HEAD_SIZE WINDOW LENGTH...     < [queries] packed     > y
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -71,16 +71,16 @@ int main(int count, char** words) {
     write(scales, rows);
     return 0;
   }
-  if (is(8, "attention")) {
+  if (is(9, "attention")) {
     bool is_first = whole(4) != 0;
-    int64_t heads = whole(5), head_size = whole(6), hidden = heads * head_size, pairs = count - 7, tokens = 0;
+    int64_t heads = whole(5), head_size = whole(6), hidden = heads * head_size, pairs = count - 8, tokens = 0;
     auto lengths = room<int64_t>(pairs);
-    for (int64_t pair = 0; pair < pairs; pair++) tokens += lengths[pair] = whole(static_cast<int>(7 + pair));
+    for (int64_t pair = 0; pair < pairs; pair++) tokens += lengths[pair] = whole(static_cast<int>(8 + pair));
     int64_t stride = (is_first ? 2 : 3) * hidden, results = (is_first ? pairs : tokens) * hidden;
     auto queries = read<float>(is_first ? pairs * hidden : 0);
     auto packed = read<float>(tokens * stride);
     auto y = room<float>(results);
-    cappy::AttentionRows rows = {packed, stride, packed + hidden, stride, y, heads, head_size, -1};
+    cappy::AttentionRows rows = {packed, stride, packed + hidden, stride, y, heads, head_size, whole(7)};
     if (is_first) rows.queries = queries, rows.query_stride = hidden, rows.keys = packed;
     cappy::AttentionInput input = {rows, tokens, lengths, pairs, is_first};
     if (!find<const char*, const cappy::AttentionInput*>(library, "cappy_attention")(words[3], &input)) return 1;
