@@ -42,9 +42,9 @@ class LibraryInAProgram(NativeLibrary):
     def quantize_rows(
         self, instruction_set: str, x: Floats, rounding: Rounding, rotation: Rotation | None = None
     ) -> tuple[Bytes, Floats]:
-        block, factors = (0, None) if rotation is None else (rotation.block, rotation.factors)
+        block, turns = (rotation.block, [rotation.factors, rotation.offsets]) if rotation else (0, [])
         how = (block, rounding.zero_point, rounding.steps, rounding.least, int(rounding.is_signed))
-        found = self._run("quantize", instruction_set, *x.shape, *how, arrays=[x, factors])
+        found = self._run("quantize", instruction_set, *x.shape, *how, arrays=[x, *turns])
         scales = np.frombuffer(found, np.float32, offset=x.size)
         return np.frombuffer(found, np.uint8, x.size).reshape(x.shape), scales.reshape(-1, 1)
 

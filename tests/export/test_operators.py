@@ -66,16 +66,16 @@ def test_panels_hold_each_weight_where_linears_page_says() -> None:
 def test_rows_are_rotated_by_a_hadamard_matrix_and_then_rounded(columns: int, block: int, has_kernels: bool) -> None:
     """Here they have three dimensions."""
     x = np.random.default_rng(block).standard_normal((3, 2, columns)).astype(np.float32)
-    factors = np.linspace(0.5, 2, columns, dtype=np.float32)
-    turned = ((x * factors).reshape(-1, block) @ hadamard(block)).reshape(x.shape)
+    factors, offsets = np.linspace(0.5, 2, columns, dtype=np.float32), np.linspace(-1, 1, columns, dtype=np.float32)
+    turned = ((x * factors + offsets).reshape(-1, block) @ hadamard(block)).reshape(x.shape)
     rounding: dict[str, Any] = {"zero_point": 128, "steps": 127, "least": 1e-12, "is_signed": 1}
-    node = helper.make_node("QuantizeRotatedRows", ["x", "f"], ["q", "s"], domain=DOMAIN, block=block, **rounding)
+    node = helper.make_node("QuantizeRotatedRows", ["x", "f", "o"], ["q", "s"], domain=DOMAIN, block=block, **rounding)
     options = onnxruntime.SessionOptions()
     if has_kernels:
         if (library := find_kernels().library) is None:
             pytest.skip(f"no kernels here: {find_kernels().why_not}")
         options.register_custom_ops_library(str(library))
-    q, scale = run_node(node, {"x": x}, {"f": factors}, options)
+    q, scale = run_node(node, {"x": x}, {"f": factors, "o": offsets}, options)
     np.testing.assert_allclose(scale, np.abs(turned).max(axis=-1, keepdims=True) / 127, rtol=1e-5)
     assert (np.abs((q.astype(int) - 128) * scale - turned) <= scale * 0.501).all()
 

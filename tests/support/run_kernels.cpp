@@ -2,7 +2,7 @@
 // that only an emulator has. Nothing of a C++ library is used, which zig would have to compile first.
 //
 //   run_kernels LIBRARY sets
-//   run_kernels LIBRARY quantize SET ROWS COLUMNS BLOCK ZERO_POINT STEPS LEAST IS_SIGNED  < x [factors]    > q scales
+//   run_kernels LIBRARY quantize SET ROWS COLUMNS BLOCK ZERO_POINT STEPS LEAST IS_SIGNED  < x [factors offsets] > q scales
 //   run_kernels LIBRARY linear SET ROWS INNER COLUMNS ZERO_POINT IS_GELU HAS_NORM IS_PACKED EPSILON
 //       < q scales weights scales bias [residual gamma beta]                                               > y
 //   run_kernels LIBRARY attention SET IS_FIRST HEADS HEAD_SIZE WINDOW LENGTH...     < [queries] packed     > y
@@ -62,7 +62,8 @@ int main(int count, char** words) {
     size_t rows = whole(4), columns = whole(5), block = whole(6);  // 0: no rotation
     cappy::Rounding rounding = {static_cast<int>(whole(7)), static_cast<int>(whole(8)), number(9), whole(10) != 0};
     auto x = read<float>(rows * columns);
-    cappy::Rotation rotation = {block ? read<float>(columns) : nullptr, block};
+    cappy::Rotation rotation = {};
+    if (block) rotation = {read<float>(columns), read<float>(columns), block};
     auto q = room<uint8_t>(rows * columns);
     auto scales = room<float>(rows);
     auto quantize = find<const char*, const float*, int64_t, int64_t, const cappy::Rotation*, const cappy::Rounding*, uint8_t*, float*>(library, "cappy_quantize_rows");

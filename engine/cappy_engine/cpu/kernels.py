@@ -166,8 +166,8 @@ def _quantization_problem(
         found, wanted = library.quantize_rows(name, x, rounding), reference.quantize_rows(x, rounding)
         if not (np.array_equal(found[0], wanted[0]) and np.array_equal(found[1], wanted[1])):
             return "QuantizeRows differs from numpy"
-    factors = random.uniform(0.1, 2, shape[1]).astype(np.float32)
-    rotation = Rotation(factors, min(shape[1] & -shape[1], LARGEST_BLOCK))
+    factors, offsets = random.uniform(0.1, 2, (2, shape[1])).astype(np.float32)
+    rotation = Rotation(factors, offsets, min(shape[1] & -shape[1], LARGEST_BLOCK))
     found = library.quantize_rows(name, x, Rounding(), rotation)
     wanted = reference.quantize_rows(reference.rotate_rows(x, rotation), Rounding())
     if not (np.array_equal(found[0], wanted[0]) and np.array_equal(found[1], wanted[1])):

@@ -19,9 +19,11 @@ struct Rounding {
   bool is_signed;  // the maximum of |x|, else of x
 };
 
-// What is done to a row before: each value times its factor, then each block times the Hadamard matrix of 1 and -1.
+// What is done to a row before: each value times its factor plus its offset, then each block times the Hadamard matrix of
+// 1 and -1.
 struct Rotation {
   const float* factors;  // one for each value of a row, or null: nothing is done
+  const float* offsets;  // as many
   size_t block;          // a power of two that divides the values of a row
 };
 
@@ -55,7 +57,7 @@ struct Finish {
 
 struct LinearKernels {
   void (*quantize_row)(const float* x, size_t count, const Rounding& rounding, uint8_t* q, float* scale);
-  void (*rotate_row)(const float* x, const float* factors, size_t count, size_t block, float* y);
+  void (*rotate_row)(const float* x, const Rotation& rotation, size_t count, float* y);
   size_t block_rows;     // at most MAX_BLOCK_ROWS
   size_t row_step;       // fewer rows take as long as a multiple of this
   size_t block_columns;  // a multiple of PANEL, at most MAX_BLOCK_COLUMNS

@@ -34,12 +34,13 @@ class Rounding:
 
 @dataclass(frozen=True)
 class Rotation:
-    """Say how rows are rotated before: each value times its factor, then each block by a Hadamard matrix.
+    """Say how rows are rotated before: each value times its factor plus its offset, each block by a Hadamard matrix.
 
-    `factors` are (columns,); `block` is a power of two that divides the columns.
+    `factors` and `offsets` are (columns,); `block` is a power of two that divides the columns.
     """
 
     factors: Floats
+    offsets: Floats
     block: int
 
 
@@ -104,7 +105,7 @@ class _Rounding(ctypes.Structure):
 
 
 class _Rotation(ctypes.Structure):
-    _fields_ = (("factors", ctypes.c_void_p), ("block", ctypes.c_size_t))
+    _fields_ = (("factors", ctypes.c_void_p), ("offsets", ctypes.c_void_p), ("block", ctypes.c_size_t))
 
 
 class _LinearWeights(ctypes.Structure):
@@ -196,8 +197,8 @@ class NativeLibrary:
         x = np.ascontiguousarray(x, np.float32)
         rounded, scales = np.empty(x.shape, np.uint8), np.empty((len(x), 1), np.float32)
         how = _Rounding(rounding.zero_point, rounding.steps, rounding.least, rounding.is_signed)
-        factors = _contiguous(None if rotation is None else rotation.factors)
-        turns = _Rotation(_at(factors), 0 if rotation is None else rotation.block)
+        factors, offsets = map(_contiguous, (rotation.factors, rotation.offsets) if rotation else (None, None))
+        turns = _Rotation(_at(factors), _at(offsets), rotation.block if rotation else 0)
         done = self._quantize_rows(
             *(instruction_set.encode(), _at(x), *x.shape, ctypes.byref(turns), ctypes.byref(how)),
             *(_at(rounded), _at(scales)),

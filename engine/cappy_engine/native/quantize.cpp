@@ -53,19 +53,21 @@ Error create_with(const Node& node, Kernel** kernel, bool is_signed, const Rotat
 
 template <bool is_signed>
 Error create(const Node& node, Kernel** kernel) {
-  return create_with(node, kernel, is_signed, {nullptr, 0}, 0);
+  return create_with(node, kernel, is_signed, {nullptr, nullptr, 0}, 0);
 }
 
 Error create_rotated(const Node& node, Kernel** kernel) {
-  Tensor factors;
+  Tensor factors, offsets;
   if (Error found = node.constant(1, &factors)) return found;
+  if (Error found = node.constant(2, &offsets)) return found;
   if (factors.rank != 1) return error("the factors must be a row, not a tensor of rank %zu", factors.rank);
+  if (!offsets.is({factors.shape[0]})) return error("there must be as many offsets as factors");
   const int64_t columns = factors.shape[0];
   int64_t block = 0;
   if (Error found = node.whole("block", &block)) return found;
   if (block < 1 || (block & (block - 1)) || columns % block)
     return error("block must be a power of two that divides %lld, not %lld", static_cast<long long>(columns), static_cast<long long>(block));
-  return create_with(node, kernel, true, {factors.as<float>(), static_cast<size_t>(block)}, columns);
+  return create_with(node, kernel, true, {factors.as<float>(), offsets.as<float>(), static_cast<size_t>(block)}, columns);
 }
 
 }  // namespace
@@ -89,7 +91,7 @@ bool quantize_rows(const LinearKernels& kernels, const float* x, size_t rows, si
     for (size_t r = task * rows_of_a_task; r < rows && r < end && is_done; r++) {
       const float* row = x + r * columns;
       if (rotated) {
-        kernels.rotate_row(row, rotation.factors, columns, rotation.block, rotated);
+        kernels.rotate_row(row, rotation, columns, rotated);
         row = rotated;
       }
       kernels.quantize_row(row, columns, rounding, q + r * columns, scales + r);
@@ -100,6 +102,6 @@ bool quantize_rows(const LinearKernels& kernels, const float* x, size_t rows, si
 
 const Operator QUANTIZE_ROWS = {"QuantizeRows", 1, {ORT_FLOAT}, 2, {ORT_UINT8, ORT_FLOAT}, create<true>};
 const Operator QUANTIZE_POSITIVE_ROWS = {"QuantizePositiveRows", 1, {ORT_FLOAT}, 2, {ORT_UINT8, ORT_FLOAT}, create<false>};
-const Operator QUANTIZE_ROTATED_ROWS = {"QuantizeRotatedRows", 2, {ORT_FLOAT, ORT_FLOAT}, 2, {ORT_UINT8, ORT_FLOAT}, create_rotated};
+const Operator QUANTIZE_ROTATED_ROWS = {"QuantizeRotatedRows", 3, {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}, 2, {ORT_UINT8, ORT_FLOAT}, create_rotated};
 
 }  // namespace cappy

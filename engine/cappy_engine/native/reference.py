@@ -33,11 +33,11 @@ def quantize_rows(x: Floats, rounding: Rounding) -> tuple[Bytes, Floats]:
 def rotate_rows(x: Floats, rotation: Rotation) -> Floats:
     """Rotate the rows of `x` (rows, columns), in steps of sums and differences, of neighbours first.
 
-    >>> rotate_rows(np.float32([[1, 2, 3, 4]]), Rotation(np.ones(4, np.float32), 4))
+    >>> rotate_rows(np.float32([[1, 2, 3, 4]]), Rotation(np.float32([1] * 4), np.float32([0] * 4), 4))
     array([[10., -2., -4.,  0.]], dtype=float32)
     """
     with np.errstate(invalid="ignore", over="ignore"):
-        turned: Floats = x * rotation.factors
+        turned: Floats = x * rotation.factors + rotation.offsets
         apart = 1
         while apart < rotation.block:
             pairs = turned.reshape(len(x), -1, 2, apart)

@@ -60,11 +60,12 @@ struct Rows {
     });
   }
 
-  // Multiplies a row by `factors`, then each block by the Hadamard matrix of 1 and -1: in log2(block) steps of sums and
-  // differences, of neighbours first. `block` is a power of two that divides `count`.
-  static void rotate_row(const float* x, const float* factors, size_t count, size_t block, float* y) {
+  // Rotates a row: in log2(block) steps of sums and differences, of neighbours first.
+  static void rotate_row(const float* x, const Rotation& rotation, size_t count, float* y) {
+    const float *factors = rotation.factors, *offsets = rotation.offsets;
+    const size_t block = rotation.block;
     if (block % W != 0) {
-      for (size_t i = 0; i < count; i++) y[i] = x[i] * factors[i];
+      for (size_t i = 0; i < count; i++) y[i] = x[i] * factors[i] + offsets[i];
       for (size_t apart = 1; apart < block; apart *= 2)
         for (size_t i = 0; i < count; i++)
           if (!(i & apart)) {
@@ -75,10 +76,10 @@ struct Rows {
     }
     const size_t part = block < 8 * W ? block : 8 * W;
     for (size_t i = 0; i < count; i += part) {
-      if (part == 8 * W) rotate_part<8>(x + i, factors + i, y + i);
-      if (part == 4 * W) rotate_part<4>(x + i, factors + i, y + i);
-      if (part == 2 * W) rotate_part<2>(x + i, factors + i, y + i);
-      if (part == W) rotate_part<1>(x + i, factors + i, y + i);
+      if (part == 8 * W) rotate_part<8>(x + i, factors + i, offsets + i, y + i);
+      if (part == 4 * W) rotate_part<4>(x + i, factors + i, offsets + i, y + i);
+      if (part == 2 * W) rotate_part<2>(x + i, factors + i, offsets + i, y + i);
+      if (part == W) rotate_part<1>(x + i, factors + i, offsets + i, y + i);
     }
     for (size_t apart = part; apart < block; apart *= 2)
       for (size_t start = 0; start < count; start += 2 * apart)
@@ -90,11 +91,11 @@ struct Rows {
 
   // The same for N vectors, which stay in registers.
   template <size_t N>
-  static inline __attribute__((always_inline)) void rotate_part(const float* x, const float* factors, float* y) {
+  static inline __attribute__((always_inline)) void rotate_part(const float* x, const float* factors, const float* offsets, float* y) {
     F values[N];
 #pragma GCC unroll 8
     for (size_t j = 0; j < N; j++) {
-      F value = V::mul(V::load(x + j * W), V::load(factors + j * W));
+      F value = V::add(V::mul(V::load(x + j * W), V::load(factors + j * W)), V::load(offsets + j * W));
       if constexpr (W > 1) value = V::template butterfly<1>(value);
       if constexpr (W > 2) value = V::template butterfly<2>(value);
       if constexpr (W > 4) value = V::template butterfly<4>(value);

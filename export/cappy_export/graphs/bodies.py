@@ -50,11 +50,12 @@ ROTATE = """
     hadamard = Sub (one, doubled)
     given_shape = Shape (given)
     divided = Mul (given, factors)
+    moved = Add (divided, offsets)
     rest = Constant <value_ints = [-1]> ()
     first_axis = Constant <value_ints = [0]> ()
     block_length = Unsqueeze (block_size, first_axis)
     blocks_shape = Concat <axis = 0> (rest, block_length)
-    blocks = Reshape (divided, blocks_shape)
+    blocks = Reshape (moved, blocks_shape)
     turned = MatMul (blocks, hadamard)
     x = Reshape (turned, given_shape)
 """

@@ -46,15 +46,17 @@ def _quantize_positive_rows() -> str:
 
 
 def _quantize_rotated_rows() -> str:
-    """QuantizeRotatedRows (given float [n, k], factors float [k]) -> (q uint8 [n, k], scale float [n, 1])
+    """QuantizeRotatedRows (given float [n, k], factors float [k], offsets float [k]) -> (q uint8 [n, k], scale)
 
-    As QuantizeRows, of given * factors, in which each block of columns was multiplied by the Hadamard matrix of 1 and
-    -1 (Sylvester's order). Attribute: block, a power of two that divides k.
+    As QuantizeRows, of given * factors + offsets, in which each block of columns was multiplied by the Hadamard matrix
+    of 1 and -1 (Sylvester's order). Attribute: block, a power of two that divides k.
     """
     # The matrix has -1 where its row's and its column's numbers have an odd number of bits in common.
     body = ROTATE + _filled(QUANTIZE, sizes="sizes = Abs (x)")
     return (
-        "QuantizeRotatedRows <block, zero_point, steps, least, is_signed> (given, factors) => (q, scale) {" + body + "}"
+        "QuantizeRotatedRows <block, zero_point, steps, least, is_signed> (given, factors, offsets) => (q, scale) {"
+        + body
+        + "}"
     )
 
 

@@ -67,10 +67,13 @@ class Census:
 
 @dataclass(frozen=True)
 class Activations:
-    """Hold what a product reads, over all tokens of the calibration: mean (inputs,) and, if asked for, x xᵀ's mean."""
+    """Hold what a product reads, over all tokens of the calibration: mean (inputs,) and, if asked for, `spread`.
+
+    That is the mean of (x - mean) (x - mean)ᵀ, (inputs, inputs).
+    """
 
     mean: Floats
-    moments: Floats | None = None
+    spread: Floats | None = None
 
 
 def take_census(source: Path, calibration: Iterable[Inputs]) -> Census:
@@ -96,31 +99,31 @@ def take_census(source: Path, calibration: Iterable[Inputs]) -> Census:
 
 
 def measure_activations(
-    source: Path, names: Sequence[str], calibration: Iterable[Inputs], *, has_moments: bool = False
+    source: Path, names: Sequence[str], calibration: Iterable[Inputs], *, has_spread: bool = False
 ) -> dict[str, Activations]:
     """Measure what the model `source` computes on `calibration` as `names`; empty without inputs.
 
     >>> measure_activations(Path("my-bundle/onnx/model.onnx"), ["layer.0/attention"], pairs.inputs())
 
-    A channel that the calibration hardly saw may be alive elsewhere, so none counts for less than QUIETEST. Second
-    moments take inputs² times 4 bytes: 1.9 GB in all for a model of cappy-large's size. Raises GraphError where a mean
-    is not finite.
+    A channel that the calibration hardly saw may be alive elsewhere, so none spreads by less than QUIETEST. Spreads
+    take inputs² times 4 bytes: 1.9 GB in all for a model of cappy-large's size. Raises GraphError where a mean is not
+    finite.
     """
     if not names:
         return {}  # ONNX Runtime takes an empty list for all outputs
-    sums = {name: _Sums(has_moments) for name in names}
+    sums = {name: _Sums(has_spread) for name in names}
     for values in exposed_values(open_exposed(source, names), names, calibration):
         for name, value in values.items():
             sums[name].take(value.reshape(-1, value.shape[-1]))
-    return {name: found.means(name) for name, found in sums.items() if found.tokens}
+    return {name: found.finish(name) for name, found in sums.items() if found.tokens}
 
 
 class _Sums:
     """Sum rows (tokens, inputs), and their second moments for many tokens at a time: each product writes inputs²."""
 
-    def __init__(self, has_moments: bool) -> None:
+    def __init__(self, has_spread: bool) -> None:
         self.tokens = 0
-        self._has_moments = has_moments
+        self._has_spread = has_spread
         self._sum: Any = 0.0
         self._squares: Any = 0.0
         self._waiting: list[Floats] = []
@@ -128,18 +131,22 @@ class _Sums:
     def take(self, rows: Floats) -> None:
         self.tokens += len(rows)
         self._sum = self._sum + rows.sum(axis=0, dtype=np.float64)
-        if self._has_moments:
+        if self._has_spread:
             self._waiting.append(rows)
             if sum(map(len, self._waiting)) >= TOKENS_AT_ONCE:
                 self._multiply()
 
-    def means(self, name: str) -> Activations:
+    def finish(self, name: str) -> Activations:
         if not np.isfinite(self._sum).all():
             raise GraphError(f"{name} is not finite on the pairs to calibrate on")
+        mean = (self._sum / self.tokens).astype(np.float32)
+        if not self._has_spread:
+            return Activations(mean)
         self._multiply()
-        moments = _without_silence(self._squares, self.tokens) if self._has_moments else None
-        self._squares = None
-        return Activations((self._sum / self.tokens).astype(np.float32), moments)
+        spread: Floats = self._squares
+        spread /= np.float32(self.tokens)
+        spread -= np.outer(mean, mean)
+        return Activations(mean, _without_silence(spread))
 
     def _multiply(self) -> None:
         if self._waiting:
@@ -198,10 +205,9 @@ def exposed_values(
         yield dict(zip(names, values, strict=True))
 
 
-def _without_silence(squares: Floats, count: int) -> Floats:
-    """Divide sums of x xᵀ by `count`, in place, and let no channel be below QUIETEST."""
-    squares /= np.float32(count)
-    sizes = np.diag(squares)
+def _without_silence(spread: Floats) -> Floats:
+    """Let no channel spread by less than QUIETEST, in place."""
+    sizes = np.diag(spread)
     floor = QUIETEST**2 * sizes.mean()
-    squares[np.diag_indices_from(squares)] = np.maximum(sizes, floor)
-    return squares
+    spread[np.diag_indices_from(spread)] = np.maximum(sizes, floor)
+    return spread

@@ -89,8 +89,8 @@ def quantize_products(
     kept = _fitting(products, options.float32_products)
     replaced = {*products} - {*kept}
     read = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in replaced))
-    activations = measure_activations(source, read, calibration, has_moments=options.needs_moments)
-    if options.needs_moments and len(activations) < len(read):
+    activations = measure_activations(source, read, calibration, has_spread=options.needs_spread)
+    if options.needs_spread and len(activations) < len(read):
         raise GraphError("accurate int8 needs pairs to calibrate on, and there are none")
     counts = Counter(node.op_type for node in model.graph.node if node.name in replaced)
     rewriter = Rewriter(model, options, replaced, activations)

@@ -35,7 +35,7 @@ class Int8Options:
     >>> Int8Options(rotates=True, compensates=True)  # accurate int8
 
     Products whose names hold one of `float32_products` stay as they are. `rotates`: see `rotation.py`. `compensates`
-    rounds weights with `rounding.compensate_weights`, and `rounds` does where that lacks moments.
+    rounds weights with `rounding.compensate_weights`, and `rounds` does where the spread is not known.
     """
 
     float32_products: Sequence[str] = ()
@@ -44,8 +44,8 @@ class Int8Options:
     rounds: Callable[[Floats], tuple[Int8, Floats]] = quantize_weights
 
     @property
-    def needs_moments(self) -> bool:
-        """Tell whether second moments of the activations are needed."""
+    def needs_spread(self) -> bool:
+        """Tell whether the spread of the activations is needed."""
         return self.rotates or self.compensates
 
 
@@ -125,7 +125,7 @@ class Rewriter:
         if is_linear:
             self._join(node, product, self._corrected_bias(node))
         elif has_bias:
-            whole = self._multiply(product, f"{node.name}/product", node.name)
+            whole = self._multiply(product, f"{node.name}/product", node.name, has_bias=True)
             self._emit("Add", [whole, self._corrected_bias(node)], node.output[0], f"{node.name}/bias")
         else:
             self._multiply(product, node.output[0], node.name)
@@ -137,14 +137,17 @@ class Rewriter:
         return inner % GROUP == 0 and columns % PANEL == 0 and bias is not None and list(bias.dims) == [columns]
 
     def _corrected_bias(self, node: onnx.NodeProto) -> str:
-        """Add the bias, less the shift of the mean that rounded weights bring.
+        """Add the bias, less the shift of the mean that rounded weights bring, or that was taken out of the inputs.
 
-        Those of query, key and value stay as they are: cappy-mini's scores are no better with them corrected.
+        Without rotation those of query, key and value stay: cappy-mini's scores are no better with them corrected.
         """
         bias = str(node.input[2])
         is_attended = any(reader.domain == DOMAIN for reader in self._graph.readers.get(node.output[0], []))
-        if node.name not in self._shifts or bias not in self._graph.weights or is_attended:
+        if node.name not in self._shifts or (is_attended and not self._options.rotates):
             return bias
+        if bias not in self._graph.weights:
+            corrected = f"{node.name}/corrected_bias"
+            return self._emit("Sub", [bias, self._shift(node.name)], corrected, corrected)
         return self._constant(f"{node.name}/corrected_bias", self._graph.array(bias) - self._shifts[node.name])
 
     def _join(self, node: onnx.NodeProto, product: _Product, bias: str) -> None:
@@ -195,25 +198,33 @@ class Rewriter:
     def _product(self, source: str, matrix: str, weights: Floats, name: str, *, is_packed: bool = False) -> _Product:
         """Prepare `source` by `weights`, which are known as `matrix`: layers that share it share its 8-bit form.
 
-        With moments the 8-bit form depends on the source, too, and is shared by none.
+        With their spread the 8-bit form depends on the source, too, and is shared by none.
         """
         rotation, known = self._rotation(source), self._activations.get(source)
-        if self._options.needs_moments:
+        spread = None if known is None else known.spread
+        if self._options.needs_spread:
             matrix = f"{name}/weights"
-        if rotation is not None and known is not None:
-            weights, known = rotation.of_weights(weights), rotation.of_activations(known)
+        if rotation is not None and spread is not None:
+            self._shifts[name] = -rotation.mean @ weights
+            weights, spread = rotation.of_weights(weights), rotation.of_spread(spread)
         if matrix not in self._rounded:
-            self._rounded[matrix] = self._round(weights, known)
+            self._rounded[matrix] = self._round(weights, spread)
         steps, scales = self._rounded[matrix]
-        if known is not None:
+        if known is not None and rotation is None:
             self._shifts[name] = (known.mean @ (steps * scales - weights)).astype(np.float32)
         stored = (
             self._constant(f"{matrix}/packed", pack(steps)) if is_packed else self._constant(f"{matrix}/int8", steps)
         )
         return _Product(*self._in_8_bits(source), stored, self._constant(f"{matrix}/scales", scales))
 
-    def _multiply(self, product: _Product, out: str, name: str) -> str:
-        """Write a product without a bias, for activations of any number of dimensions."""
+    def _shift(self, name: str) -> str:
+        return self._constant(f"{name}/shift", self._shifts[name])
+
+    def _multiply(self, product: _Product, out: str, name: str, *, has_bias: bool = False) -> str:
+        """Write a product without its bias, for activations of any number of dimensions.
+
+        Where no bias follows, the mean that a rotation took out of the inputs is put back here.
+        """
         inputs = [
             product.activation,
             product.weights,
@@ -222,22 +233,25 @@ class Rewriter:
             self._constant(f"zero_point_{product.zero_point}", np.uint8(product.zero_point)),
         ]
         whole = self._emit("MatMulIntegerToFloat", inputs, f"{name}/sums", f"{name}/sums", domain=MICROSOFT)
-        return self._emit("Mul", [whole, product.scale], out, name)
+        if has_bias or not self._options.rotates or name not in self._shifts:
+            return self._emit("Mul", [whole, product.scale], out, name)
+        centred = self._emit("Mul", [whole, product.scale], f"{name}/centred", f"{name}/centred")
+        return self._emit("Sub", [centred, self._shift(name)], out, name)
 
-    def _round(self, weights: Floats, activations: Activations | None) -> tuple[Int8, Floats]:
-        if self._options.compensates and activations is not None and activations.moments is not None:
-            return compensate_weights(weights, activations.moments)
+    def _round(self, weights: Floats, spread: Floats | None) -> tuple[Int8, Floats]:
+        if self._options.compensates and spread is not None:
+            return compensate_weights(weights, spread)
         return self._options.rounds(weights)
 
     def _rotation(self, source: str) -> Rotation | None:
         """Choose how `source` is rotated before it is quantised: once for all products that read it."""
         known = self._activations.get(source)
-        if not self._options.rotates or known is None or known.moments is None:
+        if not self._options.rotates or known is None or known.spread is None:
             return None
         if source not in self._rotations:
             readers = [node for node in self._graph.readers[source] if node.name in self._products]
             weights = [self._graph.weights_of(node)[0] for node in readers]
-            self._rotations[source] = rotation_for(known.moments, weights)
+            self._rotations[source] = rotation_for(known, weights)
         return self._rotations[source]
 
     def _in_8_bits(self, source: str) -> tuple[str, str, int]:
@@ -255,6 +269,7 @@ class Rewriter:
         if rotation is not None:
             operator, attributes["block"] = "QuantizeRotatedRows", rotation.block
             inputs.append(self._constant(f"{source}/factors", rotation.inverse_factors))
+            inputs.append(self._constant(f"{source}/offsets", rotation.offsets))
         self._nodes.append(helper.make_node(operator, inputs, [whole, scale], whole, domain=DOMAIN, **attributes))
         return whole, scale, limits.zero_point
 

@@ -21,19 +21,20 @@ BLOCK = 64
 """Channels rotated together, at most. On 613 PromptSource examples cappy-mini's errors, less those that an example's
 candidates share, were 0.0081 without rotation (root mean square, compensated weights), 0.0054 with blocks of 16, 0.0049
 with 32, 0.0047 with 64, and 0.0042 with all channels, which takes as long as the products themselves."""
-SMOOTHING = 0.25
+SMOOTHING = 0.5
 """The power of the ratio of activations to weights by which channels are divided. Of 0, 0.25 and 0.5 the best there."""
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """Map x to (x / factors) in blocks times a Hadamard matrix; `factors` (inputs,) are positive.
+    """Map x to (x - mean) / factors in blocks times a Hadamard matrix; `factors` (inputs,) are positive.
 
-    >>> len(Rotation(np.ones(384, np.float32)).matrix)
+    >>> Rotation(np.ones(384, np.float32), np.zeros(384, np.float32)).block
     64
     """
 
     factors: Floats
+    mean: Floats
 
     @property
     def block(self) -> int:
@@ -53,17 +54,19 @@ class Rotation:
         """Compute the factors of inputs that are then multiplied by the matrix of 1 and -1."""
         return (1 / (self.factors * math.sqrt(self.block))).astype(np.float32)
 
+    @property
+    def offsets(self) -> Floats:
+        """Compute what is added to inputs that were multiplied by `inverse_factors`."""
+        return -self.mean * self.inverse_factors
+
     def of_weights(self, weights: Floats) -> Floats:
-        """Turn `weights` (inputs, outputs) into those for rotated inputs."""
+        """Turn `weights` (inputs, outputs) into those for rotated inputs, less their mean."""
         return self._turned(weights * self.factors[:, None])
 
-    def of_activations(self, activations: Activations) -> Activations:
-        """Turn means and moments into those of rotated inputs."""
-        mean = self._turned((activations.mean / self.factors)[:, None])[:, 0]
-        if activations.moments is None:
-            return Activations(mean)
-        half = self._turned(activations.moments / np.outer(self.factors, self.factors))
-        return Activations(mean, self._turned(half.T))
+    def of_spread(self, spread: Floats) -> Floats:
+        """Turn the inputs' second moments about their mean into those of rotated inputs."""
+        half = self._turned(spread / np.outer(self.factors, self.factors))
+        return self._turned(half.T)
 
     def _turned(self, rows: Floats) -> Floats:
         """Multiply each block of rows by the matrix."""
@@ -72,15 +75,15 @@ class Rotation:
         return turned
 
 
-def rotation_for(moments: Floats, weights: Sequence[Floats]) -> Rotation:
+def rotation_for(activations: Activations, weights: Sequence[Floats]) -> Rotation:
     """Choose the rotation of an input that products with `weights` read.
 
-    >>> rotation_for(x.T @ x / len(x), [weights]).factors.shape
-
-    `moments` are the input's mean of x xᵀ, (inputs, inputs).
+    >>> rotation_for(activations["layer.0/attention"], [weights]).factors.shape
     """
-    sizes = np.sqrt(np.diag(moments))
+    if activations.spread is None:
+        raise ValueError("a rotation needs the spread of what is rotated")
+    sizes = np.sqrt(np.diag(activations.spread))
     squares = np.sum([np.square(part, dtype=np.float64).sum(axis=1) for part in weights], axis=0)
     ratio = np.maximum(sizes, 1e-6) / np.maximum(np.sqrt(squares), 1e-6)
     logs = SMOOTHING * np.log(ratio)
-    return Rotation(np.exp(logs - logs.mean()).astype(np.float32))
+    return Rotation(np.exp(logs - logs.mean()).astype(np.float32), activations.mean)

@@ -74,7 +74,7 @@ def test_rotated_rows_are_rounded_to_the_same_bytes_and_scales(
         np.float32
     )
     x[random.random(x.shape) < 0.001] = random.choice(np.array(ODD, np.float32))
-    rotation = Rotation(random.uniform(0.1, 10, blocks * block).astype(np.float32), block)
+    rotation = Rotation(*random.uniform(0.1, 10, (2, blocks * block)).astype(np.float32), block)
     found = library.quantize_rows(instruction_set, x, Rounding(), rotation)
     wanted = reference.quantize_rows(reference.rotate_rows(x, rotation), Rounding())
     np.testing.assert_array_equal(found[0], wanted[0])
@@ -87,9 +87,9 @@ def test_a_rotation_in_steps_is_the_product_with_a_hadamard_matrix(block: int) -
     matrix = np.ones((1, 1))
     while len(matrix) < block:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    factors = np.linspace(0.5, 2, 256, dtype=np.float32)
-    wanted = ((x * factors).reshape(-1, block) @ matrix).reshape(3, 256)
-    np.testing.assert_allclose(reference.rotate_rows(x, Rotation(factors, block)), wanted, atol=1e-4)
+    factors, offsets = np.linspace(0.5, 2, 256, dtype=np.float32), np.linspace(-1, 1, 256, dtype=np.float32)
+    wanted = ((x * factors + offsets).reshape(-1, block) @ matrix).reshape(3, 256)
+    np.testing.assert_allclose(reference.rotate_rows(x, Rotation(factors, offsets, block)), wanted, atol=1e-4)
 
 
 @few
