@@ -13,8 +13,7 @@ from cappy_export.graphs.operators import operators_of
 from cappy_export.graphs.optimum import build_fused_graph, build_graph, model_shape
 from cappy_export.options import ExportOptions, Say
 from cappy_export.precisions.calibration import (
-    ACCURATE_CALIBRATION_PAIRS,
-    CALIBRATION_PAIRS,
+    INT8_CALIBRATION_PAIRS,
     CalibrationPairs,
     Inputs,
 )
@@ -45,13 +44,11 @@ def write_cpu_models(
         graphs["fp16"] = _write_half(checkpoint, source, staging / MODEL_FILES["fp16"], calibration.inputs())
     if "int8" in options.for_cpus:
         say("quantising to int8")
-        count = ACCURATE_CALIBRATION_PAIRS if options.accurate_int8 else CALIBRATION_PAIRS
         int8 = quantize(
             fp32,
             staging / MODEL_FILES["int8"],
-            calibration.inputs(count),
+            calibration.inputs(INT8_CALIBRATION_PAIRS),
             float32_products=options.float32_products,
-            is_accurate=options.accurate_int8,
         )
         graphs["int8"] = {**int8, "unpadded": facts["unpadded"]}
     written = {precision: operators_of(staging / MODEL_FILES[precision]) for precision in graphs}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cappy_engine.bundle import PRECISIONS, TARGETS
-from cappy_engine.checks import check_count, check_flag
+from cappy_engine.checks import check_count
 from cappy_engine.errors import ExportError
 from cappy_engine.options import Asked
 from cappy_export.proof.limits import Limits, parse_limits
@@ -40,8 +40,7 @@ class ExportOptions:
     Every one of `precisions` is made and proven for each of `targets` (devices) that runs it. With `keep` only these of
     the CPU's are written; the manifest has the parity of all. TensorRT gets at most `buckets` lengths. `pairs` (JSON
     Lines) replaces the package's parity pairs, and `limits` changes what scores must keep (`proof.limits`).
-    Under the CPU's int8 matrix products whose names hold one of `float32_products` stay in float32; with
-    `accurate_int8` the others lose less (`precisions.int8.quantize`).
+    Under the CPU's int8 matrix products whose names hold one of `float32_products` stay in float32.
 
     Raises ValueError for an option out of range, and ExportError for options that would come to nothing together.
     """
@@ -73,10 +72,6 @@ class ExportOptions:
             metavar="PART",
         ),
     ] = ()
-    accurate_int8: Annotated[
-        bool,
-        Asked("smaller errors in the CPU's int8 (a third of cappy-mini's); it is 3 to 15% slower, and exports longer"),
-    ] = False
     revision: Revision = None
     max_length: Annotated[int, Asked("longest pair in tokens (default: 512)", least=1)] = 512
     pairs: OwnPairs = None
@@ -93,7 +88,6 @@ class ExportOptions:
             _set(self, "pairs", Path(self.pairs))
         for name in ("buckets", "max_length"):
             _set(self, name, check_count(name, getattr(self, name)))
-        check_flag("accurate_int8", self.accurate_int8)
         parse_limits(self.limits)
         self._check_targets()
         self._check_int8()
@@ -135,9 +129,8 @@ class ExportOptions:
             raise ExportError(
                 f"cannot keep {', '.join(self.kept)} of {', '.join(self.for_cpus)}; name it as a precision too"
             )
-        if (self.float32_products or self.accurate_int8) and "int8" not in self.for_cpus:
-            what = "float32 products are" if self.float32_products else "accurate int8 is"
-            raise ExportError(f"{what} for the CPU's int8; name it as a precision too")
+        if self.float32_products and "int8" not in self.for_cpus:
+            raise ExportError("float32 products are for the CPU's int8; name it as a precision too")
 
 
 @dataclass(frozen=True, kw_only=True)

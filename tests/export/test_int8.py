@@ -22,13 +22,6 @@ from cappy_export.precisions.int8 import products_with_weights, quantize
 from cappy_export.proof.pairs import default_pairs
 
 
-@pytest.fixture(scope="module")
-def accurate_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("accurate") / "tiny"
-    export(checkpoint, path, ExportOptions(precisions=("int8",), accurate_int8=True))
-    return path
-
-
 @pytest.mark.slow
 def test_a_named_product_stays_in_float32_and_the_others_do_not(checkpoint: Path, tmp_path: Path) -> None:
     options = ExportOptions(precisions=("fp32", "int8"), float32_products=("layer.1/output/dense",))
@@ -49,27 +42,23 @@ def test_a_product_that_is_not_there_is_an_error(checkpoint: Path, tmp_path: Pat
     assert not (tmp_path / "bundle").exists()
 
 
-@pytest.mark.slow
-def test_accurate_int8_has_its_words_in_16_bits_and_the_manifest_says_how_it_was_made(accurate_bundle: Path) -> None:
-    model = onnx.load(str(accurate_bundle / MODEL_FILES["int8"]))
+def test_int8_has_its_words_in_8_bits_and_the_manifest_says_how_it_was_made(bundle: Path) -> None:
+    model = onnx.load(str(bundle / MODEL_FILES["int8"]))
     tables = [entry for entry in model.graph.initializer if len(entry.dims) == 2 and entry.dims[0] >= MIN_TABLE_ROWS]
-    assert {entry.data_type for entry in tables if entry.dims[1] > 1} == {TensorProto.FLOAT16}
-    assert "rotated in blocks" in open_bundle(accurate_bundle).manifest.document["graphs"]["int8"]["method"]
+    assert {entry.data_type for entry in tables if entry.dims[1] > 1} == {TensorProto.INT8}
+    assert "rotated in blocks" in open_bundle(bundle).manifest.document["graphs"]["int8"]["method"]
 
 
-def test_accuracy_without_calibration_is_an_error(bundle: Path, tmp_path: Path) -> None:
+def test_int8_without_calibration_is_an_error(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(GraphError, match="needs pairs to calibrate on"):
-        quantize(bundle / MODEL_FILES["fp32"], tmp_path / "q.onnx", is_accurate=True)
+        quantize(bundle / MODEL_FILES["fp32"], tmp_path / "q.onnx", [])
 
 
 @pytest.mark.parametrize("budget", [1, 200, 100_000])
 @pytest.mark.parametrize("mode", ["latency", "throughput"])
-@pytest.mark.parametrize("made", ["bundle", "accurate_bundle"])
-def test_an_int8_score_does_not_depend_on_the_batch(
-    made: str, budget: int, mode: Mode, request: pytest.FixtureRequest
-) -> None:
+def test_an_int8_score_does_not_depend_on_the_batch(bundle: Path, budget: int, mode: Mode) -> None:
     pairs = default_pairs()[::4]
-    with Scorer.open(request.getfixturevalue(made), device="cpu", precision="int8", threads=2, mode=mode) as scorer:
+    with Scorer.open(bundle, device="cpu", precision="int8", threads=2, mode=mode) as scorer:
         alone = np.concatenate([scorer.score([pair]) for pair in pairs])
         for seed in range(3):
             order = np.random.default_rng(seed).permutation(len(pairs))[: len(pairs) - 5 * seed]
@@ -100,8 +89,8 @@ def test_int8_is_written_with_the_operators_of_cappy_and_the_head_in_float32(bun
     products = {name: nodes[name] for name in ("Linear", "LinearGelu", "LinearNorm", "MatMul", "Gemm")}
     assert products == {"Linear": 3, "LinearGelu": 2, "LinearNorm": 4, "MatMul": 0, "Gemm": 2}
     assert (nodes["Attention"], nodes["FirstAttention"]) == (1, 1)
-    # Both layers read four activations, the last one also the first tokens; two of them come out of a Gelu.
-    assert (nodes["QuantizeRows"], nodes["QuantizePositiveRows"]) == (7, 2)
+    # Both layers read four activations, the last one also the first tokens.
+    assert (nodes["QuantizeRotatedRows"], nodes["QuantizeRows"], nodes["QuantizePositiveRows"]) == (9, 0, 0)
 
 
 def test_int8_weights_are_signed_per_channel_and_in_panels(bundle: Path) -> None:
@@ -122,4 +111,4 @@ def test_a_graph_without_products_cannot_be_quantised(tmp_path: Path) -> None:
     graph = helper.make_graph([helper.make_node("Neg", ["x"], ["logits"])], "g", [x], [out])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
     with pytest.raises(GraphError, match="there are none"):
-        quantize(tmp_path / "m.onnx", tmp_path / "q.onnx")
+        quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", [])

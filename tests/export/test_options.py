@@ -79,7 +79,6 @@ def test_options_out_of_range_are_named(field: dict[str, Any], message: str) -> 
         ({"targets": ["cuda"], "precisions": ["fp16", "int8"]}, r"int8 does not run on cuda; add a --target"),
         ({"keep": ["fp16"]}, "cannot keep fp16 of fp32; name it as a precision too"),
         ({"float32_products": ["layer.0"]}, "float32 products are for the CPU's int8; name it as a precision too"),
-        ({"accurate_int8": True}, "accurate int8 is for the CPU's int8; name it as a precision too"),
     ],
     ids=str,
 )
@@ -90,7 +89,7 @@ def test_options_that_would_come_to_nothing_are_refused(options: dict[str, Any],
 
 @pytest.mark.parametrize(
     "options",
-    [{"max_length": "512"}, {"max_length": True}, {"max_length": 0}, {"buckets": 2.5}, {"accurate_int8": "no"}],
+    [{"max_length": "512"}, {"max_length": True}, {"max_length": 0}, {"buckets": 2.5}],
 )
 def test_a_wrong_number_or_flag_is_named(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):

@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,10 @@ from cappy_export.checkpoints.checkpoint import open_checkpoint
 from cappy_export.checkpoints.fast_tokenizer import load_tokenizer
 from cappy_export.graphs.files import head_nodes, quiet
 from cappy_export.graphs.optimum import build_graph
+from cappy_export.precisions import int8
 from cappy_export.precisions.calibration import (
-    ACCURATE_CALIBRATION_PAIRS,
     CALIBRATION_PAIRS,
+    INT8_CALIBRATION_PAIRS,
     CalibrationPairs,
     Inputs,
 )
@@ -75,7 +77,7 @@ def _nearest(bits: int) -> Callable[[Floats], tuple[Int8, Floats]]:
 
 def _ours(options: Int8Options, *, corrects_bias: bool = True, words: Small | None = np.int8) -> Make:
     def make(fp32: Path, out: Path, calibration: Sequence[Inputs]) -> None:
-        every = 1 if options.needs_moments else max(1, len(calibration) // CALIBRATION_PAIRS)
+        every = 1 if options.needs_spread else max(1, len(calibration) // CALIBRATION_PAIRS)
         quantize_products(fp32, out, options, calibration[::every] if corrects_bias else ())
         if words is not None:
             quantize_embeddings(out, words)
@@ -104,18 +106,16 @@ def _runtimes(weight_type: QuantType, *, reduce_range: bool) -> Make:
 
 
 OPTIONS: dict[str, Make] = {
-    CHOSEN: _ours(Int8Options()),
-    "weights of 7 bits": _ours(Int8Options(rounds=_nearest(7))),
-    "weights that may saturate": _ours(Int8Options(rounds=_nearest(8))),
-    "without bias correction": _ours(Int8Options(), corrects_bias=False),
-    "word embeddings in fp32": _ours(Int8Options(), words=None),
-    "word embeddings in fp16": _ours(Int8Options(), words=np.float16),
-    "compensated, words in fp16": _ours(Int8Options(compensates=True), words=np.float16),
-    "rotated, words in fp16": _ours(Int8Options(rotates=True), words=np.float16),
-    "accurate": _ours(Int8Options(rotates=True, compensates=True), words=np.float16),
-    "accurate, layer 0 in fp32": _ours(
-        Int8Options(rotates=True, compensates=True, float32_products=["layer.0/"]), words=np.float16
-    ),
+    CHOSEN: _ours(int8.CHOSEN),
+    "weights of 7 bits": _ours(Int8Options(rotates=True, rounds=_nearest(7))),
+    "weights that may saturate": _ours(Int8Options(rotates=True, rounds=_nearest(8))),
+    "weights not compensated": _ours(Int8Options(rotates=True)),
+    "not rotated": _ours(Int8Options(compensates=True)),
+    "neither": _ours(Int8Options()),
+    "neither, without bias correction": _ours(Int8Options(), corrects_bias=False),
+    "word embeddings in fp16": _ours(int8.CHOSEN, words=np.float16),
+    "word embeddings in fp32": _ours(int8.CHOSEN, words=None),
+    "layer 0 in fp32": _ours(replace(int8.CHOSEN, float32_products=["layer.0/"])),
     "quantize_dynamic, signed": _runtimes(QuantType.QInt8, reduce_range=False),
     "quantize_dynamic, signed, 7 bits": _runtimes(QuantType.QInt8, reduce_range=True),
     "quantize_dynamic, unsigned": _runtimes(QuantType.QUInt8, reduce_range=False),
@@ -143,11 +143,11 @@ def compare(
         fp32 = folder / "fp32.onnx"
         build_graph(opened, fp32)
         known = CalibrationPairs(tokenizer.encode(default_pairs()), pad_token_id=int(saved.pad_token_id))
-        calibration = list(known.inputs(ACCURATE_CALIBRATION_PAIRS))
+        calibration = list(known.inputs(INT8_CALIBRATION_PAIRS))
         options = {name: OPTIONS[name] for name in chosen}
         if is_each_product:
             for product in products_with_weights(fp32):
-                options[f"{product} fp32"] = _ours(Int8Options(float32_products=[product]))
+                options[f"{product} fp32"] = _ours(replace(int8.CHOSEN, float32_products=[product]))
         sizes: dict[str, int] = {}
         scorers: dict[str, Scorer] = {}
         for option in ("fp32", *options):

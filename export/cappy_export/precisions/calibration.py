@@ -1,7 +1,7 @@
 """Run a float32 graph on calibration pairs, and measure what its tensors hold.
 
-fp16 looks for the largest value of every tensor (`take_census`). int8 on CPUs needs means, for its biases, and second
-moments of what products read (`measure_activations`); int8 for TensorRT needs the largest value of every channel
+fp16 looks for the largest value of every tensor (`take_census`). int8 on CPUs needs the means of what products
+read, and how they spread (`measure_activations`); int8 for TensorRT needs the largest value of every channel
 (`activation_ranges`). Knows nothing of the models that are made from these figures.
 """
 
@@ -24,11 +24,11 @@ from cappy_export.graphs.files import save
 from cappy_export.precisions.rounding import Floats
 
 CALIBRATION_PAIRS = 32
-"""Pairs on which the float32 graph is searched for values beyond fp16, and int8's biases are corrected."""
+"""Pairs on which the float32 graph is searched for values beyond fp16."""
 TOKENS_AT_ONCE = 1024
 """Tokens whose second moments are summed in one product. A model of cappy-large's size holds 0.7 MB for each."""
-ACCURATE_CALIBRATION_PAIRS = 512
-"""Pairs on which accurate int8 weighs its errors: with a few it would fit what these have by chance."""
+INT8_CALIBRATION_PAIRS = 512
+"""Pairs on which int8 weighs its errors: with a few it would fit what these have by chance."""
 QUIETEST = 0.25
 """The least root mean square of a channel, in that of all. It binds for 0.5% of what follows cappy-mini's Gelus."""
 
@@ -74,6 +74,11 @@ class Activations:
 
     mean: Floats
     spread: Floats | None = None
+
+    @property
+    def moments(self) -> Floats | None:
+        """Compute the mean of x xᵀ, (inputs, inputs); None without `spread`."""
+        return None if self.spread is None else self.spread + np.outer(self.mean, self.mean)
 
 
 def take_census(source: Path, calibration: Iterable[Inputs]) -> Census:

@@ -5,8 +5,8 @@ taken when the model runs. `quantize_dynamic` of ONNX Runtime, and so every tool
 whole batch: there a pair's score changes with its neighbours. Word embeddings are 8 bits with a scale per row.
 Attention's own products, layer norms and the head stay in float32.
 
-**No CPU saturates**: see `rounding.py`. Accurate int8 also rotates activations (`rotation.py`) and lets weights make up
-for each other's errors (`compensate_weights`). A third of cappy-mini's error is left; it is some 3 to 15% slower.
+**No CPU saturates**: see `rounding.py`. Activations are rotated before (`rotation.py`), and weights make up for each
+other's errors (`compensate_weights`).
 
 `python -m cappy_bench.studies.int8_options` measures the alternatives. `int8_graph.py` writes the nodes.
 """
@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from cappy_engine.errors import GraphError
@@ -29,47 +29,39 @@ from cappy_export.precisions.int8_graph import Int8Options, Rewriter
 from cappy_export.precisions.rotation import BLOCK
 
 QUANTIZED = ("MatMul", "Gemm", "Attention")
-METHOD = "weights int8 per channel, activations uint8 per token, word embeddings int8 per row"
-ACCURATE_METHOD = (
-    "weights int8 per channel with compensated rounding (GPTQ), activations uint8 per token, scaled and rotated in "
-    f"blocks of at most {BLOCK} channels, word embeddings fp16"
+METHOD = (
+    "weights int8 per channel with compensated rounding (GPTQ), activations uint8 per token, without their mean, "
+    f"scaled and rotated in blocks of at most {BLOCK} channels, word embeddings int8 per row"
 )
+CHOSEN = Int8Options(rotates=True, compensates=True)
+"""How an export brings products into 8 bits."""
 
 
 def quantize(
-    source: Path,
-    out: Path,
-    calibration: Iterable[Inputs] = (),
-    *,
-    float32_products: Sequence[str] = (),
-    is_accurate: bool = False,
+    source: Path, out: Path, calibration: Iterable[Inputs], *, float32_products: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Write the int8 model of the float32 model `source`; return the facts for the manifest.
 
     >>> quantize(Path("model.onnx"), Path("model_quantized.onnx"), pairs.inputs())["quantized"]
     {'MatMul': 18, 'Gemm': 18, 'embeddings': 1}
 
-    Rounded weights shift a product's mean. On the mean activations of `calibration` that shift is known, and is
-    taken out of the bias of every Gemm (bias correction, arXiv 1906.04721, section 4.2). Biases that are added
-    elsewhere, as those of query, key and value, stay as they are.
-
-    With `is_accurate` errors are smaller, a third as large on cappy-mini. Activations are rotated in blocks, weights
-    make up for each other's rounding errors on `calibration`, and word embeddings stay in 16 bits.
+    Activations lose their mean on `calibration`, whose product goes into the biases; they are rotated in blocks, and
+    weights make up for each other's rounding errors.
 
     Products whose names hold one of `float32_products` stay in float32. Raises GraphError if one of these fits no
-    product, if `is_accurate` lacks calibration, and unless every other product with weights but those of the head was
+    product, if there is no calibration, and unless every other product with weights but those of the head was
     quantised.
     """
-    options = Int8Options(float32_products=float32_products, rotates=is_accurate, compensates=is_accurate)
+    options = replace(CHOSEN, float32_products=float32_products)
     kept, counts = quantize_products(source, out, options, calibration)
     expected = {*products_with_weights(source)} - {*kept}
     left = [name for name in products_with_weights(out) if name in expected]
     if not counts or left:
         raise GraphError(f"{len(left)} matrix products were not quantised: {', '.join(left) or 'there are none'}")
-    tables = quantize_embeddings(out, np.float16 if is_accurate else np.int8)
+    tables = quantize_embeddings(out)
     check_graph(out)
     return {
-        "method": ACCURATE_METHOD if is_accurate else METHOD,
+        "method": METHOD,
         "quantized": {**counts, "embeddings": tables},
         "products_in_fp32": kept,
     }
@@ -91,7 +83,7 @@ def quantize_products(
     read = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in replaced))
     activations = measure_activations(source, read, calibration, has_spread=options.needs_spread)
     if options.needs_spread and len(activations) < len(read):
-        raise GraphError("accurate int8 needs pairs to calibrate on, and there are none")
+        raise GraphError("int8 needs pairs to calibrate on, and there are none")
     counts = Counter(node.op_type for node in model.graph.node if node.name in replaced)
     rewriter = Rewriter(model, options, replaced, activations)
     for node in list(model.graph.node):

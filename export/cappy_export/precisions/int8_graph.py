@@ -30,9 +30,9 @@ GELUS = ("Gelu", "BiasGelu")
 
 @dataclass(frozen=True)
 class Int8Options:
-    """Say how products are brought into 8 bits; the defaults are an export's.
+    """Say how products are brought into 8 bits.
 
-    >>> Int8Options(rotates=True, compensates=True)  # accurate int8
+    >>> Int8Options(rotates=True, compensates=True)  # an export's
 
     Products whose names hold one of `float32_products` stay as they are. `rotates`: see `rotation.py`. `compensates`
     rounds weights with `rounding.compensate_weights`, and `rounds` does where the spread is not known.
@@ -201,14 +201,14 @@ class Rewriter:
         With their spread the 8-bit form depends on the source, too, and is shared by none.
         """
         rotation, known = self._rotation(source), self._activations.get(source)
-        spread = None if known is None else known.spread
+        moments = None if known is None else known.moments
         if self._options.needs_spread:
             matrix = f"{name}/weights"
-        if rotation is not None and spread is not None:
+        if rotation is not None and moments is not None:
             self._shifts[name] = -rotation.mean @ weights
-            weights, spread = rotation.of_weights(weights), rotation.of_spread(spread)
+            weights, moments = rotation.of_weights(weights), rotation.of_moments(moments)
         if matrix not in self._rounded:
-            self._rounded[matrix] = self._round(weights, spread)
+            self._rounded[matrix] = self._round(weights, moments)
         steps, scales = self._rounded[matrix]
         if known is not None and rotation is None:
             self._shifts[name] = (known.mean @ (steps * scales - weights)).astype(np.float32)
@@ -238,9 +238,10 @@ class Rewriter:
         centred = self._emit("Mul", [whole, product.scale], f"{name}/centred", f"{name}/centred")
         return self._emit("Sub", [centred, self._shift(name)], out, name)
 
-    def _round(self, weights: Floats, spread: Floats | None) -> tuple[Int8, Floats]:
-        if self._options.compensates and spread is not None:
-            return compensate_weights(weights, spread)
+    def _round(self, weights: Floats, moments: Floats | None) -> tuple[Int8, Floats]:
+        """Round weights; with moments that hold the mean, so that their errors are small where it moves, too."""
+        if self._options.compensates and moments is not None:
+            return compensate_weights(weights, moments)
         return self._options.rounds(weights)
 
     def _rotation(self, source: str) -> Rotation | None:

@@ -63,9 +63,9 @@ class Rotation:
         """Turn `weights` (inputs, outputs) into those for rotated inputs, less their mean."""
         return self._turned(weights * self.factors[:, None])
 
-    def of_spread(self, spread: Floats) -> Floats:
-        """Turn the inputs' second moments about their mean into those of rotated inputs."""
-        half = self._turned(spread / np.outer(self.factors, self.factors))
+    def of_moments(self, moments: Floats) -> Floats:
+        """Turn second moments of the inputs into those of inputs that are rotated, but keep their mean."""
+        half = self._turned(moments / np.outer(self.factors, self.factors))
         return self._turned(half.T)
 
     def _turned(self, rows: Floats) -> Floats:
