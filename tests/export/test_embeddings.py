@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cappy_engine.bundle import MODEL_FILES
-from cappy_export.precisions.embeddings import MIN_TABLE_ROWS, quantize_embeddings
+from cappy_export.precisions.embeddings import MIN_TABLE_ROWS, Bits, quantize_embeddings
 
 
 def lookup_model(path: Path, table: np.ndarray) -> Path:
@@ -30,20 +29,20 @@ def lookup_model(path: Path, table: np.ndarray) -> Path:
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("first", "second", "third")],
         [numpy_helper.from_array(table, "words"), numpy_helper.from_array(small, "types")],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     onnx.save(model, str(path))
     return path
 
 
-@pytest.mark.parametrize(("kind", "part"), [(np.int8, 253), (np.float16, 2047)])
-def test_rows_come_back_to_half_a_step_of_their_own_scale(tmp_path: Path, kind: Any, part: int) -> None:
+@pytest.mark.parametrize(("bits", "part"), [(8, 253), (12, 4090), (16, 2047)])
+def test_rows_come_back_to_half_a_step_of_their_own_scale(tmp_path: Path, bits: Bits, part: int) -> None:
     random = np.random.default_rng(0)
     table = random.standard_normal((MIN_TABLE_ROWS, 16)).astype(np.float32) * np.geomspace(1e-3, 1e3, MIN_TABLE_ROWS)[
         :, None
     ].astype(np.float32)
     table[1] = 0.0  # the padding's
     path = lookup_model(tmp_path / "lookup.onnx", table)
-    assert quantize_embeddings(path, kind) == 1
+    assert quantize_embeddings(path, bits) == 1
     ids = random.integers(0, MIN_TABLE_ROWS, (3, 50))
     ids[0, 0] = 1
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -54,6 +53,14 @@ def test_rows_come_back_to_half_a_step_of_their_own_scale(tmp_path: Path, kind: 
     np.testing.assert_array_equal(third, np.broadcast_to(np.eye(1, 16, dtype=np.float32), third.shape))
 
 
+def test_rows_of_an_odd_number_of_values_have_16_bits_for_12(tmp_path: Path) -> None:
+    table = np.random.default_rng(0).standard_normal((MIN_TABLE_ROWS, 7)).astype(np.float32)
+    path = lookup_model(tmp_path / "lookup.onnx", table)
+    assert quantize_embeddings(path, 12) == 1
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(["first"], {"ids": [[5, 6]]})[0], [table[5:7]], rtol=1e-3)
+
+
 def test_small_tables_stay_as_they_are(tmp_path: Path) -> None:
     path = lookup_model(tmp_path / "lookup.onnx", np.ones((MIN_TABLE_ROWS - 1, 4), dtype=np.float32))
     before = path.read_bytes()
@@ -62,8 +69,8 @@ def test_small_tables_stay_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_only_int8_has_its_words_in_8_bits(bundle: Path, precision: str) -> None:
+def test_only_int8_has_its_words_in_12_bits(bundle: Path, precision: str) -> None:
     model = onnx.load(str(bundle / MODEL_FILES[precision]))
     tables = [entry for entry in model.graph.initializer if len(entry.dims) == 2 and entry.dims[0] >= MIN_TABLE_ROWS]
-    types = {entry.data_type for entry in tables if entry.dims[1] > 1}
-    assert types == {TensorProto.INT8 if precision == "int8" else TensorProto.FLOAT}
+    types = [entry.data_type for entry in tables if entry.dims[1] > 1]
+    assert types == ([TensorProto.INT8, TensorProto.UINT8] if precision == "int8" else [TensorProto.FLOAT])

@@ -52,15 +52,15 @@ from cappy_export.precisions.calibration import (
     CalibrationPairs,
     Inputs,
 )
-from cappy_export.precisions.embeddings import Small, quantize_embeddings
+from cappy_export.precisions.embeddings import Bits, quantize_embeddings
 from cappy_export.precisions.int8 import products_with_weights, quantize_products
 from cappy_export.precisions.int8_graph import Int8Options
 from cappy_export.precisions.rounding import Floats, Int8
 from cappy_export.proof.pairs import default_pairs, read_pairs
 from cappy_export.proof.parity import measure
 
-Make = Callable[[Path, Path, Sequence[Inputs]], object]
-"""Writes the option's model: from the float32 graph, to a path, with model inputs of the pairs to calibrate on."""
+Make = Callable[[Path, Path, Sequence[Inputs], int], object]
+"""Writes the option's model: from the float32 graph, to a path, with inputs to calibrate on and a count of layers."""
 CHOSEN = "chosen"
 
 
@@ -75,10 +75,13 @@ def _nearest(bits: int) -> Callable[[Floats], tuple[Int8, Floats]]:
     return rounded
 
 
-def _ours(options: Int8Options, *, corrects_bias: bool = True, words: Small | None = np.int8) -> Make:
-    def make(fp32: Path, out: Path, calibration: Sequence[Inputs]) -> None:
+def _ours(
+    options: Int8Options, *, corrects_bias: bool = True, words: Bits | None = 12, is_first_layer_in_fp32: bool = True
+) -> Make:
+    def make(fp32: Path, out: Path, calibration: Sequence[Inputs], layers: int) -> None:
         every = 1 if options.needs_spread else max(1, len(calibration) // CALIBRATION_PAIRS)
-        quantize_products(fp32, out, options, calibration[::every] if corrects_bias else ())
+        made = replace(options, layers=layers if is_first_layer_in_fp32 else 0)
+        quantize_products(fp32, out, made, calibration[::every] if corrects_bias else ())
         if words is not None:
             quantize_embeddings(out, words)
 
@@ -88,7 +91,7 @@ def _ours(options: Int8Options, *, corrects_bias: bool = True, words: Small | No
 def _runtimes(weight_type: QuantType, *, reduce_range: bool) -> Make:
     """ONNX Runtime's dynamic quantisation, per channel, of the same products."""
 
-    def make(fp32: Path, out: Path, calibration: Sequence[Inputs]) -> None:
+    def make(fp32: Path, out: Path, calibration: Sequence[Inputs], layers: int) -> None:
         head = head_nodes(onnx.load(str(fp32), load_external_data=False))
         with quiet():
             quantize_dynamic(
@@ -113,9 +116,9 @@ OPTIONS: dict[str, Make] = {
     "not rotated": _ours(Int8Options(compensates=True)),
     "neither": _ours(Int8Options()),
     "neither, without bias correction": _ours(Int8Options(), corrects_bias=False),
-    "word embeddings in fp16": _ours(int8.CHOSEN, words=np.float16),
+    "word embeddings in 8 bits": _ours(int8.CHOSEN, words=8),
     "word embeddings in fp32": _ours(int8.CHOSEN, words=None),
-    "layer 0 in fp32": _ours(replace(int8.CHOSEN, float32_products=["layer.0/"])),
+    "first layer in int8": _ours(int8.CHOSEN, is_first_layer_in_fp32=False),
     "quantize_dynamic, signed": _runtimes(QuantType.QInt8, reduce_range=False),
     "quantize_dynamic, signed, 7 bits": _runtimes(QuantType.QInt8, reduce_range=True),
     "quantize_dynamic, unsigned": _runtimes(QuantType.QUInt8, reduce_range=False),
@@ -141,7 +144,7 @@ def compare(
         saved.save_pretrained(folder)
         tokenizer = PairTokenizer.from_file(folder / "tokenizer.json", max_length=saved.model_max_length)
         fp32 = folder / "fp32.onnx"
-        build_graph(opened, fp32)
+        shape, _ = build_graph(opened, fp32)
         known = CalibrationPairs(tokenizer.encode(default_pairs()), pad_token_id=int(saved.pad_token_id))
         calibration = list(known.inputs(INT8_CALIBRATION_PAIRS))
         options = {name: OPTIONS[name] for name in chosen}
@@ -154,7 +157,7 @@ def compare(
             path = fp32
             if option != "fp32":
                 path = folder / f"{len(sizes)}.onnx"  # of its own: ONNX Runtime maps the weights of large ones
-                options[option](fp32, path, calibration)
+                options[option](fp32, path, calibration, shape["layers"])
             sizes[option] = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))
             session = open_session(path, device="cpu")
             scorers[option] = Scorer(

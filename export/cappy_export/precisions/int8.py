@@ -2,11 +2,11 @@
 
 Weights are signed 8 bits with a scale per output channel. Activations are unsigned 8 bits with a scale *per token*,
 taken when the model runs. `quantize_dynamic` of ONNX Runtime, and so every tool built on it, takes one scale over the
-whole batch: there a pair's score changes with its neighbours. Word embeddings are 8 bits with a scale per row.
-Attention's own products, layer norms and the head stay in float32.
+whole batch: there a pair's score changes with its neighbours. Activations are rotated before (`rotation.py`), and
+weights make up for each other's errors (`compensate_weights`). No CPU saturates (`rounding.py`).
 
-**No CPU saturates**: see `rounding.py`. Activations are rotated before (`rotation.py`), and weights make up for each
-other's errors (`compensate_weights`).
+What errs first errs most, since its errors go through all that follows. So word embeddings have 12 bits, and the first
+layer stays in float32. Attention's own products, layer norms and the head do, too.
 
 `python -m cappy_bench.studies.int8_options` measures the alternatives. `int8_graph.py` writes the nodes.
 """
@@ -25,26 +25,30 @@ from cappy_engine.errors import GraphError
 from cappy_export.graphs.files import check_graph, head_nodes, save
 from cappy_export.precisions.calibration import Inputs, measure_activations
 from cappy_export.precisions.embeddings import quantize_embeddings
+from cappy_export.precisions.float_graph import halve_weights
 from cappy_export.precisions.int8_graph import Int8Options, Rewriter
 from cappy_export.precisions.rotation import BLOCK
 
 QUANTIZED = ("MatMul", "Gemm", "Attention")
 METHOD = (
     "weights int8 per channel with compensated rounding (GPTQ), activations uint8 per token, without their mean, "
-    f"scaled and rotated in blocks of at most {BLOCK} channels, word embeddings int8 per row"
+    f"scaled and rotated in blocks of at most {BLOCK} channels, word embeddings in 12 bits per row"
 )
 CHOSEN = Int8Options(rotates=True, compensates=True)
 """How an export brings products into 8 bits."""
+FEWEST_LAYERS = 4
+"""Models with fewer have all in int8: one layer of them is too large a part."""
 
 
 def quantize(
-    source: Path, out: Path, calibration: Iterable[Inputs], *, float32_products: Sequence[str] = ()
+    source: Path, out: Path, calibration: Iterable[Inputs], *, layers: int, float32_products: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Write the int8 model of the float32 model `source`; return the facts for the manifest.
 
-    >>> quantize(Path("model.onnx"), Path("model_quantized.onnx"), pairs.inputs())["quantized"]
-    {'MatMul': 18, 'Gemm': 18, 'embeddings': 1}
+    >>> quantize(Path("model.onnx"), Path("model_quantized.onnx"), pairs.inputs(), layers=6)["quantized"]
+    {'Gemm': 21, 'embeddings': 1}
 
+    Of the model's `layers` the first stays in float32, its weights stored in fp16, if there are FEWEST_LAYERS.
     Activations lose their mean on `calibration`, whose product goes into the biases; they are rotated in blocks, and
     weights make up for each other's rounding errors.
 
@@ -52,7 +56,7 @@ def quantize(
     product, if there is no calibration, and unless every other product with weights but those of the head was
     quantised.
     """
-    options = replace(CHOSEN, float32_products=float32_products)
+    options = replace(CHOSEN, float32_products=float32_products, layers=layers)
     kept, counts = quantize_products(source, out, options, calibration)
     expected = {*products_with_weights(source)} - {*kept}
     left = [name for name in products_with_weights(out) if name in expected]
@@ -74,11 +78,13 @@ def quantize_products(
 
     >>> quantize_products(Path("model.onnx"), Path("model_quantized.onnx"), Int8Options(float32_products=["layer.0/"]))
 
-    Biases of Gemms are corrected where there is `calibration`.
+    Biases of Gemms are corrected where there is `calibration`. Products are taken to be the layers' in their order.
     """
     model = onnx.load(str(source))
     products = products_with_weights(source)
-    kept = _fitting(products, options.float32_products)
+    asked = _fitting(products, options.float32_products)
+    first = products[: len(products) // options.layers] if options.layers >= FEWEST_LAYERS else []
+    kept = [name for name in products if name in {*asked, *first}]
     replaced = {*products} - {*kept}
     read = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in replaced))
     activations = measure_activations(source, read, calibration, has_spread=options.needs_spread)
@@ -89,6 +95,7 @@ def quantize_products(
     for node in list(model.graph.node):
         rewriter.take(node)
     rewriter.finish()
+    halve_weights(model, {*first} - {*asked})
     save(model, out)
     return kept, dict(counts)
 

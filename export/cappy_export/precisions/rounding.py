@@ -21,7 +21,7 @@ MAX_PAIR = 128
 """255 * 128 is the largest sum of two products that 16 bits hold."""
 DAMPING = 0.1
 """The part of the mean second moment that is added to each: calibration has not seen everything. On held-out pairs of
-its own tasks the squared errors of four of cappy-mini's products fell by 2 to 9% from 0.005 to 0.1; 0.3 was no better."""
+cappy-mini's tasks the squared errors of four of its products fell by 2 to 9% from 0.005 to 0.1; 0.3 was no better."""
 ROWS_AT_ONCE = 64
 
 
