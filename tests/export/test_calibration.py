@@ -32,11 +32,12 @@ def test_activations_are_measured_over_all_tokens_of_all_batches(
     found = measure_activations(tmp_path / "m.onnx", ["size", "y"], batches, has_spread=True)
     rows = np.abs(np.concatenate([batch["x"].reshape(-1, 4) for batch in batches]))
     for name, wanted in (("size", rows), ("y", -rows)):
-        spread = found[name].spread
+        spread, moments = found[name].spread, found[name].moments
         assert spread is not None
+        assert moments is not None
         np.testing.assert_allclose(found[name].mean, wanted.mean(axis=0), rtol=1e-5)
         np.testing.assert_allclose(spread, np.cov(wanted, rowvar=False, bias=True), atol=1e-5)
-        np.testing.assert_allclose(found[name].moments, wanted.T @ wanted / len(wanted), atol=1e-5)
+        np.testing.assert_allclose(moments, wanted.T @ wanted / len(wanted), atol=1e-5)
     assert measure_activations(tmp_path / "m.onnx", ["y"], batches)["y"].spread is None
     assert measure_activations(tmp_path / "m.onnx", ["y"], []) == {}
 

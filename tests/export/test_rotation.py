@@ -52,7 +52,8 @@ def test_moments_are_those_of_what_is_rotated_with_its_mean() -> None:
     x = (random.standard_normal((50, 24)) + 1).astype(np.float32)
     rotation = some_rotation(random, 24)
     turned = rotated(rotation, x + rotation.mean)
-    np.testing.assert_allclose(rotation.of_moments(x.T @ x / 50), turned.T @ turned / 50, rtol=1e-3, atol=1e-3)
+    moments: np.ndarray = (x.T @ x / 50).astype(np.float32)
+    np.testing.assert_allclose(rotation.of_moments(moments), turned.T @ turned / 50, rtol=1e-3, atol=1e-3)
 
 
 def test_what_is_large_is_spread_over_its_block() -> None:

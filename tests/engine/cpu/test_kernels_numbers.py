@@ -74,7 +74,8 @@ def test_rotated_rows_are_rounded_to_the_same_bytes_and_scales(
         np.float32
     )
     x[random.random(x.shape) < 0.001] = random.choice(np.array(ODD, np.float32))
-    rotation = Rotation(*random.uniform(0.1, 10, (2, blocks * block)).astype(np.float32), block)
+    factors, offsets = random.uniform(0.1, 10, (2, blocks * block)).astype(np.float32)
+    rotation = Rotation(factors, offsets, block)
     found = library.quantize_rows(instruction_set, x, Rounding(), rotation)
     wanted = reference.quantize_rows(reference.rotate_rows(x, rotation), Rounding())
     np.testing.assert_array_equal(found[0], wanted[0])
