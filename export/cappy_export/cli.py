@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +15,14 @@ from cappy_engine.cli import text
 from cappy_engine.cli.arguments import command, takes
 from cappy_engine.cli.extras import extra
 from cappy_engine.cli.progress import progress_bar
-from cappy_engine.cli.streams import print_json, say, show, tell
-from cappy_engine.cli.values import PATH
-from cappy_export.adaptation.recipe import AdaptOptions, Recipe
+from cappy_engine.cli.streams import print_json, say, show, tell, words_given
+from cappy_engine.cli.values import PATH, Words
+from cappy_engine.errors import AdaptError
+from cappy_export.adaptation.recipe import RECIPES, AdaptOptions, Recipe
 from cappy_export.options import ExportOptions, VerifyOptions
 
 if TYPE_CHECKING:
-    from cappy_export.adaptation.run import Progress
+    from cappy_export.adaptation.log import Progress
 
 
 @command(
@@ -47,6 +50,12 @@ def export(checkpoint: str, bundle: Path, options: ExportOptions, force: bool) -
     tell(f"{text.describe_parity(manifest['parity'])}\nwrote {bundle}")
 
 
+def _take_defaults(ctx: click.Context, param: click.Parameter, name: str) -> None:
+    """Make a recipe's numbers the defaults of the options."""
+    recipe, options = RECIPES[name]
+    ctx.default_map = dataclasses.asdict(recipe) | dataclasses.asdict(options)
+
+
 @command(
     """
     examples:
@@ -54,7 +63,9 @@ def export(checkpoint: str, bundle: Path, options: ExportOptions, force: bool) -
       cappy adapt ./my-checkpoint train.jsonl my-cappy --held-out held-out.jsonl --epochs 3 --learning-rate 5e-5
       cappy adapt ./my-checkpoint train.jsonl my-cappy --resume
       cappy adapt btan2/cappy-large samples.jsonl my-cappy --from-samples
-      accelerate launch --num_processes 4 -m cappy_engine adapt btan2/cappy-large train.jsonl my-cappy
+      cappy adapt roberta-large shards/ my-cappy --recipe pretraining --processes 8
+      cappy adapt btan2/cappy-large train.jsonl my-cappy --processes 4
+      torchrun --nproc-per-node 4 -m cappy_engine adapt btan2/cappy-large train.jsonl my-cappy
 
     a line of TRAIN: {"instruction": "Is the sky blue?", "response": "Yes", "label": 1}
     with --from-samples: {"instruction": "Add 2 and 3.", "references": ["5"], "samples": ["5", "It is 6."]}
@@ -64,24 +75,57 @@ def export(checkpoint: str, bundle: Path, options: ExportOptions, force: bool) -
 @click.argument("checkpoint", metavar="CHECKPOINT")
 @click.argument("train", type=PATH, metavar="TRAIN")
 @click.argument("out", type=PATH, metavar="OUT")
+@click.option(
+    "--recipe",
+    "recipe_name",
+    type=Words(tuple(RECIPES)),
+    default="adaptation",
+    is_eager=True,
+    expose_value=False,
+    callback=_take_defaults,
+    help="defaults of other options; pretraining: batches of 1024, learning rate 1e-05, 16384 tokens at once, 0.001 "
+    "held out, measured and saved every 1000 steps (default: adaptation)",
+)
 @click.option("--held-out", type=PATH, help="file of TRAIN's form to measure on (default: a part of TRAIN)")
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    metavar="NUMBER",
+    help="processes to train in on this machine",
+)
 @takes(AdaptOptions)
 @takes(Recipe, "recipe")
 def adapt(
-    checkpoint: str, train: Path, out: Path, held_out: Path | None, options: AdaptOptions, recipe: Recipe
-) -> None:
+    checkpoint: str,
+    train: Path,
+    out: Path,
+    held_out: Path | None,
+    processes: int | None,
+    options: AdaptOptions,
+    recipe: Recipe,
+) -> int | None:
     """Fine-tune a checkpoint on your own pairs with labels.
 
-    CHECKPOINT is a local folder, or a hub id. TRAIN is a JSON Lines file, which may be a .gz. OUT is the checkpoint to
+    CHECKPOINT is a local folder, or a hub id; an encoder without Cappy's head gets a new one. TRAIN is a file of JSON
+    Lines, CSV or Parquet, packed or not, a folder of such files, or a pattern in quotes. OUT is the checkpoint to
     write.
     """
+    launched = os.environ.get("WORLD_SIZE") if os.environ.get("LOCAL_RANK") else None
+    if processes is not None and launched not in (None, str(processes)):
+        raise AdaptError(f"--processes is {processes}, but a launcher started {launched} processes; leave it out")
+    if processes is not None and processes > 1 and launched is None:
+        with extra("cpu,export,train"):
+            from cappy_export.adaptation.processes import start_processes
+        return start_processes(["adapt", *words_given()], processes=processes)
     with extra("cpu,export,train"):
         from cappy_export.adaptation import training
     with _training_bar() as progress:
         training.adapt(
             checkpoint, train, out, held_out=held_out, recipe=recipe, options=options, say=say, progress=progress
         )
-    tell(f"wrote {out}")
+    if os.environ.get("RANK", "0") == "0":
+        tell(f"wrote {out}")
+    return None
 
 
 @command(

@@ -34,7 +34,7 @@ from transformers import (
 
 from cappy_engine.bulk.jsonl import open_lines
 from cappy_engine.bulk.rows import read_rows
-from cappy_export.adaptation.schedule import plan_epoch
+from cappy_export.adaptation.schedule import plan_window
 from cappy_export.checkpoints.hub import TOKENIZER_FILES
 
 MAX_LENGTH = 128
@@ -131,7 +131,7 @@ def distil(
     groups = [{"params": [words], "lr": 5 * learning_rate}, {"params": others, "lr": learning_rate}]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
     lengths = np.array([len(mine.ids) for mine, _ in tokens])
-    steps = plan_epoch(lengths, np.arange(len(tokens)), batch_size=batch_size, seed=seed, epoch=0)
+    steps = plan_window(lengths, np.arange(len(tokens)), batch_size=batch_size, seed=seed, epoch=0)
     schedule = get_linear_schedule_with_warmup(optimizer, len(steps) // 20, len(steps))
     bar = tqdm(steps, unit="step", mininterval=10)
     for step in bar:

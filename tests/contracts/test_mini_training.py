@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from cappy_export.adaptation.examples import Examples, make_examples
+from cappy_export.adaptation.log import Progress
 from cappy_export.adaptation.recipe import AdaptOptions, Recipe
-from cappy_export.adaptation.run import Progress
 from cappy_export.adaptation.training import adapt
 from tests.support.places import MINI, ROOT, data_rows
 
@@ -49,7 +49,7 @@ def test_adapting_to_the_pages_example_raises_its_held_out_accuracy_stopped_or_n
             shutil.copytree(tmp_path / "whole.training", tmp_path / "parts.training")
 
     before, *_, after = train("whole", progress=keep)["log"]
-    assert before["held_out_accuracy"] < 0.2
+    assert before["held_out_accuracy"] < 0.4
     assert after["held_out_accuracy"] > 0.7
     assert train("parts", resume=True)["log"][-1]["held_out_loss"] == after["held_out_loss"]
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))

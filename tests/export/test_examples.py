@@ -13,16 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cappy_engine.bulk.rows import Row
 from cappy_engine.errors import AdaptError, InvalidLine
-from cappy_export.adaptation.examples import (
-    Examples,
-    grouped_accuracy,
-    hold_out,
-    make_examples,
-    read_examples,
-    read_label,
-)
+from cappy_export.adaptation import scanning
+from cappy_export.adaptation.examples import Examples, check_label, grouped_accuracy, make_examples
+from cappy_export.adaptation.scanning import Counted, Scan, choose, count, number_of
+from cappy_export.adaptation.shards import HeldShard, Shard, find_shards, read_all
 
 GOOD = '{"instruction": "Is the sky blue?", "response": "Yes", "label": 1}\n'
 
@@ -38,6 +33,28 @@ def line_with(label: str) -> str:
 def numbered(names: list[str]) -> Examples:
     """Examples of the instructions `names`, told apart by response and label."""
     return make_examples([(name, str(row)) for row, name in enumerate(names)], [row / 64 for row in range(len(names))])
+
+
+def read_examples(path: Path) -> Examples:
+    rows = list(read_all(find_shards(path)))
+    return make_examples([row.pair for row in rows], [row.label for row in rows])
+
+
+def scanned(shards: list[Shard], fraction: float, *, seed: int, processes: int = 1) -> Scan:
+    """Scan shards as so many processes do."""
+    parts = [Counted() for _ in range(processes)]
+    for process, part in enumerate(parts):
+        for _ in count(shards, range(process, len(shards), processes), seed=seed, found=part):
+            pass
+    return choose(parts, fraction, source=shards[0].name)
+
+
+def hold_out(examples: Examples, fraction: float, *, seed: int) -> tuple[Examples, Examples]:
+    """Split into those that a stream would train on, and those that are held out."""
+    scan = scanned([HeldShard(examples)], fraction, seed=seed)
+    is_kept = [number_of(instruction, seed) > scan.threshold for instruction, _ in examples.pairs]
+    assert sum(is_kept) == scan.examples
+    return examples.take(np.flatnonzero(is_kept)), scan.held_out
 
 
 def rows_of(examples: Examples) -> list[int]:
@@ -71,7 +88,7 @@ def test_examples_are_the_lines_of_a_file_in_its_order(tmp_path: Path) -> None:
 
 @given(label=st.integers(0, 1) | st.floats(0, 1))
 def test_any_number_of_0_to_1_is_a_label(label: float) -> None:
-    assert read_label(Row(1, {"label": label}, ("", ""))) == label
+    assert check_label({"label": label}, 1) == label
 
 
 @given(
@@ -81,7 +98,7 @@ def test_any_number_of_0_to_1_is_a_label(label: float) -> None:
 )
 def test_anything_else_is_no_label(label: Any) -> None:
     with pytest.raises(InvalidLine, match=r"^line 9: has the label .* 0 \(wrong\) to 1 \(right\)$"):
-        read_label(Row(9, {"label": label}, ("", "")))
+        check_label({"label": label}, 9)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +131,7 @@ def test_a_file_without_examples_or_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "blank.jsonl").write_text("\n  \n")
     for name, problem in [("empty", "holds no examples"), ("blank", "holds no examples"), ("none", "cannot be read")]:
         with pytest.raises(AdaptError, match=problem) as caught:
-            read_examples(tmp_path / f"{name}.jsonl")
+            scanned(find_shards(tmp_path / f"{name}.jsonl"), 0.0, seed=0)
         assert f"{name}.jsonl" in str(caught.value)
 
 
@@ -141,7 +158,6 @@ def test_about_the_fraction_of_the_instructions_is_held_out_whole(names: list[st
     for part in (training, held_out):
         assert rows_of(part) == sorted(rows_of(part))
         assert part.labels.tolist() == [row / 64 for row in rows_of(part)]
-        assert part.groups.tolist() == [examples.groups[row] for row in rows_of(part)]
 
 
 def test_what_is_held_out_depends_on_the_seed_alone() -> None:
@@ -150,12 +166,28 @@ def test_what_is_held_out_depends_on_the_seed_alone() -> None:
     assert held[0] == held[1] != held[2]
 
 
+@pytest.mark.parametrize("most", [4096, 20])
+def test_what_is_held_out_depends_neither_on_the_shards_nor_on_the_processes(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there are more instructions than are counted."""
+    monkeypatch.setattr(scanning, "MOST_HELD_OUT", most)
+    examples = numbered([str(row % 200) for row in range(600)])
+    parts = [HeldShard(examples.take(rows)) for rows in np.array_split(np.arange(600), 7)]
+    scans = [scanned(parts, 0.05, seed=3, processes=processes) for processes in (1, 2, 5)]
+    whole = scanned([HeldShard(examples)], 0.05, seed=3)
+    assert len({(scan.examples, scan.threshold, tuple(scan.held_out.pairs)) for scan in [*scans, whole]}) == 1
+    assert len({scan.digest for scan in scans}) == 1
+    held = len({instruction for instruction, _ in whole.held_out.pairs})
+    assert held == 10 if most == 4096 else 5 <= held <= 20
+
+
 def test_nothing_is_held_out_of_one_instruction_unless_asked() -> None:
     training, held_out = hold_out(numbered(["p", "p"]), 0, seed=0)
     assert (len(training), len(held_out)) == (2, 0)
 
 
-@pytest.mark.parametrize(("names", "fraction"), [(["p"] * 9, 0.01), (["p", "q"], 0.6), (["p", "q", "r"], 1.0), ([], 0)])
+@pytest.mark.parametrize(("names", "fraction"), [(["p"] * 9, 0.01), (["p", "q"], 0.6), (["p", "q", "r"], 1.0)])
 def test_holding_out_all_instructions_is_refused(names: list[str], fraction: float) -> None:
     with pytest.raises(AdaptError, match=rf"^holding out {fraction:g} of {len(set(names))} instructions leaves none"):
         hold_out(numbered(names), fraction, seed=0)

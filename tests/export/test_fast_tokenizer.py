@@ -13,7 +13,7 @@ import pytest
 from cappy_engine.errors import CheckpointError
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export import export
-from cappy_export.adaptation.run import _pair_tokenizer
+from cappy_export.adaptation.fitting import pair_tokenizer
 from cappy_export.checkpoints.checkpoint import open_checkpoint
 from cappy_export.checkpoints.fast_tokenizer import PROBES, load_tokenizer
 from cappy_export.proof.reference import score_with_torch
@@ -189,7 +189,7 @@ def test_whatever_the_library_raises_is_a_checkpoint_error(checkpoint: Path, tmp
     with pytest.raises(CheckpointError, match="copy"):
         export(folder, tmp_path / "bundle")
     with pytest.raises(CheckpointError, match="copy"):
-        _pair_tokenizer(open_checkpoint(folder), 512)
+        pair_tokenizer(open_checkpoint(folder), 512)
 
 
 def test_a_tokenizer_that_fails_on_one_text_only_is_a_checkpoint_error(

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import click
 
 from cappy_engine.bundle import EMBEDDED
-from cappy_engine.cli.streams import QUIET, VERBOSE
+from cappy_engine.cli.streams import QUIET, VERBOSE, WORDS
 from cappy_engine.cli.values import PATH, Checked, Real, Words, json_object
 from cappy_engine.cli.variables import add_variables, check_variables
 from cappy_engine.options import Asked
@@ -61,6 +61,7 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse as click does; refuse arguments that are left over with a hint, and build the classes of options."""
         given_words = list(args)
+        ctx.meta[WORDS] = tuple(args)
         ctx.allow_extra_args = True
         if self.variables and not ctx.resilient_parsing:
             check_variables(ctx, self.variables)

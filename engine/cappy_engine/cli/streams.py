@@ -20,8 +20,8 @@ from cappy_engine.checks import printable
 from cappy_engine.cli.standard import is_closed, silence
 from cappy_engine.errors import CappyError, OutputError
 
-QUIET, VERBOSE = "cappy.quiet", "cappy.verbose"
-"""Where click's context keeps that --quiet and --verbose were given."""
+QUIET, VERBOSE, WORDS = "cappy.quiet", "cappy.verbose", "cappy.words"
+"""Where click's context keeps that --quiet and --verbose were given, and the words behind a command's name."""
 STDOUT = Path("-")
 
 
@@ -150,3 +150,13 @@ def _clean(text: str) -> str:
 def _was_given(name: str) -> bool:
     context = click.get_current_context(silent=True)
     return context is not None and bool(context.meta.get(name))
+
+
+def words_given() -> tuple[str, ...]:
+    """Give the words behind the name of the command that runs, as they were given.
+
+    >>> words_given()
+    ('my-checkpoint', 'train.jsonl', 'my-cappy', '--epochs', '3')
+    """
+    found: tuple[str, ...] = click.get_current_context().meta[WORDS]
+    return found

@@ -1,20 +1,17 @@
-"""Read pairs with labels from JSON Lines, and hold a part of them out."""
+"""Hold pairs with labels, and measure scores of them."""
 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cappy_engine.bulk.jsonl import open_lines
-from cappy_engine.bulk.rows import Row, read_rows
 from cappy_engine.checks import shown
-from cappy_engine.errors import AdaptError, InvalidLine
+from cappy_engine.errors import InvalidLine
 from cappy_engine.pairs import Pair, check_pairs
 from cappy_engine.ranking import first_best
 
@@ -53,59 +50,19 @@ def make_examples(pairs: Iterable[Sequence[str]], labels: Iterable[float]) -> Ex
     return Examples(checked, np.array(listed, dtype=np.float32), np.array(groups, dtype=np.int64))
 
 
-def read_examples(path: str | Path) -> Examples:
-    """Read examples from JSON Lines with `instruction`, `response` and `label`.
+def check_label(fields: Mapping[str, Any], number: int, unit: str = "line") -> float:
+    """Return the label among the fields of a row; raises InvalidLine if there is none of 0 to 1.
 
-    >>> len(read_examples("docs/examples/train.jsonl"))
-
-    A label is a number of 0 (wrong) to 1 (right). Raises AdaptError, with the line's number, for a bad line and for a
-    label out of range; and for a file without examples.
-    """
-    try:
-        with open_lines(path) as file:
-            rows = list(read_rows(file))
-        labels = [read_label(row) for row in rows]
-    except InvalidLine as error:
-        raise AdaptError(f"{path}, {error}") from error
-    except OSError as error:
-        raise AdaptError(f"the examples cannot be read: {error}") from error
-    if not rows:
-        raise AdaptError(f"{path} holds no examples")
-    return make_examples([row.pair for row in rows], labels)
-
-
-def read_label(row: Row) -> float:
-    """Read the label of a row; raises InvalidLine if there is none of 0 to 1.
-
-    >>> read_label(Row(1, {"label": 0.5}, ("instruction", "response")))
+    >>> check_label({"label": 0.5}, 1)
     0.5
     """
-    label = row.fields.get("label")
+    label = fields.get("label")
     if isinstance(label, bool) or not isinstance(label, (int, float)):
-        found = "no field 'label'" if "label" not in row.fields else f"the label {shown(label)}, which is not a number"
-        raise InvalidLine(row.number, f"has {found}; each example needs one of 0 (wrong) to 1 (right)")
+        found = "no field 'label'" if "label" not in fields else f"the label {shown(label)}, which is not a number"
+        raise InvalidLine(number, f"has {found}; each example needs one of 0 (wrong) to 1 (right)", unit)
     if not 0 <= label <= 1:  # nor NaN
-        raise InvalidLine(row.number, f"has the label {shown(label)}; labels go from 0 (wrong) to 1 (right)")
+        raise InvalidLine(number, f"has the label {shown(label)}; labels go from 0 (wrong) to 1 (right)", unit)
     return float(label)
-
-
-def hold_out(examples: Examples, fraction: float, *, seed: int) -> tuple[Examples, Examples]:
-    """Split into (training, held out): all examples of about `fraction` of the instructions are held out.
-
-    >>> training, held_out = hold_out(examples, 0.02, seed=0)
-
-    Raises AdaptError if that leaves nothing to train on.
-    """
-    groups = sorted(set(examples.groups.tolist()))
-    random.Random(seed).shuffle(groups)  # noqa: S311 - a sample, no secret
-    count = math.ceil(fraction * len(groups)) if fraction else 0
-    if count >= len(groups):
-        raise AdaptError(
-            f"holding out {fraction:g} of {len(groups)} instructions leaves none to train on; give more examples, or "
-            "your own held-out file"
-        )
-    is_held_out = np.isin(examples.groups, groups[:count])
-    return examples.take(np.flatnonzero(~is_held_out)), examples.take(np.flatnonzero(is_held_out))
 
 
 def grouped_accuracy(scores: npt.NDArray[np.float32], examples: Examples) -> tuple[float, int]:

@@ -1,18 +1,32 @@
-"""Join the processes that a launcher started, after a look at what it told them."""
+"""Join the processes that a launcher started, and let them begin and end as one training."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.utils import gather_object
 
+from cappy_engine.bulk.growing import changes
 from cappy_engine.errors import AdaptError
 from cappy_export.adaptation.recipe import choose_mixed_precision
 
 LAUNCHED = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What `accelerate launch` and torchrun put into the environment of every process."""
+ELSEWHERE = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+"""Where launchers put the number of processes."""
+
+TURN_SECONDS = 5.0
+"""How long a process works until it hears of the others."""
+
+Result = TypeVar("Result")
 
 
 def check_launch(environment: Mapping[str, str]) -> None:
@@ -25,15 +39,22 @@ def check_launch(environment: Mapping[str, str]) -> None:
 
     LOCAL_RANK makes accelerate join others. Without it, it trains alone, which is wrong if there are others.
     """
-    found = {name: environment[name] for name in LAUNCHED if environment.get(name, "") != ""}
+    names = {*LAUNCHED, *ELSEWHERE}
+    found = {name: environment[name] for name in names if environment.get(name, "") != ""}
     for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT"):
         if name in found and not found[name].removeprefix("-").isdecimal():
             raise AdaptError(f"{name} in the environment must be a whole number, found {found[name]!r}")
     if int(found.get("LOCAL_RANK", -1)) < 0:
-        if int(found.get("WORLD_SIZE", 1)) > 1:
+        for name in ELSEWHERE:
+            if found.get(name, "1").isdecimal() and int(found.get(name, 1)) > 1:
+                raise AdaptError(
+                    f"{name} is {found[name]}, but LOCAL_RANK is not set: each process would train alone; start them "
+                    f"with torchrun or accelerate launch, or unset {name}"
+                )
+        if environment.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_PORT" in found:
             raise AdaptError(
-                f"WORLD_SIZE is {found['WORLD_SIZE']}, but LOCAL_RANK is not set: each process would train alone; "
-                "start them with accelerate launch or torchrun, or unset WORLD_SIZE"
+                "accelerate launch --cpu was asked for several processes, and starts one; leave out --cpu and give it "
+                "--multi_gpu (on CPUs, too), or use torchrun or --processes"
             )
         return
     missing = [name for name in LAUNCHED if name not in found]
@@ -49,21 +70,122 @@ def check_launch(environment: Mapping[str, str]) -> None:
         )
 
 
-def make_accelerator(asked: str) -> Accelerator:
-    """Join the other processes, if a launcher started several, with the mixed precision that was `asked` for.
+def join(mixed_precision: str, *, wait_seconds: int) -> Accelerator:
+    """Join the other processes, if a launcher started several, with the mixed precision that was asked for.
 
-    >>> make_accelerator("no").num_processes
+    >>> join("no", wait_seconds=600).num_processes
     1
 
-    Raises AdaptError if they cannot be joined, or the device has not that precision.
+    They wait `wait_seconds` for each other, now and whenever they exchange something. Raises AdaptError if they do not
+    come together, or the device has not that precision.
     """
     check_launch(os.environ)
+    is_launched = int(os.environ.get("LOCAL_RANK") or -1) >= 0
+    settings: dict[str, Any] = {"timeout": timedelta(seconds=wait_seconds)} if is_launched else {}
     try:
-        device = PartialState().device.type
+        device = PartialState(cpu=is_launched and not torch.cuda.is_available(), **settings).device.type
     except Exception as error:  # torch.distributed raises several kinds, its own among them
+        found = " ".join(f"{name}={os.environ.get(name, '')}" for name in LAUNCHED)
         raise AdaptError(
-            f"the processes of this training cannot find each other ({error}); start them with accelerate launch, or "
-            f"unset {', '.join(LAUNCHED)}"
+            f"the {os.environ.get('WORLD_SIZE')} processes of this training do not find each other ({found}; "
+            f"{_first_line(error)}); start all of them, or unset {', '.join(LAUNCHED)}"
         ) from error
     has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return Accelerator(mixed_precision=choose_mixed_precision(asked, device=device, has_bf16=has_bf16))
+    chosen = choose_mixed_precision(mixed_precision, device=device, has_bf16=has_bf16)
+    # On CPUs sums must not depend on the order in which gradients were ready: DDP sorts by it, if it may, after a step.
+    # Processes compute different numbers of batches, so that no batch may wait for the other processes' buffers.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=device == "cpu", broadcast_buffers=False)
+    return Accelerator(mixed_precision=chosen, kwargs_handlers=[ddp])
+
+
+def together(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+    """Do `work` in every process. If it fails in one, that one raises its error, and the others end quietly.
+
+    >>> together(accelerator, lambda: 3)
+    3
+
+    Of several that fail, the first one tells.
+    """
+    if accelerator.num_processes == 1:
+        return work()
+    problem, result = None, None
+    try:
+        result = work()
+    except Exception as error:
+        problem = error
+    failed = [rank for rank, is_failed in enumerate(gather_object([problem is not None])) if is_failed]
+    if not failed:
+        return result  # type: ignore[return-value]
+    if problem is not None and accelerator.process_index == failed[0]:
+        raise problem
+    raise SystemExit(1)
+
+
+def finish(accelerator: Accelerator, work: Iterator[None]) -> None:
+    """Do `work`, which pauses now and then, in every process, until all are done; see `together` for errors.
+
+    >>> finish(accelerator, iter([None, None]))
+
+    Processes hear of each other every few seconds, so that none waits too long for one that has more to do.
+    """
+    is_done = False
+    while not is_done:
+        mine = together(accelerator, functools.partial(_advance, work))
+        is_done = mine if accelerator.num_processes == 1 else all(gather_object([mine]))
+
+
+def agree(accelerator: Accelerator, facts: Mapping[str, Any]) -> None:
+    """Raise AdaptError in the main process if another one knows other `facts`; the others end quietly then.
+
+    >>> agree(accelerator, {"seed": 0})
+    """
+    every = gather_object([dict(facts)]) if accelerator.num_processes > 1 else []
+    for rank, others in enumerate(every):
+        difference = changes(every[0], others)
+        if difference:
+            refuse(
+                accelerator,
+                f"process {rank} cannot join process 0 ({difference}); start all processes with the same command, "
+                "data and versions",
+            )
+
+
+def refuse(accelerator: Accelerator, problem: str) -> NoReturn:
+    """Raise AdaptError in the main process; the others, which know the same problem, end quietly.
+
+    >>> refuse(accelerator, "the loss of step 2 is nan")
+    Traceback (most recent call last):
+    cappy_engine.errors.AdaptError: the loss of step 2 is nan
+    """
+    if accelerator.is_main_process:
+        raise AdaptError(problem)
+    raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def not_alone(accelerator: Accelerator) -> Iterator[None]:
+    """Raise AdaptError where another process has ended or is silent: nobody can go on without it.
+
+    >>> with not_alone(accelerator):
+    ...     accelerator.wait_for_everyone()
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        is_of_others = isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
+        if accelerator.num_processes == 1 or not is_of_others:
+            raise
+        raise AdaptError(
+            f"another process of this training has ended, or is silent ({_first_line(error)}); this one "
+            f"({accelerator.process_index} of {accelerator.num_processes}) ends, too; go on with --resume"
+        ) from error
+
+
+def _advance(work: Iterator[None]) -> bool:
+    """Work for some seconds; True if all is done."""
+    until = time.monotonic() + TURN_SECONDS
+    return all(time.monotonic() < until for _ in work)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[0][:200]

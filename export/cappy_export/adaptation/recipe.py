@@ -6,6 +6,7 @@ Knows nothing of PyTorch, so that `cappy adapt --help` starts fast.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -41,13 +42,17 @@ class Recipe:
         int,
         Asked("padded tokens computed at once; a step accumulates the gradients of several (default: 4096)", least=1),
     ] = 4096
+    window: Annotated[
+        int, Asked("examples that are shuffled, and sorted by length, together (default: 65536)", least=1)
+    ] = 65536
+    gradient_checkpointing: Annotated[bool, Asked("compute activations twice, to keep fewer in memory")] = False
     mixed_precision: Annotated[
         str, Asked("auto: bf16 or fp16 where the GPU has it, none on a CPU", choices=MIXED_PRECISIONS)
     ] = "auto"
     seed: Annotated[int, Asked("of shuffling, dropout and the choice of held-out examples (default: 0)")] = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "max_length", "max_batch_tokens"):
+        for name in ("epochs", "batch_size", "max_length", "max_batch_tokens", "window"):
             check_count(name, getattr(self, name))
         if self.max_steps is not None:
             check_count("max_steps", self.max_steps)
@@ -63,6 +68,7 @@ class Recipe:
         if self.dropout is not None:
             _check_part(dropout=self.dropout)
         check_count("seed", self.seed, least=0)
+        check_flag("gradient_checkpointing", self.gradient_checkpointing)
         if self.mixed_precision not in MIXED_PRECISIONS:
             raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}; choose from {MIXED_PRECISIONS}")
 
@@ -75,8 +81,9 @@ class AdaptOptions:
 
     With `from_samples` the files hold references and an LLM's samples (`samples.read_samples`), and each example gets
     `negatives` references of others. Without held-out examples of their own, `adapt` holds out all examples of
-    `held_out_fraction` of the instructions. `resume` goes on with a training that was stopped; `force` replaces `out`,
-    and what a stopped training left unless it goes on. Raises ValueError for a number out of range.
+    `held_out_fraction` of the instructions. Several processes wait `wait_seconds` for each other, and no longer.
+    `resume` goes on with a training that was stopped; `force` replaces `out`, and what a stopped training left unless
+    it goes on. Raises ValueError for a number out of range.
     """
 
     revision: Revision = None
@@ -90,15 +97,24 @@ class AdaptOptions:
         int, Asked("steps between two measurements on held-out examples (default: 200)", least=1)
     ] = 200
     save_every: Annotated[int, Asked("steps between states that --resume can go on from (default: 200)", least=1)] = 200
+    log_every: Annotated[int, Asked("steps between two lines of log.jsonl (default: 10)", least=1)] = 10
+    wait_seconds: Annotated[
+        int, Asked("how long several processes wait for each other, at most (default: 600)", least=1)
+    ] = 600
+    peak_tflops: Annotated[
+        float | None, Asked("what one device can at most, in TFLOP/s, for share_of_peak in the log")
+    ] = None
     resume: Annotated[bool, Asked("go on with a training that was stopped")] = False
     force: Annotated[bool, Asked("replace OUT if it exists, once the new one is complete")] = False
 
     def __post_init__(self) -> None:
-        for name in ("negatives", "evaluate_every", "save_every"):
+        for name in ("negatives", "evaluate_every", "save_every", "log_every", "wait_seconds"):
             check_count(name, getattr(self, name))
         for name in ("from_samples", "resume", "force"):
             check_flag(name, getattr(self, name))
         _check_part(held_out_fraction=self.held_out_fraction)
+        if self.peak_tflops is not None and not 0 < check_number("peak_tflops", self.peak_tflops) < math.inf:
+            raise ValueError(f"peak_tflops must be a number above 0, got {self.peak_tflops}")
 
 
 def choose_mixed_precision(asked: str, *, device: str, has_bf16: bool) -> str:
@@ -123,3 +139,13 @@ def _check_part(**options: float) -> None:
         check_number(name, value)
         if not 0 <= value < 1:
             raise ValueError(f"{name} must be 0 or more and less than 1, got {value}")
+
+
+RECIPES: Mapping[str, tuple[Recipe, AdaptOptions]] = {
+    "adaptation": (Recipe(), AdaptOptions()),
+    "pretraining": (
+        Recipe(batch_size=1024, learning_rate=1e-5, max_batch_tokens=16384),
+        AdaptOptions(held_out_fraction=0.001, evaluate_every=1000, save_every=1000),
+    ),
+}
+"""Defaults by what is done: an encoder becomes Cappy by "pretraining", and Cappy learns a task by "adaptation"."""

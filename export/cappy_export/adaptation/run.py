@@ -1,203 +1,233 @@
 """Run one training: its steps, what it measures, and the state that it can go on from.
 
-Every process of a distributed training runs the same code; only the main one writes.
+Every process of a distributed training runs the same code on the same plan. A step's batches are dealt out, and each
+has random numbers of its own, so that it does not matter how many processes there are. Only the main one writes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import json
+import itertools
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
-from cappy_engine import storage
-from cappy_engine.batching import Batch, EncodedPairs, model_inputs, plan_batches
-from cappy_engine.errors import AdaptError
-from cappy_engine.publish import Kind, publish, staging_folder
-from cappy_engine.tokenizer import PairTokenizer
+from cappy_engine.batching import Batch, EncodedPairs, plan_batches
+from cappy_engine.bulk.overlap import ahead
+from cappy_engine.pairs import Pair
 from cappy_export.adaptation import state
-from cappy_export.adaptation.examples import Examples, grouped_accuracy
-from cappy_export.adaptation.launch import make_accelerator
+from cappy_export.adaptation.examples import grouped_accuracy
+from cappy_export.adaptation.fitting import pair_tokenizer, parameter_groups, save_memory, set_dropout
+from cappy_export.adaptation.launch import agree, refuse, together
+from cappy_export.adaptation.log import LOG, Meter, Progress, append, evaluations
 from cappy_export.adaptation.recipe import AdaptOptions, Recipe
-from cappy_export.adaptation.schedule import count_steps, plan_steps
-from cappy_export.checkpoints.checkpoint import Checkpoint, load_model
-from cappy_export.checkpoints.config import read_json
-from cappy_export.checkpoints.fast_tokenizer import load_tokenizer
-from cappy_export.checkpoints.hub import TOKENIZER_FILES
+from cappy_export.adaptation.saving import Trained, write_checkpoint
+from cappy_export.adaptation.scanning import Scan
+from cappy_export.adaptation.schedule import count_steps, plan_parts, seed_of, share_of
+from cappy_export.adaptation.shards import Shard
+from cappy_export.adaptation.stream import Cursor, Step, Stream, Window, encode_all
+from cappy_export.checkpoints.checkpoint import Checkpoint, load_with_head
+from cappy_export.checkpoints.naming import listed
 from cappy_export.checkpoints.refusals import refusing
 from cappy_export.options import Say
-
-LOG = "log.jsonl"
-ADAPTED = Kind("a checkpoint of 'cappy adapt'", "training.json")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Tell where a training is: `loss` is this step's mean squared error, `held_out` the last evaluation's figures."""
-
-    step: int
-    steps: int
-    loss: float
-    learning_rate: float
-    tokens: int
-    held_out: dict[str, float] | None
 
 
 class Run:
     """Hold one training: the model, its optimiser and schedule, the data, and the folder that keeps their state.
 
-    >>> run = Run(checkpoint, training, held_out, Recipe(), Path("my-cappy.training"), print)
-    >>> run.start(settings, AdaptOptions())
-    >>> run.train(AdaptOptions(), print)
+    >>> run = Run(accelerator, checkpoint, shards, scan, recipe, options, folder, print)
+    >>> run.start(settings)
+    >>> run.train(print)
     >>> run.write(Path("my-cappy"), {**settings, "log": run.history()}, force=False)
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, training: Examples, held_out: Examples, recipe: Recipe, folder: Path, say: Say
+        self,
+        accelerator: Accelerator,
+        checkpoint: Checkpoint,
+        shards: Sequence[Shard],
+        scan: Scan,
+        recipe: Recipe,
+        options: AdaptOptions,
+        folder: Path,
+        say: Say,
     ) -> None:
-        self.checkpoint, self.training, self.held_out = checkpoint, training, held_out
-        self.recipe, self.folder, self.say = recipe, folder, say
-        self.accelerator = make_accelerator(recipe.mixed_precision)
-        self.encoder, self.pad_token_id = _pair_tokenizer(checkpoint, recipe.max_length)
-        with refusing(f"the tokenizer of {checkpoint.name} fails on the examples"):
-            self.encoded = self.encoder.encode(training.pairs)
-            self.encoded_held_out = self.encoder.encode(held_out.pairs)
-        self.steps = count_steps(len(training), batch_size=recipe.batch_size, epochs=recipe.epochs)
-        self.steps = min(self.steps, recipe.max_steps or self.steps)
-        self.done = 0
-        self._held: BinaryIO | None = None
-
-    def start(self, settings: Mapping[str, Any], options: AdaptOptions) -> None:
-        """Load the model, and where `options` say so the state of a stopped training."""
-        torch.manual_seed(self.recipe.seed)
-        model = load_model(self.checkpoint)
-        _set_dropout(model, self.recipe.dropout)
-        optimizer = torch.optim.AdamW(
-            _parameter_groups(model, self.recipe.weight_decay), lr=self.recipe.learning_rate, fused=True
+        self.checkpoint, self.scan, self.held_out = checkpoint, scan, scan.held_out
+        self.recipe, self.options, self.folder, self.say = recipe, options, folder, say
+        self.accelerator = accelerator
+        self.encoder, self.pad_token_id = pair_tokenizer(checkpoint, recipe.max_length)
+        has_types = checkpoint.config.get("type_vocab_size", 0) > 1
+        self.stream = Stream(
+            shards,
+            self._encode,
+            scan.examples,
+            scan.threshold,
+            window=recipe.window,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            has_types=has_types,
         )
-        self.schedule = get_linear_schedule_with_warmup(
+        self.encoded_held_out = encode_all(self.held_out, self._encode, has_types=has_types)
+        self.steps = count_steps(scan.examples, batch_size=recipe.batch_size, epochs=recipe.epochs)
+        self.steps = min(self.steps, recipe.max_steps or self.steps)
+        self.done, self.cursor = 0, Cursor()
+        self._closing = contextlib.ExitStack()
+
+    def start(self, settings: Mapping[str, Any]) -> None:
+        """Load the model, and where that was asked for the state of a stopped training."""
+        model = together(self.accelerator, self._load)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model, self.recipe.weight_decay), lr=self.recipe.learning_rate, fused=True
+        )
+        schedule = get_linear_schedule_with_warmup(
             optimizer, round(self.recipe.warmup_fraction * self.steps), self.steps
         )
-        self.accelerator.register_for_checkpointing(self.schedule)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self._take_folder(settings, options)
-        if options.resume:
-            self._resume()
-        self.accelerator.wait_for_everyone()
-        truncated = int(self.encoded.truncated.sum())
-        self.say(
-            f"{len(self.training)} examples to train on, {len(self.held_out)} held out; {self.steps} steps on "
-            f"{self.accelerator.device.type} x {self.accelerator.num_processes}, mixed precision "
-            f"{self.accelerator.mixed_precision}; {truncated} examples truncated to {self.encoder.max_length} tokens"
-        )
+        self.trained = Trained(self.accelerator, self.model, self.optimizer, schedule)
+        if self.options.resume:
+            together(self.accelerator, functools.partial(self._take_folder, settings))
+            together(self.accelerator, self._resume)
+        of_epoch = count_steps(self.scan.examples, batch_size=self.recipe.batch_size, epochs=1)
+        windows = self._closing.enter_context(ahead(self.stream.windows(self.cursor, -(-self.steps // of_epoch))))
+        first = together(self.accelerator, lambda: next(windows))
+        agree(self.accelerator, {"window": first[2].digest()})
+        if not self.options.resume:  # nothing was written before
+            together(self.accelerator, functools.partial(self._take_folder, settings))
+        self._windows = itertools.chain([first], windows)
+        self._tell_of_start(first[2])
 
-    def train(self, options: AdaptOptions, progress: Callable[[Progress], object]) -> None:
-        """Run the steps that are left, and measure and save as often as `options` say."""
+    def train(self, progress: Callable[[Progress], object]) -> None:
+        """Run the steps that are left, and measure and save as often as the options say."""
+        options, processes = self.options, self.accelerator.num_processes
         if not self.done:
-            self._log({"step": 0, **self._evaluate(0)})
-        held_out, losses, started = None, [], time.monotonic()
-        for number, rows in plan_steps(
-            self.encoded.lengths,
-            self.training.groups,
-            batch_size=self.recipe.batch_size,
-            seed=self.recipe.seed,
-            epochs=self.recipe.epochs,
-            done=self.done,
-        ):
-            if number > self.steps:
+            constant = {"constant_loss": float(self.held_out.labels.var())} if len(self.held_out) else {}
+            self._log({"step": 0, **self._evaluate(0), **constant})
+        peak = None if options.peak_tflops is None else options.peak_tflops * 1e12 * processes
+        meter = Meter(self.flops_per_token, peak)
+        window, held_out, losses, started = None, None, [], time.monotonic()
+        for step in self.stream.steps(self._windows, done=self.done):
+            if step.number > self.steps:
                 break
-            rate = float(self.schedule.get_last_lr()[0])
-            losses.append(self._step(rows, number))
-            if number % options.evaluate_every == 0 or number == self.steps:
-                held_out = self._evaluate(number)
-                seconds, mean = time.monotonic() - started, float(np.mean(losses))
-                self._log({"step": number, "loss": mean, "learning_rate": rate, **held_out, "seconds": round(seconds)})
+            if step.window is not window:
+                window = step.window
+                agree(self.accelerator, {"window": window.digest()} if processes > 1 else {})
+            rate, began = float(self.trained.schedule.get_last_lr()[0]), time.monotonic()
+            loss, norm = self._step(step)
+            losses.append(loss)
+            tokens, truncated = int(window.lengths[step.rows].sum()), int(window.truncated[step.rows].sum())
+            meter.add(loss, tokens=tokens, truncated=truncated, seconds=time.monotonic() - began)
+            if step.number % options.log_every == 0:
+                self._append(meter.entry(step.number, learning_rate=rate, gradient_norm=norm))
+            if step.number % options.evaluate_every == 0 or step.number == self.steps:
+                held_out = self._evaluate(step.number)
+                figures = {"loss": float(np.mean(losses)), "learning_rate": rate, **held_out}
+                self._log({"step": step.number, **figures, "seconds": round(time.monotonic() - started)})
                 losses, started = [], time.monotonic()
-            tokens = int(self.encoded.lengths[rows].sum())
-            progress(Progress(number, self.steps, losses[-1] if losses else mean, rate, tokens, held_out))
-            if number % options.save_every == 0 and number < self.steps:
-                self._save(number)
+            progress(Progress(step.number, self.steps, loss, rate, tokens, held_out))
+            if step.number % options.save_every == 0 and step.number < self.steps:
+                self.trained.save(self.folder, step.number, step.next.document())
 
     def history(self) -> list[dict[str, Any]]:
         """List all evaluations so far."""
-        return [json.loads(line) for line in (self.folder / LOG).read_bytes().splitlines()]
+        return evaluations(self.folder) if self.accelerator.is_main_process else []
 
     def write(self, out: Path, document: Mapping[str, Any], *, force: bool) -> None:
         """Publish the checkpoint as `out`, complete or not at all; then remove the state."""
-        if not self.accelerator.is_main_process:
-            return
-        model = self.accelerator.unwrap_model(self.model)
-        with staging_folder(out, self.say) as staging:
-            for name in TOKENIZER_FILES:
-                if (self.checkpoint.folder / name).is_file():
-                    shutil.copyfile(self.checkpoint.folder / name, staging / name)
-            written_by = read_json(self.checkpoint.folder / "config.json").get("transformers_version")
-            origin = {} if written_by is None else {"transformers_version": written_by}  # of the tokenizer's files
-            storage.write_json(staging / "config.json", {**self.checkpoint.config, **origin, "torch_dtype": "float32"})
-            weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-            save_file(weights, staging / "model.safetensors", {"format": "pt"})
-            storage.write_json(staging / ADAPTED.marker, document)
-            publish(staging, out, ADAPTED, force=force)
-        shutil.rmtree(self.folder)
+        if self.accelerator.is_main_process:
+            write_checkpoint(
+                self.trained.weights(), self.checkpoint, self.folder, out, document, force=force, say=self.say
+            )
+            shutil.rmtree(self.folder)
 
     def close(self) -> None:
         """Let another process have the state."""
-        if self._held is not None:
-            self._held.close()
+        self._closing.close()
 
-    def _step(self, rows: npt.NDArray[np.int64], number: int) -> float:
-        """Make one step of the optimiser; return the mean squared error over its rows.
+    def _load(self) -> PreTrainedModel:
+        torch.manual_seed(self.recipe.seed)
+        model, new = load_with_head(self.checkpoint, is_quiet=not self.accelerator.is_main_process)
+        if new:
+            self.say(
+                f"{self.checkpoint.name} has no head for one score: {len(new)} weights begin at random from seed "
+                f"{self.recipe.seed}: {listed(new)}"
+            )
+        self.flops_per_token = 6.0 * model.num_parameters(exclude_embeddings=True)
+        set_dropout(model, self.recipe.dropout)
+        if self.recipe.gradient_checkpointing:
+            save_memory(model)
+        return model
 
-        Each process takes every n-th row, and hands on its gradients with the last of its batches only.
+    def _encode(self, pairs: list[Pair]) -> EncodedPairs:
+        with refusing(f"the tokenizer of {self.checkpoint.name} fails on the examples"):
+            return self.encoder.encode(pairs)
+
+    def _tell_of_start(self, window: Window) -> None:
+        """Say what is trained on what, and what may surprise: truncated examples, and processes without work."""
+        device, processes = self.accelerator.device.type, self.accelerator.num_processes
+        of_first = "" if len(window) == self.scan.examples else f"of the first {len(window)} "
+        self.say(
+            f"{self.scan.examples} examples to train on, {len(self.held_out)} held out; {self.steps} steps on "
+            f"{device} x {processes}, mixed precision {self.accelerator.mixed_precision}; "
+            f"{int(window.truncated.sum())} {of_first}examples truncated to {self.encoder.max_length} tokens"
+        )
+        tokens = float(window.lengths.mean()) * min(self.recipe.batch_size, len(window))
+        if tokens < processes * self.recipe.max_batch_tokens and processes > 1:
+            self.say(
+                f"note: a step has {tokens:.0f} tokens, too few for {processes} processes with batches of "
+                f"{self.recipe.max_batch_tokens}; with --max-batch-tokens {math.ceil(1.1 * tokens / processes)} each "
+                "has work"
+            )
+
+    def _step(self, step: Step) -> tuple[float, float]:
+        """Make one step of the optimiser; return the mean squared error over its rows, and the gradient's norm.
+
+        Processes take the step's batches in turn, and hand on their gradients with the last of them only.
         """
         self.model.train()
-        count, size = self.accelerator.num_processes, len(rows)
-        mine = rows[self.accelerator.process_index :: count]
-        if not len(mine):  # fewer rows than processes: a row that counts for nothing, since all must take part
-            mine, weight = rows[:1], 0.0
-        else:
-            weight = count / size  # processes' gradients are averaged
-        batches = plan_batches(self.encoded.lengths[mine], max_batch_tokens=self.recipe.max_batch_tokens)
+        processes, window, rows = self.accelerator.num_processes, step.window, step.rows
+        parts = plan_parts(window.lengths[rows], max_batch_tokens=self.recipe.max_batch_tokens)
+        mine = share_of(parts, self.accelerator.process_index, processes)
+        weight = processes / len(rows)  # processes' gradients are averaged
+        if not mine:  # fewer batches than processes: a row that counts for nothing, since all must take part
+            mine, weight = [(0, Batch(parts[-1].rows[:1], parts[-1].length))], 0.0
         total = 0.0
-        for place, batch in enumerate(batches):
-            picked = mine[batch.rows]
-            with _synchronised(self.accelerator, self.model, place == len(batches) - 1):
-                scores = self._scores(self.encoded, Batch(picked, batch.length))
-                labels = torch.from_numpy(self.training.labels[picked]).to(scores.device)
+        for place, (part, batch) in enumerate(mine):
+            picked = rows[batch.rows]
+            torch.manual_seed(seed_of(self.recipe.seed, step.number, part))
+            with _synchronised(self.accelerator, self.model, place == len(mine) - 1):
+                scores = self._scores(self.model, window, Batch(picked, batch.length))
+                labels = torch.from_numpy(window.labels[picked]).to(scores.device)
                 loss = (scores - labels).square().sum() * weight
                 self.accelerator.backward(loss)
             total += float(loss.detach())
-        if not math.isfinite(total):
-            raise AdaptError(f"the loss of step {number} is {total}; lower the learning rate, or look at the examples")
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_gradient_norm)
+        loss_of_all = torch.tensor(total, dtype=torch.float64, device=self.accelerator.device)
+        mean = float(self.accelerator.reduce(loss_of_all, reduction="mean"))
+        if not math.isfinite(mean):
+            problem = f"the loss of step {step.number} is {mean}; lower the learning rate, or look at the examples"
+            refuse(self.accelerator, problem)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_gradient_norm)
         self.optimizer.step()
         if not self.accelerator.optimizer_step_was_skipped:  # fp16 skips steps whose gradients overflowed
-            self.schedule.step()
+            self.trained.schedule.step()
         self.optimizer.zero_grad()
-        mean = self.accelerator.reduce(torch.tensor(total, device=self.accelerator.device), reduction="mean")
-        return float(mean)
+        return mean, math.nan if norm is None else float(norm)
 
-    def _scores(self, encoded: EncodedPairs, batch: Batch) -> torch.Tensor:
+    def _scores(self, model: nn.Module, window: Window, batch: Batch) -> torch.Tensor:
         """Compute `logits[:, 0]` of a batch: (batch,) float32."""
-        inputs = model_inputs(encoded, batch, pad_token_id=self.pad_token_id)
-        has_types = self.checkpoint.config.get("type_vocab_size", 0) > 1
-        taken = ["input_ids", "attention_mask", *(["token_type_ids"] if has_types else [])]
-        tensors = {name: torch.from_numpy(inputs[name]).to(self.accelerator.device) for name in taken}
-        logits: torch.Tensor = self.model(**tensors).logits
+        inputs = window.inputs(batch.rows, batch.length, pad_token_id=self.pad_token_id)
+        tensors = {name: torch.from_numpy(value).to(self.accelerator.device) for name, value in inputs.items()}
+        logits: torch.Tensor = model(**tensors).logits
         return logits[:, 0].float()
 
     def _evaluate(self, number: int) -> dict[str, float]:
@@ -208,87 +238,51 @@ class Run:
         accuracy, groups = grouped_accuracy(scores, self.held_out)
         loss = float(np.square(scores - self.held_out.labels).mean())
         if not math.isfinite(loss):
-            raise AdaptError(
-                f"the held-out loss after step {number} is {loss}; lower the learning rate, or look at the examples"
+            refuse(
+                self.accelerator,
+                f"the held-out loss after step {number} is {loss}; lower the learning rate, or look at the examples",
             )
         return {"held_out_loss": loss} | ({"held_out_accuracy": accuracy} if groups else {})
 
-    def _predict(self, encoded: EncodedPairs) -> npt.NDArray[np.float32]:
-        self.model.eval()
-        scores = np.empty(len(encoded.lengths), dtype=np.float32)
+    def _predict(self, window: Window) -> npt.NDArray[np.float32]:
+        """Score pairs; each process computes its share of the batches, and all know all scores."""
+        model = self.accelerator.unwrap_model(self.model).eval()
+        scores = torch.zeros(len(window), device=self.accelerator.device)
+        batches = plan_batches(window.lengths, max_batch_tokens=self.recipe.max_batch_tokens)
         with torch.inference_mode():
-            for batch in plan_batches(encoded.lengths, max_batch_tokens=self.recipe.max_batch_tokens):
-                scores[batch.rows] = self._scores(encoded, batch).cpu().numpy()
-        return scores
+            for _, batch in share_of(batches, self.accelerator.process_index, self.accelerator.num_processes):
+                scores[torch.from_numpy(batch.rows)] = self._scores(model, window, batch)
+        found: npt.NDArray[np.float32] = self.accelerator.reduce(scores, reduction="sum").cpu().numpy()
+        return found
 
     def _log(self, entry: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            with (self.folder / LOG).open("ab") as file:
-                storage.append(file, json.dumps(entry).encode() + b"\n")
+        self._append(entry)
         shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in entry.items() if name != "step")
         self.say(f"step {entry['step']} of {self.steps}: {shown}")
 
-    def _save(self, number: int) -> None:
-        """Write the whole state; the one before is removed only when this one is complete."""
-        staging = self.folder / "unfinished"
+    def _append(self, entry: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
-            shutil.rmtree(staging, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(staging), safe_serialization=True)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            before = state.states(self.folder)
-            shutil.copyfile(self.folder / LOG, staging / LOG)
-            storage.sync_tree(staging)
-            storage.rename(staging, self.folder / f"{state.STEP}{number}")
-            for old in before.values():
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
+            append(self.folder, entry)
 
-    def _take_folder(self, settings: Mapping[str, Any], options: AdaptOptions) -> None:
-        """Make the folder of the state, or take one that is there; one process holds its lock for all."""
-        if options.resume:
-            state.check(self.folder, settings)
+    def _take_folder(self, settings: Mapping[str, Any]) -> None:
+        """Make the folder of the state, or take one that is there; the main process holds its lock for all."""
         if self.accelerator.is_main_process:
-            begin = state.go_on if options.resume else functools.partial(state.begin, force=options.force)
-            self._held = begin(self.folder, settings)
+            begin = state.go_on if self.options.resume else functools.partial(state.begin, force=self.options.force)
+            self._closing.enter_context(begin(self.folder, settings))
 
     def _resume(self) -> None:
         """Load the last state of a stopped training."""
         states = state.states(self.folder)
         if not states:
-            (self.folder / LOG).unlink(missing_ok=True)
+            if self.accelerator.is_main_process:
+                (self.folder / LOG).unlink(missing_ok=True)
             self.say("the training was stopped before its first state was saved: it starts again")
             return
         self.done = max(states)
-        self.accelerator.load_state(str(states[self.done]))
+        self.cursor = Cursor.parse(self.trained.load(states[self.done]))
         if self.accelerator.is_main_process:
             shutil.copyfile(states[self.done] / LOG, self.folder / LOG)
         self.say(f"going on after step {self.done}")
-
-
-def _pair_tokenizer(checkpoint: Checkpoint, max_length: int) -> tuple[PairTokenizer, int]:
-    """Make the engine's tokenizer, so that training sees exactly the tokens that will be served, and its padding id."""
-    fast = load_tokenizer(checkpoint, max_length=max_length)
-    backend = fast.backend_tokenizer
-    with refusing(f"the tokenizer of {checkpoint.name} cannot be used"):
-        backend.no_truncation()
-        backend.no_padding()
-        return PairTokenizer(backend, max_length=fast.model_max_length), int(fast.pad_token_id)
-
-
-def _parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay matrices only: neither biases nor normalisation."""
-    matrices = [value for value in model.parameters() if value.ndim > 1]
-    vectors = [value for value in model.parameters() if value.ndim <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-
-
-def _set_dropout(model: PreTrainedModel, dropout: float | None) -> None:
-    if dropout is not None:
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = dropout
 
 
 def _synchronised(accelerator: Accelerator, model: Any, is_last: bool) -> contextlib.AbstractContextManager[Any]:

@@ -1,14 +1,16 @@
-"""Plan which examples make which training step.
+"""Plan which examples make which training step, and how a step is computed.
 
-Pure: the same seed gives the same steps, on any machine, after any stop.
+Pure: the same seed gives the same steps, on any machine, with any number of processes, after any stop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from cappy_engine.batching import Batch, plan_batches
 
 Rows = npt.NDArray[np.int64]
 
@@ -16,16 +18,16 @@ POOL_STEPS = 64
 """Steps that are sorted by length together: enough for batches of nearly one length, few enough to stay mixed."""
 
 
-def plan_epoch(lengths: Rows, groups: Rows, *, batch_size: int, seed: int, epoch: int) -> list[Rows]:
-    """Plan the steps of one epoch: arrays of rows, each row once, `batch_size` in every step but perhaps one.
+def plan_window(lengths: Rows, groups: Rows, *, batch_size: int, seed: int, epoch: int, window: int = 0) -> list[Rows]:
+    """Plan the steps of a window: arrays of rows, each row once, `batch_size` in every step but perhaps one.
 
-    >>> plan_epoch(np.array([3, 1, 2]), np.array([0, 0, 1]), batch_size=2, seed=0, epoch=0)
+    >>> plan_window(np.array([3, 1, 2]), np.array([0, 0, 1]), batch_size=2, seed=0, epoch=0)
 
     `lengths` and `groups` are (n,) int64. The candidates of a group stay together, since training must learn to tell
     them apart. Groups are shuffled, sorted by length within pools of POOL_STEPS steps, and the steps shuffled again. So
     a step holds pairs of about one length, and little is padded.
     """
-    random = np.random.default_rng([seed, epoch])
+    random = np.random.default_rng([seed, epoch, window])
     _, group_of = np.unique(groups, return_inverse=True)
     longest = np.zeros(group_of.max() + 1, dtype=np.int64)
     np.maximum.at(longest, group_of, lengths)
@@ -39,7 +41,7 @@ def plan_epoch(lengths: Rows, groups: Rows, *, batch_size: int, seed: int, epoch
 
 
 def count_steps(examples: int, *, batch_size: int, epochs: int) -> int:
-    """Count the steps that `plan_epoch` plans in `epochs` epochs.
+    """Count the steps of `epochs` epochs: in each, all but perhaps one have `batch_size` examples.
 
     >>> count_steps(3, batch_size=2, epochs=2)
     4
@@ -47,18 +49,31 @@ def count_steps(examples: int, *, batch_size: int, epochs: int) -> int:
     return epochs * -(-examples // batch_size)
 
 
-def plan_steps(
-    lengths: Rows, groups: Rows, *, batch_size: int, seed: int, epochs: int, done: int = 0
-) -> Iterator[tuple[int, Rows]]:
-    """Yield (number from 1, rows) of every step of the training but the first `done`.
+def plan_parts(lengths: Rows, *, max_batch_tokens: int) -> list[Batch]:
+    """Cut the rows of a step into batches of about equal size: about as few as `max_batch_tokens` allows.
 
-    >>> steps = plan_steps(np.array([3, 1, 2]), np.array([0, 0, 1]), batch_size=2, seed=0, epochs=2, done=1)
-    >>> [number for number, rows in steps]
-    [2, 3, 4]
+    >>> [part.rows.tolist() for part in plan_parts(np.array([4, 4, 4]), max_batch_tokens=8)]
+    [[0, 1], [2]]
+
+    The number of processes does not matter, so that one process computes the very batches that several share.
     """
-    number = 0
-    for epoch in range(epochs):
-        for rows in plan_epoch(lengths, groups, batch_size=batch_size, seed=seed, epoch=epoch):
-            number += 1
-            if number > done:
-                yield number, rows
+    count = len(plan_batches(lengths, max_batch_tokens=max_batch_tokens))
+    return plan_batches(lengths, max_batch_tokens=max_batch_tokens, workers=count)
+
+
+def share_of(parts: Sequence[Batch], process: int, processes: int) -> list[tuple[int, Batch]]:
+    """Deal a step's batches out: those of one process, each with its number in the step.
+
+    >>> [number for number, _ in share_of(plan_parts(np.array([4, 4, 4]), max_batch_tokens=4), 1, 2)]
+    [1]
+    """
+    return [(number, parts[number]) for number in range(process, len(parts), processes)]
+
+
+def seed_of(seed: int, step: int, number: int) -> int:
+    """Make the seed of the random numbers (dropout) of one batch of a step: the same in whichever process.
+
+    >>> seed_of(0, 1, 0) == seed_of(0, 1, 0) != seed_of(0, 1, 1)
+    True
+    """
+    return int(np.random.SeedSequence([seed, step, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))

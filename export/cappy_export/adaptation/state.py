@@ -18,6 +18,24 @@ SETTINGS, STEP = "settings.json", "step-"
 MOST_BYTES = 2**20
 
 
+def look(folder: Path, *, force: bool, resume: bool) -> None:
+    """Raise AdaptError if a training cannot begin with this folder, or go on with it: before hours of reading.
+
+        >>> look(Path("my-cappy.training"), force=False, resume=False)
+
+    It can begin if there is none. With `force`, it may be one that a stopped training left.
+    """
+    is_ours = (folder / SETTINGS).is_file()
+    if resume and not is_ours:
+        raise AdaptError(f"there is nothing to resume: {folder} does not exist; leave out --resume")
+    if resume or not os.path.lexists(folder):
+        return
+    if not is_ours or (force and folder.is_symlink()):
+        raise AdaptError(f"{folder} is in the way, and not of a training; move or remove it")
+    if not force:
+        raise AdaptError(f"{folder} holds a training that was stopped; go on with --resume, or replace it with --force")
+
+
 def begin(folder: Path, settings: Mapping[str, Any], *, force: bool) -> BinaryIO:
     """Make the folder of a new training, and lock it until the file that is returned is closed.
 
@@ -26,13 +44,8 @@ def begin(folder: Path, settings: Mapping[str, Any], *, force: bool) -> BinaryIO
     With `force`, a folder that a stopped training left is removed first. Raises AdaptError if there is one without
     `force`, if it belongs to a training that runs, and for anything else of that name.
     """
-    if os.path.lexists(folder):
-        if not (folder / SETTINGS).is_file() or (force and folder.is_symlink()):
-            raise AdaptError(f"{folder} is in the way, and not of a training; move or remove it")
-        if not force:
-            raise AdaptError(
-                f"{folder} holds a training that was stopped; go on with --resume, or replace it with --force"
-            )
+    look(folder, force=force, resume=False)
+    if folder.exists():
         with _lock(folder):
             shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -47,23 +60,14 @@ def go_on(folder: Path, settings: Mapping[str, Any]) -> BinaryIO:
 
     Raises AdaptError if there is none, if it belongs to a training that runs, or to one with other settings.
     """
-    check(folder, settings)
-    return _lock(folder)
-
-
-def check(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Raise AdaptError unless a stopped training with these settings is in the folder.
-
-    >>> check(Path("my-cappy.training"), settings)
-    """
-    if not (folder / SETTINGS).is_file():
-        raise AdaptError(f"there is nothing to resume: {folder} does not exist; leave out --resume")
+    look(folder, force=False, resume=True)
     try:
         changed = changes(json.loads(storage.read_regular(folder / SETTINGS, limit=MOST_BYTES)), settings)
     except (ValueError, AttributeError, RecursionError) as error:
         raise AdaptError(f"{folder / SETTINGS} is not of a training ({error!r}); remove the folder") from error
     if changed:
         raise AdaptError(f"{folder} belongs to another training ({changed}); it can only go on as it began")
+    return _lock(folder)
 
 
 def states(folder: Path) -> dict[int, Path]:

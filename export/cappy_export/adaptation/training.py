@@ -11,20 +11,31 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from cappy_engine.errors import AdaptError
 from cappy_engine.publish import check_apart, check_folder
-from cappy_export.adaptation.examples import Examples, hold_out, read_examples
+from cappy_export.adaptation import state
+from cappy_export.adaptation.examples import Examples, make_examples
+from cappy_export.adaptation.launch import agree, finish, join, not_alone, together
+from cappy_export.adaptation.log import Progress
 from cappy_export.adaptation.recipe import AdaptOptions, Recipe
-from cappy_export.adaptation.run import ADAPTED, Progress, Run
+from cappy_export.adaptation.run import Run
 from cappy_export.adaptation.samples import examples_from_samples, read_samples
+from cappy_export.adaptation.saving import ADAPTED
+from cappy_export.adaptation.scanning import Counted, Scan, choose, count
+from cappy_export.adaptation.shards import HeldShard, Shard, find_shards, paths_of, read_all
 from cappy_export.checkpoints.checkpoint import Checkpoint, digest_of_files, open_checkpoint
 from cappy_export.options import Say
 
 Source = str | Path | Examples
-"""A file of examples, or the examples themselves."""
+"""Files of examples, or the examples themselves."""
 
 log = logging.getLogger(__name__)
 
@@ -44,52 +55,113 @@ def adapt(
 
     >>> adapt("export/cappy_mini/checkpoint", "docs/examples/train.jsonl", "my-cappy", Recipe(epochs=3))
 
-    `train` is JSON Lines with instruction, response and label (0 to 1), or with an LLM's samples (`options`). Loss and
-    grouped accuracy are measured on `held_out`, or on a part of `train` that is not trained on, at both ends and every
-    `evaluate_every` steps. Every `save_every` steps the whole state is written to `OUT.training`. With `resume` a
-    training that was stopped goes on from there, to the same weights. Returns the content of `OUT/training.json`.
+    `train` is a file, a folder or a pattern of files with instruction, response and label (0 to 1), or a file with an
+    LLM's samples (`options`). Files are read as they are needed; see `stream` for the order. Loss and grouped accuracy
+    are measured on `held_out`, or on a part of `train` that is not trained on, at both ends and every `evaluate_every`
+    steps. Every `save_every` steps the whole state is written to `OUT.training`. With `resume` a training that was
+    stopped goes on from there, to the same weights. Returns the content of `OUT/training.json`.
+
+    Several processes that a launcher started do this together, with the same steps and weights as one, but for the
+    order of sums. Those beside the main one say nothing, and leave by SystemExit where the main one raises an error.
 
     A checkpoint of that name which an `adapt` made is replaced with `force`, once the new one is complete.
 
     Raises AdaptError, CheckpointError, and OutputError if `out` must not be written.
     """
-    inputs = [Path(source) for source in (checkpoint, train, held_out) if isinstance(source, (str, Path))]
-    place = check_folder(Path(out), ADAPTED, force=options.force, inputs=inputs)
-    state = place.with_name(place.name + ".training")
-    if state.exists():
-        check_apart(state, inputs)
-    opened = open_checkpoint(checkpoint, revision=options.revision)
-    check_folder(place, ADAPTED, force=options.force, inputs=[opened.folder])
-    examples = _read(train, options, recipe.seed)
-    if held_out is None:
-        training, kept = hold_out(examples, options.held_out_fraction, seed=recipe.seed)
-    else:
-        training, kept = examples, _read(held_out, options, recipe.seed)
-    settings = _settings(opened, training, kept, recipe)
-    run = Run(opened, training, kept, recipe, state, say)
-    with contextlib.closing(run):
-        run.start(settings, options)
-        run.train(options, progress)
-        document = {**settings, "log": run.history()}
-        run.write(place, document, force=options.force)
+    accelerator = join(recipe.mixed_precision, wait_seconds=options.wait_seconds)
+    tell = say if accelerator.is_main_process else _keep_quiet
+    show = progress if accelerator.is_main_process else _keep_quiet
+    with not_alone(accelerator):
+        place, opened, shards, kept = together(
+            accelerator, lambda: _prepare(checkpoint, train, held_out, Path(out), recipe, options)
+        )
+        settings = _settings(opened, recipe)
+        facts = {"shards": [shard.name for shard in shards], "options": dataclasses.asdict(options)}
+        agree(accelerator, {**settings, **facts, "versions": _versions()})
+        scan = _scan(accelerator, shards, recipe.seed, options if kept is None else None)
+        scan = scan if kept is None else dataclasses.replace(scan, held_out=kept)
+        settings |= {
+            "train": {"examples": scan.examples, "sha256": scan.digest},
+            "held_out": {"examples": len(scan.held_out), "sha256": _digest(scan.held_out)},
+        }
+        agree(accelerator, settings)
+        run = together(
+            accelerator, lambda: Run(accelerator, opened, shards, scan, recipe, options, state_of(place), tell)
+        )
+        with contextlib.closing(run):
+            run.start(settings)
+            run.train(show)
+            document = {**settings, "log": run.history()}
+            run.write(place, document, force=options.force)
     return document
 
 
-def _read(source: Source, options: AdaptOptions, seed: int) -> Examples:
-    """Read examples in the form that `options` say, unless `source` is the examples."""
+def state_of(place: Path) -> Path:
+    """Name the folder that keeps the state of a training which writes to `place`.
+
+    >>> state_of(Path("my-cappy"))
+    PosixPath('my-cappy.training')
+    """
+    return place.with_name(place.name + ".training")
+
+
+def _prepare(
+    checkpoint: str | Path, train: Source, held_out: Source | None, out: Path, recipe: Recipe, options: AdaptOptions
+) -> tuple[Path, Checkpoint, list[Shard], Examples | None]:
+    """Find where `out` leads, the checkpoint, the shards, and the held-out examples if they have files of their own."""
+    files = [path for source in (train, held_out) if isinstance(source, (str, Path)) for path in paths_of(source)]
+    inputs = [Path(checkpoint), *files]
+    place = check_folder(out, ADAPTED, force=options.force, inputs=inputs)
+    if state_of(place).exists():
+        check_apart(state_of(place), inputs)
+    state.look(state_of(place), force=options.force, resume=options.resume)
+    opened = open_checkpoint(checkpoint, revision=options.revision, needs_head=False)
+    check_folder(place, ADAPTED, force=options.force, inputs=[opened.folder])
+    kept = None if held_out is None else _read_whole(_shards(held_out, options, recipe.seed))
+    return place, opened, _shards(train, options, recipe.seed), kept
+
+
+def _keep_quiet(_: object) -> None:
+    """Say nothing: only the main process does."""
+
+
+def _versions() -> dict[str, str]:
+    """Name the versions that must be the same in every process."""
+    return {name: metadata.version(name) for name in ("torch", "transformers", "accelerate", "tokenizers")}
+
+
+def _shards(source: Source, options: AdaptOptions, seed: int) -> list[Shard]:
+    """Find the shards of examples in the form that `options` say, unless `source` is the examples."""
     if isinstance(source, Examples):
-        return source
+        return [HeldShard(source)]
     if options.from_samples:
-        return examples_from_samples(read_samples(source), negatives=options.negatives, seed=seed)
-    return read_examples(source)
+        return [HeldShard(examples_from_samples(read_samples(source), negatives=options.negatives, seed=seed))]
+    return find_shards(source)
 
 
-def _settings(checkpoint: Checkpoint, training: Examples, held_out: Examples, recipe: Recipe) -> dict[str, Any]:
-    """Collect all that decides the result, but for the machine."""
+def _read_whole(shards: Sequence[Shard]) -> Examples:
+    """Read examples to measure on, all into memory."""
+    rows = list(read_all(shards))
+    if not rows:
+        raise AdaptError(f"{shards[0].name} holds no examples")
+    return make_examples([row.pair for row in rows], [row.label for row in rows])
+
+
+def _scan(accelerator: Accelerator, shards: Sequence[Shard], seed: int, options: AdaptOptions | None) -> Scan:
+    """Read all examples once, each process its part of the shards; without `options` none is held out."""
+    fraction = 0.0 if options is None else options.held_out_fraction
+    source = shards[0].name if len(shards) == 1 else f"{shards[0].name} to {shards[-1].name}"
+    found = Counted()
+    mine = range(accelerator.process_index, len(shards), accelerator.num_processes)
+    finish(accelerator, count(shards, mine, seed=seed, found=found))
+    parts = gather_object([found]) if accelerator.num_processes > 1 else [found]
+    return together(accelerator, lambda: choose(parts, fraction, source=source))
+
+
+def _settings(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, Any]:
+    """Collect what decides the result, but for the examples and the machine."""
     return {
         "checkpoint": {"name": checkpoint.name, "sha256": digest_of_files(checkpoint.files)},
-        "train": {"examples": len(training), "sha256": _digest(training)},
-        "held_out": {"examples": len(held_out), "sha256": _digest(held_out)},
         "recipe": dataclasses.asdict(recipe),
     }
 

@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 from cappy_engine.errors import CheckpointError
 from cappy_engine.storage import sha256_of
 from cappy_export.checkpoints.activation import find_activation
-from cappy_export.checkpoints.config import read_config, read_json
+from cappy_export.checkpoints.config import has_head, read_config, read_json
 from cappy_export.checkpoints.hub import TOKENIZER_FILES, locate, weight_files
-from cappy_export.checkpoints.models import build_model, model_config, unused_weights
+from cappy_export.checkpoints.models import build_model, fit_encoder, model_config, unused_weights
 from cappy_export.checkpoints.naming import listed
 from cappy_export.checkpoints.refusals import refusing
 from cappy_export.checkpoints.weights import check_counts, check_finite, check_keys, check_plain, read_weights
@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 class Checkpoint:
     """Hold a checkpoint on disk, judged but not loaded. `weight_files` are in `folder`; `revision` is a hub commit.
 
-    `score` says what its authors' tools apply to the model's output (`activation.py`).
+    `score` says what its authors' tools apply to the model's output (`activation.py`). Without `has_head` the files hold
+    an encoder, and `config` is of the same encoder with a head for one score.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Checkpoint:
     format: str
     weight_files: tuple[str, ...]
     score: Mapping[str, str | None]
+    has_head: bool = True
 
     @property
     def weight_paths(self) -> list[Path]:
@@ -68,20 +70,23 @@ def digest_of_files(files: Mapping[str, str]) -> str:
     return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in sorted(files.items())).encode()).hexdigest()
 
 
-def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(source: str | Path, *, revision: str | None = None, needs_head: bool = True) -> Checkpoint:
     """Find and judge a checkpoint: a local folder, or a hub id, downloaded at `revision`.
 
     >>> open_checkpoint("export/cappy_mini/checkpoint").format
     'safetensors'
 
     With HF_HUB_OFFLINE set, a hub id is one that was downloaded before. Weights are taken from safetensors, else .bin,
-    else Flax's msgpack. Raises CheckpointError, which says what was found and what is needed.
+    else Flax's msgpack. Unless it `needs_head`, a model without a head for one score is taken, too. Raises
+    CheckpointError, which says what was found and what is needed.
     """
     found = locate(source, revision=revision)
-    config = read_config(found.folder, found.name)
-    score = find_activation(read_json(found.folder / "config.json"), found.folder / "config.json")
+    config = read_config(found.folder, found.name, needs_head=needs_head)
+    told = read_json(found.folder / "config.json")
+    score = find_activation(told, found.folder / "config.json")
     format_, files = weight_files(found.folder, found.name)
-    return Checkpoint(found.name, found.commit, found.folder, config, format_, files, score)
+    is_whole = needs_head or has_head(told)
+    return Checkpoint(found.name, found.commit, found.folder, config, format_, files, score, is_whole)
 
 
 def load_model(checkpoint: Checkpoint, *, is_quiet: bool = False) -> PreTrainedModel:
@@ -96,6 +101,17 @@ def load_model(checkpoint: Checkpoint, *, is_quiet: bool = False) -> PreTrainedM
     All this is found out before memory is taken for the model. All missing, unexpected and misshapen keys are in one
     error.
     """
+    return load_with_head(checkpoint, is_quiet=is_quiet)[0]
+
+
+def load_with_head(checkpoint: Checkpoint, *, is_quiet: bool = False) -> tuple[PreTrainedModel, list[str]]:
+    """Load the checkpoint's model as `load_model` does; returns the names of weights that begin at random, too.
+
+    >>> load_with_head(open_checkpoint("export/cappy_mini/checkpoint"))[1]
+    []
+
+    These are of the head, where the checkpoint has none. PyTorch's random numbers decide what they are.
+    """
     name, described = checkpoint.name, f"config.json of {checkpoint.name} describes no model"
     with refusing(described):
         config = model_config(checkpoint.config)
@@ -104,8 +120,11 @@ def load_model(checkpoint: Checkpoint, *, is_quiet: bool = False) -> PreTrainedM
         check_counts(config, weights)
         with refusing(described):
             hollow = build_model(config, is_hollow=True)
+            needed, new = hollow.state_dict(), list[str]()
+            if not checkpoint.has_head:
+                weights, new = fit_encoder(hollow, weights)
+                needed = {key: value for key, value in needed.items() if key not in new}
             unused = unused_weights(hollow, weights)
-        needed = hollow.state_dict()
         check_plain({key: value for key, value in weights.items() if key in needed})
         check_keys(needed, weights, unused)
         weights = {key: value for key, value in weights.items() if key in needed}
@@ -117,4 +136,4 @@ def load_model(checkpoint: Checkpoint, *, is_quiet: bool = False) -> PreTrainedM
     with refusing(described):
         model = build_model(config)
     model.load_state_dict(weights, strict=False)  # copies into float32
-    return model.eval()
+    return model.eval(), new

@@ -44,7 +44,7 @@ MAX_JSON_BYTES = 64 * 2**20
 """A config, or an index of weights, has some kilobytes; what is larger is refused before it is read."""
 
 
-def read_config(folder: Path, name: str) -> dict[str, Any]:
+def read_config(folder: Path, name: str, *, needs_head: bool = True) -> dict[str, Any]:
     """Read `config.json`, reduced to the keys that the model is built from.
 
     >>> read_config(Path("export/cappy_mini/checkpoint"), "cappy-mini")["model_type"]
@@ -52,6 +52,7 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
 
     Raises CheckpointError for keys that could make transformers fetch or run code, for keys that it would lose though
     they may change scores, for values that it does not know, and for models that do not give one score for a pair.
+    Unless it `needs_head`, an encoder's config is that of a model which does: see `has_head`.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -64,7 +65,10 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} names the model type {shown(repr(model_type))}, which this transformers does not know"
         )
-    check_architecture(config, name)
+    if needs_head or has_head(config):
+        check_architecture(config, name)
+    else:
+        config = with_head(config, name)
     if model_type == "modernbert":
         config = modernbert.translate(config, path)
     kept = kept_keys(config, path)
@@ -76,11 +80,55 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     return kept
 
 
+def has_head(config: Mapping[str, Any]) -> bool:
+    """Tell if a config is of a model with a head that gives one score.
+
+    >>> has_head({"model_type": "roberta", "architectures": ["RobertaForMaskedLM"]})
+    False
+    """
+    built = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(config.get("model_type"))
+    return config.get("architectures") == [built] and _count_labels(config) == 1
+
+
+def with_head(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Make the config of an encoder that of the same encoder with a head for one score.
+
+    >>> with_head({"model_type": "roberta", "architectures": ["RobertaForMaskedLM"]}, "roberta-large")["architectures"]
+    ['RobertaForSequenceClassification']
+
+    Raises CheckpointError for a generative model, and for an encoder that transformers has no such head for.
+    """
+    _check_encoder(config, name)
+    built = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(config["model_type"])
+    if built is None:
+        raise CheckpointError(f"{name}: transformers has no head for the model type {config['model_type']}")
+    left = {key: value for key, value in config.items() if key not in ("num_labels", "label2id", "problem_type")}
+    return left | {"architectures": [built], "id2label": {"0": "LABEL_0"}}
+
+
 def check_architecture(config: Mapping[str, Any], name: str) -> None:
     """Raise CheckpointError unless the model gives one score for a pair: an encoder with a head of one label.
 
     >>> check_architecture(read_config(Path("export/cappy_mini/checkpoint"), "cappy-mini"), "cappy-mini")
     """
+    architectures, found = _check_encoder(config, name)
+    model_type = config["model_type"]
+    if len(architectures) != 1 or not str(architectures[0]).endswith("ForSequenceClassification"):
+        raise CheckpointError(f"{name} has no regression head: {found}; needed is a model ...ForSequenceClassification")
+    built = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(model_type)
+    if architectures[0] != built:
+        raise CheckpointError(f"{name} is {found}, but transformers has {built} for this type; its scores may differ")
+    count, labels = _count_labels(config), config.get("id2label")
+    if count != 1:
+        names = f" ({listed(labels.values())})" if isinstance(labels, dict) and labels else ""
+        raise CheckpointError(
+            f"{name} has {shown(repr(count))} labels{names}, so it sorts pairs into classes and gives none of them one "
+            "score; needed is a model with one label, the score, and num_labels 1 in its config.json"
+        )
+
+
+def _check_encoder(config: Mapping[str, Any], name: str) -> tuple[list[Any], str]:
+    """Return the architectures, and what was found for people; raises CheckpointError for all but text encoders."""
     model_type, architectures = config["model_type"], config.get("architectures") or []
     if not isinstance(architectures, list):
         architectures = [architectures]
@@ -88,19 +136,12 @@ def check_architecture(config: Mapping[str, Any], name: str) -> None:
     is_encoder = model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if config.get("is_decoder") or config.get("is_encoder_decoder") or not is_encoder:
         raise CheckpointError(f"{name} is a generative model, or not a text encoder: {found}; needed is a text encoder")
-    if len(architectures) != 1 or not str(architectures[0]).endswith("ForSequenceClassification"):
-        raise CheckpointError(f"{name} has no regression head: {found}; needed is a model ...ForSequenceClassification")
-    built = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(model_type)
-    if architectures[0] != built:
-        raise CheckpointError(f"{name} is {found}, but transformers has {built} for this type; its scores may differ")
+    return architectures, found
+
+
+def _count_labels(config: Mapping[str, Any]) -> Any:
     labels = config.get("id2label")
-    count = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
-    if count != 1:
-        names = f" ({listed(labels.values())})" if isinstance(labels, dict) and labels else ""
-        raise CheckpointError(
-            f"{name} has {shown(repr(count))} labels{names}, so it sorts pairs into classes and gives none of them one "
-            "score; needed is a model with one label, the score, and num_labels 1 in its config.json"
-        )
+    return len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
 
 
 def config_arguments(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,6 +67,24 @@ def unused_weights(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
     return [name for name in extra if name in known or any(each.search(name) for each in ignored)]
 
 
+def fit_encoder(
+    model: PreTrainedModel, weights: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Fit an encoder's weights to a model with a head: their names as in the model, and the names that the head lacks.
+
+    >>> fit_encoder(roberta, {"embeddings.word_embeddings.weight": embeddings})[1][0]
+    'classifier.dense.bias'
+
+    An encoder alone has names without the model's prefix. What of the weights is of another head is left out.
+    """
+    prefix, needed = f"{model.base_model_prefix}.", model.state_dict()
+    if not any(name.startswith(prefix) for name in weights):
+        weights = {prefix + name if prefix + name in needed else name: value for name, value in weights.items()}
+    head = [name for name in needed if not name.startswith(prefix) or name.startswith(f"{prefix}pooler.")]
+    new = sorted(name for name in head if name not in weights or weights[name].shape != needed[name].shape)
+    return {name: value for name, value in weights.items() if name not in new}, new
+
+
 @contextlib.contextmanager
 def _hollow() -> Iterator[None]:
     """Let models take no memory, and no random numbers: a training draws the same with and without them."""

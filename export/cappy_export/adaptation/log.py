@@ -1,0 +1,87 @@
+"""Keep the log of a training: a line of JSON for steps, with loss and speed, and one for every evaluation.
+
+Evaluations have no `gradient_norm`, and steps no held-out figures.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LOG = "log.jsonl"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Tell where a training is: `loss` is this step's mean squared error, `held_out` the last evaluation's figures."""
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    tokens: int
+    held_out: dict[str, float] | None
+
+
+def append(folder: Path, entry: dict[str, Any]) -> None:
+    """Write an entry at the end of a folder's log.
+
+    >>> append(Path("my-cappy.training"), {"step": 0, "held_out_loss": 0.25})
+    """
+    with (folder / LOG).open("ab") as file:
+        file.write(json.dumps(entry).encode() + b"\n")
+
+
+def evaluations(folder: Path) -> list[dict[str, Any]]:
+    """List the evaluations in a folder's log.
+
+    >>> evaluations(Path("my-cappy.training"))[0]["step"]
+    0
+    """
+    entries = [json.loads(line) for line in (folder / LOG).read_bytes().splitlines()]
+    return [entry for entry in entries if "gradient_norm" not in entry]
+
+
+@dataclass
+class Meter:
+    """Collects the steps since the last line of the log: losses, tokens and the seconds that they took.
+
+    >>> meter = Meter(flops_per_token=6e6)
+    >>> meter.add(0.25, tokens=4096, truncated=0, seconds=0.5)
+    >>> meter.entry(10, learning_rate=2e-5, gradient_norm=1.5)["tokens_per_second"]
+    8192
+    """
+
+    flops_per_token: float
+    peak_flops: float | None = None
+    losses: list[float] = field(default_factory=list)
+    tokens: int = 0
+    truncated: int = 0
+    seconds: float = 0.0
+
+    def add(self, loss: float, *, tokens: int, truncated: int, seconds: float) -> None:
+        """Count a step; `tokens` are those of all processes, without padding, and `truncated` its cut examples."""
+        self.losses.append(loss)
+        self.tokens += tokens
+        self.truncated += truncated
+        self.seconds += seconds
+
+    def entry(self, step: int, *, learning_rate: float, gradient_norm: float) -> dict[str, Any]:
+        """Make a line of the log, and start anew. The learning rate and the gradient's norm are those of `step`."""
+        speed = self.tokens / max(self.seconds, 1e-9)
+        found: dict[str, Any] = {
+            "step": step,
+            "loss": float(np.mean(self.losses)),
+            "learning_rate": learning_rate,
+            "gradient_norm": gradient_norm,
+            "tokens_per_second": round(speed),
+            "truncated": self.truncated,
+        }
+        if self.peak_flops:
+            found["share_of_peak"] = round(self.flops_per_token * speed / self.peak_flops, 4)
+        self.losses, self.tokens, self.truncated, self.seconds = [], 0, 0, 0.0
+        return found

@@ -1,0 +1,143 @@
+"""Save the whole state of a training, so that it goes on to the same weights, in any number of processes.
+
+Only the main process writes. All read, so that machines need a common disk to go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from cappy_engine import storage
+from cappy_engine.errors import AdaptError
+from cappy_engine.publish import Kind, publish, staging_folder
+from cappy_export.adaptation import state
+from cappy_export.adaptation.log import LOG
+from cappy_export.checkpoints.checkpoint import Checkpoint
+from cappy_export.checkpoints.config import read_json
+from cappy_export.checkpoints.hub import TOKENIZER_FILES
+from cappy_export.options import Say
+
+ADAPTED = Kind("a checkpoint of 'cappy adapt'", "training.json")
+WEIGHTS, MOMENTS, PLACE = "model.safetensors", "optimizer.pt", "place.json"
+UNFINISHED = "unfinished"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Hold all that a step changes: the model's weights, the optimiser's moments, and the schedule.
+
+    >>> trained = Trained(accelerator, model, optimizer, schedule)
+    """
+
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: AcceleratedOptimizer
+    schedule: LRScheduler
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Give the model's weights on the CPU, by name.
+
+        >>> trained.weights()["classifier.out_proj.bias"].shape
+        torch.Size([1])
+        """
+        plain = self.accelerator.unwrap_model(self.model)
+        return {name: value.detach().cpu().contiguous() for name, value in plain.state_dict().items()}
+
+    def save(self, folder: Path, number: int, place: Mapping[str, Any]) -> None:
+        """Save the state after step `number`; the one before is removed only when this one is complete.
+
+        `place` says where in the data the next step is. Raises AdaptError if there is no room.
+        """
+        if self.accelerator.is_main_process:
+            before = state.states(folder)
+            try:
+                self._write(folder, number, place)
+            except (OSError, RuntimeError, SafetensorError) as error:
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(folder / UNFINISHED)
+                kept = f"the state of step {max(before)} is kept" if before else "none was saved before"
+                raise AdaptError(
+                    f"the state of step {number} cannot be saved to {folder} ({error}); {kept}: make room, and go on "
+                    "with --resume"
+                ) from error
+            for old in before.values():
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def load(self, saved: Path) -> dict[str, Any]:
+        """Take over a saved state; returns its `place`. Raises AdaptError if it cannot be read.
+
+        >>> trained.load(Path("my-cappy.training/step-200"))["step"]
+        200
+        """
+        try:
+            self.accelerator.unwrap_model(self.model).load_state_dict(load_file(saved / WEIGHTS))
+            moments = torch.load(saved / MOMENTS, map_location="cpu", weights_only=True)
+            self.optimizer.load_state_dict(moments["optimizer"])
+            self.schedule.load_state_dict(moments["schedule"])
+            if self.accelerator.scaler is not None and moments["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(moments["scaler"])
+            found: dict[str, Any] = json.loads((saved / PLACE).read_bytes())
+            return found
+        except (OSError, RuntimeError, SafetensorError, ValueError, KeyError) as error:
+            raise AdaptError(
+                f"the saved state {saved} cannot be read ({error}); several machines need a common disk to go on"
+            ) from error
+
+    def _write(self, folder: Path, number: int, place: Mapping[str, Any]) -> None:
+        staging = folder / UNFINISHED
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        save_file(self.weights(), staging / WEIGHTS, {"format": "pt"})
+        scaler = self.accelerator.scaler
+        moments = {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+        torch.save(moments, staging / MOMENTS)
+        storage.write_json(staging / PLACE, place)
+        shutil.copyfile(folder / LOG, staging / LOG)
+        storage.sync_tree(staging)
+        storage.rename(staging, folder / f"{state.STEP}{number}")
+
+
+def write_checkpoint(
+    weights: dict[str, torch.Tensor],
+    checkpoint: Checkpoint,
+    folder: Path,
+    out: Path,
+    document: Mapping[str, Any],
+    *,
+    force: bool,
+    say: Say,
+) -> None:
+    """Publish trained weights as `out`, complete or not at all, with the checkpoint's tokenizer and the folder's log.
+
+    >>> write_checkpoint(trained.weights(), checkpoint, folder, Path("my-cappy"), {"log": []}, force=False, say=print)
+    """
+    with staging_folder(out, say) as staging:
+        for name in TOKENIZER_FILES:
+            if (checkpoint.folder / name).is_file():
+                shutil.copyfile(checkpoint.folder / name, staging / name)
+        written_by = read_json(checkpoint.folder / "config.json").get("transformers_version")
+        origin = {} if written_by is None else {"transformers_version": written_by}  # of the tokenizer's files
+        storage.write_json(staging / "config.json", {**checkpoint.config, **origin, "torch_dtype": "float32"})
+        save_file(weights, staging / "model.safetensors", {"format": "pt"})
+        shutil.copyfile(folder / LOG, staging / LOG)
+        storage.write_json(staging / ADAPTED.marker, document)
+        publish(staging, out, ADAPTED, force=force)

@@ -1,0 +1,180 @@
+"""A stream of shards: each example once per epoch, in whole steps, the same from any step on, of files of any kind."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cappy_engine.batching import EncodedPairs
+from cappy_engine.bulk.entries import Position
+from cappy_engine.bulk.tables import pack_zstd
+from cappy_engine.errors import AdaptError, CappyError
+from cappy_engine.pairs import Pair
+from cappy_export.adaptation.examples import make_examples
+from cappy_export.adaptation.shards import FileShard, HeldShard, Shard, find_shards, read_all
+from cappy_export.adaptation.stream import Cursor, Step, Stream, encode_all
+
+sizes = st.lists(st.integers(0, 12), min_size=1, max_size=5).filter(lambda found: sum(found) > 0)
+
+
+def encode(pairs: list[Pair]) -> EncodedPairs:
+    """Make the row's number the one token that tells it, and as many others as its label's digits say."""
+    ids = [np.array([int(response), *[7] * (int(response) % 5)]) for _, response in pairs]
+    lengths = np.array([len(each) for each in ids])
+    return EncodedPairs(ids, [np.zeros_like(each) for each in ids], lengths, lengths > 4)
+
+
+def rows_from(first: int, count: int) -> list[tuple[Pair, float]]:
+    return [((f"question {row // 3}", str(row)), (row % 4) / 4) for row in range(first, first + count)]
+
+
+def held(counts: list[int]) -> list[Shard]:
+    starts = np.cumsum([0, *counts])
+    parts = [rows_from(int(start), count) for start, count in zip(starts, counts, strict=False)]
+    return [HeldShard(make_examples([pair for pair, _ in part], [label for _, label in part])) for part in parts]
+
+
+def stream_of(shards: list[Shard], *, window: int = 16, batch_size: int = 4, seed: int = 0) -> Stream:
+    examples = sum(1 for _ in read_all(shards))
+    return Stream(shards, encode, examples, -(2**64), window=window, batch_size=batch_size, seed=seed)
+
+
+def told(step: Step) -> list[int]:
+    """List the numbers of a step's examples."""
+    ends = np.cumsum(step.window.lengths)
+    return [int(step.window.tokens[ends[row] - step.window.lengths[row]]) for row in step.rows]
+
+
+def all_steps(stream: Stream, epochs: int = 2) -> list[Step]:
+    return list(stream.steps(stream.windows(Cursor(), epochs), done=0))
+
+
+@settings(deadline=None)
+@given(counts=sizes, window=st.integers(1, 40), batch_size=st.integers(1, 6), seed=st.integers(0, 99))
+def test_each_epoch_has_each_example_once_in_steps_that_are_full_but_perhaps_one(
+    counts: list[int], window: int, batch_size: int, seed: int
+) -> None:
+    stream = stream_of(held(counts), window=window, batch_size=batch_size, seed=seed)
+    steps = all_steps(stream)
+    assert [step.number for step in steps] == list(range(1, len(steps) + 1))
+    of_epoch = len(steps) // 2
+    for epoch in (steps[:of_epoch], steps[of_epoch:]):
+        assert sorted(row for step in epoch for row in told(step)) == list(range(sum(counts)))
+        assert sum(len(step.rows) != batch_size for step in epoch) <= 1
+
+
+@settings(deadline=None)
+@given(counts=sizes, window=st.integers(1, 40), batch_size=st.integers(1, 6), share=st.floats(0, 1))
+def test_going_on_where_a_step_says_gives_exactly_the_steps_left(
+    counts: list[int], window: int, batch_size: int, share: float
+) -> None:
+    stream = stream_of(held(counts), window=window, batch_size=batch_size)
+    steps = all_steps(stream)
+    last = steps[int(share * (len(steps) - 1))]
+    cursor = Cursor.parse(json.loads(json.dumps(last.next.document())))
+    left = stream.steps(stream.windows(cursor, 2), done=last.number)
+    assert [(step.number, told(step)) for step in left] == [(step.number, told(step)) for step in steps[last.number :]]
+
+
+def test_epochs_take_the_shards_in_another_order_and_seeds_too() -> None:
+    shards = held([4] * 30)
+    orders = [[told(step)[0] // 4 for step in all_steps(stream_of(shards, window=4, seed=seed))] for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    assert orders[0][:30] != orders[0][30:]
+    assert sorted(orders[0][:30]) == list(range(30))
+
+
+def test_inputs_are_the_rows_tokens_padded() -> None:
+    examples = make_examples([pair for pair, _ in rows_from(0, 9)], [1.0] * 9)
+    window = encode_all(examples, encode, has_types=True)
+    inputs = window.inputs(np.array([8, 2]), 5, pad_token_id=1)
+    assert inputs["input_ids"].tolist() == [[8, 7, 7, 7, 1], [2, 7, 7, 1, 1]]
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]]
+    assert inputs["token_type_ids"].tolist() == [[0] * 5] * 2
+
+
+# Files
+
+
+def write_shards(folder: Path) -> list[tuple[Pair, float]]:
+    """Write shards of every kind, ten rows each; returns the rows in the order of the files' names."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder.mkdir()
+    parts = [rows_from(10 * number, 10) for number in range(5)]
+    fields = [[{"instruction": a, "response": b, "label": label} for (a, b), label in part] for part in parts]
+    lines = ["".join(json.dumps(row) + "\n" for row in part).encode() for part in fields]
+    (folder / "0.jsonl").write_bytes(lines[0])
+    (folder / "1.jsonl.gz").write_bytes(gzip.compress(lines[1]))
+    (folder / "2.jsonl.zst").write_bytes(pack_zstd(lines[2]))
+    pq.write_table(pa.Table.from_pylist(fields[3]), folder / "3.parquet")
+    csv = [
+        "instruction,response,label",
+        *(f"{row['instruction']},{row['response']},{row['label']}" for row in fields[4]),
+    ]
+    (folder / "4.csv").write_text("\n".join(csv))
+    (folder / "README.md").write_text("not a shard")
+    return [row for part in parts for row in part]
+
+
+def test_a_folder_and_a_pattern_give_the_rows_of_files_of_every_kind(tmp_path: Path) -> None:
+    expected = write_shards(tmp_path / "rows")
+    for source in (tmp_path / "rows", str(tmp_path / "rows" / "[0-9].*")):
+        found = [(each.pair, each.label) for each in read_all(find_shards(source))]
+        assert found == expected
+
+
+def test_a_file_of_every_kind_is_read_from_any_row_on(tmp_path: Path) -> None:
+    write_shards(tmp_path / "rows")
+    for shard in find_shards(tmp_path / "rows"):
+        rows = [(each.pair, each.position()) for each in shard.read(Position())]
+        for place, (_, position) in enumerate(rows):
+            assert position is not None
+            left = [each.pair for each in shard.read(position)]
+            assert left == [pair for pair, _ in rows[place + 1 :]], shard.name
+
+
+def test_what_names_no_file_is_refused(tmp_path: Path) -> None:
+    for source, problem in [
+        (tmp_path, "holds no file of them"),
+        (tmp_path / "*.jsonl", "no file fits the pattern"),
+    ]:
+        with pytest.raises(AdaptError, match=problem):
+            find_shards(source)
+
+
+def test_a_table_without_labels_or_with_a_bad_one_is_named(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    good = {"instruction": "a", "response": "b"}
+    pq.write_table(pa.Table.from_pylist([good]), tmp_path / "none.parquet")
+    pq.write_table(pa.Table.from_pylist([{**good, "label": 1.0}, {**good, "label": 2.0}]), tmp_path / "bad.parquet")
+    (tmp_path / "bad.csv").write_text("instruction,response,label\na,b,yes\n")
+    for name, problem in [
+        ("none.parquet", r"none\.parquet has no column 'label'"),
+        ("bad.parquet", r"bad\.parquet, row 2: has the label 2\.0; labels go from"),
+        ("bad.csv", r"bad\.csv, line 2: has the label 'yes', which is not a number"),
+    ]:
+        with pytest.raises(AdaptError, match=problem):
+            list(FileShard(tmp_path / name).read(Position()))
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    write_shards(tmp_path / "rows")
+    whole = (tmp_path / "rows" / "1.jsonl.gz").read_bytes()
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-12])
+    with pytest.raises(CappyError, match=r"cut\.jsonl\.gz is not a complete gzip file"):
+        list(FileShard(tmp_path / "cut.jsonl.gz").read(Position()))
+
+
+def test_a_file_that_grew_since_it_was_counted_stops_the_training(tmp_path: Path) -> None:
+    write_shards(tmp_path / "rows")
+    stream = stream_of(find_shards(tmp_path / "rows"))
+    with (tmp_path / "rows" / "0.jsonl").open("ab") as file:
+        file.write(b'{"instruction": "new", "response": "99", "label": 1}\n')
+    with pytest.raises(AdaptError, match="the examples have changed while they were read: there are 51, and were 50"):
+        all_steps(stream)
