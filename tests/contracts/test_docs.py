@@ -46,6 +46,12 @@ NOT_RUN = {
         f"import {name}": "tests/engine/test_columns.py runs it where there is that package"
         for name in ("pandas", "polars", "pyarrow", "datasets")
     },
+    "cappy adapt btan2/cappy-large 'shards": "reads files that are not there",
+    "cappy adapt btan2/cappy-large train.jsonl my-cappy --processes": "has tests of its own (test_processes.py)",
+    "cappy adapt roberta-large": "needs roberta-large and its data",
+    "torchrun ": "needs a cluster, or has tests of its own",
+    "accelerate launch ": "starts what torchrun starts",
+    "srun ": "needs a cluster",
     "bash docs/examples/loop/run.sh": "has a test of its own",
     "TRAIN=": "needs flan-t5-xxl and a GPU",
     "python -m cappy_bench.studies.": "measures for minutes",

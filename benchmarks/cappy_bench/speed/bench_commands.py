@@ -15,7 +15,7 @@ from cappy_bench.peers.specs import SPECS
 from cappy_bench.speed.figures import read_result
 from cappy_bench.speed.run_options import RESULTS, RunOptions
 from cappy_bench.speed.tables import change_tables, result_tables, setting_table
-from cappy_engine.cli.arguments import command, flags_given, group, quiet_option, takes
+from cappy_engine.cli.arguments import command, flags_given, force_option, group, quiet_option, takes
 from cappy_engine.cli.extras import extra
 from cappy_engine.cli.streams import print_json, say, show
 from cappy_engine.cli.values import PATH
@@ -34,6 +34,7 @@ SERVED = ("precision", "threads", "mode", "max_batch_tokens")
       cappy bench report
       cappy bench serve --bundle cappy-bundle
       cappy bench bulk --pairs 1000000
+      cappy bench curve my-cappy curve.svg
 
     numbers are useful tokens: padding counts for nothing
     """
@@ -184,6 +185,29 @@ def bulk(options: BulkBenchOptions, scorer: ScorerOptions) -> None:
     result = measure_bulk(options, scorer, say=_say)
     show(bulk_table(result))
     print_json(result, indent=None)
+
+
+@command(
+    """
+    examples:
+      cappy bench curve my-cappy curve.svg
+      cappy bench curve my-cappy.training other-cappy/log.jsonl curve.png --force
+    """,
+    of=bench,
+)
+@click.argument("logs", type=PATH, nargs=-1, required=True, metavar="LOG...")
+@click.argument("plot", type=PATH, metavar="PLOT")
+@force_option
+def curve(logs: Sequence[Path], plot: Path, force: bool) -> None:
+    """Draw logs of `cappy adapt`: loss, the gradient's norm and tokens a second.
+
+    A LOG is what `cappy adapt` wrote, finished or not, or its log.jsonl. PLOT ends in .svg, .png or .pdf.
+    """
+    with extra("bench"):
+        from cappy_bench.quality.curve_plot import names_of, plot_curves, read_log
+    found = [read_log(path) for path in logs]
+    plot_curves(dict(zip(names_of(logs), found, strict=True)), plot, force=force)
+    show(str(plot))
 
 
 def _say(line: str) -> None:

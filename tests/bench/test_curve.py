@@ -1,0 +1,37 @@
+"""`cappy bench curve` draws logs of training, and refuses what is not one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cappy_engine.cli.main import main
+
+
+def write_log(folder: Path) -> Path:
+    folder.mkdir()
+    steps = [{"step": step, "loss": 1 / step, "gradient_norm": 2.0, "tokens_per_second": 900} for step in range(1, 9)]
+    ends = [{"step": step, "held_out_loss": 0.2, "constant_loss": 0.22} for step in (0, 8)]
+    lines = [json.dumps(entry) for entry in [ends[0], *steps, ends[1]]]
+    (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_logs_of_folders_and_files_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = write_log(tmp_path / "first"), write_log(tmp_path / "second")
+    plot = tmp_path / "curve.svg"
+    assert main(["bench", "curve", str(first), str(second / "log.jsonl"), str(plot)]) == 0
+    assert capsys.readouterr().out == f"{plot}\n"
+    drawn = plot.read_text()
+    assert all(text in drawn for text in ("first, held out", "second, the best constant", "gradient norm"))
+    assert main(["bench", "curve", str(first), str(plot)]) == 1  # it exists
+    assert main(["bench", "curve", str(first), str(plot), "--force"]) == 0
+
+
+@pytest.mark.parametrize("content", ["", "not JSON", "[]", '{"loss": 1}'])
+def test_what_is_no_log_is_named(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "log.jsonl").write_text(content)
+    assert main(["bench", "curve", str(tmp_path), str(tmp_path / "curve.svg")]) == 1
+    assert "log.jsonl is not a log of cappy adapt" in capsys.readouterr().err
