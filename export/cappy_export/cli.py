@@ -117,6 +117,9 @@ def adapt(
         with extra("cpu,export,train"):
             from cappy_export.adaptation.processes import start_processes
         return start_processes(["adapt", *words_given()], processes=processes)
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # or each process says how it could be faster, where it may not
     with extra("cpu,export,train"):
         from cappy_export.adaptation import training
     with _training_bar() as progress:

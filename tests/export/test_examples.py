@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def read_examples(path: Path) -> Examples:
     return make_examples([row.pair for row in rows], [row.label for row in rows])
 
 
-def scanned(shards: list[Shard], fraction: float, *, seed: int, processes: int = 1) -> Scan:
+def scanned(shards: Sequence[Shard], fraction: float, *, seed: int, processes: int = 1) -> Scan:
     """Scan shards as so many processes do."""
     parts = [Counted() for _ in range(processes)]
     for process, part in enumerate(parts):

@@ -58,7 +58,7 @@ class Launch:
         launched = {name: str(value) for name, value in ranks.items()}
         launched |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **(launched if processes > 1 else {})}
-        command = [self.program, "adapt", self.checkpoint, train, out, *OPTIONS, *more]
+        command: list[str | Path] = [self.program, "adapt", self.checkpoint, train, out, *OPTIONS, *more]
         return subprocess.Popen(command, cwd=self.folder, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -138,7 +138,16 @@ def test_a_process_whose_others_do_not_come_stops(launch: Launch) -> None:
 
 @pytest.mark.slow
 def test_the_command_starts_its_own_processes_and_says_who_was_killed(launch: Launch, whole: Path) -> None:
-    command = [launch.program, "adapt", launch.checkpoint, "train.jsonl", "own", *OPTIONS, "--processes", "2"]
+    command: list[str | Path] = [
+        launch.program,
+        "adapt",
+        launch.checkpoint,
+        "train.jsonl",
+        "own",
+        *OPTIONS,
+        "--processes",
+        "2",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = subprocess.Popen(
         [*command, "--save-every", "3"], cwd=launch.folder, env=environment, stderr=subprocess.PIPE, text=True
@@ -167,12 +176,12 @@ def rank_of(process: int, out: str) -> str | None:
 @pytest.mark.slow
 def test_killed_at_five_random_moments_it_goes_on_to_the_same_weights(launch: Launch, whole: Path) -> None:
     draw = random.Random(0)
+    log = launch.folder / "often.training" / LOG
     for moment in range(5):
-        resume = ["--resume"] if moment else []
-        started = launch.start("often", "--save-every", "2", *resume)
-        before = len(list((launch.folder / "often.training").glob("step-*")))
-        wait_for(lambda before=before: before or (launch.folder / "often.training").exists())  # type: ignore[misc]
-        time.sleep(draw.uniform(0, 6))
+        begun = time.time()
+        started = launch.start("often", "--save-every", "2", *(["--resume"] if moment else []))
+        wait_for(lambda begun=begun: log.exists() and log.stat().st_mtime > begun)  # type: ignore[misc]
+        time.sleep(draw.uniform(0, 2))
         started[draw.randrange(2)].send_signal(signal.SIGKILL)
         for each in started:
             each.communicate(timeout=120)

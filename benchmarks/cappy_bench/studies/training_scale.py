@@ -7,7 +7,7 @@
 tokens, and a batch of every step, but no model. Each size has a process of its own, and its peak is told.
 
 `processes` trains on the first rows with one process and with several, with the same options, and compares the losses
-and gradient norms of the first 20 steps, and the held-out figures. `-- OPTIONS` are passed to both.
+and gradient norms of the first 20 steps, and the held-out figures. Both get `--options "--max-steps 20"`.
 
 The last line of the output is one JSON document.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -163,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     processes.add_argument("train", type=Path)
     processes.add_argument("--rows", type=int, default=2000)
     processes.add_argument("--processes", type=int, default=2)
-    processes.add_argument("options", nargs=argparse.REMAINDER)
+    processes.add_argument("--options", default="", help="options of cappy adapt, in one word")
     options = parser.parse_args(argv)
     with extra("cpu,export,train"):
         if options.command == "read":
@@ -172,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.command == "memory":
             found = measure_memory(options.rows, options.checkpoint)
         else:
-            words = [word for word in options.options if word != "--"]
+            words = shlex.split(options.options)
             found = compare_processes(options.checkpoint, options.train, options.rows, options.processes, words)
     print(json.dumps({"machine": describe_machine(), **found}))
 

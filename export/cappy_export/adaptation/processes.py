@@ -33,6 +33,7 @@ def start_processes(words: Sequence[str], *, processes: int) -> int:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
+        run_id="cappy",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         local_addr="localhost",  # a container's own name may lead nowhere

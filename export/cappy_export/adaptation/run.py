@@ -12,6 +12,7 @@ import itertools
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,9 @@ class Run:
         schedule = get_linear_schedule_with_warmup(
             optimizer, round(self.recipe.warmup_fraction * self.steps), self.steps
         )
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        with warnings.catch_warnings():  # PyTorch 2.13 calls `broadcast_buffers` otherwise, and accelerate not yet
+            warnings.simplefilter("ignore", FutureWarning)
+            self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.trained = Trained(self.accelerator, self.model, self.optimizer, schedule)
         if self.options.resume:
             together(self.accelerator, functools.partial(self._take_folder, settings))
