@@ -185,11 +185,12 @@ class Run:
             f"{int(window.truncated.sum())} {of_first}examples truncated to {self.encoder.max_length} tokens"
         )
         tokens = float(window.lengths.mean()) * min(self.recipe.batch_size, len(window))
-        if tokens < processes * self.recipe.max_batch_tokens and processes > 1:
+        batches = math.ceil(tokens / self.recipe.max_batch_tokens)
+        if batches < processes:
             self.say(
-                f"note: a step has {tokens:.0f} tokens, too few for {processes} processes with batches of "
-                f"{self.recipe.max_batch_tokens}; with --max-batch-tokens {math.ceil(1.1 * tokens / processes)} each "
-                "has work"
+                f"note: a step has about {batches} batches of {self.recipe.max_batch_tokens} tokens, and there are "
+                f"{processes} processes, so that some wait; --max-batch-tokens {math.ceil(tokens / processes)} gives "
+                "each a batch"
             )
 
     def _step(self, step: Step) -> tuple[float, float]:
