@@ -36,6 +36,15 @@ def test_one_process_alone_and_a_whole_launch_are_taken(found: dict[str, str]) -
         ({**WHOLE, "MASTER_PORT": ""}, "but MASTER_PORT is not; .* or unset LOCAL_RANK"),
         ({"WORLD_SIZE": "4"}, "WORLD_SIZE is 4, but LOCAL_RANK is not set: each process would train alone"),
         ({**WHOLE, "LOCAL_RANK": "-1"}, "WORLD_SIZE is 2, but LOCAL_RANK is not set"),
+        (
+            {"SLURM_STEP_NUM_TASKS": "2"},
+            "SLURM_STEP_NUM_TASKS is 2, but LOCAL_RANK is not set: each process would",
+        ),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE is 2, but LOCAL_RANK is not set"),
+        (
+            {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},
+            "accelerate launch --cpu was asked for several processes, and starts one; leave out --cpu",
+        ),
         ({**WHOLE, "RANK": "2"}, "RANK is 2 and WORLD_SIZE 2"),
         ({**WHOLE, "RANK": "-1"}, "RANK is -1 and WORLD_SIZE 2"),
         ({"LOCAL_RANK": "first"}, "LOCAL_RANK in the environment must be a whole number, found 'first'"),
@@ -45,6 +54,16 @@ def test_one_process_alone_and_a_whole_launch_are_taken(found: dict[str, str]) -
 def test_a_part_of_a_launch_is_an_error_that_says_what_is_missing(found: dict[str, str], message: str) -> None:
     with pytest.raises(AdaptError, match=message):
         check_launch(found)
+
+
+def test_other_processes_than_the_launchers_are_refused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in WHOLE.items():
+        monkeypatch.setenv(name, value)
+    train = ROOT / "docs" / "examples" / "train.jsonl"
+    assert main(["adapt", str(checkpoint), str(train), str(tmp_path / "out"), "--processes", "4"]) == 1
+    assert "--processes is 4, but a launcher started 2 processes; leave it out" in capsys.readouterr().err
 
 
 def test_adapt_says_what_is_missing_and_writes_nothing(

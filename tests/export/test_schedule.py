@@ -139,12 +139,18 @@ def test_the_windows_of_an_epoch_are_shuffled_differently(seed: int) -> None:
 
 
 @given(examples=lengths_and_groups(), budget=st.integers(1, 2000))
-def test_a_step_is_cut_into_about_as_few_parts_as_fit(examples: Examples, budget: int) -> None:
+def test_a_step_is_cut_into_as_few_parts_as_fit(examples: Examples, budget: int) -> None:
     lengths, _ = examples
     parts = plan_parts(lengths, max_batch_tokens=budget)
     assert sorted(int(row) for part in parts for row in part.rows) == list(range(len(lengths)))
-    assert len(parts) <= len(plan_batches(lengths, max_batch_tokens=budget)) + 1
+    assert len(parts) <= len(plan_batches(lengths, max_batch_tokens=budget))
     assert all(part.padded_tokens <= budget for part in parts if len(part.rows) > 1)
+
+
+def test_the_parts_of_a_step_have_about_one_size() -> None:
+    lengths = np.random.default_rng(0).integers(20, 100, 128)
+    sizes = [part.padded_tokens for part in plan_parts(lengths, max_batch_tokens=4096)]
+    assert max(sizes) < 1.1 * min(sizes)
 
 
 @given(examples=lengths_and_groups(), processes=st.integers(1, 9))

@@ -50,15 +50,22 @@ def count_steps(examples: int, *, batch_size: int, epochs: int) -> int:
 
 
 def plan_parts(lengths: Rows, *, max_batch_tokens: int) -> list[Batch]:
-    """Cut the rows of a step into batches of about equal size: about as few as `max_batch_tokens` allows.
+    """Cut the rows of a step into batches of about equal size: as few as `max_batch_tokens` allows.
 
     >>> [part.rows.tolist() for part in plan_parts(np.array([4, 4, 4]), max_batch_tokens=8)]
     [[0, 1], [2]]
 
     The number of processes does not matter, so that one process computes the very batches that several share.
     """
-    count = len(plan_batches(lengths, max_batch_tokens=max_batch_tokens))
-    return plan_batches(lengths, max_batch_tokens=max_batch_tokens, workers=count)
+    fewest = len(plan_batches(lengths, max_batch_tokens=max_batch_tokens))
+    least, most = min(max_batch_tokens, max(1, int(lengths.sum()) // fewest)), max_batch_tokens
+    while least < most:  # find the smallest budget that needs no more batches
+        middle = (least + most) // 2
+        if len(plan_batches(lengths, max_batch_tokens=middle)) <= fewest:
+            most = middle
+        else:
+            least = middle + 1
+    return plan_batches(lengths, max_batch_tokens=most)
 
 
 def share_of(parts: Sequence[Batch], process: int, processes: int) -> list[tuple[int, Batch]]:
