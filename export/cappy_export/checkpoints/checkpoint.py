@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 class Checkpoint:
     """Hold a checkpoint on disk, judged but not loaded. `weight_files` are in `folder`; `revision` is a hub commit.
 
-    `score` says what its authors' tools apply to the model's output (`activation.py`). Without `has_head` the files hold
-    an encoder, and `config` is of the same encoder with a head for one score.
+    `score` says what its authors' tools apply to the model's output (`activation.py`). Without `has_head` the files
+    hold an encoder, and `config` is of the same encoder with a head for one score.
     """
 
     name: str
