@@ -48,7 +48,6 @@ def write_cpu_models(
             fp32,
             staging / MODEL_FILES["int8"],
             calibration.inputs(INT8_CALIBRATION_PAIRS),
-            layers=shape["layers"],
             float32_products=options.float32_products,
         )
         graphs["int8"] = {**int8, "unpadded": facts["unpadded"]}

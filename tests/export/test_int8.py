@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from cappy_engine import Scorer
 from cappy_engine.bundle import MODEL_FILES, open_bundle
@@ -20,7 +18,7 @@ from cappy_engine.native.library import GROUP, PANEL
 from cappy_engine.options import Mode
 from cappy_export import ExportOptions, export
 from cappy_export.precisions.embeddings import MIN_TABLE_ROWS
-from cappy_export.precisions.int8 import CHOSEN, products_with_weights, quantize, quantize_products
+from cappy_export.precisions.int8 import products_with_weights, quantize
 from cappy_export.proof.pairs import default_pairs
 
 
@@ -51,35 +49,9 @@ def test_int8_has_its_words_in_12_bits_and_the_manifest_says_how_it_was_made(bun
     assert "rotated in blocks" in open_bundle(bundle).manifest.document["graphs"]["int8"]["method"]
 
 
-def test_the_first_of_four_layers_stays_in_float32_with_its_weights_in_fp16(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    weights = [random.standard_normal((16, 16)).astype(np.float32) for _ in range(4)]
-    nodes = [helper.make_node("MatMul", [f"x{n}", f"w{n}"], [f"x{n + 1}"], f"layer.{n}") for n in range(4)]
-    nodes.append(helper.make_node("LayerNormalization", ["x4", "ones"], ["y"], "norm"))
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 16]) for name in ("x0", "y"))
-    stored = {"ones": np.ones(16, np.float32), **{f"w{n}": part for n, part in enumerate(weights)}}
-    initializers = [numpy_helper.from_array(part, name) for name, part in stored.items()]
-    graph = helper.make_graph(nodes, "g", [x], [y], initializers)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
-    seen: list[Any] = [{"x0": random.standard_normal((64, 16)).astype(np.float32)}]
-    for layers, kept in ((4, ["layer.0"]), (2, [])):
-        options = replace(CHOSEN, layers=layers)
-        assert quantize_products(tmp_path / "m.onnx", tmp_path / "q.onnx", options, seen)[0] == kept
-        model = onnx.load(str(tmp_path / "q.onnx"))
-        halved = [entry for entry in model.graph.initializer if entry.data_type == TensorProto.FLOAT16]
-        assert [numpy_helper.to_array(entry).tolist() for entry in halved] == [
-            weights[0].astype(np.float16).tolist() for _ in kept
-        ]
-        assert not any(entry.name == "w0" for entry in model.graph.initializer)
-        session = onnxruntime.InferenceSession(tmp_path / "q.onnx", providers=["CPUExecutionProvider"])
-        exact = np.linalg.multi_dot([seen[0]["x0"], *weights])
-        normed = (exact - exact.mean(axis=1, keepdims=True)) / exact.std(axis=1, keepdims=True)
-        assert np.abs(session.run(None, seen[0])[0] - normed).max() < 0.1
-
-
 def test_int8_without_calibration_is_an_error(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(GraphError, match="needs pairs to calibrate on"):
-        quantize(bundle / MODEL_FILES["fp32"], tmp_path / "q.onnx", [], layers=2)
+        quantize(bundle / MODEL_FILES["fp32"], tmp_path / "q.onnx", [])
 
 
 @pytest.mark.parametrize("budget", [1, 200, 100_000])
@@ -139,4 +111,4 @@ def test_a_graph_without_products_cannot_be_quantised(tmp_path: Path) -> None:
     graph = helper.make_graph([helper.make_node("Neg", ["x"], ["logits"])], "g", [x], [out])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
     with pytest.raises(GraphError, match="there are none"):
-        quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", [], layers=2)
+        quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", [])

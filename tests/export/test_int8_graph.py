@@ -264,7 +264,7 @@ def test_that_every_product_stays_in_float32_is_an_error(tmp_path: Path) -> None
     source = two_products(tmp_path / "m.onnx")
     calibration: list[Any] = [{"x": correlated_tokens(2, 40)[None]}]
     with pytest.raises(GraphError, match="0 matrix products were not quantised: there are none"):
-        quantize(source, tmp_path / "q.onnx", calibration, layers=1, float32_products=["layer"])
+        quantize(source, tmp_path / "q.onnx", calibration, float32_products=["layer"])
 
 
 def test_a_product_that_stays_in_float32_may_be_of_a_kind_that_is_not_known(tmp_path: Path) -> None:

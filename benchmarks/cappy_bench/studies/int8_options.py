@@ -59,8 +59,8 @@ from cappy_export.precisions.rounding import Floats, Int8
 from cappy_export.proof.pairs import default_pairs, read_pairs
 from cappy_export.proof.parity import measure
 
-Make = Callable[[Path, Path, Sequence[Inputs], int], object]
-"""Writes the option's model: from the float32 graph, to a path, with inputs to calibrate on and a count of layers."""
+Make = Callable[[Path, Path, Sequence[Inputs]], object]
+"""Writes the option's model: from the float32 graph, to a path, with model inputs of the pairs to calibrate on."""
 CHOSEN = "chosen"
 
 
@@ -75,13 +75,10 @@ def _nearest(bits: int) -> Callable[[Floats], tuple[Int8, Floats]]:
     return rounded
 
 
-def _ours(
-    options: Int8Options, *, corrects_bias: bool = True, words: Bits | None = 12, is_first_layer_in_fp32: bool = True
-) -> Make:
-    def make(fp32: Path, out: Path, calibration: Sequence[Inputs], layers: int) -> None:
+def _ours(options: Int8Options, *, corrects_bias: bool = True, words: Bits | None = 12) -> Make:
+    def make(fp32: Path, out: Path, calibration: Sequence[Inputs]) -> None:
         every = 1 if options.needs_spread else max(1, len(calibration) // CALIBRATION_PAIRS)
-        made = replace(options, layers=layers if is_first_layer_in_fp32 else 0)
-        quantize_products(fp32, out, made, calibration[::every] if corrects_bias else ())
+        quantize_products(fp32, out, options, calibration[::every] if corrects_bias else ())
         if words is not None:
             quantize_embeddings(out, words)
 
@@ -91,7 +88,7 @@ def _ours(
 def _runtimes(weight_type: QuantType, *, reduce_range: bool) -> Make:
     """ONNX Runtime's dynamic quantisation, per channel, of the same products."""
 
-    def make(fp32: Path, out: Path, calibration: Sequence[Inputs], layers: int) -> None:
+    def make(fp32: Path, out: Path, calibration: Sequence[Inputs]) -> None:
         head = head_nodes(onnx.load(str(fp32), load_external_data=False))
         with quiet():
             quantize_dynamic(
@@ -118,7 +115,7 @@ OPTIONS: dict[str, Make] = {
     "neither, without bias correction": _ours(Int8Options(), corrects_bias=False),
     "word embeddings in 8 bits": _ours(int8.CHOSEN, words=8),
     "word embeddings in fp32": _ours(int8.CHOSEN, words=None),
-    "first layer in int8": _ours(int8.CHOSEN, is_first_layer_in_fp32=False),
+    "layer 0 in fp32": _ours(replace(int8.CHOSEN, float32_products=["layer.0/"])),
     "quantize_dynamic, signed": _runtimes(QuantType.QInt8, reduce_range=False),
     "quantize_dynamic, signed, 7 bits": _runtimes(QuantType.QInt8, reduce_range=True),
     "quantize_dynamic, unsigned": _runtimes(QuantType.QUInt8, reduce_range=False),
@@ -144,7 +141,7 @@ def compare(
         saved.save_pretrained(folder)
         tokenizer = PairTokenizer.from_file(folder / "tokenizer.json", max_length=saved.model_max_length)
         fp32 = folder / "fp32.onnx"
-        shape, _ = build_graph(opened, fp32)
+        build_graph(opened, fp32)
         known = CalibrationPairs(tokenizer.encode(default_pairs()), pad_token_id=int(saved.pad_token_id))
         calibration = list(known.inputs(INT8_CALIBRATION_PAIRS))
         options = {name: OPTIONS[name] for name in chosen}
@@ -157,7 +154,7 @@ def compare(
             path = fp32
             if option != "fp32":
                 path = folder / f"{len(sizes)}.onnx"  # of its own: ONNX Runtime maps the weights of large ones
-                options[option](fp32, path, calibration, shape["layers"])
+                options[option](fp32, path, calibration)
             sizes[option] = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))
             session = open_session(path, device="cpu")
             scorers[option] = Scorer(

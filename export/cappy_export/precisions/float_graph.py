@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
-import numpy as np
 import onnx
 import onnx.numpy_helper
-from onnx import TensorProto, helper
+from onnx import helper
 
 from cappy_engine.errors import GraphError
 from cappy_export.precisions.rounding import Floats
@@ -76,33 +73,6 @@ def epsilon_of(norm: onnx.NodeProto) -> float:
     1e-05
     """
     return next((float(entry.f) for entry in norm.attribute if entry.name == "epsilon"), 1e-5)
-
-
-def halve_weights(model: onnx.ModelProto, products: Collection[str]) -> None:
-    """Store the weights of `products` in fp16, with a Cast to float32, which runs when the model is loaded.
-
-    >>> halve_weights(model, ["layer.0/attention/output/dense"])
-
-    Weights beyond fp16's range stay as they are.
-    """
-    graph = FloatGraph(model)
-    halved: dict[str, onnx.NodeProto] = {}
-    for node in model.graph.node:
-        if node.name not in products or np.abs(weights := graph.array(node.input[1])).max() > np.finfo(np.float16).max:
-            continue
-        name = node.input[1]
-        if name not in halved:
-            model.graph.initializer.append(onnx.numpy_helper.from_array(weights.astype(np.float16), f"{name}/half"))
-            halved[name] = helper.make_node(
-                "Cast", [f"{name}/half"], [f"{name}/float"], f"{name}/float", to=TensorProto.FLOAT
-            )
-        node.input[1] = f"{name}/float"
-    nodes = [*halved.values(), *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    read = {name for node in with_subgraphs(model.graph) for name in node.input}
-    for name in [name for name in halved if name not in read]:
-        model.graph.initializer.remove(graph.weights[name])
 
 
 def with_subgraphs(graph: onnx.GraphProto) -> list[onnx.NodeProto]:

@@ -5,8 +5,8 @@ taken when the model runs. `quantize_dynamic` of ONNX Runtime, and so every tool
 whole batch: there a pair's score changes with its neighbours. Activations are rotated before (`rotation.py`), and
 weights make up for each other's errors (`compensate_weights`). No CPU saturates (`rounding.py`).
 
-What errs first errs most, since its errors go through all that follows. So word embeddings have 12 bits, and the first
-layer stays in float32. Attention's own products, layer norms and the head do, too.
+What errs first errs most, since its errors go through all that follows: so word embeddings have 12 bits. Attention's
+own products, layer norms and the head stay in float32.
 
 `python -m cappy_bench.studies.int8_options` measures the alternatives. `int8_graph.py` writes the nodes.
 """
@@ -25,7 +25,6 @@ from cappy_engine.errors import GraphError
 from cappy_export.graphs.files import check_graph, head_nodes, save
 from cappy_export.precisions.calibration import Inputs, measure_activations
 from cappy_export.precisions.embeddings import quantize_embeddings
-from cappy_export.precisions.float_graph import halve_weights
 from cappy_export.precisions.int8_graph import Int8Options, Rewriter
 from cappy_export.precisions.rotation import BLOCK
 
@@ -36,19 +35,16 @@ METHOD = (
 )
 CHOSEN = Int8Options(rotates=True, compensates=True)
 """How an export brings products into 8 bits."""
-FEWEST_LAYERS = 4
-"""Models with fewer have all in int8: one layer of them is too large a part."""
 
 
 def quantize(
-    source: Path, out: Path, calibration: Iterable[Inputs], *, layers: int, float32_products: Sequence[str] = ()
+    source: Path, out: Path, calibration: Iterable[Inputs], *, float32_products: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Write the int8 model of the float32 model `source`; return the facts for the manifest.
 
-    >>> quantize(Path("model.onnx"), Path("model_quantized.onnx"), pairs.inputs(), layers=6)["quantized"]
-    {'Gemm': 21, 'embeddings': 1}
+    >>> quantize(Path("model.onnx"), Path("model_quantized.onnx"), pairs.inputs())["quantized"]
+    {'Gemm': 24, 'embeddings': 1}
 
-    Of the model's `layers` the first stays in float32, its weights stored in fp16, if there are FEWEST_LAYERS.
     Activations lose their mean on `calibration`, whose product goes into the biases; they are rotated in blocks, and
     weights make up for each other's rounding errors.
 
@@ -56,7 +52,7 @@ def quantize(
     product, if there is no calibration, and unless every other product with weights but those of the head was
     quantised.
     """
-    options = replace(CHOSEN, float32_products=float32_products, layers=layers)
+    options = replace(CHOSEN, float32_products=float32_products)
     kept, counts = quantize_products(source, out, options, calibration)
     expected = {*products_with_weights(source)} - {*kept}
     left = [name for name in products_with_weights(out) if name in expected]
@@ -78,13 +74,11 @@ def quantize_products(
 
     >>> quantize_products(Path("model.onnx"), Path("model_quantized.onnx"), Int8Options(float32_products=["layer.0/"]))
 
-    Biases of Gemms are corrected where there is `calibration`. Products are taken to be the layers' in their order.
+    Biases of Gemms are corrected where there is `calibration`.
     """
     model = onnx.load(str(source))
     products = products_with_weights(source)
-    asked = _fitting(products, options.float32_products)
-    first = products[: len(products) // options.layers] if options.layers >= FEWEST_LAYERS else []
-    kept = [name for name in products if name in {*asked, *first}]
+    kept = _fitting(products, options.float32_products)
     replaced = {*products} - {*kept}
     read = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in replaced))
     activations = measure_activations(source, read, calibration, has_spread=options.needs_spread)
@@ -95,7 +89,6 @@ def quantize_products(
     for node in list(model.graph.node):
         rewriter.take(node)
     rewriter.finish()
-    halve_weights(model, {*first} - {*asked})
     save(model, out)
     return kept, dict(counts)
 

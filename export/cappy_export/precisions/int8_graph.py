@@ -35,12 +35,10 @@ class Int8Options:
     >>> Int8Options(rotates=True, compensates=True)  # an export's
 
     Products whose names hold one of `float32_products` stay as they are. `rotates`: see `rotation.py`. `compensates`
-    rounds weights with `rounding.compensate_weights`, and `rounds` does where the spread is not known. Of `layers`, if
-    they are known, the first stays in float32.
+    rounds weights with `rounding.compensate_weights`, and `rounds` does where the spread is not known.
     """
 
     float32_products: Sequence[str] = ()
-    layers: int = 0
     rotates: bool = False
     compensates: bool = False
     rounds: Callable[[Floats], tuple[Int8, Floats]] = quantize_weights
