@@ -11,6 +11,8 @@ DATA ?= $(wildcard ../shared/data)
 CHECKPOINT ?= bench/large
 ROBERTA ?= $(DATA)/roberta-tokenizer
 RESULTS ?= bench/results
+# One result for each kind of CPU: none takes another's place, and none are mixed.
+RESULT_OF = $(RESULTS)/$(1)-$(shell $(TEST)/python -m cappy_bench.machine).json
 # Tests share the cores by files: what a file's tests share is made once, and PyTorch's threads do not fight for a core.
 SHARED := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # What only `make wheel` tries, on the wheels that it makes.
@@ -123,7 +125,7 @@ others: .venv-others/ready
 .venv-bench-%/ready: benchmarks/cappy_bench/environments/%.txt
 	rm -rf .venv-bench-$*
 	$(PYTHON) -m venv .venv-bench-$*
-	.venv-bench-$*/bin/$(PIP_INSTALL) torch==2.13.0
+	$(if $(shell grep ^torch $<),.venv-bench-$*/bin/$(PIP_INSTALL) torch==2.13.0)
 	.venv-bench-$*/bin/$(PIP_INSTALL) --requirement $<
 	touch $@
 
@@ -140,9 +142,9 @@ bench/mini-bundle/manifest.json: .venv-test/ready
 
 bench: bench/mini-bundle/manifest.json
 	$(TEST)/cappy bench run --suite quick $(BENCH) --title cappy-mini --checkpoint export/cappy_mini/checkpoint \
-		--bundle bench/mini-bundle --work bench/mini --out $(RESULTS)/cappy-mini.json --force $(if $(DATA),--data $(DATA)) \
+		--bundle bench/mini-bundle --work bench/mini --out $(call RESULT_OF,cappy-mini) --force $(if $(DATA),--data $(DATA)) \
 		> bench/mini.txt
-	$(TEST)/cappy bench compare $(RESULTS)/cappy-mini.json
+	$(TEST)/cappy bench compare $(call RESULT_OF,cappy-mini)
 	$(TEST)/cappy bench report --results $(RESULTS) --force
 
 bench/large/config.json: $(if $(GPU_READY),.venv-test/ready)
@@ -155,11 +157,11 @@ $(FULL)-bundle/manifest.json: $(if $(filter bench/large,$(CHECKPOINT)),bench/lar
 	rm -rf $(FULL)-bundle
 	$(TEST)/cappy export $(CHECKPOINT) $(FULL)-bundle --precision fp32 --precision int8
 
-bench-full: $(FULL)-bundle/manifest.json .venv-bench-openvino/ready .venv-bench-infinity/ready .venv-bench-node/ready
+bench-full: $(FULL)-bundle/manifest.json $(patsubst %,.venv-bench-%/ready,openvino llamacpp infinity node)
 	$(TEST)/cappy bench run --suite full --max-seconds 30 --title "cappy-large's size" --checkpoint $(CHECKPOINT) \
-		--bundle $(FULL)-bundle --work $(FULL)-work --out $(RESULTS)/cappy-large.json --force $(if $(DATA),--data $(DATA)) \
+		--bundle $(FULL)-bundle --work $(FULL)-work --out $(call RESULT_OF,cappy-large) --force $(if $(DATA),--data $(DATA)) \
 		> bench/full.txt
-	$(TEST)/cappy bench compare $(RESULTS)/cappy-large.json
+	$(TEST)/cappy bench compare $(call RESULT_OF,cappy-large)
 	$(TEST)/cappy bench report --results $(RESULTS) --force
 
 bench-micro: .venv-test/ready

@@ -1,18 +1,23 @@
-"""Describes the machine and the code that a figure was measured with."""
+"""Describes the machine and the code that a figure was measured with.
+
+    python -m cappy_bench.machine
+
+prints the kind of this machine's processor: results of different kinds have files of their own.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cappy_engine.cpu.cores import cpu_flags, cpu_name
-
-TELLING = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
-"""Instruction sets that decide how fast a matrix product is, by Linux's names."""
+from cappy_engine.cpu.processor import INSTRUCTION_SETS
 
 
 def describe_machine() -> dict[str, Any]:
@@ -24,11 +29,34 @@ def describe_machine() -> dict[str, Any]:
     return {
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "instruction_sets": sorted(cpu_flags() & set(TELLING)),
+        "instruction_sets": sorted(cpu_flags() & set(INSTRUCTION_SETS)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
+
+
+def cpu_kind(machine: Mapping[str, Any]) -> str:
+    """Name the kind of a machine's processor: its name, and the best of its instruction sets for matrix products.
+
+    Virtual machines of one name may differ in these.
+
+    >>> cpu_kind({"cpu": "Intel(R) Xeon(R) Processor @ 2.50GHz", "instruction_sets": ["avx2", "avx512_vnni"]})
+    'Intel Xeon Processor @ 2.50GHz, AVX-512 VNNI'
+    """
+    name = re.sub(r"\((R|TM)\)", "", machine["cpu"], flags=re.IGNORECASE)
+    best = [text for flag, text in INSTRUCTION_SETS.items() if flag in machine["instruction_sets"]][-1:]
+    return ", ".join([name, *best])
+
+
+def file_word(kind: str) -> str:
+    """Write the kind of a processor as a part of a file's name.
+
+    >>> file_word("Intel Xeon Processor @ 2.50GHz, AVX-512 VNNI")
+    'intel-xeon-2.50ghz-avx-512-vnni'
+    """
+    words = re.findall(r"[a-z0-9.]+", kind.lower())
+    return "-".join(word for word in words if word not in ("cpu", "processor")) or "unknown"
 
 
 def current_commit() -> str | None:
@@ -46,3 +74,7 @@ def current_commit() -> str | None:
         if done.returncode:
             return None
     return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    print(file_word(cpu_kind(describe_machine())))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import cappy_bench
-from cappy_bench.machine import current_commit
+from cappy_bench.machine import cpu_kind, current_commit, describe_machine, file_word
 from cappy_bench.peers.specs import SPECS
 from cappy_bench.speed import measure as measuring
 from cappy_bench.speed.measure import choose_runners, describe_model
@@ -28,6 +28,7 @@ from tests.support.bundles import copy_bundle
 from tests.support.fake_tools import FakeTool, Measure, row_of, spec
 from tests.support.places import MINI
 
+RESULT = Path("bench/results", f"cappy-mini-{file_word(cpu_kind(describe_machine()))}.json")
 MADE_UP_PEAK = {"fp32": {"flops": 1e12, "how": "made up"}, "int8": {"flops": 2e12, "how": "made up"}}
 
 
@@ -47,7 +48,7 @@ def test_the_packages_own_model_is_measured_on_ones_own_texts_in_an_empty_folder
     assert (ours["name"], ours["status"], ours["parity"]["pairs"]) == ("cappy-int8", "ok", 279)
     assert [len(cell["seconds"]) for cell in ours["cells"]] == [2, 2]
     assert (result["title"], result["settings"]["pairs"]) == ("cappy-mini", "the file pairs.jsonl")
-    assert json.loads(Path("bench/results/cappy-mini.json").read_bytes()) == result
+    assert json.loads(RESULT.read_bytes()) == result
     assert not list(Path("bench").glob("notes-*")), "a run that ended leaves no notes"
 
 
@@ -84,6 +85,29 @@ def test_a_bundle_and_its_checkpoint_tell_the_same_of_the_model() -> None:
     assert alone["name"] == "cappy-mini"
     for name in ("weights_sha256", "parameters", "shape"):
         assert alone[name] == compared[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "instruction_sets", "kind", "word"),
+    [
+        (
+            "Intel(R) Xeon(R) Processor @ 2.50GHz",
+            ["avx2", "avx512_vnni", "avx512f"],
+            "Intel Xeon Processor @ 2.50GHz, AVX-512 VNNI",
+            "intel-xeon-2.50ghz-avx-512-vnni",
+        ),
+        (
+            "INTEL(R) XEON(R) PLATINUM 8581C CPU @ 2.30GHz",
+            ["amx_bf16", "amx_int8", "avx2", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni"],
+            "INTEL XEON PLATINUM 8581C CPU @ 2.30GHz, AMX bf16",
+            "intel-xeon-platinum-8581c-2.30ghz-amx-bf16",
+        ),
+        ("", [], "", "unknown"),
+    ],
+)
+def test_a_result_is_named_by_its_kind_of_cpu(name: str, instruction_sets: list[str], kind: str, word: str) -> None:
+    assert cpu_kind({"cpu": name, "instruction_sets": instruction_sets}) == kind
+    assert file_word(kind) == word
 
 
 def test_a_copy_of_the_package_has_no_commit_even_inside_of_a_repository(tmp_path: Path) -> None:
@@ -139,8 +163,8 @@ def test_the_last_line_of_a_run_is_its_result(
     assert main(["bench", "run", "--suite", "smoke", "--rounds", "1", "--threads", "1"]) == 0
     printed = capsys.readouterr()
     result = json.loads(printed.out.splitlines()[-1])
-    assert result == json.loads(Path("bench/results/cappy-mini.json").read_bytes())
-    assert set(result["peak"]) == {"fp32", "int8"}
+    assert result == json.loads(RESULT.read_bytes())
+    assert set(result["peak"]) == {"fp32", "bf16", "int8"}
     assert "cappy-int8: ready" in printed.err
     assert workload_table(result, "bulk") in printed.out
 
@@ -157,7 +181,7 @@ def test_the_tools_of_this_environment_give_the_references_scores(
     """In two processes for each tool, that need not import PyTorch."""
     monkeypatch.setattr(measuring, "measure_peak", lambda threads: MADE_UP_PEAK)
     monkeypatch.setattr(sys, "executable", str(preloaded / "python"))
-    names = [one.name for one in SPECS if one.environment == "main" and one.name != "torch-compile"]
+    names = [one.name for one in SPECS if one.environment == "main" and not one.name.startswith("torch-compile")]
     out = tmp_path / "result.json"
     main(
         [
@@ -177,9 +201,9 @@ def test_the_tools_of_this_environment_give_the_references_scores(
     )
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert printed == json.loads(out.read_text(encoding="utf-8"))
-    # int8 of a tiny model of random weights may lose its order; what is exact must be exact
-    assert {one["name"]: one["status"] for one in printed["runners"] if one["precision"] != "int8"} == {
-        name: "ok" for name in names if not name.endswith("int8")
+    # int8 and bf16 of a tiny model of random weights may lose its order; what is exact must be exact
+    assert {one["name"]: one["status"] for one in printed["runners"] if one["precision"] not in ("int8", "bf16")} == {
+        name: "ok" for name in names if not name.endswith(("int8", "bf16"))
     }
     for one in printed["runners"]:
         assert one["status"] in ("ok", "wrong"), one["reason"]

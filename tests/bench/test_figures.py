@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cappy_bench.speed.figures import MAX_RESULT_BYTES, Ratio, compare_with_peer, is_as_right, read_result, useful_flops
+from cappy_bench.speed.figures import (
+    MAX_RESULT_BYTES,
+    Ratio,
+    compare_with_peer,
+    figures,
+    is_as_right,
+    read_result,
+    useful_flops,
+)
 from cappy_bench.speed.tables import workload_table
 from cappy_bench.speed.workloads import DESCRIPTIONS
 from cappy_engine.errors import BenchmarkError
@@ -37,6 +45,18 @@ def test_ours_is_compared_in_the_fastest_precision_that_is_as_right(measure: Mea
         assert isinstance(ratio, Ratio)
         assert ratio.ours == ours
         assert ratio.median == pytest.approx(times)
+
+
+def test_a_share_of_the_peak_is_that_of_the_precision_computed_in(measure: Measure) -> None:
+    """Where bfloat16 is emulated, and slower than float32, the products may be in float32."""
+    tools = [FakeTool(spec(f"cappy-{name}", name)) for name in ("fp32", "bf16", "int8")]
+    result = measure(*tools)
+    shares = []
+    for flops in (5e11, 4e12):
+        peak = {**result["peak"], "bf16": {"flops": flops}}
+        found = [figures({**result, "peak": peak}, each, result["workloads"][0]) for each in result["runners"]]
+        shares.append([each.peak_share / found[0].peak_share for each in found if each and found[0]])
+    assert shares == [[1, 1, 0.5], [1, 0.25, 0.5]]
 
 
 def test_without_scores_as_right_as_the_peers_there_is_no_ratio(measure: Measure) -> None:

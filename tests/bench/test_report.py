@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cappy_bench.machine import cpu_kind
 from cappy_bench.speed.report import write_report
 from cappy_bench.speed.tables import NOT_COMPARED, change_tables, ratio_table, result_tables, workload_table
 from cappy_bench.speed.workloads import DESCRIPTIONS
@@ -38,6 +39,9 @@ def test_the_report_shows_every_table_and_plot(measure: Measure, tmp_path: Path)
     plots = sorted(path.name for path in folder.glob("*.svg"))
     assert plots == ["fakes-error.svg", "fakes-latency.svg", "fakes-throughput.svg"]
     assert all(f"({name})" in text for name in plots)
+    cpu = cpu_kind(result["machine"])
+    tables = [line for line in text.splitlines() if line.startswith("#") and line != "# Benchmarks"]
+    assert [line for line in tables if not line.endswith(f"on {cpu}")] == ["### Did not run"]
     assert "slow" in (folder / "fakes-throughput.svg").read_text(encoding="utf-8")
 
 

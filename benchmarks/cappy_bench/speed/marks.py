@@ -8,6 +8,7 @@ from dataclasses import dataclass
 COLOURS: Mapping[str, tuple[str, str]] = {
     "fp32": ("#0072b2", "#9ccbe8"),
     "int8": ("#d55e00", "#f6bd90"),
+    "bf16": ("#009e73", "#93d3bf"),
     "fp16": ("#5a5a5a", "#b8b8b8"),
 }
 """Each precision's colour for ours and for the others, which the colour-blind can tell apart too (all three kinds)."""

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cappy_bench.machine import current_commit, describe_machine
+from cappy_bench.machine import cpu_kind, current_commit, describe_machine, file_word
 from cappy_bench.peers.peer import Model
 from cappy_bench.peers.process import start_worker
 from cappy_bench.peers.specs import SPECS, Spec
@@ -59,7 +59,7 @@ def measure(options: RunOptions, *, say: Say) -> Result:
         max_length=min(MAX_LENGTH, bundle.manifest.max_length),
     )
     described = describe_model(bundle, options.checkpoint)
-    out = options.out or RESULTS / f"{described['name']}.json"
+    out = options.out or RESULTS / f"{described['name']}-{file_word(cpu_kind(machine))}.json"
     check_output(out, force=options.force, inputs=_inputs(options))
     workloads, source = take_workloads(options, model)
     plan = make_plan(options, bundle, model, workloads, described["weights_bytes"])

@@ -2,10 +2,11 @@
 
 The best of PyTorch's and ONNX Runtime's products, over shapes of Cappy's layers and square ones; `flops` counts a
 multiplication and an addition as two. A printed figure is the best of several repetitions, since a peak is a maximum.
+On a CPU without bfloat16 PyTorch emulates it, and bf16's peak is below fp32's.
 
     python -m cappy_bench.speed.peak [--threads 2] [--seconds 4]
 
-The last line of the output is one JSON document: {"fp32": {"flops": ..., "how": ...}, "int8": {...}}.
+The last line of the output is one JSON document: {"fp32": {"flops": ..., "how": ...}, "bf16": {...}, "int8": {...}}.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ HOPELESS = 10
 
 
 def measure_peak(*, threads: int, seconds: float) -> dict[str, Any]:
-    """Measure the most operations per second in float32 and in int8, and their products.
+    """Measure the most operations per second in float32, bfloat16 and int8, and their products.
 
     >>> measure_peak(threads=2, seconds=6.0)["fp32"]["how"]
     'PyTorch 2.13.0 mm, 2048 x 2048 x 2048'
     """
     torch.set_num_threads(threads)
     best: dict[str, dict[str, Any]] = {}
-    share = seconds / len(SHAPES) / 5
+    share = seconds / len(SHAPES) / 6
     hopeless: set[str] = set()
     for shape in SHAPES:
         for precision, how, multiply in _products(shape, threads):
@@ -58,14 +59,16 @@ def _products(shape: tuple[int, int, int], threads: int) -> Iterator[tuple[str, 
     first, second = torch.from_numpy(left), torch.from_numpy(right)
     yield "fp32", f"PyTorch {torch.__version__} mm", lambda: torch.mm(first, second)
     yield "fp32", f"ONNX Runtime {onnxruntime.__version__} MatMul", _ort("MatMul", left, right, threads)
+    narrow, others = first.bfloat16(), second.bfloat16()
+    yield "bf16", f"PyTorch {torch.__version__} mm", lambda: torch.mm(narrow, others)
     codes = random.integers(0, 255, (rows, inner), np.uint8)
     for kind in (np.int8, np.uint8):
         weights = random.integers(0, 120, (inner, outer)).astype(kind)
         how = f"ONNX Runtime {onnxruntime.__version__} MatMulInteger, uint8 x {np.dtype(kind).name}"
         yield "int8", how, _ort("MatMulInteger", codes, weights, threads)
     signed = torch.from_numpy(random.integers(-120, 120, (rows, inner)).astype(np.int8))
-    others = torch.from_numpy(random.integers(-120, 120, (inner, outer)).astype(np.int8))
-    yield "int8", f"PyTorch {torch.__version__} _int_mm", lambda: torch._int_mm(signed, others)
+    weights8 = torch.from_numpy(random.integers(-120, 120, (inner, outer)).astype(np.int8))
+    yield "int8", f"PyTorch {torch.__version__} _int_mm", lambda: torch._int_mm(signed, weights8)
 
 
 def _ort(operator: str, left: np.ndarray[Any, Any], right: np.ndarray[Any, Any], threads: int) -> Callable[[], object]:

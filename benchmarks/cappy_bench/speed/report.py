@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cappy_bench.machine import cpu_kind
 from cappy_bench.speed.figures import Result, figures, read_result
 from cappy_bench.speed.marks import Bar, Line, Point
 from cappy_bench.speed.plots import draw_error_speed, draw_latency, draw_throughput
@@ -35,12 +36,14 @@ Parity and speed of this engine beside what one would use instead, from the JSON
 - Every runner scores the same pairs, and gives the model the same token ids (checked). Scores are compared with PyTorch
   in float32, eager, one pair at a time; max error is the greatest over all pairs of all workloads and all rounds.
 - **A runner whose scores are wrong has no speed**: its row reads "wrong", everywhere. Wrong is an error above 1e-4 in
-  fp32 or 5e-3 in fp16, a Spearman correlation below 0.97 in int8, another tokenisation, or a score that is no number.
+  fp32 or 5e-3 in fp16, a Spearman correlation below 0.995 in bf16 or 0.97 in int8, another tokenisation, or a score
+  that is not a number.
+- Every result is of one kind of CPU, which the headings name. Speeds of two kinds cannot be compared.
 - *Ours against it*: the peer's time over ours, taking our fastest precision whose parity is equal to the peer's or
   better (errors up to 1e-4 count as equal: they are rounding). The median of the rounds' ratios, with their least and
   greatest. Where every round says so, one of the two wins; else they are even.
 - *Of peak*: useful operations per second over the most that a matrix product reached in the same run, in int8 for int8
-  and in float32 for the others.
+  and in float32 for the others. For bf16 it is bfloat16's, or float32's where that is higher.
 - All runners of a run take turns, in the reverse order in the next round, in processes of their own, which stay loaded
   while memory allows (a reload shows as a second load time in the JSON).
 - Memory is the most that was resident in the runner's process while it scored, the model included.
@@ -79,15 +82,16 @@ def section(result: Result, stem: str) -> str:
 
     >>> print(section(result, "cappy-mini"))
     """
+    cpu = cpu_kind(result["machine"])
     parts = [
-        f"## {result['title']}\n",
+        f"## {result['title']} on {cpu}\n",
         _conditions(result),
         *(f"![{what}]({stem}-{name}.svg)\n" for name, what in _plots(result).items()),
-        *_against_peers(result),
-        "### Share of the machine's peak\n",
+        *_against_peers(result, cpu),
+        f"### Share of the machine's peak, on {cpu}\n",
         _peaks(result),
         share_table(result) + "\n",
-        "### Runners, and how right they are\n",
+        f"### Runners, and how right they are, on {cpu}\n",
         runner_table(result) + "\n",
     ]
     missing = missing_table(result)
@@ -95,7 +99,7 @@ def section(result: Result, stem: str) -> str:
     for workload in result["workloads"]:
         lengths = workload["lengths"]
         parts += [
-            f"### {workload['name']}\n",
+            f"### {workload['name']}, on {cpu}\n",
             f"{workload['description']}. {workload['pairs']} pairs in {workload['requests']} requests, "
             f"{workload['tokens']:,} tokens that count (lengths p5 {lengths['p5']:.0f}, p50 {lengths['p50']:.0f}, "
             f"p95 {lengths['p95']:.0f}, max {lengths['max']}).\n",
@@ -104,11 +108,11 @@ def section(result: Result, stem: str) -> str:
     return "\n".join(parts)
 
 
-def _against_peers(result: Result) -> list[str]:
+def _against_peers(result: Result, cpu: str) -> list[str]:
     if result.get("reference", True) is None:
         return [f"{NOT_COMPARED}\n"]
     return [
-        "### Ours against each peer\n",
+        f"### Ours against each peer, on {cpu}\n",
         "The peer's time over ours, by workload, at equal or better parity. Above 1 ours is faster. Which precision of "
         "ours it was stands in the tables of the workloads: where our int8 is less right than a peer's, it is fp32.\n",
         ratio_table(result) + "\n",
@@ -120,7 +124,7 @@ def draw_plots(result: Result, folder: Path, stem: str) -> None:
 
     >>> draw_plots(result, Path("bench/results"), "cappy-mini")
     """
-    title = f"{result['title']} ({result['machine']['cpu']}, {result['settings']['threads']} threads)"
+    title = f"{result['title']} ({cpu_kind(result['machine'])}, {result['settings']['threads']} threads)"
     plots = _plots(result)
     if "throughput" in plots:
         draw_throughput(_bars(result), folder / f"{stem}-throughput.svg", title=title)

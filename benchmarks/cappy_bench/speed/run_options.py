@@ -40,7 +40,7 @@ class RunOptions:
         Asked("the bundle's checkpoint: scores are compared with it, and other tools measured", metavar="CHECKPOINT"),
     ] = None
     out: Annotated[
-        Path | None, Asked(f"the result, as JSON (default: {RESULTS}/MODEL.json)", metavar="RESULT.json")
+        Path | None, Asked(f"the result, as JSON (default: {RESULTS}/MODEL-CPU.json)", metavar="RESULT.json")
     ] = None
     force: Annotated[bool, Asked("replace the result if it exists")] = False
     suite: Annotated[str, Asked("sizes of the workloads", choices=tuple(SUITES))] = "quick"

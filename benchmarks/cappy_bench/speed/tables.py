@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cappy_bench.machine import cpu_kind
 from cappy_bench.peers.specs import Spec
 from cappy_bench.speed.figures import Figures, Ratio, Result, compare_with_peer, figures
 from cappy_bench.speed.markdown import Row, error, markdown, number, size
@@ -40,7 +41,7 @@ def result_tables(result: Result) -> str:
 
     >>> print(result_tables(read_result(Path("bench/results/cappy-mini.json"))))
     """
-    parts = [f"{result['title']}: {result['machine']['cpu']}, {result['settings']['threads']} threads"]
+    parts = [f"{result['title']}: {cpu_kind(result['machine'])}, {result['settings']['threads']} threads"]
     if result.get("reference", True) is None:
         parts.append(NOT_COMPARED)
     for workload in result["workloads"]:

@@ -22,6 +22,7 @@ class Limits:
 LIMITS: Mapping[str, Limits] = {
     "fp32": Limits(max_error=1e-4),
     "fp16": Limits(max_error=5e-3),
+    "bf16": Limits(min_spearman=0.995),
     "int8": Limits(min_spearman=0.97),
 }
 """The default limits for scores whose standard deviation is at most 1; `default_limits` has them for any spread.
