@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cappy_bench.peers
-from cappy_bench.peers.peer import Model
+from cappy_bench.peers.batches import Batched, Inputs
+from cappy_bench.peers.peer import Model, Scores
 from cappy_bench.peers.process import ENVIRONMENTS, RunnerFailed, WorkerProcess, in_short, link_packages, start_worker
 from cappy_bench.peers.specs import SPECS, Spec
 from cappy_engine import Scorer
@@ -59,7 +63,7 @@ def test_reasons_hold_no_paths_of_this_machine(tmp_path: Path, monkeypatch: pyte
     assert in_short(f"no fp16\n  in {Path.cwd()}/bench/large") == "no fp16 in bench/large"
 
 
-@pytest.mark.parametrize("environment", ["openvino", "infinity", "node"])
+@pytest.mark.parametrize("environment", ["openvino", "llamacpp", "infinity", "node"])
 def test_a_runner_whose_environment_is_missing_says_where_it_is_told_how_to_make_it(
     environment: str, tmp_path: Path
 ) -> None:
@@ -114,6 +118,26 @@ def test_what_lies_in_the_current_folder_is_not_imported(tmp_path: Path, monkeyp
         worker.close()
     with Scorer.open(threads=1) as scorer:
         assert answer["scores"] == [scorer.score([("Is the sky blue?", "Yes")]).tolist()]
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_batches_side_by_side_give_each_pair_its_own_score(at_once: int, tmp_path: Path) -> None:
+    """The sum of a pair's token ids stands for its score; the first batches end last."""
+    threads = set()
+
+    def run(inputs: Inputs) -> Scores:
+        threads.add(threading.get_ident())
+        time.sleep(0.001 * inputs["input_ids"].shape[1] / 10)
+        return (inputs["input_ids"] * inputs["attention_mask"]).sum(axis=1).astype(np.float32)
+
+    runner = Batched(Model(EMBEDDED, tmp_path, 1), run, pad_token_id=1, batch_tokens=64, at_once=at_once)
+    pairs = [(f"word {'and so on ' * (place % 7)}", str(place)) for place in range(60)]
+    expected = [sum(ids) for ids in runner.token_ids(pairs)]
+    assert runner.score(pairs).tolist() == expected
+    assert len(threads) == at_once
+    assert threads != {threading.get_ident()} or at_once == 1
+    assert runner.computed_tokens is not None
+    assert runner.computed_tokens >= sum(len(ids) for ids in runner.token_ids(pairs))
 
 
 def test_every_runner_has_a_program_and_a_name_of_its_own() -> None:

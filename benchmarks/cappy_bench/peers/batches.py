@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from cappy_bench.peers.peer import Model, Pair, Scores
-from cappy_engine.batching import Ids, model_inputs, plan_batches
+from cappy_engine.batching import Batch, Ids, model_inputs, plan_batches
 from cappy_engine.tokenizer import PairTokenizer
 
 Inputs = Mapping[str, Ids]
@@ -20,22 +21,31 @@ Run = Callable[[Inputs], Scores]
 
 
 class Batched:
-    """A runner that sorts pairs into batches of at most `batch_tokens`; `run` scores one."""
+    """A runner that sorts pairs into batches of at most `batch_tokens`; `run` scores one, in `at_once` threads."""
 
-    def __init__(self, model: Model, run: Run, *, pad_token_id: int, batch_tokens: int = BATCH_TOKENS) -> None:
+    def __init__(
+        self, model: Model, run: Run, *, pad_token_id: int, batch_tokens: int = BATCH_TOKENS, at_once: int = 1
+    ) -> None:
         self.computed_tokens: int | None = 0
         self._tokenizer = PairTokenizer.from_file(model.bundle / "tokenizer.json", max_length=model.max_length)
         self._run = run
         self._pad_token_id = pad_token_id
         self._batch_tokens = batch_tokens
+        self._at_once = at_once
+        self._map = map if at_once == 1 else ThreadPoolExecutor(at_once).map
 
     def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:
         """Raw scores of n pairs: (n,) float32, in input order."""
         encoded = self._tokenizer.encode(pairs)
         lengths = encoded.lengths if pad_to is None else np.full_like(encoded.lengths, pad_to)
         scores = np.empty(len(lengths), dtype=np.float32)
-        for batch in plan_batches(lengths, max_batch_tokens=self._batch_tokens):
-            scores[batch.rows] = self._run(model_inputs(encoded, batch, pad_token_id=self._pad_token_id))
+        batches = plan_batches(lengths, max_batch_tokens=self._batch_tokens, workers=self._at_once)
+
+        def run(batch: Batch) -> Scores:
+            return self._run(model_inputs(encoded, batch, pad_token_id=self._pad_token_id))
+
+        for batch, found in zip(batches, self._map(run, batches), strict=True):
+            scores[batch.rows] = found
             self.computed_tokens = (self.computed_tokens or 0) + batch.padded_tokens
         return scores
 

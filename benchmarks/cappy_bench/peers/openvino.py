@@ -1,8 +1,9 @@
-"""Scores with OpenVINO through optimum-intel: OVModelForSequenceClassification, and OVQuantizer's static int8 (NNCF).
+"""Scores with OpenVINO on what optimum-intel exported, in float32, in its default precision, or in NNCF's static int8.
 
 Where a CPU has bfloat16, OpenVINO computes in it unless told otherwise (INFERENCE_PRECISION_HINT), also in the parts of
-a quantised model that stay in floating point. Float32 is asked for, so that fp32 is fp32. One stream (LATENCY) with all
-threads is optimum-intel's own default.
+a quantised model that stay in floating point. So fp32 is asked for, bf16 is OpenVINO's own choice, and fails on a CPU
+where it chooses something else. One stream (LATENCY) with all threads is optimum-intel's own default;
+`openvino_streams` has as many streams as threads.
 
 Int8 is what sentence-transformers' `export_static_quantized_openvino_model` makes: weights and activations, by
 OVQuantizationConfig's defaults (SmoothQuant, fast bias correction, 128 samples in random order), calibrated here on the
@@ -13,12 +14,14 @@ only 8-bit weights (OVWeightQuantizationConfig) ranked better by more than 0.001
 
 from __future__ import annotations
 
+import json
 import shutil
+from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
-import nncf
 import numpy as np
-from optimum.intel import OVConfig, OVModelForSequenceClassification, OVQuantizationConfig, OVQuantizer
+import openvino
 
 from cappy_bench.peers.batches import Batched, Inputs
 from cappy_bench.peers.peer import Model, Scores
@@ -27,14 +30,19 @@ from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.proof.pairs import default_pairs
 
 SEED = 42
+MODELS = {"fp32": "fp32", "bf16": "fp32", "int8": "int8"}
+"""Which model a precision computes: bfloat16 is made of float32 when that is compiled."""
 
 
 def prepare(model: Model, precision: str) -> None:
     """Export the checkpoint, and quantise it for int8."""
-    folder = model.folder / precision
+    folder = model.folder / MODELS[precision]
     if folder.exists():
         return
-    making = model.folder / f"{precision}-making"
+    import nncf
+    from optimum.intel import OVConfig, OVModelForSequenceClassification, OVQuantizationConfig, OVQuantizer
+
+    making = model.folder / f"{MODELS[precision]}-making"
     shutil.rmtree(making, ignore_errors=True)
     loaded = OVModelForSequenceClassification.from_pretrained(
         str(model.require_checkpoint()), export=True, load_in_8bit=False, compile=False
@@ -47,20 +55,50 @@ def prepare(model: Model, precision: str) -> None:
 
 
 def open_runner(model: Model, precision: str) -> Batched:
-    """Load and compile what `prepare` made."""
-    options = {
-        "INFERENCE_NUM_THREADS": str(model.threads),
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
+    """Compile what `prepare` made, for one batch at a time on all threads."""
+    return open_streams(model, precision, streams=1)
+
+
+def open_streams(model: Model, precision: str, *, streams: int) -> Batched:
+    """Compile what `prepare` made, for `streams` batches at a time, which share the threads.
+
+    >>> open_streams(model, "int8", streams=2).score([("Is the sky blue?", "Yes")])
+    """
+    folder = model.folder / MODELS[precision]
+    options: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": model.threads,
+        "NUM_STREAMS": streams,
+        "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
     }
-    loaded = OVModelForSequenceClassification.from_pretrained(str(model.folder / precision), ov_config=options)
+    if precision == "fp32":
+        options["INFERENCE_PRECISION_HINT"] = "f32"
+    compiled = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", options)
+    if precision == "bf16":
+        _require_bf16(compiled)
+    requests: SimpleQueue[openvino.InferRequest] = SimpleQueue()
+    for _ in range(streams):
+        requests.put(compiled.create_infer_request())
 
     def run(inputs: Inputs) -> Scores:
-        output = loaded(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        scores: Scores = output.logits[:, 0]
+        request = requests.get()
+        try:
+            output = request.infer({name: inputs[name] for name in ("input_ids", "attention_mask")}, share_inputs=True)
+            scores: Scores = output["logits"][:, 0].copy()
+        finally:
+            requests.put(request)
         return scores
 
-    return Batched(model, run, pad_token_id=int(loaded.config.pad_token_id))
+    return Batched(model, run, pad_token_id=_pad_token_id(folder), at_once=streams)
+
+
+def _require_bf16(compiled: openvino.CompiledModel) -> None:
+    chosen = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if chosen != "bf16":
+        raise RuntimeError(f"OpenVINO's default precision on this CPU is {chosen}, not bf16")
+
+
+def _pad_token_id(folder: Path) -> int:
+    return int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["pad_token_id"])
 
 
 def _calibration(model: Model) -> list[dict[str, Any]]:

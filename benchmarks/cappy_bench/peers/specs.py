@@ -35,12 +35,39 @@ class Spec:
 
 SORTED = "pairs sorted by length, at most 512 tokens a batch (our planner)"
 
+OPENVINO = (
+    ("", "fp32", "optimum-intel's export, float32 forced", ()),
+    ("-bf16", "bf16", "optimum-intel's export, the default precision of a CPU that has bfloat16", ()),
+    (
+        "-int8",
+        "int8",
+        "OVQuantizer's static int8, calibrated on 128 of the package's pairs, the rest by default",
+        ("nncf",),
+    ),
+)
+"""Names, precisions and how they are made; each is measured with one stream and with several."""
+
 SPECS = (
     Spec("cappy", OURS, "fp32", "Scorer, default settings", ("onnxruntime", "tokenizers"), can_pad=False),
     Spec("cappy-fp16", OURS, "fp16", "Scorer, default settings", ("onnxruntime", "tokenizers"), can_pad=False),
     Spec("cappy-int8", OURS, "int8", "Scorer, default settings", ("onnxruntime", "tokenizers"), can_pad=False),
     Spec("torch", "torch_eager", "fp32", f"eager, SDPA; {SORTED}", ("torch", "transformers")),
     Spec("torch-compile", "torch_compile", "fp32", f"inductor, dynamic shapes; {SORTED}", ("torch", "transformers")),
+    Spec("torch-bf16", "torch_eager", "bf16", f"weights in bfloat16, eager, SDPA; {SORTED}", ("torch", "transformers")),
+    Spec(
+        "torch-compile-bf16",
+        "torch_compile",
+        "bf16",
+        f"weights in bfloat16, inductor, dynamic shapes; {SORTED}",
+        ("torch", "transformers"),
+    ),
+    Spec(
+        "torch-autocast-bf16",
+        "torch_autocast",
+        "bf16",
+        f"weights in float32, autocast to bfloat16, eager, SDPA; {SORTED}",
+        ("torch", "transformers"),
+    ),
     Spec(
         "torch-padded",
         "torch_padded",
@@ -102,21 +129,29 @@ SPECS = (
         ("fastembed", "onnxruntime"),
         can_pad=False,
     ),
-    Spec(
-        "openvino",
-        "openvino",
-        "fp32",
-        f"OVModelForSequenceClassification, float32 forced, LATENCY; {SORTED}",
-        ("optimum-intel", "openvino"),
-        environment="openvino",
+    *(
+        Spec(
+            f"openvino{of}{streams}",
+            f"openvino{streams.replace('-', '_')}",
+            precision,
+            f"{how}; {'one batch on all threads' if not streams else 'a stream and a batch for each thread'}; {SORTED}",
+            ("openvino", "optimum-intel", *needs),
+            environment="openvino",
+        )
+        for of, precision, how, needs in OPENVINO
+        for streams in ("", "-streams")
     ),
-    Spec(
-        "openvino-int8",
-        "openvino",
-        "int8",
-        f"OVQuantizer's static int8, calibrated on 128 of the package's pairs, LATENCY; {SORTED}",
-        ("optimum-intel", "openvino", "nncf"),
-        environment="openvino",
+    *(
+        Spec(
+            name,
+            "llama_cpp",
+            precision,
+            f"GGUF in {kind}, rank pooling, GELU by tanh, nothing padded; {SORTED}",
+            ("llama-cpp-python", "gguf"),
+            environment="llamacpp",
+            can_pad=False,
+        )
+        for name, precision, kind in (("llama.cpp-f16", "fp16", "F16"), ("llama.cpp-int8", "int8", "Q8_0"))
     ),
     Spec(
         "infinity",

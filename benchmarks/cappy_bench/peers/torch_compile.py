@@ -19,9 +19,9 @@ WARM_UP = [("a b c", "d"), ("a b c d e f g h i j k l", "m n o p q r s t u v w x 
 
 
 def open_runner(model: Model, precision: str) -> Batched:
-    """Load the checkpoint in float32 and compile it."""
+    """Load the checkpoint with its weights in `precision` and compile it."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(model.folder.resolve() / "inductor")
-    module = load_torch(model)
+    module = load_torch(model, precision)
     compiled = torch.compile(module, dynamic=True)
     runner = Batched(model, runs(compiled), pad_token_id=pad_token_id(module))
     for pairs in (WARM_UP, WARM_UP[:1], WARM_UP[1:], WARM_UP * 3):

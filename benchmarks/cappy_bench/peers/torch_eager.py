@@ -9,8 +9,8 @@ from cappy_bench.peers.worker import serve
 
 
 def open_runner(model: Model, precision: str) -> Batched:
-    """Load the checkpoint in float32."""
-    module = load_torch(model)
+    """Load the checkpoint with its weights in `precision`."""
+    module = load_torch(model, precision)
     return Batched(model, runs(module), pad_token_id=pad_token_id(module))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from transformers import AutoModelForSequenceClassification
@@ -10,12 +10,14 @@ from transformers import AutoModelForSequenceClassification
 from cappy_bench.peers.batches import Inputs, Run
 from cappy_bench.peers.peer import Model, Scores
 
+TYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-def load_torch(model: Model) -> torch.nn.Module:
-    """Load the model in float32, with scaled-dot-product attention, its fastest on a CPU."""
+
+def load_torch(model: Model, precision: str = "fp32") -> torch.nn.Module:
+    """Load the model with its weights in `precision`, and scaled-dot-product attention, its fastest on a CPU."""
     torch.set_num_threads(model.threads)
     loaded: torch.nn.Module = AutoModelForSequenceClassification.from_pretrained(
-        model.require_checkpoint(), dtype=torch.float32, attn_implementation="sdpa"
+        model.require_checkpoint(), dtype=TYPES[precision], attn_implementation="sdpa"
     )
     return loaded.eval()
 
@@ -31,7 +33,7 @@ def runs(forward: Callable[..., object]) -> Run:
     def run(inputs: Inputs) -> Scores:
         with torch.inference_mode():
             output = forward(**{name: torch.from_numpy(inputs[name]) for name in ("input_ids", "attention_mask")})
-        scores: Scores = output.logits[:, 0].numpy()  # type: ignore[attr-defined]
+        scores: Scores = output.logits[:, 0].float().numpy()  # type: ignore[attr-defined]
         return scores
 
     return run
