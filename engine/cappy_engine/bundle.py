@@ -1,7 +1,7 @@
 """Open a bundle: a folder that other tools can read too, with a manifest that says what every file must be.
 
     config.json tokenizer.json tokenizer_config.json ...      as transformers names them
-    onnx/model.onnx  model_fp16.onnx  model_quantized.onnx    for CPUs, one per precision (fp32, fp16, int8)
+    onnx/model.onnx  model_fp16.onnx  model_bf16.onnx  model_quantized.onnx    for CPUs (fp32, fp16, bf16, int8)
     onnx/model.onnx_data ...                                  the weights of a large one
     cuda/model.onnx ...  tensorrt/model.onnx ...              the same for GPUs, where the export was asked for them
     manifest.json                                             schema version, source, versions, digests, parity
@@ -41,6 +41,7 @@ BUNDLE = Kind("a bundle", MANIFEST)
 MODEL_FILES: Mapping[str, str] = {
     "fp32": "onnx/model.onnx",
     "fp16": "onnx/model_fp16.onnx",
+    "bf16": "onnx/model_bf16.onnx",
     "int8": "onnx/model_quantized.onnx",
 }
 TARGETS: Mapping[str, Mapping[str, str]] = {

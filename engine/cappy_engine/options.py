@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, Self, cast
 
 from cappy_engine.batching import Padding
-from cappy_engine.bundle import PRECISIONS
+from cappy_engine.bundle import PRECISIONS, TARGETS
 from cappy_engine.checks import check_count, check_word, described
 from cappy_engine.cpu.execution import MODES
 from cappy_engine.errors import DeviceUnavailable, PrecisionUnavailable
@@ -21,14 +21,15 @@ from cappy_engine.pairs import MAX_TEXT_CHARS
 from cappy_engine.session import DEVICES
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
-Precision = Literal["auto", "fp32", "fp16", "int8"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 Mode = Literal["auto", "latency", "throughput", "both"]
 
 AUTO_PRECISIONS = {"cpu": ("fp32", "int8", "fp16"), "cuda": ("fp32", "fp16"), "tensorrt": ("fp32", "fp16", "int8")}
-"""The precisions that a device runs, in the order in which precision "auto" tries them.
+"""The precisions that precision "auto" tries on a device, in this order. Others that it runs are asked for by name.
 
 Exact scores come before fast ones: int8 changes scores by more than rounding, so it must be asked for where there is
-fp32. fp16 is slow on a CPU, and was not measured on a GPU."""
+fp32. bf16 is for whoever asks for it: it is fast on some CPUs only. fp16 is slow on a CPU, and was not measured on a
+GPU."""
 
 
 @dataclass(frozen=True)
@@ -151,18 +152,24 @@ def choose_precision(asked: str, device: str, available: Sequence[str]) -> tuple
     """Choose the precision to run, and say why.
 
     It is `asked`, or for "auto" the first of AUTO_PRECISIONS that is available. Raises DeviceUnavailable if the device
-    does not run that precision, PrecisionUnavailable if nothing is available.
+    does not run that precision, PrecisionUnavailable if nothing is available, or only what is asked for by name.
 
         >>> choose_precision("auto", "cpu", ["fp16", "int8"])
         ('int8', 'auto: the first of fp32, int8, fp16 in the bundle')
     """
-    order = AUTO_PRECISIONS[device]
-    if asked == "auto" and not available:
+    runs, order = TARGETS[device], AUTO_PRECISIONS[device]
+    if asked != "auto":
+        if asked not in runs:
+            raise DeviceUnavailable(f"{asked} does not run on {device}, which runs {', '.join(runs)}")
+        return asked, "asked for"
+    if not available:
         raise PrecisionUnavailable(f"the bundle has no model for {device}; export it with --target {device}")
-    found = asked if asked != "auto" else next((name for name in order if name in available), available[0])
-    if found not in order:
-        raise DeviceUnavailable(f"{found} does not run on {device}, which runs {', '.join(order)}")
-    return found, "asked for" if asked != "auto" else f"auto: the first of {', '.join(order)} in the bundle"
+    found = next((name for name in order if name in available), None)
+    if found is None:
+        raise PrecisionUnavailable(
+            f"the bundle has only {', '.join(available)} for {device}, which 'auto' does not choose; ask for it by name"
+        )
+    return found, f"auto: the first of {', '.join(order)} in the bundle"
 
 
 def _check_gpus(gpus: object, device: str) -> tuple[int, ...]:

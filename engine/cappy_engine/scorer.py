@@ -53,8 +53,8 @@ class Scorer:
         `device` is "cpu", "cuda", "tensorrt" or "auto": CUDA where the bundle has a model for it and it really works,
         else the CPU. `gpus` are the numbers of the GPUs that share the work (None: the first).
 
-        `precision` is "fp32", "fp16", "int8" or "auto": the first that the bundle has of fp32, int8, fp16 on the CPU,
-        of fp32, fp16 on CUDA, of fp32, fp16, int8 on TensorRT.
+        `precision` is "fp32", "fp16", "bf16", "int8" or "auto": the first that the bundle has of fp32, int8, fp16 on
+        the CPU, of fp32, fp16 on CUDA, of fp32, fp16, int8 on TensorRT.
 
         `threads` is the number of CPU threads (None: one for each physical core that this process and its container
         may use). `mode` says how they are used:

@@ -1,4 +1,4 @@
-"""Write the models for CPUs: fp32, and fp16 and int8 made from it."""
+"""Write the models for CPUs: fp32, and fp16, bf16 and int8 made from it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cappy_export.checkpoints.checkpoint import Checkpoint
 from cappy_export.graphs.operators import operators_of
 from cappy_export.graphs.optimum import build_fused_graph, build_graph, model_shape
 from cappy_export.options import ExportOptions, Say
+from cappy_export.precisions.bf16 import convert_to_bf16
 from cappy_export.precisions.calibration import (
     INT8_CALIBRATION_PAIRS,
     CalibrationPairs,
@@ -42,6 +43,9 @@ def write_cpu_models(
         say("converting to fp16")
         source = None if facts["unpadded"] else fp32
         graphs["fp16"] = _write_half(checkpoint, source, staging / MODEL_FILES["fp16"], calibration.inputs())
+    if "bf16" in options.for_cpus:
+        say("converting to bf16")
+        graphs["bf16"] = {**convert_to_bf16(fp32, staging / MODEL_FILES["bf16"]), "unpadded": facts["unpadded"]}
     if "int8" in options.for_cpus:
         say("quantising to int8")
         int8 = quantize(

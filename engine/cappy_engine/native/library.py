@@ -53,6 +53,8 @@ PANEL = 16
 """Columns of weights that lie together: those of one vector of 32-bit sums."""
 GROUP = 4
 """Neighbours in a column that lie together: 8-bit products are summed in fours."""
+BF16_GROUP = 2
+"""The same for bfloat16, whose products are summed in pairs."""
 
 
 @dataclass(frozen=True)

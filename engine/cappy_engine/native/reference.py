@@ -6,13 +6,28 @@ Integers are equal to the library's, and floats to the last bit where there is n
 from __future__ import annotations
 
 from math import erf, sqrt
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from cappy_engine.native.library import GROUP, PANEL, Bytes, Floats, Ids, Layer, Rotation, Rounding, SignedBytes
+from cappy_engine.native.library import (
+    GROUP,
+    PANEL,
+    Bf16Layer,
+    Bytes,
+    Floats,
+    Halves,
+    Ids,
+    Layer,
+    Rotation,
+    Rounding,
+    SignedBytes,
+)
 
 Doubles = npt.NDArray[np.float64]
+Stored = TypeVar("Stored", SignedBytes, Halves)
+"""Weights as a file has them: 8 bits, or the bits of bfloat16."""
 
 
 def quantize_rows(x: Floats, rounding: Rounding) -> tuple[Bytes, Floats]:
@@ -121,17 +136,17 @@ def gelu(x: Floats) -> Floats:
     return np.asarray(x * np.reshape(integrals, x.shape), np.float32)
 
 
-def pack(weights: SignedBytes) -> SignedBytes:
-    """Lay weights (inner, columns) as the kernels read them: (columns / PANEL, inner / GROUP, PANEL, GROUP).
+def pack(weights: Stored, group: int = GROUP) -> Stored:
+    """Lay weights (inner, columns) as the kernels read them: (columns / PANEL, inner / group, PANEL, group).
 
     >>> pack(np.zeros((8, 32), np.int8)).shape
     (2, 2, 16, 4)
     """
     inner, columns = weights.shape
-    return np.ascontiguousarray(weights.reshape(inner // GROUP, GROUP, columns // PANEL, PANEL).transpose(2, 0, 3, 1))
+    return np.ascontiguousarray(weights.reshape(inner // group, group, columns // PANEL, PANEL).transpose(2, 0, 3, 1))
 
 
-def unpack(packed: SignedBytes) -> SignedBytes:
+def unpack(packed: Stored) -> Stored:
     """Lay packed weights back as (inner, columns).
 
     >>> unpack(np.zeros((2, 2, 16, 4), np.int8)).shape
@@ -139,3 +154,24 @@ def unpack(packed: SignedBytes) -> SignedBytes:
     """
     panels, groups, width, depth = packed.shape
     return packed.transpose(1, 3, 0, 2).reshape(groups * depth, panels * width)
+
+
+def bf16_bits(values: Floats) -> Halves:
+    """Round to bfloat16, half to even, and return the bits: the upper half of float32's.
+
+    >>> bf16_bits(np.float32([1, -2])).tolist()
+    [16256, 49152]
+    """
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = bits + np.uint32(0x7FFF) + (bits >> 16 & 1)
+    is_number = (bits & 0x7FFFFFFF) <= 0x7F800000
+    return (np.where(is_number, rounded, bits | 0x400000) >> 16).astype(np.uint16)
+
+
+def bf16_values(bits: Halves) -> Floats:
+    """Return the numbers with the bits of bfloat16.
+
+    >>> bf16_values(np.uint16([16256]))
+    array([1.], dtype=float32)
+    """
+    return (bits.astype(np.uint32) << 16).view(np.float32)

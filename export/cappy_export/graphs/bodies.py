@@ -76,6 +76,20 @@ PRODUCT = """
     product = Mul (sums, scale)
 """
 
+BF16_PRODUCT = """
+    narrow = Cast <to = 16> (x)
+    rounded = Cast <to = 1> (narrow)
+    wide = Cast <to = 1> (weights)
+    rows_of_groups = Transpose <perm = [1, 3, 0, 2]> (wide)
+    groups = Shape <start = 1, end = 2> (weights)
+    group = Constant <value_ints = [2]> ()
+    inner = Mul (groups, group)
+    last = Constant <value_ints = [-1]> ()
+    matrix_shape = Concat <axis = 0> (inner, last)
+    matrix = Reshape (rows_of_groups, matrix_shape)
+    product = MatMul (rounded, matrix)
+"""
+
 ATTEND = """
     lifted_query = Unsqueeze (query, first)
     lifted_key = Unsqueeze (key, first)

@@ -26,7 +26,7 @@ EXTERNAL_BYTES = 2**27
 EXTERNAL_TENSOR_BYTES = 2**14
 MIN_OPSET = 17
 AXES = ["batch_size", "sequence_length"]
-BODY_ENDS = ("SkipLayerNormalization", "LayerNormalization", "LinearNorm", "Gather", "Slice")
+BODY_ENDS = ("SkipLayerNormalization", "LayerNormalization", "LinearNorm", "Bf16LinearNorm", "Gather", "Slice")
 """The operators that the head reads: the last layer's output, or the first token of it."""
 
 

@@ -20,7 +20,7 @@ import onnx
 import onnx.parser
 from onnx import helper
 
-from cappy_export.graphs.bodies import ATTEND, ATTEND_NEAR, ATTENTION, PRODUCT, QUANTIZE, ROTATE
+from cappy_export.graphs.bodies import ATTEND, ATTEND_NEAR, ATTENTION, BF16_PRODUCT, PRODUCT, QUANTIZE, ROTATE
 
 DOMAIN = "cappy"
 VERSION = 1
@@ -89,6 +89,35 @@ def _linear_norm() -> str:
         y = LayerNormalization <axis = -1, epsilon: float = @epsilon> (mixed, gamma, beta)
     """
     return f"LinearNorm <zero_point, epsilon> {inputs} => (y) {{ {PRODUCT} {end} }}"
+
+
+def _bf16_linear() -> str:
+    """Bf16Linear (x float [n, k], weights bfloat16, bias float [m]) -> y float [n, m]
+
+    y = x @ W + bias, of x rounded to bfloat16, half to even, in float32. `weights` are W [k, m] as [m / 16, k / 2, 16,
+    2]: W[2 g + j, 16 p + c] is weights[p, g, c, j].
+    """
+    return f"Bf16Linear (x, weights, bias) => (y) {{ {BF16_PRODUCT} y = Add (product, bias) }}"
+
+
+def _bf16_linear_gelu() -> str:
+    """Bf16LinearGelu (x, weights, bias) -> y: Gelu, with erf, of what Bf16Linear computes."""
+    end = "unknown = com.microsoft.BiasGelu (product, bias)  y = Cast <to = 1> (unknown)"
+    return f"Bf16LinearGelu <activation> (x, weights, bias) => (y) {{ {BF16_PRODUCT} {end} }}"
+
+
+def _bf16_linear_norm() -> str:
+    """Bf16LinearNorm (x, weights, bias, residual float [n, m], gamma float [m], beta float [m]) -> y
+
+    The layer norm of residual and what Bf16Linear computes. Attribute: epsilon.
+    """
+    inputs = "(x, weights, bias, residual, gamma, beta)"
+    end = """
+        linear = Add (product, bias)
+        mixed = Add (linear, residual)
+        y = LayerNormalization <axis = -1, epsilon: float = @epsilon> (mixed, gamma, beta)
+    """
+    return f"Bf16LinearNorm <epsilon> {inputs} => (y) {{ {BF16_PRODUCT} {end} }}"
 
 
 def _attention() -> str:
@@ -165,6 +194,9 @@ _WRITERS: Mapping[str, Callable[[], str]] = {
     "Linear": _linear,
     "LinearGelu": _linear_gelu,
     "LinearNorm": _linear_norm,
+    "Bf16Linear": _bf16_linear,
+    "Bf16LinearGelu": _bf16_linear_gelu,
+    "Bf16LinearNorm": _bf16_linear_norm,
     "Attention": _attention,
     "FirstAttention": _first_attention,
     "LocalAttention": _local_attention,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import onnx
 import onnx.numpy_helper
 from onnx import helper
 
 from cappy_engine.errors import GraphError
+from cappy_export.graphs.writer import MICROSOFT
 from cappy_export.precisions.rounding import Floats
 
 
@@ -42,6 +46,36 @@ class FloatGraph:
         return readers[0] if len(readers) == 1 and node.output[0] not in self._outputs else None
 
 
+@dataclass(frozen=True)
+class Joined:
+    """What a product with a bias takes in: the `operator` of the whole, and the nodes `taken` into it, in order.
+
+    `inputs` are those of a layer norm: the residual, its scale and its shift. `output` is that of the whole.
+    """
+
+    operator: str
+    output: str
+    taken: tuple[onnx.NodeProto, ...] = ()
+    inputs: tuple[str, ...] = ()
+    epsilon: float | None = None
+
+
+def joined_with(graph: FloatGraph, product: onnx.NodeProto) -> Joined:
+    """Find what alone reads a Gemm's sum, and can be a part of it: Gelu, or residual and layer norm.
+
+    >>> joined_with(FloatGraph(model), gemm).operator
+    'LinearGelu'
+    """
+    reader = graph.only_reader(product)
+    if reader is not None and (reader.op_type, reader.domain) == ("Gelu", MICROSOFT):
+        return Joined("LinearGelu", reader.output[0], (reader,))
+    norm = None if reader is None or reader.op_type != "Add" else graph.only_reader(reader)
+    if reader is None or norm is None or not is_full_norm(norm):
+        return Joined("Linear", product.output[0])
+    (residual,) = (name for name in reader.input if name != product.output[0])
+    return Joined("LinearNorm", norm.output[0], (reader, norm), (residual, *norm.input[1:3]), epsilon_of(norm))
+
+
 def is_transposed(gemm: onnx.NodeProto) -> bool:
     """Tell whether a Gemm reads its weights as (outputs, inputs); raises GraphError where it does anything else.
 
@@ -73,6 +107,26 @@ def epsilon_of(norm: onnx.NodeProto) -> float:
     1e-05
     """
     return next((float(entry.f) for entry in norm.attribute if entry.name == "epsilon"), 1e-5)
+
+
+def multi_head(attention: onnx.NodeProto, parts: Sequence[str]) -> onnx.NodeProto:
+    """Write MultiHeadAttention of three projections, `parts`, in place of Attention: with the same bias and masks.
+
+    >>> multi_head(node, ["query", "key", "value"]).op_type
+    'MultiHeadAttention'
+
+    Raises GraphError for an Attention that does more.
+    """
+    inputs = [*attention.input, *[""] * 6]
+    bias, mask, past, attention_bias = inputs[2:6]
+    attributes = {entry.name: helper.get_attribute_value(entry) for entry in attention.attribute}
+    does_more = past or len(attention.output) > 1
+    if does_more or attributes.get("unidirectional", 0) or attributes.get("qkv_hidden_sizes"):
+        raise GraphError(f"{attention.name} is an Attention of a kind that is not known to the quantisation")
+    known = {name: attributes[name] for name in ("num_heads", "scale", "mask_filter_value") if name in attributes}
+    inputs = [*parts, bias, mask, attention_bias]
+    name = "MultiHeadAttention"
+    return helper.make_node(name, inputs, [attention.output[0]], attention.name, domain=MICROSOFT, **known)
 
 
 def with_subgraphs(graph: onnx.GraphProto) -> list[onnx.NodeProto]:

@@ -15,13 +15,12 @@ import onnx
 import onnx.numpy_helper
 from onnx import helper
 
-from cappy_engine.errors import GraphError
 from cappy_engine.native.library import AFTER_GELU, GROUP, PANEL, Rounding
 from cappy_engine.native.reference import pack
 from cappy_export.graphs.operators import DOMAIN, with_functions
 from cappy_export.graphs.writer import MICROSOFT
 from cappy_export.precisions.calibration import Activations
-from cappy_export.precisions.float_graph import FloatGraph, epsilon_of, is_full_norm, with_subgraphs
+from cappy_export.precisions.float_graph import FloatGraph, joined_with, multi_head, with_subgraphs
 from cappy_export.precisions.rotation import Rotation, rotation_for
 from cappy_export.precisions.rounding import Floats, Int8, compensate_weights, quantize_weights
 
@@ -152,25 +151,19 @@ class Rewriter:
 
     def _join(self, node: onnx.NodeProto, product: _Product, bias: str) -> None:
         """Write a product with its bias; what alone reads the sum is part of it: Gelu, or residual and layer norm."""
-        inputs = [product.activation, product.scale, product.weights, product.weight_scales, bias]
+        joined = joined_with(self._graph, node)
+        inputs = [product.activation, product.scale, product.weights, product.weight_scales, bias, *joined.inputs]
         attributes: dict[str, Any] = {"zero_point": product.zero_point}
-        reader = self._graph.only_reader(node)
-        norm = None if reader is None or reader.op_type != "Add" else self._graph.only_reader(reader)
-        if reader is not None and (reader.op_type, reader.domain) == ("Gelu", MICROSOFT):
-            self._joined[reader.name] = None
+        if joined.operator == "LinearGelu":
             attributes["activation"] = "gelu"
-            self._emit("LinearGelu", inputs, reader.output[0], node.name, domain=DOMAIN, **attributes)
-        elif reader is not None and norm is not None and is_full_norm(norm):
-            (residual,) = (name for name in reader.input if name != node.output[0])
-            inputs += [residual, *norm.input[1:3]]
-            attributes["epsilon"] = epsilon_of(norm)
-            self._joined[reader.name] = None
-            # In the norm's place: the residual may be computed after this product.
-            self._joined[norm.name] = helper.make_node(
-                "LinearNorm", inputs, norm.output, node.name, domain=DOMAIN, **attributes
-            )
-        else:
-            self._emit("Linear", inputs, node.output[0], node.name, domain=DOMAIN, **attributes)
+        if joined.epsilon is not None:
+            attributes["epsilon"] = joined.epsilon
+        whole = helper.make_node(joined.operator, inputs, [joined.output], node.name, domain=DOMAIN, **attributes)
+        self._joined.update((taken.name, None) for taken in joined.taken)
+        if joined.epsilon is None:
+            self._nodes.append(whole)
+        else:  # in the norm's place: the residual may be computed after this product
+            self._joined[joined.taken[-1].name] = whole
 
     def _replace_attention(self, node: onnx.NodeProto) -> None:
         """Write Attention as its three projections and MultiHeadAttention, which takes the same bias and masks."""
@@ -180,20 +173,7 @@ class Rewriter:
             name = f"{node.name}/{role}"
             product = self._product(node.input[0], f"{node.input[1]}/{role}", third, name)
             parts.append(self._multiply(product, name, name))
-        inputs = [*node.input, *[""] * 6]
-        bias, mask, past, attention_bias = inputs[2:6]
-        attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-        if past or len(node.output) > 1 or attributes.get("unidirectional", 0) or attributes.get("qkv_hidden_sizes"):
-            raise GraphError(f"{node.name} is an Attention of a kind that is not known to the quantisation")
-        known = {name: attributes[name] for name in ("num_heads", "scale", "mask_filter_value") if name in attributes}
-        self._emit(
-            "MultiHeadAttention",
-            [*parts, bias, mask, attention_bias],
-            node.output[0],
-            node.name,
-            domain=MICROSOFT,
-            **known,
-        )
+        self._nodes.append(multi_head(node, parts))
 
     def _product(self, source: str, matrix: str, weights: Floats, name: str, *, is_packed: bool = False) -> _Product:
         """Prepare `source` by `weights`, which are known as `matrix`: layers that share it share its 8-bit form.
