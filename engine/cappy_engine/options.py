@@ -158,18 +158,16 @@ def choose_precision(asked: str, device: str, available: Sequence[str]) -> tuple
         ('int8', 'auto: the first of fp32, int8, fp16 in the bundle')
     """
     runs, order = TARGETS[device], AUTO_PRECISIONS[device]
-    if asked != "auto":
-        if asked not in runs:
-            raise DeviceUnavailable(f"{asked} does not run on {device}, which runs {', '.join(runs)}")
-        return asked, "asked for"
-    if not available:
+    if asked == "auto" and not available:
         raise PrecisionUnavailable(f"the bundle has no model for {device}; export it with --target {device}")
-    found = next((name for name in order if name in available), None)
-    if found is None:
+    found = asked if asked != "auto" else next((name for name in order if name in available), available[0])
+    if found not in runs:
+        raise DeviceUnavailable(f"{found} does not run on {device}, which runs {', '.join(runs)}")
+    if asked == "auto" and found not in order:
         raise PrecisionUnavailable(
-            f"the bundle has only {', '.join(available)} for {device}, which 'auto' does not choose; ask for it by name"
+            f"the bundle has only {found} for {device}, which auto does not choose; ask for {found}"
         )
-    return found, f"auto: the first of {', '.join(order)} in the bundle"
+    return found, "asked for" if asked != "auto" else f"auto: the first of {', '.join(order)} in the bundle"
 
 
 def _check_gpus(gpus: object, device: str) -> tuple[int, ...]:

@@ -84,6 +84,15 @@ def test_int8_is_refused_where_it_would_run_on_the_cpu_unseen() -> None:
             choose_precision(asked, "cuda", ("int8",))
 
 
+def test_bf16_runs_on_cpus_and_by_its_name_only() -> None:
+    assert choose_precision("bf16", "cpu", ("bf16",)) == ("bf16", "asked for")
+    assert choose_precision("auto", "cpu", ("bf16", "int8"))[0] == "int8"
+    with pytest.raises(PrecisionUnavailable, match="only bf16 for cpu, which auto does not choose; ask for bf16"):
+        choose_precision("auto", "cpu", ("bf16",))
+    with pytest.raises(DeviceUnavailable, match="bf16 does not run on cuda, which runs fp32, fp16"):
+        choose_precision("bf16", "cuda", ("fp32",))
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda", "tensorrt"])
 def test_a_bundle_without_a_model_for_the_device_tells_how_to_get_one(device: str) -> None:
     problem = f"the bundle has no model for {device}; export it with --target {device}"
@@ -97,7 +106,7 @@ def test_a_bundle_without_a_model_for_the_device_tells_how_to_get_one(device: st
         ({"gpus": [1]}, r"gpus \[1\] need a device that has some: cuda or tensorrt, not 'auto'"),
         ({"device": "cpu", "gpus": [0]}, r"gpus \[0\] need a device that has some"),
         ({"device": "gpu"}, "unknown device 'gpu'; choose from auto, cpu, cuda"),
-        ({"precision": "bf16"}, "unknown precision 'bf16'; choose from auto, fp32, fp16, int8"),
+        ({"precision": "tf32"}, "unknown precision 'tf32'; choose from auto, fp32, fp16, bf16, int8"),
         ({"threads": 0}, "threads must be at least 1, got 0"),
         ({"threads": -2}, "threads must be at least 1, got -2"),
         ({"max_batch_tokens": 0}, "max_batch_tokens must be at least 1, got 0"),

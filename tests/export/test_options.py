@@ -47,7 +47,7 @@ def test_limits_are_changed_by_name(options: Any) -> None:
 @pytest.mark.parametrize("precisions", [[], ["fp64"], "fp32"])
 @pytest.mark.parametrize("options", [ExportOptions, VerifyOptions])
 def test_unknown_precisions_are_refused(options: Any, precisions: Any) -> None:
-    with pytest.raises(ValueError, match="precisions must be a list from fp32, fp16, int8"):
+    with pytest.raises(ValueError, match="precisions must be a list from fp32, fp16, bf16, int8"):
         options(precisions=precisions)
 
 

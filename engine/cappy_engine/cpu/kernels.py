@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -20,11 +20,25 @@ from cappy_engine.cpu.built import why_no_library
 from cappy_engine.errors import InstallationError
 from cappy_engine.native import reference
 from cappy_engine.native.build import LIBRARY, SOURCES
-from cappy_engine.native.library import AFTER_GELU, ChosenSet, Floats, Layer, NativeLibrary, Rotation, Rounding
+from cappy_engine.native.library import (
+    AFTER_GELU,
+    BF16_GROUP,
+    PANEL,
+    Bf16Layer,
+    ChosenSet,
+    Floats,
+    Layer,
+    NativeLibrary,
+    Rotation,
+    Rounding,
+)
 
 VARIABLE = "CAPPY_KERNELS"
-BY_NAME_ONLY = ("scalar", "avxvnni_evex", "amx_emulated")
+BY_NAME_ONLY = ("scalar", "avxvnni_evex", "avx512bf16_emulated", "amx_emulated")
 """Sets that are slower than ONNX Runtime's operators, and there for tests."""
+MULTIPLY_BF16 = ("amx", "avx512bf16", "avx512bf16_emulated", "amx_emulated")
+"""Sets that multiply bfloat16; the others widen the weights to float32 as they read them."""
+WIDENED = "bf16 is computed in float32, for this processor does not multiply bfloat16"
 SHAPES = ((1, 4, 16), (13, 70, 40), (6, 2048, 16), (64, 64, 64), (40, 512, 128), (150, 256, 64))
 """Rows, inner size and columns of the products that test a set: blocks of rows and of columns, full and in part, few
 rows and many. The last two come in tasks: by columns, and by rows."""
@@ -78,7 +92,10 @@ def choose_kernels(bundle: Bundle, precision: str) -> Kernels:
     """
     operators = bundle.manifest.document.get("graphs", {}).get(precision, {}).get("operators")
     if operators:
-        return find_kernels()
+        found = find_kernels()
+        if precision != "bf16" or found.used in MULTIPLY_BF16:
+            return found
+        return replace(found, why_not="; ".join(filter(None, [found.why_not, WIDENED])))
     why_not = "the model was exported before there were any; export it again" if operators is None else NO_OPERATORS
     return Kernels(None, "", why_not)
 
@@ -148,10 +165,9 @@ def self_test(library: NativeLibrary, name: str) -> str:
     random = np.random.default_rng(0)
     try:
         for shape in SHAPES:
-            if problem := _quantization_problem(library, name, shape, random) or _linear_problem(
-                library, name, shape, random
-            ):
-                return f"{problem}, {' x '.join(map(str, shape))}"
+            for find_problem in (_quantization_problem, _linear_problem, _bf16_problem):
+                if problem := find_problem(library, name, shape, random):
+                    return f"{problem}, {' x '.join(map(str, shape))}"
         return _attention_problem(library, name, random)
     except (ValueError, OSError) as error:
         return str(error)
@@ -193,6 +209,23 @@ def _linear_problem(library: NativeLibrary, name: str, shape: tuple[int, int, in
             found, wanted = library.linear(name, *takes), reference.linear(*takes)
             if not (np.array_equal(found, wanted) if layer is plain else _are_close(found, wanted)):
                 return f"{what} differs from numpy"
+    return ""
+
+
+def _bf16_problem(library: NativeLibrary, name: str, shape: tuple[int, int, int], random: np.random.Generator) -> str:
+    rows, inner, columns = shape
+    inner, columns = inner // BF16_GROUP * BF16_GROUP, columns // PANEL * PANEL
+    x = random.standard_normal((rows, inner)).astype(np.float32)
+    weights = reference.bf16_bits(random.standard_normal((inner, columns)).astype(np.float32))
+    packed = reference.pack(weights, BF16_GROUP)
+    floats = [random.standard_normal(columns).astype(np.float32) for _ in range(3)]
+    residual = random.standard_normal((rows, columns)).astype(np.float32)
+    norm = Bf16Layer(packed, floats[0], gamma=floats[1], beta=floats[2])
+    gelu = Bf16Layer(packed, floats[0], is_gelu=True)
+    for layer in (Bf16Layer(packed, floats[0]), norm, gelu)[: 3 if rows * columns <= MOST_GELUS else 2]:
+        takes = (layer, x, None if layer.gamma is None else residual)
+        if not _are_close(library.bf16_linear(name, *takes), reference.bf16_linear(*takes)):
+            return "Bf16Linear differs from numpy"
     return ""
 
 

@@ -21,7 +21,7 @@ struct OrtApiBase {
   const char* (*GetVersionString)();
 };
 
-enum OrtElementType : int { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT8 = 3, ORT_INT64 = 7 };
+enum OrtElementType : int { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT8 = 3, ORT_INT64 = 7, ORT_BFLOAT16 = 16 };
 enum OrtErrorCode : int { ORT_FAIL = 1 };
 
 struct OrtCustomOp {

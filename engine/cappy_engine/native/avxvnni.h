@@ -31,7 +31,7 @@ void multiply(const Block& b) {
 
 constexpr LinearKernels KERNELS = {
     Rows<Avx2>::quantize_row, Rows<Avx2>::rotate_row,
-    ROWS, 1, PANEL, nothing, nothing, multiply, multiply, Rows<Avx2>::finish, Rows<Avx2>::normalize,
+    {ROWS, 1, PANEL, nothing, nothing, multiply, multiply, Rows<Avx2>::finish}, Rows<Avx2>::normalize,
 };
 
 }  // namespace

@@ -39,7 +39,8 @@ SETS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "avxvnnievex": (*_AVX512, "-mavx512vnni"),
         "avx512": _AVX512,
         "avx512vnni": (*_AVX512, "-mavx512vnni"),
-        "amx": (*_AVX512, "-mavx512vnni", "-mamx-tile", "-mamx-int8"),
+        "avx512bf16": (*_AVX512, "-mavx512bf16"),
+        "amx": (*_AVX512, "-mavx512vnni", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
     },
     "aarch64": {},
 }

@@ -64,11 +64,14 @@ bool has_amx() {
   constexpr uint64_t TILES = 0x60000;  // XTILECFG and XTILEDATA
   constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM of Linux 5.16
   const uint32_t features = cpuid(7, 0).d;
-  if (!has_avx512vnni() || !bit(features, 24) || !bit(features, 25) || !saves(TILES)) return false;
+  const bool has_tiles = bit(features, 22) && bit(features, 24) && bit(features, 25);  // of bf16, any, of int8
+  if (!has_avx512vnni() || !has_tiles || !saves(TILES)) return false;
   return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 }
 
 bool has_avxvnni() { return has_avx2() && bit(cpuid(7, 1).a, 4); }
+
+bool has_avx512bf16() { return has_avx512vnni() && bit(cpuid(7, 1).a, 5); }
 
 }  // namespace cappy
 
@@ -79,6 +82,7 @@ namespace cappy {
 bool has_avx2() { return false; }
 bool has_avx512vnni() { return false; }
 bool has_avxvnni() { return false; }
+bool has_avx512bf16() { return false; }
 bool has_amx() { return false; }
 
 }  // namespace cappy

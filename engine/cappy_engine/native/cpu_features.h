@@ -6,8 +6,9 @@ namespace cappy {
 
 bool has_avx2();        // with FMA
 bool has_avx512vnni();  // AVX-512 F, BW, DQ, VL and VNNI
+bool has_avx512bf16();  // AVX512-BF16, beside these
 bool has_avxvnni();     // AVX-VNNI, beside AVX2
-bool has_amx();         // AMX with 8-bit integers, beside AVX-512, and the system's permission, which this asks for
+bool has_amx();         // AMX with 8-bit integers and bfloat16, beside AVX-512, and the system's permission, which this asks for
 
 size_t processors();  // of the system, at least 1
 

@@ -11,16 +11,18 @@ namespace {
 
 const InstructionSet SETS[] = {  // the best first
 #if defined(__x86_64__)
-    {"amx", has_amx, &LINEAR_AMX, attention_avx512},
-    {"avx512", has_avx512vnni, &LINEAR_AVX512VNNI, attention_avx512},
-    {"avxvnni", has_avxvnni, &LINEAR_AVXVNNI, attention_avx2},
-    {"avx2", has_avx2, &LINEAR_AVX2, attention_avx2},
+    {"amx", has_amx, &LINEAR_AMX, &BF16_AMX, attention_avx512},
+    {"avx512bf16", has_avx512bf16, &LINEAR_AVX512VNNI, &BF16_AVX512BF16, attention_avx512},
+    {"avx512", has_avx512vnni, &LINEAR_AVX512VNNI, &BF16_AVX512, attention_avx512},
+    {"avxvnni", has_avxvnni, &LINEAR_AVXVNNI, &BF16_AVX2, attention_avx2},
+    {"avx2", has_avx2, &LINEAR_AVX2, &BF16_AVX2, attention_avx2},
 #endif
-    {"scalar", [] { return true; }, &LINEAR_SCALAR, attention_scalar},
+    {"scalar", [] { return true; }, &LINEAR_SCALAR, &BF16_SCALAR, attention_scalar},
 #if defined(__x86_64__)
-    {"avxvnni_evex", has_avx512vnni, &LINEAR_AVXVNNI_EVEX, attention_avx2},  // that for AVX-VNNI, on a processor with AVX-512
+    {"avxvnni_evex", has_avx512vnni, &LINEAR_AVXVNNI_EVEX, &BF16_AVX2, attention_avx2},  // that for AVX-VNNI, on a processor with AVX-512
+    {"avx512bf16_emulated", has_avx512vnni, &LINEAR_AVX512VNNI, &BF16_AVX512BF16_EMULATED, attention_avx512},
 #endif
-    {"amx_emulated", [] { return true; }, &LINEAR_AMX_EMULATED, attention_scalar},  // that for AMX, slowly
+    {"amx_emulated", [] { return true; }, &LINEAR_AMX_EMULATED, &BF16_AMX_EMULATED, attention_scalar},  // that for AMX, slowly
 };
 
 thread_local const InstructionSet* chosen = nullptr;

@@ -27,9 +27,10 @@ struct Rotation {
   size_t block;          // a power of two that divides the values of a row
 };
 
-constexpr size_t PANEL = 16;  // columns that lie together in packed weights: [columns / 16][inner / 4][16][4]
+constexpr size_t PANEL = 16;  // columns that lie together in packed weights: [columns / 16][inner / 4][16][4]; bf16: 2 for 4
 
-// A block of a product: up to block_rows rows by block_columns columns.
+// A block of a product: up to block_rows rows by block_columns columns. In a product of bfloat16 weights, rows are as
+// round_row gives them, and `start` and `sums` are floats.
 struct Block {
   const uint8_t* rows;      // the first of `count` rows
   size_t row_bytes;         // from one row to the next
@@ -42,7 +43,8 @@ struct Block {
   const int8_t* next;       // what will be needed soon, as long as a panel: brought closer meanwhile; or null
 };
 
-// What becomes of a block's sums: y = act(sums * column_scales * row_scales + bias).
+// What becomes of a block's sums: y = act(sums * column_scales * row_scales + bias); y = act(sums) of bfloat16's, which
+// start from the bias.
 struct Finish {
   const int32_t* sums;
   size_t sums_stride;
@@ -55,9 +57,7 @@ struct Finish {
   size_t y_stride;
 };
 
-struct LinearKernels {
-  void (*quantize_row)(const float* x, size_t count, const Rounding& rounding, uint8_t* q, float* scale);
-  void (*rotate_row)(const float* x, const Rotation& rotation, size_t count, float* y);
+struct Product {
   size_t block_rows;     // at most MAX_BLOCK_ROWS
   size_t row_step;       // fewer rows take as long as a multiple of this
   size_t block_columns;  // a multiple of PANEL, at most MAX_BLOCK_COLUMNS
@@ -66,19 +66,35 @@ struct LinearKernels {
   void (*multiply)(const Block& block);
   void (*multiply_any)(const Block& block);  // where weights are such that `multiply` would saturate
   void (*finish)(const Finish& finish);
-  void (*normalize)(float* row, const float* residual, const float* gamma, const float* beta, size_t count, float epsilon);
 };
 constexpr size_t MAX_BLOCK_ROWS = 32, MAX_BLOCK_COLUMNS = 64;
 
+struct LinearKernels {
+  void (*quantize_row)(const float* x, size_t count, const Rounding& rounding, uint8_t* q, float* scale);
+  void (*rotate_row)(const float* x, const Rotation& rotation, size_t count, float* y);
+  Product product;
+  void (*normalize)(float* row, const float* residual, const float* gamma, const float* beta, size_t count, float epsilon);
+};
+
+// For bfloat16 weights: a row is rounded to it, and written as values of value_bytes that the product reads.
+struct Bf16Kernels {
+  void (*round_row)(const float* x, size_t count, void* row);
+  size_t value_bytes;
+  Product product;
+};
+
 extern const LinearKernels LINEAR_SCALAR, LINEAR_AMX_EMULATED;
+extern const Bf16Kernels BF16_SCALAR, BF16_AMX_EMULATED;
 #if defined(__x86_64__)
 extern const LinearKernels LINEAR_AVX2, LINEAR_AVXVNNI, LINEAR_AVXVNNI_EVEX, LINEAR_AVX512VNNI, LINEAR_AMX;
+extern const Bf16Kernels BF16_AVX2, BF16_AVX512, BF16_AVX512BF16, BF16_AVX512BF16_EMULATED, BF16_AMX;
 #endif
 
 struct InstructionSet {
   const char* name;  // as CAPPY_KERNELS names it
   bool (*is_usable)();
   const LinearKernels* linear;
+  const Bf16Kernels* bf16;
   AttentionKernel attention;
 };
 

@@ -17,8 +17,8 @@ namespace {
 
 // All operators of the domain, in version 1 of it.
 const Operator* const OPERATORS[] = {&QUANTIZE_ROWS, &QUANTIZE_POSITIVE_ROWS, &QUANTIZE_ROTATED_ROWS, &LINEAR,
-                                     &LINEAR_GELU,   &LINEAR_NORM,            &ATTENTION,             &FIRST_ATTENTION,
-                                     &LOCAL_ATTENTION};
+                                     &LINEAR_GELU,   &LINEAR_NORM,            &BF16_LINEAR,           &BF16_LINEAR_GELU,
+                                     &BF16_LINEAR_NORM, &ATTENTION,           &FIRST_ATTENTION,       &LOCAL_ATTENTION};
 constexpr size_t OPERATOR_COUNT = sizeof OPERATORS / sizeof *OPERATORS;
 
 Api api;  // read once, when the runtime first registers the library
@@ -212,13 +212,12 @@ EXPORTED int cappy_quantize_rows(const char* set, const float* x, int64_t rows, 
   return found && quantize_rows(*found->linear, x, rows, columns, *rotation, *rounding, q, scales, one_thread());
 }
 
-EXPORTED int cappy_linear(const char* set, const LinearWeights* weights, const uint8_t* q, const float* scales, int64_t rows,
+EXPORTED int cappy_linear(const char* set, const LinearWeights* weights, const void* x, const float* scales, int64_t rows,
                           const float* residual, float* y) {
   const InstructionSet* found = find_instruction_set(set);
   if (!found) return false;
-  Linear linear(*found->linear, *weights);
-  if (linear.is_ready()) linear.run(q, scales, rows, residual, y, one_thread());
-  return linear.is_ready();
+  Linear linear(*found, *weights);
+  return linear.is_ready() && linear.run(x, scales, rows, residual, y, one_thread());
 }
 
 // Also false where the lengths are not those of the tokens; then nothing is written.

@@ -16,6 +16,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 SignedBytes = npt.NDArray[np.int8]
+Halves = npt.NDArray[np.uint16]
+"""The bits of bfloat16."""
 Ids = npt.NDArray[np.int64]
 
 
@@ -90,6 +92,18 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Bf16Layer:
+    """Hold a linear layer of bfloat16: `weights` are bits, packed in groups of BF16_GROUP. The rest is as in Layer."""
+
+    weights: Halves
+    bias: Floats
+    is_gelu: bool = False
+    gamma: Floats | None = None
+    beta: Floats | None = None
+    epsilon: float = 1e-5
+
+
+@dataclass(frozen=True)
 class ChosenSet:
     """Say which kernels a session takes: those for one `instruction_set`, from the library at `path`."""
 
@@ -114,6 +128,7 @@ class _LinearWeights(ctypes.Structure):
     _fields_ = (
         ("weights", ctypes.c_void_p),
         ("is_packed", ctypes.c_bool),
+        ("is_bf16", ctypes.c_bool),
         ("inner", ctypes.c_size_t),
         ("columns", ctypes.c_size_t),
         ("scales", ctypes.c_void_p),
@@ -218,10 +233,24 @@ class NativeLibrary:
         residual = _contiguous(residual)
         result = np.empty((len(rows), layer.columns), np.float32)
         described = _LinearWeights(
-            *(_at(weights), layer.is_packed, layer.inner, layer.columns, _at(column_scales), _at(bias)),
+            *(_at(weights), layer.is_packed, False, layer.inner, layer.columns, _at(column_scales), _at(bias)),
             *(layer.zero_point, layer.is_gelu, _at(gamma), _at(beta), layer.epsilon),
         )
         arrays = (_at(rows), _at(scales), len(rows), _at(residual), _at(result))
+        _known(self._linear(instruction_set.encode(), ctypes.byref(described), *arrays), instruction_set)
+        return result
+
+    def bf16_linear(self, instruction_set: str, layer: Bf16Layer, x: Floats, residual: Floats | None = None) -> Floats:
+        """Run a linear layer of bfloat16 on `x` (rows, inner); returns (rows, columns)."""
+        layer_arrays = (layer.weights, layer.bias, layer.gamma, layer.beta)
+        weights, bias, gamma, beta = (_contiguous(array) for array in layer_arrays)
+        x, residual = np.ascontiguousarray(x, np.float32), _contiguous(residual)
+        result = np.empty((len(x), len(layer.bias)), np.float32)
+        described = _LinearWeights(
+            *(_at(weights), True, True, layer.weights.shape[1] * BF16_GROUP, len(layer.bias), None, _at(bias)),
+            *(0, layer.is_gelu, _at(gamma), _at(beta), layer.epsilon),
+        )
+        arrays = (_at(x), None, len(x), _at(residual), _at(result))
         _known(self._linear(instruction_set.encode(), ctypes.byref(described), *arrays), instruction_set)
         return result
 

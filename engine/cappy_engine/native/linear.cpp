@@ -22,18 +22,23 @@ constexpr size_t MOST_ROW_PARTS_SPLIT = 64;
 
 }  // namespace
 
-Linear::Linear(const LinearKernels& kernels, const LinearWeights& weights) : kernels_(kernels), weights_(weights) {
-  panel_bytes_ = divided_up(weights.inner, size_t{4}) * PANEL * 4;
+Linear::Linear(const InstructionSet& set, const LinearWeights& weights)
+    : kernels_(*set.linear), bf16_(weights.is_bf16 ? set.bf16 : nullptr), product_(bf16_ ? bf16_->product : kernels_.product), weights_(weights) {
+  panel_bytes_ = divided_up(weights.inner, size_t{weights.is_bf16 ? 2u : 4u}) * PANEL * 4;
   panels_ = divided_up(weights.columns, PANEL);
   if (!weights.is_packed) pack();
   const int8_t* packed = weights.is_packed ? weights.weights : packed_;
   size_t room = divided_up(panels_ * PANEL, MAX_BLOCK_COLUMNS) * MAX_BLOCK_COLUMNS;
   start_ = static_cast<int32_t*>(calloc(room, sizeof(int32_t)));
   if (!start_ || !packed) return;
+  bf16_ ? static_cast<void>(memcpy(start_, weights.bias, weights.columns * sizeof(float))) : start_from_zero_points(packed);
+}
+
+void Linear::start_from_zero_points(const int8_t* packed) {
   for (size_t p = 0; p < panels_; p++)
     for (size_t i = 0; i < panel_bytes_; i += 2) {
       int first = packed[p * panel_bytes_ + i], second = packed[p * panel_bytes_ + i + 1];
-      start_[p * PANEL + i / 4 % PANEL] -= weights.zero_point * (first + second);
+      start_[p * PANEL + i / 4 % PANEL] -= weights_.zero_point * (first + second);
       int above = (first > 0 ? first : 0) + (second > 0 ? second : 0), below = first + second - above;
       may_saturate_ |= above * 255 > INT16_MAX || below * 255 < INT16_MIN;
     }
@@ -55,7 +60,7 @@ void Linear::pack() {
 
 // A run's parts: each of `row_parts` times `column_parts` is a task.
 struct Linear::Parts {
-  const uint8_t* q;
+  const void* x;
   const float* scales;
   size_t rows;
   const float* residual;
@@ -63,54 +68,72 @@ struct Linear::Parts {
   size_t row_parts, rows_of_a_part;
   size_t column_parts, columns_of_a_part;
   std::atomic<size_t>* finished;  // column parts of each row part; null if there is one
+  std::atomic<bool>* is_short_of_memory;
 };
 
-void Linear::run(const uint8_t* q, const float* scales, size_t rows, const float* residual, float* y, const Parallel& parallel) const {
-  if (rows == 0 || weights_.columns == 0) return;
-  Parts parts = {q, scales, rows, residual, y, 0, 0, 0, 0, nullptr};
-  const size_t step = kernels_.block_rows, blocks = divided_up(weights_.columns, kernels_.block_columns);
+bool Linear::run(const void* x, const float* scales, size_t rows, const float* residual, float* y, const Parallel& parallel) const {
+  if (rows == 0 || weights_.columns == 0) return true;
+  std::atomic<bool> is_short_of_memory{false};
+  Parts parts = {x, scales, rows, residual, y, 0, 0, 0, 0, nullptr, &is_short_of_memory};
+  const size_t step = product_.block_rows, blocks = divided_up(weights_.columns, product_.block_columns);
+  const size_t row_bytes = weights_.inner * (bf16_ ? bf16_->value_bytes : 1);
   const size_t wanted = smaller(rows * weights_.inner * weights_.columns / LEAST_PRODUCTS_OF_A_TASK + 1, TASKS_OF_A_THREAD * processors());
   const size_t fewest_column_parts = larger(size_t{1}, smaller(divided_up(panels_ * panel_bytes_, MOST_BYTES_OF_WEIGHTS), blocks));
-  const size_t fewest_row_parts = divided_up(rows, larger(MOST_BYTES_OF_ROWS / (weights_.inner + 1), step));
+  const size_t fewest_row_parts = divided_up(rows, larger(MOST_BYTES_OF_ROWS / (row_bytes + 1), step));
   parts.row_parts = larger(fewest_row_parts, smaller(divided_up(wanted, fewest_column_parts), rows / MANY_ROWS));
   parts.rows_of_a_part = divided_up(divided_up(rows, parts.row_parts), step) * step;
   parts.row_parts = divided_up(rows, parts.rows_of_a_part);
   parts.column_parts = larger(fewest_column_parts, smaller(divided_up(wanted, parts.row_parts), blocks));
   if (parts.row_parts > MOST_ROW_PARTS_SPLIT) parts.column_parts = 1;
-  parts.columns_of_a_part = divided_up(blocks, parts.column_parts) * kernels_.block_columns;
+  parts.columns_of_a_part = divided_up(blocks, parts.column_parts) * product_.block_columns;
   parts.column_parts = divided_up(weights_.columns, parts.columns_of_a_part);
   std::atomic<size_t> finished[MOST_ROW_PARTS_SPLIT] = {};
   if (parts.column_parts > 1) parts.finished = finished;
   // Neighbours in time share columns: their weights are in the caches.
   parallel.each(parts.row_parts * parts.column_parts, [&](size_t task) { run_part(parts, task); });
+  return !is_short_of_memory;
+}
+
+// The rows as the product reads them, apart so that those of a block do not share their places in the first cache.
+Linear::Rows Linear::rows_of(const void* x, size_t first, size_t count) const {
+  const size_t inner = weights_.inner;
+  if (bf16_) {
+    const size_t bytes = inner * bf16_->value_bytes + 64;
+    uint8_t* rounded = take_scratch(count * bytes);
+    for (size_t r = 0; r < count && rounded; r++)
+      bf16_->round_row(static_cast<const float*>(x) + (first + r) * inner, inner, rounded + r * bytes);
+    return {rounded, bytes};
+  }
+  const uint8_t* q = static_cast<const uint8_t*>(x) + first * inner;
+  uint8_t* copy = inner % 2048 == 0 && count > 4 ? take_scratch(count * (inner + 64)) : nullptr;
+  if (!copy) return {q, inner};
+  for (size_t r = 0; r < count; r++) memcpy(copy + r * (inner + 64), q + r * inner, inner);
+  return {copy, inner + 64};
 }
 
 void Linear::run_part(const Parts& parts, size_t task) const {
   const size_t row_part = task % parts.row_parts, inner = weights_.inner, columns = weights_.columns;
   const size_t first_row = row_part * parts.rows_of_a_part, rows = smaller(parts.rows_of_a_part, parts.rows - first_row);
   const size_t first = task / parts.row_parts * parts.columns_of_a_part, end = smaller(first + parts.columns_of_a_part, columns);
-  const size_t width = kernels_.block_columns;
-  const size_t blocks = divided_up(rows, kernels_.block_rows);
-  const size_t rows_of_a_block = divided_up(divided_up(rows, blocks), kernels_.row_step) * kernels_.row_step;
+  const size_t width = product_.block_columns;
+  const size_t blocks = divided_up(rows, product_.block_rows);
+  const size_t rows_of_a_block = divided_up(divided_up(rows, blocks), product_.row_step) * product_.row_step;
   const int8_t* packed = weights_.is_packed ? weights_.weights : packed_;
-  const uint8_t* q = parts.q + first_row * inner;
-  size_t row_bytes = inner;
-  if (inner % 2048 == 0 && rows > 4) {  // else rows of a block share their places in the first cache
-    if (uint8_t* copy = take_scratch(rows * (inner + 64))) {
-      row_bytes = inner + 64;
-      for (size_t r = 0; r < rows; r++) memcpy(copy + r * row_bytes, q + r * inner, inner);
-      q = copy;
-    }
+  const Rows given = rows_of(parts.x, first_row, rows);
+  if (!given.first) {
+    *parts.is_short_of_memory = true;
+    return;
   }
-  auto multiply = may_saturate_ ? kernels_.multiply_any : kernels_.multiply;
-  kernels_.begin();
+  auto multiply = may_saturate_ ? product_.multiply_any : product_.multiply;
+  product_.begin();
   alignas(64) int32_t sums[MAX_BLOCK_ROWS * MAX_BLOCK_COLUMNS];
   auto block = [&](size_t r, size_t c, const int8_t* next) {
     const size_t count = smaller(rows_of_a_block, rows - r), row = first_row + r;
     // The last block may have fewer panels: it then takes the first one again, and nobody reads those sums.
     const size_t panel_bytes = c / PANEL + width / PANEL <= panels_ ? panel_bytes_ : 0;
-    multiply({q + r * row_bytes, row_bytes, count, inner, packed + c / PANEL * panel_bytes_, panel_bytes, start_ + c, sums, next});
-    kernels_.finish({sums, width, count, smaller(width, columns - c), parts.scales + row, weights_.scales + c, weights_.bias + c,
+    multiply({given.first + r * given.bytes, given.bytes, count, inner, packed + c / PANEL * panel_bytes_, panel_bytes, start_ + c, sums, next});
+    const float *row_scales = bf16_ ? nullptr : parts.scales + row, *column_scales = bf16_ ? nullptr : weights_.scales + c;
+    product_.finish({sums, width, count, smaller(width, columns - c), row_scales, column_scales, weights_.bias + c,
                      weights_.is_gelu, parts.y + row * columns + c, columns});
   };
   auto normalize = [&](size_t r, size_t count) {
@@ -141,17 +164,25 @@ void Linear::run_part(const Parts& parts, size_t task) const {
         block(r, c, is_needed ? packed + (c / PANEL + width / PANEL + panel) * panel_bytes_ : nullptr);
       }
   }
-  kernels_.end();
+  product_.end();
   if (!weights_.gamma || (is_by_rows && is_whole)) return;
   // The thread that ends the last part of these rows normalizes them.
   if (is_whole || parts.finished[row_part].fetch_add(1) + 1 == parts.column_parts) normalize(first_row, rows);
+}
+
+Error read_row(const Node& node, size_t input, size_t columns, const float** row) {
+  Tensor tensor;
+  if (Error found = node.constant(input, &tensor)) return found;
+  if (!tensor.is({static_cast<int64_t>(columns)})) return error("input %zu of Linear must have %zu values", input, columns);
+  *row = tensor.as<float>();
+  return {};
 }
 
 namespace {
 
 class LinearKernel : public Kernel {
  public:
-  LinearKernel(const LinearKernels& kernels, const LinearWeights& weights) : linear_(kernels, weights) {}
+  LinearKernel(const InstructionSet& set, const LinearWeights& weights) : linear_(set, weights) {}
   bool is_ready() const { return linear_.is_ready(); }
 
   Error compute(const Call& call) override {
@@ -168,21 +199,13 @@ class LinearKernel : public Kernel {
       if (!residual.is(q.shape, q.rank)) return error("LinearNorm takes a residual of its result's shape");
     }
     if (Error found = call.output(0, q.shape, q.rank, &y)) return found;
-    linear_.run(q.as<uint8_t>(), scales.as<float>(), rows, residual.as<float>(), y.as<float>(), call.parallel());
+    linear_.run(q.data, scales.as<float>(), rows, residual.as<float>(), y.as<float>(), call.parallel());
     return {};
   }
 
  private:
   Linear linear_;
 };
-
-Error read_row(const Node& node, size_t input, size_t columns, const float** row) {
-  Tensor tensor;
-  if (Error found = node.constant(input, &tensor)) return found;
-  if (!tensor.is({static_cast<int64_t>(columns)})) return error("input %zu of Linear must have %zu values", input, columns);
-  *row = tensor.as<float>();
-  return {};
-}
 
 Error create_linear(const Node& node, Kernel** kernel, bool is_gelu, bool has_norm) {
   Tensor w;
@@ -205,7 +228,7 @@ Error create_linear(const Node& node, Kernel** kernel, bool is_gelu, bool has_no
     if (Error found = read_row(node, 6, weights.columns, &weights.gamma)) return found;
     if (Error found = read_row(node, 7, weights.columns, &weights.beta)) return found;
   }
-  LinearKernel* made = new (std::nothrow) LinearKernel(*chosen_instruction_set()->linear, weights);
+  LinearKernel* made = new (std::nothrow) LinearKernel(*chosen_instruction_set(), weights);
   *kernel = made;
   return made && made->is_ready() ? Error{} : error("no memory for a linear layer's weights");
 }

@@ -6,7 +6,7 @@ namespace cappy {
 
 const LinearKernels LINEAR_AMX_EMULATED = {
     Rows<Scalar>::quantize_row, Rows<Scalar>::rotate_row,
-    BLOCK, TILE, BLOCK, begin, end, multiply, multiply, Rows<Scalar>::finish, Rows<Scalar>::normalize,
+    {BLOCK, TILE, BLOCK, begin, end, multiply, multiply, Rows<Scalar>::finish}, Rows<Scalar>::normalize,
 };
 
 }  // namespace cappy

@@ -90,7 +90,7 @@ void multiply(const Block& b) { b.next ? multiply_rows<true>(b) : multiply_rows<
 
 const LinearKernels LINEAR_AVX512VNNI = {
     Rows<Avx512>::quantize_row, Rows<Avx512>::rotate_row,
-    ROWS, 1, PANELS* PANEL, nothing, nothing, multiply, multiply, Rows<Avx512>::finish, Rows<Avx512>::normalize,
+    {ROWS, 1, PANELS* PANEL, nothing, nothing, multiply, multiply, Rows<Avx512>::finish}, Rows<Avx512>::normalize,
 };
 
 }  // namespace cappy

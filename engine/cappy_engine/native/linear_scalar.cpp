@@ -17,7 +17,7 @@ void multiply(const Block& b) {
 
 const LinearKernels LINEAR_SCALAR = {
     Rows<Scalar>::quantize_row, Rows<Scalar>::rotate_row,
-    4, 1, PANEL, nothing, nothing, multiply, multiply, Rows<Scalar>::finish, Rows<Scalar>::normalize,
+    {4, 1, PANEL, nothing, nothing, multiply, multiply, Rows<Scalar>::finish}, Rows<Scalar>::normalize,
 };
 
 }  // namespace cappy

@@ -69,14 +69,26 @@ def linear(layer: Layer, rows: Bytes, scales: Floats, residual: Floats | None = 
     sums = (rows.astype(np.float64) - layer.zero_point) @ weights.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         result: Floats = sums.astype(np.float32) * layer.scales * scales + layer.bias
-        if layer.is_gelu:
-            result = gelu(result)
-        if layer.gamma is None or layer.beta is None or residual is None:
-            return result
-        added = (result + residual).astype(np.float64)
-        spread = np.sqrt(added.var(axis=1, keepdims=True) + layer.epsilon)
-        normed = (added - added.mean(axis=1, keepdims=True)) / spread * layer.gamma + layer.beta
-    return np.asarray(normed, np.float32)
+        return _finished(layer, result, residual)
+
+
+def bf16_linear(layer: Bf16Layer, x: Floats, residual: Floats | None = None) -> Floats:
+    """Run a linear layer of bfloat16 on `x` (rows, inner); returns (rows, columns)."""
+    rows, weights = bf16_values(bf16_bits(x)), bf16_values(unpack(layer.weights))
+    with np.errstate(invalid="ignore", over="ignore"):
+        result = (rows.astype(np.float64) @ weights.astype(np.float64) + layer.bias).astype(np.float32)
+        return _finished(layer, result, residual)
+
+
+def _finished(layer: Layer | Bf16Layer, result: Floats, residual: Floats | None) -> Floats:
+    """Take the Gelu of a product with its bias, or the layer norm of it and the residual, as the layer says."""
+    if layer.is_gelu:
+        result = gelu(result)
+    if layer.gamma is None or layer.beta is None or residual is None:
+        return result
+    added = (result + residual).astype(np.float64)
+    spread = np.sqrt(added.var(axis=1, keepdims=True) + layer.epsilon)
+    return np.asarray((added - added.mean(axis=1, keepdims=True)) / spread * layer.gamma + layer.beta, np.float32)
 
 
 def attention(packed: Floats, lengths: Ids, heads: int, window: int | None = None) -> Floats:

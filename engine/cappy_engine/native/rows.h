@@ -142,6 +142,18 @@ struct Rows {
     }
   }
 
+  template <bool IS_GELU>
+  static void activate_as(const Finish& f) {
+    const typename V::Gelu gelu;
+    for (size_t r = 0; r < f.rows; r++)
+      each(f.columns, [&](size_t i, size_t left) __attribute__((always_inline)) {
+        const F value = V::load_some(reinterpret_cast<const float*>(f.sums) + r * f.sums_stride + i, left);
+        V::store_some(f.y + r * f.y_stride + i, IS_GELU ? gelu(value) : value, left);
+      });
+  }
+
+  static void activate(const Finish& f) { f.is_gelu ? activate_as<true>(f) : activate_as<false>(f); }
+
   static void finish(const Finish& f) { f.is_gelu ? finish_as<true>(f) : finish_as<false>(f); }
 
   // Sums body(place, count) over a row, in four parts: an addition need not wait for the one before it.

@@ -4,6 +4,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "bf16.h"
+
 #if !defined(CAPPY_EMULATED_TILES)
 #include <immintrin.h>
 #endif
@@ -29,6 +31,7 @@ inline void release_tiles() { _tile_release(); }
 #define LOAD_TILE(tile, from, stride) _tile_loadd(tile, from, stride)
 #define STORE_TILE(tile, to, stride) _tile_stored(tile, to, stride)
 #define MULTIPLY_TILES(sums, unsigned_bytes, signed_bytes) _tile_dpbusd(sums, unsigned_bytes, signed_bytes)
+#define MULTIPLY_BF16_TILES(sums, left, right) _tile_dpbf16ps(sums, left, right)
 
 #else
 
@@ -62,9 +65,20 @@ inline void multiply_tiles(int sums, int left, int right) {
       memcpy(&tiles.data[sums][r][c * 4], &sum, 4);
     }
 }
+inline void multiply_bf16_tiles(int sums, int left, int right) {
+  for (int r = 0; r < tiles.sizes.rows[sums]; r++)
+    for (int c = 0; c < tiles.sizes.bytes[sums] / 4; c++) {
+      float sum;
+      memcpy(&sum, &tiles.data[sums][r][c * 4], 4);
+      for (int k = 0; k < tiles.sizes.bytes[left]; k += 2)
+        sum += widened(&tiles.data[left][r][k]) * widened(&tiles.data[right][k / 4][c * 4 + k % 4]);
+      memcpy(&tiles.data[sums][r][c * 4], &sum, 4);
+    }
+}
 #define LOAD_TILE(tile, from, stride) load_tile(tile, from, stride)
 #define STORE_TILE(tile, to, stride) store_tile(tile, to, stride)
 #define MULTIPLY_TILES(sums, unsigned_bytes, signed_bytes) multiply_tiles(sums, unsigned_bytes, signed_bytes)
+#define MULTIPLY_BF16_TILES(sums, left, right) multiply_bf16_tiles(sums, left, right)
 
 #endif
 

@@ -19,7 +19,13 @@ def library() -> NativeLibrary:
     return NativeLibrary(SOURCES / LIBRARY)
 
 
-@pytest.fixture(scope="session", params=["amx", "avx512", "avxvnni", "avx2", "scalar", "avxvnni_evex", "amx_emulated"])
+SETS = [
+    *("amx", "avx512bf16", "avx512", "avxvnni", "avx2"),
+    *("scalar", "avxvnni_evex", "avx512bf16_emulated", "amx_emulated"),
+]
+
+
+@pytest.fixture(scope="session", params=SETS)
 def instruction_set(request: pytest.FixtureRequest, library: NativeLibrary) -> str:
     """Name each instruction set that this processor can use, in turn."""
     if request.param not in library.instruction_sets:

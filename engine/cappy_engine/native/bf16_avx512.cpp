@@ -1,0 +1,71 @@
+// Products of bfloat16 weights with AVX-512, on processors that multiply floats only: weights are widened as they are read.
+#include <immintrin.h>
+
+#include "bf16.h"
+#include "rows.h"
+#include "vectors_avx512.h"
+
+namespace cappy {
+namespace {
+
+constexpr size_t ROWS = 12, PANELS = 2;
+constexpr size_t AHEAD = 1024;  // bytes of a panel between what is multiplied and what is brought into the first cache
+
+// R x 32 sums stay in registers. A step loads two vectors, each of two weights of 16 columns: the second is the upper half.
+template <size_t R>
+void block(const Block& b) {
+  __m512 sums[R][PANELS];
+  const float* start = reinterpret_cast<const float*>(b.start);
+#pragma GCC unroll 16
+  for (size_t r = 0; r < R; r++) {
+    sums[r][0] = _mm512_loadu_ps(start);
+    sums[r][1] = _mm512_loadu_ps(start + PANEL);
+  }
+  const size_t once = b.row_bytes / sizeof(float), twice = 2 * once, thrice = 3 * once;
+  const float *rows0 = reinterpret_cast<const float*>(b.rows), *rows4 = rows0 + 4 * once, *rows8 = rows4 + 4 * once;
+  const int8_t *first = b.panels, *second = first + b.panel_bytes, *next = b.next ? b.next : b.panels;
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+  auto row = [&](size_t r) __attribute__((always_inline)) {
+    return (r < 4 ? rows0 : r < 8 ? rows4 : rows8) + (r % 4 == 0 ? 0 : r % 4 == 1 ? once : r % 4 == 2 ? twice : thrice);
+  };
+  auto add = [&](size_t place, __m512i w0, __m512i w1) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (size_t r = 0; r < R; r++) {
+      const __m512 x = _mm512_set1_ps(row(r)[place]);
+      sums[r][0] = _mm512_fmadd_ps(x, _mm512_castsi512_ps(w0), sums[r][0]);
+      sums[r][1] = _mm512_fmadd_ps(x, _mm512_castsi512_ps(w1), sums[r][1]);
+    }
+  };
+  for (size_t left = b.inner / 2; left; left--) {
+    const __m512i w0 = _mm512_loadu_si512(first), w1 = _mm512_loadu_si512(second);
+    _mm_prefetch(first + AHEAD, _MM_HINT_T0);
+    _mm_prefetch(second + AHEAD, _MM_HINT_T0);
+    _mm_prefetch(next, _MM_HINT_T1);
+    add(0, _mm512_slli_epi32(w0, 16), _mm512_slli_epi32(w1, 16));
+    add(1, _mm512_and_si512(w0, upper), _mm512_and_si512(w1, upper));
+    rows0 += 2, rows4 += 2, rows8 += 2;
+    first += 64, second += 64, next += 64;
+  }
+  float* found = reinterpret_cast<float*>(b.sums);
+#pragma GCC unroll 16
+  for (size_t r = 0; r < R; r++) {
+    _mm512_storeu_ps(found + r * 2 * PANEL, sums[r][0]);
+    _mm512_storeu_ps(found + r * 2 * PANEL + PANEL, sums[r][1]);
+  }
+}
+
+void multiply(const Block& b) {
+  using Function = void (*)(const Block&);
+  static constexpr Function BLOCKS[ROWS] = {block<1>, block<2>, block<3>, block<4>,  block<5>,  block<6>,
+                                            block<7>, block<8>, block<9>, block<10>, block<11>, block<12>};
+  BLOCKS[b.count - 1](b);
+}
+
+}  // namespace
+
+const Bf16Kernels BF16_AVX512 = {
+    round_wide_row, sizeof(float),
+    {ROWS, 1, PANELS* PANEL, nothing, nothing, multiply, multiply, Rows<Avx512>::activate},
+};
+
+}  // namespace cappy
