@@ -138,7 +138,8 @@ others: .venv-others/ready
 
 bench/mini-bundle/manifest.json: .venv-test/ready
 	rm -rf bench/mini-bundle
-	$(TEST)/cappy export export/cappy_mini/checkpoint bench/mini-bundle --precision fp32 --precision fp16 --precision int8
+	$(TEST)/cappy export export/cappy_mini/checkpoint bench/mini-bundle --precision fp32 --precision fp16 --precision bf16 \
+		--precision int8
 
 bench: bench/mini-bundle/manifest.json
 	$(TEST)/cappy bench run --suite quick $(BENCH) --title cappy-mini --checkpoint export/cappy_mini/checkpoint \
@@ -155,7 +156,7 @@ bench/large/config.json: $(if $(GPU_READY),.venv-test/ready)
 FULL := bench/$(notdir $(CHECKPOINT))
 $(FULL)-bundle/manifest.json: $(if $(filter bench/large,$(CHECKPOINT)),bench/large/config.json)
 	rm -rf $(FULL)-bundle
-	$(TEST)/cappy export $(CHECKPOINT) $(FULL)-bundle --precision fp32 --precision int8
+	$(TEST)/cappy export $(CHECKPOINT) $(FULL)-bundle --precision fp32 --precision bf16 --precision int8
 
 bench-full: $(FULL)-bundle/manifest.json $(patsubst %,.venv-bench-%/ready,openvino llamacpp infinity node)
 	$(TEST)/cappy bench run --suite full --max-seconds 30 --title "cappy-large's size" --checkpoint $(CHECKPOINT) \

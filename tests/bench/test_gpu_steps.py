@@ -19,6 +19,7 @@ from cappy_bench.gpu.throughput import time_in_turns
 from cappy_bench.gpu.watching import FACTS, attention_kernels, gpu_facts, watched
 from cappy_engine import Scorer
 from cappy_engine.bundle import EMBEDDED, open_bundle
+from cappy_engine.cpu.kernels import find_kernels
 from cappy_engine.errors import DeviceUnavailable, ScoringError
 from cappy_engine.session import open_session
 from cappy_engine.tokenizer import PairTokenizer
@@ -151,7 +152,7 @@ def test_pairs_in_batches_of_rows_get_their_own_scores() -> None:
     with Scorer.open(EMBEDDED, device="cpu") as scorer:
         expected = scorer.score(pairs)
     tokenizer = PairTokenizer.from_file(EMBEDDED / "tokenizer.json", max_length=512)
-    session = open_session(open_bundle(EMBEDDED).model("int8"), threads=1)
+    session = open_session(open_bundle(EMBEDDED).model("int8"), threads=1, kernels=find_kernels().chosen)
     pad_token_id = open_bundle(EMBEDDED).manifest.pad_token_id
     found = score_in_rows(session, tokenizer, pairs, 2, pad_token_id=pad_token_id)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)

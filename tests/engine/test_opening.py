@@ -15,7 +15,7 @@ from cappy_engine.cpu.kernels import VARIABLE, find_kernels
 from cappy_engine.errors import BundleError, PrecisionUnavailable
 from cappy_engine.options import Mode, Precision
 from tests.support.bundles import copy_bundle, keep_precisions
-from tests.support.places import parity_pairs
+from tests.support.places import TINY_PRECISIONS, parity_pairs
 
 TOLERANCE = 1e-5
 FEW = parity_pairs()[::6]
@@ -36,7 +36,7 @@ def test_auto_takes_the_cpu_and_fp32_here_and_says_why(bundle: Path) -> None:
     assert info.padding == "removed"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", TINY_PRECISIONS)
 def test_what_is_asked_for_is_what_runs(bundle: Path, precision: Precision, tmp_path: Path) -> None:
     with Scorer.open(bundle, device="cpu", precision=precision, threads=1, max_batch_tokens=99) as opened:
         info = opened.info
@@ -45,7 +45,7 @@ def test_what_is_asked_for_is_what_runs(bundle: Path, precision: Precision, tmp_
     assert (info.precision, info.precision_reason) == (precision, "asked for")
     assert (info.threads, info.max_batch_tokens) == (1, 99)
     copy = copy_bundle(tmp_path / "copy")  # in which no other model can run
-    for other in set(MODEL_FILES) - {precision}:
+    for other in {*TINY_PRECISIONS} - {precision}:
         (copy / MODEL_FILES[other]).write_bytes(b"\0" * (copy / MODEL_FILES[other]).stat().st_size)
     with Scorer.open(copy, device="cpu", precision=precision, threads=1, max_batch_tokens=99) as opened:
         np.testing.assert_array_equal(opened.score(FEW), scores)

@@ -26,7 +26,7 @@ from cappy_engine.storage import sha256_of
 from cappy_engine.testing import FakeSession, fake_scorer
 from tests.support.bundles import change_manifest, copy_bundle, keep_targets, with_value
 from tests.support.onnx_files import write_external_model
-from tests.support.places import TINY
+from tests.support.places import TINY, TINY_PRECISIONS
 
 PAIRS = [("Is the sky blue?", f"I would say so{' indeed' * count}.") for count in range(40)]
 """Several batches, which two threads share."""
@@ -49,7 +49,7 @@ def opened(path: Path | str) -> Scorer:
 
 
 def replace_by_another(folder: Path) -> None:
-    for name in MODEL_FILES.values():
+    for name in (MODEL_FILES[precision] for precision in TINY_PRECISIONS):
         content = bytearray((folder / name).read_bytes())
         content[-1] ^= 1
         (folder / name).unlink()

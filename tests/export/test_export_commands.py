@@ -13,7 +13,7 @@ from cappy_engine.cli.main import main
     ("arguments", "status", "problem"),
     [
         ("export checkpoint", 2, "Missing argument 'BUNDLE'"),
-        ("export checkpoint OUT --precision fp64", 2, "'fp64' is not one of 'fp32', 'fp16', 'int8'"),
+        ("export checkpoint OUT --precision fp64", 2, "'fp64' is not one of 'fp32', 'fp16', 'bf16', 'int8'"),
         ("export checkpoint OUT --precision fp32,int8", 2, "repeat the option: --precision fp32 --precision int8"),
         ("export checkpoint OUT --precision fp32 int8", 2, "for each value: --precision ... --precision int8"),
         ("export checkpoint OUT --max-length -3", 2, "'--max-length': -3 is not in the range x>=1"),

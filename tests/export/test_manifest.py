@@ -16,7 +16,7 @@ from cappy_export.proof.limits import LIMITS
 def test_the_manifest_tells_all(bundle: Path, checkpoint: Path) -> None:
     document = json.loads((bundle / "manifest.json").read_text())
     assert document["schema_version"] == 1
-    assert document["precisions"] == ["fp32", "fp16", "int8"]
+    assert document["precisions"] == ["fp32", "fp16", "bf16", "int8"]
     assert document["source"]["name"] == checkpoint.name
     assert document["source"]["format"] == "safetensors"
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(document["source"]["files"])

@@ -38,6 +38,7 @@ def test_an_int8_file_carries_the_function_of_every_operator_and_what_it_says(bu
     assert {name: graph["operators"] for name, graph in graphs.items()} == {
         "fp32": ["Attention", "FirstAttention"],
         "fp16": [],
+        "bf16": ["Attention", "Bf16Linear", "Bf16LinearGelu", "Bf16LinearNorm", "FirstAttention"],
         "int8": sorted(used),
     }
 

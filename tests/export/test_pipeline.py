@@ -92,17 +92,18 @@ def test_a_smaller_max_length_is_kept_in_the_bundle(checkpoint: Path, tmp_path: 
     assert json.loads((tmp_path / "bundle" / "tokenizer_config.json").read_text())["model_max_length"] == 64
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_a_perturbed_weight_is_a_parity_error_and_leaves_nothing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     """Break each converter on purpose, as a wrong export would."""
-    name = {"fp32": "build_graph", "fp16": "convert_to_half", "int8": "quantize"}[precision]
+    names = {"fp32": "build_graph", "fp16": "convert_to_half", "bf16": "convert_to_bf16", "int8": "quantize"}
+    name = names[precision]
     right = getattr(cpu_models, name)
 
     def wrong(source: Any, path: Path, *others: Any, **options: Any) -> Any:
         facts = right(source, path, *others, **options)
-        if precision == "int8":
+        if precision in ("bf16", "int8"):
             right(_perturbed(source), path)
         else:
             perturb(path, 0.05)
@@ -179,7 +180,7 @@ def test_verify_repeats_the_proof(checkpoint: Path, bundle: Path) -> None:
     parity = verify(bundle, checkpoint, say=said.append)
     recorded = json.loads((bundle / "manifest.json").read_text())["parity"]
     assert parity["pairs"] == recorded["pairs"]
-    for precision in ("fp32", "fp16", "int8"):
+    for precision in ("fp32", "fp16", "bf16", "int8"):
         assert parity["precisions"][precision]["max_error"] == pytest.approx(
             recorded["precisions"][precision]["max_error"], abs=1e-6
         )

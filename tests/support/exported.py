@@ -43,10 +43,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the bundle of `checkpoint` in fp32, fp16 and int8. It is read-only: copy it to break it."""
+    """Give the bundle of `checkpoint` in fp32, fp16, bf16 and int8. It is read-only: copy it to break it."""
 
     def make(folder: Path) -> None:
-        export(checkpoint, folder, ExportOptions(precisions=("fp32", "fp16", "int8")))
+        export(checkpoint, folder, ExportOptions(precisions=("fp32", "fp16", "bf16", "int8")))
 
     return made_once(tmp_path_factory, "tiny-exported", make)
 

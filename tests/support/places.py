@@ -6,15 +6,20 @@ import gzip
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from cappy_engine.options import Precision
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / "export" / "cappy_mini" / "checkpoint"
 """The checkpoint of cappy-mini: small, with really trained weights."""
 TINY = ROOT / "tests" / "support" / "tiny-bundle"
-"""A bundle of random weights, in every precision for every device. Read-only; `make_tiny_bundle.py` made it."""
+"""A bundle of random weights, for every device. Read-only; `make_tiny_bundle.py` made it."""
+TINY_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+"""The CPU's precisions in it: it is older than bf16."""
 DATA = Path(os.environ.get("CAPPY_DATA", ROOT.parent / "shared" / "data"))
 """Real data, where present: the genuine RoBERTa tokenizer and PromptSource pairs."""
 

@@ -50,6 +50,7 @@ OPENVINO = (
 SPECS = (
     Spec("cappy", OURS, "fp32", "Scorer, default settings", ("onnxruntime", "tokenizers"), can_pad=False),
     Spec("cappy-fp16", OURS, "fp16", "Scorer, default settings", ("onnxruntime", "tokenizers"), can_pad=False),
+    Spec("cappy-bf16", OURS, "bf16", "Scorer, default settings", ("onnxruntime", "tokenizers"), can_pad=False),
     Spec("cappy-int8", OURS, "int8", "Scorer, default settings", ("onnxruntime", "tokenizers"), can_pad=False),
     Spec("torch", "torch_eager", "fp32", f"eager, SDPA; {SORTED}", ("torch", "transformers")),
     Spec("torch-compile", "torch_compile", "fp32", f"inductor, dynamic shapes; {SORTED}", ("torch", "transformers")),

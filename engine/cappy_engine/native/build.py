@@ -25,8 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent
-LIBRARY = "libcappy_kernels.so"
-NOTE = "build.json"
+LIBRARY, NOTE = "libcappy_kernels.so", "build.json"
 FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-ffp-contract=off"),
     *("-Wall", "-Wextra", "-Wno-missing-field-initializers"),

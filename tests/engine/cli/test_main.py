@@ -60,7 +60,7 @@ def test_python_m_is_cappy() -> None:
         "train",
         "--verbose",
         "score",
-        "score pairs.jsonl --bundle b --precision bf16",
+        "score pairs.jsonl --bundle b --precision tf32",
         "score pairs.jsonl --bundle b --device gpu",
         "score pairs.jsonl --bundle b --threads 0",
         "score pairs.jsonl --bundle b --threads two",
