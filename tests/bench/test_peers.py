@@ -128,7 +128,8 @@ def test_batches_side_by_side_give_each_pair_its_own_score(at_once: int, tmp_pat
     def run(inputs: Inputs) -> Scores:
         threads.add(threading.get_ident())
         time.sleep(0.001 * inputs["input_ids"].shape[1] / 10)
-        return (inputs["input_ids"] * inputs["attention_mask"]).sum(axis=1).astype(np.float32)
+        sums: Scores = (inputs["input_ids"] * inputs["attention_mask"]).sum(axis=1).astype(np.float32)
+        return sums
 
     runner = Batched(Model(EMBEDDED, tmp_path, 1), run, pad_token_id=1, batch_tokens=64, at_once=at_once)
     pairs = [(f"word {'and so on ' * (place % 7)}", str(place)) for place in range(60)]

@@ -102,11 +102,10 @@ def test_a_perturbed_weight_is_a_parity_error_and_leaves_nothing(
     right = getattr(cpu_models, name)
 
     def wrong(source: Any, path: Path, *others: Any, **options: Any) -> Any:
-        facts = right(source, path, *others, **options)
         if precision in ("bf16", "int8"):
-            right(_perturbed(source), path)
-        else:
-            perturb(path, 0.05)
+            return right(_perturbed(source), path, *others, **options)
+        facts = right(source, path, *others, **options)
+        perturb(path, 0.05)
         return facts
 
     def _perturbed(path: Path) -> Path:

@@ -46,10 +46,8 @@ class Rotation:
     block: int
 
 
-GELU_MINIMUM = 0.17
-"""A bound of Gelu's smallest value, -0.16997."""
-AFTER_GELU = Rounding(zero_point=16, steps=239, least=GELU_MINIMUM * 239 / 16, is_signed=False)
-"""How activations after Gelu are rounded: it gives few negative values, so that most steps are left for the others."""
+AFTER_GELU = Rounding(zero_point=16, steps=239, least=0.17 * 239 / 16, is_signed=False)
+"""How activations after Gelu are rounded: few are negative, at least -0.17, so most steps are left for the others."""
 
 PANEL = 16
 """Columns of weights that lie together: those of one vector of 32-bit sums."""

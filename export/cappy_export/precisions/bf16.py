@@ -46,7 +46,7 @@ def convert_to_bf16(source: Path, out: Path) -> dict[str, Any]:
     kept = products_with_weights(out)
     if not rewriter.counts:
         raise GraphError(f"no matrix product could be converted to bf16; there are {', '.join(kept) or 'none'}")
-    tables = quantize_embeddings(out, np.float16)
+    tables = quantize_embeddings(out, 16)
     check_graph(out)
     return {"method": METHOD, "converted": {**rewriter.counts, "embeddings": tables}, "products_in_fp32": kept}
 

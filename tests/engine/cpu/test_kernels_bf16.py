@@ -80,9 +80,9 @@ def test_a_value_is_rounded_half_to_even(
     ones = np.zeros((2, 16), np.float32)
     ones[0] = 1
     layer = Bf16Layer(reference.pack(reference.bf16_bits(ones), BF16_GROUP), np.zeros(16, np.float32))
-    found = library.bf16_linear(instruction_set, layer, np.float32([[value, 0]]))
+    found = library.bf16_linear(instruction_set, layer, np.array([[value, 0]], np.float32))
     assert found.tolist() == [[rounded] * 16]
-    assert reference.bf16_values(reference.bf16_bits(np.float32([value]))).tolist() == [rounded]
+    assert reference.bf16_values(reference.bf16_bits(np.array([value], np.float32))).tolist() == [rounded]
 
 
 def test_a_set_that_multiplies_bf16_wrongly_is_not_used(
