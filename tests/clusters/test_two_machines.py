@@ -1,10 +1,9 @@
-"""Two network namespaces are two machines for Ray: each has an address, processes and a bundle of its own."""
+"""Two network namespaces are two machines for Ray: each has an address, processes and a temporary folder of its own."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -14,9 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cappy_engine.bundle import EMBEDDED
 from tests.clusters.conftest import CAPPY, FILES, ROWS, STARTS, check_same, children_of, command, done_in, kill_when
-from tests.support.places import TINY
 
 pytestmark = pytest.mark.slow
 ADDRESSES = ("10.213.7.1", "10.213.7.2")
@@ -83,17 +80,12 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machine
 
 
 def _started(head: Machine, other: Machine, folder: Path) -> Iterator[tuple[Machine, Machine]]:
-    """Start Ray; the other machine has a folder of its own where the head has Ray's.
-
-    Both have another bundle where the driver has `bundle`: whichever scores first is named.
-    """
+    """Start Ray; the other machine has a folder of its own where the head has Ray's."""
     ray, own = CAPPY.with_name("ray"), folder / "own"
     temporary = Path("/tmp", f"cappy-ray-{os.getpid()}")
     temporary.mkdir()
     own.mkdir()
-    bundle = folder / "bundle"
-    shutil.copytree(EMBEDDED, bundle)
-    start = f"mount --bind {TINY} {bundle}; exec {ray} start --num-cpus 1 --disable-usage-stats"
+    start = f"exec {ray} start --num-cpus 1 --disable-usage-stats"
     at_head = f"--head --port {PORT} --include-dashboard=false --temp-dir {temporary}"
     try:
         head.start(f"{start} {at_head} --node-ip-address {head.address}")
@@ -122,17 +114,3 @@ def test_two_machines_score_what_one_does_and_nothing_is_lost_with_a_worker_of_t
     assert not Path(f"/proc/{killed}").exists()
     assert f"{ROWS * FILES} pairs scored" in told
     check_same(samples, out, local)
-
-
-def test_a_machine_with_another_bundle_at_the_same_path_is_named(
-    machines: tuple[Machine, Machine], samples: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    head, _ = machines
-    bundle = next(tmp_path_factory.getbasetemp().glob("ray[0-9]*/bundle"))
-    arguments = ("score", samples, "-o", tmp_path / "scored", "--bundle", bundle, "--ray", f"{head.address}:{PORT}")
-    job = command(*arguments, into=head.into)
-    _, told = job.communicate(timeout=300)
-    assert job.returncode == 1, told
-    named = "|".join(re.escape(machine.address) for machine in machines)
-    assert re.search(rf"node \S+ \(({named})\) has another bundle at {bundle}: the digest of its manifest is", told)
-    assert "Traceback" not in told
