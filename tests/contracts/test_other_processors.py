@@ -20,7 +20,17 @@ from cappy_engine.cpu.built import why_no_library
 from cappy_engine.cpu.kernels import self_test
 from cappy_engine.native import build as native
 from cappy_engine.native import reference
-from cappy_engine.native.library import AFTER_GELU, Bytes, Floats, Ids, Layer, NativeLibrary, Rotation, Rounding
+from cappy_engine.native.library import (
+    AFTER_GELU,
+    Bf16Layer,
+    Bytes,
+    Floats,
+    Ids,
+    Layer,
+    NativeLibrary,
+    Rotation,
+    Rounding,
+)
 from tests.support.places import ROOT
 
 pytestmark = pytest.mark.slow
@@ -56,6 +66,12 @@ class LibraryInAProgram(NativeLibrary):
         arrays = (rows, scales, layer.weights, layer.scales, layer.bias, residual, layer.gamma, layer.beta)
         found = self._run("linear", instruction_set, *shape, layer.zero_point, *how, arrays=arrays)
         return np.frombuffer(found, np.float32).reshape(shape[0], shape[2])
+
+    def bf16_linear(self, instruction_set: str, layer: Bf16Layer, x: Floats, residual: Floats | None = None) -> Floats:
+        how = (*x.shape, len(layer.bias), int(layer.is_gelu), int(layer.gamma is not None), layer.epsilon)
+        arrays = (x, layer.weights, layer.bias, residual, layer.gamma, layer.beta)
+        found = self._run("bf16", instruction_set, *how, arrays=arrays)
+        return np.frombuffer(found, np.float32).reshape(len(x), -1)
 
     def attention(
         self, instruction_set: str, packed: Floats, lengths: Ids, heads: int, window: int | None = None

@@ -5,6 +5,8 @@
 //   run_kernels LIBRARY quantize SET ROWS COLUMNS BLOCK ZERO_POINT STEPS LEAST IS_SIGNED  < x [factors offsets] > q scales
 //   run_kernels LIBRARY linear SET ROWS INNER COLUMNS ZERO_POINT IS_GELU HAS_NORM IS_PACKED EPSILON
 //       < q scales weights scales bias [residual gamma beta]                                               > y
+//   run_kernels LIBRARY bf16 SET ROWS INNER COLUMNS IS_GELU HAS_NORM EPSILON
+//       < x weights bias [residual gamma beta]                                                             > y
 //   run_kernels LIBRARY attention SET IS_FIRST HEADS HEAD_SIZE WINDOW LENGTH...     < [queries] packed     > y
 #include <dlfcn.h>
 #include <stdio.h>
@@ -51,7 +53,7 @@ int main(int count, char** words) {
   auto is = [&](int least, const char* what) { return count >= least && !strcmp(words[2], what); };
   void* library = count > 2 ? dlopen(words[1], RTLD_NOW) : nullptr;
   if (!library) {
-    fprintf(stderr, "%s\n", count > 2 ? dlerror() : "which library, and sets, quantize, linear or attention?");
+    fprintf(stderr, "%s\n", count > 2 ? dlerror() : "which library, and sets, quantize, linear, bf16 or attention?");
     return 2;
   }
   if (is(3, "sets")) {
@@ -88,6 +90,25 @@ int main(int count, char** words) {
     write(y, results);
     return 0;
   }
+  if (is(10, "bf16")) {
+    size_t rows = whole(4), inner = whole(5), columns = whole(6), norm = whole(8) ? columns : 0;
+    auto x = read<float>(rows * inner);
+    cappy::LinearWeights linear = {};
+    linear.weights = read<int8_t>(2 * inner * columns);
+    linear.bias = read<float>(columns);
+    auto residual = read<float>(rows * norm), gamma = read<float>(norm), beta = read<float>(norm);
+    if (norm) linear.gamma = gamma, linear.beta = beta;
+    linear.inner = inner;
+    linear.columns = columns;
+    linear.is_gelu = whole(7) != 0;
+    linear.is_packed = linear.is_bf16 = true;
+    linear.epsilon = number(9);
+    auto y = room<float>(rows * columns);
+    auto run = find<const char*, const cappy::LinearWeights*, const void*, const float*, int64_t, const float*, float*>(library, "cappy_linear");
+    if (!run(words[3], &linear, x, nullptr, rows, norm ? residual : nullptr, y)) return 1;
+    write(y, rows * columns);
+    return 0;
+  }
   if (is(12, "linear")) {
     size_t rows = whole(4), inner = whole(5), columns = whole(6), norm = whole(9) ? columns : 0;
     auto q = read<uint8_t>(rows * inner);
@@ -105,11 +126,11 @@ int main(int count, char** words) {
     linear.is_packed = whole(10) != 0;
     linear.epsilon = number(11);
     auto y = room<float>(rows * columns);
-    auto run = find<const char*, const cappy::LinearWeights*, const uint8_t*, const float*, int64_t, const float*, float*>(library, "cappy_linear");
+    auto run = find<const char*, const cappy::LinearWeights*, const void*, const float*, int64_t, const float*, float*>(library, "cappy_linear");
     if (!run(words[3], &linear, q, scales, rows, norm ? residual : nullptr, y)) return 1;
     write(y, rows * columns);
     return 0;
   }
-  fputs("which function: sets, quantize, linear or attention, with the words that the source lists?\n", stderr);
+  fputs("which function: sets, quantize, linear, bf16 or attention, with the words that the source lists?\n", stderr);
   return 2;
 }
