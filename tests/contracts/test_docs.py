@@ -31,6 +31,7 @@ NOT_RUN = {
     "make ": "makes environments of its own, and measures for minutes to an hour",
     "pip install": "the environment of the tests stays as it is",
     "nvidia-smi ": "needs a GPU",
+    "python3 -m cappy_engine ": "needs a GPU",
     "podman ": "needs a container engine and a registry",
     "cappy bench run --bundle ": "measures every tool, for minutes",
     "cappy bench serve": "measures for minutes",
