@@ -20,7 +20,9 @@ FILES = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_quantiz
 
 
 @pytest.mark.parametrize("precision", FILES)
-def test_optimum_gives_our_scores(bundle: Path, precision: Precision) -> None:
+def test_optimum_gives_our_scores(bundle: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ours are without kernels: with them, a last bit of a scale moves the rounding of values between two steps."""
+    monkeypatch.setenv("CAPPY_KERNELS", "none")
     model = ORTModelForSequenceClassification.from_pretrained(bundle, subfolder="onnx", file_name=FILES[precision])
     tokenizer = AutoTokenizer.from_pretrained(bundle)
     found = [
