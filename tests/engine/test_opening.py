@@ -92,5 +92,7 @@ def test_kernels_that_are_switched_off_leave_the_functions_which_score_the_same_
             assert opened.info.kernels == find_kernels().told
             assert f"kernels for int8 on the CPU: {find_kernels().told}" in caplog.text
             found[asked] = opened.score(FEW)
-    assert "CPU: none: they were switched off by CAPPY_KERNELS=none (int8 takes about twice as long" in caplog.text
+    assert (
+        "CPU: none: they were switched off by CAPPY_KERNELS=none (int8 takes two to three times as long" in caplog.text
+    )
     np.testing.assert_allclose(found["auto"], found["none"], atol=0.05)

@@ -1,6 +1,6 @@
 """Watches a GPU while something runs, through nvidia-smi, and reads which attention kernels ONNX Runtime took.
 
-Where there is no nvidia-smi nothing is seen, and that is no error. Changes no setting of a GPU.
+Without nvidia-smi the result is empty; that is not an error. No setting of a GPU is changed.
 """
 
 from __future__ import annotations

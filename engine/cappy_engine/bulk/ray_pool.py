@@ -159,7 +159,7 @@ def connected(ray: Any, address: str) -> Iterator[None]:
         >>> with connected(ray, "auto"):
         ...     nodes = ray.nodes()
 
-    Raises CappyError where there is no cluster.
+    Raises CappyError if no cluster answers.
     """
     if ray.is_initialized():
         yield

@@ -51,7 +51,7 @@ class Target:
 class Run:
     """An open run; `open_run` makes one. `marked` is what was marked last, empty in a new run.
 
-    `settings` are those that it goes on with only. `make` makes the complete file, where that is not the partial one.
+    A run goes on only with the same `settings`. `make` makes the complete file of the partial one, if they differ.
     """
 
     growing: Growing

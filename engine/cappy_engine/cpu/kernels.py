@@ -51,7 +51,7 @@ LENGTHS, HEAD_SIZES, WINDOW = (1, 7, 33, 61), (32, 64), 5
 LONG = 513
 """The length of a pair whose keys come in two blocks, and its queries in tasks."""
 NO_OPERATORS = "the model has none of their operators"
-COST = "int8 takes about twice as long without them"
+COST = "int8 takes two to three times as long without them"
 CLOSE = 1e-5
 """How near floats after a Gelu or a layer norm must be to numpy's, relative to the largest."""
 

@@ -60,7 +60,7 @@ class Trained:
     def save(self, folder: Path, number: int, place: Mapping[str, Any]) -> None:
         """Save the state after step `number`; the one before is removed only when this one is complete.
 
-        `place` says where in the data the next step is. Raises AdaptError if there is no room.
+        `place` is the next step's place in the data. Raises AdaptError if the disk is full.
         """
         if self.accelerator.is_main_process:
             before = state.states(folder)

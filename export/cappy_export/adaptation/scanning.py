@@ -1,4 +1,4 @@
-"""Read all examples once before training: check and count them, and choose those that are held out.
+"""Read all examples once before training: check them, count them, and choose which are held out.
 
 Constant memory: of the instructions only those with the smallest numbers are kept, and their examples are held out.
 Several processes share the shards.
@@ -89,7 +89,7 @@ def choose(parts: Sequence[Counted], fraction: float, *, source: str) -> Scan:
     >>> scan = choose([found], 0.02, source="train.jsonl")
 
     The number of instructions is exact up to MOST_HELD_OUT, and else estimated by how close the smallest numbers are.
-    Raises AdaptError if there are no examples, or none would be left to train on.
+    Raises AdaptError without examples, and if holding out leaves none to train on.
     """
     shards = dict(sorted(each for part in parts for each in part.shards.items()))
     rows = sum(count for count, _ in shards.values())

@@ -111,7 +111,7 @@ class LabelTask:
 
 
 def paths_of(source: str | Path) -> list[Path]:
-    """List the paths that fit a pattern such as `rows-*.jsonl`; what exists, or is no pattern, stands for itself.
+    """List the paths that fit a pattern such as `rows-*.jsonl`. What exists is taken as it is.
 
     >>> paths_of("docs/examples/train.jsonl")
     [PosixPath('docs/examples/train.jsonl')]

@@ -22,7 +22,7 @@ from cappy_engine.native.reference import bf16_bits, pack
 from cappy_export.graphs.files import check_graph, save
 from cappy_export.graphs.operators import DOMAIN, with_functions
 from cappy_export.precisions.embeddings import quantize_embeddings
-from cappy_export.precisions.float_graph import FloatGraph, joined_with, multi_head, with_subgraphs
+from cappy_export.precisions.float_graph import FloatGraph, joined_with, multi_head, put_nodes
 from cappy_export.precisions.int8 import products_with_weights
 from cappy_export.precisions.rounding import Floats
 
@@ -73,13 +73,7 @@ class _Rewriter:
 
     def finish(self) -> None:
         """Put the new nodes and constants into the model; take out weights that nobody reads."""
-        graph = self._model.graph
-        del graph.node[:]
-        graph.node.extend(self._nodes)
-        graph.initializer.extend(self._constants.values())
-        read = {name for node in with_subgraphs(graph) for name in node.input}
-        for entry in [entry for entry in graph.initializer if entry.name not in read]:
-            graph.initializer.remove(entry)
+        put_nodes(self._model, self._nodes, self._constants.values())
         with_functions(self._model)
 
     def _is_replaced(self, node: onnx.NodeProto) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -127,6 +127,20 @@ def multi_head(attention: onnx.NodeProto, parts: Sequence[str]) -> onnx.NodeProt
     inputs = [*parts, bias, mask, attention_bias]
     name = "MultiHeadAttention"
     return helper.make_node(name, inputs, [attention.output[0]], attention.name, domain=MICROSOFT, **known)
+
+
+def put_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], added: Iterable[onnx.TensorProto]) -> None:
+    """Put nodes in the place of a model's own, and `added` weights beside its own; take out those that nobody reads.
+
+    >>> put_nodes(model, model.graph.node, [])
+    """
+    graph, kept = model.graph, list(nodes)
+    del graph.node[:]
+    graph.node.extend(kept)
+    graph.initializer.extend(added)
+    read = {name for node in with_subgraphs(graph) for name in node.input}
+    for entry in [entry for entry in graph.initializer if entry.name not in read]:
+        graph.initializer.remove(entry)
 
 
 def with_subgraphs(graph: onnx.GraphProto) -> list[onnx.NodeProto]:

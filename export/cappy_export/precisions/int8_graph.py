@@ -20,7 +20,7 @@ from cappy_engine.native.reference import pack
 from cappy_export.graphs.operators import DOMAIN, with_functions
 from cappy_export.graphs.writer import MICROSOFT
 from cappy_export.precisions.calibration import Activations
-from cappy_export.precisions.float_graph import FloatGraph, joined_with, multi_head, with_subgraphs
+from cappy_export.precisions.float_graph import FloatGraph, joined_with, multi_head, put_nodes
 from cappy_export.precisions.rotation import Rotation, rotation_for
 from cappy_export.precisions.rounding import Floats, Int8, compensate_weights, quantize_weights
 
@@ -103,13 +103,7 @@ class Rewriter:
 
     def finish(self) -> None:
         """Put the new nodes and constants into the model; take out weights that nobody reads."""
-        graph = self._model.graph
-        del graph.node[:]
-        graph.node.extend(self._nodes)
-        graph.initializer.extend(self._constants.values())
-        read = {name for node in with_subgraphs(graph) for name in node.input}
-        for entry in [entry for entry in graph.initializer if entry.name not in read]:
-            graph.initializer.remove(entry)
+        put_nodes(self._model, self._nodes, self._constants.values())
         if all(entry.domain != MICROSOFT for entry in self._model.opset_import):
             self._model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
         with_functions(self._model)

@@ -82,7 +82,7 @@ def test_the_doctor_is_short_about_gpus_that_nobody_asked_for(
             Kernels(None, "", "ziglang is not installed"),
             [
                 "none: ziglang is not installed",
-                "int8 takes about twice as long without them; docs/deployment.md, Kernels, says how to get them",
+                "int8 takes two to three times as long without them; docs/deployment.md, Kernels, says how to get them",
             ],
         ),
     ],

@@ -28,7 +28,7 @@ MODEL = ROOT / "tests" / "support" / "kernels.onnx"
 """Four operators in a row, written by make_kernels_model.py, which has the weights' seed too."""
 
 
-UNUSED = "the kernels are there but are not used, and int8 takes about twice as long without them"
+UNUSED = "the kernels are there but are not used, and int8 takes two to three times as long without them"
 
 
 @pytest.fixture(autouse=True)
