@@ -47,7 +47,7 @@ from cappy_engine.gpu.start import NO_TF32
 from cappy_engine.storage import write_json
 
 SCHEMA = 1
-GROUPS = ("open", "attention", "throughput", "parity", "questions", "drill")
+GROUPS = ("open", "attention", "throughput", "parity", "profile", "questions", "drill")
 NOT_ASKED = "not asked for (--only)"
 NOT_EXPORTED = "not asked for: the bundle has no model for it"
 Entry = dict[str, Any]

@@ -11,21 +11,20 @@ Each contestant has a process of its own, and so the whole memory. Knows nothing
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import count
 
 import numpy as np
 
 from cappy_bench.gpu.plan import Check, CheckFailed
 from cappy_bench.gpu.results import Figures, make_cell
-from cappy_bench.gpu.throughput import read_texts, tokenizer_of
+from cappy_bench.gpu.throughput import read_texts, score_in_rows, tokenizer_of
 from cappy_bench.peers.peer import Pair
 from cappy_bench.peers.process import in_short
 from cappy_bench.shapes import read_shape
 from cappy_bench.speed.texts import read_pairs_file
 from cappy_bench.speed.workloads import Pool, question_lengths
-from cappy_engine.batching import Batch, Scores, model_inputs
-from cappy_engine.session import Session
+from cappy_engine.batching import Scores
 from cappy_engine.tokenizer import PairTokenizer
 
 FIRST_ROWS = 8
@@ -85,23 +84,6 @@ def time_doubling(
         if rows >= most:
             return found, f"all pairs are one batch of {most}"
     raise AssertionError("the sizes do not end")
-
-
-def score_in_rows(
-    session: Session, tokenizer: PairTokenizer, pairs: Sequence[Pair], rows: int, *, pad_token_id: int
-) -> Scores:
-    """Score `pairs` in batches of `rows`, the longest pairs first, each batch padded to its longest.
-
-    >>> score_in_rows(session, tokenizer, [("Is the sky blue?", "Yes")], 8, pad_token_id=1).shape
-    (1,)
-    """
-    encoded = tokenizer.encode(pairs)
-    order = np.argsort(-encoded.lengths, kind="stable")
-    scores = np.empty(len(pairs), np.float32)
-    for start in range(0, len(order), rows):
-        batch = Batch(order[start : start + rows], int(encoded.lengths[order[start]]))
-        scores[batch.rows] = session.run(model_inputs(encoded, batch, pad_token_id=pad_token_id))
-    return scores
 
 
 def question_pairs(check: Check, tokenizer: PairTokenizer) -> tuple[list[Pair], str]:

@@ -18,7 +18,10 @@ Entry = Mapping[str, Any]
 
 OURS = ("cuda fp16", "tensorrt fp16", "tensorrt int8")
 TORCH = ("pytorch fp16", "pytorch bf16")
-CONTESTANTS = (*OURS, *TORCH)
+USUAL_ROWS = 32
+"""What sentence-transformers' CrossEncoder puts into a batch unless it is told otherwise."""
+IN_USUAL_ROWS = f", {USUAL_ROWS} a batch"
+CONTESTANTS = (*OURS, *TORCH, *(f"{name}{IN_USUAL_ROWS}" for name in TORCH))
 ON_CUDA = ("cuda fp16", *TORCH)
 """The contestants of the steps that need no TensorRT."""
 DEMOBERT = "NVIDIA's demoBERT (TensorRT), BERT-large, A100-40GB"

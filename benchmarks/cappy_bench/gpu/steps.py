@@ -17,6 +17,7 @@ import numpy as np
 from cappy_bench.gpu.attention import measure_attention, run_attention
 from cappy_bench.gpu.host import Environment, scorer_of
 from cappy_bench.gpu.plan import Check, CheckFailed, Step
+from cappy_bench.gpu.profile import profile_batches
 from cappy_bench.gpu.questions import measure_questions
 from cappy_bench.gpu.results import ON_CUDA, OURS, Figures
 from cappy_bench.gpu.throughput import measure_length, measure_mixed
@@ -48,6 +49,7 @@ def measuring_steps(buckets: Sequence[int]) -> list[Step]:
         Step("parity/reference", "cuda", score_reference),
         *(_parity_step("cuda", precision) for precision in FLOATS),
         Step(f"throughput/cuda/{shortest}", "cuda", partial(measure_length, length=shortest, names=ON_CUDA)),
+        *(_profile_step(name) for name in ON_CUDA[:2]),
         *(_questions_step(name) for name in ON_CUDA),
         Step("attention/speed", "cuda", measure_attention),
         *(
@@ -81,6 +83,10 @@ def _parity_step(device: str, precision: str) -> Step:
     environment = _environment(precision) if device == "tensorrt" else {}
     run = partial(measure_parity, device=device, precision=precision)
     return Step(f"parity/{device}/{precision}", needed, run, environment)
+
+
+def _profile_step(name: str) -> Step:
+    return Step(f"profile/{name.replace(' ', '-')}", "cuda", partial(profile_batches, name=name))
 
 
 def _questions_step(name: str) -> Step:

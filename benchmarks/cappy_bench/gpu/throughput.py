@@ -10,13 +10,13 @@ import numpy as np
 
 from cappy_bench.gpu.host import scorer_of
 from cappy_bench.gpu.plan import Check, CheckFailed
-from cappy_bench.gpu.results import Figures, make_cell
+from cappy_bench.gpu.results import IN_USUAL_ROWS, TORCH, USUAL_ROWS, Figures, make_cell
 from cappy_bench.peers.peer import Pair
 from cappy_bench.peers.process import in_short
 from cappy_bench.shapes import read_shape
 from cappy_bench.speed.texts import make_pool_like, read_pool
 from cappy_bench.speed.workloads import Sizes, make_workloads
-from cappy_engine.batching import Batch, EncodedPairs, Ids, model_inputs
+from cappy_engine.batching import Batch, EncodedPairs, Ids, Scores, model_inputs
 from cappy_engine.bundle import open_bundle
 from cappy_engine.gpu.plan import GpuModel
 from cappy_engine.session import Session
@@ -61,6 +61,8 @@ def time_shape(
 def measure_mixed(check: Check, *, names: Sequence[str]) -> Figures:
     """Time many pairs of mixed lengths in one call, from texts to scores.
 
+    PyTorch has the batches that we plan, and besides the usual ones of 32 pairs, the longest first.
+
     >>> measure_mixed(check, names=["cuda fp16", "pytorch fp16"])["cells"][0]["pairs_per_second"]
     """
     shape, (opened, failed) = read_shape(check.bundle), open_contestants(check, names)
@@ -68,10 +70,31 @@ def measure_mixed(check: Check, *, names: Sequence[str]) -> Figures:
     tokenizer = tokenizer_of(check)
     pairs, source = mixed_pairs(check, tokenizer)
     lengths = tokenizer.encode(pairs).lengths.tolist()
-    runs = {name: partial(scorer.score, pairs) for name, scorer in scorers.items()}
+    runs: dict[str, Run] = {name: partial(scorer.score, pairs) for name, scorer in scorers.items()}
+    for name in (name for name in TORCH if name in opened):
+        session, model = opened[name]
+        run = partial(score_in_rows, session, tokenizer, pairs, USUAL_ROWS, pad_token_id=model.pad_token_id)
+        runs[f"{name}{IN_USUAL_ROWS}"] = run
     seconds, broken = time_in_turns(runs, runs=check.effort.runs)
-    cells = [make_cell(name, lengths, seconds.get(name, []), shape) for name in names]
+    cells = [make_cell(name, lengths, seconds.get(name, []), shape) for name in dict.fromkeys((*names, *runs))]
     return unless_failed({"cells": cells, "failed": failed | broken, "pairs": source, "outcome": _against(cells)})
+
+
+def score_in_rows(
+    session: Session, tokenizer: PairTokenizer, pairs: Sequence[Pair], rows: int, *, pad_token_id: int
+) -> Scores:
+    """Score `pairs` in batches of `rows`, the longest pairs first, each batch padded to its longest.
+
+    >>> score_in_rows(session, tokenizer, [("Is the sky blue?", "Yes")], 8, pad_token_id=1).shape
+    (1,)
+    """
+    encoded = tokenizer.encode(pairs)
+    order = np.argsort(-encoded.lengths, kind="stable")
+    scores = np.empty(len(pairs), np.float32)
+    for start in range(0, len(order), rows):
+        batch = Batch(order[start : start + rows], int(encoded.lengths[order[start]]))
+        scores[batch.rows] = session.run(model_inputs(encoded, batch, pad_token_id=pad_token_id))
+    return scores
 
 
 def tokenizer_of(check: Check) -> PairTokenizer:

@@ -1,0 +1,121 @@
+"""Profiles one batch kernel by kernel: how long the GPU computes, with what, and how long it waits for the CPU.
+
+PyTorch's profiler listens to CUDA (CUPTI), and so sees ONNX Runtime's kernels like its own. Profiling slows a run down,
+so the time of a run is measured without it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cappy_bench.gpu.plan import Check
+from cappy_bench.gpu.results import Figures
+from cappy_bench.gpu.throughput import WARM_UPS, random_batch
+from cappy_bench.shapes import read_shape
+from cappy_engine.bundle import open_bundle
+
+SHAPES = ((1, 64), (128, 128))
+"""Rows and tokens: one pair alone, and a full batch."""
+RUNS = 10
+MOST_KERNELS = 12
+ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
+"""Categories of a trace's events that the GPU runs."""
+KINDS = (
+    ("attention", ("flash", "fmha", "attention")),
+    ("matrix products", ("gemm", "nvjet", "xmma", "cutlass", "cublas", "splitk")),
+    ("normalisation", ("layernorm", "layer_norm")),
+    ("activation", ("gelu",)),
+    ("copies", ("memcpy", "memset", "copy", "transpose", "cast", "padding")),
+)
+"""Words in a kernel's name, in lower case, that tell what it does; the first kind that fits."""
+
+
+def profile_batches(check: Check, *, name: str) -> Figures:
+    """Profile one contestant at every shape.
+
+    >>> profile_batches(check, name="cuda fp16")["shapes"][0]["busy_share"]
+    """
+    session, _ = check.open(name)
+    shape, pad_token_id = read_shape(check.bundle), open_bundle(check.bundle).manifest.pad_token_id
+    import torch.profiler  # not before our session is open: it brings CUDA's libraries with it
+
+    found = []
+    for rows, length in SHAPES:
+        if rows * length > check.effort.tokens:
+            continue
+        inputs = random_batch(rows, length, words=shape["vocab_size"], pad_token_id=pad_token_id)
+        seconds = []
+        for _ in range(WARM_UPS + RUNS):
+            began = time.perf_counter()
+            session.run(inputs)
+            seconds.append(time.perf_counter() - began)
+        trace = check.work / f"trace-{name.replace(' ', '-')}-{rows}x{length}.json"
+        with torch.profiler.profile(acc_events=True) as profiler:
+            for _ in range(RUNS):
+                session.run(inputs)
+        profiler.export_chrome_trace(str(trace))
+        figures = summarise_trace(read_events(trace), runs=RUNS)
+        wall = statistics.median(seconds[WARM_UPS:])
+        share = figures["busy_seconds"] / wall if figures["kernels"] else None
+        found.append({"rows": rows, "length": length, "seconds": wall, "busy_share": share, **figures})
+    told = [
+        f"{one['rows']} x {one['length']}: {1000 * one['seconds']:.2f} ms, the GPU computes for "
+        f"{1000 * one['busy_seconds']:.2f} ms in {one['kernels']} kernels"
+        for one in found
+    ]
+    return {"shapes": found, "outcome": "; ".join(told)}
+
+
+def read_events(trace: Path) -> list[Mapping[str, Any]]:
+    """Read the events of a trace in Chrome's format that the GPU ran.
+
+    >>> read_events(Path("trace.json"))[0]["dur"]
+    4.2
+    """
+    events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    return [event for event in events if event.get("cat") in ON_GPU]
+
+
+def summarise_trace(events: Sequence[Mapping[str, Any]], *, runs: int) -> Figures:
+    """Tell what the GPU did in one of `runs` equal runs: seconds in all, by kind, and of the longest kernels.
+
+    >>> summarise_trace([{"name": "gemm", "ts": 0.0, "dur": 2.0}], runs=1)["by_kind"]
+    {'matrix products': 2e-06}
+    """
+    kinds: Counter[str] = Counter()
+    names: Counter[str] = Counter()
+    for event in events:
+        kinds[kind_of(event["name"])] += event["dur"]
+        names[event["name"]] += event["dur"]
+    scale = 1e-6 / runs
+    return {
+        "kernels": round(len(events) / runs),
+        "busy_seconds": _covered((event["ts"], event["ts"] + event["dur"]) for event in events) * scale,
+        "by_kind": {kind: micros * scale for kind, micros in kinds.most_common()},
+        "longest": {name: micros * scale for name, micros in names.most_common(MOST_KERNELS)},
+    }
+
+
+def kind_of(kernel: str) -> str:
+    """Tell what a kernel does by its name.
+
+    >>> kind_of("void flash_fwd_kernel<...>")
+    'attention'
+    """
+    lower = kernel.lower()
+    return next((kind for kind, words in KINDS if any(word in lower for word in words)), "other")
+
+
+def _covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Add up the time that spans cover, where they overlap once."""
+    total, end = 0.0, float("-inf")
+    for begins, ends in sorted(spans):
+        total += max(0.0, ends - max(begins, end))
+        end = max(end, ends)
+    return total
