@@ -36,6 +36,15 @@ class PairTexts:
     texts: list[str]
     places: npt.NDArray[np.int64]
 
+    def part(self, start: int, stop: int) -> PairTexts:
+        """Keep the pairs from `start` to before `stop`, and their texts only.
+
+        >>> read_pairs([("Is the sky blue?", "Yes"), ("Is the sea red?", "No")]).part(1, 2).texts
+        ['Is the sea red?', 'No']
+        """
+        kept, places = np.unique(self.places[start:stop], return_inverse=True)
+        return PairTexts([self.texts[place] for place in kept.tolist()], places.reshape(-1, 2))
+
 
 def check_pairs(pairs: Pairs, *, max_text_chars: int = MAX_TEXT_CHARS) -> list[Pair]:
     """Return `pairs` as a list of tuples. Raises what `read_pairs` raises.

@@ -62,7 +62,8 @@ class Runner:
     """Scores encoded pairs, in batches. Any number of threads may call it.
 
     `session` runs one batch on all threads. `narrow_session`, if any, runs `callers` batches at once, one thread each;
-    where it is the same object, batches always run beside each other. `workers` says how many run at once.
+    where it is the same object, batches always run beside each other. `workers` says how many run at once, `is_apart`
+    whether the CPU is free meanwhile.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Runner:
         self._session: Session | None = session
         self._narrow = narrow_session if callers > 1 else None
         self.workers = callers if self._narrow is not None else 1
+        self.is_apart = session.device != "cpu"
         self._has_wide = session is not narrow_session
         self._callers = self._start_callers()
         tell_after_fork(self)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,21 @@ class Scored:
     token_counts: Ids
     truncated: npt.NDArray[np.bool_]
     without_instruction: tuple[int, ...] = ()
+
+    @classmethod
+    def joined(cls, parts: Sequence[Scored]) -> Scored:
+        """Put what several calls returned one after the other.
+
+        >>> Scored.joined([scored, scored]).scores.shape == (2 * len(scored.scores),)
+        True
+        """
+        starts = np.cumsum([0, *(len(part.scores) for part in parts)]).tolist()
+        return cls(
+            np.concatenate([part.scores for part in parts]),
+            np.concatenate([part.token_counts for part in parts]),
+            np.concatenate([part.truncated for part in parts]),
+            tuple(start + row for start, part in zip(starts, parts, strict=False) for row in part.without_instruction),
+        )
 
     def remarks(self) -> Iterator[str]:
         """Say how many pairs were truncated or have no instruction, and which is the first.

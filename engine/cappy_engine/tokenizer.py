@@ -116,7 +116,25 @@ class PairTokenizer:
         pair that would be truncated.
         """
         check_word("too_long", too_long, TOO_LONG)
+        return self._encode(read_pairs(pairs, max_text_chars=self.max_text_chars), too_long)
+
+    def encode_parts(self, pairs: Pairs, *, count: int, too_long: TooLong = "truncate") -> Iterator[EncodedPairs]:
+        """Tokenise pairs like `encode`, `count` at a time, each when it is asked for; no pairs are one part.
+
+        Raises what `encode` raises; what is no pair at all, before the first part.
+
+            >>> [len(part) for part in tokenizer.encode_parts([("Is the sky blue?", "Yes")] * 5, count=2)]
+            [2, 2, 1]
+        """
+        check_word("too_long", too_long, TOO_LONG)
         found = read_pairs(pairs, max_text_chars=self.max_text_chars)
+        for start in range(0, max(1, len(found.places)), count):
+            try:
+                yield self._encode(found.part(start, start + count), too_long)
+            except InvalidPair as error:
+                raise InvalidPair(start + error.index, error.problem) from error
+
+    def _encode(self, found: PairTexts, too_long: TooLong) -> EncodedPairs:
         try:
             with _translated("the tokenizer fails"):
                 encodings = self._tokenizer.encode_batch_fast(found.texts, add_special_tokens=False)

@@ -215,3 +215,20 @@ def test_the_command_on_a_machine_without_a_gpu_names_the_driver(tmp_path: Path)
     assert {step["status"] for step in document["steps"][1:]} == {"skipped"}
     assert "driver: libcuda.so.1" in done.stdout
     assert "fix: install the NVIDIA driver" in done.stdout
+
+
+def test_a_check_goes_on_with_what_went_well(check: Callable[..., Ran]) -> None:
+    first = check(only=["open"])
+    assert first.step("drill/hidden-gpu")["reason"] == NOT_ASKED
+    second = check("--resume", only=["drill"])
+    assert second.step("open/cuda/fp16") == first.step("open/cuda/fp16")
+    assert second.step("drill/hidden-gpu")["status"] == "ok"
+    assert "open/cuda/fp16" in second.document["settings"]["kept"]
+
+
+def test_another_bundles_result_is_not_gone_on_with(check: Callable[..., Ran], tmp_path: Path) -> None:
+    first = check(only=["drill"])
+    other = first.document | {"model": first.document["model"] | {"manifest_sha256": "0"}}
+    (tmp_path / "result.json").write_text(json.dumps(other))
+    second = check("--resume", only=["open"])
+    assert second.step("drill/hidden-gpu")["reason"] == NOT_ASKED

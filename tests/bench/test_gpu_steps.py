@@ -13,9 +13,9 @@ from cappy_bench.gpu.check import GROUPS, NOT_ASKED, all_steps, exit_status, why
 from cappy_bench.gpu.drills import expect
 from cappy_bench.gpu.host import load_torch
 from cappy_bench.gpu.plan import CheckFailed
-from cappy_bench.gpu.questions import score_in_rows, time_doubling
+from cappy_bench.gpu.questions import time_doubling
 from cappy_bench.gpu.results import CONTESTANTS, PUBLISHED, beside_published, make_cell
-from cappy_bench.gpu.throughput import time_in_turns
+from cappy_bench.gpu.throughput import score_in_rows, time_in_turns
 from cappy_bench.gpu.watching import FACTS, attention_kernels, gpu_facts, watched
 from cappy_engine import Scorer
 from cappy_engine.bundle import EMBEDDED, open_bundle

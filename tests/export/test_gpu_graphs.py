@@ -22,7 +22,7 @@ from transformers.models.roberta.modeling_roberta import create_position_ids_fro
 from cappy_engine.batching import position_ids
 from cappy_engine.errors import GraphError
 from cappy_export.graphs.cpu import encoder_model
-from cappy_export.graphs.cuda import packed_model, packing_counts, with_packed_attention
+from cappy_export.graphs.cuda import find_entry, packed_model, packing_counts, with_packed_attention
 from cappy_export.graphs.stand_ins import emulated
 from cappy_export.graphs.tensorrt import PARSED, check_operators, check_shapes, plain_model
 from cappy_export.graphs.writer import MICROSOFT
@@ -156,6 +156,48 @@ def test_the_graph_for_cuda_is_made_of_the_fused_operators() -> None:
     }
     assert {name: counts[name] for name in wanted} == wanted
     assert not counts.keys() & {"Softmax", "Erf", "Loop", "If"}
+
+
+def query_operators(graph: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in graph.graph.node if node.name.endswith("attention/query")]
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5, -3.0])
+def test_the_bias_of_the_queries_is_in_their_weights(shift: float) -> None:
+    model = random_model("roberta")
+    for name, parameter in model.named_parameters():
+        if "LayerNorm" in name:
+            torch.nn.init.uniform_(parameter, *((0.5, 1.5) if name.endswith("weight") else (shift - 0.4, shift + 0.4)))
+    graph = written("packed", model)
+    assert query_operators(graph) == ["MatMul", "MatMul"]
+    inputs = random_inputs(model, [LONGEST, 3, 20])
+    np.testing.assert_allclose(logits_of(opened(graph), model, inputs), torch_logits(model, inputs), rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize(("scale", "shifts"), [(0.0, (0.5, 0.5)), (1e-3, (0.5, -0.5))])
+def test_where_rounding_would_spoil_it_the_bias_is_added(scale: float, shifts: tuple[float, float]) -> None:
+    model = random_model("roberta")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "LayerNorm" in name:
+                parameter[3:5] = scale if name.endswith("weight") else torch.tensor(shifts)
+    graph = written("packed", model)
+    assert query_operators(graph) == ["Gemm", "Gemm"]
+    inputs = random_inputs(model, [LONGEST, 3, 20])
+    np.testing.assert_allclose(logits_of(opened(graph), model, inputs), torch_logits(model, inputs), rtol=0, atol=ATOL)
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 4.0), st.floats(-2.0, 2.0), st.floats(-3.0, 3.0)), min_size=8, max_size=64))
+def test_a_row_gives_1_for_every_token_behind_a_norm(values: list[tuple[float, float, float]]) -> None:
+    scale, shift, z = (np.array(column, np.float32) for column in zip(*values, strict=True))
+    entry = find_entry(scale, shift)
+    if entry.row is None:
+        assert not entry.move.any()
+        return
+    token = (z - z.mean(dtype=np.float64)) * scale + shift + entry.move
+    assert token @ entry.row == pytest.approx(1.0, abs=1e-4)
+    in_half = token.astype(np.float16).astype(np.float64)
+    assert in_half @ entry.row == pytest.approx(1.0, abs=2e-2)
 
 
 def test_the_stand_ins_stand_for_two_operators_only() -> None:

@@ -9,8 +9,8 @@ libraries. The most valuable steps come first, and the result is written after e
 measured is null. At the end come the tables and, as the last line on standard output, the result as one JSON document.
 Exit status: 0 if every step that was asked for is ok, else 1. What the bundle has no model for was not asked for.
 
-Building engines takes minutes: with little time, run one group after the other (`--only open --keep-engines`, then
-`--only parity --keep-engines`, ...).
+With little time, run one group after the other (`--only open`, then `--only parity --resume`, ...): `--resume` keeps
+what --out has of this bundle and went well. Building engines takes minutes: `--keep-engines` keeps them, too.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shutil
 import sys
 import time
@@ -63,6 +64,7 @@ class Order:
     max_seconds: float
     only: tuple[str, ...] = ()
     keep_engines: bool = False
+    resume: bool = False
 
 
 def run_all(order: Order, check: Check, bundle: Bundle, say: Say) -> Entry:
@@ -72,6 +74,7 @@ def run_all(order: Order, check: Check, bundle: Bundle, say: Say) -> Entry:
     True
     """
     began, started = time.monotonic(), datetime.now(UTC)
+    kept = _kept(order.out, bundle) if order.resume else {}
     installation = check.machine.inspect()  # before anything imports PyTorch, which brings CUDA's libraries with it
     facts = gpu_facts()
     lacking = {**why_unusable(installation), **dict.fromkeys(not_exported(bundle), NOT_EXPORTED)}
@@ -98,11 +101,15 @@ def run_all(order: Order, check: Check, bundle: Bundle, say: Say) -> Entry:
                 "max_seconds": order.max_seconds,
                 "only": list(order.only) or None,
                 "keep_engines": order.keep_engines,
+                "kept": list(kept) or None,
             },
             "steps": entries,
         }
 
     for step in all_steps(bundle):
+        if step.name in kept:
+            entries.append(kept[step.name])
+            continue
         left = order.max_seconds - (time.monotonic() - began)
         reason = why_not(step, lacking, order.only, left)
         if reason is None:
@@ -115,6 +122,15 @@ def run_all(order: Order, check: Check, bundle: Bundle, say: Say) -> Entry:
     found = document(is_complete=True)
     write_json(order.out, found)
     return found
+
+
+def _kept(out: Path, bundle: Bundle) -> dict[str, Entry]:
+    """Read the steps that went well of an earlier result of the same bundle; none if there is no such result."""
+    if not out.exists():
+        return {}
+    earlier = json.loads(out.read_text(encoding="utf-8"))
+    is_same = earlier["model"] == describe_bundle(bundle)
+    return {step["name"]: step for step in earlier["steps"] if is_same and step["status"] == "ok"}
 
 
 def run_one(name: str, check: Check, bundle: Bundle) -> Entry:
@@ -246,6 +262,7 @@ def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -
         "--only", action="append", default=[], choices=GROUPS, help="only the steps of this group (repeat)"
     )
     parser.add_argument("--keep-engines", action="store_true", help="use an earlier run's: no first opening then")
+    parser.add_argument("--resume", action="store_true", help="keep the steps that went well in an earlier result")
     parser.add_argument("--quick", action="store_true", help="few runs: does all of it work?")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -259,13 +276,17 @@ def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -
     )
     try:
         bundle = open_bundle(check.bundle)
-        check_output(options.out, force=options.force or options.step is not None)
+        check_output(options.out, force=options.force or options.resume or options.step is not None)
     except CappyError as error:
         sys.exit(f"error: {error}")
     if options.step:
         write_json(check.work / f"{options.step.replace('/', '-')}.json", run_one(options.step, check, bundle))
+        if options.step.startswith("profile/") and machine is None:
+            os._exit(0)  # CUPTI and ONNX Runtime free something twice when the process ends (seen with 1.31.1)
         return 0
-    order = Order(options.title, options.out, options.max_seconds, tuple(options.only), options.keep_engines)
+    order = Order(
+        options.title, options.out, options.max_seconds, tuple(options.only), options.keep_engines, options.resume
+    )
     for folder in (check.work, order.out.parent):
         folder.mkdir(parents=True, exist_ok=True)
     if not order.keep_engines:

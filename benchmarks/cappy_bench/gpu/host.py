@@ -115,13 +115,15 @@ def load_torch(checkpoint: Path, precision: str) -> Any:
     """
     import torch
     from transformers import AutoModelForSequenceClassification
+    from transformers.modeling_utils import no_init_weights
 
     from cappy_export.checkpoints.checkpoint import load_model, open_checkpoint
 
     loaded = load_model(open_checkpoint(checkpoint))
-    module = AutoModelForSequenceClassification.from_config(
-        loaded.config, attn_implementation="sdpa", dtype={"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    )
+    with no_init_weights():  # random numbers for all weights take many seconds
+        module = AutoModelForSequenceClassification.from_config(
+            loaded.config, attn_implementation="sdpa", dtype={"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+        )
     module.load_state_dict(loaded.state_dict())
     return module.eval()
 

@@ -17,7 +17,6 @@ from cappy_engine.bulk.formats import Format, format_of
 from cappy_engine.bulk.growing import Names, find_names, forget
 from cappy_engine.bulk.identity import inputs_of, scorer_settings, versions
 from cappy_engine.bulk.lines import MAX_LINE_BYTES
-from cappy_engine.bulk.overlap import Behind, ahead
 from cappy_engine.bulk.packing import packer
 from cappy_engine.bulk.row_options import Progress, RowOptions, Totals
 from cappy_engine.bulk.runs import Run, Say, Target, finished, open_run
@@ -27,6 +26,7 @@ from cappy_engine.bulk.windows import ScoredRow, Window, encode, windows
 from cappy_engine.bulk.working import Files, FileWindows, Making, Work, most_pairs_of, rejects
 from cappy_engine.bulk.writing import LineWriter, TableWriter, needs_fields, writer_of
 from cappy_engine.errors import CappyError
+from cappy_engine.overlap import Behind, ahead
 from cappy_engine.pairs import TooLong
 from cappy_engine.scorer import Scorer
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from cappy_engine.bulk.entries import Position, Reading
 from cappy_engine.bulk.folders import Folder
 from cappy_engine.bulk.formats import Format, format_of
-from cappy_engine.bulk.overlap import ahead
 from cappy_engine.bulk.packing import tables_for
 from cappy_engine.bulk.row_options import Totals
 from cappy_engine.bulk.sources import TableSource
@@ -23,6 +22,7 @@ from cappy_engine.bulk.windows import Window, encode, windows
 from cappy_engine.bulk.working import Work, most_pairs_of, rejects
 from cappy_engine.bulk.writing import writer_of
 from cappy_engine.errors import CappyError
+from cappy_engine.overlap import ahead
 from cappy_engine.scorer import Scorer
 from cappy_engine.storage import whole_file
 

@@ -4,7 +4,7 @@ In this order: is everything installed (preflight), does the session open, does 
 (placement), are the scores right (canary). TensorRT runs one engine for each bucket, built at first and kept in a
 private folder (engines). Nothing here falls back.
 
-None of this has run on a GPU yet: it was written from documented facts, and its decisions are tested with fakes.
+CUDA ran on one H200 (docs/gpu.md). TensorRT was written from documented facts, and its decisions are tested with fakes.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from torch import nn
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from cappy_engine.batching import Batch, EncodedPairs, plan_batches
-from cappy_engine.bulk.overlap import ahead
+from cappy_engine.overlap import ahead
 from cappy_engine.pairs import Pair
 from cappy_export.adaptation import state
 from cappy_export.adaptation.examples import grouped_accuracy

@@ -6,11 +6,13 @@ computes only the first token of each pair. Both operators exist for CUDA alone 
 `stand_ins.py` gives the CPU functions with which this graph is proven.
 
 Queries, keys and values come apart, and the attention has no bias: only then does it read them where they are, with
-FlashAttention-2 in fp16 from compute capability 8.0 on. Of the three biases the queries' alone is added: the softmax
-does not change if a query's scores all grow by the same, which is all that the keys' bias does; and shares add up to 1,
-so the values' bias is a constant behind the attention, and goes into the bias of its output. `PackedAttention`, one
-operator with the projections in it, has no FlashAttention, and in fp32 keeps all scores; `with_packed_attention` makes
-a model with it, to measure both.
+FlashAttention-2 in fp16 from compute capability 8.0 on. None of the three biases is added. The softmax does not change
+if a query's scores all grow by the same, which is all that the keys' bias does; and shares add up to 1, so the values'
+bias is a constant behind the attention, and goes into the bias of its output. The queries' bias goes into their
+weights: layer normalisation leaves a sum that is the same for every token, from which a constant can be made
+(`find_entry`). As a bias of its own it was copied into every row first, 8% of a batch's time on an H200.
+`PackedAttention`, one operator with the projections in it, has no FlashAttention, and in fp32 keeps all scores;
+`with_packed_attention` makes a model with it, to measure both.
 
 The operators count on pairs that are padded on the right, as the engine pads them: of the mask they are told each
 pair's number of tokens only.
@@ -18,14 +20,60 @@ pair's number of tokens only.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, numpy_helper
 
 from cappy_engine.errors import GraphError
 from cappy_export.graphs.writer import MICROSOFT, GraphWriter, Parts, Weights
+
+LEAST_SUM = 1 / 8
+"""How much a token's values, each over its scale, must add up to, per value. Less would be lost in fp16's rounding."""
+MOST_NOISE = 1e-3
+"""How much of a bias may be lost to rounding before it is added as a bias. fp16 itself rounds to 0.0005."""
+HALF_ROUNDING = 2.0**-12
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How tokens enter a layer: moved by `move`, (hidden,), such that each one's product with `row`, (hidden,), is 1.
+
+    Where there is no such row, `row` is None and `move` is 0.
+    """
+
+    move: Floats
+    row: Floats | None
+
+
+def find_entry(scale: npt.NDArray[np.float32], shift: npt.NDArray[np.float32]) -> Entry:
+    """Find a row whose product with every token is 1, behind a layer normalisation of this `scale` and `shift`.
+
+    A token is `z * scale + shift`, and its z add up to 0. So its values, each over its scale, add up to the sum of
+    `shift / scale`, whatever the token. Where that sum is near 0, the tokens are moved first.
+
+        >>> entry = find_entry(np.array([1, 2], np.float32), np.array([3, 2], np.float32))
+        >>> token = np.array([0.5, -0.5]) * [1, 2] + [3, 2]
+        >>> (token + entry.move) @ entry.row
+        1.0
+    """
+    none = Entry(np.zeros(len(scale)), None)
+    if not scale.all():
+        return none
+    wide = scale.astype(np.float64)
+    ratios = shift / wide
+    step = math.copysign(LEAST_SUM, ratios.sum()) if abs(ratios.sum()) < LEAST_SUM * len(scale) else 0.0
+    ratios += step
+    total = float(ratios.sum())
+    noise = HALF_ROUNDING * math.sqrt(np.sum(1 + ratios**2)) / abs(total)
+    return Entry(step * wide, 1 / (wide * total)) if noise < MOST_NOISE else none
 
 
 def packed_model(config: Any, weights: Weights) -> onnx.ModelProto:
@@ -38,13 +86,14 @@ def packed_model(config: Any, weights: Weights) -> onnx.ModelProto:
     """
     graph = GraphWriter()
     parts = Parts(graph, config, weights)
-    hidden, offsets, bounds = _tokens(graph, parts)
+    entries = _entries(parts)
+    hidden, offsets, bounds = _tokens(graph, parts, entries[0])
     starts = graph.add(
         "Slice", [bounds, *(graph.constant(f"slice_{name}", [value]) for name, value in _ALL_BUT_LAST)], "starts"
     )
     for number in range(config.num_hidden_layers):
         is_last = number == config.num_hidden_layers - 1
-        hidden = _layer(graph, parts, number, hidden, (offsets, bounds), starts if is_last else None)
+        hidden = _layer(graph, parts, number, hidden, (offsets, bounds), entries, starts if is_last else None)
     parts.head(hidden)
     return graph.model(config.model_type, parts.inputs)
 
@@ -78,13 +127,17 @@ def with_packed_attention(model: onnx.ModelProto) -> onnx.ModelProto:
         raise GraphError("the model has no PackedMultiHeadAttention; it is not one for CUDA, or an older one")
     for attention in attentions:
         projections = [producers[name] for name in attention.input[:3]]
-        if [node.op_type for node in projections] != ["Gemm", "MatMul", "MatMul"]:
+        if not {node.op_type for node in projections} <= {"Gemm", "MatMul"}:
             raise GraphError(f"{attention.name} does not read its projections as they are")
         matrices = [numpy_helper.to_array(constants[node.input[1]]) for node in projections]
-        bias = numpy_helper.to_array(constants[projections[0].input[2]])
         joined = {
             f"{attention.name}.matrix": np.concatenate(matrices, axis=1),
-            f"{attention.name}.bias": np.concatenate([bias, np.zeros(2 * len(bias), bias.dtype)]),
+            f"{attention.name}.bias": np.concatenate(
+                [
+                    numpy_helper.to_array(constants[node.input[2]]) if len(node.input) > 2 else np.zeros_like(matrix[0])
+                    for node, matrix in zip(projections, matrices, strict=True)
+                ]
+            ),
         }
         replaced = {name for node in projections for name in node.input[1:]}
         for node in projections:
@@ -97,26 +150,43 @@ def with_packed_attention(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _tokens(graph: GraphWriter, parts: Parts) -> tuple[str, str, str]:
+def _entries(parts: Parts) -> list[Entry]:
+    """Find how tokens enter every layer, and leave the last one: as they are."""
+    norms = ["embeddings", *(f"encoder.layer.{number}.output" for number in range(parts.config.num_hidden_layers))]
+    found = [
+        find_entry(*(parts.weight(f"{parts.prefix}.{norm}.LayerNorm.{part}") for part in ("weight", "bias")))
+        for norm in norms
+    ]
+    return [*found[:-1], Entry(np.zeros_like(found[-1].move), None)]
+
+
+def _tokens(graph: GraphWriter, parts: Parts, entry: Entry) -> tuple[str, str, str]:
     """Embed the real tokens (tokens, hidden); tell their offsets (batch, length) and bounds (batch + 1,)."""
     total = parts.padded_embeddings()
     counted = graph.add("Cast", ["attention_mask"], "mask_int32", to=TensorProto.INT32)
     counts = graph.add("ReduceSum", [counted, graph.constant("last_axis", [-1])], "token_counts", keepdims=0)
     names = ["embeddings/packed", "token_offsets", "bounds", "longest"]
     graph.add_all("RemovePadding", [total, counts], names, "remove_padding", domain=MICROSOFT)
-    return parts.norm(f"{parts.prefix}.embeddings.LayerNorm", names[0]), names[1], names[2]
+    return parts.norm(f"{parts.prefix}.embeddings.LayerNorm", names[0], move=entry.move), names[1], names[2]
 
 
 def _layer(
-    graph: GraphWriter, parts: Parts, number: int, hidden: str, packing: tuple[str, str], starts: str | None
+    graph: GraphWriter,
+    parts: Parts,
+    number: int,
+    hidden: str,
+    packing: tuple[str, str],
+    entries: Sequence[Entry],
+    starts: str | None,
 ) -> str:
     """Write one layer: (tokens, hidden) to the same; with `starts` to (batch, hidden), those tokens only."""
     prefix, name = f"{parts.prefix}.encoder.layer.{number}", f"layer.{number}"
-    context = _attention(graph, parts, f"{prefix}.attention.self", hidden, packing, f"{name}/attention")
+    entry, leaving = entries[number : number + 2]
+    context = _attention(graph, parts, f"{prefix}.attention.self", hidden, packing, entry, f"{name}/attention")
     if starts is not None:
         context = graph.add("Gather", [context, starts], f"{name}/attention/first_tokens")
         hidden = graph.add("Gather", [hidden, starts], f"{name}/first_tokens")
-    bias = _bias_behind_attention(graph, parts, f"{prefix}.attention")
+    bias = _bias_behind_attention(graph, parts, f"{prefix}.attention", entry)
     middle = _residual(graph, parts, f"{prefix}.attention.output", context, hidden, bias, f"{name}/attention/output")
     wide = graph.add("MatMul", [middle, parts.matrix(f"{prefix}.intermediate.dense")], f"{name}/intermediate")
     bias = parts.bias(f"{prefix}.intermediate.dense")
@@ -125,12 +195,20 @@ def _layer(
     else:
         active = graph.add("Relu", [graph.add("Add", [wide, bias], f"{name}/intermediate/bias")], f"{name}/activation")
     bias = parts.bias(f"{prefix}.output.dense")
-    return _residual(graph, parts, f"{prefix}.output", active, middle, bias, f"{name}/output")
+    return _residual(graph, parts, f"{prefix}.output", active, middle, bias, f"{name}/output", move=leaving.move)
 
 
-def _attention(graph: GraphWriter, parts: Parts, weights: str, hidden: str, packing: tuple[str, str], name: str) -> str:
+def _attention(
+    graph: GraphWriter, parts: Parts, weights: str, hidden: str, packing: tuple[str, str], entry: Entry, name: str
+) -> str:
     """Let the tokens of each pair attend to each other: (tokens, hidden) to the same."""
-    query = parts.linear(f"{weights}.query", hidden, f"{name}/query")
+    if entry.row is None:
+        query = parts.linear(f"{weights}.query", hidden, f"{name}/query")
+    else:
+        matrix = parts.weight(f"{weights}.query.weight").T
+        bias = parts.weight(f"{weights}.query.bias") - entry.move @ matrix
+        with_bias = graph.constant(f"{weights}.query.matrix", matrix + np.outer(entry.row, bias))
+        query = graph.add("MatMul", [hidden, with_bias], f"{name}/query")
     key, value = (
         graph.add("MatMul", [hidden, parts.matrix(f"{weights}.{role}")], f"{name}/{role}") for role in ("key", "value")
     )
@@ -143,17 +221,29 @@ def _attention(graph: GraphWriter, parts: Parts, weights: str, hidden: str, pack
     )
 
 
-def _bias_behind_attention(graph: GraphWriter, parts: Parts, weights: str) -> str:
-    """Add the bias of attention's output, with what the values' bias becomes in it."""
+def _bias_behind_attention(graph: GraphWriter, parts: Parts, weights: str, entry: Entry) -> str:
+    """Add the bias of attention's output, with what the values' bias becomes in it, and the tokens' move taken back."""
     output = parts.weight(f"{weights}.output.dense.weight").astype(np.float64)
-    bias = parts.weight(f"{weights}.output.dense.bias") + output @ parts.weight(f"{weights}.self.value.bias")
+    moved = parts.weight(f"{weights}.self.value.weight") @ entry.move
+    values = parts.weight(f"{weights}.self.value.bias") - moved
+    bias = parts.weight(f"{weights}.output.dense.bias") + output @ values - entry.move
     return graph.constant(f"{weights}.output.dense.bias", bias)
 
 
-def _residual(graph: GraphWriter, parts: Parts, weights: str, source: str, skip: str, bias: str, name: str) -> str:
-    """Write a linear layer; `bias`, residual (`skip`) and layer normalisation are one operator after it."""
+def _residual(
+    graph: GraphWriter,
+    parts: Parts,
+    weights: str,
+    source: str,
+    skip: str,
+    bias: str,
+    name: str,
+    *,
+    move: Floats | float = 0.0,
+) -> str:
+    """Write a linear layer; `bias`, residual (`skip`) and layer normalisation, moved, are one operator after it."""
     product = graph.add("MatMul", [source, parts.matrix(f"{weights}.dense")], name)
-    norm = parts.norm_weights(f"{weights}.LayerNorm")
+    norm = parts.norm_weights(f"{weights}.LayerNorm", move=move)
     return graph.add(
         "SkipLayerNormalization",
         [product, skip, *norm, bias],

@@ -163,15 +163,15 @@ class Parts:
         """Add a linear layer on (rows, inputs)."""
         return self._graph.add("Gemm", [hidden, self.matrix(weights), self.bias(weights)], name)
 
-    def norm(self, weights: str, hidden: str) -> str:
+    def norm(self, weights: str, hidden: str, *, move: npt.NDArray[np.float64] | float = 0.0) -> str:
         """Add a layer normalisation over the last axis."""
-        return self._graph.add(
-            "LayerNormalization", [hidden, *self.norm_weights(weights)], weights, axis=-1, epsilon=self.epsilon
-        )
+        names = self.norm_weights(weights, move=move)
+        return self._graph.add("LayerNormalization", [hidden, *names], weights, axis=-1, epsilon=self.epsilon)
 
-    def norm_weights(self, name: str) -> list[str]:
-        """Add scale and shift of a layer normalisation, and return their names."""
-        return [self._graph.constant(f"{name}.{part}", self._weights[f"{name}.{part}"]) for part in ("weight", "bias")]
+    def norm_weights(self, name: str, *, move: npt.NDArray[np.float64] | float = 0.0) -> list[str]:
+        """Add scale and shift of a layer normalisation, the shift with `move`, and return their names."""
+        scale, shift = (self._weights[f"{name}.{part}"] for part in ("weight", "bias"))
+        return [self._graph.constant(f"{name}.weight", scale), self._graph.constant(f"{name}.bias", shift + move)]
 
     @property
     def epsilon(self) -> float:

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cappy_engine.batching import Scores
+from cappy_engine.batching import Grouping, Scores
 from cappy_engine.bundle import TARGETS, Bundle
-from cappy_engine.errors import BundleError, DeviceUnavailable, ScoringError
+from cappy_engine.errors import BundleError, DeviceUnavailable, InvalidPair, ScoringError
 from cappy_engine.gpu.plan import batch_flops, plan_gpu
 from cappy_engine.gpu.sessions import SharedSession
 from cappy_engine.runner import Runner
-from cappy_engine.scorer import Scorer
+from cappy_engine.scorer import PART_PAIRS, Scorer
 from cappy_engine.session import INPUTS, Inputs
 from cappy_engine.testing import real_tokens, score_of
 from cappy_engine.tokenizer import PairTokenizer
@@ -208,3 +208,46 @@ def test_several_gpus_are_all_proven_and_share_the_work(sealed: Bundle, root: Pa
     with Scorer(tokenizer, runner) as scorer:
         scores = scorer.score(pairs)
     np.testing.assert_allclose(scores, [score_of(ids.tolist()) for ids in tokenizer.encode(pairs).token_ids], atol=1e-6)
+
+
+def scorer_beside(tokenizer: PairTokenizer, session: PlacedSession) -> Scorer:
+    """A scorer on a GPU that is faked, whose CPU is free while it computes."""
+    return Scorer(tokenizer, Runner(session, Grouping(BUDGET), pad_token_id=1))
+
+
+def test_parts_that_are_tokenised_beside_the_gpu_give_what_one_call_gives(tokenizer: PairTokenizer) -> None:
+    pairs = [("" if place % 400 == 7 else f"word {place}", "yes " * (place % 9)) for place in range(2 * PART_PAIRS + 9)]
+    pairs[PART_PAIRS + 3] = ("word " * 600, "yes")
+    seen: list[tuple[int, int]] = []
+    with scorer_beside(tokenizer, PlacedSession("cuda")) as scorer:
+        apart = scorer.score_pairs(iter(pairs), progress=lambda count, tokens: seen.append((count, tokens)))
+    with Scorer(tokenizer, Runner(PlacedSession("cpu"), Grouping(BUDGET), pad_token_id=1)) as scorer:
+        whole = scorer.score_pairs(pairs)
+    for name in ("scores", "token_counts", "truncated", "without_instruction"):
+        np.testing.assert_array_equal(getattr(apart, name), getattr(whole, name))
+    assert whole.without_instruction == (7, 407, 807)
+    assert tuple(map(sum, zip(*seen, strict=True))) == (len(pairs), whole.token_counts.sum())
+
+
+@pytest.mark.parametrize("place", [0, PART_PAIRS - 1, PART_PAIRS, PART_PAIRS + 5])
+def test_a_pair_at_fault_in_any_part_is_named_by_its_place(tokenizer: PairTokenizer, place: int) -> None:
+    pairs = [(f"word {number}", "yes") for number in range(PART_PAIRS + 8)]
+    bad = tokenizer.encode([pairs[place]]).token_ids[0].tolist()
+
+    def score(ids: Sequence[int]) -> float:
+        if list(ids) == bad:
+            raise ScoringError("id out of range")
+        return score_of(ids)
+
+    with scorer_beside(tokenizer, PlacedSession("cuda", score)) as scorer:
+        with pytest.raises(ScoringError, match=rf"^pair {place}: id out of range"):
+            scorer.score(pairs)
+        long = [*pairs[:place], ("word " * 600, "yes"), *pairs[place + 1 :]]
+        with pytest.raises(InvalidPair, match=rf"^pair {place}\b") as caught:
+            scorer.score(long, too_long="refuse")
+        assert caught.value.index == place
+
+
+def test_no_pairs_have_no_scores_on_a_gpu_either(tokenizer: PairTokenizer) -> None:
+    with scorer_beside(tokenizer, PlacedSession("cuda")) as scorer:
+        assert scorer.score(iter([])).shape == (0,)
