@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -196,8 +197,8 @@ def _recipe(environment: str) -> Path:
 
 
 def _is_installed(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    """Tell whether a package is installed, or the one for GPUs in its place, which has the CPU's provider, too."""
+    for name in (package, f"{package}-gpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return bool(metadata.version(name))
+    return False
