@@ -86,11 +86,13 @@ def test_a_server_that_keeps_all_bounds_is_told_so() -> None:
     assert "NO" not in table
 
 
-GROWING = {
-    "seconds": 60.0,
-    "resident_bytes_per_minute": 5_000_000,
-    "descriptors": {"first": 9, "last": 200, "most": 200},
-}
+def grown(seconds: float, last: int, per_minute: int) -> dict[str, Any]:
+    return {
+        "seconds": seconds,
+        "resident_bytes": {"first": 10**8, "last": last, "most": last},
+        "resident_bytes_per_minute": per_minute,
+        "descriptors": {"first": 9, "last": 200, "most": 200},
+    }
 
 
 @pytest.mark.parametrize(
@@ -110,8 +112,18 @@ GROWING = {
         ),
         (
             "soak",
-            a_step(server=GROWING),
+            a_step(server=grown(600.0, 101 * 10**6, 1_500_000)),
             ["soak: growth of memory, bytes a minute", "soak: more descriptors at the end"],
+        ),
+        (
+            "overload",
+            a_step(accepted={"p99": 510.0}, server=grown(60.0, 106 * 10**6, 0)),
+            ["overload: growth of memory, of what it was", "overload: more descriptors at the end"],
+        ),
+        (
+            "overload",
+            a_step(accepted={"p99": 510.0}, server=grown(60.0, 102 * 10**6, 5_000_000)),
+            ["overload: more descriptors at the end"],
         ),
     ],
 )
