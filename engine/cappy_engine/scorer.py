@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from operator import length_hint
 from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
@@ -20,15 +19,13 @@ from cappy_engine.errors import CappyError, ScoringError
 from cappy_engine.exact import ExactModel
 from cappy_engine.opening import open_runner
 from cappy_engine.options import Device, Mode, Precision, ScorerInfo, ScorerOptions
-from cappy_engine.overlap import ahead
 from cappy_engine.pairs import MAX_TEXT_CHARS, Pair, Pairs, TooLong, candidate_pairs
+from cappy_engine.parts import PART_PAIRS, score_in_parts
 from cappy_engine.ranking import Candidate, near_best, ranked
 from cappy_engine.runner import CLOSED, Runner
 from cappy_engine.scored import Scored
 from cappy_engine.tokenizer import PairTokenizer
 
-PART_PAIRS = 512
-"""How many pairs a GPU gets while the next ones are tokenised. 256 and 1,024 took as long on an H200 with 16 cores."""
 EMBEDDED_NAME = "cappy-mini, the package's own small model"
 
 log = logging.getLogger(__name__)
@@ -159,8 +156,7 @@ class Scorer:
 
         `pairs` may be a table, of pandas, polars, Arrow or datasets: its columns `instruction` and `response`, or its
         only two. A pair too long for the model is truncated as in training; with `too_long="refuse"` it is an
-        InvalidPair. A warning is logged with the count of truncated pairs, and of empty instructions. The `activation`
-        "sigmoid" puts scores between 0 and 1.
+        InvalidPair. A warning counts truncated pairs and empty instructions. "sigmoid" puts scores between 0 and 1.
 
             >>> scorer.score([("Is the sky blue?", "Yes"), ("Is the sky blue?", "No")])
             array([0.93, 0.08], dtype=float32)
@@ -184,27 +180,15 @@ class Scorer:
     ) -> Scored:
         """Score like `score`, and tell the number of tokens and the truncation of every pair.
 
-        The other options are those of `score_encoded`. On GPUs, pairs are tokenised and scored in parts, one while
-        another is computed; equal pairs are then computed once in each part. Raises InvalidPair (with the index) and
-        ScoringError.
+        Other options are those of `score_encoded`. On GPUs, many pairs are tokenised in parts, beside the scoring:
+        equal pairs are computed once in each, and may differ by rounding. Raises InvalidPair and ScoringError.
 
             >>> scorer.score_pairs([("Is the sky blue?", "Yes")]).token_counts
             array([10])
         """
         score = partial(self.score_encoded, max_batch_tokens=max_batch_tokens, padding=padding, progress=progress)
-        count = PART_PAIRS * self._runner.workers
-        if not self._runner.is_apart or length_hint(pairs, count + 1) <= count:
-            return score(self.encode(pairs, too_long=too_long))
-        scored: list[Scored] = []
-        with ahead(self.tokenizer.encode_parts(pairs, count=count, too_long=too_long)) as parts:
-            for part in parts:
-                try:
-                    scored.append(score(part))
-                except ScoringError as error:
-                    if error.index is None:
-                        raise
-                    raise ScoringError(error.problem, len(scored) * count + error.index) from error
-        return Scored.joined(scored)
+        count = PART_PAIRS * self._runner.workers if self._runner.is_apart else None
+        return score_in_parts(self.tokenizer, pairs, score, too_long=too_long, count=count)
 
     def encode(self, pairs: Pairs, *, too_long: TooLong = "truncate") -> EncodedPairs:
         """Tokenise (instruction, response) pairs, without scoring them.

@@ -115,26 +115,19 @@ class PairTokenizer:
         Raises InvalidPair, with the index, for what is not a pair of valid strings, and with `too_long="refuse"` for a
         pair that would be truncated.
         """
-        check_word("too_long", too_long, TOO_LONG)
-        return self._encode(read_pairs(pairs, max_text_chars=self.max_text_chars), too_long)
+        return self.encode_texts(self.read(pairs), too_long=too_long)
 
-    def encode_parts(self, pairs: Pairs, *, count: int, too_long: TooLong = "truncate") -> Iterator[EncodedPairs]:
-        """Tokenise pairs like `encode`, `count` at a time, each when it is asked for; no pairs are one part.
+    def read(self, pairs: Pairs) -> PairTexts:
+        """Read the texts of pairs, for `encode_texts`. Raises InvalidPair, with the index, for what is no pair.
 
-        Raises what `encode` raises; what is no pair at all, before the first part.
-
-            >>> [len(part) for part in tokenizer.encode_parts([("Is the sky blue?", "Yes")] * 5, count=2)]
-            [2, 2, 1]
+        >>> tokenizer.encode_texts(tokenizer.read([("Is the sky blue?", "Yes")])).lengths
+        array([9])
         """
-        check_word("too_long", too_long, TOO_LONG)
-        found = read_pairs(pairs, max_text_chars=self.max_text_chars)
-        for start in range(0, max(1, len(found.places)), count):
-            try:
-                yield self._encode(found.part(start, start + count), too_long)
-            except InvalidPair as error:
-                raise InvalidPair(start + error.index, error.problem) from error
+        return read_pairs(pairs, max_text_chars=self.max_text_chars)
 
-    def _encode(self, found: PairTexts, too_long: TooLong) -> EncodedPairs:
+    def encode_texts(self, found: PairTexts, *, too_long: TooLong = "truncate") -> EncodedPairs:
+        """Tokenise pairs that `read` has read; raises what `encode` does."""
+        check_word("too_long", too_long, TOO_LONG)
         try:
             with _translated("the tokenizer fails"):
                 encodings = self._tokenizer.encode_batch_fast(found.texts, add_special_tokens=False)

@@ -218,17 +218,52 @@ def test_the_command_on_a_machine_without_a_gpu_names_the_driver(tmp_path: Path)
 
 
 def test_a_check_goes_on_with_what_went_well(check: Callable[..., Ran]) -> None:
-    first = check(only=["open"])
-    assert first.step("drill/hidden-gpu")["reason"] == NOT_ASKED
-    second = check("--resume", only=["drill"])
-    assert second.step("open/cuda/fp16") == first.step("open/cuda/fp16")
-    assert second.step("drill/hidden-gpu")["status"] == "ok"
-    assert "open/cuda/fp16" in second.document["settings"]["kept"]
-
-
-def test_another_bundles_result_is_not_gone_on_with(check: Callable[..., Ran], tmp_path: Path) -> None:
     first = check(only=["drill"])
-    other = first.document | {"model": first.document["model"] | {"manifest_sha256": "0"}}
-    (tmp_path / "result.json").write_text(json.dumps(other))
-    second = check("--resume", only=["open"])
-    assert second.step("drill/hidden-gpu")["reason"] == NOT_ASKED
+    assert first.step("open/cuda/fp16")["reason"] == NOT_ASKED
+    second = check("--resume", only=["open"], crashes_at="open/cuda/fp32")
+    assert second.step("drill/hidden-gpu") == first.step("drill/hidden-gpu")
+    assert second.step("open/cuda/fp16")["status"] == "ok"
+    assert "drill/hidden-gpu" in second.document["settings"]["kept"]
+    third = check("--resume", only=["open"])
+    assert third.step("open/cuda/fp32")["status"] == "ok"
+    assert third.step("open/cuda/fp16") == second.step("open/cuda/fp16")
+
+
+def test_what_is_kept_is_not_lost_where_a_check_is_stopped(
+    check: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = check(only=["drill"])
+
+    def stop(*_: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cappy_bench.gpu.check._in_child", stop)
+    with pytest.raises(KeyboardInterrupt):
+        check("--resume", only=["parity"])
+    left = json.loads((tmp_path / "result.json").read_text())
+    assert first.step("drill/hidden-gpu") in left["steps"]
+
+
+@pytest.mark.parametrize("name", ["model", "versions"])
+def test_what_cannot_be_compared_is_not_gone_on_with(check: Callable[..., Ran], tmp_path: Path, name: str) -> None:
+    first = check(only=["drill"])
+    (tmp_path / "result.json").write_text(json.dumps({**first.document, name: {}}))
+    with pytest.raises(SystemExit, match=f"has another {name}"):
+        check("--resume", only=["open"])
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"steps": 3}'])
+def test_a_file_of_something_else_is_not_gone_on_with(check: Callable[..., Ran], tmp_path: Path, text: str) -> None:
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(SystemExit, match="is no result of a GPU check"):
+        check("--resume", only=["open"])
+
+
+def test_a_profile_says_what_ran_and_fails_where_nothing_was_seen(check: Callable[..., Ran]) -> None:
+    ran = check(only=["profile"])
+    assert ran.step("profile/cuda-fp16")["reason"] is None
+    figures = ran.step("profile/cuda-fp16")["figures"]["shapes"][0]
+    assert figures["by_kind"] == pytest.approx({"matrix products": 3e-6, "attention": 1e-6})
+    assert figures["busy_seconds"] == pytest.approx(4e-6)
+    blind = check("--force", only=["profile"], has_profiler=False)
+    assert "the profiler saw no kernel" in blind.step("profile/cuda-fp16")["reason"]

@@ -22,12 +22,12 @@ from tests.support.sources import (
 )
 
 LAYERS = """
-errors, storage, checks, forking, external_data, json_values, native/
+errors, storage, checks, forking, external_data, json_values, overlap, native/
 < columns, activations
 < pairs, batching, buckets, session, bundle_files, ranking, publish
 < bundle
 < tokenizer, runner, scored, cpu/, gpu/
-< options < opening < exact < scorer < nodes
+< parts, options < opening < exact < scorer < nodes
 < tuning, slim
 < bulk/, serving/, testing
 < cli/

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
@@ -16,72 +14,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from transformers import PreTrainedModel
 from transformers.models.roberta.modeling_roberta import create_position_ids_from_input_ids
 
 from cappy_engine.batching import position_ids
 from cappy_engine.errors import GraphError
 from cappy_export.graphs.cpu import encoder_model
-from cappy_export.graphs.cuda import find_entry, packed_model, packing_counts, with_packed_attention
+from cappy_export.graphs.cuda import packing_counts
 from cappy_export.graphs.stand_ins import emulated
-from cappy_export.graphs.tensorrt import PARSED, check_operators, check_shapes, plain_model
+from cappy_export.graphs.tensorrt import PARSED, check_operators, check_shapes
 from cappy_export.graphs.writer import MICROSOFT
 from cappy_export.precisions.int8_tensorrt import smoothing_factors
-from cappy_export.proof.limits import LIMITS
-from tests.support.small_models import LONGEST, SHAPE, WORDS, random_model, torch_logits
+from tests.support.gpu_graphs import ATOL, WRITERS, logits_of, opened, random_inputs, written
+from tests.support.small_models import LONGEST, SHAPE, random_model, torch_logits
 
-Ids = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-Inputs = dict[str, Ids]
-
-
-def joined_model(config: Any, weights: Any) -> onnx.ModelProto:
-    """The graph for CUDA with the attention that has the projections in it."""
-    return with_packed_attention(packed_model(config, weights))
-
-
-WRITERS = {"packed": packed_model, "joined": joined_model, "plain": plain_model}
 KINDS = ("roberta", "bert")
-ATOL = LIMITS["fp32"].max_error or 0.0
-"""What an export allows; these scores vary by a thousand times that."""
-
-
-def written(writer: str, model: PreTrainedModel) -> onnx.ModelProto:
-    return WRITERS[writer](model.config, {name: value.numpy() for name, value in model.state_dict().items()})
-
-
-def opened(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """A session on the CPU, with stand-ins for what the CPU lacks."""
-    return onnxruntime.InferenceSession(
-        emulated(copy.deepcopy(graph)).SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-
-
 MODELS = {kind: random_model(kind) for kind in KINDS}
 GRAPHS = {(writer, kind): written(writer, MODELS[kind]) for writer in WRITERS for kind in KINDS}
 SESSIONS = {key: opened(graph) for key, graph in GRAPHS.items()}
-
-
-def random_inputs(model: PreTrainedModel, lengths: Sequence[int], *, columns: int | None = None) -> Inputs:
-    """Pairs of these lengths, padded on the right to `columns` (None: the longest's)."""
-    random = np.random.default_rng(0)
-    mask = (np.arange(columns or max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
-    inputs = {
-        "input_ids": np.where(mask == 1, random.integers(8, WORDS, mask.shape), model.config.pad_token_id),
-        "attention_mask": mask,
-    }
-    if model.config.model_type == "bert":
-        inputs["token_type_ids"] = random.integers(0, 2, mask.shape) * mask
-    return inputs
-
-
-def logits_of(session: onnxruntime.InferenceSession, model: PreTrainedModel, inputs: Inputs) -> Floats:
-    """The graph's logits (batch, 1), with the position ids that the engine makes."""
-    feeds = dict(inputs)
-    if model.config.model_type == "roberta":
-        feeds["position_ids"] = position_ids(inputs["input_ids"], pad_token_id=model.config.pad_token_id)
-    logits: Floats = session.run(["logits"], feeds)[0]
-    return logits
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -156,48 +105,6 @@ def test_the_graph_for_cuda_is_made_of_the_fused_operators() -> None:
     }
     assert {name: counts[name] for name in wanted} == wanted
     assert not counts.keys() & {"Softmax", "Erf", "Loop", "If"}
-
-
-def query_operators(graph: onnx.ModelProto) -> list[str]:
-    return [node.op_type for node in graph.graph.node if node.name.endswith("attention/query")]
-
-
-@pytest.mark.parametrize("shift", [0.0, 0.5, -3.0])
-def test_the_bias_of_the_queries_is_in_their_weights(shift: float) -> None:
-    model = random_model("roberta")
-    for name, parameter in model.named_parameters():
-        if "LayerNorm" in name:
-            torch.nn.init.uniform_(parameter, *((0.5, 1.5) if name.endswith("weight") else (shift - 0.4, shift + 0.4)))
-    graph = written("packed", model)
-    assert query_operators(graph) == ["MatMul", "MatMul"]
-    inputs = random_inputs(model, [LONGEST, 3, 20])
-    np.testing.assert_allclose(logits_of(opened(graph), model, inputs), torch_logits(model, inputs), rtol=0, atol=ATOL)
-
-
-@pytest.mark.parametrize(("scale", "shifts"), [(0.0, (0.5, 0.5)), (1e-3, (0.5, -0.5))])
-def test_where_rounding_would_spoil_it_the_bias_is_added(scale: float, shifts: tuple[float, float]) -> None:
-    model = random_model("roberta")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "LayerNorm" in name:
-                parameter[3:5] = scale if name.endswith("weight") else torch.tensor(shifts)
-    graph = written("packed", model)
-    assert query_operators(graph) == ["Gemm", "Gemm"]
-    inputs = random_inputs(model, [LONGEST, 3, 20])
-    np.testing.assert_allclose(logits_of(opened(graph), model, inputs), torch_logits(model, inputs), rtol=0, atol=ATOL)
-
-
-@given(st.lists(st.tuples(st.floats(0.01, 4.0), st.floats(-2.0, 2.0), st.floats(-3.0, 3.0)), min_size=8, max_size=64))
-def test_a_row_gives_1_for_every_token_behind_a_norm(values: list[tuple[float, float, float]]) -> None:
-    scale, shift, z = (np.array(column, np.float32) for column in zip(*values, strict=True))
-    entry = find_entry(scale, shift)
-    if entry.row is None:
-        assert not entry.move.any()
-        return
-    token = (z - z.mean(dtype=np.float64)) * scale + shift + entry.move
-    assert token @ entry.row == pytest.approx(1.0, abs=1e-4)
-    in_half = token.astype(np.float16).astype(np.float64)
-    assert in_half @ entry.row == pytest.approx(1.0, abs=2e-2)
 
 
 def test_the_stand_ins_stand_for_two_operators_only() -> None:

@@ -135,6 +135,22 @@ def test_a_process_whose_others_do_not_come_stops(launch: Launch) -> None:
 
 
 @pytest.mark.slow
+def test_processes_end_when_the_command_that_started_them_is_killed(launch: Launch) -> None:
+    command: list[str | Path] = [launch.program, "adapt", launch.checkpoint, "train.jsonl", "orphans", *OPTIONS]
+    started = subprocess.Popen(
+        [*command, "--processes", "2", "--save-every", "3"],
+        cwd=launch.folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(lambda: bool(list((launch.folder / "orphans.training").glob("step-*"))))
+    assert len(ranks_of("orphans")) == 2
+    started.kill()
+    started.wait()
+    wait_for(lambda: not ranks_of("orphans"))
+
+
+@pytest.mark.slow
 def test_the_command_starts_its_own_processes_and_says_who_was_killed(launch: Launch, whole: Path) -> None:
     command: list[str | Path] = [
         launch.program,
@@ -151,13 +167,18 @@ def test_the_command_starts_its_own_processes_and_says_who_was_killed(launch: La
         [*command, "--save-every", "3"], cwd=launch.folder, env=environment, stderr=subprocess.PIPE, text=True
     )
     wait_for(lambda: bool(list((launch.folder / "own.training").glob("step-*"))))
-    every = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
-    os.kill(next(each for each in every if rank_of(each, "own") == "1"), signal.SIGKILL)
+    os.kill(ranks_of("own")["1"], signal.SIGKILL)
     told = started.communicate(timeout=120)[1]
     assert started.returncode == 1
     assert "process 1 of 2 was ended by SIGKILL, and so were the others; go on with the same command" in told
     subprocess.run([*command, "--save-every", "3", "--resume"], cwd=launch.folder, env=environment, check=True)
     assert same_weights(whole, launch.folder / "own")
+
+
+def ranks_of(out: str) -> dict[str, int]:
+    """Find the processes that train `out`, by their rank."""
+    every = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+    return {rank: each for each in every if (rank := rank_of(each, out)) is not None}
 
 
 def rank_of(process: int, out: str) -> str | None:

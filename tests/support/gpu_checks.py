@@ -22,6 +22,7 @@ import pytest
 
 from cappy_bench.gpu.check import main
 from cappy_bench.gpu.host import Child, Environment, Machine, scorer_of
+from cappy_bench.gpu.profile import RUNS
 from cappy_engine.bundle import MANIFEST, open_bundle
 from cappy_engine.gpu.engines import EngineCache, engine_folder
 from cappy_engine.gpu.installation import Installation
@@ -86,6 +87,7 @@ class FakeMachine:
     cache: type[EngineCache] = EngineCache
     is_careless: bool = False
     crashes_at: str = ""
+    has_profiler: bool = True
 
     @property
     def machine(self) -> Machine:
@@ -97,6 +99,7 @@ class FakeMachine:
             lambda checkpoint, precision: OnCpu(self.torch_model, device="cuda"),
             lambda checkpoint, pairs, max_length: self.reference,
             self.run_child,
+            self.trace,
         )
 
     def inspect(self) -> Installation:
@@ -129,6 +132,14 @@ class FakeMachine:
                 shutil.copyfile(model, engine)
             model = engine
         return OnCpu(model, device=device, error=self.error, right_lengths=right_lengths)
+
+    def trace(self, run: Callable[[], object], path: Path) -> None:
+        run()
+        kernels = [("sm90_gemm", 3.0), ("flash_fwd_kernel", 1.0)] * RUNS if self.has_profiler else []
+        events = [
+            {"cat": "kernel", "name": name, "ts": 10.0 * at, "dur": dur} for at, (name, dur) in enumerate(kernels)
+        ]
+        path.write_text(json.dumps({"traceEvents": [*events, {"cat": "cpu_op", "name": "copy", "ts": 0, "dur": 99}]}))
 
     def run_child(self, arguments: Sequence[str], environment: Environment, seconds: float) -> Child:
         step = arguments[-1]

@@ -30,24 +30,24 @@ from pathlib import Path
 from typing import Any
 
 from cappy_bench.gpu.drills import drill_steps
-from cappy_bench.gpu.facts import DEVICES, describe_bundle, installed_versions, not_exported
+from cappy_bench.gpu.facts import DEVICES, not_exported
 from cappy_bench.gpu.host import Machine, this_machine
 from cappy_bench.gpu.plan import FULL, QUICK, Check, CheckFailed, Step
 from cappy_bench.gpu.results import Figures, beside_published, summary
+from cappy_bench.gpu.resuming import kept_steps, what_is_measured
 from cappy_bench.gpu.steps import measuring_steps
 from cappy_bench.gpu.watching import attention_kernels, gpu_facts, watched
-from cappy_bench.machine import current_commit, describe_machine
+from cappy_bench.machine import describe_machine
 from cappy_bench.peers.process import in_short
 from cappy_engine.buckets import default_buckets
 from cappy_engine.bulk.outputs import check_output
 from cappy_engine.bundle import Bundle, open_bundle
-from cappy_engine.errors import CappyError
+from cappy_engine.errors import BenchmarkError, CappyError
 from cappy_engine.gpu.installation import Installation
 from cappy_engine.gpu.preflight import diagnose
 from cappy_engine.gpu.start import NO_TF32
 from cappy_engine.storage import write_json
 
-SCHEMA = 1
 GROUPS = ("open", "attention", "throughput", "parity", "profile", "questions", "drill")
 NOT_ASKED = "not asked for (--only)"
 NOT_EXPORTED = "not asked for: the bundle has no model for it"
@@ -74,41 +74,40 @@ def run_all(order: Order, check: Check, bundle: Bundle, say: Say) -> Entry:
     True
     """
     began, started = time.monotonic(), datetime.now(UTC)
-    kept = _kept(order.out, bundle) if order.resume else {}
     installation = check.machine.inspect()  # before anything imports PyTorch, which brings CUDA's libraries with it
     facts = gpu_facts()
+    same = what_is_measured(check, bundle, installation)
+    kept = kept_steps(order.out, same, check.work) if order.resume else {}
+    kept_names = list(kept)
     lacking = {**why_unusable(installation), **dict.fromkeys(not_exported(bundle), NOT_EXPORTED)}
     entries = [{**_preflight(installation, lacking), "seconds": round(time.monotonic() - began, 1)}]
 
     def document(is_complete: bool) -> Entry:
         return {
-            "schema": SCHEMA,
+            **{name: same[name] for name in ("schema", "model", "versions", "commit")},
             "title": order.title,
             "started": started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - began, 1),
             "is_complete": is_complete,
-            "commit": current_commit(),
             "machine": {
                 **describe_machine(),
-                "gpus": [asdict(gpu) for gpu in installation.gpus],
+                "gpus": same["gpus"],
                 "nvidia_smi": facts,
                 "cuda_of_driver": installation.driver,
             },
-            "versions": installed_versions(),
-            "model": describe_bundle(bundle),
             "settings": {
-                "effort": asdict(check.effort),
+                "effort": same["effort"],
                 "max_seconds": order.max_seconds,
                 "only": list(order.only) or None,
                 "keep_engines": order.keep_engines,
-                "kept": list(kept) or None,
+                "kept": kept_names or None,
             },
-            "steps": entries,
+            "steps": [*entries, *([] if is_complete else kept.values())],
         }
 
     for step in all_steps(bundle):
         if step.name in kept:
-            entries.append(kept[step.name])
+            entries.append(kept.pop(step.name))
             continue
         left = order.max_seconds - (time.monotonic() - began)
         reason = why_not(step, lacking, order.only, left)
@@ -122,15 +121,6 @@ def run_all(order: Order, check: Check, bundle: Bundle, say: Say) -> Entry:
     found = document(is_complete=True)
     write_json(order.out, found)
     return found
-
-
-def _kept(out: Path, bundle: Bundle) -> dict[str, Entry]:
-    """Read the steps that went well of an earlier result of the same bundle; none if there is no such result."""
-    if not out.exists():
-        return {}
-    earlier = json.loads(out.read_text(encoding="utf-8"))
-    is_same = earlier["model"] == describe_bundle(bundle)
-    return {step["name"]: step for step in earlier["steps"] if is_same and step["status"] == "ok"}
 
 
 def run_one(name: str, check: Check, bundle: Bundle) -> Entry:
@@ -282,6 +272,7 @@ def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -
     if options.step:
         write_json(check.work / f"{options.step.replace('/', '-')}.json", run_one(options.step, check, bundle))
         if options.step.startswith("profile/") and machine is None:
+            sys.stdout.flush()
             os._exit(0)  # CUPTI and ONNX Runtime free something twice when the process ends (seen with 1.31.1)
         return 0
     order = Order(
@@ -291,7 +282,10 @@ def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -
         folder.mkdir(parents=True, exist_ok=True)
     if not order.keep_engines:
         shutil.rmtree(check.work / "cache", ignore_errors=True)
-    document = run_all(order, check, bundle, _say)
+    try:
+        document = run_all(order, check, bundle, _say)
+    except BenchmarkError as error:
+        sys.exit(f"error: {error}")
     print(summary(document), "\n")
     print(json.dumps(document, allow_nan=False, ensure_ascii=False))
     return exit_status(document["steps"])

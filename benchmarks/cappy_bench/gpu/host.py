@@ -54,7 +54,8 @@ class Machine:
     `open_session(bundle, device, precision)` opens the session below it. `open_file(model, tf32)` opens any model for
     CUDA, without the canary; its fp32 may be TF32. `open_torch(checkpoint, precision)` is PyTorch in fp16 or bf16 on
     the GPU, `score_reference(checkpoint, pairs, max_length)` in fp32 on the CPU. `run_child(arguments, environment,
-    seconds)` runs `cappy_bench.gpu.check` in a process of its own.
+    seconds)` runs `cappy_bench.gpu.check` in a process of its own. `trace(run, path)` profiles `run()` into a file of
+    Chrome's format.
     """
 
     inspect: Callable[[], Installation]
@@ -64,6 +65,7 @@ class Machine:
     open_torch: Callable[[Path, str], Session]
     score_reference: Callable[[Path, Sequence[Pair], int], Reference]
     run_child: Callable[[Sequence[str], Environment, float], Child]
+    trace: Callable[[Callable[[], object], Path], object]
 
 
 class TorchSession:
@@ -92,7 +94,7 @@ def this_machine() -> Machine:
     >>> this_machine().inspect().gpus
     ()
     """
-    return Machine(_inspect, _open_scorer, _open_session, _open_file, _open_torch, _score_reference, _run_child)
+    return Machine(_inspect, _open_scorer, _open_session, _open_file, _open_torch, _score_reference, _run_child, _trace)
 
 
 def scorer_of(session: Session, model: GpuModel) -> Scorer:
@@ -161,6 +163,14 @@ def _score_reference(checkpoint: Path, pairs: Sequence[Pair], max_length: int) -
     from cappy_export.proof.reference import score_with_torch
 
     return score_with_torch(open_checkpoint(checkpoint), pairs, max_length=max_length)
+
+
+def _trace(run: Callable[[], object], path: Path) -> None:
+    import torch.profiler  # it brings CUDA's libraries with it: not before our session is open
+
+    with torch.profiler.profile(acc_events=True) as profiler:
+        run()
+    profiler.export_chrome_trace(str(path))
 
 
 def _run_child(arguments: Sequence[str], environment: Environment, seconds: float) -> Child:

@@ -11,14 +11,16 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cappy_bench.gpu.plan import Check
+from cappy_bench.gpu.plan import Check, CheckFailed
 from cappy_bench.gpu.results import Figures
 from cappy_bench.gpu.throughput import WARM_UPS, random_batch
 from cappy_bench.shapes import read_shape
 from cappy_engine.bundle import open_bundle
+from cappy_engine.session import Inputs, Session
 
 SHAPES = ((1, 64), (128, 128))
 """Rows and tokens: one pair alone, and a full batch."""
@@ -31,6 +33,7 @@ KINDS = (
     ("matrix products", ("gemm", "nvjet", "xmma", "cutlass", "cublas", "splitk")),
     ("normalisation", ("layernorm", "layer_norm")),
     ("activation", ("gelu",)),
+    ("biases added", ("broadcastbias",)),
     ("copies", ("memcpy", "memset", "copy", "transpose", "cast", "padding")),
 )
 """Words in a kernel's name, in lower case, that tell what it does; the first kind that fits."""
@@ -43,8 +46,6 @@ def profile_batches(check: Check, *, name: str) -> Figures:
     """
     session, _ = check.open(name)
     shape, pad_token_id = read_shape(check.bundle), open_bundle(check.bundle).manifest.pad_token_id
-    import torch.profiler  # not before our session is open: it brings CUDA's libraries with it
-
     found = []
     for rows, length in SHAPES:
         if rows * length > check.effort.tokens:
@@ -56,13 +57,12 @@ def profile_batches(check: Check, *, name: str) -> Figures:
             session.run(inputs)
             seconds.append(time.perf_counter() - began)
         trace = check.work / f"trace-{name.replace(' ', '-')}-{rows}x{length}.json"
-        with torch.profiler.profile(acc_events=True) as profiler:
-            for _ in range(RUNS):
-                session.run(inputs)
-        profiler.export_chrome_trace(str(trace))
+        check.machine.trace(partial(_repeat, session, inputs), trace)
         figures = summarise_trace(read_events(trace), runs=RUNS)
+        if not figures["kernels"]:
+            raise CheckFailed(f"the profiler saw no kernel of {rows} x {length}; is CUPTI there?")
         wall = statistics.median(seconds[WARM_UPS:])
-        share = figures["busy_seconds"] / wall if figures["kernels"] else None
+        share = figures["busy_seconds"] / wall
         found.append({"rows": rows, "length": length, "seconds": wall, "busy_share": share, **figures})
     told = [
         f"{one['rows']} x {one['length']}: {1000 * one['seconds']:.2f} ms, the GPU computes for "
@@ -70,6 +70,11 @@ def profile_batches(check: Check, *, name: str) -> Figures:
         for one in found
     ]
     return {"shapes": found, "outcome": "; ".join(told)}
+
+
+def _repeat(session: Session, inputs: Inputs) -> None:
+    for _ in range(RUNS):
+        session.run(inputs)
 
 
 def read_events(trace: Path) -> list[Mapping[str, Any]]:

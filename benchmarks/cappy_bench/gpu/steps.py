@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 
 from cappy_bench.gpu.attention import measure_attention, run_attention
+from cappy_bench.gpu.facts import describe_bundle
 from cappy_bench.gpu.host import Environment, scorer_of
 from cappy_bench.gpu.plan import Check, CheckFailed, Step
 from cappy_bench.gpu.profile import profile_batches
@@ -137,7 +138,7 @@ def score_reference(check: Check) -> Figures:
     pairs = default_pairs()
     reference = check.machine.score_reference(check.checkpoint, pairs, open_bundle(check.bundle).manifest.max_length)
     kept = {name: np.asarray(value).tolist() for name, value in vars(reference).items()}
-    write_json(check.work / REFERENCE, kept)
+    write_json(check.work / REFERENCE, {**kept, "of": describe_bundle(open_bundle(check.bundle))["weights_sha256"]})
     return {"pairs": len(pairs), "outcome": f"{len(pairs)} pairs, {reference.description}"}
 
 
@@ -162,6 +163,8 @@ def measure_parity(check: Check, *, device: str, precision: str, tf32: bool = Fa
     if not (check.work / REFERENCE).exists():
         raise CheckFailed("there are no scores to compare with: the step parity/reference did not end well")
     kept = json.loads((check.work / REFERENCE).read_text(encoding="utf-8"))
+    if kept["of"] != describe_bundle(open_bundle(check.bundle))["weights_sha256"]:
+        raise CheckFailed(f"the scores in {check.work / REFERENCE} are of another checkpoint: run without --resume")
     arrays = (np.array(kept["scores"], np.float32), np.array(kept["token_counts"]), np.array(kept["truncated"]))
     reference = Reference(*arrays)
     pairs = default_pairs()

@@ -26,6 +26,8 @@ from cappy_engine.errors import BenchmarkError
 PAGE = "README.md"
 PLOTTED = ("bulk", "rerank", "interactive", "long", "padded")
 
+OF_OTHERS = ("gpu-", "serve-", "amx-")
+"""How the names of results begin that other commands wrote: no tables of these tools are made of them."""
 INTRODUCTION = """# Benchmarks
 
 Parity and speed of this engine beside what one would use instead, from the JSON files in this folder; made by
@@ -63,7 +65,7 @@ def write_report(folder: Path, *, force: bool = False) -> Path:
     paths = sorted(folder.glob("*.json"))
     if not paths:
         raise BenchmarkError(f"no result (*.json) in {folder}; make one with 'cappy bench run'")
-    results = {path: read_result(path) for path in paths}
+    results = {path: read_result(path) for path in paths if not path.name.startswith(OF_OTHERS)}
     page = folder / PAGE
     plots = [folder / f"{path.stem}-{name}.svg" for path, result in results.items() for name in _plots(result)]
     for each in (page, *plots):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
@@ -16,13 +19,15 @@ from accelerate.utils import gather_object
 
 from cappy_engine.bulk.growing import changes
 from cappy_engine.errors import AdaptError
-from cappy_export.adaptation.recipe import choose_mixed_precision
+from cappy_export.adaptation.recipe import LAUNCHER, choose_mixed_precision
 
 LAUNCHED = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What `accelerate launch` and torchrun put into the environment of every process."""
 ELSEWHERE = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 """Where launchers put the number of processes."""
 
+PR_SET_PDEATHSIG = 1
+"""From Linux's prctl.h: the signal that a process gets when the one that started it has ended."""
 TURN_SECONDS = 5.0
 """How long a process works until it hears of the others."""
 
@@ -80,6 +85,7 @@ def join(mixed_precision: str, *, wait_seconds: int) -> Accelerator:
     come together, or the device has not that precision.
     """
     check_launch(os.environ)
+    _end_with_launcher()
     is_launched = int(os.environ.get("LOCAL_RANK") or -1) >= 0
     settings: dict[str, Any] = {"timeout": timedelta(seconds=wait_seconds)} if is_launched else {}
     try:
@@ -179,6 +185,19 @@ def not_alone(accelerator: Accelerator) -> Iterator[None]:
             f"another process of this training has ended, or is silent ({_first_line(error)}); this one "
             f"({accelerator.process_index} of {accelerator.num_processes}) ends, too; go on with --resume"
         ) from error
+
+
+def _end_with_launcher() -> None:
+    """End when `cappy adapt --processes` does, however it does: nobody else would end this process.
+
+    By SIGKILL, since a process that waits for others in C hears no other signal. What was saved outlives that.
+    """
+    launcher = os.environ.pop(LAUNCHER, "")
+    if not launcher.isdecimal() or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(launcher):  # it ended before this could be asked for
+        raise SystemExit(1)
 
 
 def _advance(work: Iterator[None]) -> bool:

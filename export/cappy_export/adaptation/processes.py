@@ -14,6 +14,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from cappy_engine.cpu.cores import usable_cores
 from cappy_engine.errors import AdaptError
+from cappy_export.adaptation.recipe import LAUNCHER
 
 ENDED_BY_US = ("SIGTERM", "SIGINT")
 """Signals that the launcher sends to the others."""
@@ -40,6 +41,7 @@ def start_processes(words: Sequence[str], *, processes: int) -> int:
         max_restarts=0,
         monitor_interval=0.1,
     )
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
         elastic_launch(config, sys.executable)("-m", "cappy_engine", *words)
     except SignalException as error:
@@ -54,4 +56,6 @@ def start_processes(words: Sequence[str], *, processes: int) -> int:
                     "on with the same command and --resume"
                 ) from error
         return 1  # the process that failed has told why
+    finally:
+        del os.environ[LAUNCHER]
     return 0

@@ -15,6 +15,8 @@ from cappy_engine.errors import AdaptError
 from cappy_engine.options import Asked
 from cappy_export.options import Revision
 
+LAUNCHER = "CAPPY_LAUNCHER"
+"""Where `cappy adapt --processes` puts its own process's number, so that the others end when it is killed."""
 MIXED_PRECISIONS = ("auto", "no", "bf16", "fp16")
 
 

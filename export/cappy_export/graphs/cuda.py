@@ -37,7 +37,8 @@ LEAST_SUM = 1 / 8
 """How much a token's values, each over its scale, must add up to, per value. Less would be lost in fp16's rounding."""
 MOST_NOISE = 1e-3
 """How much of a bias may be lost to rounding before it is added as a bias. fp16 itself rounds to 0.0005."""
-HALF_ROUNDING = 2.0**-12
+HALF_ROUNDING, HALF_SMALLEST = 2.0**-12, 2.0**-25
+"""How far fp16 rounds a number of 1, and one near 0."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -72,7 +73,8 @@ def find_entry(scale: npt.NDArray[np.float32], shift: npt.NDArray[np.float32]) -
     step = math.copysign(LEAST_SUM, ratios.sum()) if abs(ratios.sum()) < LEAST_SUM * len(scale) else 0.0
     ratios += step
     total = float(ratios.sum())
-    noise = HALF_ROUNDING * math.sqrt(np.sum(1 + ratios**2)) / abs(total)
+    rounding = HALF_ROUNDING * np.sqrt(1 + ratios**2) + HALF_SMALLEST / np.abs(wide)
+    noise = math.sqrt(np.sum(rounding**2)) / abs(total)
     return Entry(step * wide, 1 / (wide * total)) if noise < MOST_NOISE else none
 
 

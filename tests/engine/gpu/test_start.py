@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from cappy_engine.bundle import TARGETS, Bundle
 from cappy_engine.errors import BundleError, DeviceUnavailable, InvalidPair, ScoringError
 from cappy_engine.gpu.plan import batch_flops, plan_gpu
 from cappy_engine.gpu.sessions import SharedSession
+from cappy_engine.parts import PART_PAIRS
 from cappy_engine.runner import Runner
-from cappy_engine.scorer import PART_PAIRS, Scorer
+from cappy_engine.scorer import Scorer
 from cappy_engine.session import INPUTS, Inputs
 from cappy_engine.testing import real_tokens, score_of
 from cappy_engine.tokenizer import PairTokenizer
@@ -210,22 +212,28 @@ def test_several_gpus_are_all_proven_and_share_the_work(sealed: Bundle, root: Pa
     np.testing.assert_allclose(scores, [score_of(ids.tolist()) for ids in tokenizer.encode(pairs).token_ids], atol=1e-6)
 
 
-def scorer_beside(tokenizer: PairTokenizer, session: PlacedSession) -> Scorer:
-    """A scorer on a GPU that is faked, whose CPU is free while it computes."""
-    return Scorer(tokenizer, Runner(session, Grouping(BUDGET), pad_token_id=1))
+def scorer_beside(tokenizer: PairTokenizer, session: PlacedSession, *, gpus: int = 1) -> Scorer:
+    """A scorer on GPUs that are faked, whose CPU is free while they compute."""
+    shared = SharedSession([session] * gpus, device="cuda") if gpus > 1 else None
+    return Scorer(
+        tokenizer, Runner(shared or session, Grouping(BUDGET), pad_token_id=1, narrow_session=shared, callers=gpus)
+    )
 
 
-def test_parts_that_are_tokenised_beside_the_gpu_give_what_one_call_gives(tokenizer: PairTokenizer) -> None:
-    pairs = [("" if place % 400 == 7 else f"word {place}", "yes " * (place % 9)) for place in range(2 * PART_PAIRS + 9)]
-    pairs[PART_PAIRS + 3] = ("word " * 600, "yes")
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_parts_that_are_tokenised_beside_the_gpu_give_what_one_call_gives(tokenizer: PairTokenizer, gpus: int) -> None:
+    total = 2 * gpus * PART_PAIRS + 9
+    pairs = [("" if place % 400 == 7 else f"word {place}", "yes " * (place % 9)) for place in range(total)]
+    pairs[gpus * PART_PAIRS + 3] = ("word " * 600, "yes")
     seen: list[tuple[int, int]] = []
-    with scorer_beside(tokenizer, PlacedSession("cuda")) as scorer:
-        apart = scorer.score_pairs(iter(pairs), progress=lambda count, tokens: seen.append((count, tokens)))
+    with scorer_beside(tokenizer, PlacedSession("cuda"), gpus=gpus) as scorer:
+        generator = (pair for pair in pairs)
+        apart = scorer.score_pairs(generator, progress=lambda count, tokens: seen.append((count, tokens)))
     with Scorer(tokenizer, Runner(PlacedSession("cpu"), Grouping(BUDGET), pad_token_id=1)) as scorer:
         whole = scorer.score_pairs(pairs)
     for name in ("scores", "token_counts", "truncated", "without_instruction"):
         np.testing.assert_array_equal(getattr(apart, name), getattr(whole, name))
-    assert whole.without_instruction == (7, 407, 807)
+    assert whole.without_instruction == tuple(range(7, total, 400))
     assert tuple(map(sum, zip(*seen, strict=True))) == (len(pairs), whole.token_counts.sum())
 
 
@@ -239,15 +247,45 @@ def test_a_pair_at_fault_in_any_part_is_named_by_its_place(tokenizer: PairTokeni
             raise ScoringError("id out of range")
         return score_of(ids)
 
-    with scorer_beside(tokenizer, PlacedSession("cuda", score)) as scorer:
+    session = PlacedSession("cuda", score)
+    with scorer_beside(tokenizer, session) as scorer:
         with pytest.raises(ScoringError, match=rf"^pair {place}: id out of range"):
             scorer.score(pairs)
+        before = len(session.batches)
         long = [*pairs[:place], ("word " * 600, "yes"), *pairs[place + 1 :]]
-        with pytest.raises(InvalidPair, match=rf"^pair {place}\b") as caught:
+        with pytest.raises(InvalidPair, match=rf"^pair {place}\b"):
             scorer.score(long, too_long="refuse")
-        assert caught.value.index == place
+        assert len(session.batches) == before  # refused before anything is computed
+
+
+def test_a_text_that_cannot_be_tokenised_is_named_in_a_later_part(
+    tokenizer: PairTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing:
+        def encode_batch_fast(self, texts: list[str], **options: object) -> object:
+            if "word 515" in texts:
+                raise Exception("no such byte")  # noqa: TRY002 - as the library does
+            return whole.encode_batch_fast(texts, **options)
+
+    whole = tokenizer._tokenizer
+    monkeypatch.setattr(tokenizer, "_tokenizer", Failing())
+    pairs = [(f"word {number}", "yes") for number in range(PART_PAIRS + 8)]
+    with scorer_beside(tokenizer, PlacedSession("cuda")) as scorer, pytest.raises(InvalidPair, match=r"^pair 515: "):
+        scorer.score(pairs)
+
+
+def test_pairs_are_read_in_the_thread_that_gives_them(tokenizer: PairTokenizer) -> None:
+    def pairs() -> Iterator[tuple[str, str]]:
+        for number in range(PART_PAIRS + 8):
+            assert threading.current_thread() is mine
+            yield f"word {number}", "yes"
+
+    mine = threading.current_thread()
+    with scorer_beside(tokenizer, PlacedSession("cuda")) as scorer:
+        assert scorer.score(pairs()).shape == (PART_PAIRS + 8,)
 
 
 def test_no_pairs_have_no_scores_on_a_gpu_either(tokenizer: PairTokenizer) -> None:
     with scorer_beside(tokenizer, PlacedSession("cuda")) as scorer:
-        assert scorer.score(iter([])).shape == (0,)
+        nothing: list[tuple[str, str]] = []
+        assert scorer.score(pair for pair in nothing).shape == (0,)
