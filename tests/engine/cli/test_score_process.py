@@ -90,9 +90,16 @@ def test_score_shows_no_bar_on_a_terminal_if_it_is_to_be_quiet(bundle: Path, pai
 
 def test_an_interrupt_ends_with_130_and_without_a_traceback(bundle: Path) -> None:
     command = [sys.executable, "-m", "cappy_engine", "score", "-", "--bundle", str(bundle)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's "&" has it ignored
+    ) as process:
         assert process.stderr is not None
         assert b"fp32 on cpu" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=120)
+        process.wait(timeout=120)  # communicate would close its input at once, which may come before the signal
+        _, err = process.communicate()
     assert (process.returncode, err) == (130, b"cappy score: interrupted\n")

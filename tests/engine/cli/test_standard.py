@@ -62,7 +62,11 @@ def test_a_signal_to_end_leaves_what_was_scored_and_says_so(
     words = ["unshare", "--pid", "--fork"] if is_first else []
     partial = tmp_path / "out.jsonl.partial"
     with subprocess.Popen(
-        [*words, "bash", "-c", command], cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE
+        [*words, "bash", "-c", command],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup's children ignore SIGHUP, and so do we then
     ) as process:
         assert process.stdin is not None
         process.stdin.write(b'{"instruction": "q", "response": "a"}\n' * 3 + b'{"instruc')
@@ -76,7 +80,8 @@ def test_a_signal_to_end_leaves_what_was_scored_and_says_so(
         if is_first:
             target = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
         os.kill(target, number)
-        _, err = process.communicate(timeout=60)
+        process.wait(timeout=60)  # communicate would close its input at once, which may come before the signal
+        _, err = process.communicate()
     assert process.returncode == 128 + number
     assert [row["response"] for row in written] == ["a"] * 3
     assert rows_in(partial.read_bytes()) == written
