@@ -60,7 +60,10 @@ def test_score_names_the_partial_file_where_no_more_can_be_written(bundle: Path,
 
 def test_score_shows_its_speed_where_stderr_is_a_terminal(bundle: Path, tmp_path: Path) -> None:
     path, output = tmp_path / "many.jsonl", tmp_path / "scored.jsonl"
-    path.write_text((json.dumps({"instruction": "word " * 60, "response": "a"}) + "\n") * 6000)
+    rows = (
+        {"instruction": f"{'word ' * 60}{number}", "response": "a"} for number in range(6000)
+    )  # equal ones are fast
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     status, shown = run_on_terminal("score", path, "--bundle", bundle, "-o", output)
     assert status == 0, shown
     assert len(rows_in(output.read_bytes())) == 6000
