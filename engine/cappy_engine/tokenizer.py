@@ -118,7 +118,7 @@ class PairTokenizer:
         return self.encode_texts(self.read(pairs), too_long=too_long)
 
     def read(self, pairs: Pairs) -> PairTexts:
-        """Read the texts of pairs, for `encode_texts`. Raises InvalidPair, with the index, for what is no pair.
+        """Read the texts of pairs, for `encode_texts`. Raises InvalidPair with the index of whatever is not a pair.
 
         >>> tokenizer.encode_texts(tokenizer.read([("Is the sky blue?", "Yes")])).lengths
         array([9])

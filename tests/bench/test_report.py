@@ -48,6 +48,16 @@ def test_the_report_shows_every_table_and_plot(measure: Measure, tmp_path: Path)
 def test_a_report_of_nothing_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="cappy bench run"):
         write_report(tmp_path)
+    (tmp_path / "gpu-check.json").write_text('{"steps": []}')
+    with pytest.raises(BenchmarkError, match="cappy bench run"):
+        write_report(tmp_path)
+
+
+def test_a_result_is_shown_whatever_the_model_is_called(measure: Measure, tmp_path: Path) -> None:
+    result = measure(FakeTool(spec("cappy")), FakeTool(spec("slow"), slowness=2.0))
+    (tmp_path / "gpu-like.json").write_text(json.dumps(result))
+    (tmp_path / "serve-mini.json").write_text('{"schema": "cappy-load-1", "servers": []}')
+    assert result["title"] in write_report(tmp_path).read_text(encoding="utf-8")
 
 
 def test_what_changed_is_the_ratio_of_speeds_and_the_conditions(measure: Measure) -> None:

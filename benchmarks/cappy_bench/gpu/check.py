@@ -10,7 +10,8 @@ measured is null. At the end come the tables and, as the last line on standard o
 Exit status: 0 if every step that was asked for is ok, else 1. What the bundle has no model for was not asked for.
 
 With little time, run one group after the other (`--only open`, then `--only parity --resume`, ...): `--resume` keeps
-what --out has of this bundle and went well. Building engines takes minutes: `--keep-engines` keeps them, too.
+the steps in --out that went well, and refuses a result of another bundle, machine, commit or effort. Building engines
+takes minutes: `--keep-engines` keeps them, too.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ PAGE = "README.md"
 PLOTTED = ("bulk", "rerank", "interactive", "long", "padded")
 
 OF_OTHERS = ("gpu-", "serve-", "amx-")
-"""How the names of results begin that other commands wrote: no tables of these tools are made of them."""
+"""How the names of other measurements begin. They have no runners, so nothing of them is in the report."""
 INTRODUCTION = """# Benchmarks
 
 Parity and speed of this engine beside what one would use instead, from the JSON files in this folder; made by
@@ -62,10 +62,10 @@ def write_report(folder: Path, *, force: bool = False) -> Path:
         >>> write_report(Path("bench/results"))
         PosixPath('bench/results/README.md')
     """
-    paths = sorted(folder.glob("*.json"))
+    paths = sorted(path for path in folder.glob("*.json") if not _is_of_others(path))
     if not paths:
         raise BenchmarkError(f"no result (*.json) in {folder}; make one with 'cappy bench run'")
-    results = {path: read_result(path) for path in paths if not path.name.startswith(OF_OTHERS)}
+    results = {path: read_result(path) for path in paths}
     page = folder / PAGE
     plots = [folder / f"{path.stem}-{name}.svg" for path, result in results.items() for name in _plots(result)]
     for each in (page, *plots):
@@ -77,6 +77,10 @@ def write_report(folder: Path, *, force: bool = False) -> Path:
     with open_output(page, force=True) as file:
         file.write("\n".join(sections).encode())
     return page
+
+
+def _is_of_others(path: Path) -> bool:
+    return path.name.startswith(OF_OTHERS) and b'"runners"' not in path.read_bytes()
 
 
 def section(result: Result, stem: str) -> str:

@@ -130,7 +130,7 @@ def multi_head(attention: onnx.NodeProto, parts: Sequence[str]) -> onnx.NodeProt
 
 
 def put_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], added: Iterable[onnx.TensorProto]) -> None:
-    """Put nodes in the place of a model's own, and `added` weights beside its own; take out those that nobody reads.
+    """Replace a model's nodes by `nodes`, add the weights `added`, and remove all weights that no node reads.
 
     >>> put_nodes(model, model.graph.node, [])
     """
