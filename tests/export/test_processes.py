@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,9 +34,7 @@ class Launch:
 
     def start(self, out: str, *more: str, processes: int = 2, train: Sequence[str] = ("train.jsonl",)) -> list[Started]:
         """Start a training; the process of rank n reads `train[n]`, or the last of them."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         return [
             self._process(out, train[min(rank, len(train) - 1)], more, rank, processes, port)
             for rank in range(processes)
@@ -63,6 +62,12 @@ class Launch:
 
 
 Started = subprocess.Popen[str]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +118,42 @@ def test_a_killed_process_ends_the_other_and_both_go_on_to_the_same_weights(laun
     texts = launch.run("killed", "--save-every", "3", "--resume")
     assert "going on after step" in texts[0]
     assert same_weights(whole, launch.folder / "killed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_training_goes_on_in_another_number_of_processes(launch: Launch, whole: Path, processes: int) -> None:
+    out = f"then-{processes}"
+    first, second = launch.start(out, "--save-every", "3")
+    wait_for(lambda: bool(list((launch.folder / f"{out}.training").glob("step-*"))))
+    second.send_signal(signal.SIGKILL)
+    for each in (first, second):
+        each.communicate(timeout=300)
+    texts = launch.run(out, "--save-every", "3", "--resume", processes=processes)
+    assert "going on after step" in texts[0]
+    uninterrupted, found = launch.log("whole"), launch.log(out)
+    assert [entry["step"] for entry in found] == [entry["step"] for entry in uninterrupted]
+    losses = [[entry["held_out_loss"] for entry in log if "held_out_loss" in entry] for log in (uninterrupted, found)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "torchrun --nproc-per-node 2 --master-port PORT",
+        "accelerate launch --multi_gpu --num_processes 2 --main_process_port PORT",
+    ],
+    ids=["torchrun", "accelerate"],
+)
+def test_the_launchers_of_others_start_the_same_training(launch: Launch, whole: Path, launcher: str) -> None:
+    out, (program, *words) = launcher.split()[0], launcher.replace("PORT", str(free_port())).split()
+    command = [Path(sys.executable).with_name(program), *words, "-m", "cappy_engine", "adapt", launch.checkpoint]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*command, "train.jsonl", out, *OPTIONS], cwd=launch.folder, env=environment, timeout=600, check=True
+    )
+    assert same_weights(whole, launch.folder / out)
 
 
 def test_processes_with_other_data_do_not_begin_and_one_says_why(launch: Launch) -> None:
