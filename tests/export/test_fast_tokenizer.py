@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from cappy_bench.families import FAMILIES, write_unigram
+from cappy_bench.make_checkpoint import save_weights
 from cappy_engine.errors import CheckpointError
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export import export
@@ -118,6 +121,22 @@ def added(content: str, number: int, *, special: bool = True) -> Change:
     entry = {"content": content, "id": number, "special": special, "normalized": False}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
     return lambda tokenizer: tokenizer["added_tokens"].append({**entry, **flags})
+
+
+def test_a_large_vocabulary_brings_no_warning_that_is_meant_for_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    written = write_unigram(tmp_path, 100_100, 512)
+    written.save_pretrained(tmp_path)
+    config = FAMILIES["bge-reranker-base"].config_of(written, is_tiny=True)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_weights({}, tmp_path, "safetensors")
+    found = load_tokenizer(open_checkpoint(tmp_path), max_length=512)
+    assert found.vocab_size > 100_000
+    assert caplog.messages == []
+    found.save_pretrained(tmp_path / "saved")
+    assert "regex" not in (tmp_path / "saved" / "tokenizer_config.json").read_text()
 
 
 @pytest.mark.parametrize("special", [False, True])

@@ -133,7 +133,11 @@ def _load(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         tokenizer_config.setdefault("tokenizer_class", checkpoint.config.get("tokenizer_class"))
         Path(folder, "config.json").write_text(json.dumps(config))
         Path(folder, "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False, local_files_only=True)
+        # False: transformers suspects every vocabulary over 100,000 of a fault of Mistral's, and warns.
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, use_fast=True, trust_remote_code=False, local_files_only=True, fix_mistral_regex=False
+        )
+        tokenizer.init_kwargs.pop("fix_mistral_regex", None)
         if from_newer:
             _require_own_ids(checkpoint, tokenizer, Path(folder, "tokenizer.json"))
     return tokenizer
