@@ -1,0 +1,118 @@
+"""Measures how far scores of long pairs are from PyTorch's, and how much memory the engine takes for them.
+
+    python -m cappy_bench.studies.long_pairs BUNDLE CHECKPOINT [--pairs 24] [--shortest 512]
+
+The package's parity pairs are short, because PyTorch takes long for each. These are made of their words: lengths from
+`--shortest` tokens to the longest that the bundle takes, evenly on a logarithmic scale, the instruction a quarter of
+each. Every precision scores all of them in one call.
+
+The last line of the output is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cappy_bench.machine import describe_machine
+from cappy_bench.memory import forget_peak, peak_bytes
+from cappy_engine.bundle import open_bundle
+from cappy_engine.pairs import Pair
+from cappy_engine.scorer import Scorer
+from cappy_engine.tokenizer import PairTokenizer
+from cappy_export.proof.pairs import default_pairs
+
+
+def make_long_pairs(tokenizer: PairTokenizer, *, count: int, shortest: int, seed: int = 0) -> Iterator[Pair]:
+    """Make `count` pairs of `shortest` to `tokenizer.max_length` tokens, or a few less.
+
+    >>> list(make_long_pairs(tokenizer, count=2, shortest=512))
+    """
+    choose = random.Random(seed)  # noqa: S311 - texts, no secrets
+    words = [word for pair in default_pairs() for text in pair for word in text.split() if len(word) < 20]
+    for length in np.geomspace(shortest, tokenizer.max_length, count).round():
+        drawn = [choose.choice(words) for _ in range(int(length))]  # a word has one token or more
+        low, high = 1, len(drawn)
+        while low < high:  # the most words that are not too many tokens
+            middle = (low + high + 1) // 2
+            encoded = tokenizer.encode([_split(drawn[:middle])])
+            low, high = (low, middle - 1) if encoded.truncated[0] or encoded.lengths[0] > length else (middle, high)
+        yield _split(drawn[:low])
+
+
+def measure(bundle: Path, precision: str, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Open the bundle and score `pairs` in one call; returns the scores, seconds, and this process's peak of memory.
+
+    >>> measure(Path("bundle"), "fp32", [("Is the sky blue?", "Yes")])["peak_bytes"]
+    """
+    forget_peak()
+    with Scorer.open(bundle, device="cpu", precision=precision) as scorer:
+        started = time.perf_counter()
+        scores = scorer.score(pairs)
+        return {
+            "scores": scores,
+            "seconds": round(time.perf_counter() - started, 1),
+            "peak_bytes": peak_bytes(),
+        }
+
+
+def compare(bundle: Path, checkpoint: Path, *, count: int, shortest: int) -> dict[str, Any]:
+    """Score long pairs with every precision of the bundle and with PyTorch; returns errors, seconds and memory.
+
+    >>> compare(Path("bundle"), Path("checkpoint"), count=24, shortest=512)["precisions"]["fp32"]["max_error"]
+    """
+    opened = open_bundle(bundle)
+    max_length = opened.manifest.max_length
+    tokenizer = PairTokenizer.from_file(opened.file("tokenizer.json"), max_length=max_length)
+    pairs = list(make_long_pairs(tokenizer, count=count, shortest=shortest))
+    found = {precision: measure(bundle, precision, pairs) for precision in opened.manifest.precisions}
+
+    # PyTorch is imported now that the engine's memory is measured.
+    from cappy_export.proof.parity import spearman
+    from cappy_export.proof.reference import score_checkpoint
+
+    started = time.perf_counter()
+    wanted = score_checkpoint(checkpoint, pairs, max_length=max_length)
+    for each in found.values():
+        scores = each.pop("scores")
+        each["max_error"] = float(np.abs(scores - wanted).max())
+        each["spearman"] = spearman(wanted, scores)
+    return {
+        "tokens": tokenizer.encode(pairs).lengths.tolist(),
+        "deviation_of_scores": float(wanted.std()),
+        "torch_seconds": round(time.perf_counter() - started, 1),
+        "precisions": found,
+    }
+
+
+def _split(words: Sequence[str]) -> Pair:
+    quarter = max(1, len(words) // 4)
+    return " ".join(words[:quarter]), " ".join(words[quarter:])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--pairs", type=int, default=24)
+    parser.add_argument("--shortest", type=int, default=512)
+    options = parser.parse_args(argv)
+    found = compare(options.bundle, options.checkpoint, count=options.pairs, shortest=options.shortest)
+    for precision, each in found["precisions"].items():
+        print(
+            f"{precision}: max error {each['max_error']:.1e}, peak {each['peak_bytes'] / 2**20:.0f} MiB",
+            file=sys.stderr,
+        )
+    print(json.dumps({"machine": describe_machine(), **found}))
+
+
+if __name__ == "__main__":
+    main()
