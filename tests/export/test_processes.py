@@ -148,7 +148,14 @@ def test_a_training_goes_on_in_another_number_of_processes(launch: Launch, whole
 )
 def test_the_launchers_of_others_start_the_same_training(launch: Launch, whole: Path, launcher: str) -> None:
     out, (program, *words) = launcher.split()[0], launcher.replace("PORT", str(free_port())).split()
-    command = [Path(sys.executable).with_name(program), *words, "-m", "cappy_engine", "adapt", launch.checkpoint]
+    command: list[str | Path] = [
+        Path(sys.executable).with_name(program),
+        *words,
+        "-m",
+        "cappy_engine",
+        "adapt",
+        launch.checkpoint,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(
         [*command, "train.jsonl", out, *OPTIONS], cwd=launch.folder, env=environment, timeout=600, check=True

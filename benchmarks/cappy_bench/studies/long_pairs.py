@@ -18,13 +18,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from cappy_bench.machine import describe_machine
 from cappy_bench.memory import forget_peak, peak_bytes
 from cappy_engine.bundle import open_bundle
+from cappy_engine.options import Precision, ScorerOptions
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scorer
 from cappy_engine.tokenizer import PairTokenizer
@@ -54,7 +55,7 @@ def measure(bundle: Path, precision: str, pairs: Sequence[Pair]) -> dict[str, An
     >>> measure(Path("bundle"), "fp32", [("Is the sky blue?", "Yes")])["peak_bytes"]
     """
     forget_peak()
-    with Scorer.open(bundle, device="cpu", precision=precision) as scorer:
+    with Scorer.open_with(bundle, ScorerOptions(device="cpu", precision=cast(Precision, precision))) as scorer:
         started = time.perf_counter()
         scores = scorer.score(pairs)
         return {
