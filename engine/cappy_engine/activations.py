@@ -30,6 +30,15 @@ def activated(scores: npt.NDArray[np.float32], activation: Activation) -> npt.ND
         return (1 / (1 + np.exp(-scores.astype(np.float64)))).astype(np.float32)
 
 
+def activated_score(score: float, activation: Activation) -> float:
+    """Apply an activation to one raw score.
+
+    >>> activated_score(0.0, "sigmoid")
+    0.5
+    """
+    return sigmoid(score) if activation == "sigmoid" else score
+
+
 def sigmoid(score: float) -> float:
     """Squash a score between 0 and 1.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cappy_engine.activations import Activation, sigmoid
+from cappy_engine.activations import Activation, activated_score
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,11 @@ def ranked(
     >>> ranked(["Yes", "No"], np.array([0.2, 0.9], dtype=np.float32), np.array([False, False]), {})[0].response
     'No'
     """
-    shown = sigmoid if activation == "sigmoid" else float
     return [
         Candidate(
             place,
             responses[place],
-            shown(exact.get(place, float(scores[place]))),
+            activated_score(exact.get(place, float(scores[place])), activation),
             bool(truncated[place]),
             place in exact,
         )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import ray
 
+from cappy_engine.activations import ACTIVATIONS, Activation
 from cappy_engine.bulk.folders import Folder, files_of_folder
 from cappy_engine.bulk.ray_data import score_dataset, score_on_cluster
 from cappy_engine.bulk.ray_pool import VARIABLES, ClusterOptions, connected
@@ -112,13 +113,14 @@ def test_bad_rows_are_listed_and_all_others_scored(connection: None, samples: Pa
     assert listed == ["a-00000.parquet.rejects.jsonl", "a-00002.parquet.rejects.jsonl"]
 
 
-def test_a_dataset_gets_scores_beside_its_columns(connection: None) -> None:
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_dataset_gets_scores_beside_its_columns(connection: None, activation: Activation) -> None:
     texts = ["Yes", "No"]
     rows = [{"id": place, "prompt": "Is the sky blue?", "response": text} for place, text in enumerate(texts)]
-    task = ScoreTask("prompt", score_field="reward")
+    task = ScoreTask("prompt", score_field="reward", activation=activation)
     dataset = score_dataset(ray.data.from_items(rows), task=task, cluster=ClusterOptions(actors=1))
     with Scorer.open() as scorer:
-        expected = scorer.score([("Is the sky blue?", text) for text in texts])
+        expected = scorer.score([("Is the sky blue?", text) for text in texts], activation=activation)
     for row in dataset.take_all():
         assert row["reward"] == pytest.approx(expected[row["id"]], abs=1e-5)
         assert row["reward_truncated"] is False

@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 class Folder:
     """Files to read, each with its name in the folder `out`, and what is done with their rows.
 
-    >>> Folder(files_of_folder(Path("samples")), Path("scored")).task
-    ScoreTask(instruction_column='instruction', response_column='response', score_field='score')
+    >>> Folder(files_of_folder(Path("samples")), Path("scored")).task.score_field
+    'score'
     """
 
     files: Sequence[tuple[Path, Path]]

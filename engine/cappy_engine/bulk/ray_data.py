@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cappy_engine.activations import activated
 from cappy_engine.bulk.entries import Reading, check_names
 from cappy_engine.bulk.folders import Folder
 from cappy_engine.bulk.packing import tables_for
@@ -99,7 +100,7 @@ class TableActor:
             raise CappyError(
                 f"a row cannot be scored: {error.problem}; its other columns: {shown(row.to_pylist())}"
             ) from error
-        scored = zip(found.scores.tolist(), found.truncated.tolist(), strict=True)
+        scored = zip(activated(found.scores, task.activation).tolist(), found.truncated.tolist(), strict=True)
         added = [dict(zip(task.added, values, strict=True)) for values in scored]
         return tables_for("a Ray Dataset").with_columns(rows, task.added, added)
 

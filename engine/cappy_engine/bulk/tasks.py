@@ -9,11 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
-from cappy_engine.checks import described
+from cappy_engine.activations import ACTIVATIONS, Activation, activated_score
+from cappy_engine.checks import check_word, described
 from cappy_engine.errors import InvalidLine
 from cappy_engine.options import Asked
 from cappy_engine.pairs import Pair, text_problem
 from cappy_engine.ranking import first_best
+
+AskedActivation = Annotated[
+    Activation, Asked("what is put on raw scores; the order of a ranking stays", choices=ACTIVATIONS)
+]
 
 
 class Task(Protocol):
@@ -21,7 +26,7 @@ class Task(Protocol):
 
     `texts` are the fields of a row that must hold a text, and `lists` the fields that must hold a list of texts.
     `added` are the fields that a row gets, with the kind of each (`tables.TYPES`); the option `name_option` renames
-    them.
+    them. `results` takes raw scores.
     """
 
     @property
@@ -56,8 +61,10 @@ class ScoreTask:
     )
     response_column: Annotated[str, Asked("the name of the responses' column or field", metavar="NAME")] = "response"
     score_field: Annotated[str, Asked("the name of the field to add", metavar="NAME")] = "score"
+    activation: AskedActivation = "identity"
 
     def __post_init__(self) -> None:
+        check_word("activation", self.activation, ACTIVATIONS)
         if self.instruction_column == self.response_column:
             raise ValueError(f"instruction and response cannot both be the column {self.response_column!r}")
         if self.score_field in ("", self.instruction_column, self.response_column):
@@ -91,12 +98,15 @@ class ScoreTask:
 
     def results(self, pairs: Sequence[Pair], scores: Sequence[float], truncated: Sequence[bool]) -> dict[str, object]:
         """Give what is added to a row."""
-        return {self.score_field: scores[0], f"{self.score_field}_truncated": truncated[0]}
+        return {
+            self.score_field: activated_score(scores[0], self.activation),
+            f"{self.score_field}_truncated": truncated[0],
+        }
 
 
 @dataclass(frozen=True)
 class RankTask:
-    """Find the best of the candidates of each row; the first wins a tie.
+    """Find the best of the candidates of each row by raw scores; the first wins a tie.
 
     >>> RankTask().results([("q", "a"), ("q", "b")], [0.25, 0.75], [False, False])["winner"]
     'b'
@@ -109,8 +119,10 @@ class RankTask:
         str, Asked("the name of the column or field with lists of candidates", metavar="NAME")
     ] = "candidates"
     prefix: Annotated[str, Asked("what the names of the fields to add begin with", metavar="TEXT")] = ""
+    activation: AskedActivation = "identity"
 
     def __post_init__(self) -> None:
+        check_word("activation", self.activation, ACTIVATIONS)
         if self.instruction_column == self.candidates_column:
             raise ValueError(f"instruction and candidates cannot both be the column {self.candidates_column!r}")
 
@@ -153,12 +165,13 @@ class RankTask:
     def results(self, pairs: Sequence[Pair], scores: Sequence[float], truncated: Sequence[bool]) -> dict[str, object]:
         """Give what is added to a row; a lone candidate has no margin."""
         best = first_best(scores)
-        others = [*scores[:best], *scores[best + 1 :]]
+        shown = [activated_score(score, self.activation) for score in scores]
+        others = [*shown[:best], *shown[best + 1 :]]
         values = {
             "winner": pairs[best][1],
             "winner_index": best,
-            "scores": list(scores),
-            "margin": scores[best] - max(others) if others else None,
+            "scores": shown,
+            "margin": shown[best] - max(others) if others else None,
             "truncated": [place for place, is_cut in enumerate(truncated) if is_cut],
         }
         return {self.prefix + name: value for name, value in values.items()}

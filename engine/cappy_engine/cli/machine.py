@@ -86,7 +86,7 @@ def tune(bundle: Path | None, options: ScorerOptions, pairs: Path | None, second
 @click.argument("file", type=PATH, metavar="FILE")
 @bundle_option
 @takes(ScorerOptions)
-@takes(ScoreTask, "task", section="Columns")
+@takes(ScoreTask, "task", only=("instruction_column", "response_column", "score_field"), section="Columns")
 @click.option(
     "--seconds",
     type=Real(min=0, min_open=True),

@@ -20,8 +20,10 @@ from cappy_engine.cli.cluster_work import run_on_cluster
 from cappy_engine.cli.streams import is_verbose, open_stdin, print_json, say, show
 from cappy_engine.errors import CappyError
 from cappy_engine.options import Asked, ScorerOptions
-from cappy_engine.pairs import TooLong
 from cappy_engine.scorer import Scorer
+
+FOR_TEXTS_TOO = ("activation", "too_long")
+"""The options of rows and columns that `cappy rank` honours without files."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class RankTexts:
 @takes(ScorerOptions)
 @takes(BulkOptions, "bulk", section="Files")
 @takes(RowOptions, "rows", section="Rows")
-@takes(ScoreTask, "task", section="Columns")
+@takes(ScoreTask, "task", section="Columns and scores")
 @quiet_option
 def score(
     inputs: Sequence[str],
@@ -102,7 +104,7 @@ def score(
 @takes(RankTexts, "texts")
 @takes(BulkOptions, "bulk", section="Files")
 @takes(RowOptions, "rows", section="Rows")
-@takes(RankTask, "task", section="Columns")
+@takes(RankTask, "task", section="Columns and scores")
 @quiet_option
 def rank(
     inputs: Sequence[str],
@@ -126,10 +128,10 @@ def rank(
             )
         return _run_files(inputs, bundle, options, task, rows, bulk)
     of_files = [*fields(BulkOptions), *fields(RankTask), *fields(RowOptions)]
-    given = flags_given([field.name for field in of_files if field.name != "too_long"])
+    given = flags_given([field.name for field in of_files if field.name not in FOR_TEXTS_TOO])
     if given:
         raise click.UsageError(f"{given[0]} is for files, and none was named")
-    _rank_texts(bundle, options, texts, rows.too_long)
+    _rank_texts(bundle, options, texts, rows, task)
     return EXIT_OK
 
 
@@ -142,7 +144,7 @@ def _run_files(
     return run_bulk(inputs, bundle, task, rows, bulk, lambda: _open_scorer(bundle, options))
 
 
-def _rank_texts(bundle: Path, options: ScorerOptions, texts: RankTexts, too_long: TooLong) -> None:
+def _rank_texts(bundle: Path, options: ScorerOptions, texts: RankTexts, rows: RowOptions, task: RankTask) -> None:
     """Rank the candidates that the command line gave."""
     instruction, candidates, exact_winner = texts.instruction, texts.candidates, texts.exact_winner
     if instruction is None or not candidates:
@@ -151,7 +153,13 @@ def _rank_texts(bundle: Path, options: ScorerOptions, texts: RankTexts, too_long
     if not texts.literal:
         instruction, candidates = _read_texts(instruction, candidates, options.max_text_chars)
     with _open_scorer(bundle, options) as scorer:
-        ranked = scorer.rank(instruction, candidates, exact_winner=exact_winner, too_long=too_long)
+        ranked = scorer.rank(
+            instruction,
+            candidates,
+            exact_winner=exact_winner,
+            activation=task.activation,
+            too_long=rows.too_long,
+        )
     if texts.as_json:
         print_json([dataclasses.asdict(candidate) for candidate in ranked])
     else:

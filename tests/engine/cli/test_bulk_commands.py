@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cappy_engine import bulk
+from cappy_engine import Scorer, bulk
 from cappy_engine.cli.main import main
 from tests.support.bulk_files import pairs_of, write_rows
 from tests.support.command_line import CAPPY, in_shell, rows_in
@@ -172,6 +172,18 @@ def test_rank_of_files_writes_winners(bundle: Path, tmp_path: Path, capsys: pyte
     assert "6 pairs scored in" in captured.err
     assert main(["rank", str(tmp_path / "in.jsonl"), "--bundle", str(bundle)]) == 1
     assert "line 1: has no field 'instruction'" in capsys.readouterr().err
+
+
+def test_rank_of_files_gives_sigmoids_where_asked_to(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_rows(tmp_path / "in.jsonl", [{"instruction": "Is it?", "candidates": ["Yes", "No"]}])
+    assert main(["rank", str(source), "--bundle", str(bundle), "--activation", "sigmoid"]) == 0
+    (row,) = rows_in(capsys.readouterr().out)
+    with Scorer.open(bundle, device="cpu") as scorer:
+        ranked = scorer.rank("Is it?", ["Yes", "No"], activation="sigmoid")
+    assert row["winner"] == ranked[0].response
+    assert max(row["scores"]) == pytest.approx(ranked[0].score, abs=1e-6)
 
 
 # Kill -9, a full disk

@@ -51,6 +51,15 @@ def test_rank_prints_json(bundle: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "1 of 2 pairs were truncated" in captured.err
 
 
+def test_rank_gives_the_sigmoid_where_asked_to(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--instruction", "Name a fruit.", "--candidate", "Où?", "--candidate", "A pear", "--json"]
+    assert main(["rank", "--bundle", str(bundle), *arguments, "--activation", "sigmoid"]) == 0
+    with Scorer.open(bundle, device="cpu") as scorer:
+        ranked = scorer.rank("Name a fruit.", ["Où?", "A pear"], activation="sigmoid")
+    found = [(row["response"], row["score"]) for row in json.loads(capsys.readouterr().out)]
+    assert found == [(candidate.response, pytest.approx(candidate.score, abs=1e-6)) for candidate in ranked]
+
+
 def test_rank_on_a_terminal_that_is_not_utf8_ends_without_a_traceback(bundle: Path) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = cappy("rank", "--bundle", bundle, "--instruction", "q", "--candidate", "Où?", env=environment)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cappy_engine import Scorer
 from cappy_engine.cli.main import main
 from tests.support.command_line import LONG, expected_rows, rows_in, write_bad_pairs
 
@@ -234,6 +235,18 @@ def test_score_counts_empty_instructions(
     path.write_text('{"instruction": "", "response": "Yes"}\n{"instruction": "Is it?", "response": ""}\n')
     assert main(["score", str(path), "--bundle", str(bundle)]) == 0
     assert b"0 truncated, 1 with an empty instruction\n" in capfdbinary.readouterr().err
+
+
+def test_score_gives_the_sigmoid_where_asked_to(
+    bundle: Path, pairs_file: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    assert main(["score", str(pairs_file), "--bundle", str(bundle), "--activation", "sigmoid"]) == 0
+    rows = rows_in(capfdbinary.readouterr().out)
+    with Scorer.open(bundle, device="cpu") as scorer:
+        scores = scorer.score([(row["instruction"], row["response"]) for row in rows], activation="sigmoid")
+    assert [row["score"] for row in rows] == pytest.approx(scores.tolist(), abs=1e-6)
+    assert main(["score", str(pairs_file), "--bundle", str(bundle), "--activation", "softmax"]) == 2
+    assert b"'softmax' is not one of 'identity', 'sigmoid'" in capfdbinary.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--too-long", "refuse"], ["--max-text-chars", "100"]])
