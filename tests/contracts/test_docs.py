@@ -17,6 +17,7 @@ from tokenizers import SentencePieceUnigramTokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import T5Config, T5ForConditionalGeneration, T5TokenizerFast
 
+from cappy_bench.make_checkpoint import make_family
 from tests.support.pages import PAGES, Step, is_shown, split_commands, steps
 from tests.support.places import ROOT, parity_pairs
 
@@ -48,6 +49,8 @@ NOT_RUN = {
         f"import {name}": "tests/engine/test_columns.py runs it where there is that package"
         for name in ("pandas", "polars", "pyarrow", "datasets")
     },
+    "from FlagEmbedding ": "FlagEmbedding is not in the environment of the tests",
+    "from fastembed.": "downloads a model; tests/contracts/test_migration.py runs it on ours",
     "cappy adapt btan2/cappy-large 'shards": "reads files that are not there",
     "cappy adapt btan2/cappy-large train.jsonl my-cappy --processes": "has tests of its own (test_processes.py)",
     "cappy adapt roberta-large": "needs roberta-large and its data",
@@ -76,6 +79,7 @@ def hub_home(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     home = tmp_path_factory.mktemp("huggingface")
     shutil.copytree(checkpoint, snapshot(home, "btan2/cappy-large"))
     make_t5(snapshot(home, "google/flan-t5-xxl"))
+    make_family(snapshot(home, "cross-encoder/ms-marco-MiniLM-L6-v2"), "ms-marco-MiniLM-L6-v2", is_tiny=True)
     return home
 
 
