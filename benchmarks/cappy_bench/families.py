@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers.implementations import BertWordPieceTokenizer
 from transformers import BertTokenizerFast, PreTrainedTokenizerBase, PreTrainedTokenizerFast, XLMRobertaTokenizerFast
 
+from cappy_bench import family_deberta
 from cappy_export.proof.pairs import default_pairs
 
 LEARNT = 2000
@@ -114,12 +115,16 @@ def write_bytes(folder: Path, size: int | None, max_length: int) -> PreTrainedTo
 
 @dataclass(frozen=True)
 class Published:
-    """Describe a published checkpoint: its config.json, tokenizer and longest pair, and buffers among its weights."""
+    """Describe a published checkpoint: its config.json, tokenizer and longest pair, and buffers among its weights.
+
+    Its table of words has `rows_without_tokens` behind those of its tokens.
+    """
 
     config: Mapping[str, Any]
     write_tokenizer: Callable[[Path, int | None, int], PreTrainedTokenizerBase]
     max_length: int = 512
     buffers: tuple[str, ...] = ()
+    rows_without_tokens: int = 0
 
     def config_of(self, tokenizer: PreTrainedTokenizerBase, *, is_tiny: bool) -> dict[str, Any]:
         """Make the config.json of a checkpoint with this tokenizer, of the published size or a tiny one.
@@ -127,7 +132,9 @@ class Published:
         >>> FAMILIES["ms-marco-MiniLM-L6-v2"].config_of(tokenizer, is_tiny=True)["hidden_size"]
         32
         """
-        made = {**self.config, **(TINY if is_tiny else {}), "vocab_size": max(tokenizer.get_vocab().values()) + 1}
+        rows = max(tokenizer.get_vocab().values()) + 1 + self.rows_without_tokens
+        made = {**self.config, **(TINY if is_tiny else {}), "vocab_size": rows}
+        made |= {key: made["hidden_size"] for key in ("embedding_size", "pooler_hidden_size") if key in made}
         roles = {"pad_token_id": "pad", "bos_token_id": "cls", "cls_token_id": "cls", "eos_token_id": "sep"}
         for key, role in {**roles, "sep_token_id": "sep"}.items():
             if key in made:
@@ -235,6 +242,39 @@ FAMILIES: Mapping[str, Published] = {
         },
         write_bytes,
         8192,
+    ),
+    "ms-marco-electra-base": Published(
+        {
+            **_COMMON,
+            "architectures": ["ElectraForSequenceClassification"],
+            "model_type": "electra",
+            "embedding_size": 768,
+            "layer_norm_eps": 1e-12,
+            "max_position_embeddings": 512,
+            "pad_token_id": 0,
+            "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity", "version": "4.0.1"},
+            "summary_activation": "gelu",
+            "summary_last_dropout": 0.1,
+            "summary_type": "first",
+            "summary_use_proj": True,
+            "transformers_version": "4.49.0",
+            "type_vocab_size": 2,
+            "vocab_size": 30522,
+            **_BASE,
+        },
+        write_wordpiece,
+        buffers=("electra.embeddings.position_ids",),
+    ),
+    "mxbai-rerank-base-v1": Published(
+        family_deberta.config(**_BASE),
+        family_deberta.write_tokenizer,
+        rows_without_tokens=family_deberta.ROWS_WITHOUT_TOKENS,
+    ),
+    "reward-model-deberta-v3-large-v2": Published(
+        {**family_deberta.config(**_LARGE), "torch_dtype": "float32", "transformers_version": "4.26.0.dev0"},
+        family_deberta.write_tokenizer,
+        buffers=("deberta.embeddings.position_ids",),
+        rows_without_tokens=family_deberta.ROWS_WITHOUT_TOKENS,
     ),
 }
 """The checkpoints whose form is known, by the last part of their hub ids."""

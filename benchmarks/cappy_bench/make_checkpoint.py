@@ -100,7 +100,8 @@ def make_family(out: Path, family: str, *, is_tiny: bool = False, seed: int = 0)
     """
     published = FAMILIES[family]
     out.mkdir(parents=True)
-    fast = published.write_tokenizer(out, None if is_tiny else published.config["vocab_size"], published.max_length)
+    tokens = None if is_tiny else published.config["vocab_size"] - published.rows_without_tokens
+    fast = published.write_tokenizer(out, tokens, published.max_length)
     fast.save_pretrained(out)
     written = published.config_of(fast, is_tiny=is_tiny)
     (out / "config.json").write_text(json.dumps(written, indent=2))

@@ -172,9 +172,10 @@ def test_bert_is_written_directly(tmp_path: Path) -> None:
     [
         ("bert", wordpiece, {"hidden_act": "gelu_new"}),
         ("bert", wordpiece, {"position_embedding_type": "relative_key"}),
-        ("electra", wordpiece, {"embedding_size": 32}),
+        ("electra", wordpiece, {"embedding_size": 32, "hidden_act": "gelu_new"}),
+        ("deberta-v2", unigram, {"relative_attention": True, "pos_att_type": ["c2p"], "conv_kernel_size": 3}),
     ],
-    ids=["gelu_new", "relative_key", "electra"],
+    ids=["gelu_new", "relative_key", "electra", "convolution"],
 )
 def test_what_is_not_written_directly_has_parity_by_optimum(
     tmp_path: Path, model_type: str, tokenizer_of: Callable[[Path], PreTrainedTokenizerBase], changes: dict[str, Any]

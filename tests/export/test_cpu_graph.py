@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from cappy_export.graphs.cpu import encoder_model
+from cappy_export.graphs.families import family_of
 from cappy_export.graphs.writer import is_written_directly
 from tests.support.small_models import LONGEST, SHAPE, WORDS, random_model, torch_logits
 
@@ -22,7 +23,9 @@ Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Inputs = dict[str, Ids]
 
-KINDS = ("roberta", "bert")
+KINDS = ("roberta", "bert", "electra")
+ROUNDING = {"roberta": 1e-5, "bert": 1e-5, "electra": 2e-5}
+"""How far logits may be from PyTorch's. ELECTRA's are larger: no tanh bounds its head."""
 
 
 def written(model: PreTrainedModel) -> onnx.ModelProto:
@@ -48,7 +51,7 @@ def random_inputs(kind: str, lengths: Sequence[int], *, columns: int | None = No
     padding = MODELS[kind].config.pad_token_id
     ids = np.where(mask == 1, random.integers(5, WORDS, mask.shape), padding)
     inputs = {"input_ids": ids, "attention_mask": mask}
-    if kind == "bert":
+    if kind != "roberta":
         inputs["token_type_ids"] = random.integers(0, 2, mask.shape) * mask
     return inputs
 
@@ -76,7 +79,7 @@ def test_logits_are_pytorchs(kind: str, lengths: list[int]) -> None:
     found = logits_of(SESSIONS[kind], inputs)
     assert found.shape == (len(lengths), 1)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, torch_logits(MODELS[kind], inputs), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found, torch_logits(MODELS[kind], inputs), rtol=0, atol=ROUNDING[kind])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,17 +97,20 @@ def test_scores_vary_by_far_more_than_these_tests_allow(kind: str) -> None:
         ("roberta", {"layer_norm_eps": 0.3}),
         ("bert", {"type_vocab_size": 5, "layer_norm_eps": 0.3}),
         ("roberta", {"pad_token_id": 7, "max_position_embeddings": LONGEST + 8}),
+        ("electra", {"embedding_size": 32}),
+        ("electra", {"embedding_size": 48, "hidden_act": "relu"}),
+        ("electra", {"num_hidden_layers": 1, "type_vocab_size": 5, "layer_norm_eps": 0.3}),
     ],
 )
 def test_what_a_config_may_say_is_in_the_graph(kind: str, changes: dict[str, Any]) -> None:
     model = random_model(kind, **changes)
-    assert is_written_directly(model.config.to_dict())
+    assert family_of(model.config.to_dict()) is not None
     inputs = random_inputs(kind, [LONGEST, 3, 20])
     inputs["input_ids"] = np.where(inputs["attention_mask"] == 1, inputs["input_ids"], model.config.pad_token_id)
     session = opened(written(model))
-    np.testing.assert_allclose(logits_of(session, inputs), torch_logits(model, inputs), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(logits_of(session, inputs), torch_logits(model, inputs), rtol=0, atol=ROUNDING[kind])
     alone = row_of(inputs, 2)
-    np.testing.assert_allclose(logits_of(session, alone), torch_logits(model, alone), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(logits_of(session, alone), torch_logits(model, alone), rtol=0, atol=ROUNDING[kind])
 
 
 @settings(max_examples=40, deadline=None)
@@ -164,7 +170,7 @@ def test_paddings_id_within_a_text_is_a_token_as_in_pytorch(kind: str) -> None:
     inputs = random_inputs(kind, [20, 9])
     inputs["input_ids"][0, [4, 5, 11]] = MODELS[kind].config.pad_token_id
     found = logits_of(SESSIONS[kind], inputs)
-    np.testing.assert_allclose(found, torch_logits(MODELS[kind], inputs), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found, torch_logits(MODELS[kind], inputs), rtol=0, atol=ROUNDING[kind])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -195,7 +201,8 @@ def test_the_graph_is_valid_and_names_its_products_by_layer(kind: str) -> None:
         for number in range(2)
         for part in (*(f"attention/{part}" for layer, part in PROJECTIONS if layer == number), *others)
     ]
-    assert names == [*expected, "head/dense", "logits"]
+    before = ["embeddings/project"] if kind == "electra" else []
+    assert names == [*before, *expected, "head/dense", "logits"]
     assert len({node.name for node in graph.graph.node}) == len(graph.graph.node)
     types = [] if kind == "roberta" else ["token_type_ids"]
     assert [entry.name for entry in graph.graph.input] == ["input_ids", "attention_mask", *types]
@@ -236,3 +243,11 @@ def test_an_encoder_of_absolute_positions_is_written_directly(model_type: str) -
 def test_other_architectures_are_left_to_optimum(changes: dict[str, Any]) -> None:
     for model_type in ("roberta", "bert"):
         assert not is_written_directly({"model_type": model_type, "hidden_act": "gelu", **changes})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"hidden_act": "gelu_new"}, {"position_embedding_type": "relative_key"}, {"is_decoder": True}], ids=str
+)
+def test_an_electra_is_written_for_cpus_if_its_layers_are_known(changes: dict[str, Any]) -> None:
+    assert family_of({"model_type": "electra", "hidden_act": "gelu"}) is not None
+    assert family_of({"model_type": "electra", "hidden_act": "gelu", **changes}) is None

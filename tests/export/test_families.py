@@ -22,7 +22,13 @@ from cappy_export.graphs.optimum import build_graph
 from cappy_export.proof.pairs import default_pairs
 from tests.support.exported import made_once
 
-KINDS = ("ms-marco-MiniLM-L6-v2", "bge-reranker-v2-m3", "gte-reranker-modernbert-base")
+KINDS = (
+    "ms-marco-MiniLM-L6-v2",
+    "bge-reranker-v2-m3",
+    "gte-reranker-modernbert-base",
+    "ms-marco-electra-base",
+    "mxbai-rerank-base-v1",
+)
 """One of each architecture, and of each kind of tokenizer."""
 PAIRS = [pair for pair in default_pairs() if len(pair[0]) + len(pair[1]) < 1200][::40]
 LONG = [("Is it so? " * 90, "It is, and so on. " * 90), ("Is it?", "It is, and so on. " * 150)]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import BertConfig, PreTrainedModel, RobertaConfig
+from transformers import BertConfig, ElectraConfig, PreTrainedModel, RobertaConfig
 from transformers.models.auto.modeling_auto import AutoModelForSequenceClassification
 
 Ids = npt.NDArray[np.int64]
@@ -28,11 +28,13 @@ SHAPE = {
 
 def random_model(kind: str, **changes: Any) -> PreTrainedModel:
     """A small model with random weights, biases and norms, and scores that vary."""
-    config = (
-        RobertaConfig(**{**SHAPE, "max_position_embeddings": LONGEST + 2, "type_vocab_size": 1, **changes})
-        if kind == "roberta"
-        else BertConfig(**{**SHAPE, "max_position_embeddings": LONGEST, **changes})
-    )
+    of_kind = {
+        "roberta": (RobertaConfig, {"max_position_embeddings": LONGEST + 2, "type_vocab_size": 1}),
+        "bert": (BertConfig, {"max_position_embeddings": LONGEST}),
+        "electra": (ElectraConfig, {"max_position_embeddings": LONGEST, "embedding_size": 16}),
+    }
+    config_class, shape = of_kind[kind]
+    config = config_class(**{**SHAPE, **shape, **changes})
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
     for name, parameter in model.named_parameters():

@@ -123,6 +123,91 @@ ATTEND_NEAR = """
     context = Squeeze (lifted, first)
 """
 
+DISENTANGLED_PARTS = """
+    rest = Constant <value_ints = [-1]> ()
+    two = Constant <value_ints = [2]> ()
+    heads_number = Constant <value_int: int = @heads> ()
+    heads_length = Unsqueeze (heads_number, first)
+    by_head = Concat <axis = 0> (first, heads_length, rest)
+    query_parts = Reshape (query, by_head)
+    query_heads = Transpose <perm = [1, 0, 2]> (query_parts)
+    key_parts = Reshape (key, by_head)
+    key_heads = Transpose <perm = [1, 0, 2]> (key_parts)
+    tokens_of_pair = Shape <start = 0, end = 1> (key)
+    row_count = Shape (rows)
+    middle = Div (row_count, two)
+"""
+
+ATTEND_BIASED = """
+    lifted_query = Unsqueeze (query, first)
+    lifted_key = Unsqueeze (key, first)
+    lifted_value = Unsqueeze (value, first)
+    attention_bias = Unsqueeze (bias, first)
+    unknown = com.microsoft.MultiHeadAttention <num_heads: int = @heads, scale: float = @scale> (
+        lifted_query, lifted_key, lifted_value, , , attention_bias)
+    lifted = Cast <to = 1> (unknown)
+    context = Squeeze (lifted, first)
+"""
+
+PLACED = """
+    {what}_flat = Reshape ({what}_lines, flat_shape)
+    {what}_cut = Slice ({what}_flat, others, cut_end, column_axis)
+    {what}_moved = Reshape ({what}_cut, moved_shape)
+    {what}_placed = Slice ({what}_moved, first, tokens_of_pair, last_axis)
+"""
+"""Moves each line one place less to the left than the line before: what stood by distance stands by place then."""
+
+ATTEND_DISENTANGLED = f"""
+    {DISENTANGLED_PARTS}
+    zeroth = Constant <value_int = 0> ()
+    column_axis = Constant <value_ints = [1]> ()
+    last_axis = Constant <value_ints = [2]> ()
+    doubled = Mul (tokens_of_pair, two)
+    column_count = Squeeze (doubled, first)
+    columns = Range (zeroth, column_count, one)
+    others = Sub (tokens_of_pair, one)
+    lowest = Sub (middle, others)
+    key_places = Add (columns, lowest)
+    key_rows = Gather (rows, key_places)
+    highest = Add (middle, others)
+    query_places = Sub (highest, columns)
+    query_rows = Gather (rows, query_places)
+    keys_by_distance = Gather <axis = 1> (position_keys, key_rows)
+    queries_by_distance = Gather <axis = 1> (position_queries, query_rows)
+    unknown_of_keys = com.microsoft.FusedMatMul <transB = 1, alpha: float = @scale> (query_heads, keys_by_distance)
+    keys_lines = Cast <to = 1> (unknown_of_keys)
+    unknown_of_queries = com.microsoft.FusedMatMul <transB = 1, alpha: float = @scale> (key_heads, queries_by_distance)
+    queries_lines = Cast <to = 1> (unknown_of_queries)
+    flat_shape = Concat <axis = 0> (heads_length, rest)
+    moved_width = Sub (doubled, one)
+    moved_length = Mul (moved_width, tokens_of_pair)
+    cut_end = Add (others, moved_length)
+    moved_shape = Concat <axis = 0> (heads_length, tokens_of_pair, moved_width)
+    {PLACED.replace("{what}", "keys")}
+    {PLACED.replace("{what}", "queries")}
+    queries_turned = Transpose <perm = [0, 2, 1]> (queries_placed)
+    bias = Add (keys_placed, queries_turned)
+    {ATTEND_BIASED}
+"""
+
+ATTEND_FIRST_DISENTANGLED = f"""
+    {DISENTANGLED_PARTS}
+    farthest = Add (middle, tokens_of_pair)
+    near_rows = Slice (rows, middle, farthest, first)
+    near_keys = Gather <axis = 1> (position_keys, near_rows)
+    near_queries = Gather <axis = 1> (position_queries, near_rows)
+    unknown_of_keys = com.microsoft.FusedMatMul <transB = 1, alpha: float = @scale> (query_heads, near_keys)
+    of_keys = Cast <to = 1> (unknown_of_keys)
+    products = Mul (key_heads, near_queries)
+    sums = ReduceSum <keepdims = 0> (products, rest)
+    row_axis = Constant <value_ints = [1]> ()
+    sums_row = Unsqueeze (sums, row_axis)
+    factor = Constant <value_float: float = @scale> ()
+    of_queries = Mul (sums_row, factor)
+    bias = Add (of_keys, of_queries)
+    {ATTEND_BIASED}
+"""
+
 ATTENTION = """
     first = Constant <value_ints = [0]> ()
     both = Constant <value_ints = [0, 1]> ()
@@ -130,12 +215,12 @@ ATTENTION = """
     pairs = Size (lengths)
     is_single = Equal (pairs, one)
     y = If (is_single) <
-        then_branch = alone () => (float[n, h] alone_y) {
+        then_branch = alone () => (float[{rows}, h] alone_y) {
             {alone}
             {attend}
             alone_y = Identity (context)
         },
-        else_branch = together () => (float[n, h] together_y) {
+        else_branch = together () => (float[{rows}, h] together_y) {
             last = Constant <value_ints = [-1]> ()
             width = Shape <start = 1, end = 2> (packed)
             parts = Constant <value_int = {parts}> ()

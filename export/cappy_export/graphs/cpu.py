@@ -1,4 +1,4 @@
-"""Write the graph for CPUs of a BERT or RoBERTa encoder: nothing is computed for padding.
+"""Write the graph for CPUs of a BERT, RoBERTa or ELECTRA encoder: nothing is computed for padding.
 
 `input_ids` and `attention_mask` come padded, (batch, length), as every tool gives them. The graph first takes the real
 tokens out, one after the other: (tokens, hidden). Embeddings, projections, feed-forward layers and layer norms run on
@@ -31,8 +31,8 @@ def encoder_model(config: Any, weights: Weights) -> onnx.ModelProto:
 
     >>> encoder_model(model.config, {name: value.numpy() for name, value in model.state_dict().items()})
 
-    Inputs `input_ids`, `attention_mask` and, for BERT, `token_type_ids`, (batch, length) int64, each row with one token
-    or more that is not masked; output `logits`, (batch, 1) float32.
+    Inputs `input_ids`, `attention_mask` and, for BERT and ELECTRA, `token_type_ids`, (batch, length) int64, each row
+    with one token or more that is not masked; output `logits`, (batch, 1) float32.
     """
     graph = GraphWriter()
     parts = Parts(graph, config, weights)
@@ -83,13 +83,16 @@ class _Encoder:
         self._config = parts.config
 
     def embed(self, tokens: Tokens) -> str:
-        """Look up the embeddings of the real tokens: (tokens, hidden)."""
+        """Look up the embeddings of the real tokens: (tokens, hidden); ELECTRA's may have another size before."""
         graph, parts = self._graph, self._parts
         words = parts.rows("word_embeddings", kept(graph, "input_ids", tokens))
         positions = parts.rows("position_embeddings", kept(graph, self._positions(), tokens))
         types = parts.types() or parts.rows("token_type_embeddings", kept(graph, "token_type_ids", tokens))
         total = graph.add("Add", [graph.add("Add", [words, types], "words_and_types"), positions], "embeddings")
-        return parts.norm(f"{parts.prefix}.embeddings.LayerNorm", total)
+        normed = parts.norm(f"{parts.prefix}.embeddings.LayerNorm", total)
+        if getattr(self._config, "embedding_size", self._config.hidden_size) == self._config.hidden_size:
+            return normed
+        return parts.linear(f"{parts.prefix}.embeddings_project", normed, "embeddings/project")
 
     def layer(self, number: int, hidden: str, tokens: Tokens, *, is_last: bool) -> str:
         """Write a layer: (tokens, hidden) to the same; the last one to (batch, hidden), the first tokens only."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import onnx
 
-from cappy_export.graphs import cpu, modernbert_cpu
-from cappy_export.graphs.writer import Weights, is_written_directly
+from cappy_export.graphs import cpu, deberta_cpu, modernbert_cpu
+from cappy_export.graphs.writer import Weights, has_known_layers, is_written_directly
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ _BERT = Family(is_written_directly, cpu.encoder_model)
 FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), _BERT),
     "modernbert": Family(modernbert_cpu.is_known, modernbert_cpu.encoder_model),
+    "electra": Family(has_known_layers, cpu.encoder_model),
+    "deberta-v2": Family(deberta_cpu.is_known, deberta_cpu.encoder_model),
 }
 """The families by the model types of their configs."""
 

@@ -2,7 +2,7 @@
 
 A function's body says what the operator computes, in operators that every ONNX Runtime has. A runtime without kernels
 for `cappy` puts the body in the operator's place when it loads the model. The engine's native library has a kernel for
-each (`cappy_engine/native`), which computes the same, faster.
+each but those of DeBERTa (`cappy_engine/native`), which computes the same, faster.
 
 ONNX Runtime 1.20 tells functions apart by their names alone, so each variant has a name of its own. Rows are tokens: of
 all pairs, one pair after the other, without padding; QuantizeRows, Linear and their variants take rows in more
@@ -20,7 +20,17 @@ import onnx
 import onnx.parser
 from onnx import helper
 
-from cappy_export.graphs.bodies import ATTEND, ATTEND_NEAR, ATTENTION, BF16_PRODUCT, PRODUCT, QUANTIZE, ROTATE
+from cappy_export.graphs.bodies import (
+    ATTEND,
+    ATTEND_DISENTANGLED,
+    ATTEND_FIRST_DISENTANGLED,
+    ATTEND_NEAR,
+    ATTENTION,
+    BF16_PRODUCT,
+    PRODUCT,
+    QUANTIZE,
+    ROTATE,
+)
 
 DOMAIN = "cappy"
 VERSION = 1
@@ -141,6 +151,7 @@ def _self_attention(attend: str) -> str:
     return _filled(
         ATTENTION,
         attend=attend,
+        rows="n",
         alone="query, key, value = Split <axis = -1, num_outputs = 3> (packed)",
         parts=3,
         of_begins=[1, 0, 0, 0] * 3,
@@ -161,10 +172,36 @@ def _first_attention() -> str:
 
     As Attention, for one query of each pair: row i of `packed` is token i's key and value.
     """
-    body = _filled(
+    return "FirstAttention <heads> (queries, packed, lengths) => (y) {" + _one_query(ATTEND) + "}"
+
+
+def _disentangled_attention() -> str:
+    """DisentangledAttention (packed [n, 3 h], lengths, keys, queries float [heads, r, d], rows int64) -> y float [n, h]
+
+    As Attention, of scale (q_i k_j + q_i keys[s] + k_j queries[s]), where s is rows[m + j - i] for tokens i and j of a
+    pair: `rows` has 2 m + 1 entries for pairs of at most m tokens. Attributes: heads, scale.
+    """
+    inputs = "(packed, lengths, position_keys, position_queries, rows)"
+    body = _self_attention(ATTEND_DISENTANGLED)
+    return f"DisentangledAttention <heads, scale> {inputs} => (y) {{ {body} }}"
+
+
+def _first_disentangled_attention() -> str:
+    """FirstDisentangledAttention (queries [b, h], packed [n, 2 h], lengths, keys, queries, rows) -> y float [b, h]
+
+    As DisentangledAttention, for the query of each pair's first token.
+    """
+    inputs = "(queries, packed, lengths, position_keys, position_queries, rows)"
+    body = _one_query(ATTEND_FIRST_DISENTANGLED)
+    return f"FirstDisentangledAttention <heads, scale> {inputs} => (y) {{ {body} }}"
+
+
+def _one_query(attend: str) -> str:
+    return _filled(
         ATTENTION,
         alone="query = Identity (queries)  key, value = Split <axis = -1, num_outputs = 2> (packed)",
-        attend=ATTEND,
+        attend=attend,
+        rows="b",
         parts=2,
         of_begins=[1, 0, 0, 0] * 2,
         of_ends=[0, 0, 1, 0] * 2,
@@ -177,7 +214,6 @@ def _first_attention() -> str:
             value = Slice (packed, value_begin, value_end, both)
         """,
     )
-    return "FirstAttention <heads> (queries, packed, lengths) => (y) {" + body + "}"
 
 
 def _filled(text: str, **parts: object) -> str:
@@ -200,6 +236,8 @@ _WRITERS: Mapping[str, Callable[[], str]] = {
     "Attention": _attention,
     "FirstAttention": _first_attention,
     "LocalAttention": _local_attention,
+    "DisentangledAttention": _disentangled_attention,
+    "FirstDisentangledAttention": _first_disentangled_attention,
 }
 OPERATORS = tuple(_WRITERS)
 

@@ -20,27 +20,42 @@ OPSET = 18
 IR_VERSION = 8
 MICROSOFT = "com.microsoft"
 ACTIVATIONS = {"gelu": ("Gelu", MICROSOFT), "relu": ("Relu", "")}
+TANH, GELU = ("Tanh", ""), ACTIVATIONS["gelu"]
 HEADS = {
-    "roberta": ("classifier.dense", "classifier.out_proj"),
-    "xlm-roberta": ("classifier.dense", "classifier.out_proj"),
-    "camembert": ("classifier.dense", "classifier.out_proj"),
-    "bert": ("bert.pooler.dense", "classifier"),
+    "roberta": ("classifier.dense", TANH, "classifier.out_proj"),
+    "xlm-roberta": ("classifier.dense", TANH, "classifier.out_proj"),
+    "camembert": ("classifier.dense", TANH, "classifier.out_proj"),
+    "bert": ("bert.pooler.dense", TANH, "classifier"),
+    "electra": ("classifier.dense", GELU, "classifier.out_proj"),
 }
-"""The names of the head's two linear layers, by model type; a tanh stands between them."""
-PREFIXES = {"roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta", "bert": "bert"}
+"""The names of the head's two linear layers, by model type, and the activation between them."""
+PREFIXES = {
+    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), "roberta"),
+    "bert": "bert",
+    "electra": "electra",
+}
+FOR_ALL_DEVICES = ("roberta", "xlm-roberta", "camembert", "bert")
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
 
 
 def is_written_directly(config: Mapping[str, Any]) -> bool:
-    """Tell whether an architecture's graphs are written here: its layers, its activation, and absolute positions.
+    """Tell whether an architecture's graphs are written here for CPUs and GPUs.
 
     >>> is_written_directly({"model_type": "roberta", "hidden_act": "gelu"})
     True
     """
+    return config["model_type"] in FOR_ALL_DEVICES and has_known_layers(config)
+
+
+def has_known_layers(config: Mapping[str, Any]) -> bool:
+    """Tell whether layers as BERT's are of a kind that is written here: by activation and absolute positions.
+
+    >>> has_known_layers({"hidden_act": "silu"})
+    False
+    """
     return (
-        config["model_type"] in HEADS
-        and config.get("hidden_act", "gelu") in ACTIVATIONS
+        config.get("hidden_act", "gelu") in ACTIVATIONS
         and config.get("position_embedding_type", "absolute") == "absolute"
         and not config.get("is_decoder")
     )
@@ -180,6 +195,7 @@ class Parts:
 
     def head(self, first: str) -> None:
         """Add the head: logits (batch, 1) of the first tokens (batch, hidden)."""
-        dense, out = HEADS[self.config.model_type]
-        active = self._graph.add("Tanh", [self.linear(dense, first, "head/dense")], "head/activation")
+        dense, (activation, domain), out = HEADS[self.config.model_type]
+        wide = self.linear(dense, first, "head/dense")
+        active = self._graph.add(activation, [wide], "head/activation", domain=domain)
         self.linear(out, active, "logits")
