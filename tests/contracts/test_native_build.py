@@ -77,6 +77,8 @@ def test_what_is_for_another_kind_of_processor_is_left_out() -> None:
     names = {path.name for path in native.sources_for("aarch64")}
     assert "linear_scalar.cpp" in names
     assert not [name for name in names if "avx" in name]
+    assert {"linear_i8mm.cpp", "attention_neon.cpp"} < names
+    assert not [path for path in native.sources_for("x86_64") if path.stem.endswith(("_neon", "_dotprod", "_i8mm"))]
 
 
 def test_nothing_is_compiled_again_until_a_source_changes(

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ import numpy.typing as npt
 import pytest
 
 from cappy_engine.cpu.built import why_no_library
-from cappy_engine.cpu.kernels import self_test
+from cappy_engine.cpu.kernels import _choose, self_test
+from cappy_engine.errors import InstallationError
 from cappy_engine.native import build as native
 from cappy_engine.native import reference
 from cappy_engine.native.library import (
@@ -117,21 +118,28 @@ def find_library(folder: Path, compiler: list[str]) -> Path:
     return native.build(folder, compiler, kind="aarch64")
 
 
-@pytest.fixture(scope="module", params=["here", "aarch64"])
-def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LibraryInAProgram:
-    """The library for a processor."""
-    folder = tmp_path_factory.mktemp(request.param)
-    if request.param == "here":
-        compiler = next(native.find_compilers("cc", native.machine()), None)
-        if compiler is None or why_no_library():
-            pytest.skip(f"needs a C++ compiler, and the library: {why_no_library()}")
-        program = make_program(folder, list(compiler.command))
-        return LibraryInAProgram([program, str(native.SOURCES / native.LIBRARY)])
-    emulator, zig = shutil.which("qemu-aarch64"), find_zig(f"aarch64-linux-gnu.{native.GLIBC}")
+@pytest.fixture(scope="module")
+def arm64(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LibraryInAProgram]:
+    """Give arm64's library on a processor that qemu emulates."""
+    folder, emulator = tmp_path_factory.mktemp("aarch64"), shutil.which("qemu-aarch64")
+    zig = find_zig(f"aarch64-linux-gnu.{native.GLIBC}")
     if not (emulator and SYSTEM.is_dir() and Path(zig[0]).exists()):
         pytest.skip("needs Debian's packages qemu-user and libc6-arm64-cross, and ziglang (make .venv-wheel/ready)")
-    start = [emulator, "-L", str(SYSTEM), make_program(folder, zig)]
-    return LibraryInAProgram([*start, str(find_library(folder, zig))])
+    program, library = make_program(folder, zig), str(find_library(folder, zig))
+    return lambda processor: LibraryInAProgram([emulator, "-cpu", processor, "-L", str(SYSTEM), program, library])
+
+
+@pytest.fixture(scope="module", params=["here", "aarch64"])
+def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LibraryInAProgram:
+    """The library for a processor; that of arm64 on one that has all its instructions."""
+    if request.param == "aarch64":
+        emulated: LibraryInAProgram = request.getfixturevalue("arm64")("max")
+        return emulated
+    compiler = next(native.find_compilers("cc", native.machine()), None)
+    if compiler is None or why_no_library():
+        pytest.skip(f"needs a C++ compiler, and the library: {why_no_library()}")
+    program = make_program(tmp_path_factory.mktemp("here"), list(compiler.command))
+    return LibraryInAProgram([program, str(native.SOURCES / native.LIBRARY)])
 
 
 def test_every_set_of_a_processor_passes_the_library_s_test(library: LibraryInAProgram) -> None:
@@ -139,6 +147,37 @@ def test_every_set_of_a_processor_passes_the_library_s_test(library: LibraryInAP
     assert {name: self_test(library, name) for name in library.instruction_sets} == dict.fromkeys(
         library.instruction_sets, ""
     )
+
+
+ARM64 = ["i8mm", "dotprod", "neon"]
+
+
+@pytest.mark.parametrize(("processor", "missing"), [("max", 0), ("cortex-a76", 1), ("cortex-a72", 2)])
+def test_arm64_takes_the_best_set_that_its_processor_has(
+    arm64: Callable[[str], LibraryInAProgram], processor: str, missing: int
+) -> None:
+    library, found = arm64(processor), _choose(arm64(processor), Path(native.LIBRARY), "auto")
+    assert (found.used, found.why_not) == (ARM64[missing], "")
+    assert library.instruction_sets == [*ARM64[missing:], "scalar", "amx_emulated"]
+    for name in ARM64[:missing]:
+        with pytest.raises(InstallationError, match=f"CAPPY_KERNELS is '{name}'; on this processor, choose from auto"):
+            _choose(library, Path(native.LIBRARY), name)
+
+
+@pytest.mark.parametrize("zero_point", [0, 128, 255])
+def test_products_of_the_largest_bytes_and_of_rows_that_end_anywhere(
+    library: LibraryInAProgram, zero_point: int
+) -> None:
+    random = np.random.default_rng(zero_point)
+    for rows, inner in enumerate([1, 3, 5, 8, 9, 15, 16, 17, 23, 31, 70], start=1):
+        values = random.choice(np.array([0, 255, 128, 7], np.uint8), (rows, inner))
+        weights = random.choice(np.array([-128, 127, 0, 5], np.int8), (inner, 33))
+        values[0], weights[:, 0], weights[:, 1] = 0, -128, 127
+        scales = random.uniform(0.5, 2, rows + 33).astype(np.float32)
+        layer = Layer(weights, scales[rows:], np.zeros(33, np.float32), zero_point)
+        wanted = reference.linear(layer, values, scales[:rows, None])
+        for name in library.instruction_sets:
+            np.testing.assert_array_equal(library.linear(name, layer, values, scales[:rows, None]), wanted, name)
 
 
 @pytest.mark.parametrize(("heads", "head_size"), [(2, 32), (3, 5)])

@@ -1,7 +1,7 @@
 // Softmax attention inside each pair. The tokens of all pairs lie one after another, without padding.
 //
 // attention.cpp cuts a call into tasks and shares them among the threads. attention_tiles.h computes a task, compiled
-// once for each instruction set (attention_scalar.cpp, attention_avx2.cpp, attention_avx512.cpp).
+// once for each instruction set (attention_scalar.cpp, attention_avx2.cpp, and so on).
 #pragma once
 #include <cstdint>
 
@@ -62,6 +62,8 @@ void attention_scalar(const AttentionRows&, const AttentionTask&, AttentionScrat
 #if defined(__x86_64__)
 void attention_avx2(const AttentionRows&, const AttentionTask&, AttentionScratch&);
 void attention_avx512(const AttentionRows&, const AttentionTask&, AttentionScratch&);
+#elif defined(__aarch64__)
+void attention_neon(const AttentionRows&, const AttentionTask&, AttentionScratch&);
 #endif
 
 // Computes `rows.out` for `pairs` pairs, whose lengths must sum to `tokens`. Each token has a query, or each pair one.

@@ -9,6 +9,7 @@ namespace {
 struct Lanes8 {
   using Vector = __m256;
   static constexpr int64_t lanes = 8, rows = 6;  // 6 x 2 sums, 2 columns and a broadcast: 15 of 16 registers
+  static constexpr bool by_fours = false;
 
   static Vector all(float x) { return _mm256_set1_ps(x); }
   static Vector load(const float* p) { return _mm256_loadu_ps(p); }

@@ -9,6 +9,7 @@ namespace {
 struct Lanes16 {
   using Vector = __m512;
   static constexpr int64_t lanes = 16, rows = 12;  // 12 x 2 sums, 2 columns and a broadcast: 27 of 32 registers
+  static constexpr bool by_fours = false;
 
   static Vector all(float x) { return _mm512_set1_ps(x); }
   static Vector load(const float* p) { return _mm512_loadu_ps(p); }

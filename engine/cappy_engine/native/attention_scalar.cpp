@@ -12,6 +12,7 @@ struct Lanes4 {
   typedef float Vector __attribute__((vector_size(16)));
   typedef int32_t Whole __attribute__((vector_size(16)));
   static constexpr int64_t lanes = 4, rows = 6;
+  static constexpr bool by_fours = false;
 
   static Vector all(float x) { return Vector{x, x, x, x}; }
   static Vector load(const float* p) {

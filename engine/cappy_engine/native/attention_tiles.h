@@ -100,7 +100,10 @@ void multiply(const float* a, const float* panel, int64_t depth, const Destinati
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 2
     for (int v = 0; v < V; v++) sums[r][v] = L::all(0.f);
-  for (int64_t k = 0; k < depth; k++, a++, panel += V * L::lanes) {
+  int64_t k = 0;
+  if constexpr (L::by_fours)
+    for (; k + 4 <= depth; k += 4, a += 4, panel += 4 * V * L::lanes) L::template add_fours<R, V>(a, panel, sums);
+  for (; k < depth; k++, a++, panel += V * L::lanes) {
     typename L::Vector columns[V];
 #pragma GCC unroll 2
     for (int v = 0; v < V; v++) columns[v] = L::load(panel + v * L::lanes);

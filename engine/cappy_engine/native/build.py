@@ -41,7 +41,7 @@ SETS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "avx512bf16": (*_AVX512, "-mavx512bf16"),
         "amx": (*_AVX512, "-mavx512vnni", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
     },
-    "aarch64": {},
+    "aarch64": {"neon": (), "dotprod": ("-mcpu=generic+dotprod",), "i8mm": ("-mcpu=generic+i8mm",)},
 }
 """Flags of the files whose names end in an instruction set (linear_avx2.cpp); the others are for all of a kind."""
 EXPORTS = "{ global: RegisterCustomOps; cappy_*; local: *; };\n"

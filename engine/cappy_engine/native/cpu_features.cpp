@@ -75,15 +75,17 @@ bool has_avx512bf16() { return has_avx512vnni() && bit(cpuid(7, 1).a, 5); }
 
 }  // namespace cappy
 
-#else
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 
 namespace cappy {
 
-bool has_avx2() { return false; }
-bool has_avx512vnni() { return false; }
-bool has_avxvnni() { return false; }
-bool has_avx512bf16() { return false; }
-bool has_amx() { return false; }
+bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }  // HWCAP_ASIMDDP
+
+bool has_i8mm() {
+  constexpr unsigned long HWCAPS2 = 26;  // AT_HWCAP2, which not every C library's headers have
+  return getauxval(HWCAPS2) >> 13 & 1;   // HWCAP2_I8MM
+}
 
 }  // namespace cappy
 

@@ -10,6 +10,9 @@ bool has_avx512bf16();  // AVX512-BF16, beside these
 bool has_avxvnni();     // AVX-VNNI, beside AVX2
 bool has_amx();         // AMX with 8-bit integers and bfloat16, beside AVX-512, and the system's permission, which this asks for
 
+bool has_dotprod();  // SDOT of arm64
+bool has_i8mm();     // USMMLA of arm64
+
 size_t processors();  // of the system, at least 1
 
 }  // namespace cappy

@@ -16,6 +16,10 @@ const InstructionSet SETS[] = {  // the best first
     {"avx512", has_avx512vnni, &LINEAR_AVX512VNNI, &BF16_AVX512, attention_avx512},
     {"avxvnni", has_avxvnni, &LINEAR_AVXVNNI, &BF16_AVX2, attention_avx2},
     {"avx2", has_avx2, &LINEAR_AVX2, &BF16_AVX2, attention_avx2},
+#elif defined(__aarch64__)
+    {"i8mm", has_i8mm, &LINEAR_I8MM, &BF16_NEON, attention_neon},
+    {"dotprod", has_dotprod, &LINEAR_DOTPROD, &BF16_NEON, attention_neon},
+    {"neon", [] { return true; }, &LINEAR_NEON, &BF16_NEON, attention_neon},
 #endif
     {"scalar", [] { return true; }, &LINEAR_SCALAR, &BF16_SCALAR, attention_scalar},
 #if defined(__x86_64__)

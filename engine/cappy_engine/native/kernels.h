@@ -66,6 +66,7 @@ struct Product {
   void (*multiply)(const Block& block);
   void (*multiply_any)(const Block& block);  // where weights are such that `multiply` would saturate
   void (*finish)(const Finish& finish);
+  int taken_away = 0;  // from each byte of a row, before it is multiplied: `start` is for such bytes
 };
 constexpr size_t MAX_BLOCK_ROWS = 32, MAX_BLOCK_COLUMNS = 64;
 
@@ -88,6 +89,9 @@ extern const Bf16Kernels BF16_SCALAR, BF16_AMX_EMULATED;
 #if defined(__x86_64__)
 extern const LinearKernels LINEAR_AVX2, LINEAR_AVXVNNI, LINEAR_AVXVNNI_EVEX, LINEAR_AVX512VNNI, LINEAR_AMX;
 extern const Bf16Kernels BF16_AVX2, BF16_AVX512, BF16_AVX512BF16, BF16_AVX512BF16_EMULATED, BF16_AMX;
+#elif defined(__aarch64__)
+extern const LinearKernels LINEAR_NEON, LINEAR_DOTPROD, LINEAR_I8MM;
+extern const Bf16Kernels BF16_NEON;
 #endif
 
 struct InstructionSet {

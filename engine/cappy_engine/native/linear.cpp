@@ -35,10 +35,11 @@ Linear::Linear(const InstructionSet& set, const LinearWeights& weights)
 }
 
 void Linear::start_from_zero_points(const int8_t* packed) {
+  const int zero_point = weights_.zero_point - product_.taken_away;
   for (size_t p = 0; p < panels_; p++)
     for (size_t i = 0; i < panel_bytes_; i += 2) {
       int first = packed[p * panel_bytes_ + i], second = packed[p * panel_bytes_ + i + 1];
-      start_[p * PANEL + i / 4 % PANEL] -= weights_.zero_point * (first + second);
+      start_[p * PANEL + i / 4 % PANEL] -= zero_point * (first + second);
       int above = (first > 0 ? first : 0) + (second > 0 ? second : 0), below = first + second - above;
       may_saturate_ |= above * 255 > INT16_MAX || below * 255 < INT16_MIN;
     }

@@ -51,7 +51,7 @@ class Linear {
   LinearWeights weights_;
   bool may_saturate_ = false;
   int8_t* packed_ = nullptr;
-  int32_t* start_ = nullptr;  // -zero_point * the sum of each column's weights; of bf16 the bias, as floats
+  int32_t* start_ = nullptr;  // -(zero_point - what the product takes away) * the sum of each column's weights; of bf16 the bias, as floats
   size_t panel_bytes_, panels_;
 };
 
