@@ -21,17 +21,8 @@ from cappy_engine.cpu.kernels import _choose, self_test
 from cappy_engine.errors import InstallationError
 from cappy_engine.native import build as native
 from cappy_engine.native import reference
-from cappy_engine.native.library import (
-    AFTER_GELU,
-    Bf16Layer,
-    Bytes,
-    Floats,
-    Ids,
-    Layer,
-    NativeLibrary,
-    Rotation,
-    Rounding,
-)
+from cappy_engine.native.library import NativeLibrary
+from cappy_engine.native.operands import AFTER_GELU, Bf16Layer, Bytes, Distances, Floats, Ids, Layer, Rotation, Rounding
 from tests.support.places import ROOT
 
 pytestmark = pytest.mark.slow
@@ -75,18 +66,43 @@ class LibraryInAProgram(NativeLibrary):
         return np.frombuffer(found, np.float32).reshape(len(x), -1)
 
     def attention(
-        self, instruction_set: str, packed: Floats, lengths: Ids, heads: int, window: int | None = None
+        self,
+        instruction_set: str,
+        packed: Floats,
+        lengths: Ids,
+        heads: int,
+        window: int | None = None,
+        distances: Distances | None = None,
     ) -> Floats:
-        how = (0, heads, packed.shape[1] // 3 // heads, -1 if window is None else window, *lengths)
-        found = self._run("attention", instruction_set, *how, arrays=[packed])
-        return np.frombuffer(found, np.float32).reshape(len(packed), -1)
+        shape = (0, heads, packed.shape[1] // 3 // heads, -1 if window is None else window)
+        return self._run_attention(instruction_set, shape, lengths, [packed], distances).reshape(len(packed), -1)
 
     def first_attention(
-        self, instruction_set: str, queries: Floats, packed: Floats, lengths: Ids, heads: int
+        self,
+        instruction_set: str,
+        queries: Floats,
+        packed: Floats,
+        lengths: Ids,
+        heads: int,
+        distances: Distances | None = None,
     ) -> Floats:
-        how = (1, heads, queries.shape[1] // heads, -1, *lengths)
-        found = self._run("attention", instruction_set, *how, arrays=[queries, packed])
-        return np.frombuffer(found, np.float32).reshape(queries.shape)
+        shape = (1, heads, queries.shape[1] // heads, -1)
+        return self._run_attention(instruction_set, shape, lengths, [queries, packed], distances).reshape(queries.shape)
+
+    def _run_attention(
+        self,
+        instruction_set: str,
+        shape: tuple[int, int, int, int],
+        lengths: Ids,
+        arrays: list[npt.NDArray[Any]],
+        distances: Distances | None,
+    ) -> Floats:
+        how: tuple[float, ...] = (0, 0, shape[2] ** -0.5)
+        if distances is not None:
+            how = (distances.keys.shape[1], len(distances.rows) // 2, distances.scale)
+            arrays = [*arrays, distances.keys, distances.queries, distances.rows]
+        found = self._run("attention", instruction_set, *shape, *how, *lengths, arrays=arrays)
+        return np.frombuffer(found, np.float32)
 
     def _run(self, *words: object, arrays: Sequence[npt.NDArray[Any] | None] = ()) -> bytes:
         given = b"".join(array.tobytes() for array in arrays if array is not None)

@@ -115,6 +115,7 @@ def test_distances_beyond_the_buckets_count() -> None:
     assert abs(torch_logits(fewer, inputs) - torch_logits(MODEL, inputs)).max() > 1e-3
 
 
+@pytest.mark.parametrize("has_kernels", [False, True])
 @pytest.mark.parametrize(
     ("options", "changes"),
     [
@@ -134,13 +135,19 @@ def test_distances_beyond_the_buckets_count() -> None:
     ],
     ids=str,
 )
-def test_what_a_config_may_say_is_in_the_graph(options: dict[str, Any], changes: dict[str, Any]) -> None:
+def test_what_a_config_may_say_is_in_the_graph(
+    options: dict[str, Any], changes: dict[str, Any], has_kernels: bool
+) -> None:
     model = random_model(**{**options, **changes})
     assert family_of(model.config.to_dict()) is not None
     inputs = random_inputs([150, 3, 20])
-    np.testing.assert_allclose(
-        logits_of(opened(written(model)), inputs), torch_logits(model, inputs), rtol=0, atol=2e-5
-    )
+    found = logits_of(opened(written(model), has_kernels=has_kernels), inputs)
+    np.testing.assert_allclose(found, torch_logits(model, inputs), rtol=0, atol=2e-5)
+
+
+def test_the_kernel_refuses_a_pair_that_is_too_long_for_its_distances() -> None:
+    with pytest.raises(Exception, match="pair 1 has 202 tokens, and there are rows for distances of at most 200"):
+        logits_of(usual(has_kernels=True), random_inputs([7, LONGEST + 2]))
 
 
 @pytest.mark.parametrize("has_kernels", [False, True])

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from cappy_engine import Scorer
 from cappy_engine.bundle import MODEL_FILES, open_bundle
 from cappy_engine.errors import ExportError, GraphError
-from cappy_engine.native.library import GROUP, PANEL
+from cappy_engine.native.operands import GROUP, PANEL
 from cappy_engine.options import Mode
 from cappy_export import ExportOptions, export
 from cappy_export.precisions.embeddings import MIN_TABLE_ROWS

@@ -7,7 +7,8 @@
 //       < q scales weights scales bias [residual gamma beta]                                               > y
 //   run_kernels LIBRARY bf16 SET ROWS INNER COLUMNS IS_GELU HAS_NORM EPSILON
 //       < x weights bias [residual gamma beta]                                                             > y
-//   run_kernels LIBRARY attention SET IS_FIRST HEADS HEAD_SIZE WINDOW LENGTH...     < [queries] packed     > y
+//   run_kernels LIBRARY attention SET IS_FIRST HEADS HEAD_SIZE WINDOW DISTANCES FARTHEST SCALE LENGTH...
+//       < [queries] packed [keys queries rows of distances]                                                > y
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -74,16 +75,22 @@ int main(int count, char** words) {
     write(scales, rows);
     return 0;
   }
-  if (is(9, "attention")) {
+  if (is(12, "attention")) {
     bool is_first = whole(4) != 0;
-    int64_t heads = whole(5), head_size = whole(6), hidden = heads * head_size, pairs = count - 8, tokens = 0;
+    int64_t heads = whole(5), head_size = whole(6), hidden = heads * head_size, pairs = count - 11, tokens = 0;
     auto lengths = room<int64_t>(pairs);
-    for (int64_t pair = 0; pair < pairs; pair++) tokens += lengths[pair] = whole(static_cast<int>(8 + pair));
+    for (int64_t pair = 0; pair < pairs; pair++) tokens += lengths[pair] = whole(static_cast<int>(11 + pair));
     int64_t stride = (is_first ? 2 : 3) * hidden, results = (is_first ? pairs : tokens) * hidden;
     auto queries = read<float>(is_first ? pairs * hidden : 0);
     auto packed = read<float>(tokens * stride);
     auto y = room<float>(results);
-    cappy::AttentionRows rows = {packed, stride, packed + hidden, stride, y, heads, head_size, whole(7)};
+    cappy::AttentionDistances distances = {nullptr, nullptr, nullptr, whole(9), whole(8)};
+    if (distances.count) {
+      distances.keys = read<float>(distances.count * hidden);
+      distances.queries = read<float>(distances.count * hidden);
+      distances.rows = read<int64_t>(2 * distances.farthest + 1);
+    }
+    cappy::AttentionRows rows = {packed, stride, packed + hidden, stride, y, heads, head_size, whole(7), number(10), distances};
     if (is_first) rows.queries = queries, rows.query_stride = hidden, rows.keys = packed;
     cappy::AttentionInput input = {rows, tokens, lengths, pairs, is_first};
     if (!find<const char*, const cappy::AttentionInput*>(library, "cappy_attention")(words[3], &input)) return 1;

@@ -20,15 +20,15 @@ from cappy_engine.cpu.built import why_no_library
 from cappy_engine.errors import InstallationError
 from cappy_engine.native import reference
 from cappy_engine.native.build import LIBRARY, SOURCES
-from cappy_engine.native.library import (
+from cappy_engine.native.library import ChosenSet, NativeLibrary
+from cappy_engine.native.operands import (
     AFTER_GELU,
     BF16_GROUP,
     PANEL,
     Bf16Layer,
-    ChosenSet,
+    Distances,
     Floats,
     Layer,
-    NativeLibrary,
     Rotation,
     Rounding,
 )
@@ -48,6 +48,8 @@ LARGEST_BLOCK = 64
 """The channels that exported models rotate together, at most."""
 LENGTHS, HEAD_SIZES, WINDOW = (1, 7, 33, 61), (32, 64), 5
 """The pairs and heads that test attention: a panel of keys that is full, one in part, and rows of each kind."""
+BUCKETS = 20
+"""How many distances to one side the test of attention tells apart."""
 LONG = 513
 """The length of a pair whose keys come in two blocks, and its queries in tasks."""
 NO_OPERATORS = "the model has none of their operators"
@@ -239,6 +241,10 @@ def _attention_problem(library: NativeLibrary, name: str, random: np.random.Gene
         near = library.attention(name, packed, lengths, 2, WINDOW)
         if not _are_close(near, reference.attention(packed, lengths, 2, WINDOW)):
             return f"LocalAttention differs from numpy, heads of {head_size}"
+        distances = _some_distances(head_size, random)
+        found = library.attention(name, packed, lengths, 2, distances=distances)
+        if not _are_close(found, reference.attention(packed, lengths, 2, distances=distances)):
+            return f"DisentangledAttention differs from numpy, heads of {head_size}"
         queries, rest = np.split(packed, [2 * head_size], axis=1)
         given = (queries[: len(lengths)], rest, lengths, 2)
         if not _are_close(library.first_attention(name, *given), reference.first_attention(*given)):
@@ -249,6 +255,14 @@ def _attention_problem(library: NativeLibrary, name: str, random: np.random.Gene
     count = len(queries[some])  # as many pairs of one query: numpy would take long for all
     wanted = reference.first_attention(queries[some], np.tile(rest, (count, 1)), np.full(count, LONG), 1)
     return "" if _are_close(found[some], wanted) else f"Attention differs from numpy, a pair of {LONG} tokens"
+
+
+def _some_distances(head_size: int, random: np.random.Generator) -> Distances:
+    """Draw keys and queries of distances for two heads; far distances share them, as DeBERTa's do."""
+    keys, queries = random.standard_normal((2, 2, 2 * BUCKETS + 1, head_size)).astype(np.float32)
+    apart = np.arange(-max(LENGTHS), max(LENGTHS) + 1)
+    rows = np.where(np.abs(apart) < BUCKETS // 2, apart, np.sign(apart) * (BUCKETS // 4 + np.abs(apart) // 2))
+    return Distances(keys, queries, np.clip(rows, -BUCKETS, BUCKETS) + BUCKETS, scale=0.1)
 
 
 def _are_close(found: Floats, wanted: Floats) -> bool:

@@ -1,4 +1,4 @@
-// The operators Attention and FirstAttention: plan a call's tasks, and share them among the session's threads.
+// Plans the tasks of a call of attention, and shares them among the session's threads.
 #include "attention.h"
 
 #include <algorithm>
@@ -77,13 +77,14 @@ class Plan {
       const int64_t begin = block * LOCAL_QUERIES, end = std::min(begin + LOCAL_QUERIES, pair.length);
       const int64_t key = std::max<int64_t>(0, begin - input_.rows.window);
       const int64_t keys = std::min(end + input_.rows.window, pair.length) - key;
-      return {pair.first_key + key, keys, pair.first_key + begin, end - begin, head, more_heads};
+      return {pair.first_key + key, keys, pair.first_key + begin, end - begin, begin - key, head, more_heads};
     }
     const int64_t query = block * queries(pair) / pair.blocks;
     return {pair.first_key,
             pair.length,
             (input_.is_first ? pair.number : pair.first_key) + query,
             (block + 1) * queries(pair) / pair.blocks - query,
+            query,
             head,
             more_heads};
   }
@@ -104,21 +105,32 @@ class Plan {
   size_t tasks_ = 0;
 };
 
-// For heads of a size that no model has: right, and slow.
-void attend_large_heads(const AttentionRows& rows, const AttentionTask& task, AttentionScratch&) {
+float product(const float* a, const float* b, int64_t count) {
+  float sum = 0;
+  for (int64_t i = 0; i < count; i++) sum += a[i] * b[i];
+  return sum;
+}
+
+// For heads of a size, and tables of distances, that no model has: right, and slow.
+void attend_odd_heads(const AttentionRows& rows, const AttentionTask& task, AttentionScratch&) {
   const int64_t size = rows.head_size;
+  const AttentionDistances& distances = rows.distances;
   for (int64_t head = task.first_head; head < task.first_head + task.heads; head++)
-    for (int64_t q = task.first_query; q < task.first_query + task.queries; q++) {
-      const float* query = rows.queries + q * rows.query_stride + head * size;
-      float* out = rows.out + q * width_of(rows) + head * size;
+    for (int64_t q = 0; q < task.queries; q++) {
+      const float* query = rows.queries + (task.first_query + q) * rows.query_stride + head * size;
+      float* out = rows.out + (task.first_query + q) * width_of(rows) + head * size;
       float maximum = -FLT_MAX, total = 0;
       std::fill(out, out + size, 0.f);
-      for (int64_t k = task.first_key; k < task.first_key + task.keys; k++) {
-        if (rows.window >= 0 && std::abs(k - q) > rows.window) continue;
-        const float* key = rows.keys + k * rows.key_stride + head * size;
-        float score = 0;
-        for (int64_t i = 0; i < size; i++) score += query[i] * key[i];
-        score /= sqrtf(static_cast<float>(size));
+      for (int64_t k = 0; k < task.keys; k++) {
+        const int64_t distance = k - (task.place + q);
+        if (rows.window >= 0 && std::abs(distance) > rows.window) continue;
+        const float* key = rows.keys + (task.first_key + k) * rows.key_stride + head * size;
+        float score = product(query, key, size);
+        if (distances.keys) {
+          const int64_t row = (head * distances.count + distances.rows[distances.farthest + distance]) * size;
+          score += product(query, distances.keys + row, size) + product(key, distances.queries + row, size);
+        }
+        score *= rows.scale;
         const float top = std::max(maximum, score), kept = expf(maximum - top), weight = expf(score - top);
         for (int64_t i = 0; i < size; i++) out[i] = out[i] * kept + weight * key[width_of(rows) + i];
         total = total * kept + weight;
@@ -128,7 +140,7 @@ void attend_large_heads(const AttentionRows& rows, const AttentionTask& task, At
     }
 }
 
-Error check(const AttentionInput& input) {
+Error check_lengths(const AttentionInput& input) {
   int64_t left = input.tokens;
   for (int64_t i = 0; i < input.pairs; left -= input.lengths[i++])
     if (input.lengths[i] < (input.is_first ? 1 : 0) || input.lengths[i] > left)
@@ -138,60 +150,34 @@ Error check(const AttentionInput& input) {
                                      static_cast<long long>(input.tokens));
 }
 
-class AttentionOperator : public Kernel {
- public:
-  AttentionOperator(AttentionKernel kernel, int64_t heads, int64_t window, bool is_first)
-      : kernel_(kernel), heads_(heads), window_(window), is_first_(is_first) {}
+Error check_distances(const AttentionInput& input) {
+  const AttentionDistances& distances = input.rows.distances;
+  for (int64_t i = 0; i < input.pairs; i++)
+    if (input.lengths[i] - 1 > distances.farthest)
+      return error("pair %lld has %lld tokens, and there are rows for distances of at most %lld", static_cast<long long>(i),
+                   static_cast<long long>(input.lengths[i]), static_cast<long long>(distances.farthest));
+  for (int64_t i = 0; i < 2 * distances.farthest + 1; i++)
+    if (distances.rows[i] < 0 || distances.rows[i] >= distances.count)
+      return error("a distance has row %lld of %lld", static_cast<long long>(distances.rows[i]),
+                   static_cast<long long>(distances.count));
+  return {};
+}
 
-  Error compute(const Call& call) override {
-    Tensor queries, packed, lengths, out;
-    const size_t place = is_first_ ? 1 : 0;
-    if (Error found = call.input(place, &packed)) return found;
-    if (Error found = call.input(place + 1, &lengths)) return found;
-    if (packed.rank != 2 || lengths.rank != 1)
-      return error("attention takes rows and their lengths, not tensors of rank %zu and %zu", packed.rank, lengths.rank);
-    const int64_t parts = is_first_ ? 2 : 3, width = packed.shape[1], hidden = width / parts, tokens = packed.shape[0];
-    if (width == 0 || width % (parts * heads_) != 0)
-      return error("rows of %lld values are not %lld parts of %lld heads", static_cast<long long>(width),
-                   static_cast<long long>(parts), static_cast<long long>(heads_));
-    if (is_first_) {
-      if (Error found = call.input(0, &queries)) return found;
-      if (!queries.is({lengths.shape[0], hidden})) return error("the queries are not one of %lld values for each pair",
-                                                                static_cast<long long>(hidden));
-    }
-    if (Error found = call.output(0, {is_first_ ? lengths.shape[0] : tokens, hidden}, &out)) return found;
-    const float* rows = packed.as<float>();
-    const AttentionRows first = {queries.as<float>(), hidden, rows, width, out.as<float>(), heads_, hidden / heads_, -1};
-    const AttentionRows all = {rows, width, rows + hidden, width, out.as<float>(), heads_, hidden / heads_, window_};
-    return attend_pairs({is_first_ ? first : all, tokens, lengths.as<int64_t>(), lengths.shape[0], is_first_}, kernel_,
-                        call.parallel());
-  }
-
- private:
-  AttentionKernel kernel_;
-  int64_t heads_;
-  int64_t window_;
-  bool is_first_;
-};
-
-template <bool is_first, bool is_local>
-Error create(const Node& node, Kernel** kernel) {
-  int64_t heads = 0;
-  if (Error found = node.whole("heads", &heads)) return found;
-  if (heads < 1 || heads > 65536) return error("heads must be 1 to 65536, not %lld", static_cast<long long>(heads));
-  int64_t window = -1;
-  if (is_local)
-    if (Error found = node.whole("window", &window)) return found;
-  if (is_local && window < 0) return error("window must be 0 or more, not %lld", static_cast<long long>(window));
-  *kernel = new (std::nothrow) AttentionOperator(chosen_instruction_set()->attention, heads, window, is_first);
-  return *kernel ? Error{} : error("no memory");
+// Whether neighbours have rows that are at most 1 apart: then `prepare_distances` has room for them.
+bool is_smooth(const AttentionDistances& distances) {
+  for (int64_t i = 0; i < 2 * distances.farthest; i++)
+    if (std::abs(distances.rows[i + 1] - distances.rows[i]) > 1) return false;
+  return true;
 }
 
 }  // namespace
 
 Error attend_pairs(const AttentionInput& input, AttentionKernel kernel, const Parallel& parallel) {
-  if (Error found = check(input)) return found;
-  if (input.rows.head_size > MOST_HEAD_SIZE) kernel = attend_large_heads;
+  if (Error found = check_lengths(input)) return found;
+  const AttentionDistances& distances = input.rows.distances;
+  if (distances.keys)
+    if (Error found = check_distances(input)) return found;
+  if (input.rows.head_size > MOST_HEAD_SIZE || (distances.keys && !is_smooth(distances))) kernel = attend_odd_heads;
   const Plan plan(input);
   if (!plan.is_ready()) return error("no memory for a plan of %lld pairs", static_cast<long long>(input.pairs));
   if (plan.tasks() == 0) return {};
@@ -206,9 +192,5 @@ Error attend_pairs(const AttentionInput& input, AttentionKernel kernel, const Pa
   });
   return is_short ? error("no memory for %zu bytes of scratch", sizeof(AttentionScratch)) : Error{};
 }
-
-const Operator ATTENTION = {"Attention", 2, {ORT_FLOAT, ORT_INT64}, 1, {ORT_FLOAT}, create<false, false>};
-const Operator FIRST_ATTENTION = {"FirstAttention", 3, {ORT_FLOAT, ORT_FLOAT, ORT_INT64}, 1, {ORT_FLOAT}, create<true, false>};
-const Operator LOCAL_ATTENTION = {"LocalAttention", 2, {ORT_FLOAT, ORT_INT64}, 1, {ORT_FLOAT}, create<false, true>};
 
 }  // namespace cappy

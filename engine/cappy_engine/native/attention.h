@@ -1,7 +1,7 @@
 // Softmax attention inside each pair. The tokens of all pairs lie one after another, without padding.
 //
-// attention.cpp cuts a call into tasks and shares them among the threads. attention_tiles.h computes a task, compiled
-// once for each instruction set (attention_scalar.cpp, attention_avx2.cpp, and so on).
+// attention_operators.cpp has the operators; attention.cpp cuts a call into tasks and shares them among the threads;
+// attention_tiles.h computes a task, compiled once for each instruction set (attention_scalar.cpp, and so on).
 #pragma once
 #include <cstdint>
 
@@ -10,6 +10,15 @@ namespace cappy {
 struct Error;     // operators.h, whose inline functions a file for one instruction set must not have
 struct Parallel;
 struct Operator;
+
+// What distances add to the scores of disentangled attention: see DisentangledAttention in the exporter's operators.py.
+struct AttentionDistances {
+  const float* keys;      // (heads, count, head size); null: distances add nothing
+  const float* queries;   // as many
+  const int64_t* rows;    // 2 * farthest + 1 numbers of them: rows[farthest + k - q] is for query q and key k
+  int64_t farthest;
+  int64_t count;
+};
 
 // Rows of floats: a query, a key, a value and a result are `heads * head_size` wide. Strides count floats.
 struct AttentionRows {
@@ -21,6 +30,8 @@ struct AttentionRows {
   int64_t heads;
   int64_t head_size;
   int64_t window;  // a query sees keys at most so many places before and behind it; negative: all of the pair
+  float scale;     // of a query's product with a key
+  AttentionDistances distances;
 };
 
 namespace {
@@ -33,6 +44,7 @@ struct AttentionTask {
   int64_t keys;  // all of the pair, or those that some of the queries see
   int64_t first_query;
   int64_t queries;  // at most MOST_QUERIES
+  int64_t place;    // of the first query in its pair, counted from the first key
   int64_t first_head;
   int64_t heads;
 };
@@ -46,7 +58,16 @@ constexpr int64_t MOST_PANEL = 32;  // columns multiplied at once
 // Floats between two rows of scratch: 33 cache lines, so that 12 rows fall on different sets of the L1 cache.
 constexpr int64_t SCRATCH_STRIDE = MOST_KEYS + 16;
 
-// What one thread works in: 310 KB, which stay in a core's L2 cache.
+
+constexpr float LOG2_E = 1.4426950408889634f;  // scores are kept in units of log2
+
+// Disentangled attention prepares the distances of so many queries at once. Neighbours in the table of distances have rows
+// at most 1 apart, so few rows are needed: a panel's keys need MOST_NEIGHBOURS + MOST_PANEL - 1, in blocks of MOST_ROWS.
+constexpr int64_t MOST_NEIGHBOURS = 48;
+constexpr int64_t MOST_DISTANCES_OF_A_KEY = MOST_NEIGHBOURS + MOST_PANEL + 2 * MOST_ROWS;
+constexpr int64_t OF_QUERIES_STRIDE = MOST_KEYS + MOST_NEIGHBOURS + MOST_PANEL;  // 37 cache lines
+
+// What one thread works in: 310 KB, which stay in a core's L2 cache, and for distances as much again.
 struct alignas(64) AttentionScratch {
   float keys[MOST_HELD];    // panels of (head size, keys of the panel)
   float values[MOST_HELD];  // panels of (keys, columns of the panel)
@@ -55,6 +76,13 @@ struct alignas(64) AttentionScratch {
   float context[MOST_ROWS * MOST_PANEL];
   float maximum[MOST_QUERIES];  // of a query's scores so far
   float total[MOST_QUERIES];    // of its weights so far
+
+  float distance_keys[MOST_HELD + (MOST_NEIGHBOURS + MOST_PANEL) * MOST_HEAD_SIZE];  // panels of (head size, distances)
+  float of_keys[MOST_KEYS * MOST_DISTANCES_OF_A_KEY];  // panels of (distances, keys of the panel)
+  float of_queries[MOST_ROWS * OF_QUERIES_STRIDE];     // (queries, distances)
+  int32_t distance_rows[MOST_KEYS + MOST_NEIGHBOURS];  // counted from the first that is packed
+  int32_t first_distance[MOST_KEYS / 4];               // of each panel of of_keys
+  int64_t distances;                                   // packed in distance_keys
 };
 
 using AttentionKernel = void (*)(const AttentionRows&, const AttentionTask&, AttentionScratch&);
@@ -76,6 +104,6 @@ struct AttentionInput {
 };
 Error attend_pairs(const AttentionInput& input, AttentionKernel kernel, const Parallel& parallel);
 
-extern const Operator ATTENTION, FIRST_ATTENTION, LOCAL_ATTENTION;
+extern const Operator ATTENTION, FIRST_ATTENTION, LOCAL_ATTENTION, DISENTANGLED_ATTENTION, FIRST_DISENTANGLED_ATTENTION;
 
 }  // namespace cappy

@@ -1,35 +1,21 @@
-// One task of attention, for any width of vector: softmax(q k^T / sqrt(head size)) v.
+// One task of attention, for any width of vector: softmax(scale q k^T) v. attention_products.h says what `L` gives.
 //
-// A set of instructions gives `Lanes`: a vector, its arithmetic, how many rows it multiplies at once, and the transposition
-// of keys. Everything here has internal linkage: each instruction set has its own copy, compiled with its own flags.
-// Nothing of the standard library is called, for the linker keeps one copy of an inline function, and might keep AVX-512's.
-//
-// Scores are kept in units of log2: exp2 needs no multiplication, and 1 / sqrt(head size) is in the same factor.
+// Scores are kept in units of log2: exp2 needs no multiplication, and the scale is in the same factor.
 #pragma once
 #include <cstdint>
 
 #include "attention.h"
-#include "numbers.h"
+#include "attention_distances.h"
+#include "attention_products.h"
 
 namespace cappy {
 namespace {
 
 constexpr float LOWEST = -3.402823466e+38f;
-constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float LEAST_POWER = -100.f;  // exp2 of less is 0: weights that small would be slow, and count for nothing
 // 2^x on [-1/2, 1/2], 1 + x * (...): relative error below 1e-7.
 constexpr float EXP2_1 = 0x1.62e42ap-1f, EXP2_2 = 0x1.ebf9bcp-3f, EXP2_3 = 0x1.c6b752p-5f, EXP2_4 = 0x1.3cea88p-7f,
                 EXP2_5 = 0x1.5bba14p-10f;
-
-// The numbers of rows from 1 to N, as a type: CountTo<3>::Type is Counts<1, 2, 3>.
-template <int... R>
-struct Counts {};
-template <int N, int... R>
-struct CountTo : CountTo<N - 1, N, R...> {};
-template <int... R>
-struct CountTo<0, R...> {
-  using Type = Counts<R...>;
-};
 
 // exp2 of -1/2 to 1/2.
 template <class L>
@@ -39,113 +25,6 @@ inline __attribute__((always_inline)) typename L::Vector exp2_of_part(typename L
   y = L::fma(y, x, L::all(EXP2_2));
   y = L::fma(y, x, L::all(EXP2_1));
   return L::fma(y, x, L::all(1.f));
-}
-
-template <class L>
-void copy(const float* from, float* to, int64_t count) {
-  int64_t i = 0;
-  for (; i + L::lanes <= count; i += L::lanes) L::store(to + i, L::load(from + i));
-  for (; i < count; i++) to[i] = from[i];
-}
-
-// How many columns the panel has that begins at `column`: the last is narrow if one vector holds the rest.
-template <class L>
-int64_t panel_width(int64_t column, int64_t columns) {
-  return columns - column <= L::lanes ? L::lanes : 2 * L::lanes;
-}
-
-// Transposes the keys into panels of (head size, width). Behind the last key of a panel stands the last key again.
-template <class L>
-void pack_keys(const float* keys, int64_t stride, int64_t count, int64_t head_size, float* panels) {
-  for (int64_t first = 0; first < count; first += L::lanes) {
-    const int64_t panel = first / (2 * L::lanes) * (2 * L::lanes);
-    const int64_t width = panel_width<L>(panel, count);
-    float* to = panels + panel * head_size + (first - panel);
-    const float* from[L::lanes];
-    for (int64_t i = 0; i < L::lanes; i++) from[i] = keys + smaller(first + i, count - 1) * stride;
-    int64_t d = 0;
-    for (; d + 4 <= head_size; d += 4) L::transpose_four(from, d, to + d * width, width);
-    for (; d < head_size; d++)
-      for (int64_t i = 0; i < L::lanes; i++) to[d * width + i] = from[i][d];
-  }
-}
-
-// Copies the values into panels of (keys, width). Behind the last column of a panel stand zeros.
-template <class L>
-void pack_values(const float* values, int64_t stride, int64_t count, int64_t head_size, float* panels) {
-  for (int64_t column = 0; column < head_size; column += 2 * L::lanes) {
-    const int64_t width = panel_width<L>(column, head_size);
-    const int64_t filled = smaller(width, head_size - column);
-    float* to = panels + column * count;
-    for (int64_t i = 0; i < count; i++, to += width) {
-      copy<L>(values + i * stride + column, to, filled);
-      for (int64_t c = filled; c < width; c++) to[c] = 0;
-    }
-  }
-}
-
-// What becomes of a product: c = scale[row] * product, and kept[row] * c is added if `kept` is given.
-struct Destination {
-  float* c;
-  int64_t stride;
-  const float* scale;
-  const float* kept;
-};
-
-// Multiplies R rows of scratch, (R, depth), by a panel, (depth, V vectors). The sums stay in registers.
-template <class L, int R, int V>
-void multiply(const float* a, const float* panel, int64_t depth, const Destination& to) {
-  typename L::Vector sums[R][V];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) sums[r][v] = L::all(0.f);
-  int64_t k = 0;
-  if constexpr (L::by_fours)
-    for (; k + 4 <= depth; k += 4, a += 4, panel += 4 * V * L::lanes) L::template add_fours<R, V>(a, panel, sums);
-  for (; k < depth; k++, a++, panel += V * L::lanes) {
-    typename L::Vector columns[V];
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) columns[v] = L::load(panel + v * L::lanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-      const typename L::Vector x = L::all(a[r * SCRATCH_STRIDE]);
-#pragma GCC unroll 2
-      for (int v = 0; v < V; v++) sums[r][v] = L::fma(x, columns[v], sums[r][v]);
-    }
-  }
-  const Destination d = to;  // a copy that no store can change
-#pragma GCC unroll 16
-  for (int r = 0; r < R; r++) {
-    const typename L::Vector scale = L::all(d.scale[r]);
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) sums[r][v] = L::mul(sums[r][v], scale);
-  }
-  if (d.kept) {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-      const typename L::Vector kept = L::all(d.kept[r]);
-#pragma GCC unroll 2
-      for (int v = 0; v < V; v++) sums[r][v] = L::fma(kept, L::load(d.c + r * d.stride + v * L::lanes), sums[r][v]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) L::store(d.c + r * d.stride + v * L::lanes, sums[r][v]);
-}
-
-// `multiply` for each number of rows: rows[0] has one row.
-template <class L, int V, class RowCounts = typename CountTo<L::rows>::Type>
-struct Multiply;
-template <class L, int V, int... R>
-struct Multiply<L, V, Counts<R...>> {
-  static constexpr void (*rows[])(const float*, const float*, int64_t, const Destination&) = {multiply<L, R, V>...};
-};
-
-template <class L>
-void multiply_rows(int64_t rows, int64_t width, const float* a, const float* panel, int64_t depth, const Destination& to) {
-  (width == L::lanes ? Multiply<L, 1>::rows : Multiply<L, 2>::rows)[rows - 1](a, panel, depth, to);
 }
 
 // Turns the scores of R queries into weights, exp2(score - maximum), and gives the maxima and the sums of the weights.
@@ -228,16 +107,19 @@ void add_values(const AttentionRows& rows, const QueryBlock& block, float* out, 
   }
 }
 
+// `near` are the queries whose distances are prepared, and `neighbour` is the number of the block's first among them.
 template <class L>
-void attend_block(const AttentionRows& rows, const QueryBlock& block, const float* queries, float* out, AttentionScratch& s) {
+void attend_block(const AttentionRows& rows, const QueryBlock& block, const Neighbours& near, int64_t neighbour,
+                  const float* queries, float* out, AttentionScratch& s) {
   float scale[MOST_ROWS], kept[MOST_ROWS];
   for (int64_t r = 0; r < block.queries; r++) {
     copy<L>(queries + r * rows.query_stride, s.queries + r * SCRATCH_STRIDE, rows.head_size);
-    scale[r] = LOG2_E / __builtin_sqrtf(static_cast<float>(rows.head_size));
+    scale[r] = LOG2_E * rows.scale;
   }
   for (int64_t key = 0; key < block.keys; key += 2 * L::lanes)
     multiply_rows<L>(block.queries, panel_width<L>(key, block.keys), s.queries, s.keys + key * rows.head_size,
                      rows.head_size, {s.weights + key, SCRATCH_STRIDE, scale, nullptr});
+  if (rows.distances.keys) add_distances<L>(rows, near, neighbour, block.queries, s);
   if (rows.window >= 0) hide_far_keys(block, rows.window, s.weights);
   float* maxima = s.maximum + block.first;
   float* totals = s.total + block.first;
@@ -266,10 +148,18 @@ void attend_head(const AttentionRows& rows, const AttentionTask& task, int64_t h
     const int64_t count = smaller(most_keys, task.keys - key);
     pack_keys<L>(keys, rows.key_stride, count, rows.head_size, s.keys);
     pack_values<L>(keys + width_of(rows), rows.key_stride, count, rows.head_size, s.values);
+    Neighbours near = {0, 0, count};
+    int64_t first_near = 0;
     for (int64_t b = 0; b < blocks; b++) {  // of nearly equal size, for a block of few rows wastes the multipliers
       const int64_t first = b * task.queries / blocks, block = (b + 1) * task.queries / blocks - first;
-      const int64_t place = task.first_query + first - task.first_key - key;
-      attend_block<L>(rows, {first, block, count, key == 0, key + count == task.keys, place},
+      const int64_t place = task.place + first - key;
+      if (rows.distances.keys && first == first_near + near.queries) {
+        const int64_t end = smaller(b + MOST_NEIGHBOURS / L::rows, blocks) * task.queries / blocks;
+        first_near = first;
+        near = {end - first, place, count};
+        prepare_distances<L>(rows, near, head, s);
+      }
+      attend_block<L>(rows, {first, block, count, key == 0, key + count == task.keys, place}, near, first - first_near,
                       queries + first * rows.query_stride, out + first * width_of(rows), s);
     }
   }

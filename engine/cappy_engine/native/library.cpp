@@ -18,7 +18,8 @@ namespace {
 // All operators of the domain, in version 1 of it.
 const Operator* const OPERATORS[] = {&QUANTIZE_ROWS, &QUANTIZE_POSITIVE_ROWS, &QUANTIZE_ROTATED_ROWS, &LINEAR,
                                      &LINEAR_GELU,   &LINEAR_NORM,            &BF16_LINEAR,           &BF16_LINEAR_GELU,
-                                     &BF16_LINEAR_NORM, &ATTENTION,           &FIRST_ATTENTION,       &LOCAL_ATTENTION};
+                                     &BF16_LINEAR_NORM, &ATTENTION,           &FIRST_ATTENTION,       &LOCAL_ATTENTION,
+                                     &DISENTANGLED_ATTENTION, &FIRST_DISENTANGLED_ATTENTION};
 constexpr size_t OPERATOR_COUNT = sizeof OPERATORS / sizeof *OPERATORS;
 
 Api api;  // read once, when the runtime first registers the library

@@ -7,98 +7,24 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
-Bytes = npt.NDArray[np.uint8]
-SignedBytes = npt.NDArray[np.int8]
-Halves = npt.NDArray[np.uint16]
-"""The bits of bfloat16."""
-Ids = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """Say how rows become 8 bits: `steps` above `zero_point` stand for a row's maximum, which is at least `least`.
-
-    The maximum is that of the sizes if `is_signed`, else of the values.
-    """
-
-    zero_point: int = 128
-    steps: int = 127
-    least: float = 1e-12
-    is_signed: bool = True
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """Say how rows are rotated before: each value times its factor plus its offset, each block by a Hadamard matrix.
-
-    `factors` and `offsets` are (columns,); `block` is a power of two that divides the columns.
-    """
-
-    factors: Floats
-    offsets: Floats
-    block: int
-
-
-AFTER_GELU = Rounding(zero_point=16, steps=239, least=0.17 * 239 / 16, is_signed=False)
-"""How activations after Gelu are rounded: few are negative, at least -0.17, so most steps are left for the others."""
-
-PANEL = 16
-"""Columns of weights that lie together: those of one vector of 32-bit sums."""
-GROUP = 4
-"""Neighbours in a column that lie together: 8-bit products are summed in fours."""
-BF16_GROUP = 2
-"""The same for bfloat16, whose products are summed in pairs."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Hold a linear layer: `weights` (inner, columns), or packed (columns / PANEL, inner / GROUP, PANEL, GROUP).
-
-    `scales` and `bias` are (columns,); with `gamma` and `beta` a layer norm of the result plus a residual follows.
-    """
-
-    weights: SignedBytes
-    scales: Floats
-    bias: Floats
-    zero_point: int = 128
-    is_gelu: bool = False
-    gamma: Floats | None = None
-    beta: Floats | None = None
-    epsilon: float = 1e-5
-
-    @property
-    def is_packed(self) -> bool:
-        """True if the weights lie as the kernels read them."""
-        return self.weights.ndim == 4
-
-    @property
-    def inner(self) -> int:
-        """Count the values of a row that the layer takes."""
-        return self.weights.shape[1] * GROUP if self.is_packed else len(self.weights)
-
-    @property
-    def columns(self) -> int:
-        """Count the values of a row that the layer gives."""
-        return len(self.bias)
-
-
-@dataclass(frozen=True)
-class Bf16Layer:
-    """Hold a linear layer of bfloat16: `weights` are bits, packed in groups of BF16_GROUP. The rest is as in Layer."""
-
-    weights: Halves
-    bias: Floats
-    is_gelu: bool = False
-    gamma: Floats | None = None
-    beta: Floats | None = None
-    epsilon: float = 1e-5
+from cappy_engine.native.operands import (
+    BF16_GROUP,
+    Bf16Layer,
+    Bytes,
+    Distances,
+    Floats,
+    Ids,
+    Layer,
+    Rotation,
+    Rounding,
+)
 
 
 @dataclass(frozen=True)
@@ -149,6 +75,12 @@ class _AttentionInput(ctypes.Structure):
         ("heads", ctypes.c_int64),
         ("head_size", ctypes.c_int64),
         ("window", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+        ("distance_keys", ctypes.c_void_p),
+        ("distance_queries", ctypes.c_void_p),
+        ("distance_rows", ctypes.c_void_p),
+        ("farthest", ctypes.c_int64),
+        ("distances", ctypes.c_int64),
         ("tokens", ctypes.c_int64),
         ("lengths", ctypes.c_void_p),
         ("pairs", ctypes.c_int64),
@@ -253,34 +185,58 @@ class NativeLibrary:
         return result
 
     def attention(
-        self, instruction_set: str, packed: Floats, lengths: Ids, heads: int, window: int | None = None
+        self,
+        instruction_set: str,
+        packed: Floats,
+        lengths: Ids,
+        heads: int,
+        window: int | None = None,
+        distances: Distances | None = None,
     ) -> Floats:
         """Attend inside each pair of `packed` queries, keys and values, (tokens, 3 * hidden); returns (tokens, hidden).
 
         With a `window` a token sees those at most so many places away. Raises ValueError if the lengths, (pairs,), are
-        not those of the tokens.
+        not those of the tokens, or there are no `distances` for a pair as long.
         """
         packed, hidden = np.ascontiguousarray(packed, np.float32), packed.shape[1] // 3
         result = np.empty((len(packed), hidden), np.float32)
         rows = (_at(packed), 3 * hidden, _at(packed[:, hidden:]), 3 * hidden, _at(result), heads, hidden // heads)
-        self._attend(instruction_set, (*rows, -1 if window is None else window), len(packed), lengths, is_first=False)
+        shape = (*rows, -1 if window is None else window)
+        self._attend(instruction_set, shape, distances, (len(packed), lengths), is_first=False)
         return result
 
     def first_attention(
-        self, instruction_set: str, queries: Floats, packed: Floats, lengths: Ids, heads: int
+        self,
+        instruction_set: str,
+        queries: Floats,
+        packed: Floats,
+        lengths: Ids,
+        heads: int,
+        distances: Distances | None = None,
     ) -> Floats:
         """Attend with one query of each pair, (pairs, hidden), to `packed` keys and values; returns (pairs, hidden)."""
         queries, packed = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(packed, np.float32)
         hidden, result = queries.shape[1], np.empty(queries.shape, np.float32)
         rows = (_at(queries), hidden, _at(packed), 2 * hidden, _at(result), heads, hidden // heads, -1)
-        self._attend(instruction_set, rows, len(packed), lengths, is_first=True)
+        self._attend(instruction_set, rows, distances, (len(packed), lengths), is_first=True)
         return result
 
     def _attend(
-        self, instruction_set: str, rows: tuple[int | None, ...], tokens: int, lengths: Ids, *, is_first: bool
+        self,
+        instruction_set: str,
+        shape: tuple[int | None, ...],
+        distances: Distances | None,
+        pairs: tuple[int, Ids],
+        *,
+        is_first: bool,
     ) -> None:
-        lengths = np.ascontiguousarray(lengths, np.int64)
-        given = _AttentionInput(*rows, tokens, _at(lengths), len(lengths), is_first)
+        tokens, lengths = pairs[0], np.ascontiguousarray(pairs[1], np.int64)
+        described: tuple[float | None, ...] = (1 / sqrt(shape[6] or 1), None, None, None, 0, 0)
+        if distances is not None:
+            keys, queries = (np.ascontiguousarray(array, np.float32) for array in (distances.keys, distances.queries))
+            rows = np.ascontiguousarray(distances.rows, np.int64)
+            described = (distances.scale, _at(keys), _at(queries), _at(rows), len(rows) // 2, keys.shape[1])
+        given = _AttentionInput(*shape, *described, tokens, _at(lengths), len(lengths), is_first)
         if not self._attention(instruction_set.encode(), ctypes.byref(given)):
             _known(instruction_set in self.instruction_sets, instruction_set)
             raise ValueError(f"the lengths {lengths.tolist()} are not those of pairs with {tokens} tokens")

@@ -11,11 +11,12 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from cappy_engine.native.library import (
+from cappy_engine.native.operands import (
     GROUP,
     PANEL,
     Bf16Layer,
     Bytes,
+    Distances,
     Floats,
     Halves,
     Ids,
@@ -91,7 +92,9 @@ def _finished(layer: Layer | Bf16Layer, result: Floats, residual: Floats | None)
     return np.asarray((added - added.mean(axis=1, keepdims=True)) / spread * layer.gamma + layer.beta, np.float32)
 
 
-def attention(packed: Floats, lengths: Ids, heads: int, window: int | None = None) -> Floats:
+def attention(
+    packed: Floats, lengths: Ids, heads: int, window: int | None = None, distances: Distances | None = None
+) -> Floats:
     """Attend inside each pair of `packed` queries, keys and values, (tokens, 3 * hidden); returns (tokens, hidden).
 
         >>> attention(np.float32([[9, 9, 5]]), np.array([1]), heads=1)
@@ -100,11 +103,13 @@ def attention(packed: Floats, lengths: Ids, heads: int, window: int | None = Non
     With a `window` a token sees those at most so many places away.
     """
     queries, keys, values = np.split(packed.astype(np.float64), 3, axis=1)
-    found = [_attend(queries[pair], keys[pair], values[pair], heads, window) for pair in _pairs(lengths)]
+    found = [_attend(queries[pair], keys[pair], values[pair], heads, window, distances) for pair in _pairs(lengths)]
     return np.concatenate([np.empty((0, queries.shape[1])), *found]).astype(np.float32)
 
 
-def first_attention(queries: Floats, packed: Floats, lengths: Ids, heads: int) -> Floats:
+def first_attention(
+    queries: Floats, packed: Floats, lengths: Ids, heads: int, distances: Distances | None = None
+) -> Floats:
     """Attend with one query of each pair, (pairs, hidden), to `packed` keys and values; returns (pairs, hidden).
 
     >>> first_attention(np.float32([[9]]), np.float32([[9, 5]]), np.array([1]), heads=1)
@@ -112,7 +117,7 @@ def first_attention(queries: Floats, packed: Floats, lengths: Ids, heads: int) -
     """
     keys, values = np.split(packed.astype(np.float64), 2, axis=1)
     found = [
-        _attend(query[None], keys[pair], values[pair], heads)
+        _attend(query[None], keys[pair], values[pair], heads, distances=distances)
         for query, pair in zip(queries.astype(np.float64), _pairs(lengths), strict=True)
     ]
     return np.concatenate([np.empty((0, queries.shape[1])), *found]).astype(np.float32)
@@ -123,16 +128,31 @@ def _pairs(lengths: Ids) -> list[slice]:
     return [slice(end - length, end) for end, length in zip(np.cumsum(lengths), lengths, strict=True)]
 
 
-def _attend(queries: Doubles, keys: Doubles, values: Doubles, heads: int, window: int | None = None) -> Doubles:
+def _attend(
+    queries: Doubles,
+    keys: Doubles,
+    values: Doubles,
+    heads: int,
+    window: int | None = None,
+    distances: Distances | None = None,
+) -> Doubles:
     """Attend inside one pair; each array is (tokens, hidden), and there may be fewer queries."""
     by_head = [
         array.reshape(len(array), heads, array.shape[1] // heads).swapaxes(0, 1) for array in (queries, keys, values)
     ]
     places = np.arange(len(keys))
-    is_far = np.abs(places[: len(queries), None] - places) > (len(keys) if window is None else window)
+    apart = places - places[: len(queries), None]
     with np.errstate(invalid="ignore", over="ignore"):
-        scores = by_head[0] @ by_head[1].swapaxes(1, 2) / sqrt(by_head[0].shape[2])
-        scores[:, is_far] = -np.inf
+        scores = by_head[0] @ by_head[1].swapaxes(1, 2)
+        if distances is None:
+            scores /= sqrt(by_head[0].shape[2])
+        else:
+            rows = distances.rows[len(distances.rows) // 2 + apart]
+            scores += np.einsum("hqd,hqkd->hqk", by_head[0], distances.keys[:, rows], dtype=np.float64)
+            scores += np.einsum("hkd,hqkd->hqk", by_head[1], distances.queries[:, rows], dtype=np.float64)
+            scores *= distances.scale
+        if window is not None:
+            scores[:, np.abs(apart) > window] = -np.inf
         weights = np.exp(scores - scores.max(axis=2, keepdims=True, initial=-np.inf))
         context: Doubles = weights / weights.sum(axis=2, keepdims=True) @ by_head[2]
     return context.swapaxes(0, 1).reshape(queries.shape)

@@ -2,7 +2,7 @@
 
 A function's body says what the operator computes, in operators that every ONNX Runtime has. A runtime without kernels
 for `cappy` puts the body in the operator's place when it loads the model. The engine's native library has a kernel for
-each but those of DeBERTa (`cappy_engine/native`), which computes the same, faster.
+each (`cappy_engine/native`), which computes the same, faster.
 
 ONNX Runtime 1.20 tells functions apart by their names alone, so each variant has a name of its own. Rows are tokens: of
 all pairs, one pair after the other, without padding; QuantizeRows, Linear and their variants take rows in more

@@ -17,7 +17,7 @@ import onnx.numpy_helper
 from onnx import TensorProto, helper
 
 from cappy_engine.errors import GraphError
-from cappy_engine.native.library import BF16_GROUP, PANEL
+from cappy_engine.native.operands import BF16_GROUP, PANEL
 from cappy_engine.native.reference import bf16_bits, pack
 from cappy_export.graphs.files import check_graph, save
 from cappy_export.graphs.operators import DOMAIN, with_functions

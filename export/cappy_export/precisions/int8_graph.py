@@ -15,7 +15,7 @@ import onnx
 import onnx.numpy_helper
 from onnx import helper
 
-from cappy_engine.native.library import AFTER_GELU, GROUP, PANEL, Rounding
+from cappy_engine.native.operands import AFTER_GELU, GROUP, PANEL, Rounding
 from cappy_engine.native.reference import pack
 from cappy_export.graphs.operators import DOMAIN, with_functions
 from cappy_export.graphs.writer import MICROSOFT

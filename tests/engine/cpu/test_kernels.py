@@ -20,7 +20,8 @@ from cappy_engine.errors import InstallationError
 from cappy_engine.native import library as native_library
 from cappy_engine.native import reference
 from cappy_engine.native.build import LIBRARY, SOURCES
-from cappy_engine.native.library import AFTER_GELU, ChosenSet, Floats, Ids, Layer, NativeLibrary, Rounding
+from cappy_engine.native.library import ChosenSet, NativeLibrary
+from cappy_engine.native.operands import AFTER_GELU, Distances, Floats, Ids, Layer, Rounding
 from cappy_engine.session import load_runtime, open_session
 from tests.support.places import ROOT, TINY
 
@@ -164,13 +165,27 @@ def test_products_of_many_rows_and_in_tasks_are_tested(
 def test_keys_in_blocks_are_tested(library: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
     right, name = library.attention, library.instruction_sets[0]
 
-    def wrong(name: str, packed: Floats, lengths: Ids, heads: int, window: int | None = None) -> Floats:
-        found = right(name, packed, lengths, heads, window)
+    def wrong(name: str, packed: Floats, lengths: Ids, heads: int, *rest: Any, **others: Any) -> Floats:
+        found = right(name, packed, lengths, heads, *rest, **others)
         found[-1, -1] += lengths.max() > 512
         return found
 
     monkeypatch.setattr(library, "attention", wrong)
     assert kernels.self_test(library, name) == "Attention differs from numpy, a pair of 513 tokens"
+
+
+def test_distances_are_tested(library: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, name = reference.attention, library.instruction_sets[0]
+
+    def wrong(
+        packed: Floats, lengths: Ids, heads: int, window: int | None = None, distances: Distances | None = None
+    ) -> Floats:
+        """Attend with the rows of distances the other way round."""
+        turned = None if distances is None else replace(distances, rows=distances.rows[::-1])
+        return right(packed, lengths, heads, window, turned)
+
+    monkeypatch.setattr(reference, "attention", wrong)
+    assert kernels.self_test(library, name) == "DisentangledAttention differs from numpy, heads of 32"
 
 
 # In a session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from cappy_engine.native import reference
 from cappy_engine.native.build import LIBRARY, SOURCES
-from cappy_engine.native.library import Floats, Ids, NativeLibrary
+from cappy_engine.native.library import NativeLibrary
+from cappy_engine.native.operands import Distances, Floats, Ids
 from cappy_engine.session import load_runtime
 from tests.support.onnx_files import write_attention_model
 
@@ -86,6 +88,86 @@ def test_one_query_of_each_pair(library: NativeLibrary, instruction_set: str, he
     found = library.first_attention(instruction_set, queries, packed, lengths, 3)
     wanted = reference.first_attention(queries, packed, lengths, 3)
     np.testing.assert_allclose(found, wanted, rtol=CLOSE, atol=CLOSE)
+
+
+def some_distances(
+    heads: int, head_size: int, farthest: int, count: int, *, most_step: int = 1, seed: int = 0
+) -> Distances:
+    """Draw keys and queries of distances; rows of neighbours are at most `most_step` apart."""
+    random = np.random.default_rng(seed)
+    keys, queries = random.standard_normal((2, heads, count, head_size)).astype(np.float32)
+    steps = random.integers(-most_step, most_step + 1, 2 * farthest + 1)
+    rows = np.abs((count // 2 + steps.cumsum()) % (2 * count - 1) - count + 1)  # turns back at both ends
+    return Distances(keys, queries, rows, scale=0.7 / head_size**0.5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 150), min_size=1, max_size=4),
+    head_size=st.sampled_from((32, 64)) | st.integers(1, 130),
+    count=st.integers(1, 300),
+    most_step=st.sampled_from((1, 1, 1, 2, 50)),
+    seed=st.integers(0, 1000),
+)
+@example(lengths=[512], head_size=64, count=1024, most_step=1, seed=0)
+@example(lengths=[700, 1], head_size=64, count=512, most_step=1, seed=0)
+@example(lengths=[300], head_size=512, count=90, most_step=1, seed=0)
+@example(lengths=[70], head_size=513, count=60, most_step=1, seed=0)
+@example(lengths=[600], head_size=8, count=512, most_step=2, seed=0)
+def test_distances_add_to_scores(
+    library: NativeLibrary, lengths: list[int], head_size: int, count: int, most_step: int, seed: int
+) -> None:
+    given_lengths, heads = np.array(lengths), 2
+    distances = some_distances(heads, head_size, max(lengths) + 3, count, most_step=most_step, seed=seed)
+    packed = packed_rows(given_lengths, heads * head_size, seed)
+    wanted = reference.attention(packed, given_lengths, heads, distances=distances)
+    for name in library.instruction_sets:
+        found = library.attention(name, packed, given_lengths, heads, distances=distances)
+        np.testing.assert_allclose(found, wanted, rtol=CLOSE, atol=CLOSE, err_msg=name)
+
+
+def test_rows_of_distances_that_rise_and_fall(library: NativeLibrary, instruction_set: str) -> None:
+    """Every distance has its own row, as in DeBERTa without buckets: the most that a block of queries can need."""
+    lengths, heads, farthest = np.array([520, 33]), 1, 600
+    for direction in (1, -1):
+        drawn = some_distances(heads, 64, farthest, 2 * farthest + 1)
+        distances = replace(drawn, rows=np.arange(2 * farthest + 1)[::direction])
+        packed = packed_rows(lengths, 64)
+        found = library.attention(instruction_set, packed, lengths, heads, distances=distances)
+        wanted = reference.attention(packed, lengths, heads, distances=distances)
+        np.testing.assert_allclose(found, wanted, rtol=CLOSE, atol=CLOSE)
+
+
+@pytest.mark.parametrize("head_size", [32, 64, 5])
+def test_distances_add_to_one_query_of_each_pair(library: NativeLibrary, instruction_set: str, head_size: int) -> None:
+    lengths, hidden = np.array([1, 32, 7, 513]), 3 * head_size
+    distances = some_distances(3, head_size, 513, 100)
+    queries, packed = packed_rows(lengths[:1] * 4, hidden)[:, :hidden], packed_rows(lengths, hidden)[:, hidden:]
+    found = library.first_attention(instruction_set, queries, packed, lengths, 3, distances)
+    wanted = reference.first_attention(queries, packed, lengths, 3, distances)
+    np.testing.assert_allclose(found, wanted, rtol=CLOSE, atol=CLOSE)
+
+
+def test_a_pair_with_distances_gives_the_same_alone_and_in_company(
+    library: NativeLibrary, instruction_set: str
+) -> None:
+    lengths, distances = np.array([40, 150, 300]), some_distances(2, 32, 300, 64)
+    packed = packed_rows(lengths, 64)
+    alone = library.attention(instruction_set, packed[40:190], lengths[1:2], heads=2, distances=distances)
+    together = library.attention(instruction_set, packed, lengths, heads=2, distances=distances)
+    np.testing.assert_array_equal(together[40:190], alone)
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2] * 5, [0] * 14 + [5], [0] * 14 + [-1]], ids=["too few", "high", "low"])
+def test_rows_that_no_distance_has_are_refused(library: NativeLibrary, instruction_set: str, rows: list[int]) -> None:
+    distances = replace(some_distances(1, 32, 7, 5), rows=np.array(rows))
+    for length in (8, 9):
+        lengths = np.array([length])
+        if length == 8 and max(rows) < 5 and min(rows) >= 0:
+            library.attention(instruction_set, packed_rows(lengths, 32), lengths, 1, distances=distances)
+            continue
+        with pytest.raises(ValueError, match="are not those of pairs"):
+            library.attention(instruction_set, packed_rows(lengths, 32), lengths, 1, distances=distances)
 
 
 def test_a_pair_of_one_token_attends_to_itself(library: NativeLibrary, instruction_set: str) -> None:

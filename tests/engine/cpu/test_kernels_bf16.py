@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cappy_engine.native import reference
-from cappy_engine.native.library import BF16_GROUP, Bf16Layer, Floats, NativeLibrary
+from cappy_engine.native.library import NativeLibrary
+from cappy_engine.native.operands import BF16_GROUP, Bf16Layer, Floats
 
 CLOSE = 2e-5
 """Sums are taken in another order than numpy's."""

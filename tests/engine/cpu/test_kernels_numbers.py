@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cappy_engine.native import reference
-from cappy_engine.native.library import AFTER_GELU, Bytes, Floats, Layer, NativeLibrary, Rotation, Rounding
+from cappy_engine.native.library import NativeLibrary
+from cappy_engine.native.operands import AFTER_GELU, Bytes, Floats, Layer, Rotation, Rounding
 
 CLOSE = 1e-5
 ODD = (0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-38, 3.4e38, -3.4e38)
