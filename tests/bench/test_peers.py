@@ -8,17 +8,22 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import cappy_bench.peers
+from cappy_bench.make_checkpoint import make_family
+from cappy_bench.peers import optimum_onnx, reference, torch_eager
 from cappy_bench.peers.batches import Batched, Inputs
 from cappy_bench.peers.peer import Model, Scores
 from cappy_bench.peers.process import ENVIRONMENTS, RunnerFailed, WorkerProcess, in_short, link_packages, start_worker
 from cappy_bench.peers.specs import SPECS, Spec
 from cappy_engine import Scorer
 from cappy_engine.bundle import EMBEDDED
+from cappy_export import ExportOptions, export
+from cappy_export.proof.pairs import default_pairs
 
 
 @pytest.mark.parametrize(
@@ -139,6 +144,27 @@ def test_batches_side_by_side_give_each_pair_its_own_score(at_once: int, tmp_pat
     assert threads != {threading.get_ident()} or at_once == 1
     assert runner.computed_tokens is not None
     assert runner.computed_tokens >= sum(len(ids) for ids in runner.token_ids(pairs))
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Give a tiny BERT and its bundle."""
+    folder = tmp_path_factory.mktemp("bert")
+    checkpoint = make_family(folder / "checkpoint", "ms-marco-MiniLM-L6-v2", is_tiny=True)
+    export(checkpoint, folder / "bundle", ExportOptions(precisions=("fp32",)))
+    return checkpoint, folder / "bundle"
+
+
+@pytest.mark.parametrize("tool", [reference, torch_eager, optimum_onnx], ids=lambda tool: tool.__name__)
+def test_a_model_that_tells_the_two_texts_apart_is_told(tool: Any, bert: tuple[Path, Path], tmp_path: Path) -> None:
+    """BERT's token types are 1 for the response; the embeddings of a made-up one's types differ much."""
+    checkpoint, bundle = bert
+    model = Model(bundle, tmp_path, 1, checkpoint)
+    if hasattr(tool, "prepare"):
+        tool.prepare(model, "fp32")
+    pairs = default_pairs()[:20]
+    with Scorer.open(bundle, threads=1) as scorer:
+        np.testing.assert_allclose(tool.open_runner(model, "fp32").score(pairs), scorer.score(pairs), atol=1e-5)
 
 
 def test_every_runner_has_a_program_and_a_name_of_its_own() -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -26,6 +27,7 @@ import openvino
 from cappy_bench.peers.batches import Batched, Inputs
 from cappy_bench.peers.peer import Model, Scores
 from cappy_bench.peers.worker import serve
+from cappy_engine.batching import Batch, model_inputs
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.proof.pairs import default_pairs
 
@@ -49,7 +51,9 @@ def prepare(model: Model, precision: str) -> None:
     )
     if precision == "int8":
         config = OVConfig(quantization_config=OVQuantizationConfig())
-        OVQuantizer.from_pretrained(loaded).quantize(nncf.Dataset(_calibration(model)), ov_config=config)
+        OVQuantizer.from_pretrained(loaded).quantize(
+            nncf.Dataset(_calibration(model, loaded.input_names)), ov_config=config
+        )
     loaded.save_pretrained(making)
     making.rename(folder)
 
@@ -75,6 +79,7 @@ def open_streams(model: Model, precision: str, *, streams: int) -> Batched:
     compiled = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", options)
     if precision == "bf16":
         _require_bf16(compiled)
+    names = [port.any_name for port in compiled.inputs]
     requests: SimpleQueue[openvino.InferRequest] = SimpleQueue()
     for _ in range(streams):
         requests.put(compiled.create_infer_request())
@@ -82,7 +87,7 @@ def open_streams(model: Model, precision: str, *, streams: int) -> Batched:
     def run(inputs: Inputs) -> Scores:
         request = requests.get()
         try:
-            output = request.infer({name: inputs[name] for name in ("input_ids", "attention_mask")}, share_inputs=True)
+            output = request.infer({name: inputs[name] for name in names}, share_inputs=True)
             scores: Scores = output["logits"][:, 0].copy()
         finally:
             requests.put(request)
@@ -101,13 +106,14 @@ def _pad_token_id(folder: Path) -> int:
     return int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["pad_token_id"])
 
 
-def _calibration(model: Model) -> list[dict[str, Any]]:
+def _calibration(model: Model, names: Iterable[str]) -> list[dict[str, Any]]:
     """Make the inputs of each parity pair, in random order; OVQuantizer takes the first 128."""
     tokenizer = PairTokenizer.from_file(model.bundle / "tokenizer.json", max_length=model.max_length)
     encoded = tokenizer.encode(default_pairs())
     order = np.random.default_rng(SEED).permutation(len(encoded.token_ids))
-    rows_ids = [encoded.token_ids[row][None] for row in order]
-    return [{"input_ids": ids, "attention_mask": np.ones_like(ids)} for ids in rows_ids]
+    pairs = [Batch(np.array([row]), int(encoded.lengths[row])) for row in order]
+    inputs = [model_inputs(encoded, pair, pad_token_id=0) for pair in pairs]  # nothing is padded
+    return [{name: values[name] for name in names} for values in inputs]
 
 
 if __name__ == "__main__":

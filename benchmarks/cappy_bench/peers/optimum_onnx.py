@@ -57,7 +57,7 @@ def open_runner(model: Model, precision: str) -> Batched:
     )
 
     def run(inputs: Inputs) -> Scores:
-        output = loaded(**{name: torch.from_numpy(inputs[name]) for name in ("input_ids", "attention_mask")})
+        output = loaded(**{name: torch.from_numpy(inputs[name]) for name in loaded.input_names})
         scores: Scores = output.logits[:, 0].numpy()
         return scores
 

@@ -23,7 +23,7 @@ def open_runner(model: Model, precision: str) -> Batched:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(model.folder.resolve() / "inductor")
     module = load_torch(model, precision)
     compiled = torch.compile(module, dynamic=True)
-    runner = Batched(model, runs(compiled), pad_token_id=pad_token_id(module))
+    runner = Batched(model, runs(module, compiled), pad_token_id=pad_token_id(module))
     for pairs in (WARM_UP, WARM_UP[:1], WARM_UP[1:], WARM_UP * 3):
         runner.score(pairs)
     runner.score(WARM_UP[:1], pad_to=model.max_length)

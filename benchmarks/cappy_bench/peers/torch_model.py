@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification
@@ -14,10 +15,10 @@ TYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat1
 
 
 def load_torch(model: Model, precision: str = "fp32") -> torch.nn.Module:
-    """Load the model with its weights in `precision`, and scaled-dot-product attention, its fastest on a CPU."""
+    """Load the model with its weights in `precision`, and transformers' choice of attention: SDPA, but for DeBERTa."""
     torch.set_num_threads(model.threads)
     loaded: torch.nn.Module = AutoModelForSequenceClassification.from_pretrained(
-        model.require_checkpoint(), dtype=TYPES[precision], attn_implementation="sdpa"
+        model.require_checkpoint(), dtype=TYPES[precision]
     )
     return loaded.eval()
 
@@ -27,13 +28,16 @@ def pad_token_id(module: torch.nn.Module) -> int:
     return int(module.config.pad_token_id)  # type: ignore[union-attr, arg-type]
 
 
-def runs(forward: Callable[..., object]) -> Run:
-    """Return a function that calls `forward` (the module, or its compiled form) on one batch."""
+def runs(module: torch.nn.Module, forward: Callable[..., Any] | None = None) -> Run:
+    """Return a function that calls the module, or `forward` (its compiled form), on one batch."""
+    names = ["input_ids", "attention_mask"]
+    if getattr(module.config, "type_vocab_size", 0) > 1:
+        names.append("token_type_ids")
 
     def run(inputs: Inputs) -> Scores:
         with torch.inference_mode():
-            output = forward(**{name: torch.from_numpy(inputs[name]) for name in ("input_ids", "attention_mask")})
-        scores: Scores = output.logits[:, 0].float().numpy()  # type: ignore[attr-defined]
+            output = (forward or module)(**{name: torch.from_numpy(inputs[name]) for name in names})
+        scores: Scores = output.logits[:, 0].float().numpy()
         return scores
 
     return run
