@@ -152,7 +152,8 @@ def test_rows_may_have_any_dimensions_with_kernels_and_without(
 ) -> None:
     random = np.random.default_rng(len(before))
     _, _, constants = linear_of(8)
-    q, scale = random.integers(0, 256, (*before, 8)).astype(np.uint8), random.random((*before, 1)).astype(np.float32)
+    # Up to 127: ONNX Runtime's own sums of two products saturate beyond, on a processor without VNNI.
+    q, scale = random.integers(0, 128, (*before, 8)).astype(np.uint8), random.random((*before, 1)).astype(np.float32)
     residual = random.standard_normal((*before, 16)).astype(np.float32)
     inputs: dict[str, Array] = {"q": q, "s": scale, "r": residual}
     norm = {"g": np.ones(16, np.float32), "z": np.zeros(16, np.float32)}
