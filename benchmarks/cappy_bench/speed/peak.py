@@ -38,7 +38,7 @@ def measure_peak(*, threads: int, seconds: float) -> dict[str, Any]:
     """
     torch.set_num_threads(threads)
     best: dict[str, dict[str, Any]] = {}
-    share = seconds / len(SHAPES) / 7
+    share = seconds / len(SHAPES) / 6
     hopeless: set[str] = set()
     for shape in SHAPES:
         for precision, how, multiply in _products(shape, threads):

@@ -67,7 +67,8 @@ constexpr int64_t MOST_NEIGHBOURS = 48;
 constexpr int64_t MOST_DISTANCES_OF_A_KEY = MOST_NEIGHBOURS + MOST_PANEL + 2 * MOST_ROWS;
 constexpr int64_t OF_QUERIES_STRIDE = MOST_KEYS + MOST_NEIGHBOURS + MOST_PANEL;  // 37 cache lines
 
-// What one thread works in: 310 KB, which stay in a core's L2 cache, and for distances as much again.
+// What one thread works in: 310 KB, which stay in a core's L2 cache. Behind them is room for distances, 540 KB, which
+// only disentangled attention touches.
 struct alignas(64) AttentionScratch {
   float keys[MOST_HELD];    // panels of (head size, keys of the panel)
   float values[MOST_HELD];  // panels of (keys, columns of the panel)

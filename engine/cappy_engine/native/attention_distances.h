@@ -12,7 +12,7 @@
 namespace cappy {
 namespace {
 
-// Some rows of distances; none where last < first.
+// Rows of distances, from the first to the last.
 struct DistanceRange {
   int64_t first;
   int64_t last;

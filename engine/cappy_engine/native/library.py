@@ -239,7 +239,8 @@ class NativeLibrary:
         given = _AttentionInput(*shape, *described, tokens, _at(lengths), len(lengths), is_first)
         if not self._attention(instruction_set.encode(), ctypes.byref(given)):
             _known(instruction_set in self.instruction_sets, instruction_set)
-            raise ValueError(f"the lengths {lengths.tolist()} are not those of pairs with {tokens} tokens")
+            problem = f"the lengths {lengths.tolist()} are not those of pairs with {tokens} tokens"
+            raise ValueError(problem if distances is None else f"{problem}, or their distances have no rows")
 
 
 def _known(done: int, instruction_set: str) -> None:

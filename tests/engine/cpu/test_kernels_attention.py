@@ -158,16 +158,19 @@ def test_a_pair_with_distances_gives_the_same_alone_and_in_company(
     np.testing.assert_array_equal(together[40:190], alone)
 
 
-@pytest.mark.parametrize("rows", [[0, 1, 2] * 5, [0] * 14 + [5], [0] * 14 + [-1]], ids=["too few", "high", "low"])
-def test_rows_that_no_distance_has_are_refused(library: NativeLibrary, instruction_set: str, rows: list[int]) -> None:
-    distances = replace(some_distances(1, 32, 7, 5), rows=np.array(rows))
-    for length in (8, 9):
-        lengths = np.array([length])
-        if length == 8 and max(rows) < 5 and min(rows) >= 0:
-            library.attention(instruction_set, packed_rows(lengths, 32), lengths, 1, distances=distances)
-            continue
-        with pytest.raises(ValueError, match="are not those of pairs"):
-            library.attention(instruction_set, packed_rows(lengths, 32), lengths, 1, distances=distances)
+@pytest.mark.parametrize(
+    ("length", "last_row"), [(9, 4), (8, 5), (8, -1)], ids=["a longer pair", "too high a row", "a negative row"]
+)
+def test_distances_without_rows_are_refused(
+    library: NativeLibrary, instruction_set: str, length: int, last_row: int
+) -> None:
+    distances = some_distances(1, 32, farthest=7, count=5)
+    distances.rows[-1] = 4
+    packed, lengths = packed_rows(np.array([9]), 32), np.array([8])
+    library.attention(instruction_set, packed[:8], lengths, 1, distances=distances)
+    distances.rows[-1] = last_row
+    with pytest.raises(ValueError, match="or their distances have no rows"):
+        library.attention(instruction_set, packed[:length], np.array([length]), 1, distances=distances)
 
 
 def test_a_pair_of_one_token_attends_to_itself(library: NativeLibrary, instruction_set: str) -> None:
