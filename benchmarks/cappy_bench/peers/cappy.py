@@ -9,7 +9,6 @@ from cappy_bench.peers.peer import Model, Pair, Scores
 from cappy_bench.peers.worker import serve
 from cappy_engine.options import Precision
 from cappy_engine.scorer import Scorer
-from cappy_engine.tokenizer import PairTokenizer
 
 
 class CappyRunner:
@@ -20,7 +19,6 @@ class CappyRunner:
         self._scorer = Scorer.open(
             model.bundle, device="cpu", precision=cast(Precision, precision), threads=model.threads
         )
-        self._tokenizer = PairTokenizer.from_file(model.bundle / "tokenizer.json", max_length=model.max_length)
 
     def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:
         """Raw scores of n pairs: (n,) float32, in input order."""
@@ -32,7 +30,7 @@ class CappyRunner:
 
     def token_ids(self, pairs: Sequence[Pair]) -> list[list[int]]:
         """The token ids, without padding, that `score` gives the model for each pair."""
-        return [row.tolist() for row in self._tokenizer.encode(pairs).token_ids]
+        return [row.tolist() for row in self._scorer.tokenizer.encode(pairs).token_ids]
 
 
 def open_runner(model: Model, precision: str) -> CappyRunner:
