@@ -48,7 +48,8 @@ Parity and speed of this engine beside what one would use instead, from the JSON
   and in float32 for the others. For bf16 it is bfloat16's, or float32's where that is higher.
 - All runners of a run take turns, in the reverse order in the next round, in processes of their own, which stay loaded
   while memory allows (a reload shows as a second load time in the JSON).
-- Memory is the most that was resident in the runner's process while it scored, the model included.
+- Memory is the most that was resident in the runner's process while it scored, the model included. Linux counts a
+  file's pages once for each mapping: weights that two sessions map are in memory once, and count twice.
 - 95th percentiles are given from 20 requests on, 99th from 100 on.
 """
 

@@ -28,7 +28,8 @@ import numpy as np
 import cappy_bench
 from cappy_bench.machine import current_commit, describe_machine
 from cappy_bench.peers.peer import Model
-from cappy_bench.peers.process import Worker, WorkerProcess
+from cappy_bench.peers.process import Worker, WorkerProcess, program
+from cappy_bench.peers.specs import SPECS
 from cappy_bench.speed.texts import choose_pool
 from cappy_bench.speed.workloads import Sizes, Workload, make_workloads
 from cappy_engine.cpu.cores import usable_cores
@@ -36,7 +37,6 @@ from cappy_engine.tokenizer import PairTokenizer
 
 HERE = Path(cappy_bench.__path__[0]).parents[1]
 PACKAGES = ("engine", "export", "benchmarks")
-MAIN = "import sys; from cappy_engine.cli.main import main; sys.exit(main())"
 
 
 def take_revision(revision: str, folder: Path) -> Path:
@@ -50,7 +50,7 @@ def take_revision(revision: str, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         packed = subprocess.run(["git", "-C", HERE, "archive", revision], check=True, capture_output=True)  # noqa: S603, S607
         subprocess.run(["tar", "-x", "-C", folder], input=packed.stdout, check=True)  # noqa: S603, S607
-        subprocess.run([sys.executable, folder / "engine/cappy_engine/native/build.py"], check=True)  # noqa: S603
+        subprocess.run([sys.executable, folder / "engine/cappy_engine/native/build.py"], check=True, stdout=sys.stderr)  # noqa: S603
         (folder / "taken").touch()
     return folder
 
@@ -75,17 +75,17 @@ def export(source: Path, checkpoint: Path, bundle: Path, precisions: Sequence[st
     """
     if not (bundle / "manifest.json").exists():
         chosen = [word for precision in precisions for word in ("--precision", precision)]
-        command = [sys.executable, "-P", "-c", MAIN, "export", str(checkpoint), str(bundle), *chosen]
-        subprocess.run(command, check=True, env={**os.environ, **environment_of(source)})  # noqa: S603
+        command = [sys.executable, "-P", "-m", "cappy_engine", "export", str(checkpoint), str(bundle), *chosen]
+        subprocess.run(command, check=True, env={**os.environ, **environment_of(source)}, stdout=sys.stderr)  # noqa: S603
 
 
 def open_worker(source: Path, bundle: Path, precision: str) -> Worker:
-    """Open the bundle with the code of `source`, in a process of its own.
+    """Open the bundle with the code of `source`, in a process of its own. Raises RunnerFailed.
 
     >>> open_worker(HERE, EMBEDDED, "int8").ask({"do": "score", "requests": [[["a", "b"]]], "pad_to": None})
     """
     model = Model(bundle=bundle, folder=bundle.parent, threads=usable_cores())
-    command = [sys.executable, "-P", "-m", "cappy_bench.peers.cappy", precision, model.to_json()]
+    command = [*program(SPECS[0], Path()), precision, model.to_json()]
     worker = WorkerProcess(command, environment=environment_of(source), log=bundle.parent / f"{precision}.log")
     worker.ask({"do": "open"})
     return worker
