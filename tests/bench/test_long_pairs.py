@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,19 @@ def test_each_precision_is_compared_with_pytorch(bundle: Path, checkpoint: Path)
     assert found["precisions"]["fp32"]["spearman"] == pytest.approx(1)
     assert 0 < found["precisions"]["int8"]["max_error"] < found["deviation_of_scores"]
     assert found["precisions"]["fp32"]["peak_bytes"] > 2**20
+
+
+def test_what_pytorch_scored_is_kept_and_not_scored_again(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.jsonl"
+    first = compare(bundle, checkpoint, count=2, shortest=64, kept=kept)
+    lines = kept.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2
+    assert first["precisions"]["fp32"]["max_error"] < 1e-5
+
+    ((name, score),) = json.loads(lines[0]).items()
+    kept.write_text(
+        json.dumps({name: score + 1}) + "\n", encoding="utf-8"
+    )  # as where a run was stopped, but for the score
+    again = compare(bundle, checkpoint, count=2, shortest=64, kept=kept)
+    assert again["precisions"]["fp32"]["max_error"] == pytest.approx(1, abs=1e-5)
+    assert kept.read_text(encoding="utf-8").splitlines()[1:] == lines[1:]

@@ -1,10 +1,13 @@
 """Measures how far scores of long pairs are from PyTorch's, and how much memory the engine takes for them.
 
-    python -m cappy_bench.studies.long_pairs BUNDLE CHECKPOINT [--pairs 24] [--shortest 512]
+    python -m cappy_bench.studies.long_pairs BUNDLE CHECKPOINT [--pairs 24] [--shortest 512] [--kept FILE.jsonl]
 
 The package's parity pairs are short, because PyTorch takes long for each. These are made of their words: lengths from
 `--shortest` tokens to the longest that the bundle takes, evenly on a logarithmic scale, the instruction a quarter of
 each. Every precision scores all of them in one call.
+
+PyTorch takes minutes for a pair of 8,192 tokens on two cores. `--kept` keeps its scores, pair by pair, and a run that
+was stopped goes on from there.
 
 The last line of the output is one JSON document.
 """
@@ -12,6 +15,7 @@ The last line of the output is one JSON document.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import sys
@@ -21,6 +25,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from cappy_bench.machine import describe_machine
 from cappy_bench.memory import forget_peak, peak_bytes
@@ -28,6 +33,7 @@ from cappy_engine.bundle import open_bundle
 from cappy_engine.options import Precision, ScorerOptions
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scorer
+from cappy_engine.storage import sha256_of
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.proof.pairs import default_pairs
 
@@ -65,7 +71,35 @@ def measure(bundle: Path, precision: str, pairs: Sequence[Pair]) -> dict[str, An
         }
 
 
-def compare(bundle: Path, checkpoint: Path, *, count: int, shortest: int) -> dict[str, Any]:
+def score_by_torch(
+    checkpoint: Path, pairs: Sequence[Pair], *, max_length: int, kept: Path | None
+) -> npt.NDArray[np.float32]:
+    """Score pairs with PyTorch, (n,) float32; those whose scores lie in the file `kept` are not scored again.
+
+    >>> score_by_torch(Path("checkpoint"), [("Is the sky blue?", "Yes")], max_length=512, kept=Path("kept.jsonl"))
+    """
+    # Not imported before the engine's memory is measured.
+    from cappy_export.checkpoints.checkpoint import digest_of_files, open_checkpoint
+    from cappy_export.proof.reference import score_checkpoint
+
+    if kept is None:
+        return score_checkpoint(checkpoint, pairs, max_length=max_length)
+    weights = digest_of_files({path.name: sha256_of(path) for path in open_checkpoint(checkpoint).weight_paths})
+    names = [hashlib.sha256(json.dumps([weights, max_length, *pair]).encode()).hexdigest() for pair in pairs]
+    found: dict[str, float] = {}
+    with kept.open("a+", encoding="utf-8") as file:
+        file.seek(0)
+        for line in file:
+            found.update(json.loads(line))
+        for name, pair in zip(names, pairs, strict=True):
+            if name not in found:
+                found[name] = float(score_checkpoint(checkpoint, [pair], max_length=max_length)[0])
+                file.write(json.dumps({name: found[name]}) + "\n")
+                file.flush()
+    return np.array([found[name] for name in names], dtype=np.float32)
+
+
+def compare(bundle: Path, checkpoint: Path, *, count: int, shortest: int, kept: Path | None = None) -> dict[str, Any]:
     """Score long pairs with every precision of the bundle and with PyTorch; returns errors, seconds and memory.
 
     >>> compare(Path("bundle"), Path("checkpoint"), count=24, shortest=512)["precisions"]["fp32"]["max_error"]
@@ -76,12 +110,10 @@ def compare(bundle: Path, checkpoint: Path, *, count: int, shortest: int) -> dic
     pairs = list(make_long_pairs(tokenizer, count=count, shortest=shortest))
     found = {precision: measure(bundle, precision, pairs) for precision in opened.manifest.precisions}
 
-    # PyTorch is imported now that the engine's memory is measured.
-    from cappy_export.proof.parity import spearman
-    from cappy_export.proof.reference import score_checkpoint
+    from cappy_export.proof.parity import spearman  # PyTorch, too, now that the engine's memory is measured
 
     started = time.perf_counter()
-    wanted = score_checkpoint(checkpoint, pairs, max_length=max_length)
+    wanted = score_by_torch(checkpoint, pairs, max_length=max_length, kept=kept)
     for each in found.values():
         scores = each.pop("scores")
         each["max_error"] = float(np.abs(scores - wanted).max())
@@ -105,8 +137,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--pairs", type=int, default=24)
     parser.add_argument("--shortest", type=int, default=512)
+    parser.add_argument("--kept", type=Path)
     options = parser.parse_args(argv)
-    found = compare(options.bundle, options.checkpoint, count=options.pairs, shortest=options.shortest)
+    found = compare(
+        options.bundle, options.checkpoint, count=options.pairs, shortest=options.shortest, kept=options.kept
+    )
     for precision, each in found["precisions"].items():
         print(
             f"{precision}: max error {each['max_error']:.1e}, peak {each['peak_bytes'] / 2**20:.0f} MiB",
