@@ -38,9 +38,8 @@ def test_what_pytorch_scored_is_kept_and_not_scored_again(bundle: Path, checkpoi
     assert first["precisions"]["fp32"]["max_error"] < 1e-5
 
     ((name, score),) = json.loads(lines[0]).items()
-    kept.write_text(
-        json.dumps({name: score + 1}) + "\n", encoding="utf-8"
-    )  # as where a run was stopped, but for the score
+    # As where a run was stopped, but for the score, which tells that it was not computed again.
+    kept.write_text(json.dumps({name: score + 1}) + "\n", encoding="utf-8")
     again = compare(bundle, checkpoint, count=2, shortest=64, kept=kept)
     assert again["precisions"]["fp32"]["max_error"] == pytest.approx(1, abs=1e-5)
     assert kept.read_text(encoding="utf-8").splitlines()[1:] == lines[1:]

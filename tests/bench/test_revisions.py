@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cappy_bench.speed.workloads import Workload
-from cappy_bench.studies.revisions import HERE, compare, open_worker, take_revision
+from cappy_bench.studies.revisions import HERE, commit_of, compare, open_worker
 
 PAIRS = (("Is the sky blue?", "Yes"), ("Is grass blue?", "No"))
 
@@ -28,6 +28,7 @@ def test_both_are_measured_in_each_round_and_their_scores_compared(bundle: Path,
     assert (found["largest_difference"] > 0) == differ
 
 
-def test_a_revision_that_git_does_not_know_is_an_error(tmp_path: Path) -> None:
+def test_a_revision_that_git_does_not_know_is_an_error_in_git_s_words(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(subprocess.CalledProcessError):
-        take_revision("no-such-revision", tmp_path / "source")
+        commit_of("no-such-revision")
+    assert "fatal" in capfd.readouterr().err

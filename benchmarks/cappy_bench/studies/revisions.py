@@ -5,7 +5,8 @@
 The revision's own code, from git, compiles its kernels, exports its bundle, and scores with it, with the packages of
 this environment. Both engines stay open in processes of their own. In each round each scores `interactive` and `bulk`,
 as in `cappy bench run`; who is first changes from round to round, and one round before them warms up. `ratio` is how
-many times as fast the code of today is: the median of the rounds' ratios. Bundles are kept in --work, by commit.
+many times as fast the code of today is: the median of the rounds' ratios. The revision's bundle is kept in --work, by
+commit. Today's is exported anew each time, since today's code may not be committed.
 
 The last line of the output is one JSON document.
 """
@@ -16,6 +17,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -26,7 +28,7 @@ from typing import Any
 import numpy as np
 
 import cappy_bench
-from cappy_bench.machine import current_commit, describe_machine
+from cappy_bench.machine import describe_machine
 from cappy_bench.peers.peer import Model
 from cappy_bench.peers.process import Worker, WorkerProcess, program
 from cappy_bench.peers.specs import SPECS
@@ -39,16 +41,26 @@ HERE = Path(cappy_bench.__path__[0]).parents[1]
 PACKAGES = ("engine", "export", "benchmarks")
 
 
-def take_revision(revision: str, folder: Path) -> Path:
-    """Write a revision's files into a folder, once, and compile its kernels.
+def commit_of(revision: str) -> str:
+    """Name the commit that git knows by `revision`: a branch or HEAD~1 is another one tomorrow.
 
-    Raises subprocess.CalledProcessError if git does not know the revision.
+    Raises subprocess.CalledProcessError, after git's own words, if there is none.
 
-        >>> take_revision("v0.1.0", Path("bench/revisions/v0.1.0"))
+        >>> commit_of("v0.1.0")
+        '2d385c069a0b'
+    """
+    command = ["git", "-C", str(HERE), "rev-parse", "--verify", "--short=12", f"{revision}^{{commit}}"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()  # noqa: S603
+
+
+def take_commit(commit: str, folder: Path) -> Path:
+    """Write a commit's files into a folder, once, and compile its kernels.
+
+    >>> take_commit("2d385c069a0b", Path("bench/revisions/2d385c069a0b/source"))
     """
     if not (folder / "taken").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        packed = subprocess.run(["git", "-C", HERE, "archive", revision], check=True, capture_output=True)  # noqa: S603, S607
+        packed = subprocess.run(["git", "-C", HERE, "archive", commit], check=True, stdout=subprocess.PIPE)  # noqa: S603, S607
         subprocess.run(["tar", "-x", "-C", folder], input=packed.stdout, check=True)  # noqa: S603, S607
         subprocess.run([sys.executable, folder / "engine/cappy_engine/native/build.py"], check=True, stdout=sys.stderr)  # noqa: S603
         (folder / "taken").touch()
@@ -69,7 +81,7 @@ def environment_of(source: Path) -> dict[str, str]:
 
 
 def export(source: Path, checkpoint: Path, bundle: Path, precisions: Sequence[str]) -> None:
-    """Export the checkpoint with the code of `source`, unless it was. Raises subprocess.CalledProcessError.
+    """Export the checkpoint with the code of `source`, unless there is a bundle. Raises subprocess.CalledProcessError.
 
     >>> export(HERE, Path("export/cappy_mini/checkpoint"), Path("bench/revisions/now/bundle"), ["fp32"])
     """
@@ -126,11 +138,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("bench/revisions"))
     options = parser.parse_args(argv)
     precisions = options.precision or ["fp32", "int8"]
-    sources = {"before": take_revision(options.revision, options.work / options.revision / "source"), "now": HERE}
-    bundles = {
-        "before": options.work / options.revision / options.checkpoint.resolve().name / "bundle",
-        "now": options.work / str(current_commit()) / options.checkpoint.resolve().name / "bundle",
-    }
+    commit = commit_of(options.revision)
+    sources = {"before": take_commit(commit, options.work / commit / "source"), "now": HERE}
+    name = "-".join([options.checkpoint.resolve().name, *precisions])
+    bundles = {"before": options.work / commit / name / "bundle", "now": options.work / "now" / name / "bundle"}
+    shutil.rmtree(bundles["now"], ignore_errors=True)
     for name, source in sources.items():
         export(source, options.checkpoint, bundles[name], precisions)
     tokenizer = PairTokenizer.from_file(bundles["now"] / "tokenizer.json", max_length=512)
@@ -152,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{row['precision']:<9}  {row['workload']:<11}  {before:>9.2f}  {now:>9.2f}  {row['ratio']:>5.2f}  "
             f"{row['largest_difference']:.1e}"
         )
-    print(json.dumps({"machine": describe_machine(), "texts": texts, "before": options.revision, "rows": rows}))
+    print(json.dumps({"machine": describe_machine(), "texts": texts, "before": commit, "rows": rows}))
 
 
 if __name__ == "__main__":
