@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cappy_bench.studies.long_pairs import compare, make_long_pairs
+from cappy_engine.errors import CheckpointError
 from cappy_engine.tokenizer import PairTokenizer
 
 
@@ -16,7 +17,7 @@ def test_pairs_have_the_lengths_that_were_asked_for_or_a_few_tokens_less(bundle:
     pairs = list(make_long_pairs(tokenizer, count=4, shortest=64))
     found = tokenizer.encode(pairs)
     assert not found.truncated.any()
-    for length, wanted in zip(found.lengths, (64, 128, 256, 512), strict=True):
+    for length, wanted in zip(found.lengths, (64, 90, 154, 512), strict=True):
         assert wanted - 20 <= length <= wanted
     assert pairs == list(make_long_pairs(tokenizer, count=4, shortest=64))
 
@@ -43,3 +44,11 @@ def test_what_pytorch_scored_is_kept_and_not_scored_again(bundle: Path, checkpoi
     again = compare(bundle, checkpoint, count=2, shortest=64, kept=kept)
     assert again["precisions"]["fp32"]["max_error"] == pytest.approx(1, abs=1e-5)
     assert kept.read_text(encoding="utf-8").splitlines()[1:] == lines[1:]
+
+
+def test_pytorchs_other_attention_gives_the_same_scores(bundle: Path, checkpoint: Path) -> None:
+    found = compare(bundle, checkpoint, count=3, shortest=64, attention="sdpa")
+    assert found["attention"] == "sdpa"
+    assert found["precisions"]["fp32"]["max_error"] < 1e-5
+    with pytest.raises(CheckpointError, match="none"):
+        compare(bundle, checkpoint, count=3, shortest=64, attention="none")

@@ -1,13 +1,16 @@
 """Measures how far scores of long pairs are from PyTorch's, and how much memory the engine takes for them.
 
-    python -m cappy_bench.studies.long_pairs BUNDLE CHECKPOINT [--pairs 24] [--shortest 512] [--kept FILE.jsonl]
+    python -m cappy_bench.studies.long_pairs BUNDLE CHECKPOINT [--pairs 24] [--shortest 512]
+        [--kept FILE.jsonl] [--attention sdpa]
 
 The package's parity pairs are short, because PyTorch takes long for each. These are made of their words: lengths from
-`--shortest` tokens to the longest that the bundle takes, evenly on a logarithmic scale, the instruction a quarter of
-each. Every precision scores all of them in one call.
+`--shortest` tokens to the longest that the bundle takes, the instruction a quarter of each. Twice the length comes half
+as often, so that pairs of 512 to 1,024 tokens have as many tokens together as those of 4,096 to 8,192. Every precision
+scores all of them in one call.
 
-PyTorch takes minutes for a pair of 8,192 tokens on two cores. `--kept` keeps its scores, pair by pair, and a run that
-was stopped goes on from there.
+PyTorch takes a minute and more for a pair of 8,192 tokens on two cores. `--kept` keeps its scores, pair by pair, and a
+run that was stopped goes on from there. `--attention eager` is what the parity of a bundle is measured by, and the only
+one that DeBERTa has; "sdpa", transformers' default for other models, takes a third of its time for long pairs.
 
 The last line of the output is one JSON document.
 """
@@ -45,7 +48,7 @@ def make_long_pairs(tokenizer: PairTokenizer, *, count: int, shortest: int, seed
     """
     choose = random.Random(seed)  # noqa: S311 - texts, no secrets
     words = [word for pair in default_pairs() for text in pair for word in text.split() if len(word) < 20]
-    for length in np.geomspace(shortest, tokenizer.max_length, count).round():
+    for length in (1 / np.linspace(1 / shortest, 1 / tokenizer.max_length, count)).round():
         drawn = [choose.choice(words) for _ in range(int(length))]  # a word has one token or more
         low, high = 1, len(drawn)
         while low < high:  # the most words that are not too many tokens
@@ -72,34 +75,36 @@ def measure(bundle: Path, precision: str, pairs: Sequence[Pair]) -> dict[str, An
 
 
 def score_by_torch(
-    checkpoint: Path, pairs: Sequence[Pair], *, max_length: int, kept: Path | None
+    checkpoint: Path, pairs: Sequence[Pair], *, max_length: int, attention: str, kept: Path | None
 ) -> npt.NDArray[np.float32]:
     """Score pairs with PyTorch, (n,) float32; those whose scores lie in the file `kept` are not scored again.
 
-    >>> score_by_torch(Path("checkpoint"), [("Is the sky blue?", "Yes")], max_length=512, kept=Path("kept.jsonl"))
+    >>> score_by_torch(Path("checkpoint"), pairs, max_length=512, attention="eager", kept=Path("kept.jsonl"))
     """
     # Not imported before the engine's memory is measured.
     from cappy_export.checkpoints.checkpoint import digest_of_files, open_checkpoint
-    from cappy_export.proof.reference import score_checkpoint
+    from cappy_export.proof.reference import each_score
 
-    if kept is None:
-        return score_checkpoint(checkpoint, pairs, max_length=max_length)
-    weights = digest_of_files({path.name: sha256_of(path) for path in open_checkpoint(checkpoint).weight_paths})
-    names = [hashlib.sha256(json.dumps([weights, max_length, *pair]).encode()).hexdigest() for pair in pairs]
+    opened = open_checkpoint(checkpoint)
+    weights = digest_of_files({path.name: sha256_of(path) for path in opened.weight_paths})
+    called = {pair: _digest([weights, max_length, attention, *pair]) for pair in pairs}
     found: dict[str, float] = {}
-    with kept.open("a+", encoding="utf-8") as file:
-        file.seek(0)
-        for line in file:
+    if kept and kept.exists():
+        for line in kept.read_text(encoding="utf-8").splitlines():
             found.update(json.loads(line))
-        for name, pair in zip(names, pairs, strict=True):
-            if name not in found:
-                found[name] = float(score_checkpoint(checkpoint, [pair], max_length=max_length)[0])
-                file.write(json.dumps({name: found[name]}) + "\n")
-                file.flush()
-    return np.array([found[name] for name in names], dtype=np.float32)
+    missing = [pair for pair, name in called.items() if name not in found]
+    scored = each_score(opened, missing, max_length=max_length, attention=attention)
+    for pair, each in zip(missing, scored, strict=True):
+        found[called[pair]] = each.score
+        if kept:
+            with kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({called[pair]: each.score}) + "\n")
+    return np.array([found[called[pair]] for pair in pairs], dtype=np.float32)
 
 
-def compare(bundle: Path, checkpoint: Path, *, count: int, shortest: int, kept: Path | None = None) -> dict[str, Any]:
+def compare(
+    bundle: Path, checkpoint: Path, *, count: int, shortest: int, attention: str = "eager", kept: Path | None = None
+) -> dict[str, Any]:
     """Score long pairs with every precision of the bundle and with PyTorch; returns errors, seconds and memory.
 
     >>> compare(Path("bundle"), Path("checkpoint"), count=24, shortest=512)["precisions"]["fp32"]["max_error"]
@@ -113,7 +118,7 @@ def compare(bundle: Path, checkpoint: Path, *, count: int, shortest: int, kept: 
     from cappy_export.proof.parity import spearman  # PyTorch, too, now that the engine's memory is measured
 
     started = time.perf_counter()
-    wanted = score_by_torch(checkpoint, pairs, max_length=max_length, kept=kept)
+    wanted = score_by_torch(checkpoint, pairs, max_length=max_length, attention=attention, kept=kept)
     for each in found.values():
         scores = each.pop("scores")
         each["max_error"] = float(np.abs(scores - wanted).max())
@@ -121,9 +126,14 @@ def compare(bundle: Path, checkpoint: Path, *, count: int, shortest: int, kept: 
     return {
         "tokens": tokenizer.encode(pairs).lengths.tolist(),
         "deviation_of_scores": float(wanted.std()),
+        "attention": attention,
         "torch_seconds": round(time.perf_counter() - started, 1),
         "precisions": found,
     }
+
+
+def _digest(what: Sequence[str | int]) -> str:
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
 def _split(words: Sequence[str]) -> Pair:
@@ -138,9 +148,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=24)
     parser.add_argument("--shortest", type=int, default=512)
     parser.add_argument("--kept", type=Path)
+    parser.add_argument("--attention", default="sdpa")
     options = parser.parse_args(argv)
     found = compare(
-        options.bundle, options.checkpoint, count=options.pairs, shortest=options.shortest, kept=options.kept
+        options.bundle,
+        options.checkpoint,
+        count=options.pairs,
+        shortest=options.shortest,
+        attention=options.attention,
+        kept=options.kept,
     )
     for precision, each in found["precisions"].items():
         print(

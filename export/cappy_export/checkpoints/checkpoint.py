@@ -89,8 +89,8 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, needs_he
     return Checkpoint(found.name, found.commit, found.folder, config, format_, files, score, is_whole)
 
 
-def load_model(checkpoint: Checkpoint, *, is_quiet: bool = False) -> PreTrainedModel:
-    """Load the checkpoint's model in PyTorch: float32, eager attention, evaluation mode.
+def load_model(checkpoint: Checkpoint, *, is_quiet: bool = False, attention: str = "eager") -> PreTrainedModel:
+    """Load the checkpoint's model in PyTorch: float32, evaluation mode, `attention` as transformers calls it.
 
     >>> load_model(open_checkpoint("export/cappy_mini/checkpoint")).config.num_labels
     1
@@ -101,10 +101,12 @@ def load_model(checkpoint: Checkpoint, *, is_quiet: bool = False) -> PreTrainedM
     All this is found out before memory is taken for the model. All missing, unexpected and misshapen keys are in one
     error.
     """
-    return load_with_head(checkpoint, is_quiet=is_quiet)[0]
+    return load_with_head(checkpoint, is_quiet=is_quiet, attention=attention)[0]
 
 
-def load_with_head(checkpoint: Checkpoint, *, is_quiet: bool = False) -> tuple[PreTrainedModel, list[str]]:
+def load_with_head(
+    checkpoint: Checkpoint, *, is_quiet: bool = False, attention: str = "eager"
+) -> tuple[PreTrainedModel, list[str]]:
     """Load the checkpoint's model as `load_model` does; returns the names of weights that begin at random, too.
 
     >>> load_with_head(open_checkpoint("export/cappy_mini/checkpoint"))[1]
@@ -134,6 +136,6 @@ def load_with_head(checkpoint: Checkpoint, *, is_quiet: bool = False) -> tuple[P
     if unused and not is_quiet:
         log.warning("%s: ignoring %d weights that its model does not use: %s", name, len(unused), listed(unused))
     with refusing(described):
-        model = build_model(config)
+        model = build_model(config, attention=attention)
     model.load_state_dict(weights, strict=False)  # copies into float32
     return model.eval(), new

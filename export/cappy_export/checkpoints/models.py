@@ -35,15 +35,17 @@ def model_config(config: Mapping[str, Any]) -> PretrainedConfig:
     return made
 
 
-def build_model(config: PretrainedConfig, *, is_hollow: bool = False) -> PreTrainedModel:
-    """Build the model for pairs: float32, eager attention; a hollow one has shapes, but takes no memory.
+def build_model(config: PretrainedConfig, *, is_hollow: bool = False, attention: str = "eager") -> PreTrainedModel:
+    """Build the model for pairs, in float32; a hollow one has shapes, but takes no memory.
 
     >>> build_model(model_config({"model_type": "bert"}), is_hollow=True).classifier.weight.device
     device(type='meta')
+
+    `attention` is transformers' `attn_implementation`.
     """
     with _hollow() if is_hollow else contextlib.nullcontext():
         made: PreTrainedModel = AutoModelForSequenceClassification.from_config(
-            config, attn_implementation="eager", dtype=torch.float32
+            config, attn_implementation=attention, dtype=torch.float32
         )
     return made
 
