@@ -9,7 +9,8 @@ import resource
 import sys
 from pathlib import Path
 
-STATUS, MEMORY = Path("/proc/self/status"), Path("/proc/meminfo")
+STATUS, ROLLUP = Path("/proc/self/status"), Path("/proc/self/smaps_rollup")
+MEMORY = Path("/proc/meminfo")
 
 
 def available_bytes() -> int | None:
@@ -62,6 +63,18 @@ def resident_bytes() -> int:
     29360128
     """
     return _read(STATUS, "VmRSS") or peak_bytes()
+
+
+def shared_bytes() -> int:
+    """Read the memory that this process holds now, each page counted once and shared ones in part.
+
+    `resident_bytes` counts a page as often as it is mapped: weights twice, where two sessions map their file.
+    Elsewhere than on Linux it is the same as `resident_bytes`.
+
+    >>> shared_bytes()
+    27262976
+    """
+    return _read(ROLLUP, "Pss") or resident_bytes()
 
 
 def _read(path: Path, name: str) -> int | None:

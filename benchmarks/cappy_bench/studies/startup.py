@@ -1,9 +1,12 @@
-"""Measures a process until its first score: time and memory, for each precision.
+"""Measures a process until its first score, and what it holds after many: time and memory, for each precision.
 
     python -m cappy_bench.studies.startup BUNDLE [--rounds 3]
 
 `open` is `Scorer.open` alone, digests included, `ready` the whole process from its start to its first score. The files
-are in the system's cache from the first, discarded, round on.
+are in the system's cache from the first, discarded, round on. `resident` and `peak` are what the process has after that
+score. `working` is what it holds when it has scored the package's pairs in bulk, each page counted once: two sessions
+map the same weights then, and the system's count of resident memory has them twice (`counted`). `tokenizer` is the part
+that a tokenizer takes, measured by one more.
 
 The last line of the output is one JSON document.
 """
@@ -20,10 +23,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from cappy_bench.memory import peak_bytes, resident_bytes
+from cappy_bench.memory import peak_bytes, resident_bytes, shared_bytes
 from cappy_engine.bundle import open_bundle
 from cappy_engine.options import Precision
 from cappy_engine.scorer import Scorer
+from cappy_engine.tokenizer import PairTokenizer
+
+MEMORY = ("resident", "peak", "working", "counted", "tokenizer")
 
 
 def measure(bundle: Path, precision: str, started: float) -> dict[str, float]:
@@ -35,12 +41,24 @@ def measure(bundle: Path, precision: str, started: float) -> dict[str, float]:
     scorer = Scorer.open(bundle, device="cpu", precision=cast(Precision, precision))
     opened = time.perf_counter() - before
     scorer.score([("Is the sky blue?", "Yes")])
-    return {
+    found = {
         "open_seconds": opened,
         "ready_seconds": time.time() - started,
         "resident_bytes": resident_bytes(),
         "peak_bytes": peak_bytes(),
     }
+    # Not imported before: its time would be the engine's.
+    from cappy_export.proof.pairs import default_pairs
+
+    scorer.score(default_pairs())
+    found |= {"working_bytes": shared_bytes(), "counted_bytes": resident_bytes()}
+    opened_bundle, held = open_bundle(bundle), shared_bytes()
+    another = PairTokenizer.from_file(
+        opened_bundle.file("tokenizer.json"), max_length=opened_bundle.manifest.max_length
+    )
+    found["tokenizer_bytes"] = shared_bytes() - held
+    del another
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -69,12 +87,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603  (ourselves)
             rounds.append(json.loads(done.stdout))
         found[precision] = {name: statistics.median(row[name] for row in rounds[1:]) for name in rounds[0]}
-    print("precision  open s  ready s  resident MB  peak MB")
+    print("precision  open s  ready s" + "".join(f"  {name:>9} MB" for name in MEMORY))
     for precision, row in found.items():
-        print(
-            f"{precision:<9}  {row['open_seconds']:>6.2f}  {row['ready_seconds']:>7.2f}  "
-            f"{row['resident_bytes'] / 1e6:>11.0f}  {row['peak_bytes'] / 1e6:>7.0f}"
-        )
+        held = "".join(f"  {row[f'{name}_bytes'] / 1e6:>12.0f}" for name in MEMORY)
+        print(f"{precision:<9}  {row['open_seconds']:>6.2f}  {row['ready_seconds']:>7.2f}{held}")
     print(json.dumps({"bundle": options.bundle.name, **found}))
 
 
