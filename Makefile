@@ -37,7 +37,7 @@ GPU_TARGETS ?= cuda tensorrt
 # Other options of the export, such as --limit fp16.max_error=0.01 for random weights, which are nearer to fp16's limit.
 GPU_EXPORT ?=
 
-.PHONY: help demo test lint types fast native wheel engine-tests clients others bench bench-full bench-micro gpu-check clean
+.PHONY: help demo test lint types fast native wheel engine-tests main-tests clients others bench bench-full bench-micro gpu-check clean
 help:
 	@echo "make demo   export cappy-mini, prove its scores, score pairs and rank candidates with it"
 	@echo "make test   lint, types and all tests"
@@ -45,6 +45,7 @@ help:
 	@echo "make native  compile the kernels where there is a compiler; the targets below and above do it themselves"
 	@echo "make wheel  wheels with the kernels for x86-64 and arm64, in dist/, by a compiler from the package index"
 	@echo "make engine-tests  the engine's tests, where PyTorch is not installed"
+	@echo "make main-tests  all other tests but those of wheels"
 	@echo "make clients  cappy serve with the clients that people have, with schemathesis, and its pages in Chromium"
 	@echo "make others  tables of pandas, polars, Arrow and datasets, Triton's schema, and Ray clusters of two nodes"
 	@echo "make bench  parity and speed of cappy-mini beside other tools, in under 10 minutes"
@@ -76,10 +77,8 @@ demo: $(DEMO)/ready
 	$(DEMO)/bin/cappy rank --bundle demo/bundle --precision int8 --instruction "$$(cat docs/examples/news.txt)" \
 		--candidate World --candidate Sports --candidate Business --candidate "Science and technology"
 
-# The engine's tests run where PyTorch is not installed, as the engine itself does. `make -j2 test` keeps two cores busy:
-# types, clients and others take one each, and stand first.
-test: types clients others lint engine-tests
-	$(PYTEST) --ignore tests/engine $(OF_WHEELS:%=--ignore=%)
+# `make -j2 test` keeps two cores busy: types, clients and others take one each, and stand first.
+test: types clients others lint engine-tests main-tests
 
 fast: .venv-test/ready
 	$(PYTEST) -m "not slow"
@@ -98,6 +97,7 @@ types: .venv-test/ready
 	$(ENGINE)/$(PIP_INSTALL) --constraint constraints.txt --editable '.[cpu,files,serve,tracing]' pytest hypothesis pytest-xdist httpx
 	touch $@
 
+# The engine's tests run where PyTorch is not installed, as the engine itself does.
 engine-tests: .venv-engine/ready
 	OMP_NUM_THREADS=1 $(ENGINE)/pytest $(SHARED) tests/engine
 
@@ -107,6 +107,9 @@ engine-tests: .venv-engine/ready
 	$(PYTHON) -m venv .venv-clients
 	.venv-clients/bin/$(PIP_INSTALL) --requirement $<
 	touch $@
+
+main-tests: .venv-test/ready
+	$(PYTEST) --ignore tests/engine $(OF_WHEELS:%=--ignore=%)
 
 clients: .venv-engine/ready .venv-clients/ready
 	CAPPY=$(ENGINE)/cappy .venv-clients/bin/pytest tests/clients
