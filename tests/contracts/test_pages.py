@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import cappy_engine
 from cappy_engine import errors
 from tests.support.pages import PAGES, anchors, blocks, prose, read
 from tests.support.places import ROOT
@@ -80,3 +81,9 @@ def test_the_messages_in_troubleshooting_are_those_of_the_code() -> None:
     plain = [re.sub(PREFIXES, "", line) for line in shown]
     assert plain
     assert [line for line in plain if not any(pattern.fullmatch(line) for pattern in patterns)] == []
+
+
+def test_every_error_can_be_imported_from_the_package() -> None:
+    found = {name for name, each in inspect.getmembers(errors, inspect.isclass) if issubclass(each, errors.CappyError)}
+    assert found <= set(cappy_engine.__all__)
+    assert all(getattr(cappy_engine, name) is getattr(errors, name) for name in found)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 MODES = ("latency", "throughput", "both")
 """latency: the wide session only; throughput: the narrow one only; both: each for what it does best."""
 SMALL_MODEL_BYTES = 2**29
-"""Models up to this size (cappy-large's int8 has 363 MB) are held twice once there are several batches to run."""
+"""Models up to this size (cappy-large's int8 has 389 MB) are held twice once there are several batches to run."""
 BATCH_TOKENS = 512
 """Default `max_batch_tokens` on a CPU: larger batches win nothing and wait longer for each other."""
 
