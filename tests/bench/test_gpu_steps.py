@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,21 +14,25 @@ import torch
 
 from cappy_bench.gpu.check import GROUPS, NOT_ASKED, all_steps, exit_status, why_not, why_unusable
 from cappy_bench.gpu.drills import expect
-from cappy_bench.gpu.host import load_torch
+from cappy_bench.gpu.host import TorchSession, load_torch
 from cappy_bench.gpu.plan import CheckFailed
 from cappy_bench.gpu.questions import time_doubling
-from cappy_bench.gpu.results import CONTESTANTS, PUBLISHED, beside_published, make_cell
+from cappy_bench.gpu.results import make_cell, summary
 from cappy_bench.gpu.throughput import score_in_rows, time_in_turns
-from cappy_bench.gpu.watching import FACTS, attention_kernels, gpu_facts, watched
+from cappy_bench.gpu.watching import FACTS, attention_kernels, first_gpu, gpu_facts, watched
+from cappy_bench.peers.torch_model import runs
 from cappy_engine import Scorer
+from cappy_engine.batching import full_batch
 from cappy_engine.bundle import EMBEDDED, open_bundle
 from cappy_engine.cpu.kernels import find_kernels
 from cappy_engine.errors import DeviceUnavailable, ScoringError
 from cappy_engine.session import open_session
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.checkpoints.checkpoint import load_model, open_checkpoint
-from tests.support.installations import GOOD
+from tests.support.installations import GOOD, fake_load
+from tests.support.places import ROOT
 
+BUS = "0000:3b:00.0"
 SHAPE = {"hidden_size": 8, "intermediate_size": 32, "layers": 2}
 
 
@@ -97,26 +104,6 @@ def test_what_did_not_run_has_no_figure_rather_than_zero() -> None:
     }  # fmt: skip
 
 
-def test_published_figures_stand_beside_ours_at_the_nearest_shape() -> None:
-    cells = [
-        make_cell("tensorrt fp16", [length] * rows, [rows * length * 1e-6], SHAPE)
-        for length in (128, 256, 512)
-        for rows in (1, 32)
-    ]
-    cells += [make_cell(name, [128], [], SHAPE) for name in CONTESTANTS]
-    steps = [{"name": "throughput/cuda/128", "figures": {"cells": cells}}]
-    found = beside_published(steps)
-    assert found is not None
-    ours = {(row["precision"], row["length"], row["rows"]): row["ours"] for row in found["rows"]}
-    assert ours["fp16", 128, 1]["milliseconds"] == pytest.approx(0.128)
-    assert (ours["fp16", 128, 128]["length"], ours["fp16", 128, 128]["rows"]) == (128, 32)
-    assert ours["fp16", 384, 128]["length"] == 512  # of two as near the longer
-    assert ours["int8", 128, 1] is None
-    assert ours[None, None, None] is None
-    assert len(found["rows"]) == len(PUBLISHED)
-    assert beside_published([{"name": "throughput/cuda/128", "figures": {"cells": cells[6:]}}]) is None
-
-
 @pytest.mark.parametrize(("precision", "kind"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
 def test_pytorchs_peer_has_sdpa_and_the_checkpoints_weights(
     checkpoint: Path, precision: str, kind: torch.dtype
@@ -129,6 +116,8 @@ def test_pytorchs_peer_has_sdpa_and_the_checkpoints_weights(
         if weight.is_floating_point():
             assert weight.dtype == kind
             torch.testing.assert_close(weight, weights[name].to(kind), rtol=0, atol=0)
+    inputs = full_batch(2, 16, pad_token_id=1)
+    np.testing.assert_allclose(TorchSession(module).run(inputs), runs(loaded)(inputs), rtol=0, atol=0.03)
 
 
 def test_batches_are_doubled_until_the_memory_ends_and_each_is_timed_three_times() -> None:
@@ -158,25 +147,56 @@ def test_pairs_in_batches_of_rows_get_their_own_scores() -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["gpu-h200-large.json", "gpu-h200-cappy-mini.json"])
+def test_committed_results_are_still_read(name: str) -> None:
+    document = json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
+    text = summary(document)
+    assert all(step["name"] in text for step in document["steps"])
+    assert ("Pairs/s (TFLOP/s), medians:" in text) == (name == "gpu-h200-large.json")
+
+
 def test_what_nvidia_smi_says_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with watched() as nothing:
+    with watched(BUS) as nothing:
         pass
     assert (nothing, gpu_facts()) == ({}, [])
     tool = tmp_path / "nvidia-smi"
     tool.write_text(
         f"""#!/bin/sh
 case "$*" in
-    *--loop-ms=*) echo "1980, 400.5, 61, 900"; echo "1200, 300.5, 65, [N/A]"; exec /bin/sleep 60 ;;
+    *--id={BUS}*--loop-ms=*) echo "1980, 400.5, 61, 900"; echo "1200, 300.5, 65, [N/A]"; exec /bin/sleep 60 ;;
     *) echo "{", ".join(FACTS)}" ;;
 esac
 """
     )
     tool.chmod(0o755)
-    with watched() as seen:
+    with watched(BUS) as seen:
         time.sleep(0.3)
     assert seen == {"samples": 2, "sm_mhz": 1590.0, "watts": 350.5, "celsius": 65.0, "mib": 900.0}
     assert gpu_facts() == [{name: name for name in FACTS}]
+    with watched(None) as unknown:
+        pass
+    assert unknown == {}
+
+
+def test_the_gpu_that_is_watched_is_cudas_first_whatever_number_nvidia_smi_gives_it() -> None:
+    def place_of(target: Any, size: int, device: Any) -> int:
+        target.value = BUS.encode()[: size - 1]
+        return int(device.value != 7)
+
+    def get(target: Any, ordinal: int) -> int:
+        target._obj.value = 7 + ordinal
+        return 0
+
+    def refuse(*_: Any) -> int:
+        return 100
+
+    cuda = {"cuInit": lambda flags: 0, "cuDeviceGet": get, "cuDeviceGetPCIBusId": place_of}
+    assert first_gpu(lambda name: SimpleNamespace(**cuda)) == BUS
+    for name in cuda:
+        assert first_gpu(lambda _, name=name: SimpleNamespace(**{**cuda, name: refuse})) is None  # type: ignore[misc]
+    assert first_gpu(lambda name: SimpleNamespace()) is None
+    assert first_gpu(fake_load()) is None
 
 
 def test_attention_kernels_are_counted_by_operator_type_and_kernel() -> None:

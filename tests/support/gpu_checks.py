@@ -23,7 +23,7 @@ import pytest
 from cappy_bench.gpu.check import main
 from cappy_bench.gpu.host import Child, Environment, Machine, scorer_of
 from cappy_bench.gpu.profile import RUNS
-from cappy_engine.bundle import MANIFEST, open_bundle
+from cappy_engine.bundle import MANIFEST, MODEL_FILES, open_bundle
 from cappy_engine.gpu.engines import EngineCache, engine_folder
 from cappy_engine.gpu.installation import Installation
 from cappy_engine.gpu.plan import GpuModel, plan_gpu
@@ -31,10 +31,13 @@ from cappy_engine.gpu.preflight import require_device
 from cappy_engine.gpu.start import Machine as GpuMachine
 from cappy_engine.gpu.start import open_on_gpus
 from cappy_engine.session import PROVIDERS, Providers, Session, open_session
+from cappy_export.checkpoints.checkpoint import open_checkpoint
 from cappy_export.gpu_models import runnable_on_cpu
-from cappy_export.proof.reference import Reference
-from tests.support.installations import GOOD
+from cappy_export.proof.pairs import default_pairs
+from cappy_export.proof.reference import Reference, score_with_torch
+from tests.support.installations import GOOD, NO_DRIVER, changed
 
+NO_GPU = changed(driver=None, driver_problem=NO_DRIVER, gpus=())
 DEBUG_LINE = "Operator=PackedMultiHeadAttention Node=layer.0/attention DataType=fp16 SdpaKernel=FLASH_ATTENTION\n"
 
 
@@ -65,12 +68,22 @@ class OnCpu:
 class CacheByName(EngineCache):
     """Takes an engine that is there, whatever it was built from, as ONNX Runtime alone does."""
 
-    def open(self, key: str, facts: Mapping[str, object], make: Callable[[Path], Any]) -> Any:
+    def open(self, facts: Mapping[str, object], make: Callable[[Path], Any]) -> Any:
         folder = self.root / str(facts["profile"]).replace(" ", "-")
         folder.mkdir(parents=True, exist_ok=True)
         made = make(folder)
         (folder / MANIFEST).write_text(json.dumps({"facts": facts}))
         return made
+
+
+class CacheOfHalf(EngineCache):
+    """Keeps engines of fp16 alone."""
+
+    def open(self, facts: Mapping[str, object], make: Callable[[Path], Any]) -> Any:
+        if facts["precision"] == "fp16":
+            return super().open(facts, make)
+        with tempfile.TemporaryDirectory() as folder:
+            return make(Path(folder))
 
 
 @dataclass(frozen=True)
@@ -95,7 +108,7 @@ class FakeMachine:
             self.inspect,
             lambda bundle, device, precision: scorer_of(*self.open(bundle, device, precision)),
             self.open,
-            lambda model, tf32: OnCpu(model, device="cuda"),
+            lambda model: OnCpu(model, device="cuda"),
             lambda checkpoint, precision: OnCpu(self.torch_model, device="cuda"),
             lambda checkpoint, pairs, max_length: self.reference,
             self.run_child,
@@ -164,3 +177,32 @@ class Ran:
     def step(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = next(step for step in self.document["steps"] if step["name"] == name)
         return found
+
+
+@pytest.fixture(scope="session")
+def gpu_reference(checkpoint: Path) -> Reference:
+    return score_with_torch(open_checkpoint(checkpoint), default_pairs(), max_length=512)
+
+
+@pytest.fixture
+def gpu_check(
+    checkpoint: Path,
+    gpu_bundle: Path,
+    gpu_reference: Reference,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., Ran]:
+    """Run the whole command on a fake machine; `only` these groups."""
+
+    def run(*options: str, only: Sequence[str] = (), **fake: Any) -> Ran:
+        out = tmp_path / "result.json"
+        arguments = ["--checkpoint", str(checkpoint), "--bundle", str(gpu_bundle), "--work", str(tmp_path / "work")]
+        groups = [argument for group in only for argument in ("--only", group)]
+        machine = FakeMachine(gpu_reference, gpu_bundle / MODEL_FILES["fp16"], **fake).machine
+        status = main([*arguments, "--out", str(out), "--quick", *groups, *options], machine=machine)
+        printed = capsys.readouterr().out
+        document = json.loads(out.read_text(encoding="utf-8"))
+        assert json.loads(printed.splitlines()[-1]) == document
+        return Ran(status, document, printed)
+
+    return run

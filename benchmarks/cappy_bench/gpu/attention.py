@@ -9,9 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from cappy_bench.gpu.plan import Check
-from cappy_bench.gpu.results import Figures, make_cell
-from cappy_bench.gpu.throughput import random_batch, time_shape, unless_failed
-from cappy_bench.shapes import read_shape
+from cappy_bench.gpu.results import Figures
+from cappy_bench.gpu.throughput import random_batch, time_shapes, unless_failed
 from cappy_engine.bundle import open_bundle
 from cappy_engine.session import Session
 
@@ -27,33 +26,29 @@ def run_attention(check: Check) -> Figures:
     >>> run_attention(check)["outcome"]
     'both forms ran at 5 shapes'
     """
-    shape, pad_token_id = read_shape(check.bundle), open_bundle(check.bundle).manifest.pad_token_id
     for session in _open_both(check).values():
         for rows, length in _shapes(check):
-            session.run(random_batch(rows, length, words=shape["vocab_size"], pad_token_id=pad_token_id))
+            session.run(random_batch(check, rows, length))
     return {"outcome": f"both forms ran at {len(_shapes(check))} shapes"}
 
 
 def measure_attention(check: Check) -> Figures:
     """Time both forms at every shape, in turns, and compare their scores.
 
-    >>> measure_attention(check)["cells"][0]["contestant"]
+    >>> measure_attention(check)["forms"][0]["contestant"]
     'PackedMultiHeadAttention'
     """
-    shape, sessions = read_shape(check.bundle), _open_both(check)
-    cells: list[Figures] = []
-    failed: dict[str, str] = {}
-    faster = []
-    for rows, length in _shapes(check):
-        seconds, broken = time_shape(check, sessions, rows, length)
-        failed |= {f"{name}, {rows} x {length}": reason for name, reason in broken.items()}
-        found = [make_cell(name, [length] * rows, seconds.get(name, []), shape) for name in sessions]
-        cells += found
-        if not broken:
-            ours, other = (cell["seconds"] for cell in found)
-            faster.append(f"{other / ours:.2f} at {rows} x {length}")
+    sessions = _open_both(check)
+    cells, failed = time_shapes(check, sessions, _shapes(check))
+    faster = [
+        f"{other['seconds'] / ours['seconds']:.2f} at {ours['rows']} x {ours['length']}"
+        for ours, other in zip(cells[::2], cells[1::2], strict=True)
+        if ours["seconds"] and other["seconds"]
+    ]
     outcome = f"{OURS} is so many times as fast as {OTHER}: {', '.join(faster)}"
-    difference = _difference(check, sessions)
+    inputs = random_batch(check, 8, 128)
+    ours, other = (session.run(inputs) for session in sessions.values())
+    difference = float(np.abs(ours - other).max())
     return unless_failed({"forms": cells, "failed": failed, "difference": difference, "outcome": outcome})
 
 
@@ -65,7 +60,7 @@ def _open_both(check: Check) -> dict[str, Session]:
     """Open the bundle's model, and its other form, which is written for this."""
     ours = open_bundle(check.bundle).model(PRECISION, "cuda")
     other = check.work / "packed_attention.onnx"
-    sessions = {OURS: check.machine.open_file(ours, False)}
+    sessions = {OURS: check.machine.open_file(ours)}
     # PyTorch comes with these: not before our session is open
     import onnx
 
@@ -73,12 +68,4 @@ def _open_both(check: Check) -> dict[str, Session]:
     from cappy_export.graphs.files import save
 
     save(with_packed_attention(onnx.load(str(ours))), other)
-    return {**sessions, OTHER: check.machine.open_file(other, False)}
-
-
-def _difference(check: Check, sessions: dict[str, Session]) -> float:
-    """Find the largest difference between the forms' scores of random tokens."""
-    shape, pad_token_id = read_shape(check.bundle), open_bundle(check.bundle).manifest.pad_token_id
-    inputs = random_batch(8, 128, words=shape["vocab_size"], pad_token_id=pad_token_id)
-    ours, other = (session.run(inputs) for session in sessions.values())
-    return float(np.abs(ours - other).max())
+    return {**sessions, OTHER: check.machine.open_file(other)}

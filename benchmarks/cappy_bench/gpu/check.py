@@ -10,8 +10,8 @@ measured is null. At the end come the tables and, as the last line on standard o
 Exit status: 0 if every step that was asked for is ok, else 1. What the bundle has no model for was not asked for.
 
 With little time, run one group after the other (`--only open`, then `--only parity --resume`, ...): `--resume` keeps
-the steps in --out that went well, and refuses a result of another bundle, machine, commit or effort. Building engines
-takes minutes: `--keep-engines` keeps them, too.
+the steps in --out that went well, and the engines, whose building takes minutes. It refuses a result of another bundle,
+machine, commit, effort or other texts. `--keep-engines` keeps the engines alone. Two checks at once need an --out each.
 """
 
 from __future__ import annotations
@@ -31,16 +31,15 @@ from pathlib import Path
 from typing import Any
 
 from cappy_bench.gpu.drills import drill_steps
-from cappy_bench.gpu.facts import DEVICES, not_exported
+from cappy_bench.gpu.facts import DEVICES, lengths_of, not_exported
 from cappy_bench.gpu.host import Machine, this_machine
 from cappy_bench.gpu.plan import FULL, QUICK, Check, CheckFailed, Step
-from cappy_bench.gpu.results import Figures, beside_published, summary
+from cappy_bench.gpu.results import Figures, summary
 from cappy_bench.gpu.resuming import kept_steps, what_is_measured
 from cappy_bench.gpu.steps import measuring_steps
-from cappy_bench.gpu.watching import attention_kernels, gpu_facts, watched
+from cappy_bench.gpu.watching import attention_kernels, first_gpu, gpu_facts, watched
 from cappy_bench.machine import describe_machine
 from cappy_bench.peers.process import in_short
-from cappy_engine.buckets import default_buckets
 from cappy_engine.bulk.outputs import check_output
 from cappy_engine.bundle import Bundle, open_bundle
 from cappy_engine.errors import BenchmarkError, CappyError
@@ -58,12 +57,16 @@ Say = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Order:
-    """Which steps run, for how long, and where the document goes; `only` may name groups."""
+    """Which steps run, for how long, and where the document goes; `only` may name groups.
+
+    Each step's process is called with the same `arguments`, and its name.
+    """
 
     title: str
     out: Path
     max_seconds: float
-    only: tuple[str, ...] = ()
+    arguments: Sequence[str]
+    only: Sequence[str] = ()
     keep_engines: bool = False
     resume: bool = False
 
@@ -71,14 +74,14 @@ class Order:
 def run_all(order: Order, check: Check, bundle: Bundle, say: Say) -> Entry:
     """Run every step that was asked for, write the document after each, and return it.
 
-    >>> run_all(Order("GPU check", Path("result.json"), 7200.0), check, bundle, print)["is_complete"]
+    >>> run_all(Order("GPU check", Path("result.json"), 7200.0, sys.argv[1:]), check, bundle, print)["is_complete"]
     True
     """
     began, started = time.monotonic(), datetime.now(UTC)
     installation = check.machine.inspect()  # before anything imports PyTorch, which brings CUDA's libraries with it
     facts = gpu_facts()
     same = what_is_measured(check, bundle, installation)
-    kept = kept_steps(order.out, same, check.work) if order.resume else {}
+    kept = kept_steps(order.out, same, check) if order.resume else {}
     kept_names = list(kept)
     lacking = {**why_unusable(installation), **dict.fromkeys(not_exported(bundle), NOT_EXPORTED)}
     entries = [{**_preflight(installation, lacking), "seconds": round(time.monotonic() - began, 1)}]
@@ -92,12 +95,11 @@ def run_all(order: Order, check: Check, bundle: Bundle, say: Say) -> Entry:
             "is_complete": is_complete,
             "machine": {
                 **describe_machine(),
-                "gpus": same["gpus"],
+                **{name: same[name] for name in ("gpus", "cuda_of_driver")},
                 "nvidia_smi": facts,
-                "cuda_of_driver": installation.driver,
             },
             "settings": {
-                "effort": same["effort"],
+                **{name: same[name] for name in ("effort", "texts")},
                 "max_seconds": order.max_seconds,
                 "only": list(order.only) or None,
                 "keep_engines": order.keep_engines,
@@ -118,7 +120,6 @@ def run_all(order: Order, check: Check, bundle: Bundle, say: Say) -> Entry:
         else:
             entries.append(_entry(step.name, "skipped", reason))
         write_json(order.out, document(is_complete=False))
-    entries.append(_beside_published(entries, lacking, order.only))
     found = document(is_complete=True)
     write_json(order.out, found)
     return found
@@ -146,8 +147,7 @@ def all_steps(bundle: Bundle) -> list[Step]:
     >>> all_steps(bundle)[0].name
     'open/cuda/fp32'
     """
-    buckets = bundle.manifest.buckets or default_buckets(bundle.manifest.max_length)
-    return [*measuring_steps(buckets), *drill_steps()]
+    return [*measuring_steps(lengths_of(bundle)), *drill_steps()]
 
 
 def why_unusable(installation: Installation) -> dict[str, str | None]:
@@ -199,14 +199,10 @@ def _in_child(step: Step, check: Check, order: Order, seconds: float) -> Entry:
     """Run the step in a process of its own, which may crash or hang."""
     file = check.work / f"{step.name.replace('/', '-')}.json"
     file.unlink(missing_ok=True)
-    arguments = ["--checkpoint", check.checkpoint, "--bundle", check.bundle, "--work", check.work, "--out", order.out]
-    arguments += ["--data", check.data] if check.data else []
-    arguments += ["--questions", check.questions] if check.questions else []
-    arguments += ["--quick"] if check.effort == QUICK else []
-    environment = {"CAPPY_CACHE": str(check.work / "cache"), NO_TF32: None, "HF_HUB_OFFLINE": "1", **step.environment}
+    environment = {"CAPPY_CACHE": str(check.cache), NO_TF32: None, "HF_HUB_OFFLINE": "1", **step.environment}
     began = time.monotonic()
-    with watched() as seen:
-        child = check.machine.run_child([*map(str, arguments), "--step", step.name], environment, seconds)
+    with watched(first_gpu()) as seen:
+        child = check.machine.run_child([*order.arguments, "--step", step.name], environment, seconds)
     took = round(time.monotonic() - began, 1)
     file.with_suffix(".log").write_text(child.output, encoding="utf-8")
     entry = json.loads(file.read_text(encoding="utf-8")) if file.exists() else _entry(step.name, "failed", None)
@@ -219,15 +215,6 @@ def _in_child(step: Step, check: Check, order: Order, seconds: float) -> Entry:
     return {**entry, "status": "failed", "reason": reason, "seconds": took}
 
 
-def _beside_published(entries: Sequence[Entry], lacking: Mapping[str, str | None], only: Sequence[str]) -> Entry:
-    figures = beside_published(entries)
-    if figures is not None:
-        return _entry("published", "ok", None, figures)
-    is_asked = not only or "throughput" in only
-    reason = lacking["cuda"] or ("no throughput was measured" if is_asked else NOT_ASKED)
-    return _entry("published", "skipped", reason)
-
-
 def _entry(name: str, status: str, reason: str | None, figures: Figures | None = None) -> Entry:
     return {"name": name, "status": status, "seconds": None, "reason": reason, "figures": figures}
 
@@ -236,7 +223,7 @@ def _say(line: str) -> None:
     print(f"{datetime.now(UTC):%H:%M:%S} {line}", file=sys.stderr, flush=True)
 
 
-def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -> int:
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="for PyTorch: the reference, and a peer")
     parser.add_argument("--bundle", type=Path, required=True, help="exported from it, for all devices and precisions")
@@ -247,23 +234,29 @@ def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -
         "--questions", type=Path, help="pairs of Natural Questions, JSON Lines; else texts of such lengths"
     )
     parser.add_argument("--title", default="GPU check")
-    parser.add_argument("--work", type=Path, default=Path("bench/gpu"), help="engines, and the output of every step")
+    parser.add_argument("--work", type=Path, help="engines, and the output of every step; default: beside --out")
     parser.add_argument("--max-seconds", type=float, default=7200.0, help="no step goes on after this; default: 7200")
     parser.add_argument(
         "--only", action="append", default=[], choices=GROUPS, help="only the steps of this group (repeat)"
     )
     parser.add_argument("--keep-engines", action="store_true", help="use an earlier run's: no first opening then")
-    parser.add_argument("--resume", action="store_true", help="keep the steps that went well in an earlier result")
+    parser.add_argument("--resume", action="store_true", help="keep the steps that went well before, and the engines")
     parser.add_argument("--quick", action="store_true", help="few runs: does all of it work?")
     parser.add_argument("--step", help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    paths = {name: getattr(options, name).resolve() for name in ("checkpoint", "bundle", "work")}
+    return parser.parse_args(arguments)
+
+
+def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    options = _parse(arguments)
     check = Check(
         machine=machine or this_machine(),
-        data=options.data.resolve() if options.data else None,
-        questions=options.questions.resolve() if options.questions else None,
+        checkpoint=options.checkpoint,
+        bundle=options.bundle,
+        work=options.work or options.out.parent / f"{options.out.stem}-work",
+        data=options.data,
+        questions=options.questions,
         effort=QUICK if options.quick else FULL,
-        **paths,
     )
     try:
         bundle = open_bundle(check.bundle)
@@ -277,15 +270,21 @@ def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -
             os._exit(0)  # CUPTI and ONNX Runtime free something twice when the process ends (seen with 1.31.1)
         return 0
     order = Order(
-        options.title, options.out, options.max_seconds, tuple(options.only), options.keep_engines, options.resume
+        title=options.title,
+        out=options.out,
+        max_seconds=options.max_seconds,
+        arguments=arguments,
+        only=options.only,
+        keep_engines=options.keep_engines,
+        resume=options.resume,
     )
     for folder in (check.work, order.out.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    if not order.keep_engines:
-        shutil.rmtree(check.work / "cache", ignore_errors=True)
+    if not (order.keep_engines or order.resume):
+        shutil.rmtree(check.cache, ignore_errors=True)
     try:
         document = run_all(order, check, bundle, _say)
-    except BenchmarkError as error:
+    except (BenchmarkError, OSError) as error:
         sys.exit(f"error: {error}")
     print(summary(document), "\n")
     print(json.dumps(document, allow_nan=False, ensure_ascii=False))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -20,7 +21,7 @@ import numpy as np
 
 from cappy_bench.gpu.plan import Check, CheckFailed, Step
 from cappy_bench.gpu.results import Figures
-from cappy_bench.gpu.steps import engines
+from cappy_bench.gpu.steps import kept_engines
 from cappy_bench.peers.process import in_short
 from cappy_engine.batching import full_batch
 from cappy_engine.bundle import MANIFEST, open_bundle, seal
@@ -107,10 +108,9 @@ def swap_weights(check: Check) -> Figures:
         _open(check, folder, "tensorrt")
         shift_bias(folder / names[0])
         reseal(folder, lambda document: None, changed=names)
-        before = engines()
         found = expect(DeviceUnavailable, "gives wrong scores", lambda: _open(check, folder, "tensorrt"))
-        if not engines() - before:
-            raise CheckFailed("the scores changed, but no engine of another key was kept", found)
+        if not kept_engines(folder, PRECISION):
+            raise CheckFailed("the scores changed, but no engine of these weights was kept", found)
     return found
 
 
@@ -118,16 +118,17 @@ def change_engine_byte(check: Check) -> Figures:
     """An engine with one other byte is not used, but built again."""
     with _one_bucket(check) as folder:
         _open(check, folder, "tensorrt")
-        changed = max(_engine_files(folder), key=lambda path: path.stat().st_size, default=None)
-        if changed is None:
+        engine = next(iter(kept_engines(folder, PRECISION)), None)
+        if engine is None:
             raise CheckFailed(f"no engine of this model is kept in {engine_folder()}")
+        changed = max(engine.iterdir(), key=lambda path: path.stat().st_size)
         flip_byte(changed)
         spoilt = sha256_of(changed)
         _open(check, folder, "tensorrt")
-        if spoilt in {sha256_of(path) for path in _engine_files(folder)}:
-            raise CheckFailed(f"{changed.name} was changed, and opened all the same")
-        if not _engine_files(folder):
+        if not engine.exists():
             raise CheckFailed("the changed engine is gone, and no other was kept")
+        if spoilt in map(sha256_of, engine.iterdir()):
+            raise CheckFailed(f"{changed.name} was changed, and opened all the same")
     return {"outcome": f"{changed.name} was built again"}
 
 
@@ -181,12 +182,8 @@ def flip_byte(path: Path) -> None:
 
     >>> flip_byte(Path("onnx/model.onnx"))
     """
-    with path.open("r+b") as file:
-        place = path.stat().st_size // 2
-        file.seek(place)
-        (byte,) = file.read(1)
-        file.seek(place)
-        file.write(bytes([byte ^ 0xFF]))
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+        content[len(content) // 2] ^= 0xFF
 
 
 def shift_bias(model: Path) -> None:
@@ -220,19 +217,6 @@ def _one_bucket(check: Check, copied: Collection[str] = ()) -> Iterator[Path]:
     with copied_bundle(check, copied) as folder:
         reseal(folder, keep_last)
         yield folder
-
-
-def _engine_files(folder: Path) -> list[Path]:
-    """List the files of kept engines for the bundle in `folder` and its longest bucket."""
-    bundle = open_bundle(folder)
-    digests = [bundle.manifest.files[name].sha256 for name in bundle.model_files(PRECISION, "tensorrt")]
-    found = []
-    for manifest in engine_folder().glob(f"*/{MANIFEST}"):
-        facts = json.loads(manifest.read_text(encoding="utf-8"))["facts"]
-        is_ours = facts["model_sha256"] == digests and facts["precision"] == PRECISION
-        if is_ours and facts["profile"].endswith(f"x {bundle.manifest.max_length}"):
-            found += [path for path in manifest.parent.iterdir() if path.name != MANIFEST]
-    return found
 
 
 def _open(check: Check, folder: Path, device: str) -> None:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
+from cappy_engine.buckets import default_buckets
 from cappy_engine.bundle import MANIFEST, Bundle
 from cappy_engine.storage import sha256_of
 
@@ -44,6 +45,15 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "precisions": {target: list(bundle.manifest.precisions_for(target)) for target in ("cpu", *DEVICES)},
         **{name: model.get(name) for name in ("layers", "heads", "hidden_size", "parameters", "max_length")},
     }
+
+
+def lengths_of(bundle: Bundle) -> tuple[int, ...]:
+    """List the lengths that TensorRT has an engine for.
+
+    >>> lengths_of(open_bundle(EMBEDDED))
+    (64, 128, 256, 512)
+    """
+    return bundle.manifest.buckets or default_buckets(bundle.manifest.max_length)
 
 
 def not_exported(bundle: Bundle) -> list[str]:

@@ -14,11 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-import numpy.typing as npt
-
 from cappy_bench.peers.peer import Pair
-from cappy_engine.bundle import open_bundle
+from cappy_engine.bundle import Bundle, open_bundle
 from cappy_engine.gpu.installation import Installation, inspect_installation
 from cappy_engine.gpu.placement import check_placement
 from cappy_engine.gpu.plan import BATCH_TOKENS, GpuModel, plan_gpu
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
 
 Environment = Mapping[str, str | None]
 """Variables of a child process beside this process's own; None removes one."""
-TORCH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 @dataclass(frozen=True)
@@ -51,17 +47,17 @@ class Machine:
     """All that is done with GPUs, and with PyTorch.
 
     `inspect()` looks at the installation, `open_scorer(bundle, device, precision)` is `Scorer.open`, and
-    `open_session(bundle, device, precision)` opens the session below it. `open_file(model, tf32)` opens any model for
-    CUDA, without the canary; its fp32 may be TF32. `open_torch(checkpoint, precision)` is PyTorch in fp16 or bf16 on
-    the GPU, `score_reference(checkpoint, pairs, max_length)` in fp32 on the CPU. `run_child(arguments, environment,
-    seconds)` runs `cappy_bench.gpu.check` in a process of its own. `trace(run, path)` profiles `run()` into a file of
-    Chrome's format.
+    `open_session(bundle, device, precision)` opens the session below it. `open_file(model)` opens any model for CUDA,
+    without the canary. `open_torch(checkpoint, precision)` is PyTorch in fp16 or bf16 on the GPU,
+    `score_reference(checkpoint, pairs, max_length)` in fp32 on the CPU. `run_child(arguments, environment, seconds)`
+    runs `cappy_bench.gpu.check` in a process of its own. `trace(run, path)` profiles `run()` into a file of Chrome's
+    format.
     """
 
     inspect: Callable[[], Installation]
     open_scorer: Callable[[Path, str, str], Scorer]
     open_session: Callable[[Path, str, str], tuple[Session, GpuModel]]
-    open_file: Callable[[Path, bool], Session]
+    open_file: Callable[[Path], Session]
     open_torch: Callable[[Path, str], Session]
     score_reference: Callable[[Path, Sequence[Pair], int], Reference]
     run_child: Callable[[Sequence[str], Environment, float], Child]
@@ -69,23 +65,14 @@ class Machine:
 
 
 class TorchSession:
-    """transformers' model on the GPU, as a session: numpy arrays in, scores out."""
+    """transformers' model on the GPU, as a session: arrays in, scores out when the GPU is done."""
 
     device = "cuda"
 
     def __init__(self, module: Any) -> None:
-        self._module = module
+        from cappy_bench.peers.torch_model import runs
 
-    def run(self, inputs: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
-        """Score one batch; returns (batch,) float32 when the GPU is done."""
-        import torch
-
-        with torch.inference_mode():
-            taken = {name: torch.from_numpy(inputs[name]).to("cuda") for name in TORCH_INPUTS}
-            logits = self._module(**taken).logits[:, 0].float()
-            torch.cuda.synchronize()
-            scores: npt.NDArray[np.float32] = logits.cpu().numpy()
-        return scores
+        self.run = runs(module)
 
 
 def this_machine() -> Machine:
@@ -102,9 +89,16 @@ def scorer_of(session: Session, model: GpuModel) -> Scorer:
 
     >>> scorer_of(*machine.open_session(Path("bundle"), "cuda", "fp16")).score([("Is the sky blue?", "Yes")])
     """
-    bundle = model.bundle
-    tokenizer = PairTokenizer.from_file(bundle.file("tokenizer.json"), max_length=bundle.manifest.max_length)
-    return Scorer(tokenizer, Runner(session, model.grouping, pad_token_id=model.pad_token_id))
+    return Scorer(tokenizer_of(model.bundle), Runner(session, model.grouping, pad_token_id=model.pad_token_id))
+
+
+def tokenizer_of(bundle: Bundle) -> PairTokenizer:
+    """Open the bundle's tokenizer.
+
+    >>> tokenizer_of(open_bundle(EMBEDDED)).encode([("Is the sky blue?", "Yes")]).lengths
+    array([9])
+    """
+    return PairTokenizer.from_file(bundle.file("tokenizer.json"), max_length=bundle.manifest.max_length)
 
 
 def load_torch(checkpoint: Path, precision: str) -> Any:
@@ -116,18 +110,11 @@ def load_torch(checkpoint: Path, precision: str) -> Any:
     torch.float16
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
-    from transformers.modeling_utils import no_init_weights
 
     from cappy_export.checkpoints.checkpoint import load_model, open_checkpoint
 
-    loaded = load_model(open_checkpoint(checkpoint))
-    with no_init_weights():  # random numbers for all weights take many seconds
-        module = AutoModelForSequenceClassification.from_config(
-            loaded.config, attn_implementation="sdpa", dtype={"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-        )
-    module.load_state_dict(loaded.state_dict())
-    return module.eval()
+    module: Any = load_model(open_checkpoint(checkpoint), attention="sdpa")
+    return module.to({"fp16": torch.float16, "bf16": torch.bfloat16}[precision])
 
 
 def _inspect() -> Installation:
@@ -148,8 +135,8 @@ def _open_session(bundle: Path, device: str, precision: str) -> tuple[Session, G
     return open_on_gpus(model, machine), model
 
 
-def _open_file(model: Path, tf32: bool) -> Session:
-    session = find_machine("cuda").open_model(model, [("CUDAExecutionProvider", cuda_options(tf32=tf32))])
+def _open_file(model: Path) -> Session:
+    session = find_machine("cuda").open_model(model, [("CUDAExecutionProvider", cuda_options())])
     check_placement("cuda", session.placed)
     return session
 

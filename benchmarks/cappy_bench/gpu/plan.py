@@ -56,6 +56,11 @@ class Check:
     questions: Path | None
     effort: Effort
 
+    @property
+    def cache(self) -> Path:
+        """The folder of TensorRT's engines: CAPPY_CACHE of the steps."""
+        return self.work / "cache"
+
     def open(self, contestant: str) -> tuple[Session, GpuModel]:
         """Open one of CONTESTANTS, with its batches: "cuda fp16", "pytorch bf16".
 
@@ -64,15 +69,8 @@ class Check:
         device, _, precision = contestant.partition(" ")
         if device != "pytorch":
             return self.machine.open_session(self.bundle, device, precision)
-        return self.machine.open_torch(self.checkpoint, precision), self.cuda_model(precision)
-
-    def cuda_model(self, precision: str) -> GpuModel:
-        """Plan batches on one GPU as for CUDA, for sessions that are opened otherwise.
-
-        >>> check.cuda_model("fp16").max_rows(512)
-        32
-        """
-        return GpuModel(open_bundle(self.bundle), "cuda", precision, (0,), Grouping(BATCH_TOKENS, "allowed"))
+        batches = GpuModel(open_bundle(self.bundle), "cuda", precision, (0,), Grouping(BATCH_TOKENS, "allowed"))
+        return self.machine.open_torch(self.checkpoint, precision), batches
 
 
 @dataclass(frozen=True)

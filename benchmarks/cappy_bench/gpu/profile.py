@@ -7,8 +7,6 @@ so the time of a run is measured without it.
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -17,9 +15,7 @@ from typing import Any
 
 from cappy_bench.gpu.plan import Check, CheckFailed
 from cappy_bench.gpu.results import Figures
-from cappy_bench.gpu.throughput import WARM_UPS, random_batch
-from cappy_bench.shapes import read_shape
-from cappy_engine.bundle import open_bundle
+from cappy_bench.gpu.throughput import random_batch, time_shapes, unless_failed
 from cappy_engine.session import Inputs, Session
 
 SHAPES = ((1, 64), (128, 128))
@@ -45,23 +41,17 @@ def profile_batches(check: Check, *, name: str) -> Figures:
     >>> profile_batches(check, name="cuda fp16")["shapes"][0]["busy_share"]
     """
     session, _ = check.open(name)
-    shape, pad_token_id = read_shape(check.bundle), open_bundle(check.bundle).manifest.pad_token_id
+    shapes = [(rows, length) for rows, length in SHAPES if rows * length <= check.effort.tokens]
+    cells, failed = time_shapes(check, {name: session}, shapes)
+    unless_failed({"failed": failed})
     found = []
-    for rows, length in SHAPES:
-        if rows * length > check.effort.tokens:
-            continue
-        inputs = random_batch(rows, length, words=shape["vocab_size"], pad_token_id=pad_token_id)
-        seconds = []
-        for _ in range(WARM_UPS + RUNS):
-            began = time.perf_counter()
-            session.run(inputs)
-            seconds.append(time.perf_counter() - began)
+    for cell in cells:
+        rows, length, wall = cell["rows"], cell["length"], cell["seconds"]
         trace = check.work / f"trace-{name.replace(' ', '-')}-{rows}x{length}.json"
-        check.machine.trace(partial(_repeat, session, inputs), trace)
+        check.machine.trace(partial(_repeat, session, random_batch(check, rows, length)), trace)
         figures = summarise_trace(read_events(trace), runs=RUNS)
         if not figures["kernels"]:
             raise CheckFailed(f"the profiler saw no kernel of {rows} x {length}; is CUPTI there?")
-        wall = statistics.median(seconds[WARM_UPS:])
         share = figures["busy_seconds"] / wall
         found.append({"rows": rows, "length": length, "seconds": wall, "busy_share": share, **figures})
     told = [

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from itertools import count
 
 import numpy as np
 
+from cappy_bench.gpu.host import tokenizer_of
 from cappy_bench.gpu.plan import Check, CheckFailed
 from cappy_bench.gpu.results import Figures, make_cell
-from cappy_bench.gpu.throughput import read_texts, score_in_rows, tokenizer_of
+from cappy_bench.gpu.throughput import read_texts, score_in_rows
 from cappy_bench.peers.peer import Pair
 from cappy_bench.peers.process import in_short
 from cappy_bench.shapes import read_shape
@@ -37,7 +37,7 @@ def measure_questions(check: Check, *, name: str) -> Figures:
     >>> measure_questions(check, name="cuda fp16")["best"]["pairs_per_second"]
     """
     session, model = check.open(name)
-    tokenizer = tokenizer_of(check)
+    tokenizer = tokenizer_of(model.bundle)
     pairs, source = question_pairs(check, tokenizer)
     lengths = tokenizer.encode(pairs).lengths
     shape = read_shape(check.bundle)
@@ -70,7 +70,8 @@ def time_doubling(
     'all pairs are one batch of 16'
     """
     found: dict[int, list[float]] = {}
-    for rows in (FIRST_ROWS * 2**power for power in count()):
+    rows = FIRST_ROWS
+    while max(found, default=0) < most:
         try:
             run(rows)
             taken = []
@@ -81,9 +82,8 @@ def time_doubling(
         except Exception as error:  # whatever a library raises when the memory ends
             return found, f"{rows} pairs did not run ({in_short(f'{type(error).__name__}: {error}')})"
         found[rows] = taken
-        if rows >= most:
-            return found, f"all pairs are one batch of {most}"
-    raise AssertionError("the sizes do not end")
+        rows *= 2
+    return found, f"all pairs are one batch of {most}"
 
 
 def question_pairs(check: Check, tokenizer: PairTokenizer) -> tuple[list[Pair], str]:

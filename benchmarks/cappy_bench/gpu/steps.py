@@ -11,11 +11,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from cappy_bench.gpu.attention import measure_attention, run_attention
-from cappy_bench.gpu.facts import describe_bundle
+from cappy_bench.gpu.facts import describe_bundle, lengths_of
 from cappy_bench.gpu.host import Environment, scorer_of
 from cappy_bench.gpu.plan import Check, CheckFailed, Step
 from cappy_bench.gpu.profile import profile_batches
@@ -58,7 +59,6 @@ def measuring_steps(buckets: Sequence[int]) -> list[Step]:
             for length in longer
         ),
         *(_parity_step("pytorch", precision) for precision in ("fp16", "bf16")),
-        Step("parity/cuda/fp32-tf32", "cuda", partial(measure_parity, device="cuda", precision="fp32", tf32=True)),
         *_tensorrt_steps(buckets),
     ]
 
@@ -98,34 +98,45 @@ def _questions_step(name: str) -> Step:
 def time_opening(check: Check, *, device: str, precision: str, is_first: bool = False) -> Figures:
     """Time `Scorer.open` in a fresh process.
 
-    TensorRT's first opening must build engines, the others must not.
+    TensorRT's first opening must build an engine for every length, the others none. All must be kept.
 
     >>> time_opening(check, device="cuda", precision="fp16")["opened_seconds"]
     """
-    before = engines()
+    before = kept_engines(check.bundle, precision)
     began = time.perf_counter()
     check.machine.open_scorer(check.bundle, device, precision).close()
     seconds = time.perf_counter() - began
-    built = len(engines() - before)
-    figures = {"opened_seconds": seconds, "engines_built": built, "note": None}
     if device != "tensorrt":
-        return {**figures, "engines_built": None}
-    if is_first and not built and before:
-        return {"opened_seconds": None, "engines_built": None, "note": "not measured: the engines were there already"}
-    if is_first and not built:
-        raise CheckFailed("no engine was kept, so every start builds them again", figures)
+        return {"opened_seconds": seconds, "engines_built": None, "note": None}
+    kept, needed = kept_engines(check.bundle, precision), len(lengths_of(open_bundle(check.bundle)))
+    built = len(kept - before)
+    figures = {"opened_seconds": seconds, "engines_built": built, "note": None}
+    if len(kept) < needed:
+        raise CheckFailed(f"{len(kept)} of {needed} engines were kept, so every start builds the others", figures)
     if not is_first and built:
         raise CheckFailed(f"{built} engines were built again, though they had just been built", figures)
+    if is_first and built < needed:
+        note = f"not measured: {needed - built} of {needed} engines were there already"
+        return {**figures, "opened_seconds": None, "note": note}
     return figures
 
 
-def engines() -> frozenset[str]:
-    """List the keys of all engines that are kept.
+def kept_engines(folder: Path, precision: str) -> set[Path]:
+    """Find the engines that are kept for the bundle in `folder`: each is a folder.
 
-    >>> engines()
-    frozenset()
+    >>> kept_engines(Path("bundle"), "fp16")
+    set()
     """
-    return frozenset(path.parent.name for path in engine_folder().glob(f"*/{MANIFEST}"))
+    bundle = open_bundle(folder)
+    digests = [bundle.manifest.files[name].sha256 for name in bundle.model_files(precision, "tensorrt")]
+    ends = tuple(f" x {length}" for length in lengths_of(bundle))
+    found = set()
+    for manifest in engine_folder().glob(f"*/{MANIFEST}"):
+        facts = json.loads(manifest.read_text(encoding="utf-8"))["facts"]
+        is_of_model = facts["model_sha256"] == digests and facts["precision"] == precision
+        if is_of_model and facts["profile"].endswith(ends):
+            found.add(manifest.parent)
+    return found
 
 
 def score_reference(check: Check) -> Figures:
@@ -142,18 +153,15 @@ def score_reference(check: Check) -> Figures:
     return {"pairs": len(pairs), "outcome": f"{len(pairs)} pairs, {reference.description}"}
 
 
-def measure_parity(check: Check, *, device: str, precision: str, tf32: bool = False) -> Figures:
+def measure_parity(check: Check, *, device: str, precision: str) -> Figures:
     """Measure how far a model's scores are from PyTorch's.
 
-    Raises CheckFailed beyond `default_limits`, which TF32 and PyTorch's own fp16 need not keep.
+    Raises CheckFailed beyond `default_limits`, which PyTorch's own fp16 need not keep.
 
         >>> measure_parity(check, device="cuda", precision="fp16")["max_error"]
     """
     if device == "pytorch":
         scorer = scorer_of(*check.open(f"pytorch {precision}"))
-    elif tf32:  # without the canary: TF32 cannot keep its tolerance for fp32
-        model = open_bundle(check.bundle).model(precision, device)
-        scorer = scorer_of(check.machine.open_file(model, True), check.cuda_model(precision))
     else:
         scorer = check.machine.open_scorer(check.bundle, device, precision)
     # PyTorch comes with these: not before our session is open
@@ -174,7 +182,7 @@ def measure_parity(check: Check, *, device: str, precision: str, tf32: bool = Fa
     found = measure(reference.scores, scored.scores, pairs, reference.token_counts)
     texts = ("instruction", "response")
     worst = [{name: value for name, value in row.items() if name not in texts} for row in found["worst"]]
-    is_limited = device != "pytorch" and not tf32
+    is_limited = device != "pytorch"
     allowed = default_limits(reference.spread)
     limits = asdict(allowed[precision]) if is_limited else None
     figures = {**found, "worst": worst, "pairs": len(pairs), "batch_shapes": shapes, "limits": limits}

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from cappy_bench.gpu.host import scorer_of
+from cappy_bench.gpu.host import scorer_of, tokenizer_of
 from cappy_bench.gpu.plan import Check, CheckFailed
 from cappy_bench.gpu.results import IN_USUAL_ROWS, TORCH, USUAL_ROWS, Figures, make_cell
 from cappy_bench.peers.peer import Pair
@@ -16,7 +16,7 @@ from cappy_bench.peers.process import in_short
 from cappy_bench.shapes import read_shape
 from cappy_bench.speed.texts import make_pool_like, read_pool
 from cappy_bench.speed.workloads import Sizes, make_workloads
-from cappy_engine.batching import Batch, EncodedPairs, Ids, Scores, model_inputs
+from cappy_engine.batching import Batch, Ids, Scores, full_batch, model_inputs
 from cappy_engine.bundle import open_bundle
 from cappy_engine.gpu.plan import GpuModel
 from cappy_engine.session import Session
@@ -36,28 +36,31 @@ def measure_length(check: Check, *, length: int, names: Sequence[str]) -> Figure
 
     >>> measure_length(check, length=128, names=["cuda fp16", "pytorch fp16"])["cells"][0]["pairs_per_second"]
     """
-    shape, (opened, failed) = read_shape(check.bundle), open_contestants(check, names)
-    sessions = {name: session for name, (session, _) in opened.items()}
+    opened, failed = open_contestants(check, names)
     most = min(model.max_rows(length) for _, model in opened.values())
-    cells = []
-    for rows in (rows for rows in ROWS if rows <= most):
-        found, broken = time_shape(check, sessions, rows, length)
-        failed |= {f"{name}, {rows} x {length}": reason for name, reason in broken.items()}
-        cells += [make_cell(name, [length] * rows, found.get(name, []), shape) for name in names]
-    return unless_failed({"cells": cells, "failed": failed})
+    sessions = {name: opened[name][0] if name in opened else None for name in names}
+    cells, broken = time_shapes(check, sessions, [(rows, length) for rows in ROWS if rows <= most])
+    return unless_failed({"cells": cells, "failed": failed | broken})
 
 
-def time_shape(
-    check: Check, sessions: Mapping[str, Session], rows: int, length: int
-) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Time a batch of random tokens on every session, in turns, as `time_in_turns` does.
+def time_shapes(
+    check: Check, sessions: Mapping[str, Session | None], shapes: Sequence[tuple[int, int]]
+) -> tuple[list[Figures], dict[str, str]]:
+    """Time a batch of random tokens of each shape (rows, tokens) in turns; return cells, and why some are empty.
 
-    >>> seconds, failed = time_shape(check, {"ours": session}, 32, 128)
+    >>> cells, failed = time_shapes(check, {"ours": session}, [(1, 64), (32, 128)])
     """
-    words, pad_token_id = read_shape(check.bundle)["vocab_size"], open_bundle(check.bundle).manifest.pad_token_id
-    inputs = random_batch(rows, length, words=words, pad_token_id=pad_token_id)
-    runs = {name: partial(session.run, inputs) for name, session in sessions.items()}
-    return time_in_turns(runs, runs=check.effort.single_runs if rows == 1 else check.effort.runs)
+    model = read_shape(check.bundle)
+    cells: list[Figures] = []
+    failed: dict[str, str] = {}
+    for rows, length in shapes:
+        inputs = random_batch(check, rows, length)
+        runs = {name: partial(session.run, inputs) for name, session in sessions.items() if session is not None}
+        count = check.effort.single_runs if rows == 1 else check.effort.runs
+        seconds, broken = time_in_turns(runs, runs=count)
+        failed |= {f"{name}, {rows} x {length}": reason for name, reason in broken.items()}
+        cells += [make_cell(name, [length] * rows, seconds.get(name, []), model) for name in sessions]
+    return cells, failed
 
 
 def measure_mixed(check: Check, *, names: Sequence[str]) -> Figures:
@@ -69,7 +72,7 @@ def measure_mixed(check: Check, *, names: Sequence[str]) -> Figures:
     """
     shape, (opened, failed) = read_shape(check.bundle), open_contestants(check, names)
     scorers = {name: scorer_of(session, model) for name, (session, model) in opened.items()}
-    tokenizer = tokenizer_of(check)
+    tokenizer = tokenizer_of(open_bundle(check.bundle))
     pairs, source = mixed_pairs(check, tokenizer)
     lengths = tokenizer.encode(pairs).lengths.tolist()
     runs: dict[str, Run] = {name: partial(scorer.score, pairs) for name, scorer in scorers.items()}
@@ -97,16 +100,6 @@ def score_in_rows(
         batch = Batch(order[start : start + rows], int(encoded.lengths[order[start]]))
         scores[batch.rows] = session.run(model_inputs(encoded, batch, pad_token_id=pad_token_id))
     return scores
-
-
-def tokenizer_of(check: Check) -> PairTokenizer:
-    """Open the bundle's tokenizer.
-
-    >>> tokenizer_of(check).encode([("Is the sky blue?", "Yes")]).lengths
-    array([9])
-    """
-    max_length = open_bundle(check.bundle).manifest.max_length
-    return PairTokenizer.from_file(check.bundle / "tokenizer.json", max_length=max_length)
 
 
 def open_contestants(check: Check, names: Sequence[str]) -> tuple[dict[str, tuple[Session, GpuModel]], dict[str, str]]:
@@ -152,18 +145,16 @@ def time_in_turns(
     return seconds, failed
 
 
-def random_batch(rows: int, length: int, *, words: int, pad_token_id: int) -> dict[str, Ids]:
+def random_batch(check: Check, rows: int, length: int) -> dict[str, Ids]:
     """Make inputs of that shape, without padding. Random tokens: a GPU multiplies equal numbers a little faster.
 
-    >>> random_batch(2, 16, words=50_265, pad_token_id=1)["input_ids"].shape
+    >>> random_batch(check, 2, 16)["input_ids"].shape
     (2, 16)
     """
+    words, pad_token_id = read_shape(check.bundle)["vocab_size"], open_bundle(check.bundle).manifest.pad_token_id
     ids = np.random.default_rng(0).integers(0, words, (rows, length), dtype=np.int64)
     ids[ids == pad_token_id] = 0 if pad_token_id else 1
-    encoded = EncodedPairs(
-        list(ids), list(np.zeros_like(ids)), np.full(rows, length), truncated=np.zeros(rows, dtype=np.bool_)
-    )
-    return model_inputs(encoded, Batch(np.arange(rows), length), pad_token_id=pad_token_id)
+    return {**full_batch(rows, length, pad_token_id=pad_token_id), "input_ids": ids}
 
 
 def read_texts(check: Check) -> tuple[list[Pair], str]:

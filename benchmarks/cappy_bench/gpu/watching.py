@@ -6,6 +6,7 @@ Without nvidia-smi the result is empty; that is not an error. No setting of a GP
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import re
 import shutil
 import statistics
@@ -15,8 +16,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-STATE = {"sm_mhz": "clocks.sm", "watts": "power.draw", "celsius": "temperature.gpu", "mib": "memory.used"}
-"""What is sampled: our names, and nvidia-smi's."""
+STATE: Mapping[str, tuple[str, Callable[[list[float]], float]]] = {
+    "sm_mhz": ("clocks.sm", statistics.median),
+    "watts": ("power.draw", statistics.median),
+    "celsius": ("temperature.gpu", max),
+    "mib": ("memory.used", max),
+}
+"""What is sampled: our names, nvidia-smi's, and what sums the samples up."""
 FACTS = (
     *("name", "driver_version", "power.limit", "clocks.max.sm", "clocks.max.mem", "clocks.sm", "clocks.mem"),
     *("temperature.gpu", "memory.total", "memory.used", "ecc.mode.current", "mig.mode.current", "compute_mode"),
@@ -44,23 +50,41 @@ def gpu_facts() -> list[dict[str, str]]:
     return [dict(zip(FACTS, row, strict=True)) for row in rows if len(row) == len(FACTS)]
 
 
-@contextlib.contextmanager
-def watched() -> Iterator[dict[str, Any]]:
-    """Sample the first GPU while the block runs; what was seen is in the dict behind it, empty if nothing was.
+def first_gpu(load: Callable[[str], Any] = ctypes.CDLL) -> str | None:
+    """Ask the driver where CUDA's first GPU is; nvidia-smi numbers GPUs otherwise, and hides none.
 
-    >>> with watched() as seen:
+    >>> first_gpu()
+    '0000:3B:00.0'
+    """
+    device, place = ctypes.c_int(), ctypes.create_string_buffer(32)
+    try:
+        cuda = load("libcuda.so.1")
+        refused = cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0)
+        refused = refused or cuda.cuDeviceGetPCIBusId(place, len(place), device)
+    except (OSError, AttributeError):  # no driver, or one without these functions
+        return None
+    return None if refused else place.value.decode()
+
+
+@contextlib.contextmanager
+def watched(gpu: str | None) -> Iterator[dict[str, Any]]:
+    """Sample a GPU while the block runs; what was seen is in the dict behind it, empty if nothing was.
+
+    >>> with watched(first_gpu()) as seen:
     ...     run()
     >>> seen
     {'samples': 12, 'sm_mhz': 1980.0, 'watts': 412.5, 'celsius': 61.0, 'mib': 9421.0}
     """
     seen: dict[str, Any] = {}
     tool = shutil.which("nvidia-smi")
-    if tool is None:
+    if tool is None or gpu is None:
         yield seen
         return
-    query = ["--query-gpu=" + ",".join(STATE.values()), "--format=csv,noheader,nounits", f"--loop-ms={MILLISECONDS}"]
+    query = ",".join(theirs for theirs, _ in STATE.values())
+    command = [tool, f"--id={gpu}", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+    command.append(f"--loop-ms={MILLISECONDS}")
     with tempfile.TemporaryFile("w+") as file:
-        sampler = subprocess.Popen([tool, "--id=0", *query], stdout=file, stderr=subprocess.DEVNULL)  # noqa: S603
+        sampler = subprocess.Popen(command, stdout=file, stderr=subprocess.DEVNULL)  # noqa: S603
         try:
             yield seen
         finally:
@@ -80,13 +104,7 @@ def summarise(samples: str) -> dict[str, Any]:
     if not rows:
         return {}
     columns = {name: _numbers(row[place] for row in rows) for place, name in enumerate(STATE)}
-    how: Mapping[str, Callable[[list[float]], float]] = {
-        "sm_mhz": statistics.median,
-        "watts": statistics.median,
-        "celsius": max,
-        "mib": max,
-    }
-    return {"samples": len(rows), **{name: how[name](found) if found else None for name, found in columns.items()}}
+    return {"samples": len(rows), **{name: STATE[name][1](found) if found else None for name, found in columns.items()}}
 
 
 def attention_kernels(output: str) -> Mapping[str, int]:
