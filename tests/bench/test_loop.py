@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cappy_engine.cli.main import main
-from tests.support.places import ROOT, write_few_parity_pairs
+from tests.support.places import ROOT, write_short_parity_pairs
 
 SCRIPT = ["bash", str(ROOT / "docs" / "examples" / "loop" / "run.sh")]
 
@@ -33,7 +33,7 @@ def test_the_loop_improves_rouge_l_over_a_random_pick(
     preloaded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "loop"
-    pairs = write_few_parity_pairs(tmp_path / "pairs.jsonl")
+    pairs = write_short_parity_pairs(tmp_path / "pairs.jsonl")
     environment = {
         **os.environ,
         "PATH": f"{preloaded}{os.pathsep}{os.environ['PATH']}",
