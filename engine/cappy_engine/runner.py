@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import numpy as np
@@ -28,7 +29,7 @@ from cappy_engine.session import Inputs, Session
 
 CLOSED = "this scorer was closed; open another one with Scorer.open"
 PROBE_TOKENS = 8
-"""The length of the made-up pair that tells a broken model from a pair at fault."""
+"""The tokens of the made-up pair that tells a broken model from a pair at fault."""
 
 
 class LazySession:
@@ -165,34 +166,45 @@ class Runner:
             raise ScoringError(CLOSED if self._session is None else f"no thread can be started: {error}") from error
 
     def _score(self, session: Session, encoded: EncodedPairs, batch: Batch) -> Scores:
-        """Score a batch; where it fails, find the pair that is at fault."""
+        """Score a batch; where it fails, find the pair that is at fault, on the same session."""
+        inputs = model_inputs(encoded, batch, pad_token_id=self._pad_token_id)
+        with _held(session) as own:
+            try:
+                return finite(own.run(inputs))
+            except ScoringError as error:
+                place, problem = self._find_guilty(own, encoded, batch)
+                if place is None:
+                    raise
+                raise ScoringError(problem, place) from error
 
-        def run(rows: Batch) -> Scores:
-            return finite(session.run(model_inputs(encoded, rows, pad_token_id=self._pad_token_id)))
-
-        try:
-            return run(batch)
-        except ScoringError as error:
-            place, problem = self._find_guilty(session, run, batch)
-            if place is None:
-                raise
-            raise ScoringError(problem, place) from error
-
-    def _find_guilty(self, session: Session, run: Callable[[Batch], Scores], failed: Batch) -> tuple[int | None, str]:
+    def _find_guilty(self, session: Session, encoded: EncodedPairs, failed: Batch) -> tuple[int | None, str]:
         """Find the first row of a batch that fails alone, twice, and its error; None if the fault is not one pair's.
 
-        So it is where a made-up pair fails too (the model or the device is broken), where the rows fail in company
-        only (no memory for a large batch), or the second time nothing fails.
+        So it is where a made-up pair, padded to the same length, fails too, before or after the search (the model or
+        the device is broken), where the rows fail in company only (no memory for a large batch), or the second time
+        nothing fails.
         """
-        length = min(self.grouping.buckets, default=PROBE_TOKENS)
-        if problem_of(lambda: finite(session.run(full_batch(1, length, pad_token_id=self._pad_token_id)))):
+        harmless = full_batch(1, failed.length, pad_token_id=self._pad_token_id)
+        harmless["attention_mask"][:, PROBE_TOKENS:] = 0
+
+        def problem_with(rows: Ids) -> str:
+            batch = Batch(rows, failed.length)
+            return _problem_of(session, model_inputs(encoded, batch, pad_token_id=self._pad_token_id))
+
+        if _problem_of(session, harmless):
             return None, ""
         rows = np.sort(failed.rows)
         while len(rows) > 1:
             half, rest = np.split(rows, [len(rows) // 2])
-            rows = half if problem_of(partial(run, Batch(half, failed.length))) else rest
-        problem = problem_of(partial(run, Batch(rows, failed.length)))
-        return (int(rows[0]), problem) if problem else (None, "")
+            rows = half if problem_with(half) else rest
+        problem = problem_with(rows)
+        return (int(rows[0]), problem) if problem and not _problem_of(session, harmless) else (None, "")
+
+
+def _held(session: Session) -> AbstractContextManager[Session]:
+    """Keep one of the sessions that `session` shares out (`gpu.sessions.SharedSession`), or `session` itself."""
+    hold: Callable[[], AbstractContextManager[Session]] = getattr(session, "hold", lambda: nullcontext(session))
+    return hold()
 
 
 def finite(scores: Scores) -> Scores:
@@ -207,14 +219,10 @@ def finite(scores: Scores) -> Scores:
     return scores
 
 
-def problem_of(run: Callable[[], object]) -> str:
-    """Return the message of the ScoringError that `run` raises, empty if it raises none.
-
-    >>> problem_of(lambda: None)
-    ''
-    """
+def _problem_of(session: Session, inputs: Inputs) -> str:
+    """Return the message of the ScoringError in which a run ends, empty if it gives scores."""
     try:
-        run()
+        finite(session.run(inputs))
     except ScoringError as error:
         return error.problem
     return ""

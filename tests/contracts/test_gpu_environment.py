@@ -22,7 +22,7 @@ import pytest
 from onnx import helper
 
 from cappy_engine.errors import DeviceUnavailable, InstallationError
-from cappy_engine.gpu.providers import Profile, cuda_options, tensorrt_options
+from cappy_engine.gpu.providers import cuda_options, tensorrt_options
 from cappy_export.graphs.cuda import packed_model, with_packed_attention
 from cappy_export.graphs.writer import MICROSOFT
 from tests.support.gpu_runtime import CUDA_13, SCHEMAS, misfits, simulate
@@ -257,8 +257,8 @@ def is_written_in(folder: Path, key: str) -> bool:
 def options_of(provider: str) -> dict[str, str]:
     if provider == "cuda":
         return dict(cuda_options())
-    profile, inputs = Profile(length=128, max_rows=32), ["input_ids", "attention_mask"]
-    return dict(tensorrt_options(gpu=0, profile=profile, inputs=inputs, cache=Path("/cache")))
+    inputs = ["input_ids", "attention_mask"]
+    return dict(tensorrt_options(gpu=0, max_rows=32, length=128, inputs=inputs, cache=Path("/cache")))
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])

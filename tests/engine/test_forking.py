@@ -94,7 +94,7 @@ def test_locks_and_gpus_that_a_thread_holds_at_the_fork_are_free_in_the_child() 
                 is_over.wait(30)
             return super().run(inputs)
 
-    shared = SharedSession([Waiting()], device="cuda")
+    shared = SharedSession({0: Waiting()}, device="cuda")
     lazy = LazySession(FakeSession, device="cpu")
     lazy._lock.acquire()  # as another thread does that opens it
     batch = full_batch(1, 8, pad_token_id=1)

@@ -10,7 +10,7 @@ import pytest
 
 from cappy_engine.batching import Grouping, Scores
 from cappy_engine.errors import InvalidLine, InvalidPair, ParityError, ScoringError
-from cappy_engine.gpu.sessions import BucketedSession
+from cappy_engine.gpu.sessions import BucketedSession, SharedSession
 from cappy_engine.runner import Runner
 from cappy_engine.scorer import Scorer
 from cappy_engine.session import Inputs
@@ -82,6 +82,58 @@ def test_no_pair_is_blamed_for_a_broken_device(
 ) -> None:
     with pytest.raises(ScoringError, match=r"told to fail|gave nan|out of memory") as caught:
         fake_scorer(session(), tokenizer=tokenizer).score(pairs)
+    assert caught.value.index is None
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 8, 10])
+@pytest.mark.parametrize("broken", [0, 1])
+def test_no_pair_is_blamed_for_a_broken_gpu_beside_a_right_one(
+    tokenizer: PairTokenizer, rows: int, broken: int
+) -> None:
+    shared = SharedSession({gpu: FakeSession(fails_at=0 if gpu == broken else None) for gpu in (0, 1)}, device="cuda")
+    runner = Runner(shared, Grouping(10**6), pad_token_id=1, narrow_session=shared, callers=2)
+    errors = []
+    with Scorer(tokenizer, runner) as scorer:
+        for _ in range(2):  # at least one of them runs on the broken GPU
+            try:
+                scorer.score(PAIRS[:rows])
+            except ScoringError as error:
+                errors.append(error)
+    assert errors
+    assert {(str(error), error.index) for error in errors} == {(f"GPU {broken}: this session was told to fail", None)}
+
+
+def test_the_guilty_pair_is_named_whichever_gpu_finds_it(tokenizer: PairTokenizer) -> None:
+    shared = SharedSession({gpu: failing_on(tokenizer, GUILTY) for gpu in (0, 1)}, device="cuda")
+    runner = Runner(shared, Grouping(200), pad_token_id=1, narrow_session=shared, callers=2)
+    with Scorer(tokenizer, runner) as scorer:
+        for _ in range(4):
+            with pytest.raises(ScoringError, match=r"^pair 17: id out of range$"):
+                scorer.score([*PAIRS[:17], GUILTY, *PAIRS[17:]])
+
+
+@pytest.mark.parametrize("pairs", [1, 3])
+def test_no_pair_is_blamed_for_a_broken_engine_of_its_length(tokenizer: PairTokenizer, pairs: int) -> None:
+    bucketed = BucketedSession({16: FakeSession(), 512: FakeSession(fails_at=0)}, {16: 4, 512: 4}, device="tensorrt")
+    runner = Runner(bucketed, Grouping(2048, "avoided", (16, 512)), pad_token_id=1)
+    with Scorer(tokenizer, runner) as scorer, pytest.raises(ScoringError, match=r"^this session was told") as caught:
+        scorer.score(PAIRS[-pairs:])
+    assert caught.value.index is None
+
+
+@pytest.mark.parametrize("works_again", range(1, 8))
+def test_no_pair_is_blamed_for_a_device_that_works_between_failures(tokenizer: PairTokenizer, works_again: int) -> None:
+    class Flickering(FakeSession):
+        runs = 0
+
+        def run(self, inputs: Inputs) -> Scores:
+            self.runs += 1
+            if self.runs != 1 + works_again:
+                raise ScoringError("device lost")
+            return super().run(inputs)
+
+    with pytest.raises(ScoringError, match=r"^device lost$") as caught:
+        fake_scorer(Flickering(), tokenizer=tokenizer, max_batch_tokens=10**6).score(PAIRS[:2])
     assert caught.value.index is None
 
 

@@ -208,8 +208,9 @@ def test_a_canary_needs_a_tolerance_that_can_be(value: object) -> None:
 @pytest.mark.parametrize("ids", [[2**63], [-1], [[0, 5, 2]], ["a"], [0, 5], 5, [0, [5], 2]], ids=repr)
 def test_a_canary_needs_tokens(ids: object) -> None:
     pair = {"input_ids": ids, "token_type_ids": [0, 0, 0], "score": 0.5}
+    canary = {"pairs": [pair], "tolerance": {"cuda": {"fp32": 0.001}}}
     with pytest.raises(BundleError, match="canary"):
-        read_canary({"canary": {"pairs": [pair], "tolerance": {"cuda": {"fp32": 0.001}}}}, "cuda", "fp32")
+        read_canary({**read_manifest(TINY), "canary": canary}, "cuda", "fp32")
 
 
 # Names

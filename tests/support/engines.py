@@ -5,20 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cappy_engine.gpu.engines import engine_facts, engine_key
+from cappy_engine.gpu.engines import engine_key
 
-GPU = {"name": "some GPU", "compute_capability": "9.0", "driver": "580.95"}
-VERSIONS = {"tensorrt": "10.13", "onnxruntime": "1.31.1"}
-OPTIONS = {"trt_fp16_enable": "True", "trt_engine_cache_path": "/here", "trt_timing_cache_path": "/here"}
-SAME: dict[str, Any] = {
+FACTS: dict[str, Any] = {
     "model_sha256": ["ab" * 32, "cd" * 32],
     "precision": "fp16",
-    "profile_text": "input_ids:1x16",
-    "options": OPTIONS,
-    "gpu": GPU,
-    "versions": VERSIONS,
+    "profile": "1 to 4 x 16",
+    "options": {"trt_fp16_enable": "True"},
+    "gpu": {"name": "some GPU", "compute_capability": "9.0", "memory_bytes": 2**30},
+    "versions": {"tensorrt": "10.13", "onnxruntime": "1.31.1", "driver": "13.0"},
 }
-FACTS = engine_facts(**SAME)
 KEY = engine_key(FACTS)
 ENGINE = "model_sm90.engine"
 

@@ -16,13 +16,15 @@ import numpy as np
 
 from cappy_engine.batching import Batch, EncodedPairs, Ids, model_inputs
 from cappy_engine.bundle import TARGETS, Bundle, open_bundle
+from cappy_engine.errors import ScoringError
 from cappy_engine.gpu.engines import EngineCache
-from cappy_engine.gpu.installation import Gpu, Installation
+from cappy_engine.gpu.installation import Installation
 from cappy_engine.gpu.plan import GpuModel, plan_gpu
 from cappy_engine.gpu.start import Machine, open_on_gpus
 from cappy_engine.session import INPUTS, PROVIDERS, Providers, Session
 from cappy_engine.testing import FakeSession, score_of
 from tests.support.bundles import Change, Manifest, add_file, write_manifest
+from tests.support.installations import H100
 
 CPU, CUDA, TENSORRT = (PROVIDERS[device] for device in ("cpu", "cuda", "tensorrt"))
 LAYERS = Counter({"MatMul": 12, "Softmax": 2, "LayerNormalization": 5})
@@ -30,7 +32,6 @@ LONGEST, BUCKETS, BUDGET = 64, (16, 32, 64), 128
 ROWS = {16: 8, 32: 4, 64: 2}
 """How many rows a batch of each bucket holds."""
 ENGINE = "model_sm90.engine"
-H100, L4 = Gpu("NVIDIA H100", "9.0", 80 * 2**30), Gpu("NVIDIA L4", "8.9", 23 * 2**30)
 HERE = Installation(
     runtime_packages={"onnxruntime-gpu": "1.31.1"},
     providers=(TENSORRT, CUDA, CPU),
@@ -48,6 +49,17 @@ TOKENS = [[0, *range(5, 5 + count), 2] for count in (3, 9, 14, 25, 40, 62)]
 """The canary's pairs: of 5, 11, 16, 27, 42 and 64 tokens. Every device that is right gives their `score_of`."""
 
 Score = Callable[[Sequence[int]], float]
+
+
+def fails_on(length: int) -> Score:
+    """A score, but for rows of so many tokens."""
+
+    def score(ids: Sequence[int]) -> float:
+        if len(ids) == length:
+            raise ScoringError("out of GPU memory")
+        return score_of(ids)
+
+    return score
 
 
 class PlacedSession(FakeSession):

@@ -21,49 +21,27 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from cappy_engine.bundle import MANIFEST, MAX_MANIFEST_BYTES, seal
+from cappy_engine.bundle import MANIFEST, MAX_MANIFEST_BYTES
 from cappy_engine.errors import DeviceUnavailable
 from cappy_engine.storage import cache_folder, locked, read_regular, sha256_of, sync, whole_file
 
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
-PLACES = frozenset({"trt_engine_cache_path", "trt_timing_cache_path", "device_id"})
-"""Options that say where engines are kept and on which of several GPUs they run, and so nothing of what is in them."""
 
+Facts = Mapping[str, object]
+"""All that an engine depends on, in values of JSON."""
 T = TypeVar("T")
 
 
-def engine_facts(
-    *,
-    model_sha256: Sequence[str],
-    precision: str,
-    profile_text: str,
-    options: Mapping[str, str],
-    gpu: Mapping[str, str],
-    versions: Mapping[str, str],
-) -> dict[str, object]:
-    """Gather all that an engine depends on, but for the folder it is kept in.
-
-    `gpu` are its name, compute capability and driver, `versions` those of TensorRT and ONNX Runtime.
-    """
-    return {
-        "model_sha256": list(model_sha256),
-        "precision": precision,
-        "profile": profile_text,
-        "options": {name: value for name, value in options.items() if name not in PLACES},
-        "gpu": dict(gpu),
-        "versions": dict(versions),
-    }
-
-
-def engine_key(facts: Mapping[str, object]) -> str:
+def engine_key(facts: Facts) -> str:
     """Name an engine by a digest of all that it depends on, 32 hexadecimal digits."""
-    return hashlib.sha256(_canonical(facts).encode()).hexdigest()[:32]
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def engine_folder(environment: Mapping[str, str] = os.environ) -> Path:
@@ -77,24 +55,22 @@ class EngineCache:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def open(self, key: str, facts: Mapping[str, object], make: Callable[[Path], T]) -> T:
-        """Return what `make` returns for the folder of the engine `key`: a checked one, else an empty one to fill.
+    def open(self, facts: Facts, make: Callable[[Path], T]) -> T:
+        """Return what `make` returns for the folder of an engine with these `facts`: a checked one, or one to fill.
 
         `make` opens a session, and has written all its files when it returns; then they are kept with the `facts`. A
-        new engine's folder is renamed after that. Whoever asks for the same key meanwhile waits; other keys do not.
-        What `make` raises goes on, and a build that raised leaves nothing. Raises DeviceUnavailable if `root` cannot
-        be written, or can be written by others.
+        new engine's folder is renamed after that. Whoever asks for the same one meanwhile waits; others do not. What
+        `make` raises goes on, and a build that raised leaves nothing. Raises DeviceUnavailable if `root` cannot be
+        written, or can be written by others.
         """
-        wanted = json.loads(_canonical(facts))  # as a manifest gives them back
+        key = engine_key(facts)
         with self._locked(key):
             with _translated(self.root):
                 self._remove_leftovers(key)
-                is_kept = self._is_usable(key, wanted)
-            if is_kept:
-                return self._reuse(key, wanted, make)
-            return self._build(key, wanted, make)
+                is_kept = self._is_usable(key, facts)
+            return (self._reuse if is_kept else self._build)(key, facts, make)
 
-    def _reuse(self, key: str, facts: Mapping[str, Any], make: Callable[[Path], T]) -> T:
+    def _reuse(self, key: str, facts: Facts, make: Callable[[Path], T]) -> T:
         folder = self.root / key
         with _translated(self.root):
             before = _stamps(folder)
@@ -110,7 +86,7 @@ class EngineCache:
                 self._write_manifest(key, folder, facts)
         return made
 
-    def _build(self, key: str, facts: Mapping[str, Any], make: Callable[[Path], T]) -> T:
+    def _build(self, key: str, facts: Facts, make: Callable[[Path], T]) -> T:
         building = self.root / f"{key}.building-{os.getpid()}"
         with _translated(self.root):
             building.mkdir(mode=0o700)
@@ -124,7 +100,7 @@ class EngineCache:
             raise
         return made
 
-    def _keep(self, key: str, building: Path, facts: Mapping[str, Any]) -> None:
+    def _keep(self, key: str, building: Path, facts: Facts) -> None:
         if not _files(building):
             log.warning("TensorRT stored no engine for %s; the next start will build it again", key)
             _remove(building)
@@ -133,11 +109,11 @@ class EngineCache:
         building.rename(self.root / key)
         sync(self.root)
 
-    def _write_manifest(self, key: str, folder: Path, facts: Mapping[str, Any]) -> None:
+    def _write_manifest(self, key: str, folder: Path, facts: Facts) -> None:
         """Write the manifest last, when all that it vouches for is on the disk."""
         for name in _files(folder):
             sync(folder / name)
-        document = seal({"schema_version": SCHEMA_VERSION, "facts": facts, "files": _entries(folder)})
+        document = _manifest_of(folder, facts)
         # Not begun in the folder, where it would be a file too many if the process died.
         with whole_file(folder / MANIFEST, meanwhile=self.root / f"{key}.building-manifest") as file:
             file.write(json.dumps(document, indent=2).encode())
@@ -148,7 +124,7 @@ class EngineCache:
                 log.info("removing %s, whose process died", path)
                 _remove(path)
 
-    def _is_usable(self, key: str, facts: Mapping[str, Any]) -> bool:
+    def _is_usable(self, key: str, facts: Facts) -> bool:
         """Say whether an engine is there to be used; an unusable one is removed."""
         folder = self.root / key
         try:
@@ -175,7 +151,7 @@ class EngineCache:
             yield
 
 
-def _check_engine(folder: Path, facts: Mapping[str, Any]) -> None:
+def _check_engine(folder: Path, facts: Facts) -> None:
     """Raise ValueError unless `folder` is private and holds the engine that was kept with these `facts`.
 
     Raises FileNotFoundError if there is no such folder.
@@ -187,34 +163,21 @@ def _check_engine(folder: Path, facts: Mapping[str, Any]) -> None:
         raise ValueError(f"it belongs to user {status.st_uid}, not to {os.geteuid()}")
     if status.st_mode & 0o777 != 0o700:
         raise ValueError(f"its mode is {status.st_mode & 0o777:o} instead of 700")
-    found = _entries(folder)  # before the manifest is read, which must be a regular file too
-    document = _read_manifest(folder)
-    if document.get("facts") != facts:
-        raise ValueError("it was built for something else")
-    if changed := _unlike(found, document["files"]):
-        raise ValueError(f"{', '.join(changed)} in it was changed, added or removed")
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
+    wanted = _manifest_of(folder, facts)  # before the manifest is read, which must be a regular file too
     try:
-        document = json.loads(read_regular(folder / MANIFEST, limit=MAX_MANIFEST_BYTES))
-        is_sealed = isinstance(document, dict) and seal(document) == document
+        found = json.loads(read_regular(folder / MANIFEST, limit=MAX_MANIFEST_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"its {MANIFEST} cannot be read ({error})") from error
-    if not is_sealed:
-        raise ValueError(f"its {MANIFEST} was changed (its own digest does not match)")
-    if document.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"its {MANIFEST} has schema version {document.get('schema_version')}, not {SCHEMA_VERSION}")
-    if not isinstance(document.get("files"), dict):
-        raise ValueError(f"its {MANIFEST} names no files")  # noqa: TRY004  (no caller's type is wrong)
-    return dict(document)
+    if found != wanted:
+        raise ValueError(f"a file in it, or its {MANIFEST}, was changed, added or removed")
 
 
-def _entries(folder: Path) -> dict[str, dict[str, object]]:
-    """Describe the files in `folder` for a manifest."""
-    return {
+def _manifest_of(folder: Path, facts: Facts) -> dict[str, object]:
+    """Describe the engine in `folder`, as it is kept: with the size and digest of every file."""
+    files = {
         name: {"sha256": sha256_of(folder / name), "bytes": status.st_size} for name, status in _files(folder).items()
     }
+    return {"schema_version": SCHEMA_VERSION, "facts": facts, "files": files}
 
 
 def _files(folder: Path) -> dict[str, os.stat_result]:
@@ -267,10 +230,6 @@ def _translated(root: Path) -> Iterator[None]:
         raise DeviceUnavailable(
             f"engines cannot be kept in {root} ({error}); mend it, or set CAPPY_CACHE to a folder of your own"
         ) from error
-
-
-def _canonical(facts: Mapping[str, object]) -> str:
-    return json.dumps(dict(facts), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _remove(path: Path) -> None:

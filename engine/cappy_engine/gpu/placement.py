@@ -19,17 +19,13 @@ SHAPE_OPERATORS = frozenset(
     "Shape Size Gather Slice Concat Squeeze Unsqueeze Reshape Cast ConstantOfShape Range Expand Equal Where "
     "Add Sub Mul Div ReduceProd".split()
 )
-"""Arithmetic on a few integers, which ONNX Runtime leaves on the CPU on purpose: a copy would take longer."""
+"""Arithmetic on a few integers, which ONNX Runtime leaves on the CPU on purpose: a copy would take longer. More beside
+the device's own provider would be parts that the device refused."""
 HEAVY_OPERATORS = frozenset(
     "MatMul Gemm FusedMatMul FusedGemm MatMulInteger MatMulIntegerToFloat DynamicQuantizeMatMul QLinearMatMul QGemm "
     "MatMulNBits Einsum Attention MultiHeadAttention PackedAttention PackedMultiHeadAttention QAttention".split()
 )
 """Operators with products of matrices, where nearly all of the time goes; a device that runs none of them is idle."""
-ALLOWED_BESIDE: Mapping[str, frozenset[str]] = {
-    "CPUExecutionProvider": SHAPE_OPERATORS,
-    "CUDAExecutionProvider": SHAPE_OPERATORS,
-}
-"""What may run beside the device's own provider, by where it runs. More would be parts that the device refused."""
 SPEED_FLOOR = 1e12
 """Floating-point operations per second. A GPU of the last ten years does several times that on a full batch, in fp32
 too; a few cores do not. Many server cores may: what runs on a CPU is for `check_placement` to find."""
@@ -42,27 +38,28 @@ log = logging.getLogger(__name__)
 def check_placement(device: str, placed: Mapping[str, Counter[str]]) -> None:
     """Raise DeviceUnavailable, with operators and counts, unless `device` runs the model; `placed` is from `census`.
 
-    It runs it if some of HEAVY_OPERATORS are on its own provider, and others run no more than ALLOWED_BESIDE.
+    It runs it if some of HEAVY_OPERATORS are on its own provider, and others run no more than SHAPE_OPERATORS.
     """
     own = PROVIDERS[device]
     refused = {
         provider: found
         for provider, operators in placed.items()
-        if provider != own and (found := _without(operators, ALLOWED_BESIDE.get(provider, frozenset())))
+        if provider != own
+        and (found := Counter({name: operators[name] for name in operators if name not in SHAPE_OPERATORS}))
     }
     if refused:
         raise DeviceUnavailable(
             f"device {device!r} was asked for, but {_listed(refused)}: {own} does not take these operators in this "
             "model; choose a precision that was exported for the device, another device, or export the model again"
         )
-    if not HEAVY_OPERATORS & (+placed.get(own, Counter())).keys():
+    if HEAVY_OPERATORS.isdisjoint(placed.get(own, ())):
         raise DeviceUnavailable(
             f"device {device!r} was asked for, but {own} has none of the model's matrix products (ONNX Runtime "
             f"tells: {_listed(placed) or 'no node at all'}); run 'cappy doctor', or use device='cpu'"
         )
 
 
-def warn_if_slow(device: str, *, flops: float, seconds: float) -> None:
+def warn_if_slow(device: str, *, gpu: int, flops: float, seconds: float) -> None:
     """Log a warning if a full batch of `flops` operations took longer than on any free GPU.
 
     Call it with the second run of a batch: the first one loads kernels. A batch that is too small is not judged.
@@ -70,16 +67,13 @@ def warn_if_slow(device: str, *, flops: float, seconds: float) -> None:
     if flops < SPEED_FLOOR * LEAST_JUDGED_SECONDS or flops >= SPEED_FLOOR * seconds:
         return
     log.warning(
-        "device %r computes %.3f TFLOP/s on a full batch, and any GPU that is free does more than %.0f: is another "
-        "process on the GPU (see nvidia-smi), or is it a slice of one?",
+        "GPU %d: device %r computes %.3f TFLOP/s on a full batch, and any GPU that is free does more than %.0f: is "
+        "another process on the GPU (see nvidia-smi), or is it a slice of one?",
+        gpu,
         device,
         flops / seconds / 1e12,
         SPEED_FLOOR / 1e12,
     )
-
-
-def _without(operators: Counter[str], allowed: frozenset[str]) -> Counter[str]:
-    return Counter({name: count for name, count in operators.items() if count > 0 and name not in allowed})
 
 
 def _listed(placed: Mapping[str, Counter[str]]) -> str:

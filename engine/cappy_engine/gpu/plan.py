@@ -48,7 +48,7 @@ def plan_gpu(
     """
     bundle.model(precision, device)
     missing = [gpu for gpu in gpus if not 0 <= gpu < len(there)]
-    if missing or not gpus or len(set(gpus)) < len(gpus):
+    if missing or len(set(gpus)) < len(gpus):
         raise DeviceUnavailable(
             f"GPUs {list(gpus)} were asked for; there are {len(there)}, numbered from 0, and each is named once"
         )

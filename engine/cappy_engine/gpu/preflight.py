@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cappy_engine.errors import DeviceUnavailable, InstallationError, install_hint
+from cappy_engine.errors import DeviceUnavailable, install_hint
 from cappy_engine.gpu.installation import PROVIDER_LIBRARIES, Gpu, Installation
 from cappy_engine.session import PROVIDERS
 
@@ -48,16 +48,9 @@ def diagnose(installation: Installation, device: str, gpus: Sequence[int] = (0,)
 
 
 def require_device(installation: Installation, device: str, gpus: Sequence[int] = (0,)) -> None:
-    """Raise DeviceUnavailable, with every cause and its fix, unless all is there that `device` needs.
-
-    Raises InstallationError if packages of ONNX Runtime clash, since nothing else can be told then; it is the only
-    thing that is asked of "cpu".
-    """
-    if len(installation.runtime_packages) > 1:
-        package = _package(installation, device)
-        raise InstallationError(f"{package.detail}; run: {package.fix}")
+    """Raise DeviceUnavailable, with every cause and its fix, unless all is there that `device` needs."""
     lacking = [finding for finding in diagnose(installation, device, gpus) if not finding.is_ok]
-    if device != "cpu" and lacking:
+    if lacking:
         lines = [f"  {finding.name}: {finding.detail}\n    fix: {finding.fix}" for finding in lacking]
         raise DeviceUnavailable("\n".join([f"device {device!r} cannot be used here:", *lines]))
 
@@ -94,8 +87,7 @@ def _choice(findings: Mapping[str, Sequence[Finding]]) -> str:
 
 def cuda_major(installation: Installation) -> int | None:
     """Find the major version of CUDA that the providers are linked with; None if they are not installed."""
-    libraries = (installation.needed_libraries, installation.missing_libraries)
-    linked = [library for mapping in libraries for library in _of_device(mapping, "tensorrt")]
+    linked = _of_device(installation.needed_libraries, "tensorrt")
     found = (re.fullmatch(r"libcudart\.so\.(\d+)", library) for library in linked)
     return next((int(match[1]) for match in found if match), None)
 

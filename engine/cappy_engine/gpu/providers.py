@@ -9,7 +9,6 @@ only the environment variable NVIDIA_TF32_OVERRIDE=0, which must be set before t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 OPTIMIZATION_LEVEL = 3
@@ -17,23 +16,11 @@ OPTIMIZATION_LEVEL = 3
 WORKSPACE_BYTES = 4 * 2**30
 
 
-@dataclass(frozen=True)
-class Profile:
-    """The shapes that one TensorRT engine takes: 1 to `max_rows` rows of `length` tokens."""
-
-    length: int
-    max_rows: int
-
-    def __post_init__(self) -> None:
-        if self.length < 1 or self.max_rows < 1:
-            raise ValueError(f"{self} takes nothing: length and rows must be at least 1")
-
-
-def cuda_options(*, gpu: int = 0, tf32: bool = False) -> dict[str, str]:
-    """List the options of CUDAExecutionProvider on a GPU; `tf32` would make fp32 a format of 10 bits."""
+def cuda_options(*, gpu: int = 0) -> dict[str, str]:
+    """List the options of CUDAExecutionProvider on a GPU."""
     return {
         "device_id": str(gpu),
-        "use_tf32": "1" if tf32 else "0",  # on by default
+        "use_tf32": "0",  # on by default, which makes fp32 a format of 10 bits
         "arena_extend_strategy": "kSameAsRequested",  # the default doubles, and an arena never shrinks
         # SkipLayerNormalization in fp16 added up in fp16, and overflowed (ONNX Runtime's issue 29034), unless this is
         # on; since its pull requests 28682 and 29388 it always adds up in fp32, and ignores this.
@@ -41,11 +28,11 @@ def cuda_options(*, gpu: int = 0, tf32: bool = False) -> dict[str, str]:
     }
 
 
-def tensorrt_options(*, gpu: int = 0, profile: Profile, inputs: Sequence[str], cache: Path) -> dict[str, str]:
-    """List the options of TensorrtExecutionProvider for an engine of `profile` of a model with `inputs`.
+def tensorrt_options(*, gpu: int = 0, max_rows: int, length: int, inputs: Sequence[str], cache: Path) -> dict[str, str]:
+    """List the options of TensorrtExecutionProvider for an engine that takes 1 to `max_rows` rows of `length` tokens.
 
-    `cache` must be a folder for this model, precision, profile and machine alone: engines are found by the names in
-    the graph, not by its weights.
+    `inputs` are the model's. `cache` must be a folder for this model, precision, shape and machine alone: engines are
+    found by the names in the graph, not by its weights.
     """
     return {
         "device_id": str(gpu),
@@ -62,23 +49,19 @@ def tensorrt_options(*, gpu: int = 0, profile: Profile, inputs: Sequence[str], c
         "trt_builder_optimization_level": str(OPTIMIZATION_LEVEL),
         "trt_max_workspace_size": str(WORKSPACE_BYTES),
         "trt_cuda_graph_enable": "False",
-        **profile_shapes(inputs, profile),
+        **profile_shapes(inputs, max_rows, length),
     }
 
 
-def profile_shapes(inputs: Sequence[str], profile: Profile) -> dict[str, str]:
+def profile_shapes(inputs: Sequence[str], max_rows: int, length: int) -> dict[str, str]:
     """List the options that name the shapes of every input, such as `input_ids:1x64,attention_mask:1x64`.
 
     TensorRT tunes for the largest batch: that is where the time goes. Without these options ONNX Runtime builds the
     engine again for each new shape; with one input missing it refuses the model, and so it does where TensorRT takes
-    but parts of it, whose inputs have no names here. Raises ValueError for names that could not be told apart.
+    but parts of it, whose inputs have no names here.
     """
-    rows = {"min": 1, "opt": profile.max_rows, "max": profile.max_rows}
-    return {f"trt_profile_{end}_shapes": _format_shapes(inputs, (count, profile.length)) for end, count in rows.items()}
-
-
-def _format_shapes(inputs: Sequence[str], shape: tuple[int, ...]) -> str:
-    if not inputs or len(set(inputs)) < len(inputs) or any(not name or "," in name for name in inputs):
-        raise ValueError(f"inputs must be different names without commas, got {list(inputs)}")
-    dimensions = "x".join(str(number) for number in shape)
-    return ",".join(f"{name}:{dimensions}" for name in inputs)
+    rows = {"min": 1, "opt": max_rows, "max": max_rows}
+    return {
+        f"trt_profile_{end}_shapes": ",".join(f"{name}:{count}x{length}" for name in inputs)
+        for end, count in rows.items()
+    }

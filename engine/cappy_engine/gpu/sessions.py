@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from cappy_engine.errors import ScoringError
+from cappy_engine.errors import DeviceUnavailable, ScoringError
 from cappy_engine.forking import tell_after_fork
 from cappy_engine.session import Inputs, Session
 
@@ -34,24 +35,50 @@ class BucketedSession:
 
 
 class SharedSession:
-    """The same model on several GPUs: each run takes a free one, and waits if there is none."""
+    """The same model on several GPUs, by their numbers: each run takes a free one, and waits if there is none."""
 
-    def __init__(self, sessions: Sequence[Session], *, device: str) -> None:
+    def __init__(self, sessions: Mapping[int, Session], *, device: str) -> None:
         self.device = device
-        self._sessions = list(sessions)
+        self._sessions = dict(sessions)
         self.after_fork()
         tell_after_fork(self)
 
     def after_fork(self) -> None:
         """Set all GPUs free: in a forked child, the threads that took one are not there to give it back."""
-        self._free: queue.SimpleQueue[Session] = queue.SimpleQueue()
-        for session in self._sessions:
-            self._free.put(session)
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for gpu in self._sessions:
+            self._free.put(gpu)
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[Session]:
+        """Keep a GPU that is free for all runs of a block: whatever is asked after a failure, the same one answers.
+
+        >>> with shared.hold() as session:
+        ...     scores = session.run(inputs)
+        """
+        gpu = self._free.get()
+        try:
+            with naming(gpu):
+                yield self._sessions[gpu]
+        finally:
+            self._free.put(gpu)
 
     def run(self, inputs: Inputs) -> npt.NDArray[np.float32]:
         """Score one batch on a GPU that is free; what it raises goes on: no other GPU tries again."""
-        session = self._free.get()
-        try:
+        with self.hold() as session:
             return session.run(inputs)
-        finally:
-            self._free.put(session)
+
+
+@contextlib.contextmanager
+def naming(gpu: int) -> Iterator[None]:
+    """Name the GPU in the errors of a block, but for those of a pair.
+
+    >>> with naming(1):
+    ...     session.run(inputs)
+    """
+    try:
+        yield
+    except (DeviceUnavailable, ScoringError) as error:
+        if getattr(error, "index", None) is not None:
+            raise
+        raise type(error)(f"GPU {gpu}: {error}") from error

@@ -15,21 +15,22 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from cappy_engine.batching import full_batch
 from cappy_engine.errors import BundleError, DeviceUnavailable
 from cappy_engine.gpu.canary import check_canary, read_canary
-from cappy_engine.gpu.engines import EngineCache, engine_facts, engine_folder, engine_key
-from cappy_engine.gpu.installation import TENSORRT_LIBRARIES, Gpu, Installation, inspect_installation
+from cappy_engine.gpu.engines import EngineCache, engine_folder
+from cappy_engine.gpu.installation import TENSORRT_LIBRARIES, Installation, inspect_installation
 from cappy_engine.gpu.placement import check_placement, warn_if_slow
 from cappy_engine.gpu.plan import GpuModel, batch_flops, canary_batches
 from cappy_engine.gpu.preflight import require_device
-from cappy_engine.gpu.providers import Profile, cuda_options, tensorrt_options
-from cappy_engine.gpu.sessions import BucketedSession, SharedSession
-from cappy_engine.session import Providers, Session, load_runtime, open_session
+from cappy_engine.gpu.providers import cuda_options, tensorrt_options
+from cappy_engine.gpu.sessions import BucketedSession, SharedSession, naming
+from cappy_engine.session import INPUTS, Providers, Session, load_runtime, open_session
 
 NO_TF32 = "NVIDIA_TF32_OVERRIDE"
 
@@ -86,7 +87,7 @@ def open_on_gpus(model: GpuModel, machine: Machine) -> Session:
     """Open, warm up and check a model on its GPUs; returns the session that shares them.
 
     Raises DeviceUnavailable if the device is not what was asked for, or scores wrongly, BundleError if the bundle
-    cannot prove it, and ScoringError if a run fails.
+    cannot prove it, and ScoringError if a run fails. Errors of a GPU have its number.
     """
     if model.device == "tensorrt" and model.precision == "fp32" and machine.environment.get(NO_TF32) != "0":
         raise DeviceUnavailable(
@@ -96,17 +97,17 @@ def open_on_gpus(model: GpuModel, machine: Machine) -> Session:
     files = model.bundle.open_model(model.precision, model.device)
     files.check()
     canary = read_canary(model.bundle.manifest.document, model.device, model.precision)
-    sessions = []
+    batches = canary_batches(canary.pairs.lengths, model)
+    sessions = {}
     for gpu in model.gpus:
-        session = (_open_cuda if model.device == "cuda" else _open_tensorrt)(model, gpu, machine)
-        _warm_up(session, model, machine.clock)
-        error = check_canary(
-            session, canary, canary_batches(canary.pairs.lengths, model), pad_token_id=model.pad_token_id
-        )
+        with naming(gpu):
+            session = (_open_cuda if model.device == "cuda" else _open_tensorrt)(model, gpu, machine)
+            _warm_up(session, model, gpu, machine.clock)
+            error = check_canary(session, canary, batches, pad_token_id=model.pad_token_id)
         log.info("%s on GPU %d: the canary is off by %.2g of %.2g", model.device, gpu, error, canary.tolerance)
-        sessions.append(session)
+        sessions[gpu] = session
     files.check_loaded()
-    return sessions[0] if len(sessions) == 1 else SharedSession(sessions, device=model.device)
+    return session if len(sessions) == 1 else SharedSession(sessions, device=model.device)
 
 
 def tensorrt_version(load: Callable[[str], Any] = ctypes.CDLL) -> str:
@@ -132,48 +133,41 @@ def _open_tensorrt(model: GpuModel, gpu: int, machine: Machine) -> Session:
 
 def _open_bucket(model: GpuModel, bucket: int, gpu: int, machine: Machine) -> Session:
     path, files = model.bundle.model(model.precision, "tensorrt"), model.bundle.manifest.files
-    profile, inputs = Profile(bucket, model.max_rows(bucket)), _input_names(model)
-
-    def options(folder: Path) -> dict[str, str]:
-        return tensorrt_options(gpu=gpu, profile=profile, inputs=inputs, cache=folder)
+    rows = model.max_rows(bucket)
+    options = partial(tensorrt_options, max_rows=rows, length=bucket, inputs=_input_names(model))
 
     def make(folder: Path) -> PlacedSession:
-        own, other = ("TensorrtExecutionProvider", options(folder)), ("CUDAExecutionProvider", cuda_options(gpu=gpu))
-        return machine.open_model(path, [own, other])
+        own = ("TensorrtExecutionProvider", options(gpu=gpu, cache=folder))
+        return machine.open_model(path, [own, ("CUDAExecutionProvider", cuda_options(gpu=gpu))])
 
-    facts = engine_facts(
-        model_sha256=[files[name].sha256 for name in model.bundle.model_files(model.precision, "tensorrt")],
-        precision=model.precision,
-        profile_text=f"1 to {profile.max_rows} x {profile.length}",
-        options=options(Path()),
-        gpu=_facts_of(machine.installation.gpus[gpu]),
-        versions=machine.versions,
-    )
-    log.info("opening the engine for %d x %d tokens; the first time takes minutes", profile.max_rows, bucket)
-    session = machine.engines.open(engine_key(facts), facts, make)
+    facts = {
+        "model_sha256": [files[name].sha256 for name in model.bundle.model_files(model.precision, "tensorrt")],
+        "precision": model.precision,
+        "profile": f"1 to {rows} x {bucket}",
+        "options": options(cache=Path()),  # not this GPU's number and folder: an engine depends on neither
+        "gpu": asdict(machine.installation.gpus[gpu]),
+        "versions": dict(machine.versions),
+    }
+    log.info("opening the engine for %d x %d tokens; the first time takes minutes", rows, bucket)
+    session = machine.engines.open(facts, make)
     check_placement("tensorrt", session.placed)
     return session
-
-
-def _facts_of(gpu: Gpu) -> dict[str, str]:
-    return {
-        "name": gpu.name,
-        "compute_capability": gpu.compute_capability,
-        "memory_bytes": str(gpu.memory_bytes),
-    }
 
 
 def _input_names(model: GpuModel) -> list[str]:
     try:
         graphs = model.bundle.manifest.document["targets"]["tensorrt"]["graphs"]
-        return [str(name) for name in graphs[model.precision]["inputs"]]
-    except (KeyError, TypeError) as error:
+        names = graphs[model.precision]["inputs"]
+        if not names or not set(names) <= set(INPUTS) or len(set(names)) < len(names):
+            raise ValueError(f"{names!r} are not different ones of {', '.join(INPUTS)}")
+    except (KeyError, TypeError, ValueError) as error:
         raise BundleError(
-            f"bundle {model.bundle.path} does not name the inputs of its TensorRT model; export it again"
+            f"bundle {model.bundle.path} does not name the inputs of its TensorRT model ({error!r}); export it again"
         ) from error
+    return list(names)
 
 
-def _warm_up(session: Session, model: GpuModel, clock: Callable[[], float]) -> None:
+def _warm_up(session: Session, model: GpuModel, gpu: int, clock: Callable[[], float]) -> None:
     """Run a full batch of every bucket twice, and warn if the second run was slow."""
     manifest = model.bundle.manifest
     for length in model.grouping.buckets or (manifest.max_length,):
@@ -188,4 +182,4 @@ def _warm_up(session: Session, model: GpuModel, clock: Callable[[], float]) -> N
             raise BundleError(
                 f"bundle {model.bundle.path} does not tell its layers ({error!r}); export it again"
             ) from error
-        warn_if_slow(model.device, flops=flops, seconds=clock() - began)
+        warn_if_slow(model.device, gpu=gpu, flops=flops, seconds=clock() - began)

@@ -33,9 +33,7 @@ cappy-mini 0.5 gives a rank correlation of 0.872 with PyTorch, 0.6 0.971, 0.75 0
 SMALLEST = float(np.finfo(np.float16).tiny)
 
 
-def quantize_explicitly(
-    source: Path, out: Path, largest: Mapping[str, Floats], *, smoothing: float = SMOOTHING
-) -> dict[str, Any]:
+def quantize_explicitly(source: Path, out: Path, largest: Mapping[str, Floats]) -> dict[str, Any]:
     """Write the model `source` with its products with weights in int8; return the facts for the manifest.
 
     >>> quantize_explicitly(Path("model_fp16.onnx"), Path("model_int8.onnx"), activation_ranges(fp32, pairs.inputs()))
@@ -59,7 +57,7 @@ def quantize_explicitly(
         channels = largest.get(_before_casts(activation, producers))
         if channels is None:
             raise GraphError(f"no range is known for {activation}, which {products[0].name} reads")
-        before[products[0].name] = _quantize(graph, activation, products, weights, channels, smoothing)
+        before[products[0].name] = _quantize(graph, activation, products, weights, channels)
     nodes = [found for node in graph.node for found in (*before.get(node.name, []), node)]
     graph.initializer.append(onnx.numpy_helper.from_array(np.array(0, np.int8), "int8_zero"))
     del graph.node[:]
@@ -92,13 +90,12 @@ def _quantize(
     products: list[onnx.NodeProto],
     weights: Mapping[str, onnx.TensorProto],
     largest: Floats,
-    smoothing: float,
 ) -> list[onnx.NodeProto]:
     """Make the products that read `activation` read int8; return the nodes that go before them."""
     matrices = {node.input[1]: onnx.numpy_helper.to_array(weights[node.input[1]]) for node in products}
     dtype = next(iter(matrices.values())).dtype
     rows = np.max([np.abs(matrix).max(axis=1) for matrix in matrices.values()], axis=0).astype(np.float32)
-    factors = smoothing_factors(largest, rows, smoothing)
+    factors = smoothing_factors(largest, rows, SMOOTHING)
     scale = dtype.type(max(float((largest / factors).max()) / LARGEST_STEP, SMALLEST))
     _constant(graph, f"{activation}/smoothing", (1 / factors).astype(dtype))
     _constant(graph, f"{activation}/scale", np.array(scale))

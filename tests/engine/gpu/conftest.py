@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from cappy_engine.bundle import Bundle
+from cappy_engine.gpu.engines import EngineCache
+from tests.support.engines import FACTS, KEY, Runtime
 from tests.support.gpus import write_gpu_bundle
 
 
@@ -20,3 +22,10 @@ def sealed(tmp_path: Path) -> Bundle:
 def root(tmp_path: Path) -> Path:
     """Name the folder where engines are kept."""
     return tmp_path / "cache" / "engines"
+
+
+@pytest.fixture
+def folder(root: Path) -> Path:
+    """Name the folder of an engine that is kept under KEY."""
+    EngineCache(root).open(FACTS, Runtime().session)
+    return root / KEY

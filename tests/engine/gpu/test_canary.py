@@ -5,13 +5,10 @@ from __future__ import annotations
 from itertools import count
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from cappy_engine.batching import Batch
 from cappy_engine.bundle import Bundle
 from cappy_engine.errors import BundleError, DeviceUnavailable
-from cappy_engine.gpu.canary import check_canary, read_canary
 from cappy_engine.testing import score_of
 from tests.support.bundles import Change, Manifest
 from tests.support.gpus import (
@@ -77,9 +74,14 @@ def test_a_wrong_engine_of_a_bucket_that_no_pair_of_the_canary_needs_stops_the_s
 
 def test_one_wrong_gpu_of_two_stops_the_start(sealed: Bundle, root: Path) -> None:
     runtime = FakeRuntime(lambda device, gpu: PlacedSession(device, score_of if gpu == 0 else lambda ids: 0.5))
-    with pytest.raises(DeviceUnavailable, match="gives wrong scores"):
+    with pytest.raises(DeviceUnavailable, match=r"^GPU 1: device 'cuda' gives wrong scores"):
         open_faked(sealed, root, runtime, gpus=[0, 1])
     assert len(runtime.opened) == 2
+
+
+def pair_of(tokens: int) -> Manifest:
+    """A pair of the canary with so many tokens, and its right score."""
+    return {"input_ids": [5] * tokens, "token_type_ids": [0] * tokens, "score": score_of([5] * tokens)}
 
 
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
@@ -96,6 +98,8 @@ def test_one_wrong_gpu_of_two_stops_the_start(sealed: Bundle, root: Path) -> Non
         ),
         pytest.param(lambda document: document["canary"]["pairs"][2].pop("score"), id="a pair without score"),
         pytest.param(lambda document: document["canary"].update(pairs=[[1, 2]]), id="no pairs but numbers"),
+        pytest.param(lambda document: document["canary"]["pairs"].append(pair_of(0)), id="a pair of no tokens"),
+        pytest.param(lambda document: document["canary"]["pairs"].append(pair_of(LONGEST + 1)), id="too long a pair"),
     ],
 )
 def test_a_bundle_that_cannot_prove_this_model_is_refused(
@@ -122,10 +126,3 @@ def test_a_canary_that_proves_nothing_is_refused(tmp_path: Path, root: Path, cha
     bundle = write_gpu_bundle(tmp_path / "bundle", change=lambda document: change(document["canary"]))
     with pytest.raises(BundleError, match=r"canary for fp16 on cuda .*export it again"):
         open_faked(bundle, root, FakeRuntime())
-
-
-def test_a_score_of_the_canary_that_was_not_computed_is_no_score(sealed: Bundle) -> None:
-    canary = read_canary(sealed.manifest.document, "cuda", "fp16")
-    batches = [Batch(np.array([0, 1]), 11)]
-    with pytest.raises(DeviceUnavailable, match="4 of 6 pairs of the canary were not scored on 'cuda'"):
-        check_canary(PlacedSession("cuda"), canary, batches, pad_token_id=1)

@@ -13,15 +13,8 @@ from typing import Any
 import pytest
 
 from cappy_engine.errors import DeviceUnavailable
-from cappy_engine.gpu.engines import EngineCache, engine_facts
-from tests.support.engines import ENGINE, FACTS, KEY, SAME, Runtime, kept
-
-
-@pytest.fixture
-def folder(root: Path) -> Path:
-    """Name the folder of an engine that is kept under KEY."""
-    EngineCache(root).open(KEY, FACTS, Runtime().session)
-    return root / KEY
+from cappy_engine.gpu.engines import EngineCache
+from tests.support.engines import ENGINE, FACTS, KEY, Runtime, kept
 
 
 def flip_a_byte(folder: Path) -> None:
@@ -67,7 +60,12 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a manifest cut short": lambda folder: truncate(folder / "manifest.json"),
     "a manifest of bytes": lambda folder: (folder / "manifest.json").write_bytes(b"\xff"),
     "a manifest that is none": lambda folder: (folder / "manifest.json").write_text("[]"),
+    "a manifest that is too deep": lambda folder: (folder / "manifest.json").write_text("[" * 100_000),
+    "another version": lambda folder: change_manifest(folder, lambda manifest: manifest.update(schema_version=2)),
     "an edited manifest": lambda folder: change_manifest(folder, lambda manifest: manifest["facts"].clear()),
+    "other facts": lambda folder: change_manifest(folder, lambda manifest: manifest["facts"].update(precision="fp32")),
+    "more than is written": lambda folder: change_manifest(folder, lambda manifest: manifest.update(more=1)),
+    "a list of no files": lambda folder: change_manifest(folder, lambda manifest: manifest.pop("files")),
     "an edited list of files": lambda folder: change_manifest(folder, lambda manifest: manifest["files"].clear()),
     "a folder its group can write": lambda folder: folder.chmod(0o770),
     "a folder others can read": lambda folder: folder.chmod(0o705),
@@ -81,10 +79,10 @@ def test_an_engine_that_is_not_as_it_was_kept_is_built_again(
     damage(folder)
     runtime = Runtime("new")
     with caplog.at_level(logging.WARNING):
-        assert EngineCache(root).open(KEY, FACTS, runtime.session) == "engine of new"
+        assert EngineCache(root).open(FACTS, runtime.session) == "engine of new"
     assert runtime.found == [[]]
     assert f"the engine in {folder} is not used but built again: " in caplog.text
-    assert EngineCache(root).open(KEY, FACTS, runtime.session) == "engine of new"
+    assert EngineCache(root).open(FACTS, runtime.session) == "engine of new"
     assert len(runtime.found[1]) == 3
     assert kept(root) == [KEY]
 
@@ -92,15 +90,9 @@ def test_an_engine_that_is_not_as_it_was_kept_is_built_again(
 def test_a_link_is_removed_and_not_what_it_leads_to(root: Path, folder: Path, tmp_path: Path) -> None:
     replace_by_link(folder)
     (elsewhere,) = tmp_path.rglob("elsewhere")
-    EngineCache(root).open(KEY, FACTS, Runtime("new").session)
+    EngineCache(root).open(FACTS, Runtime("new").session)
     assert not folder.is_symlink()
     assert (elsewhere / ENGINE).read_text() == "engine of weights"
-
-
-def test_an_engine_that_was_built_for_something_else_is_built_again(root: Path, folder: Path) -> None:
-    other = engine_facts(**{**SAME, "precision": "fp32"})
-    assert EngineCache(root).open(folder.name, other, Runtime("other").session) == "engine of other"
-    assert EngineCache(root).open(folder.name, FACTS, Runtime("first").session) == "engine of first"
 
 
 def test_all_that_is_kept_is_private(root: Path) -> None:
@@ -112,7 +104,7 @@ def test_all_that_is_kept_is_private(root: Path) -> None:
 
     before = os.umask(0)
     try:
-        EngineCache(root).open(KEY, FACTS, make)
+        EngineCache(root).open(FACTS, make)
     finally:
         os.umask(before)
     assert modes == [0o700]
@@ -127,26 +119,26 @@ def test_all_that_is_kept_is_private(root: Path) -> None:
 def test_a_store_that_others_can_write_is_refused(root: Path, folder: Path, mode: int) -> None:
     root.chmod(mode)
     with pytest.raises(DeviceUnavailable, match=f"mode {mode:o}.* 'chmod 700 {root}' .*CAPPY_CACHE"):
-        EngineCache(root).open(KEY, FACTS, Runtime().session)
+        EngineCache(root).open(FACTS, Runtime().session)
     root.chmod(0o700)
-    assert EngineCache(root).open(KEY, FACTS, Runtime("new").session) == "engine of weights"
+    assert EngineCache(root).open(FACTS, Runtime("new").session) == "engine of weights"
 
 
 def test_a_store_of_someone_else_is_refused(root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     someone = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: someone + 1)
     with pytest.raises(DeviceUnavailable, match=f"{root} belongs to user {someone}.* set CAPPY_CACHE"):
-        EngineCache(root).open(KEY, FACTS, Runtime().session)
+        EngineCache(root).open(FACTS, Runtime().session)
 
 
 @pytest.mark.parametrize("place", [lambda path: path.touch(), lambda path: path.symlink_to(path.parent)])
 def test_a_store_that_is_no_folder_is_refused(tmp_path: Path, place: Callable[[Path], object]) -> None:
     place(tmp_path / "engines")
     with pytest.raises(DeviceUnavailable, match="engines is not a folder; remove it, or set CAPPY_CACHE"):
-        EngineCache(tmp_path / "engines").open(KEY, FACTS, Runtime().session)
+        EngineCache(tmp_path / "engines").open(FACTS, Runtime().session)
 
 
 def test_a_store_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DeviceUnavailable, match=r"engines cannot be kept in .*set CAPPY_CACHE"):
-        EngineCache(tmp_path / "file" / "engines").open(KEY, FACTS, Runtime().session)
+        EngineCache(tmp_path / "file" / "engines").open(FACTS, Runtime().session)

@@ -14,21 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from cappy_engine.gpu.engines import EngineCache, engine_facts, engine_folder, engine_key
-from tests.support.engines import ENGINE, FACTS, GPU, KEY, OPTIONS, SAME, VERSIONS, Runtime, kept
-
-
-@pytest.fixture
-def folder(root: Path) -> Path:
-    """Name the folder of an engine that is kept under KEY."""
-    EngineCache(root).open(KEY, FACTS, Runtime().session)
-    return root / KEY
+from cappy_engine.gpu.engines import EngineCache, engine_folder, engine_key
+from tests.support.engines import ENGINE, FACTS, KEY, Runtime, kept
 
 
 def test_an_engine_is_built_once_and_then_reused(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     runtime = Runtime()
     with caplog.at_level(logging.WARNING):
-        sessions = [EngineCache(root).open(KEY, FACTS, runtime.session) for _ in range(3)]
+        sessions = [EngineCache(root).open(FACTS, runtime.session) for _ in range(3)]
     assert sessions == ["engine of weights"] * 3
     files = ["manifest.json", "model.timing", ENGINE]
     assert runtime.found == [[], files, files]
@@ -37,9 +30,9 @@ def test_an_engine_is_built_once_and_then_reused(root: Path, caplog: pytest.LogC
 
 
 def test_swapped_weights_get_an_engine_of_their_own(root: Path) -> None:
-    swapped = engine_facts(**{**SAME, "model_sha256": ["ef" * 32, "cd" * 32]})
-    assert EngineCache(root).open(KEY, FACTS, Runtime("old").session) == "engine of old"
-    assert EngineCache(root).open(engine_key(swapped), swapped, Runtime("new").session) == "engine of new"
+    swapped = {**FACTS, "model_sha256": ["ef" * 32, "cd" * 32]}
+    assert EngineCache(root).open(FACTS, Runtime("old").session) == "engine of old"
+    assert EngineCache(root).open(swapped, Runtime("new").session) == "engine of new"
     assert kept(root) == sorted([KEY, engine_key(swapped)])
 
 
@@ -54,11 +47,11 @@ def test_what_tensorrt_adds_when_it_opens_an_engine_is_kept_too(
         return runtime.session(folder)
 
     with caplog.at_level(logging.WARNING):
-        EngineCache(root).open(KEY, FACTS, add)
+        EngineCache(root).open(FACTS, add)
     assert "TensorRT changed model.timing, more.timing" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        EngineCache(root).open(KEY, FACTS, runtime.session)
+        EngineCache(root).open(FACTS, runtime.session)
     assert runtime.found[-1] == ["manifest.json", "model.timing", ENGINE, "more.timing"]
     assert not caplog.records
     assert kept(root) == [KEY]
@@ -71,9 +64,9 @@ def fail(folder: Path) -> str:
 
 def test_a_build_that_raised_leaves_nothing(root: Path) -> None:
     with pytest.raises(OSError, match="out of GPU memory"):
-        EngineCache(root).open(KEY, FACTS, fail)
+        EngineCache(root).open(FACTS, fail)
     assert kept(root) == []
-    assert EngineCache(root).open(KEY, FACTS, Runtime().session) == "engine of weights"
+    assert EngineCache(root).open(FACTS, Runtime().session) == "engine of weights"
 
 
 def test_an_engine_that_did_not_open_is_kept_unless_it_was_changed(
@@ -83,17 +76,17 @@ def test_an_engine_that_did_not_open_is_kept_unless_it_was_changed(
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        EngineCache(root).open(KEY, FACTS, refuse)
+        EngineCache(root).open(FACTS, refuse)
     assert f"the engine in {folder} is as it was built, but did not open; remove it if this goes on" in caplog.text
-    assert EngineCache(root).open(KEY, FACTS, Runtime("new").session) == "engine of weights"
+    assert EngineCache(root).open(FACTS, Runtime("new").session) == "engine of weights"
     with pytest.raises(OSError, match="out of GPU memory"):
-        EngineCache(root).open(KEY, FACTS, fail)
-    assert EngineCache(root).open(KEY, FACTS, Runtime("new").session) == "engine of new"
+        EngineCache(root).open(FACTS, fail)
+    assert EngineCache(root).open(FACTS, Runtime("new").session) == "engine of new"
 
 
 def test_a_build_that_writes_nothing_is_not_kept(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert EngineCache(root).open(KEY, FACTS, lambda folder: "session") == "session"
+        assert EngineCache(root).open(FACTS, lambda folder: "session") == "session"
     assert "TensorRT stored no engine" in caplog.text
     assert kept(root) == []
 
@@ -104,19 +97,19 @@ from pathlib import Path
 from cappy_engine.gpu.engines import EngineCache
 
 def make(folder):
-    (folder / sys.argv[4]).write_text("half")
+    (folder / sys.argv[3]).write_text("half")
     print("building", flush=True)
     time.sleep(60)
 
-EngineCache(Path(sys.argv[1])).open(sys.argv[2], json.loads(sys.argv[3]), make)
+EngineCache(Path(sys.argv[1])).open(json.loads(sys.argv[2]), make)
 """
 
 
 @pytest.mark.parametrize("is_kept", [False, True], ids=["while it builds", "while it opens"])
 def test_what_a_killed_process_left_is_not_used_and_its_lock_is_free(root: Path, is_kept: bool) -> None:
     if is_kept:
-        EngineCache(root).open(KEY, FACTS, Runtime("old").session)
-    command = [sys.executable, "-c", KILLED, str(root), KEY, json.dumps(FACTS), ENGINE]
+        EngineCache(root).open(FACTS, Runtime("old").session)
+    command = [sys.executable, "-c", KILLED, str(root), json.dumps(FACTS), ENGINE]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -126,7 +119,7 @@ def test_what_a_killed_process_left_is_not_used_and_its_lock_is_free(root: Path,
     assert process.returncode == -signal.SIGKILL
     assert kept(root) == ([KEY] if is_kept else [f"{KEY}.building-{process.pid}"])
     runtime = Runtime("new")
-    assert EngineCache(root).open(KEY, FACTS, runtime.session) == "engine of new"
+    assert EngineCache(root).open(FACTS, runtime.session) == "engine of new"
     assert runtime.found == [[]]
     assert kept(root) == [KEY]
 
@@ -139,44 +132,24 @@ def test_many_that_ask_for_one_engine_build_it_once(root: Path) -> None:
         return runtime.session(folder)
 
     with ThreadPoolExecutor(8) as pool:
-        sessions = list(pool.map(lambda _: EngineCache(root).open(KEY, FACTS, slowly), range(8)))
+        sessions = list(pool.map(lambda _: EngineCache(root).open(FACTS, slowly), range(8)))
     assert sessions == ["engine of weights"] * 8
     assert runtime.found.count([]) == 1
     assert kept(root) == [KEY]
 
 
 def test_an_engine_does_not_wait_for_another(root: Path) -> None:
-    other = engine_facts(**{**SAME, "precision": "fp32"})
-
     def open_another(folder: Path) -> str:
-        return EngineCache(root).open(engine_key(other), other, Runtime("other").session)
+        return EngineCache(root).open({**FACTS, "precision": "fp32"}, Runtime("other").session)
 
-    assert EngineCache(root).open(KEY, FACTS, open_another) == "engine of other"
-
-
-@pytest.mark.parametrize("name", ["trt_engine_cache_path", "trt_timing_cache_path", "device_id"])
-def test_the_key_does_not_depend_on_where_engines_are_kept(name: str) -> None:
-    moved = {**SAME, "options": {**OPTIONS, name: "/there"}}
-    assert engine_key(engine_facts(**moved)) == KEY
-    without = {**SAME, "options": {option: value for option, value in OPTIONS.items() if option != name}}
-    assert engine_key(engine_facts(**without)) == KEY
+    assert EngineCache(root).open(FACTS, open_another) == "engine of other"
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("model_sha256", ["ef" * 32, "cd" * 32]),
-        ("model_sha256", ["ab" * 32]),
-        ("precision", "fp32"),
-        ("profile_text", "input_ids:1x32"),
-        ("options", {**OPTIONS, "trt_fp16_enable": "False"}),
-        ("options", {**OPTIONS, "trt_builder_optimization_level": "5"}),
-        *[("gpu", {**GPU, fact: "another"}) for fact in GPU],
-        *[("versions", {**VERSIONS, fact: "another"}) for fact in VERSIONS],
-    ],
-)
-def test_the_key_depends_on_all_else(name: str, value: object) -> None:
-    assert engine_key(engine_facts(**{**SAME, name: value})) != KEY
+@pytest.mark.parametrize("name", FACTS)
+def test_the_key_depends_on_every_fact(name: str) -> None:
+    assert engine_key({**FACTS, name: "another"}) != KEY
+    if isinstance(FACTS[name], dict):
+        assert all(engine_key({**FACTS, name: {**FACTS[name], inner: "another"}}) != KEY for inner in FACTS[name])
 
 
 def test_a_key_is_a_name_and_does_not_depend_on_the_order_of_facts() -> None:

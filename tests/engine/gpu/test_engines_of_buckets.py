@@ -14,16 +14,15 @@ from pathlib import Path
 import pytest
 
 from cappy_engine.bundle import MANIFEST, Bundle, open_bundle
+from cappy_engine.errors import BundleError
 from cappy_engine.session import INPUTS
-from tests.support.bundles import Manifest, flip_byte
+from tests.support.bundles import Manifest, flip_byte, with_value
 from tests.support.gpus import (
     BUCKETS,
     BUDGET,
     CUDA,
     ENGINE,
-    H100,
     HERE,
-    L4,
     ROWS,
     TENSORRT,
     VERSIONS,
@@ -33,6 +32,7 @@ from tests.support.gpus import (
     open_faked,
     write_gpu_bundle,
 )
+from tests.support.installations import H100, L4
 
 # Engines of TensorRT
 
@@ -73,6 +73,23 @@ def test_engines_are_built_once_and_found_again_wherever_the_bundle_lies(
     assert not caplog.records
 
 
+def test_gpus_of_one_kind_share_engines(sealed: Bundle, root: Path) -> None:
+    runtime = FakeRuntime()
+    open_faked(sealed, root, runtime, device="tensorrt", gpus=[0, 1])
+    assert runtime.found == [[], [], [], *[[MANIFEST, ENGINE]] * 3]
+
+
+@pytest.mark.parametrize("name", ["OPTIMIZATION_LEVEL", "WORKSPACE_BYTES"])
+def test_an_engine_of_other_options_is_not_used(
+    sealed: Bundle, root: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = FakeRuntime()
+    open_faked(sealed, root, runtime, device="tensorrt")
+    monkeypatch.setattr(f"cappy_engine.gpu.providers.{name}", 1)
+    open_faked(sealed, root, runtime, device="tensorrt")
+    assert runtime.found == [[]] * 6
+
+
 def test_other_weights_under_the_same_names_get_engines_of_their_own(
     sealed: Bundle, tmp_path: Path, root: Path
 ) -> None:
@@ -93,6 +110,7 @@ def test_other_weights_under_the_same_names_get_engines_of_their_own(
         pytest.param({"on": On(replace(HERE, gpus=(L4,)))}, id="another GPU"),
         pytest.param({"on": On(replace(HERE, gpus=(replace(H100, name="NVIDIA H200"),)))}, id="another name"),
         pytest.param({"on": On(replace(HERE, gpus=(replace(H100, compute_capability="9.1"),)))}, id="another sm"),
+        pytest.param({"on": On(replace(HERE, gpus=(replace(H100, memory_bytes=94 * 2**30),)))}, id="another memory"),
         pytest.param({"on": On(versions={**VERSIONS, "onnxruntime": "1.32.0"})}, id="another ONNX Runtime"),
         pytest.param({"on": On(versions={**VERSIONS, "tensorrt": "101400"})}, id="another TensorRT"),
         pytest.param({"on": On(versions={**VERSIONS, "driver": "13.1"})}, id="another driver"),
@@ -121,6 +139,21 @@ def test_an_engine_with_a_changed_byte_is_built_again(
     assert runtime.found[3:] == [[MANIFEST, ENGINE], [], [MANIFEST, ENGINE]]
     assert runtime.engines[3:] == runtime.engines[:3]
     assert f"the engine in {root / changed} is not used but built again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [[], "input_ids", ["a,b"], [""], ["input_ids"] * 2, ["input_ids", "pixels"], [["input_ids"]], 5, None, {}],
+    ids=repr,
+)
+def test_a_bundle_that_does_not_name_the_inputs_is_refused_before_anything_is_opened(
+    tmp_path: Path, root: Path, inputs: object
+) -> None:
+    change = with_value(inputs, "targets", "tensorrt", "graphs", "fp16", "inputs")
+    runtime = FakeRuntime()
+    with pytest.raises(BundleError, match=r"does not name the inputs of its TensorRT model .*; export it again"):
+        open_faked(write_gpu_bundle(tmp_path / "bundle", change=change), root, runtime, device="tensorrt")
+    assert not runtime.opened
 
 
 KILLED = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,6 @@ from cappy_engine.gpu.installation import Installation
 from cappy_engine.gpu.start import find_machine, open_on_gpus, tensorrt_version
 from cappy_engine.session import PROVIDERS, Providers
 from tests.support.gpus import (
-    H100,
     HERE,
     VERSIONS,
     FakeRuntime,
@@ -26,6 +26,7 @@ from tests.support.gpus import (
     kept,
     planned,
 )
+from tests.support.installations import H100
 
 
 @pytest.fixture
@@ -57,11 +58,7 @@ def test_on_this_machine_engines_are_kept_where_the_environment_says(
     assert session.device == "tensorrt"
     (facts, *_) = [json.loads((root / name / MANIFEST).read_bytes())["facts"] for name in kept(root)]
     assert facts["versions"] == VERSIONS
-    assert facts["gpu"] == {
-        "name": H100.name,
-        "compute_capability": H100.compute_capability,
-        "memory_bytes": str(H100.memory_bytes),
-    }
+    assert facts["gpu"] == asdict(H100)
 
 
 @pytest.mark.usefixtures("runtime")

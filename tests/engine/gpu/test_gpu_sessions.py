@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,20 +16,9 @@ from cappy_engine.testing import score_of
 from tests.support.gpus import (
     TOKENS,
     PlacedSession,
-    Score,
+    fails_on,
     inputs_of,
 )
-
-
-def fails_on(length: int) -> Score:
-    """A score, but for rows of so many tokens."""
-
-    def score(ids: Sequence[int]) -> float:
-        if len(ids) == length:
-            raise ScoringError("out of GPU memory")
-        return score_of(ids)
-
-    return score
 
 
 class Meeting(PlacedSession):
@@ -49,9 +37,9 @@ class Meeting(PlacedSession):
 def test_a_run_that_fails_is_not_repeated_on_the_other_gpu_and_both_are_free_afterwards() -> None:
     barrier = threading.Barrier(2)
     sessions = [Meeting(barrier), Meeting(barrier)]
-    shared = SharedSession(sessions, device="cuda")
-    for runs in (1, 2, 3):
-        with pytest.raises(ScoringError, match="out of GPU memory"):
+    shared = SharedSession({3: sessions[0], 1: sessions[1]}, device="cuda")
+    for runs, gpu in ((1, 3), (2, 1), (3, 3)):
+        with pytest.raises(ScoringError, match=f"^GPU {gpu}: out of GPU memory"):
             shared.run(inputs_of([TOKENS[0]]))
         assert sum(len(session.batches) for session in sessions) == runs
     with ThreadPoolExecutor(2) as callers:
@@ -62,7 +50,7 @@ def test_a_run_that_fails_is_not_repeated_on_the_other_gpu_and_both_are_free_aft
 def test_two_gpus_run_at_the_same_time() -> None:
     barrier = threading.Barrier(2)
     sessions = [Meeting(barrier), Meeting(barrier)]
-    shared = SharedSession(sessions, device="cuda")
+    shared = SharedSession(dict(enumerate(sessions)), device="cuda")
     with ThreadPoolExecutor(2) as callers:
         runs = [callers.submit(shared.run, inputs_of([[0, number, 2]])) for number in range(10, 30)]
         scores = [float(run.result(timeout=30)[0]) for run in runs]
@@ -95,7 +83,7 @@ class Gated(PlacedSession):
 def test_a_run_waits_where_no_gpu_is_free() -> None:
     gate = threading.Event()
     sessions = [Gated(gate), Gated(gate)]
-    shared = SharedSession(sessions, device="cuda")
+    shared = SharedSession(dict(enumerate(sessions)), device="cuda")
     with ThreadPoolExecutor(6) as callers:
         runs = [callers.submit(shared.run, inputs_of([ids])) for ids in TOKENS[:2]]
         assert all(session.has_begun.wait(timeout=30) for session in sessions)
@@ -106,6 +94,17 @@ def test_a_run_waits_where_no_gpu_is_free() -> None:
         scores = [float(run.result(timeout=30)[0]) for run in runs]
     np.testing.assert_allclose(scores, [score_of(ids) for ids in TOKENS], atol=1e-6)
     assert [session.most for session in sessions] == [1, 1]
+
+
+def test_a_gpu_that_is_held_runs_all_of_a_block_and_nothing_else() -> None:
+    sessions = {0: PlacedSession("cuda"), 1: PlacedSession("cuda")}
+    shared = SharedSession(sessions, device="cuda")
+    with shared.hold() as own:
+        for ids in TOKENS:
+            own.run(inputs_of([ids]))
+            shared.run(inputs_of([ids]))
+    assert [len(session.batches) for session in sessions.values()] == [len(TOKENS)] * 2
+    assert own is sessions[0]
 
 
 # Buckets

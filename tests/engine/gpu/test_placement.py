@@ -57,14 +57,9 @@ def test_everything_that_runs_elsewhere_is_in_one_error() -> None:
         check_placement("tensorrt", {TENSORRT: LAYERS, CUDA: Counter({"Gelu": 2}), CPU: Counter({"QAttention": 9})})
 
 
-def test_a_provider_that_nobody_asked_for_may_run_nothing() -> None:
-    with pytest.raises(DeviceUnavailable, match="TensorrtExecutionProvider runs 1 Shape"):
-        check_placement("cuda", {CUDA: LAYERS, TENSORRT: Counter({"Shape": 1})})
-
-
 @pytest.mark.parametrize("device", OWN)
 def test_a_device_without_matrix_products_does_not_run_the_model(device: str) -> None:
-    idle = {OWN[device]: Counter({"Gather": 3, "Softmax": 4, "MatMul": 0})}
+    idle = {OWN[device]: Counter({"Gather": 3, "Softmax": 4})}
     with pytest.raises(DeviceUnavailable, match=f"{OWN[device]} has none of the model's matrix products"):
         check_placement(device, idle)
 
@@ -82,8 +77,8 @@ def test_a_session_that_tells_nothing_is_no_proof(device: str) -> None:
 def test_a_gpu_that_is_slower_than_any_gpu_is_warned_about_with_its_speed(
     device: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    warn_if_slow(device, flops=SPEED_FLOOR, seconds=4.0)
-    assert f"device '{device}' computes 0.250 TFLOP/s on a full batch" in caplog.text
+    warn_if_slow(device, gpu=1, flops=SPEED_FLOOR, seconds=4.0)
+    assert f"GPU 1: device '{device}' computes 0.250 TFLOP/s on a full batch" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -97,5 +92,5 @@ def test_a_gpu_that_is_slower_than_any_gpu_is_warned_about_with_its_speed(
 def test_nobody_is_warned_of_a_gpu_that_may_be_fast(
     flops: float, seconds: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    warn_if_slow("cuda", flops=flops, seconds=seconds)
+    warn_if_slow("cuda", gpu=0, flops=flops, seconds=seconds)
     assert not caplog.records

@@ -41,8 +41,8 @@ def test_padding_counts_on_cuda_though_its_graph_removes_it(sealed: Bundle) -> N
     assert all(batch.padded_tokens <= BUDGET for batch in batches)
 
 
-@pytest.mark.parametrize("gpus", [(2,), (-1,), (0, 2), (0, 0), (1, 0, 1), ()])
-def test_gpus_that_are_not_there_or_named_twice_or_none_are_refused(sealed: Bundle, gpus: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("gpus", [(2,), (-1,), (0, 2), (0, 0), (1, 0, 1)])
+def test_gpus_that_are_not_there_or_named_twice_are_refused(sealed: Bundle, gpus: tuple[int, ...]) -> None:
     with pytest.raises(DeviceUnavailable, match="were asked for; there are 2, numbered from 0") as caught:
         planned(sealed, gpus=gpus)
     assert f"GPUs {list(gpus)} " in str(caught.value)

@@ -28,7 +28,6 @@ from tests.support.gpus import (
     CPU,
     CUDA,
     EXACT,
-    H100,
     LAYERS,
     LONGEST,
     MODELS,
@@ -38,11 +37,12 @@ from tests.support.gpus import (
     FakeRuntime,
     On,
     PlacedSession,
-    Score,
+    fails_on,
     inputs_of,
     open_faked,
     write_gpu_bundle,
 )
+from tests.support.installations import H100
 
 # What opens
 
@@ -106,8 +106,8 @@ def test_a_session_whose_work_is_done_elsewhere_is_refused_before_it_runs(
     sealed: Bundle, root: Path, device: str, placed: Mapping[str, Counter[str]], problem: str
 ) -> None:
     runtime = FakeRuntime(lambda device, gpu: PlacedSession(device, placed=placed))
-    with pytest.raises(DeviceUnavailable, match=problem):
-        open_faked(sealed, root, runtime, device=device)
+    with pytest.raises(DeviceUnavailable, match=f"^GPU 1: .*{problem}"):
+        open_faked(sealed, root, runtime, device=device, gpus=[1])
     assert [session.batches for session in runtime.sessions] == [[]]
 
 
@@ -146,8 +146,8 @@ def test_a_device_that_is_slower_than_any_gpu_opens_with_a_warning(
     open_faked(quick, root, fast, device=device, on=On(clock=clock))  # the first run loads kernels, and counts nothing
     assert not caplog.records
     slow = FakeRuntime(lambda device, gpu: TimedSession(device, clock, first=0.0, later=flops / 2.5e11))
-    open_faked(quick, root, slow, device=device, on=On(clock=clock))
-    assert "computes 0.250 TFLOP/s on a full batch" in caplog.text
+    open_faked(quick, root, slow, device=device, gpus=[1], on=On(clock=clock))
+    assert f"GPU 1: device '{device}' computes 0.250 TFLOP/s on a full batch" in caplog.text
 
 
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
@@ -177,22 +177,11 @@ def test_fp32_under_tensorrt_needs_an_environment_without_tf32(
 # Runs that fail
 
 
-def fails_on(length: int) -> Score:
-    """A score, but for rows of so many tokens."""
-
-    def score(ids: Sequence[int]) -> float:
-        if len(ids) == length:
-            raise ScoringError("out of GPU memory")
-        return score_of(ids)
-
-    return score
-
-
 @pytest.mark.parametrize(("length", "runs"), [(LONGEST, 1), (len(TOKENS[3]), 4)])
 def test_a_run_that_fails_while_opening_is_repeated_nowhere(sealed: Bundle, root: Path, length: int, runs: int) -> None:
     runtime = FakeRuntime(lambda device, gpu: PlacedSession(device, fails_on(length)))
-    with pytest.raises(ScoringError, match="out of GPU memory"):
-        open_faked(sealed, root, runtime, gpus=[0, 1])
+    with pytest.raises(ScoringError, match=r"^GPU 1: out of GPU memory"):
+        open_faked(sealed, root, runtime, gpus=[1, 0])
     (session,) = runtime.sessions
     assert len(session.batches) == runs
 
@@ -214,7 +203,7 @@ def test_several_gpus_are_all_proven_and_share_the_work(sealed: Bundle, root: Pa
 
 def scorer_beside(tokenizer: PairTokenizer, session: PlacedSession, *, gpus: int = 1) -> Scorer:
     """A scorer on GPUs that are faked, whose CPU is free while they compute."""
-    shared = SharedSession([session] * gpus, device="cuda") if gpus > 1 else None
+    shared = SharedSession(dict.fromkeys(range(gpus), session), device="cuda") if gpus > 1 else None
     return Scorer(
         tokenizer, Runner(shared or session, Grouping(BUDGET), pad_token_id=1, narrow_session=shared, callers=gpus)
     )
