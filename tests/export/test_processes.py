@@ -166,7 +166,7 @@ def test_the_launchers_of_others_start_the_same_training(launch: Launch, whole: 
 def test_processes_with_other_data_do_not_begin_and_one_says_why(launch: Launch) -> None:
     started = launch.start("unlike", train=("train.jsonl", "other.jsonl"))
     first, second = [each.communicate(timeout=300)[1] for each in started]
-    assert [each.returncode for each in started] == [1, 1]
+    assert [each.returncode for each in started] == [1, 1], first + second
     assert "process 1 cannot join process 0 (shards was ['train.jsonl'], is ['other.jsonl'])" in first
     assert second == ""
     assert not (launch.folder / "unlike.training").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -96,6 +97,8 @@ def join(mixed_precision: str, *, wait_seconds: int) -> Accelerator:
             f"the {os.environ.get('WORLD_SIZE')} processes of this training do not find each other ({found}; "
             f"{_first_line(error)}); start all of them, or unset {', '.join(LAUNCHED)}"
         ) from error
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        atexit.register(_leave)
     has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     chosen = choose_mixed_precision(mixed_precision, device=device, has_bf16=has_bf16)
     # On CPUs sums must not depend on the order in which gradients were ready: DDP sorts by it, if it may, after a step.
@@ -185,6 +188,16 @@ def not_alone(accelerator: Accelerator) -> Iterator[None]:
             f"another process of this training has ended, or is silent ({_first_line(error)}); this one "
             f"({accelerator.process_index} of {accelerator.num_processes}) ends, too; go on with --resume"
         ) from error
+
+
+def _leave() -> None:
+    """Leave the other processes while Python still works.
+
+    Else gloo's threads may drop their last tensors when it does not. That aborts the process: its status is 134 then,
+    not the error's (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _end_with_launcher() -> None:
