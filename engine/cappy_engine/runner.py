@@ -141,6 +141,20 @@ class Runner:
         session = self._narrow or self._session
         if session is None:
             raise ScoringError(CLOSED)
+        return self._run_on(session, encoded)
+
+    def ways(self) -> list[Callable[[EncodedPairs], Scores]]:
+        """List all ways in which pairs are run: `run`, and `run_beside` on each of the sessions that are shared out.
+
+        >>> [run(encoded) for run in runner.ways()]
+        """
+        session = self._narrow or self._session
+        if session is None:
+            raise ScoringError(CLOSED)
+        each: Callable[[], list[Session]] = getattr(session, "each", lambda: [session])
+        return [self.run, *(partial(self._run_on, one) for one in each())]
+
+    def _run_on(self, session: Session, encoded: EncodedPairs) -> Scores:
         scores = np.empty(len(encoded), dtype=np.float32)
         for batch in self._cut(encoded.lengths, self.grouping):
             scores[batch.rows] = self._score(session, encoded, batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import queue
+import threading
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -45,26 +45,54 @@ class SharedSession:
 
     def after_fork(self) -> None:
         """Set all GPUs free: in a forked child, the threads that took one are not there to give it back."""
-        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for gpu in self._sessions:
-            self._free.put(gpu)
+        self._changed, self._free = threading.Condition(), list(self._sessions)
 
     @contextlib.contextmanager
-    def hold(self) -> Iterator[Session]:
-        """Keep a GPU that is free for all runs of a block: whatever is asked after a failure, the same one answers.
+    def hold(self, gpu: int | None = None) -> Iterator[Session]:
+        """Keep a GPU for all runs of a block: whatever is asked after a failure, the same one answers.
+
+        It is the one that is free for longest, or `gpu`, once it is free.
 
         >>> with shared.hold() as session:
         ...     scores = session.run(inputs)
         """
-        gpu = self._free.get()
+        with self._changed:
+            self._changed.wait_for(lambda: self._free if gpu is None else gpu in self._free)
+            taken = self._free[0] if gpu is None else gpu
+            self._free.remove(taken)
         try:
-            with naming(gpu):
-                yield self._sessions[gpu]
+            with naming(taken):
+                yield self._sessions[taken]
         finally:
-            self._free.put(gpu)
+            with self._changed:
+                self._free.append(taken)
+                self._changed.notify_all()
+
+    def each(self) -> list[Session]:
+        """List a session for every GPU, which waits until that one is free.
+
+        >>> [session.run(inputs) for session in shared.each()]
+        """
+        return [_OneGpu(self, gpu) for gpu in self._sessions]
 
     def run(self, inputs: Inputs) -> npt.NDArray[np.float32]:
         """Score one batch on a GPU that is free; what it raises goes on: no other GPU tries again."""
+        with self.hold() as session:
+            return session.run(inputs)
+
+
+class _OneGpu:
+    """One GPU of those that a SharedSession shares out."""
+
+    def __init__(self, shared: SharedSession, gpu: int) -> None:
+        self.device = shared.device
+        self._shared = shared
+        self._gpu = gpu
+
+    def hold(self) -> contextlib.AbstractContextManager[Session]:
+        return self._shared.hold(self._gpu)
+
+    def run(self, inputs: Inputs) -> npt.NDArray[np.float32]:
         with self.hold() as session:
             return session.run(inputs)
 

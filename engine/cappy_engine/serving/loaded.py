@@ -171,9 +171,9 @@ class LoadedModel:
         return runner.run(encoded) if is_alone else runner.run_beside(encoded)
 
     def _check(self) -> None:
-        """Raise ModelBroken unless the model scores the canary right, in both ways in which it runs."""
-        check_scores(self._canary, self.scorer.runner.run)
-        check_scores(self._canary, self.scorer.runner.run_beside)
+        """Raise ModelBroken unless the model scores the canary right in all ways in which it runs, on every GPU."""
+        for run in self.scorer.runner.ways():
+            check_scores(self._canary, run)
 
     def _learn(self, request: ScoringRequest, distinct: EncodedPairs) -> None:
         """Note how many tokens a character has. Texts that were cut do not tell."""

@@ -107,6 +107,23 @@ def test_a_gpu_that_is_held_runs_all_of_a_block_and_nothing_else() -> None:
     assert own is sessions[0]
 
 
+def test_each_gpu_can_be_asked_and_waits_until_it_is_free() -> None:
+    sessions = {3: PlacedSession("cuda"), 1: PlacedSession("cuda", fails_on(5))}
+    shared = SharedSession(sessions, device="cuda")
+    third, first = shared.each()
+    assert third.run(inputs_of([TOKENS[0]])) == pytest.approx(score_of(TOKENS[0]))
+    with pytest.raises(ScoringError, match=r"^GPU 1: out of GPU memory"):
+        first.run(inputs_of([TOKENS[0]]))
+    with ThreadPoolExecutor(1) as caller:
+        with shared.hold(1):
+            waiting = caller.submit(first.run, inputs_of([TOKENS[1]]))
+            assert third.run(inputs_of([TOKENS[1]])) == pytest.approx(score_of(TOKENS[1]))
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.05)
+        assert waiting.result(timeout=30) == pytest.approx(score_of(TOKENS[1]))
+    assert [len(session.batches) for session in sessions.values()] == [2, 2]
+
+
 # Buckets
 
 

@@ -1,19 +1,29 @@
-"""A model at work: what it expects of requests, before their tokens are made."""
+"""A model at work: what it expects of requests, before their tokens are made, and how it finds that it is broken."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
-from cappy_engine.errors import QueueFull
+from cappy_engine.batching import Grouping
+from cappy_engine.bundle import open_bundle
+from cappy_engine.errors import ModelBroken, QueueClosed, QueueFull, ScoringError
+from cappy_engine.gpu.sessions import SharedSession
 from cappy_engine.options import ScorerOptions
+from cappy_engine.runner import Runner
+from cappy_engine.scorer import Scorer
 from cappy_engine.serving.loaded import LoadedModel
 from cappy_engine.serving.metrics import Metrics
 from cappy_engine.serving.requests import ScoringRequest
 from cappy_engine.serving.server_options import ServerOptions
+from cappy_engine.session import Inputs, Session, open_session
 
 TEXT = "Is the sky blue, or is it green? " * 4
 
@@ -48,3 +58,39 @@ def test_a_request_that_will_not_fit_is_refused_before_its_tokens_are_made(loade
             pass
         with pytest.raises(QueueFull, match=f"{fits + 4} more do not fit"):
             loaded.reserve(request_of(fits + 4), 0)
+
+
+class Worn:
+    """A session that works as another does until it is worn out."""
+
+    def __init__(self, session: Session) -> None:
+        self.device = session.device
+        self.is_worn = False
+        self._session = session
+
+    def run(self, inputs: Inputs) -> npt.NDArray[np.float32]:
+        if self.is_worn:
+            raise ScoringError("the device is gone")
+        return self._session.run(inputs)
+
+
+def test_a_model_is_broken_where_one_of_several_gpus_is(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else some requests would fail, on a server that says that it is ready."""
+    session = open_session(open_bundle(bundle).model("fp32", "cpu"), threads=1)
+    last = Worn(session)
+    shared = SharedSession(
+        {**dict.fromkeys(range(7), session), 7: last}, device="cpu"
+    )  # more than the canary has pairs
+    runner = Runner(shared, Grouping(4096), pad_token_id=1, narrow_session=shared, callers=8)
+    monkeypatch.setattr(Scorer, "runner", property(lambda scorer: runner))
+    broken: Queue[ModelBroken] = Queue()
+    model = LoadedModel(
+        bundle, ScorerOptions(precision="fp32"), ServerOptions(), Metrics(), lambda model, error: broken.put(error)
+    )
+    last.is_worn = True
+    with ThreadPoolExecutor(1) as encoder:
+        for _ in range(8):  # one of them comes to the last GPU
+            with contextlib.suppress(ScoringError, ModelBroken, QueueClosed), model.reserve(request_of(1), 0) as place:
+                model.score(request_of(1), place, float("inf"), encoder).result(timeout=20)
+    assert "GPU 7: the device is gone" in str(broken.get(timeout=20))
+    model.close()
