@@ -1,12 +1,12 @@
 """Measures how far scores of long pairs are from PyTorch's, and how much memory the engine takes for them.
 
     python -m cappy_bench.studies.long_pairs BUNDLE CHECKPOINT [--pairs 24] [--shortest 512]
-        [--kept FILE.jsonl] [--attention sdpa]
+        [--longest 8192] [--kept FILE.jsonl] [--attention sdpa]
 
 The package's parity pairs are short, because PyTorch takes long for each. These are made of their words: lengths from
-`--shortest` tokens to the longest that the bundle takes, the instruction a quarter of each. Twice the length comes half
-as often, so that pairs of 512 to 1,024 tokens have as many tokens together as those of 4,096 to 8,192. Every precision
-scores all of them in one call.
+`--shortest` tokens to `--longest`, or to the most that the bundle takes, the instruction a quarter of each. Twice the
+length comes half as often, so that pairs of 512 to 1,024 tokens have as many tokens together as those of 4,096 to
+8,192. Every precision scores all of them in one call.
 
 PyTorch takes a minute and more for a pair of 8,192 tokens on two cores. `--kept` keeps its scores, pair by pair, and a
 run that was stopped goes on from there. `--attention eager` is what the parity of a bundle is measured by, and the only
@@ -41,14 +41,16 @@ from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.proof.pairs import default_pairs
 
 
-def make_long_pairs(tokenizer: PairTokenizer, *, count: int, shortest: int, seed: int = 0) -> Iterator[Pair]:
-    """Make `count` pairs of `shortest` to `tokenizer.max_length` tokens, or a few less.
+def make_long_pairs(
+    tokenizer: PairTokenizer, *, count: int, shortest: int, longest: int, seed: int = 0
+) -> Iterator[Pair]:
+    """Make `count` pairs of `shortest` to `longest` tokens, or a few less.
 
-    >>> list(make_long_pairs(tokenizer, count=2, shortest=512))
+    >>> list(make_long_pairs(tokenizer, count=2, shortest=512, longest=8192))
     """
     choose = random.Random(seed)  # noqa: S311 - texts, no secrets
     words = [word for pair in default_pairs() for text in pair for word in text.split() if len(word) < 20]
-    for length in (1 / np.linspace(1 / shortest, 1 / tokenizer.max_length, count)).round():
+    for length in (1 / np.linspace(1 / shortest, 1 / longest, count)).round():
         drawn = [choose.choice(words) for _ in range(int(length))]  # a word has one token or more
         low, high = 1, len(drawn)
         while low < high:  # the most words that are not too many tokens
@@ -103,7 +105,14 @@ def score_by_torch(
 
 
 def compare(
-    bundle: Path, checkpoint: Path, *, count: int, shortest: int, attention: str = "eager", kept: Path | None = None
+    bundle: Path,
+    checkpoint: Path,
+    *,
+    count: int,
+    shortest: int,
+    longest: int | None = None,
+    attention: str = "eager",
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """Score long pairs with every precision of the bundle and with PyTorch; returns errors, seconds and memory.
 
@@ -112,7 +121,7 @@ def compare(
     opened = open_bundle(bundle)
     max_length = opened.manifest.max_length
     tokenizer = PairTokenizer.from_file(opened.file("tokenizer.json"), max_length=max_length)
-    pairs = list(make_long_pairs(tokenizer, count=count, shortest=shortest))
+    pairs = list(make_long_pairs(tokenizer, count=count, shortest=shortest, longest=longest or max_length))
     found = {precision: measure(bundle, precision, pairs) for precision in opened.manifest.precisions}
 
     from cappy_export.proof.parity import spearman  # PyTorch, too, now that the engine's memory is measured
@@ -147,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--pairs", type=int, default=24)
     parser.add_argument("--shortest", type=int, default=512)
+    parser.add_argument("--longest", type=int)
     parser.add_argument("--kept", type=Path)
     parser.add_argument("--attention", default="sdpa")
     options = parser.parse_args(argv)
@@ -155,6 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.checkpoint,
         count=options.pairs,
         shortest=options.shortest,
+        longest=options.longest,
         attention=options.attention,
         kept=options.kept,
     )
