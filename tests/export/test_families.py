@@ -78,9 +78,11 @@ def test_a_published_form_is_written_directly_and_scores_as_in_pytorch(published
 
 @pytest.mark.slow
 def test_a_published_form_is_exported_with_parity_up_to_its_longest_pair(published: Path, tmp_path: Path) -> None:
-    options = ExportOptions(precisions=("fp32", "int8"), max_length=1024)
+    options = ExportOptions(precisions=("fp32", "bf16", "int8"), max_length=1024)
     manifest = export(published, tmp_path / "bundle", options)
-    assert {name: graph["unpadded"] for name, graph in manifest["graphs"].items()} == {"fp32": True, "int8": True}
+    assert {name: graph["unpadded"] for name, graph in manifest["graphs"].items()} == dict.fromkeys(
+        options.precisions, True
+    )
     assert manifest["graphs"]["int8"]["products_in_fp32"] == []
     assert manifest["parity"]["pairs"]["longest"] == min(1024, FAMILIES[published.name].max_length)
     pairs = [*PAIRS, *LONG]
