@@ -200,6 +200,7 @@ def test_the_graph_is_valid_and_its_head_is_found() -> None:
         {"pos_att_type": []},
         {"conv_kernel_size": 3},
         {"embedding_size": 16},
+        {"attention_head_size": 24},
     ],
     ids=str,
 )

@@ -33,7 +33,9 @@ def line_with(label: str) -> str:
 
 def numbered(names: list[str]) -> Examples:
     """Examples of the instructions `names`, told apart by response and label."""
-    return make_examples([(name, str(row)) for row, name in enumerate(names)], [row / 64 for row in range(len(names))])
+    return make_examples(
+        [(name, str(row)) for row, name in enumerate(names)], [row / 1024 for row in range(len(names))]
+    )
 
 
 def read_examples(path: Path) -> Examples:
@@ -73,6 +75,12 @@ def test_pairs_and_labels_may_come_from_any_iterable() -> None:
     assert found.groups.tolist() == [0, 1, 0]
     with pytest.raises(ValueError, match="there are 3 pairs and 2 labels"):
         make_examples(pairs, labels[:2])
+
+
+@pytest.mark.parametrize("label", [-0.1, 5, float("nan"), float("inf")])
+def test_labels_in_memory_are_those_of_a_file(label: float) -> None:
+    with pytest.raises(ValueError, match=rf"pair 1 has the label {label}; labels go from 0 \(wrong\) to 1 \(right\)"):
+        make_examples([("a", "1"), ("b", "1")], [1, label])
 
 
 def test_examples_are_the_lines_of_a_file_in_its_order(tmp_path: Path) -> None:
@@ -139,7 +147,7 @@ def test_a_file_without_examples_or_no_file_is_refused(tmp_path: Path) -> None:
 def test_take_gives_the_rows_in_the_order_asked_for() -> None:
     taken = numbered(["p", "q", "p", "r"]).take(np.array([3, 0, 2]))
     assert taken.pairs == [("r", "3"), ("p", "0"), ("p", "2")]
-    assert taken.labels.tolist() == [3 / 64, 0, 2 / 64]
+    assert taken.labels.tolist() == [3 / 1024, 0, 2 / 1024]
     assert taken.groups.tolist() == [2, 0, 0]
 
 
@@ -158,7 +166,7 @@ def test_about_the_fraction_of_the_instructions_is_held_out_whole(names: list[st
     assert sorted(rows_of(training) + rows_of(held_out)) == list(range(len(names)))
     for part in (training, held_out):
         assert rows_of(part) == sorted(rows_of(part))
-        assert part.labels.tolist() == [row / 64 for row in rows_of(part)]
+        assert part.labels.tolist() == [row / 1024 for row in rows_of(part)]
 
 
 def test_what_is_held_out_depends_on_the_seed_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from cappy_engine import Scorer
 from cappy_engine.session import open_session
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export import ExportOptions, export
-from cappy_export.checkpoints.checkpoint import open_checkpoint
+from cappy_export.checkpoints.checkpoint import load_with_head, open_checkpoint
 from cappy_export.checkpoints.fast_tokenizer import load_tokenizer
 from cappy_export.graphs.optimum import build_graph
 from cappy_export.proof.pairs import default_pairs
@@ -92,6 +93,24 @@ def test_a_published_form_is_exported_with_parity_up_to_its_longest_pair(publish
     with Scorer.open(tmp_path / "bundle", precision="int8", device="cpu") as scorer:
         together = scorer.score(pairs)
         np.testing.assert_allclose([scorer.score([pair])[0] for pair in pairs], together, rtol=0, atol=1e-5)
+
+
+def test_a_training_drops_out_what_was_asked_for_and_nothing_else(published: Path) -> None:
+    """In attention, too, and whatever the config's own rates are: 0.1 in most families, 0 in ModernBERT's."""
+    opened = open_checkpoint(published)
+    inputs = AutoTokenizer.from_pretrained(published)([LONG[0]], truncation=True, max_length=64, return_tensors="pt")
+    rates = [name for name, value in opened.config.items() if "dropout" in name and isinstance(value, float)]
+    for own, asked in ((0.1, 0.0), (0.0, 0.1)):
+        config = {**opened.config, **dict.fromkeys(rates, own)}
+        model, _ = load_with_head(dataclasses.replace(opened, config=config), dropout=asked)
+        with torch.inference_mode():
+            score = model(**inputs).logits.item()
+            trained = {model.train()(**inputs).logits.item() for _ in range(3)}
+            assert (trained == {score}) == (asked == 0)
+        # ModernBERT's attention holds its rate as a number, beside its modules.
+        numbers = {getattr(module, "attention_dropout", asked) for module in model.modules()}
+        modules = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+        assert numbers | modules == {asked}
 
 
 @pytest.mark.parametrize("family", KINDS)

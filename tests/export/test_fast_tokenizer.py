@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cappy_bench.families import FAMILIES, write_unigram
-from cappy_bench.make_checkpoint import save_weights
+from cappy_bench.make_checkpoint import make_family, save_weights
 from cappy_engine.errors import CheckpointError
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export import export
@@ -176,6 +176,15 @@ def test_token_types_without_a_row_in_the_table_are_refused(checkpoint: Path, tm
     folder = newer(checkpoint, tmp_path / "copy", model_input_names=["input_ids", "token_type_ids", "attention_mask"])
     edit(folder / "tokenizer.json", with_template([0], 1))
     assert "makes token types up to 1, and the model's table of types has 1 rows" in refusal(folder)
+
+
+def test_token_types_that_transformers_would_leave_out_are_refused(tmp_path: Path) -> None:
+    folder = make_family(tmp_path / "bert", "ms-marco-MiniLM-L6-v2", is_tiny=True)
+    edit(
+        folder / "tokenizer_config.json",
+        lambda config: config.update(model_input_names=["input_ids", "attention_mask"]),
+    )
+    assert "its model_input_names leave token_type_ids out, so that transformers takes 0 for it" in refusal(folder)
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,16 @@ def test_references_of_an_instruction_on_two_lines_all_get_1() -> None:
         assert (labels[("q", "red")], labels[("q", "blue")]) == (1, 1)
 
 
+def test_a_response_has_one_label_in_whatever_order_the_lines_come() -> None:
+    lines = [Sampled("Name a colour.", ("red",), ("blue", "green")), Sampled("Name a colour.", ("blue",), ())]
+    wanted = {("Name a colour.", "red"): 1, ("Name a colour.", "blue"): 1, ("Name a colour.", "green"): 0}
+    assert labels_of(lines) == labels_of(lines[::-1]) == wanted
+    # A sample that is another example's reference is drawn as a negative, too.
+    lines = [Sampled("Is 2 even?", ("Yes",), ("Yes.",)), Sampled("Is 4 even?", ("Yes.",), ())]
+    for seed in range(5):
+        assert labels_of(lines, seed=seed)["Is 2 even?", "Yes."] == 1
+
+
 def test_references_without_words_are_counted_in_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, logger="cappy_export.adaptation.samples")
     labels = labels_of([Sampled("q", ("是", "да!"), ("是的",)), Sampled("p", ("yes", "?"), ())])

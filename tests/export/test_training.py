@@ -17,11 +17,13 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
+from cappy_bench.make_checkpoint import make_family
 from cappy_engine.cli.main import main
 from cappy_engine.errors import AdaptError
 from cappy_export import export
 from cappy_export.adaptation.recipe import AdaptOptions
 from cappy_export.adaptation.training import adapt
+from cappy_export.proof.reference import score_checkpoint
 from tests.support.checkpoints import copy
 from tests.support.colours import COLOURS, RECIPE, StoppedError, colour_examples, weights_of, write_examples
 
@@ -228,3 +230,17 @@ def test_a_model_without_a_padding_id_is_padded_with_the_tokenizers(checkpoint: 
     assert json.loads((folder / "config.json").read_text())["pad_token_id"] is None
     adapt(folder, colour_examples(16), tmp_path / "out", dataclasses.replace(RECIPE, epochs=1))
     assert export(tmp_path / "out", tmp_path / "bundle")["model"]["pad_token_id"] == 1
+
+
+def test_a_default_of_the_config_that_is_left_out_is_still_the_models(tmp_path: Path) -> None:
+    """BERT has two types of tokens unless its config says otherwise: adapting measures what PyTorch gives."""
+    folder = make_family(tmp_path / "bert", "ms-marco-MiniLM-L6-v2", is_tiny=True)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("type_vocab_size") == 2
+    path.write_text(json.dumps(config))
+    examples = colour_examples(8)
+    recipe = dataclasses.replace(RECIPE, max_steps=1)
+    document = adapt(folder, examples, tmp_path / "out", recipe=recipe, held_out=examples)
+    scores = score_checkpoint(folder, examples.pairs)
+    assert document["log"][0]["held_out_loss"] == pytest.approx(np.square(scores - examples.labels).mean(), rel=1e-4)

@@ -40,11 +40,14 @@ def make_examples(pairs: Iterable[Sequence[str]], labels: Iterable[float]) -> Ex
     >>> make_examples([("a", "1"), ("b", "1"), ("a", "2")], [1, 1, 0]).groups.tolist()
     [0, 1, 0]
 
-    Raises InvalidPair, and ValueError if there are not as many labels as pairs.
+    Raises InvalidPair, and ValueError if there are not as many labels as pairs, or one is not of 0 to 1.
     """
     checked, listed = check_pairs(pairs), list(labels)
     if len(checked) != len(listed):
         raise ValueError(f"each pair needs a label; there are {len(checked)} pairs and {len(listed)} labels")
+    for row, label in enumerate(listed):
+        if not 0 <= label <= 1:  # nor NaN
+            raise ValueError(f"pair {row} has the label {shown(label)}; labels go from 0 (wrong) to 1 (right)")
     numbers: dict[str, int] = {}
     groups = [numbers.setdefault(instruction, len(numbers)) for instruction, _ in checked]
     return Examples(checked, np.array(listed, dtype=np.float32), np.array(groups, dtype=np.int64))

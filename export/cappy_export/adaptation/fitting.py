@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from cappy_engine.errors import AdaptError
@@ -35,17 +34,6 @@ def parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[s
     matrices = [value for value in model.parameters() if value.ndim > 1]
     vectors = [value for value in model.parameters() if value.ndim <= 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-
-
-def set_dropout(model: PreTrainedModel, dropout: float | None) -> None:
-    """Let all layers drop this part of their activations; None keeps what the checkpoint says.
-
-    >>> set_dropout(model, 0.1)
-    """
-    if dropout is not None:
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = dropout
 
 
 def save_memory(model: PreTrainedModel) -> None:

@@ -29,7 +29,7 @@ from cappy_engine.overlap import ahead
 from cappy_engine.pairs import Pair
 from cappy_export.adaptation import state
 from cappy_export.adaptation.examples import grouped_accuracy
-from cappy_export.adaptation.fitting import pair_tokenizer, parameter_groups, save_memory, set_dropout
+from cappy_export.adaptation.fitting import pair_tokenizer, parameter_groups, save_memory
 from cappy_export.adaptation.launch import agree, refuse, together
 from cappy_export.adaptation.log import LOG, Meter, Progress, append, evaluations
 from cappy_export.adaptation.recipe import AdaptOptions, Recipe
@@ -39,6 +39,7 @@ from cappy_export.adaptation.schedule import count_steps, plan_parts, seed_of, s
 from cappy_export.adaptation.shards import Shard
 from cappy_export.adaptation.stream import Cursor, Step, Stream, Window, encode_all
 from cappy_export.checkpoints.checkpoint import Checkpoint, load_with_head
+from cappy_export.checkpoints.models import model_config
 from cappy_export.checkpoints.naming import listed
 from cappy_export.checkpoints.refusals import refusing
 from cappy_export.options import Say
@@ -68,7 +69,7 @@ class Run:
         self.recipe, self.options, self.folder, self.say = recipe, options, folder, say
         self.accelerator = accelerator
         self.encoder, self.pad_token_id = pair_tokenizer(checkpoint, recipe.max_length)
-        has_types = checkpoint.config.get("type_vocab_size", 0) > 1
+        has_types = (getattr(model_config(checkpoint.config), "type_vocab_size", 0) or 0) > 1
         self.stream = Stream(
             shards,
             self._encode,
@@ -159,14 +160,15 @@ class Run:
 
     def _load(self) -> PreTrainedModel:
         torch.manual_seed(self.recipe.seed)
-        model, new = load_with_head(self.checkpoint, is_quiet=not self.accelerator.is_main_process)
+        model, new = load_with_head(
+            self.checkpoint, is_quiet=not self.accelerator.is_main_process, dropout=self.recipe.dropout
+        )
         if new:
             self.say(
                 f"{self.checkpoint.name} has no head for one score: {len(new)} weights begin at random from seed "
                 f"{self.recipe.seed}: {listed(new)}"
             )
         self.flops_per_token = 6.0 * model.num_parameters(exclude_embeddings=True)
-        set_dropout(model, self.recipe.dropout)
         if self.recipe.gradient_checkpointing:
             save_memory(model)
         return model

@@ -70,11 +70,12 @@ def examples_from_samples(sampled: Sequence[Sampled], *, negatives: int = 1, see
 
     >>> examples_from_samples(read_samples("docs/examples/samples.jsonl"), negatives=1)
 
-    Of equal responses to one instruction only the first counts. ROUGE-L reads the letters a to z and digits only. A
-    warning says how many references have neither, since every sample for them gets the label 0.
+    An instruction may stand on several lines: the references of all of them are right. A response that comes twice is
+    one example. What is both a sample and another example's reference gets its ROUGE-L, which reads the letters a to z
+    and digits only. A warning says how many references have neither, since every sample for them gets the label 0.
     """
     draw = random.Random(seed)  # noqa: S311 - a sample, no secret
-    right: dict[str, set[str]] = {}  # an instruction may stand on several lines
+    right: dict[str, set[str]] = {}
     for entry in sampled:
         right.setdefault(entry.instruction, set()).update(entry.references)
     pool = sorted({reference for entry in sampled for reference in entry.references})
@@ -82,14 +83,14 @@ def examples_from_samples(sampled: Sequence[Sampled], *, negatives: int = 1, see
     wordless = 0
     for entry in sampled:
         for reference in entry.references:
-            labelled.setdefault((entry.instruction, reference), 1.0)
+            labelled[entry.instruction, reference] = 1.0
             wordless += not has_words(reference)
         references = right[entry.instruction]
         others = draw.sample(pool, min(len(pool), negatives + len(references)))
         for other in [text for text in others if text not in references][:negatives]:
             labelled.setdefault((entry.instruction, other), 0.0)
         for sample in entry.samples:
-            labelled.setdefault((entry.instruction, sample), rouge_l(entry.references, sample))
+            labelled[entry.instruction, sample] = 1.0 if sample in references else rouge_l(sorted(references), sample)
     if wordless:
         log.warning("ROUGE-L sees no word (a to z, digits) in %d references: samples for them get label 0", wordless)
     return make_examples(list(labelled), list(labelled.values()))

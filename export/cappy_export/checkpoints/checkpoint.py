@@ -20,7 +20,7 @@ from cappy_engine.storage import sha256_of
 from cappy_export.checkpoints.activation import find_activation
 from cappy_export.checkpoints.config import has_head, read_config, read_json
 from cappy_export.checkpoints.hub import TOKENIZER_FILES, locate, weight_files
-from cappy_export.checkpoints.models import build_model, fit_encoder, model_config, unused_weights
+from cappy_export.checkpoints.models import build_model, fit_encoder, model_config, unused_weights, with_dropout
 from cappy_export.checkpoints.naming import listed
 from cappy_export.checkpoints.refusals import refusing
 from cappy_export.checkpoints.weights import check_counts, check_finite, check_keys, check_plain, read_weights
@@ -105,14 +105,15 @@ def load_model(checkpoint: Checkpoint, *, is_quiet: bool = False, attention: str
 
 
 def load_with_head(
-    checkpoint: Checkpoint, *, is_quiet: bool = False, attention: str = "eager"
+    checkpoint: Checkpoint, *, is_quiet: bool = False, attention: str = "eager", dropout: float | None = None
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load the checkpoint's model as `load_model` does; returns the names of weights that begin at random, too.
 
     >>> load_with_head(open_checkpoint("export/cappy_mini/checkpoint"))[1]
     []
 
-    These are of the head, where the checkpoint has none. PyTorch's random numbers decide what they are.
+    These are of the head, where the checkpoint has none. PyTorch's random numbers decide what they are. `dropout` takes
+    the place of all rates of the config, for a training.
     """
     name, described = checkpoint.name, f"config.json of {checkpoint.name} describes no model"
     with refusing(described):
@@ -136,6 +137,6 @@ def load_with_head(
     if unused and not is_quiet:
         log.warning("%s: ignoring %d weights that its model does not use: %s", name, len(unused), listed(unused))
     with refusing(described):
-        model = build_model(config, attention=attention)
+        model = build_model(config if dropout is None else with_dropout(config, dropout), attention=attention)
     model.load_state_dict(weights, strict=False)  # copies into float32
     return model.eval(), new

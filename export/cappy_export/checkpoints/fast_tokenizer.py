@@ -95,6 +95,12 @@ def check_tables(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> 
             f"the tokenizer of {name} makes token types up to {types}, and the model's table of types has "
             f"{known_types} rows; take the tokenizer that the model was trained with"
         )
+    if "token_type_ids" not in tokenizer.model_input_names and 0 < types < known_types:
+        raise CheckpointError(
+            f"the tokenizer of {name} gives the second text the token type {types}, and its model_input_names leave "
+            "token_type_ids out, so that transformers takes 0 for it; add token_type_ids to model_input_names in "
+            "tokenizer_config.json if the model was trained with them, else take the types out of tokenizer.json"
+        )
     if config.pad_token_id is not None and config.pad_token_id >= rows:
         raise CheckpointError(
             f"config.json of {name} has the pad_token_id {config.pad_token_id}, and the model's table of words has "

@@ -6,6 +6,7 @@ Knows no file.
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -48,6 +49,22 @@ def build_model(config: PretrainedConfig, *, is_hollow: bool = False, attention:
             config, attn_implementation=attention, dtype=torch.float32
         )
     return made
+
+
+def with_dropout(config: PretrainedConfig, dropout: float) -> PretrainedConfig:
+    """Copy a config with all its rates of dropout set to one: of activations, attention, embeddings and head.
+
+    >>> with_dropout(model_config({"model_type": "bert"}), 0.0).hidden_dropout_prob
+    0.0
+
+    They are set before the model is built: a layer whose rate was 0 may have no dropout at all.
+    """
+    changed = copy.deepcopy(config)
+    for name, value in config.to_dict().items():
+        is_rate = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+        if "dropout" in name and is_rate:
+            setattr(changed, name, dropout)
+    return changed
 
 
 def unused_weights(model: PreTrainedModel, names: Iterable[str]) -> list[str]:

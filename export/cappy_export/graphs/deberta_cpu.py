@@ -36,12 +36,14 @@ def is_known(config: Mapping[str, Any]) -> bool:
     False
     """
     activations = [config.get(key, "gelu") for key in ("hidden_act", "pooler_hidden_act")]
+    head = config.get("attention_head_size")
     return (
         all(name in ACTIVATIONS for name in activations)
         and bool(config.get("relative_attention"))
         and bool(_kinds(config.get("pos_att_type")))
         and not config.get("conv_kernel_size")
         and "embedding_size" not in config
+        and (not head or head * config.get("num_attention_heads", 0) == config.get("hidden_size"))
     )
 
 
