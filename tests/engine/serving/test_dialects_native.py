@@ -10,12 +10,12 @@ import pytest
 
 from cappy_engine.errors import InvalidRequest
 from cappy_engine.scored import Scored
-from cappy_engine.serving.dialects import native
+from cappy_engine.serving.dialects import cohere, native
 from cappy_engine.serving.dialects.examples import EXAMPLES
 from cappy_engine.serving.dialects.reading import wants_sigmoid
 from cappy_engine.serving.dialects.routes import ROUTES, Route, read_score
 from cappy_engine.serving.requests import ScoringResult
-from tests.support.dialects import LONG, MODEL, best_first, paired, refusal, reply_to, request_of, scores_of
+from tests.support.dialects import LONG, MODEL, Read, best_first, paired, refusal, reply_to, request_of, scores_of
 
 SKY = "Is the sky blue?"
 ANSWERS = ["It depends on the weather, and on the time of the day", "No", "Yes"]
@@ -170,6 +170,37 @@ def test_unknown_fields_are_refused(route: Route) -> None:
         body = EXAMPLES[shape]
         assert isinstance(body, dict)
         assert "unknown field `instructions`" in refusal(route.read, body | {"instructions": "a"})
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.operation)
+def test_a_field_that_is_there_twice_is_refused(route: Route) -> None:
+    for shape in route.requests:
+        example = EXAMPLES[shape]
+        assert isinstance(example, dict)
+        for name, value in example.items():
+            again = msgspec.json.encode({name: value})[1:]
+            body = msgspec.json.encode(example)[:-1] + b"," + again
+            assert refusal(route.read, body) == f"the body: has the field {name!r} twice; send it once"
+
+
+@pytest.mark.parametrize(
+    ("read", "body", "name"),
+    [
+        (native.read_score, rb'{"pairs":[{"instruction":"a","response":"b","response":"c"}]}', "response"),
+        (native.read_rank, rb'{"instruction":"a","candidates":["b"],"c\u0061ndidates":["c"]}', "candidates"),
+        (cohere.read_v2, rb'{"query":"a","documents":["b",{"text":"c","\u0074ext":"d"}]}', "text"),
+        (cohere.read_v2, rb'{"query":"a","documents":[{"text":"c","id\u00e9":"d","id\u00E9":"e"}]}', "idé"),
+    ],
+    ids=["list", "escaped", "document", "of any name"],
+)
+def test_a_field_is_found_twice_in_any_object_and_however_it_is_written(read: Read, body: bytes, name: str) -> None:
+    assert refusal(read, body) == f"the body: has the field {name!r} twice; send it once"
+
+
+def test_what_looks_like_a_field_in_a_text_is_none() -> None:
+    text = '{"response": 1, "response": 2}'
+    body = {"pairs": [{"instruction": text, "response": "response"}] * 2}
+    assert request_of(native.read_score, body).pairs == [(text, "response")] * 2
 
 
 def test_one_path_takes_our_requests_and_those_of_vllm() -> None:

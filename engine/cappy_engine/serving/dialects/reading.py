@@ -1,15 +1,22 @@
-"""Read bodies strictly: what is not of its type, or is not known, is refused with its place."""
+"""Read bodies strictly: what is not of its type, or is not known, is refused with its place.
+
+A field that an object has twice is refused as well: parsers drop the first.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
-from collections.abc import Iterable, Set
+from collections import Counter
+from collections.abc import Iterable, Iterator, Set
 from typing import TypeVar
 
 import msgspec
 import numpy as np
 
 from cappy_engine.activations import sigmoid
+from cappy_engine.checks import shown
 from cappy_engine.errors import InvalidRequest
 from cappy_engine.pairs import TooLong
 from cappy_engine.ranking import best_first
@@ -18,29 +25,50 @@ from cappy_engine.serving.requests import ScoringResult
 Shape = TypeVar("Shape")
 
 
+def _check_once(fields: list[tuple[str, object]]) -> None:
+    """Raise InvalidRequest if an object has a field twice, whatever its name is and however it is written."""
+    if len(dict(fields)) < len(fields):
+        name = Counter(name for name, _ in fields).most_common(1)[0][0]
+        raise InvalidRequest(f"the body: has the field {shown(name)} twice; send it once")
+
+
+FIELDS_ONCE = json.JSONDecoder(object_pairs_hook=_check_once, parse_int=str, parse_float=str)
+"""Looks at the fields of all objects, and keeps nothing of them; numbers were read before, by msgspec."""
+
+
 def decoded(body: bytes, shape: type[Shape]) -> Shape:
     """Decode a JSON body. Raises InvalidRequest: 400 for what is not JSON, 422 for what has another shape.
 
     >>> decoded(b"[1, 2]", list[int])
     [1, 2]
     """
+    with _refusing():
+        found = msgspec.json.decode(body, type=shape)
+        FIELDS_ONCE.decode(body.decode())
+    return found
+
+
+def field_names(body: bytes) -> Set[str]:
+    """List the names of the fields of a JSON object, whose values are not looked at. Raises InvalidRequest.
+
+    >>> sorted(field_names(b'{"query": "Is the sky blue?", "texts": []}'))
+    ['query', 'texts']
+    """
+    with _refusing():
+        return msgspec.json.decode(body, type=dict[str, msgspec.Raw]).keys()
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """Translate the errors of parsers."""
     try:
-        return msgspec.json.decode(body, type=shape)
+        yield
     except msgspec.ValidationError as error:
         raise InvalidRequest(_placed(str(error))) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the body is not JSON: {error}", 400) from error
     except RecursionError as error:
         raise InvalidRequest("the body is not JSON: its lists or objects are nested too deeply", 400) from error
-
-
-def field_names(body: bytes) -> Set[str]:
-    """List the names of the fields of a JSON object. Raises InvalidRequest for another body.
-
-    >>> sorted(field_names(b'{"query": "Is the sky blue?", "texts": []}'))
-    ['query', 'texts']
-    """
-    return decoded(body, dict[str, msgspec.Raw]).keys()
 
 
 def wants_sigmoid(**asked: bool | None) -> bool:
