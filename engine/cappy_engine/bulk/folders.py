@@ -6,11 +6,15 @@ on within the file that was not complete.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import logging
+import os
+import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,15 +56,58 @@ def files_of_folder(folder: Path, outputs: Sequence[Path] = ()) -> list[tuple[Pa
         >>> files_of_folder(Path("samples"))[0]
         (PosixPath('samples/part-0001.parquet'), PosixPath('part-0001.parquet'))
 
-    Raises CappyError if there is none, and OutputError if one of the `outputs` would be one of them the next time.
+    Links are followed. Raises CappyError if there is no such file, or one cannot be read, and OutputError if one of the
+    `outputs` would be one of them the next time.
     """
+    found: list[Path] = []
+    left = [(folder, tuple(each.stat() for each in folder.resolve().parents))]
+    while left:
+        inner, above = left.pop()
+        if inner == folder or inner.is_symlink():
+            _check_outside(inner, outputs)
+        with _readable(inner):
+            status, entries = inner.stat(), list(inner.iterdir())
+        if any(os.path.samestat(status, each) for each in above):
+            raise CappyError(f"{inner} leads back to a folder that it is in; remove the link")
+        for path in entries:
+            with _readable(path):
+                if path.is_dir():
+                    left.append((path, (*above, status)))
+                elif is_known(path) and not _is_ours(path):
+                    found.append(path)
+    if not found:
+        raise CappyError(f"{folder} holds no file of rows (.jsonl, .csv, .parquet, packed or not)")
+    return [(path, path.relative_to(folder)) for path in checked_files(found)]
+
+
+def checked_files(paths: Iterable[Path]) -> list[Path]:
+    """Sort the files that were found by their names.
+
+        >>> checked_files([Path("samples/part-0002.parquet"), Path("samples/part-0001.parquet")])[0]
+        PosixPath('samples/part-0001.parquet')
+
+    Raises CappyError for a link that leads nowhere, and what else is no file: none is left out.
+    """
+    found = sorted(paths)
+    for path in found:
+        with _readable(path):
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise OSError(errno.EINVAL, "it is not a file")
+    return found
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CappyError(f"{path} cannot be read: {error.strerror}; mend it, or move it away") from error
+
+
+def _check_outside(folder: Path, outputs: Sequence[Path]) -> None:
     for output in outputs:
         if output.resolve().is_relative_to(folder.resolve()):
             raise OutputError(f"{output} is in the input folder {folder}; choose a folder beside it")
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and is_known(path) and not _is_ours(path))
-    if not found:
-        raise CappyError(f"{folder} holds no file of rows (.jsonl, .csv, .parquet, packed or not)")
-    return [(path, path.relative_to(folder)) for path in found]
 
 
 def _is_ours(path: Path) -> bool:
@@ -82,6 +129,8 @@ def score_folder(
     twice = [name for name, times in Counter(name for _, name in folder.files).items() if times > 1]
     if twice:
         raise CappyError(f"two inputs are called {twice[0]}; give them in two commands")
+    if target.rejects is not None:
+        _check_apart(folder, target.rejects)
     found = _read_done(folder)  # a file of that name which is not of such a run is not written over
     done = found if target.resume else {}
     if not (target.resume or target.force):
@@ -102,11 +151,26 @@ def score_folder(
             done[name] = {"settings": own, "totals": found.marked(), "bytes": out.stat().st_size}
             storage.write_json(folder.out / RUN, {"done": done})
 
-        rejects = None if target.rejects is None else target.rejects / f"{name}.rejects.jsonl"
+        rejects = None if target.rejects is None else _rejects_of(name, target.rejects)
         one = dataclasses.replace(target, out=out, rejects=rejects, done=note)
         totals.add(score_file(scorer, files, one, say=say, progress=_adding(totals, progress)))
     (folder.out / RUN).unlink(missing_ok=True)
     return totals
+
+
+def _rejects_of(name: Path, rejects: Path) -> Path:
+    return rejects / f"{name}.rejects.jsonl"
+
+
+def _check_apart(folder: Folder, rejects: Path) -> None:
+    """Raise OutputError if the bad rows of one file would go to the output of another."""
+    outputs = {folder.out.resolve() / name for _, name in folder.files}
+    found = next(
+        (_rejects_of(name, rejects) for _, name in folder.files if _rejects_of(name, rejects.resolve()) in outputs),
+        None,
+    )
+    if found is not None:
+        raise OutputError(f"{found} is an output too; choose another folder for --rejects")
 
 
 def _adding(so_far: Totals, progress: Progress) -> Progress:

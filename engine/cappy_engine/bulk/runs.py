@@ -20,10 +20,12 @@ from typing import Any, BinaryIO, cast
 from cappy_engine import storage
 from cappy_engine.bulk import replacing
 from cappy_engine.bulk.beside import in_the_way
+from cappy_engine.bulk.formats import Packing, packing_of
 from cappy_engine.bulk.growing import Growing, Names, changes, find_names, open_growing
 from cappy_engine.bulk.identity import fingerprint, fingerprint_of
 from cappy_engine.bulk.marks import mark, read_mark
-from cappy_engine.bulk.outputs import Input
+from cappy_engine.bulk.outputs import Input, Place, check_output
+from cappy_engine.bulk.packing import packer
 from cappy_engine.errors import OutputError
 
 Say = Callable[[str], object]
@@ -33,7 +35,7 @@ Make = Callable[[BinaryIO, int, BinaryIO], None]
 
 @dataclass(frozen=True)
 class Target:
-    """The files that a run writes: `out`, and `rejects` if rows may be refused.
+    """The files that a run writes: `out`, and `rejects` if rows may be refused, packed as its name says.
 
     `force` replaces what is there; `resume` goes on with a run that was stopped. `done` is called when the file has its
     name, before the run is forgotten.
@@ -60,9 +62,12 @@ class Run:
     settings: Mapping[str, Any]
     make: Make | None = None
     _sizes: list[int] = field(default_factory=lambda: [0, 0])
+    _packing: Packing = ""
+    _packed: Callable[[bytes], bytes] = bytes
 
     def commit(self, rows: bytes, rejected: bytes, position: Mapping[str, Any]) -> None:
         """Write rows and rejects to the disk, then that the run is at `position`."""
+        rejected = self._packed(rejected) if rejected else b""
         self.write(rows, rejected)
         self._sizes[0] += len(rows)
         self._sizes[1] += len(rejected) if self.rejects is not None else 0
@@ -70,7 +75,7 @@ class Run:
         mark(self.growing.names, self.marked)
 
     def write(self, rows: bytes, rejected: bytes = b"") -> None:
-        """Write what a run that goes on writes again."""
+        """Write what a run that goes on writes again, both as they are."""
         if rows:
             self.growing.append(rows)
         if rejected and self.rejects is not None:
@@ -82,14 +87,14 @@ class Run:
         Raises OutputError where this run has another one, or the file is of another run.
         """
         names = None if target.rejects is None else find_names(target.rejects, force=True, inputs=target.inputs)
-        if names is not None and names.target == self.growing.names.target:
-            raise OutputError(f"--rejects and -o are both {names.target}; choose another name")
-        before = self.marked.get("rejects")
-        if before is not None and before != (names and self._from_out(names)):
+        packing = packing_of(target.rejects or "")
+        before, before_packing = self.marked.get("rejects"), self.marked.get("rejects_packing", "")
+        if before is not None and (before, before_packing) != (names and self._from_out(names), packing):
             path = os.path.normpath(self.growing.names.target.parent / before)
             raise OutputError(f"the bad rows of this run are in {path}; give it as --rejects, or start anew")
         if target.rejects is None or names is None:
             return
+        self._packing, self._packed = packing, packer(packing, target.rejects)
         is_there = os.path.lexists(names.partial)
         if before is not None and not is_there:
             if self.marked.get("made") and names.target.is_file():
@@ -111,7 +116,8 @@ class Run:
         """Name the file of rejects from the output on: both may be moved together."""
         if self.rejects is None:
             return {}
-        return {"rejects": self._from_out(self.rejects.names)}
+        packing = {"rejects_packing": self._packing} if self._packing else {}
+        return {"rejects": self._from_out(self.rejects.names), **packing}
 
     def _from_out(self, names: Names) -> str:
         try:
@@ -147,6 +153,8 @@ class Run:
             if growing is not self.growing:
                 growing.names.made.replace(growing.names.partial)
         if self.rejects is not None:
+            if not self.rejects.size:  # a packed file has a packed part also if there are no bad rows
+                self.write(b"", self._packed(b""))
             self.rejects.finish()
         growing.finish()
         if growing is not self.growing:
@@ -179,6 +187,25 @@ class Run:
         return dataclasses.replace(self.growing, file=file, is_written_over=is_written_over)
 
 
+def check_apart(rejects: Path, out: Path | Place) -> None:
+    """Raise OutputError if bad rows would be written to the results, or to what the run of either keeps.
+
+    >>> check_apart(Path("bad.jsonl"), Path("scored.jsonl"))
+    """
+    bad, good = check_output(rejects, force=True), out if isinstance(out, Place) else check_output(out, force=True)
+    is_one = bad.path == good.path or (bad.descriptor is not None and bad.descriptor == good.descriptor)
+    if bad.status is not None and good.status is not None and not stat.S_ISCHR(bad.status.st_mode):
+        is_one |= os.path.samestat(bad.status, good.status)  # but a terminal, or /dev/null, may get both
+    if is_one:
+        raise OutputError(f"--rejects and -o are both {rejects}; choose another name")
+    if bad.is_stream or good.is_stream:
+        return
+    kept, own = Names(bad.path), Names(good.path)
+    for path in (kept.target, kept.partial):
+        if path in (own.target, own.partial, own.made, *own.beside):
+            raise OutputError(f"--rejects {rejects} and -o {good.path} both need {path}; choose another name")
+
+
 @contextlib.contextmanager
 def open_run(
     target: Target, settings: Mapping[str, Any], origin: Mapping[str, Any], say: Say, make: Make | None = None
@@ -192,6 +219,8 @@ def open_run(
     With `resume`, a run begins anew where nothing is there. After an error what was written is kept, to go on with,
     unless that is nothing. Raises OutputError.
     """
+    if target.rejects is not None:
+        check_apart(target.rejects, target.out)
     is_there = target.resume and os.path.lexists(find_names(target.out, force=True).partial)
     names = find_names(target.out, resume=is_there, force=target.force, inputs=target.inputs)
     with contextlib.ExitStack() as stack:

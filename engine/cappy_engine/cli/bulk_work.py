@@ -15,12 +15,12 @@ from typing import Annotated, BinaryIO
 
 import click
 
-from cappy_engine.bulk.folders import Folder, files_of_folder, score_folder
+from cappy_engine.bulk.folders import Folder, checked_files, files_of_folder, score_folder
 from cappy_engine.bulk.formats import format_of
-from cappy_engine.bulk.outputs import Input, check_output, files_in
+from cappy_engine.bulk.outputs import Input, Place, check_output, files_in
 from cappy_engine.bulk.ray_pool import check_address
 from cappy_engine.bulk.row_options import RowOptions, Totals
-from cappy_engine.bulk.runs import Target
+from cappy_engine.bulk.runs import Target, check_apart
 from cappy_engine.bulk.score_file import process_lines, score_file, score_to
 from cappy_engine.bulk.tasks import Task
 from cappy_engine.bulk.working import Files
@@ -28,6 +28,7 @@ from cappy_engine.bundle import MANIFEST
 from cappy_engine.cli import text
 from cappy_engine.cli.arguments import EXIT_OK, EXIT_SKIPPED, flags_given
 from cappy_engine.cli.progress import progress_bar
+from cappy_engine.cli.standard import is_closed
 from cappy_engine.cli.streams import STDOUT, complain, open_input, open_output, say
 from cappy_engine.cli.values import is_named_as_folder
 from cappy_engine.errors import CappyError, OutputError
@@ -72,6 +73,8 @@ class BulkOptions:
     def __post_init__(self) -> None:
         if self.resume and self.output in (None, STDOUT):
             raise ValueError("--resume needs a file to go on with; name one with -o")
+        if self.rejects == STDOUT:
+            raise ValueError("--rejects needs a file, and - is none: stdout is for results; name a file")
         if self.rejects is not None and self.rejects == self.output:
             raise ValueError(f"--rejects and -o are both {self.rejects}; choose another name")
 
@@ -152,6 +155,7 @@ def _from_files(
             check_output(out, force=bulk.force, inputs=[*paths, *kept])
         if not out.parent.is_dir():
             raise OutputError(f"{out} cannot be written: the folder {out.parent} does not exist; make it first")
+        _check_apart(bulk)
         with opened() as (scorer, progress):
             return score_file(scorer, files, _target(bulk, kept), say=complain, progress=progress)
     if bulk.resume:
@@ -166,6 +170,7 @@ def _outputs(
     bulk: BulkOptions, inputs: Sequence[Input]
 ) -> Iterator[tuple[Callable[[bytes], None], Callable[[bytes], None] | None]]:
     """Open what a stream of rows, and one of rejects, is written to."""
+    _check_apart(bulk)
     with contextlib.ExitStack() as stack:
         written = stack.enter_context(open_output(bulk.output, force=bulk.force, inputs=inputs))
         if bulk.rejects is None:
@@ -173,6 +178,16 @@ def _outputs(
             return
         rejected = stack.enter_context(open_output(bulk.rejects, force=bulk.force, inputs=inputs))
         yield _flushing(written), _flushing(rejected)
+
+
+def _check_apart(bulk: BulkOptions) -> None:
+    """Raise OutputError if bad rows would be mixed into the results, or written over them."""
+    if bulk.rejects is None:
+        return
+    if bulk.output not in (None, STDOUT):
+        check_apart(bulk.rejects, bulk.output)
+    elif not is_closed(1):
+        check_apart(bulk.rejects, Place(STDOUT, os.fstat(1), 1))
 
 
 def _flushing(file: BinaryIO) -> Callable[[bytes], None]:
@@ -206,7 +221,7 @@ def found_files(inputs: Sequence[str], outputs: Sequence[Path] = ()) -> list[tup
             found += files_of_folder(path, outputs)
         elif _is_pattern(name):
             names = glob.iglob(name, recursive=True)  # noqa: PTH207 - a pattern may be absolute
-            matches = sorted(path for path in map(Path, names) if path.is_file())
+            matches = checked_files(path for path in map(Path, names) if not path.is_dir())
             if not matches:
                 raise CappyError(f"no file matches {name}")
             found += [(each, Path(each.name)) for each in matches]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +116,57 @@ def test_outputs_in_the_folder_that_is_read_are_refused(name: str, source: Path,
     with pytest.raises(OutputError, match=f"{name} is in the input folder .*/in; choose a folder beside it"):
         files_of_folder(source, [tmp_path / name])
     assert files_of_folder(source, [tmp_path / "in2"])
+
+
+def test_linked_folders_and_files_are_read_under_the_names_of_their_links(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "ext" / "deep").mkdir(parents=True)
+    write_rows(tmp_path / "ext" / "deep" / "c.jsonl", pairs_of(2))
+    for name in ("one", "two"):
+        (source / name).symlink_to("../ext")
+    (source / "d.jsonl").symlink_to("../ext/deep/c.jsonl")
+    names = [str(name) for _, name in files_of_folder(source)]
+    assert names == ["a.jsonl", "b.jsonl", "d.jsonl", "one/deep/c.jsonl", "two/deep/c.jsonl"]
+
+
+def test_an_output_in_a_linked_folder_is_refused(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "ext").mkdir()
+    (source / "link").symlink_to("../ext")
+    with pytest.raises(OutputError, match=r"ext/out is in the input folder .*/in/link; choose a folder beside it"):
+        files_of_folder(source, [tmp_path / "ext" / "out"])
+
+
+@pytest.mark.parametrize("target", [".", "..", "../in"])
+def test_a_link_that_leads_back_is_an_error(target: str, source: Path) -> None:
+    (source / "deep").mkdir()
+    (source / "deep" / "link").symlink_to(target if target == "." else f"../{target}")
+    with pytest.raises(CappyError, match=r"in/deep/\S*link leads back to a folder that it is in; remove the link"):
+        files_of_folder(source)
+
+
+@pytest.mark.parametrize("target", ["nowhere.jsonl", "c.jsonl"])
+def test_a_link_that_leads_nowhere_is_an_error(target: str, source: Path) -> None:
+    (source / "notes.txt").symlink_to("nowhere")
+    assert len(files_of_folder(source)) == 2
+    (source / "c.jsonl").symlink_to(target)
+    with pytest.raises(CappyError, match=r"in/c\.jsonl cannot be read: .*; mend it, or move it away"):
+        files_of_folder(source)
+
+
+def test_what_is_no_file_and_has_the_name_of_one_is_an_error(source: Path) -> None:
+    os.mkfifo(source / "c.jsonl")
+    with pytest.raises(CappyError, match=r"in/c\.jsonl cannot be read: it is not a file; mend it, or move it away"):
+        files_of_folder(source)
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source / "closed").mkdir()
+    listed = Path.iterdir
+
+    def refused(path: Path) -> Iterator[Path]:  # root, who runs this in containers, reads every folder
+        if path.name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(CappyError, match=r"in/closed cannot be read: Permission denied; mend it, or move it away"):
+        files_of_folder(source)

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from cappy_engine import Scorer
+from cappy_engine.bulk.folders import Folder, score_folder
 from cappy_engine.bulk.growing import Names
+from cappy_engine.bulk.jsonl import open_lines
 from cappy_engine.bulk.row_options import RowOptions
+from cappy_engine.bulk.runs import Target
 from cappy_engine.errors import OutputError
 from cappy_engine.testing import fake_scorer
 from cappy_engine.tokenizer import PairTokenizer
@@ -120,3 +123,75 @@ def test_rejects_that_were_lost_are_an_error(
         run(scorer, source, out, options=SKIP, resume=True, rejects=bad)
     run(scorer, source, out, options=SKIP, force=True, rejects=bad)
     assert lines_of(bad) == [4, 21, 41]
+
+
+def content_of(path: Path) -> list[int]:
+    with open_lines(path) as lines:
+        return [json.loads(line)["line"] for line in lines]
+
+
+@pytest.mark.parametrize("name", ["bad.jsonl.gz", "bad.jsonl.zst"])
+@pytest.mark.parametrize("commits", [1, 3, 5, 7])
+def test_rejects_are_packed_as_their_name_says_also_by_a_run_that_goes_on(
+    commits: int, name: str, source: Path, out: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = out.with_name(name)
+    stopped(monkeypatch, commits, lambda: run(scorer, source, out, options=SKIP, rejects=bad))
+    run(scorer, source, out, options=SKIP, resume=True, rejects=bad)
+    assert content_of(bad) == [4, 21, 41]
+    written = bad.read_bytes()
+    run(scorer, source, out, options=SKIP, force=True, rejects=bad)
+    assert bad.read_bytes() == written
+
+
+@pytest.mark.parametrize("name", ["bad.jsonl.gz", "bad.jsonl.zst"])
+def test_packed_rejects_without_a_row_are_a_whole_file(name: str, tmp_path: Path, out: Path, scorer: Scorer) -> None:
+    source = write_source(tmp_path / "in.jsonl", bad=())
+    run(scorer, source, out, options=SKIP, rejects=tmp_path / name)
+    assert content_of(tmp_path / name) == []
+
+
+def test_rejects_of_a_run_are_not_packed_in_part(
+    source: Path, out: Path, bad: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad.with_name("link.gz").symlink_to(bad.name)
+    stopped(monkeypatch, 3, lambda: run(scorer, source, out, options=SKIP, rejects=bad))
+    with pytest.raises(OutputError, match=r"the bad rows of this run are in .*; give it as --rejects, or start anew"):
+        run(scorer, source, out, options=SKIP, resume=True, rejects=bad.with_name("link.gz"))
+
+
+KEPT = ["partial", "settings.json", "settings.json.new", "progress.json", "progress.json.new", "made"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(
+    ("scored", "rejected"),
+    [*(("out.jsonl", f"out.jsonl.{kept}") for kept in KEPT), ("bad.jsonl.partial", "bad.jsonl")],
+)
+def test_rejects_do_not_take_a_name_of_the_run_nor_a_run_one_of_theirs(
+    scored: str, rejected: str, force: bool, source: Path, scorer: Scorer
+) -> None:
+    there = source.with_name(rejected)
+    there.write_text("mine")
+    run(scorer, source, source.with_name("other.jsonl"), options=SKIP)
+    before = {path: path.read_bytes() for path in source.parent.iterdir()}
+    with pytest.raises(OutputError, match=r"--rejects .*/\S+ and -o .*/\S+ both need .*; choose another name"):
+        run(scorer, source, source.with_name(scored), options=SKIP, force=force, rejects=there)
+    assert {path: path.read_bytes() for path in source.parent.iterdir()} == before
+
+
+def test_rejects_are_not_another_link_to_the_output(source: Path, out: Path, bad: Path, scorer: Scorer) -> None:
+    out.write_text("mine")
+    bad.hardlink_to(out)
+    with pytest.raises(OutputError, match=r"--rejects and -o are both .*; choose another name"):
+        run(scorer, source, out, options=SKIP, force=True, rejects=bad)
+    assert out.read_text() == "mine"
+
+
+def test_rejects_of_one_file_are_not_the_output_of_another(source: Path, tmp_path: Path, scorer: Scorer) -> None:
+    second = write_rows(tmp_path / "in.jsonl.rejects.jsonl", pairs_of(3))
+    folder = Folder([(path, Path(path.name)) for path in (source, second)], tmp_path / "out", options=SKIP)
+    (tmp_path / "link").symlink_to("out")
+    with pytest.raises(OutputError, match=r"in\.jsonl\.rejects\.jsonl is an output too; choose another folder"):
+        score_folder(scorer, folder, Target(tmp_path / "out", tmp_path / "link", force=True))
+    assert score_folder(scorer, folder, Target(tmp_path / "out", tmp_path / "bad")).refused == 3

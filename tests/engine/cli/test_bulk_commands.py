@@ -88,6 +88,18 @@ def test_a_glob_is_scored_into_a_folder_that_is_there(pattern: str, bundle: Path
     assert found == (["a.jsonl", "x"] if pattern == "a*" else ["a.jsonl", "b.jsonl", "x"])
 
 
+def test_a_link_that_leads_nowhere_is_not_left_out_of_a_folder_or_a_glob(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    write_rows(tmp_path / "in" / "a.jsonl", pairs_of(2))
+    (tmp_path / "in" / "c.jsonl").symlink_to("/nowhere/c.jsonl")
+    for name in ("in", "in/*.jsonl", "in/**"):
+        assert score(tmp_path / name, "-o", tmp_path / "out", "--bundle", bundle) == 1
+        assert "in/c.jsonl cannot be read: No such file or directory; mend it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("option", ["-o", "--rejects"])
 @pytest.mark.parametrize("inputs", [["a.jsonl"], ["a.jsonl", "b.jsonl"], ["*.jsonl"]], ids=str)
 def test_a_name_with_a_slash_at_its_end_does_not_become_that_of_a_file(

@@ -91,3 +91,57 @@ def test_a_line_beyond_the_limit_is_a_bad_line(
     assert b"cappy score: line 7: is longer than 1000 bytes (max_line_bytes)" in capfdbinary.readouterr().err
     assert main([*arguments, "--on-error", "skip"]) == 3
     assert len(rows_in(capfdbinary.readouterr().out)) == 5
+
+
+@pytest.mark.parametrize("output", ["", "-o out.jsonl", "-o -"])
+def test_rejects_are_not_written_to_stdout(output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_bad_pairs(tmp_path / "bad.jsonl")
+    assert main(["score", str(source), *output.split(), "--rejects", "-"]) == 2
+    captured = capsys.readouterr()
+    assert "--rejects needs a file" in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("source", ["bad.jsonl", "- < bad.jsonl"])
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        "--rejects /dev/stdout | cat",
+        "-o /dev/stdout --rejects /dev/fd/1 | cat",
+        "-o /dev/fd/3 --rejects /dev/stdout 3>&1 | cat",
+        "--rejects out > out --force",
+        "-o p.jsonl --rejects p.jsonl.partial --force",
+        "-o p.jsonl --rejects p.jsonl.settings.json",
+        "-o r.jsonl.partial --rejects r.jsonl",
+    ],
+)
+def test_rejects_are_written_apart_from_results(source: str, outputs: str, bundle: Path, tmp_path: Path) -> None:
+    write_bad_pairs(tmp_path / "bad.jsonl")
+    done = in_shell(f"set -o pipefail; {CAPPY} score {source} --bundle {bundle} {outputs}", tmp_path)
+    assert done.returncode == 1
+    assert b"choose another name" in done.stderr
+    assert (done.stdout, done.stderr.count(b"\n")) == (b"", 1)
+    assert {path.name for path in tmp_path.iterdir()} <= {"bad.jsonl", "out"}
+
+
+@pytest.mark.parametrize(
+    "outputs", ["-o /dev/stdout --rejects r.gz", "-o out --rejects r.gz; cat out", "--rejects r.gz"]
+)
+@pytest.mark.parametrize("source", ["bad.jsonl", "- < bad.jsonl"])
+def test_rejects_are_packed_wherever_rows_come_from_and_go(
+    source: str, outputs: str, bundle: Path, tmp_path: Path
+) -> None:
+    write_bad_pairs(tmp_path / "bad.jsonl")
+    done = in_shell(
+        f"{CAPPY} score --bundle {bundle} {outputs.replace('--rejects', f'{source} --rejects', 1)}", tmp_path
+    )
+    assert len(rows_in(done.stdout)) == 6, done.stderr
+    assert [row["line"] for row in rows_in(gzip.decompress((tmp_path / "r.gz").read_bytes()))] == [7]
+
+
+def test_rejects_go_to_another_stream(bundle: Path, tmp_path: Path) -> None:
+    write_bad_pairs(tmp_path / "bad.jsonl")
+    command = f"{CAPPY} score bad.jsonl --bundle {bundle} --quiet --rejects"
+    done = in_shell(f"{command} /dev/stderr; {command} /dev/null > /dev/null", tmp_path)
+    assert len(rows_in(done.stdout)) == 6
+    assert [row["line"] for row in rows_in(done.stderr)] == [7]
