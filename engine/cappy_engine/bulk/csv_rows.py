@@ -15,7 +15,7 @@ class CsvRecords:
 
     After each, also after an error: `raw` is the record's bytes, `first_line` the number of its first line, and `line`
     counts the lines that were read. Raises InvalidLine for a record that is not CSV in UTF-8, or
-    longer than `max_record_bytes`; then the next one begins at the next line.
+    longer than `max_record_bytes` without its end; then the next one begins at the next line.
 
         >>> next(CsvRecords(io.BytesIO(b'a,"b"'), delimiter=",", max_record_bytes=100))
         ['a', 'b']
@@ -68,7 +68,7 @@ class CsvRecords:
         self.line += 1
         self._size += len(line)
         self._parts.append(line)
-        if self._size > self._limit:
+        if self._size - line.endswith(b"\n") > self._limit:
             self._parts = [self.raw[: self._limit + 1]]
             hint = "; is a quote not closed?" if self.line > self.first_line else ""
             raise InvalidLine(self.first_line, f"is longer than {self._limit} bytes (max_line_bytes){hint}")

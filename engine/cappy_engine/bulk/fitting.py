@@ -2,23 +2,39 @@
 
 The columns for rows of JSON are those of the first rows.
 
-Arrow itself cuts 2.5 to 2 where a column holds integers, takes a text for a list of letters, and leaves out fields that
-it has no column for. So the types of new rows are compared with those of the columns.
+Arrow itself cuts 2.5 to 2 where a column holds integers, takes a text for a list of letters and true for 1, and leaves
+out fields that it has no column for. So the classes of Python's values are compared with the columns, many at once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cappy_engine.errors import CappyError
+from cappy_engine.pairs import text_problem
 
 UNFIT = (pa.ArrowException, TypeError, ValueError, OverflowError)
 """What Arrow raises for values that it cannot put into one column."""
+
+HELD: tuple[tuple[Callable[[Any], bool], set[type]], ...] = (
+    (pa.types.is_boolean, {bool}),
+    (pa.types.is_floating, {int, float}),
+    (pa.types.is_integer, {int}),
+    (pa.types.is_string, {str}),
+    (pa.types.is_list, {list}),
+    (pa.types.is_struct, {dict}),
+)
+"""The classes of values that columns hold without loss, by their types; all hold None."""
+TYPES = {bool: "bool", float: "double", int: "int64", str: "string", list: "list", dict: "struct"}
+"""What Arrow calls the types of values."""
+
+MOST_LEVELS = 32
+"""Lists and objects in one another, of which Arrow reads and writes 64, and half as many lists from Parquet."""
 
 Row = Mapping[str, Any]
 Type = Any
@@ -39,7 +55,8 @@ def schema_of(rows: Sequence[Row]) -> Schema:
     >>> schema_of([{"instruction": "Is it?"}, {"id": 7}]).names
     ['instruction', 'id']
     """
-    return pa.schema([(name, _type_of(_values(rows, name))) for name in _names(rows)])
+    names = [name for name in _names(rows) if text_problem(name) is None]
+    return pa.schema([(name, _type_of(_values(rows, name))) for name in names])
 
 
 def problems_of(rows: Sequence[Row], schema: Schema) -> dict[int, str]:
@@ -106,64 +123,82 @@ def _values(rows: Sequence[Row], name: str) -> list[Any]:
 
 def _type_of(values: Sequence[Any]) -> Type:
     """Find the type of values; where they have several, the one of the first half or quarter that has one."""
+    return _common([value for value in values if not _typeless(value, "")])
+
+
+def _common(values: Sequence[Any]) -> Type:
     try:
         kind = pa.array(values).type
-        return kind if not _has_empty(kind) else pa.null()
+        if not _difference(values, kind, ""):
+            return kind
     except UNFIT:
-        if len(values) == 1:
-            return pa.null()
+        pass
+    if len(values) == 1:
+        return pa.null()
     middle = len(values) // 2
-    kind = _type_of(values[:middle])
-    return kind if not pa.types.is_null(kind) else _type_of(values[middle:])
+    kind = _common(values[:middle])
+    return kind if not pa.types.is_null(kind) else _common(values[middle:])
+
+
+def _typeless(value: Any, name: str, levels: int = MOST_LEVELS) -> str:
+    """Say why Parquet has no type for a value; empty if it has one."""
+    if type(value) not in (dict, list):
+        return ""
+    if not levels:
+        return _misfit(f"nested deeper than {MOST_LEVELS} levels")
+    if type(value) is list:
+        inner = [(name, each) for each in value] if {dict, list} & set(map(type, value)) else []
+    else:
+        inner = [(f"{name}.{key}", each) for key, each in value.items()]
+        if not inner:
+            return _empty(name)
+    return next((found for path, each in inner if (found := _typeless(each, path, levels - 1))), "")
 
 
 def _unfit(values: Sequence[Any], name: str, kind: Type, first: int) -> Iterator[tuple[int, str]]:
     """Find the values that do not fit: all of them are tried at once, else their halves."""
     try:
-        found = pa.array(values).type
-        problem = _difference(found, kind, name)
+        problem = _difference(values, kind, name)
         if not problem:
-            if found != kind:
-                pa.array(values, kind)
+            pa.array(values, kind)
             return
     except UNFIT as error:
         problem = _misfit(f"{name}: {error}")
     if len(values) == 1:
-        yield first, problem
+        yield first, _typeless(values[0], name) or problem
         return
     middle = len(values) // 2
     yield from _unfit(values[:middle], name, kind, first)
     yield from _unfit(values[middle:], name, kind, first + middle)
 
 
-def _difference(found: Type, kind: Type, name: str) -> str:
-    """Say why values of one type do not fit into a column of another; empty if they do."""
-    if pa.types.is_null(found) or (pa.types.is_int64(found) and pa.types.is_float64(kind)):
-        return ""
-    if pa.types.is_list(found) and pa.types.is_list(kind):
-        return _difference(found.value_type, kind.value_type, name)
-    if pa.types.is_struct(found) and pa.types.is_struct(kind):
-        for each in found:
-            place = kind.get_field_index(each.name)
-            inner = f"{name}.{each.name}"
-            problem = _late(inner) if place < 0 else _difference(each.type, kind.field(place).type, inner)
-            if problem:
-                return problem
-        return ""
-    if _has_empty(found):
-        return _misfit(f"{name} holds an object without fields")
-    return "" if found == kind else _misfit(f"{name} is {found}, its column {kind}")
-
-
-def _has_empty(kind: Type) -> bool:
-    """True for a type that Parquet does not have: a struct without fields, or of one."""
-    if pa.types.is_list(kind):
-        return _has_empty(kind.value_type)
-    return pa.types.is_struct(kind) and (not kind.num_fields or any(_has_empty(each.type) for each in kind))
+def _difference(values: Sequence[Any], kind: Type, name: str) -> str:
+    """Say why a column does not hold one of the values, at any depth; empty if it holds all."""
+    classes = set(map(type, values)) - {type(None)}
+    inner = [value for value in values if value is not None] if classes & {list, dict} else []
+    if dict in classes and not all(value for value in inner if type(value) is dict):
+        return _empty(name)
+    held = next((each for is_kind, each in HELD if is_kind(kind)), set())
+    for other in TYPES:
+        if other in classes - held:
+            return _misfit(f"{name} is {TYPES[other]}, its column {kind}")
+    if list in classes:
+        return _difference([each for value in inner for each in value], kind.value_type, name)
+    for each in kind if dict in classes else ():
+        problem = _difference([value.get(each.name) for value in inner], each.type, f"{name}.{each.name}")
+        if problem:
+            return problem
+    names = {each.name for each in kind} if dict in classes else set()
+    late = next((each for value in inner for each in value if each not in names), None)
+    return "" if late is None else _late(f"{name}.{late}")
 
 
 def _late(name: str) -> str:
     return f"has a field {name!r}, which rows before it have not; choose a .jsonl output"
+
+
+def _empty(name: str) -> str:
+    return _misfit(f"{name} holds an object without fields")
 
 
 def _misfit(why: str) -> str:
@@ -174,7 +209,8 @@ def _is_json(kind: Type) -> bool:
     if pa.types.is_dictionary(kind):
         return _is_json(kind.value_type)
     if pa.types.is_nested(kind) and not pa.types.is_union(kind):
-        return all(_is_json(kind.field(place).type) for place in range(kind.num_fields))
+        fields = [kind.field(place) for place in range(kind.num_fields)]
+        return len({each.name for each in fields}) == len(fields) and all(_is_json(each.type) for each in fields)
     plain = (
         pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating,
         pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,

@@ -14,9 +14,6 @@ from cappy_engine.checks import described, shown
 from cappy_engine.errors import InvalidLine
 from cappy_engine.pairs import Pair, text_problem
 
-ESCAPED_LETTER = "\\u00"
-"""Names may be written with escapes; letters begin like this."""
-
 
 def _finite(text: str) -> float:
     """Parse a number; one beyond a float's range would become infinity, and not be written back as it was."""
@@ -43,9 +40,23 @@ def _once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+class _Doubled(dict[str, Any]):
+    """An object that has a field twice, however its name is written; `names` are those of all its fields."""
+
+    def __init__(self, fields: list[tuple[str, Any]]) -> None:
+        super().__init__(fields)
+        self.names = [name for name, _ in fields]
+
+
+def _any(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its fields; of two that have one name it tells."""
+    found = dict(fields)
+    return found if len(found) == len(fields) else _Doubled(fields)
+
+
 WHOLE = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse, object_pairs_hook=_once)
 """Reads what can be written back without loss."""
-ANY = json.JSONDecoder(parse_constant=_refuse)
+ANY = json.JSONDecoder(parse_constant=_refuse, object_pairs_hook=_any)
 
 
 @dataclass(frozen=True)
@@ -115,13 +126,6 @@ def read_fields(
         problem = text_problem(fields[part])
         if problem and part in texts:
             raise InvalidLine(number, f"{part} {problem}")
-        if (text.count(f'"{part}"') > 1 or ESCAPED_LETTER in text) and (times := _count(text, part)) > 1:
+        if isinstance(fields, _Doubled) and (times := fields.names.count(part)) > 1:
             raise InvalidLine(number, f"has the field {part!r} {times} times; give it once")
     return fields
-
-
-def _count(text: str, name: str) -> int:
-    """Count how often the outermost object of a JSON text has a field."""
-    objects: list[list[tuple[str, Any]]] = []  # the outermost is complete last
-    json.loads(text, object_pairs_hook=objects.append)
-    return sum(each == name for each, _ in objects[-1])

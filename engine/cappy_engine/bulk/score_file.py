@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +23,7 @@ from cappy_engine.bulk.runs import Run, Say, Target, finished, open_run
 from cappy_engine.bulk.sources import LineSource, open_source
 from cappy_engine.bulk.tasks import ScoreTask, Task
 from cappy_engine.bulk.windows import ScoredRow, Window, encode, windows
-from cappy_engine.bulk.working import Files, FileWindows, Making, Work, most_pairs_of, rejects
+from cappy_engine.bulk.working import Files, FileWindows, Making, State, Work, most_pairs_of, rejects
 from cappy_engine.bulk.writing import LineWriter, TableWriter, needs_fields, writer_of
 from cappy_engine.errors import CappyError
 from cappy_engine.overlap import Behind, ahead
@@ -115,12 +115,13 @@ def score_file(
     """
     form = format_of(target.out)
     target = dataclasses.replace(target, out=find_names(target.out, force=True).target)  # links are followed once
+    states = files.states()  # first: what changes behind it is noticed
     settings = settings_of(scorer, files, form)
     marked = finished(target, settings) if target.resume else {}
     if marked:
         say(f"{target.out} is complete already")
         return _end(target, Totals.going_on(marked["totals"]))
-    found, making = _prepare(scorer, files, form, target.out)
+    found, making = _prepare(scorer, files, states, form, target.out)
     target = dataclasses.replace(target, inputs=[*target.inputs, *files.paths])
     make = _make_parquet if form.kind == "parquet" else None
     with open_run(target, settings, {"versions": versions()}, say, make) as run:
@@ -152,7 +153,7 @@ def score_to(
     form = dataclasses.replace(format_of(name) if name else files.format, packing="")
     if form.kind == "parquet":
         raise CappyError("Parquet is not written to a stream; name a file with -o, as in -o scored.parquet")
-    found, making = _prepare(scorer, files, form, name or Path("-"))
+    found, making = _prepare(scorer, files, files.states(), form, name or Path("-"))
     totals = Totals(bytes_total=files.size())
     work = Work(scorer, files.options, progress, totals, has_rejects=reject is not None)
     begun = making.begin()
@@ -194,13 +195,15 @@ def _end(target: Target, totals: Totals) -> Totals:
     return totals
 
 
-def _prepare(scorer: Scorer, files: Files, form: Format, name: Path) -> tuple[FileWindows, Making]:
+def _prepare(
+    scorer: Scorer, files: Files, states: Sequence[State], form: Format, name: Path
+) -> tuple[FileWindows, Making]:
     """Open the first file to see its columns, and choose how its rows are read and written."""
     reading = Reading(files.task, files.options.max_line_bytes, needs_fields(form, files.format))
     with open_source(files.paths[0], reading) as first:
         header, columns = first.header, first.columns
     writer = writer_of(form, files.format, files.task, header)
-    found = FileWindows(scorer, files, reading, columns, most_pairs_of(scorer, files.options), writer)
+    found = FileWindows(scorer, files, reading, columns, most_pairs_of(scorer, files.options), writer, states)
     return found, Making(writer, packer(form.packing, name))
 
 
@@ -215,7 +218,7 @@ def _run(work: Work, found: FileWindows, run: Run, making: Making) -> None:
     def write(done: tuple[Window, list[ScoredRow], Mapping[str, int]]) -> None:
         window, rows, totals = done
         if window.error is not None:  # the window is not whole, and is scored again by a run that goes on
-            run.write(making.rows(rows))
+            run.write(making.rows(rows) if rows else b"")
             return
         position = {"position": dataclasses.asdict(window.end), "totals": totals}
         run.commit(making.rows(rows), rejects(window), position)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,9 @@ BATCHES_OF_A_WINDOW = 16
 from."""
 MOST_LISTED = 1000
 """Refused rows that are listed in `Totals.skipped`; all are counted."""
+
+State = tuple[int, ...]
+"""What tells that a file is the same, and was not written to: its place, size and time; empty for a pipe."""
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +65,10 @@ class Files:
         """Count the bytes of all files, packed as they are."""
         return sum(path.stat().st_size for path in self.paths)
 
+    def states(self) -> list[State]:
+        """Note how all files are, before they are read; `FileWindows` tells if one has changed since."""
+        return [_state(path.stat()) for path in self.paths]
+
 
 def most_pairs_of(scorer: Scorer, options: RowOptions) -> int:
     """Tell how many pairs of a file make a window: by the largest batch, not by how fast this machine is.
@@ -75,7 +84,8 @@ def most_pairs_of(scorer: Scorer, options: RowOptions) -> int:
 class FileWindows:
     """Makes tokenised windows of files from a position on; a window ends with its file.
 
-    The `writer` says which rows it cannot write, so that they are refused before they are scored.
+    The `writer` says which rows it cannot write, so that they are refused before they are scored. `states` are those of
+    the files when the run began.
     """
 
     scorer: Scorer
@@ -84,9 +94,10 @@ class FileWindows:
     columns: Any
     most_pairs: int
     writer: Writer
+    states: Sequence[State]
 
     def since(self, start: Position) -> Iterator[Window]:
-        """Yield windows. Raises CappyError for a file that has not the columns of the first one.
+        """Yield windows. Raises CappyError for a file that has not the columns of the first one, or that changes.
 
         >>> [len(window.entries) for window in file_windows.since(Position())]
         [7]
@@ -96,11 +107,32 @@ class FileWindows:
             size = path.stat().st_size
             if place >= start.file:
                 begin = start if place == start.file else Position()
-                for window in self._of_file(path, begin):
+                for window in self._unchanged(path, begin, self.states[place]):
                     part = size * window.end.done // (window.total or 1) if window.total else size
                     end = dataclasses.replace(window.end, file=place)
                     yield dataclasses.replace(window, end=end, bytes_done=done + part)
             done += size
+
+    def _unchanged(self, path: Path, begin: Position, state: State) -> Iterator[Window]:
+        """Yield the windows of a file, none of which was read behind a change; a pipe has no state to compare."""
+        if not state:
+            yield from self._of_file(path, begin)
+            return
+        with path.open("rb") as held:  # another file may get the name while this one is read to its end
+
+            def check() -> None:
+                if _state(os.fstat(held.fileno())) != state:
+                    raise CappyError(f"{path} changed while it was read; put back what it was and go on, or start anew")
+
+            check()
+            try:
+                for window in self._of_file(path, begin):
+                    check()
+                    yield window
+            except Exception:  # a change may be what it comes from
+                check()
+                raise
+            check()
 
     def _of_file(self, path: Path, begin: Position) -> Iterator[Window]:
         options = self.files.options
@@ -180,6 +212,12 @@ class Making:
         """Make what is written of rows."""
         made = self.writer.rows(rows)
         return self.pack(made) if made else b""
+
+
+def _state(status: os.stat_result) -> State:
+    if not stat.S_ISREG(status.st_mode):
+        return ()
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def rejects(window: Window) -> bytes:

@@ -29,7 +29,7 @@ class Writer(Protocol):
     """Makes bytes of rows; `begin` makes those before the first row.
 
     `problems` says by the places of entries which of them cannot be written, and why. It is called before they are
-    scored, in their order; only others come to `rows`.
+    scored, in their order; only others come to `rows`. Each is called once for every window of a file.
     """
 
     def begin(self) -> bytes: ...
@@ -146,7 +146,11 @@ class CsvWriter:
 
 
 class TableWriter:
-    """Writes Arrow streams, of which a Parquet file is made at the end; `schema` is that of the rows before them."""
+    """Writes Arrow streams, of which a Parquet file is made at the end; `schema` is that of the rows before them.
+
+    The window that tells the schema of rows of JSON leaves a stream also if none of its rows is good: a run that goes
+    on behind it reads the schema there.
+    """
 
     def __init__(self, task: Task, header: Any, source: Format) -> None:
         self._tables = tables_for("a Parquet file")
@@ -155,6 +159,8 @@ class TableWriter:
         self._fitting = fitting
         self._task = task
         self._kind = source.kind
+        self._asked = self._made = self._told_by = 0
+        """How many windows came to `problems` and to `rows`, and which of them told the schema."""
         self.schema = header if source.kind == "parquet" else None
         if source.kind == "csv":
             text = io.StringIO(header.decode("utf-8-sig"), newline="")
@@ -175,17 +181,19 @@ class TableWriter:
 
     def problems(self, entries: Sequence[Entry]) -> dict[int, str]:
         """Find rows of JSON that do not fit into the columns; the first rows tell what these are."""
+        self._asked += 1
         if self._kind != "jsonl" or not entries:
             return {}
         fields = [entry.fields or {} for entry in entries]
         if self.schema is None:
-            self.schema = self._fitting.schema_of(fields)
+            self.schema, self._told_by = self._fitting.schema_of(fields), self._asked
         return self._fitting.problems_of(fields, self.schema)
 
     def rows(self, rows: Sequence[ScoredRow]) -> bytes:
         """Write rows as a stream."""
+        self._made += 1
         if not rows:
-            return b""
+            return self.begin() if self._made == self._told_by else b""
         values = [self._task.results(row.entry.pairs, row.scores, row.truncated) for row in rows]
         if self._kind == "parquet":
             table = self._tables.table_from(_batches(rows), self.schema)

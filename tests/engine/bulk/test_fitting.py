@@ -46,16 +46,16 @@ def columns_of(
         ([{}, {"n": 7}], [{"n": None}, {"n": 7}]),
         ([{"b": 1}, {"a": 2}], [{"b": 1, "a": None}, {"b": None, "a": 2}]),
         ([{"m": {"a": 1}}, {"m": {"b": 2}}], [{"m": {"a": 1, "b": None}}, {"m": {"a": None, "b": 2}}]),
-        ([{"m": [{"a": 1}]}, {"m": [{}, {"b": 2}]}], None),
+        ([{"m": [{"a": 1}]}, {"m": [None, {"b": 2}]}], None),
         ([{"m": None}, {"m": "x"}], [{"m": None}, {"m": "x"}]),
         ([{"m": 1}, {"m": 2.5}], [{"m": 1.0}, {"m": 2.5}]),
-        ([{"m": {"a": 1}}, {"m": {}}], [{"m": {"a": 1}}, {"m": {"a": None}}]),
+        ([{"n": []}, {"n": [None, 1]}, {"n": [2.5]}], [{"n": []}, {"n": [None, 1.0]}, {"n": [2.5]}]),
     ],
 )
 def test_the_columns_are_all_fields_of_the_first_window(
     rows: list[dict[str, Any]], expected: list[dict[str, Any]] | None, tmp_path: Path, scorer: Scorer
 ) -> None:
-    nested = [{"m": [{"a": 1, "b": None}]}, {"m": [{"a": None, "b": None}, {"a": None, "b": 2}]}]
+    nested = [{"m": [{"a": 1, "b": None}]}, {"m": [None, {"a": None, "b": 2}]}]
     assert columns_of(scorer, tmp_path, rows) == (expected or nested)
 
 
@@ -76,6 +76,15 @@ def test_the_columns_are_all_fields_of_the_first_window(
         ({"n": 1}, {"n": 2**64}, "does not fit"),
         ({"n": "x"}, {"n": "\ud800"}, "does not fit"),
         ({"n": 1}, {"n": {}}, "does not fit"),
+        ({"n": 1.5}, {"n": True}, r"does not fit .* \(n is bool, its column double\)"),
+        ({"n": True}, {"n": 1.5}, r"does not fit .* \(n is double, its column bool\)"),
+        ({"n": [1.5]}, {"n": [1.5, None, False]}, "does not fit"),
+        ({"n": {"a": True}}, {"n": {"a": 1.5}}, r"does not fit .* \(n.a is double, its column bool\)"),
+        ({"n": [{"a": 1.5}]}, {"n": [{"a": 2.5}, {"a": True}]}, r"does not fit .* \(n.a is bool, its column double"),
+        ({"n": {"a": 1}}, {"n": {}}, r"does not fit .* \(n holds an object without fields\)"),
+        ({"n": {"a": {"b": 1}}}, {"n": {"a": {}}}, r"does not fit .* \(n.a holds an object without fields\)"),
+        ({"n": [{"a": 1}]}, {"n": [{"a": 2}, {}]}, r"does not fit .* \(n holds an object without fields\)"),
+        ({"n": 1}, {"n": 1, "\ud800": 1}, r"has a field '\\ud800', which rows before it have not"),
     ],
 )
 def test_a_row_of_other_types_is_an_error_whichever_window_it_is_in(
@@ -123,6 +132,41 @@ def test_an_object_without_fields_is_an_error_before_the_rows_are_scored(
         columns_of(scorer, tmp_path, [{"m": value}])
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"n": {}}, {"n": {"a": 1}}),
+        ({"n": {"a": {}}}, {"n": {"a": {"b": 1}}}),
+        ({"n": [1.5, True]}, {"n": [1.5]}),
+        ({"n": [{"a": True}, {"a": 0.0}]}, {"n": [{"a": True}]}),
+    ],
+)
+def test_a_row_that_fits_into_no_column_gives_none_its_type(
+    first: dict[str, Any], second: dict[str, Any], tmp_path: Path, scorer: Scorer
+) -> None:
+    with pytest.raises(InvalidLine, match=r"^line 1: does not fit"):
+        columns_of(scorer, tmp_path, [first, second])
+    for rows in ([first, second, second], [second, first, second]):
+        bad = tmp_path / "bad.jsonl"
+        assert columns_of(scorer, tmp_path, rows, on_error="skip", rejects=bad) == [second, second]
+
+
+@pytest.mark.parametrize("levels", [32, 33, 90, 500, 900])
+@pytest.mark.parametrize("is_list", [False, True])
+def test_what_is_nested_deeper_than_arrow_reads_is_a_bad_row(
+    is_list: bool, levels: int, tmp_path: Path, scorer: Scorer
+) -> None:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value] if is_list else {"a": value}
+    if levels > 32:
+        for rows in ([{"n": value}], [{"n": [1]}, {"n": value}]):
+            with pytest.raises(InvalidLine, match=rf"^line {len(rows)}: does not fit .*nested deeper than 32 levels"):
+                columns_of(scorer, tmp_path, rows)
+    else:
+        assert columns_of(scorer, tmp_path, [{"n": value}]) == [{"n": value}]
+
+
 def test_rows_that_do_not_fit_are_refused_as_other_bad_rows_are(tmp_path: Path, scorer: Scorer) -> None:
     rows: list[dict[str, Any]] = [{"n": number} for number in range(20)]
     rows[3], rows[11], rows[17] = {"n": "x"}, {"n": [1]}, {"late": 1}
@@ -145,6 +189,12 @@ def test_the_rows_before_one_that_does_not_fit_are_kept_and_go_on_behind_it(tmp_
         scorer, tmp_path, rows, on_error="skip", window=8, rejects=tmp_path / "bad.jsonl", resume=True, force=False
     )
     assert [row["n"] for row in found] == [n for n in range(20) if n != 11]
+
+
+def test_nothing_is_left_where_the_first_row_does_not_fit(tmp_path: Path, scorer: Scorer) -> None:
+    with pytest.raises(InvalidLine, match=r"^line 1: does not fit"):
+        columns_of(scorer, tmp_path, [{"m": {}}])
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 # From columns to JSON
@@ -193,18 +243,24 @@ def found_of(good: Any) -> list[Any]:
     return [good.decode() if isinstance(good, bytes) else good] * 5
 
 
-@pytest.mark.parametrize("kind", ["binary", "timestamp", "list of binary", "struct of date", "dictionary of binary"])
+@pytest.mark.parametrize(
+    "kind",
+    ["binary", "timestamp", "list of binary", "struct of date", "dictionary of binary", "x twice", "list of x twice"],
+)
 def test_columns_that_json_cannot_hold_are_an_error_before_anything_is_scored(
     kind: str, tmp_path: Path, scorer: Scorer
 ) -> None:
     import pyarrow as pa
 
+    twice = pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], names=["x", "x"])
     columns = {
         "binary": pa.array([b"x"]),
         "timestamp": pa.array([1], pa.timestamp("us")),
         "list of binary": pa.array([[b"x"]]),
         "struct of date": pa.array([{"a": 1}], pa.struct([("a", pa.date32())])),
         "dictionary of binary": pa.array([b"x"]).dictionary_encode(),
+        "x twice": twice,
+        "list of x twice": pa.ListArray.from_arrays([0, 1], twice),
     }
     source = table_of(tmp_path / "in.parquet", columns[kind])
     with pytest.raises(

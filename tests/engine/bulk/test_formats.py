@@ -95,6 +95,18 @@ def test_bad_csv_is_an_error_with_its_place(content: bytes, problem: str, tmp_pa
     assert not (tmp_path / "out.csv").exists()
 
 
+@pytest.mark.parametrize("record", [b"q," + b"x" * 98, b'q,"' + b"x" * 50 + b"\n" + b"x" * 45 + b'"'])
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_a_record_may_be_as_long_as_a_line(record: bytes, end: bytes, tmp_path: Path, scorer: Scorer) -> None:
+    options = RowOptions(max_line_bytes=100)
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_bytes(b"instruction,response\n" + record + end)
+    assert run(scorer, source, out, options=options).pairs == 1
+    source.write_bytes(b"instruction,response\n" + b"q" + record + end)
+    with pytest.raises(InvalidLine, match=r"^line 2: is longer than 100 bytes"):
+        run(scorer, source, out, options=options, force=True)
+
+
 def test_bad_records_go_to_the_rejects_and_the_next_one_is_read(tmp_path: Path, scorer: Scorer) -> None:
     source = tmp_path / "in.csv"
     source.write_bytes(b"instruction,response\nq,a\nq\n\xe9,a\nq,b\n")

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from cappy_engine import Scorer
+from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.errors import CappyError, InvalidLine
 from cappy_engine.testing import fake_scorer
 from cappy_engine.tokenizer import PairTokenizer
-from tests.support.bulk_files import pairs_of, run, write_rows
-from tests.support.scored_lines import LONG
+from tests.support.bulk_files import pairs_of, run, stopped, write_rows
+from tests.support.scored_lines import LONG, line_of
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +158,36 @@ def test_csv_is_made_of_csv_only(tmp_path: Path, scorer: Scorer) -> None:
     source = write_rows(tmp_path / "in.jsonl", pairs_of(3))
     with pytest.raises(CappyError, match="rows of JSON Lines are not written as CSV; choose"):
         run(scorer, source, tmp_path / "out.csv")
+
+
+# The columns of a run that goes on
+
+
+@pytest.mark.parametrize("commits", [1, 2, 3])
+def test_the_columns_of_a_window_without_good_rows_are_kept_for_a_run_that_goes_on(
+    commits: int, tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    rows: list[dict[str, Any]] = [{"n": 1, "response": LONG}, {"n": 2, "response": LONG}, {"n": "x"}, {"n": 2}]
+    source, out, whole = tmp_path / "in.jsonl", tmp_path / "out.parquet", tmp_path / "whole.parquet"
+    source.write_bytes(b"".join([line_of(**row) for row in rows]))
+    options = RowOptions("skip", "refuse", window=2)
+    run(scorer, source, whole, options=options, rejects=tmp_path / "whole.bad")
+    bad = tmp_path / "out.bad"
+    stopped(monkeypatch, commits, lambda: run(scorer, source, out, options=options, rejects=bad))
+    run(scorer, source, out, options=options, rejects=bad, resume=True)
+    assert out.read_bytes() == whole.read_bytes()
+    assert bad.read_bytes() == (tmp_path / "whole.bad").read_bytes()
+    assert [json.loads(line)["line"] for line in bad.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_the_columns_of_a_window_that_ends_in_an_error_are_not_kept(tmp_path: Path, scorer: Scorer) -> None:
+    pytest.importorskip("pyarrow")
+    sources = [tmp_path / "blank.jsonl", tmp_path / "in.jsonl"]
+    sources[0].write_bytes(b"\n")
+    sources[1].write_bytes(line_of(n=1) + b"oops\n" + line_of(n=2.5))
+    out = tmp_path / "out.parquet"
+    with pytest.raises(InvalidLine, match="line 2: not JSON"):
+        run(scorer, sources, out)
+    rejects = tmp_path / "bad.jsonl"
+    assert run(scorer, sources, out, options=RowOptions("skip", window=8), rejects=rejects, resume=True).pairs == 2

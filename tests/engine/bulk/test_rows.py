@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cappy_engine.bulk.rows import Row, read_row, read_rows
+from cappy_engine.bulk.rows import Row, read_fields, read_row, read_rows
 from cappy_engine.errors import InvalidLine
 from cappy_engine.pairs import text_problem
 
@@ -50,6 +50,23 @@ def test_a_field_that_is_there_once_may_be_named_elsewhere(line: bytes) -> None:
     row = read_row(line + b'"instruction": "q", "response": "a"}', 1)
     assert row is not None
     assert row.pair == ("q", "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "escaped"),
+    [("质", r"\u8d28"), ("a/b", r"a\/b"), ("\t", r"\t"), ("\U0001f600", r"\ud83d\uDE00"), ("ab", r"a\u0062")],
+)
+@pytest.mark.parametrize("keeps_all", [False, True])
+def test_a_field_that_comes_twice_is_refused_however_its_name_is_written(
+    name: str, escaped: str, keeps_all: bool
+) -> None:
+    plain = json.dumps(name, ensure_ascii=False)
+    for line in (f'{{"{escaped}": "second", {plain}: "first"}}', f'{{{plain}: "first", "{escaped}": "second"}}'):
+        with pytest.raises(InvalidLine, match=r"^line 1: has the field .* (2 times|twice); give it once"):
+            read_fields(line.encode(), 1, (name,), keeps_all=keeps_all)
+    once = f'{{"x": {{{plain}: 1, "{escaped}": 2}}, "{escaped}": "first"}}'
+    if not keeps_all:
+        assert read_fields(once.encode(), 1, (name,), keeps_all=False) == {"x": {name: 2}, name: "first"}
 
 
 def test_texts_are_taken_as_they_are() -> None:
@@ -104,6 +121,14 @@ BAD_LINES: list[tuple[bytes, str]] = [
         b'{"\\u0072esponse": "a", "instruction": "a", "response": "b"}',
         r"has the field 'response' 2 times; give it once",
     ),
+    (
+        rb'{"\u0072esponse": "a", "instruction": "a", "response": "b", "n": 1, "n": 2}',
+        r"has the field 'response' 2 times; give it once",
+    ),
+    (
+        rb'{"instruction": "a", "response": "b", "response": "c", "\u0072\u0065sponse": "d"}',
+        r"has the field 'response' 3 times; give it once",
+    ),
     (b"\x1f\x8b\x08\x00", r"not UTF-8 \(byte 1: 0x8b\); it is packed, and is unpacked if its name ends in \.gz"),
     (b"[" * 100_000 + b"]" * 100_000, r"not JSON"),
     (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, r"not JSON"),
@@ -156,8 +181,15 @@ def test_any_bytes_give_a_row_a_blank_or_an_invalid_line(line: bytes, number: in
 
 @pytest.mark.parametrize(
     "template",
-    [b"%s", b'{"instruction": %s, "response": ""}', b'{"instruction": "", "response": "", "other": %s}'],
-    ids=["line", "instruction", "other"],
+    [
+        b"%s",
+        b'{"instruction": %s, "response": ""}',
+        b'{"instruction": "", "response": "", "other": %s}',
+        rb'{"instruction": "", "response": "", "\u0061": %s}',
+        b'{"instruction": "", "response": "", "a": {"response": %s}}',
+        b'{"instruction": "", "response": "", "a": 1, "a": %s}',
+    ],
+    ids=["line", "instruction", "other", "escaped", "named twice", "twice"],
 )
 def test_nesting_of_any_depth_gives_a_row_or_an_invalid_line(template: bytes) -> None:
     # Python's parser, repr and serialiser give up at different depths, so every depth near the limit is tried.
