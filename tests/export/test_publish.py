@@ -132,10 +132,12 @@ def test_sigterm_leaves_nothing_at_all(checkpoint: Path, preloaded: Path, tmp_pa
     command = [str(preloaded / "cappy"), "export", str(checkpoint), str(tmp_path / "bundle")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
+        told = []
         for line in process.stderr:
+            told.append(line)
             if line.startswith("building"):
                 process.terminate()
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + signal.SIGTERM, "".join(told)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -197,7 +197,8 @@ def check_apart(rejects: Path, out: Path | Place) -> None:
     if bad.status is not None and good.status is not None and not stat.S_ISCHR(bad.status.st_mode):
         is_one |= os.path.samestat(bad.status, good.status)  # but a terminal, or /dev/null, may get both
     if is_one:
-        raise OutputError(f"--rejects and -o are both {rejects}; choose another name")
+        name = rejects if good.is_stream else good.path
+        raise OutputError(f"--rejects and -o are both {name}; choose another name")
     if bad.is_stream or good.is_stream:
         return
     kept, own = Names(bad.path), Names(good.path)
