@@ -17,7 +17,7 @@ import click
 
 from cappy_engine import __version__
 from cappy_engine.cli.arguments import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
-from cappy_engine.cli.standard import Terminated, raised_signals, silence, standard_streams
+from cappy_engine.cli.standard import Terminated, ended_by, raised_signals, silence, standard_streams
 from cappy_engine.cli.streams import CleanFormatter, complain
 from cappy_engine.errors import CappyError, InstallationError, ParityError
 
@@ -61,6 +61,7 @@ class _Explained:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        error = None if error is None else ended_by(error)
         if isinstance(error, BrokenPipeError):  # the reader of our stdout went away (`cappy score ... | head`)
             silence(sys.stdout)
             return True

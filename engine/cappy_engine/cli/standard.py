@@ -23,6 +23,18 @@ class Terminated(SystemExit):
         self.name = signal.Signals(number).name
 
 
+_received: list[Terminated] = []
+
+
+def ended_by(error: BaseException) -> BaseException:
+    """Return the signal that ends the process, if one came, else `error`: libraries make errors of their own of it.
+
+    >>> ended_by(ValueError("a text"))
+    ValueError('a text')
+    """
+    return _received[0] if _received else error
+
+
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
     """Open what is closed of stdin, stdout and stderr on the null device, before a file gets their numbers.
@@ -91,8 +103,10 @@ def raised_signals() -> Iterator[None]:
     def leave(number: int, frame: FrameType | None) -> None:
         for each in taken:
             signal.signal(each, signal.SIG_IGN)
-        raise Terminated(number)
+        _received.append(Terminated(number))
+        raise _received[0]
 
+    _received.clear()
     for number in taken:
         signal.signal(number, leave)
     try:

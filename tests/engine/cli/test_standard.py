@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from cappy_engine.cli import bundles
 from cappy_engine.cli.main import main
 from cappy_engine.cli.streams import complain, say, show, tell
+from cappy_engine.errors import BundleError
 from tests.support.command_line import CAPPY, cappy, in_shell, rows_in
 
 
@@ -114,3 +116,21 @@ def test_no_text_for_people_can_steer_the_terminal(
     write("one line\nÄhre \x1b[31mrot\u202e\r\x9b2J")
     captured = capsys.readouterr()
     assert captured.out + captured.err == "one line\nÄhre ·[31mrot···2J\n"
+
+
+def test_a_signal_that_a_library_takes_for_a_bad_file_is_still_what_ends_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where it comes while code in C or Rust calls Python."""
+
+    def interrupted(path: Path) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException as error:
+            raise BundleError(f"{path} cannot be read") from error
+
+    monkeypatch.setattr(bundles, "open_bundle", interrupted)
+    assert main(["inspect"]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "cappy inspect: ended by SIGTERM\n"
+    monkeypatch.undo()
+    assert main(["inspect"]) == 0
