@@ -82,7 +82,7 @@ class SharedSession:
 
 
 class _OneGpu:
-    """One GPU of those that a SharedSession shares out."""
+    """Runs on one GPU of a SharedSession, and waits until that one is free."""
 
     def __init__(self, shared: SharedSession, gpu: int) -> None:
         self.device = shared.device
