@@ -7,17 +7,21 @@ prints the kind of this machine's processor: results of different kinds have fil
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from cappy_engine.cpu.cores import cpu_flags, cpu_name
 from cappy_engine.cpu.processor import INSTRUCTION_SETS
+
+CODE = (".py", ".mjs", ".so")
 
 
 def describe_machine() -> dict[str, Any]:
@@ -74,6 +78,21 @@ def current_commit() -> str | None:
         if done.returncode:
             return None
     return done.stdout.strip()
+
+
+def code_digest(packages: Sequence[Path]) -> str:
+    """Tell code from other code: the files of `packages`, and the versions of all that is installed beside them.
+
+    A commit is not enough: code is also measured before it is committed.
+
+    >>> code_digest([Path("engine/cappy_engine")])[:8]
+    '5f0c2f11'
+    """
+    digest = hashlib.sha256(repr(sorted((one.name, one.version) for one in metadata.distributions())).encode())
+    for package in packages:
+        for path in sorted(path for ending in CODE for path in package.rglob(f"*{ending}")):
+            digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -8,16 +8,21 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import cappy_bench
-from cappy_bench.machine import cpu_kind, current_commit, describe_machine, file_word
+from cappy_bench.machine import code_digest, cpu_kind, current_commit, describe_machine, file_word
+from cappy_bench.peers.peer import Model
 from cappy_bench.peers.specs import SPECS
 from cappy_bench.speed import measure as measuring
 from cappy_bench.speed.measure import choose_runners, describe_model
 from cappy_bench.speed.run_options import RunOptions
+from cappy_bench.speed.suite import Plan
 from cappy_bench.speed.tables import workload_table
 from cappy_bench.speed.texts import make_pool
 from cappy_bench.speed.workloads import DESCRIPTIONS
@@ -26,11 +31,12 @@ from cappy_engine.cli.main import main
 from cappy_engine.errors import BenchmarkError
 from tests.support.bundles import copy_bundle
 from tests.support.fake_tools import FakeTool, Measure, row_of, spec
-from tests.support.places import MINI
+from tests.support.places import MINI, ROOT
 
 RESULT = Path("bench/results", f"cappy-mini-{file_word(cpu_kind(describe_machine()))}.json")
 SLOW = ("torch-compile", "torch-autocast", "torch-bf16")
 """They compile, or multiply bfloat16, which most processors emulate."""
+PAIRS = ROOT / "export" / "cappy_export" / "proof" / "parity_pairs.jsonl"
 MADE_UP_PEAK = {"fp32": {"flops": 1e12, "how": "made up"}, "int8": {"flops": 2e12, "how": "made up"}}
 
 
@@ -79,6 +85,68 @@ def test_with_a_checkpoint_other_tools_are_measured_too(options: RunOptions, nam
 def test_what_cannot_be_measured_without_a_checkpoint_is_named(options: RunOptions, named: str) -> None:
     with pytest.raises(BenchmarkError, match=f"nothing to measure for {named}: without --checkpoint .*int8"):
         choose_runners(options, open_bundle(EMBEDDED))
+
+
+class Stopped(Exception):
+    """Ends a run where the suite would begin."""
+
+
+@pytest.fixture
+def begin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[Model, Path]]:
+    """Give a function that begins a run, and returns its model and the file of its notes."""
+    seen: list[tuple[Model, Path]] = []
+
+    def stop(plan: Plan, *, notes: Path, **others: object) -> None:
+        seen.append((plan.model, notes))
+        raise Stopped
+
+    def begin_run(**options: Any) -> tuple[Model, Path]:
+        with pytest.raises(Stopped):
+            measuring.measure(RunOptions(suite="smoke", pairs=PAIRS, work=tmp_path / "work", **options), say=print)
+        return seen[-1]
+
+    monkeypatch.setattr(measuring, "run_suite", stop)
+    monkeypatch.chdir(tmp_path)
+    return begin_run
+
+
+def test_no_tool_finds_what_it_converted_of_another_model(
+    begin: Callable[..., tuple[Model, Path]], tmp_path: Path
+) -> None:
+    """Tools convert a checkpoint once, and then take what lies in their folder."""
+    other = shutil.copytree(MINI, tmp_path / MINI.name)
+    folders = [begin(checkpoint=path)[0].folder for path in (MINI, MINI, other)]
+    config, weights = other / "config.json", other / "model.safetensors"
+    config.write_text(config.read_text() + "\n")
+    folders.append(begin(checkpoint=other)[0].folder)
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    folders.append(begin(checkpoint=other)[0].folder)
+    assert folders[0] == folders[1] == folders[2]
+    assert len(set(folders)) == 3
+
+
+def test_a_run_does_not_go_on_with_other_code(
+    begin: Callable[..., tuple[Model, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result has one commit and one version of each tool, so its rounds must not be of two."""
+    notes = begin()[1]
+    assert begin()[1] == notes
+    monkeypatch.setattr(metadata, "distributions", list)
+    assert begin()[1] != notes
+
+
+def test_code_is_told_from_other_code_by_its_files_alone(tmp_path: Path) -> None:
+    copies = [tmp_path / "one" / "package", tmp_path / "two" / "package"]
+    for copy in copies:
+        (copy / "native").mkdir(parents=True)
+        (copy / "code.py").write_text("speed = 1")
+        (copy / "native" / "kernels.so").write_bytes(b"fast")
+    (copies[0] / "__pycache__").mkdir()
+    (copies[0] / "__pycache__" / "code.pyc").write_bytes(b"any")
+    assert code_digest(copies[:1]) == code_digest(copies[1:])
+    (copies[0] / "native" / "kernels.so").write_bytes(b"slow")
+    assert code_digest(copies[:1]) != code_digest(copies[1:])
 
 
 def test_a_bundle_and_its_checkpoint_tell_the_same_of_the_model() -> None:
@@ -211,7 +279,9 @@ def test_the_tools_of_this_environment_give_the_references_scores(
         assert one["status"] in ("ok", "wrong"), one["reason"]
         ran = [cell["status"] == "ok" for cell in one["cells"]]
         assert one["parity"]["pairs"] == sum(
-            workload["pairs"] for workload, is_ok in zip(printed["workloads"], ran, strict=True) if is_ok
+            workload["pairs"]
+            for workload, is_ok in zip(printed["workloads"], ran, strict=True)
+            if is_ok and workload["pad_to"] is None
         )
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cappy_bench.shapes import count_parameters, read_shape
 from cappy_bench.speed.figures import (
     MAX_RESULT_BYTES,
     Ratio,
@@ -98,6 +99,24 @@ def test_operations_are_those_that_pytorch_counts(checkpoint: Path) -> None:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(input_ids=torch.full((1, length), 5), attention_mask=torch.ones(1, length, dtype=torch.int64))
         assert useful_flops(shape, [length]) + head == counter.get_total_flops()
+
+
+def test_operations_of_a_gated_model_are_those_that_pytorch_counts(tmp_path: Path) -> None:
+    """But for its rotations by positions, which are small."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from cappy_bench.make_checkpoint import make_family
+    from cappy_export.checkpoints.checkpoint import load_model, open_checkpoint
+
+    folder = make_family(tmp_path / "made", "gte-reranker-modernbert-base", is_tiny=True)
+    model, shape = load_model(open_checkpoint(folder)), read_shape(folder)
+    products = {name: each.numel() for name, each in model.named_parameters() if each.ndim == 2}
+    assert count_parameters(shape) == sum(size for name, size in products.items() if name != "classifier.weight")
+    for length in (16, 500):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(input_ids=torch.full((1, length), 5), attention_mask=torch.ones(1, length, dtype=torch.int64))
+        assert useful_flops(shape, [length]) == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def test_what_is_not_a_result_is_refused_before_it_takes_memory(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 from cappy_bench.machine import cpu_kind
 from cappy_bench.speed.report import write_report
 from cappy_bench.speed.tables import NOT_COMPARED, change_tables, ratio_table, result_tables, workload_table
-from cappy_bench.speed.workloads import DESCRIPTIONS
+from cappy_bench.speed.workloads import DESCRIPTIONS, make_workloads
 from cappy_engine.errors import BenchmarkError
-from tests.support.fake_tools import FakeTool, Measure, Run, row_of, spec
+from cappy_engine.tokenizer import PairTokenizer
+from tests.support.fake_tools import SIZES, FakeTool, Measure, Run, row_of, run_on_fakes, spec
 from tests.support.places import ROOT
 
 
@@ -75,6 +77,33 @@ def test_what_changed_is_the_ratio_of_speeds_and_the_conditions(measure: Measure
     assert "differ in their machine" in changed
     assert "differ in their model" in changed
     assert "settings" not in changed
+
+
+def test_what_cannot_be_compared_is_named(measure: Measure) -> None:
+    before, after = measure(FakeTool(spec("cappy")), FakeTool(spec("gone"))), measure(FakeTool(spec("cappy")))
+    long = next(entry for entry in after["workloads"] if entry["name"] == "long")
+    others = [{**entry, "sha256": "0" * 64} if entry is long else entry for entry in after["workloads"]]
+    changed = change_tables(before, {**after, "workloads": others}, names=("a", "b"))
+    assert "Not compared, since only one has them or their texts differ: long." in changed
+    assert set(row_of(changed, "gone")[2:]) == {"-"}
+    none = [{**entry, "sha256": entry["name"]} for entry in after["workloads"]]
+    with pytest.raises(BenchmarkError, match=r"a\.json and b\.json have no workload in common: measure both with"):
+        change_tables(before, {**after, "workloads": none}, names=("a.json", "b.json"))
+
+
+def test_latencies_stand_at_the_lengths_that_the_texts_have(tmp_path: Path, tokenizer: PairTokenizer) -> None:
+    """Short texts have no pair of 512 tokens, and a plot must not say so."""
+    pairs = [(" ".join(["sky"] * (1 + place % 50)), f"blue {place}") for place in range(120)]
+    short = make_workloads(pairs, tokenizer, SIZES, seed=0)
+    result = run_on_fakes(short, tmp_path, [FakeTool(spec("cappy"))])
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "short.json").write_text(json.dumps(result))
+    write_report(folder)
+    labels = re.findall(r">([\d,]+)</text>", (folder / "short-latency.svg").read_text())
+    steps = next(entry["steps"] for entry in result["workloads"] if entry["name"] == "lengths")
+    assert "512" not in labels
+    assert {str(step) for step in steps} <= set(labels)
 
 
 def test_without_a_checkpoint_the_report_compares_with_nobody_and_says_so(measure: Measure, tmp_path: Path) -> None:

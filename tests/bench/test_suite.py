@@ -120,6 +120,22 @@ def test_a_tool_that_cannot_pad_is_left_out_of_that_workload_only(measure: Measu
     assert runner_of(result, "peer")["status"] == "ok"
 
 
+def test_parities_are_of_the_same_pairs_where_one_tool_cannot_pad(measure: Measure, workloads: list[Workload]) -> None:
+    """Ours computes nothing for padding; what a peer makes of padded pairs must not be held against it."""
+    padded = next(set(workload.pairs) for workload in workloads if workload.pad_to is not None)
+
+    def score(pair: Pair) -> float:
+        return true_score(pair) + (1e-5 if pair in padded else 0.0)
+
+    ours_alone = Spec("cappy", "cappy", "fp32", "a fake", ("fake",), can_pad=False)
+    result = measure(FakeTool(ours_alone), FakeTool(spec("peer"), score=score))
+    ours, theirs = (runner_of(result, name)["parity"] for name in ("cappy", "peer"))
+    assert ours["pairs"] == theirs["pairs"]
+    assert theirs["max_error"] == 0
+    wrong = runner_of(measure(FakeTool(spec("peer"), score=lambda pair: score(pair) + (pair in padded))), "peer")
+    assert wrong["status"] == "wrong", "what is padded is judged all the same"
+
+
 def test_the_order_of_runners_is_reversed_from_round_to_round_of_a_workload(
     measure: Measure, workloads: list[Workload]
 ) -> None:

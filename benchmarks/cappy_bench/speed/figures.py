@@ -159,17 +159,18 @@ def paired_ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]
 
 
 def useful_flops(shape: Mapping[str, int], lengths: Sequence[int]) -> float:
-    """Count the operations of a RoBERTa encoder for pairs of `lengths` tokens.
+    """Count the operations of an encoder for pairs of `lengths` tokens.
 
-    A multiply-add is two. Counted are the matrix products of every layer, and the two products of attention; without
-    embeddings, softmax, norms and the head (below 1% of cappy-large).
+    A multiply-add is two. Counted are the matrix products of every layer (`wide_products` in the feed-forward: 2, or 3
+    with a gate), and the two products of attention between all tokens; without embeddings, softmax, norms and the head
+    (below 1% of cappy-large), and without DeBERTa's products with positions.
 
         >>> useful_flops({"hidden_size": 8, "intermediate_size": 32, "layers": 2}, [3])
         9792.0
     """
     hidden, wide, layers = shape["hidden_size"], shape["intermediate_size"], shape["layers"]
-    tokens = np.asarray(lengths, dtype=np.float64)
-    per_layer = 2 * tokens * (4 * hidden**2 + 2 * hidden * wide) + 4 * tokens**2 * hidden
+    tokens, products = np.asarray(lengths, dtype=np.float64), shape.get("wide_products", 2)
+    per_layer = 2 * tokens * (4 * hidden**2 + products * hidden * wide) + 4 * tokens**2 * hidden
     return float(layers * per_layer.sum())
 
 

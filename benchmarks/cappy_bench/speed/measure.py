@@ -13,7 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cappy_bench.machine import cpu_kind, current_commit, describe_machine, file_word
+import cappy_bench
+import cappy_engine
+import cappy_export
+from cappy_bench.machine import code_digest, cpu_kind, current_commit, describe_machine, file_word
 from cappy_bench.peers.peer import Model
 from cappy_bench.peers.process import start_worker
 from cappy_bench.peers.specs import SPECS, Spec
@@ -36,6 +39,8 @@ from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.checkpoints.checkpoint import digest_of_files, open_checkpoint
 
 WEIGHTS = (".safetensors", ".bin", ".msgpack")
+SMALL = (".json", ".txt", ".model")
+"""Endings of what else tools read of a checkpoint: its config and its tokenizer."""
 
 Result = dict[str, Any]
 
@@ -51,14 +56,14 @@ def measure(options: RunOptions, *, say: Say) -> Result:
     """
     started, clock = datetime.now(UTC), time.monotonic()
     bundle, machine = open_bundle(options.bundle), describe_machine()
+    described = describe_model(bundle, options.checkpoint)
     model = Model(
         bundle=bundle.path,
-        folder=options.work,
+        folder=options.work / model_folder(described, options.checkpoint),
         threads=options.threads or usable_cores(),
         checkpoint=options.checkpoint,
         max_length=min(MAX_LENGTH, bundle.manifest.max_length),
     )
-    described = describe_model(bundle, options.checkpoint)
     out = options.out or RESULTS / f"{described['name']}-{file_word(cpu_kind(machine))}.json"
     check_output(out, force=options.force, inputs=_inputs(options))
     workloads, source = take_workloads(options, model)
@@ -177,8 +182,19 @@ def describe_model(bundle: Bundle, checkpoint: Path | None) -> dict[str, Any]:
         "weights_sha256": next(iter(digests.values())) if len(digests) == 1 else digest_of_files(digests),
         "weights_bytes": size,
         "parameters": count_parameters(shape),
-        "shape": {name: shape[name] for name in ("hidden_size", "intermediate_size", "layers")},
+        "shape": {name: shape[name] for name in ("hidden_size", "intermediate_size", "layers", "wide_products")},
     }
+
+
+def model_folder(described: dict[str, Any], checkpoint: Path | None) -> str:
+    """Name the folder for what tools convert: one for each model, so that no tool scores with another one's weights.
+
+    >>> model_folder(describe_model(open_bundle(EMBEDDED), None), None)
+    'cappy-mini-2ed32a07d51c'
+    """
+    small = () if checkpoint is None else sorted(path for path in checkpoint.iterdir() if path.suffix in SMALL)
+    read = {path.name: sha256_of(path) for path in small}
+    return f"{described['name']}-{digest_of_files({'weights': described['weights_sha256'], **read})[:12]}"
 
 
 def take_workloads(options: RunOptions, model: Model) -> tuple[list[Workload], str]:
@@ -198,10 +214,11 @@ def take_workloads(options: RunOptions, model: Model) -> tuple[list[Workload], s
 def _key(machine: dict[str, Any], model: Model, described: dict[str, Any], workloads: Sequence[Workload]) -> str:
     """Name the notes of a run.
 
-    What was measured on another machine, model or workload is not taken up; with more or fewer rounds or runners a run
-    goes on from the same notes.
+    What was measured on another machine, model or workload, or with other code, is not taken up; with more or fewer
+    rounds or runners a run goes on from the same notes.
     """
+    code = code_digest([Path(package.__path__[0]) for package in (cappy_engine, cappy_export, cappy_bench)])
     bundle, has_checkpoint = sha256_of(model.bundle / MANIFEST), model.checkpoint is not None
     digests = [workload.sha256 for workload in workloads]
-    text = json.dumps([machine, model.threads, described, has_checkpoint, bundle, digests])
+    text = json.dumps([machine, model.threads, described, has_checkpoint, bundle, digests, code])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

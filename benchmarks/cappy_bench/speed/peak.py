@@ -1,4 +1,6 @@
-"""Measures how fast this machine multiplies matrices at best: no runner can exceed it.
+"""Measures how fast this machine multiplies matrices at best.
+
+A runner exceeds it where its own products are faster than those tried here, or the machine was slower meanwhile.
 
 The best of PyTorch's and ONNX Runtime's products, over shapes of Cappy's layers and square ones; `flops` counts a
 multiplication and an addition as two. A printed figure is the best of several repetitions, since a peak is a maximum.

@@ -36,21 +36,25 @@ Parity and speed of this engine beside what one would use instead, from the JSON
 - *Useful tokens* are those of the pairs; what a runner pads counts for nothing (but in `padded`, where padding is asked
   for). Texts go in and scores come out: tokenisation is part of every time, loading is not.
 - Every runner scores the same pairs, and gives the model the same token ids (checked). Scores are compared with PyTorch
-  in float32, eager, one pair at a time; max error is the greatest over all pairs of all workloads and all rounds.
+  in float32, eager, one pair at a time; max error is the greatest over all rounds and all pairs, but for those of
+  `padded`, which not every tool can score.
 - **A runner whose scores are wrong has no speed**: its row reads "wrong", everywhere. Wrong is an error above 1e-4 in
-  fp32 or 5e-3 in fp16, a Spearman correlation below 0.995 in bf16 or 0.97 in int8, another tokenisation, or a score
-  that is not a number.
+  fp32 or 5e-3 in fp16 (times the standard deviation of the scores, where that is above 1), a Spearman correlation
+  below 0.995 in bf16 or 0.97 in int8, another tokenisation, or a score that is not a number.
 - Every result is of one kind of CPU, which the headings name. Speeds of two kinds cannot be compared.
 - *Ours against it*: the peer's time over ours, taking our fastest precision whose parity is equal to the peer's or
   better (errors up to 1e-4 count as equal: they are rounding). The median of the rounds' ratios, with their least and
   greatest. Where every round says so, one of the two wins; else they are even.
-- *Of peak*: useful operations per second over the most that a matrix product reached in the same run, in int8 for int8
-  and in float32 for the others. For bf16 it is bfloat16's, or float32's where that is higher.
+- *Of peak*: useful operations per second over the most that a matrix product of PyTorch or ONNX Runtime reached in the
+  same run, in int8 for int8 and in float32 for the others. For bf16 it is bfloat16's, or float32's where that is
+  higher. Faster products, or a machine whose speed changes, can give more than 100%. DeBERTa's products with positions
+  do not count as useful.
 - All runners of a run take turns, in the reverse order in the next round, in processes of their own, which stay loaded
   while memory allows (a reload shows as a second load time in the JSON).
 - Memory is the most that was resident in the runner's process while it scored, the model included. Linux counts a
   file's pages once for each mapping: weights that two sessions map are in memory once, and count twice.
-- 95th percentiles are given from 20 requests on, 99th from 100 on.
+- Latencies are those of all rounds' requests together: of 8 requests in 3 rounds there are 24. 95th percentiles are
+  given from 20 on, 99th from 100 on.
 """
 
 
@@ -176,16 +180,19 @@ def _bars(result: Result) -> list[Bar]:
 def _lines(result: Result) -> list[Line]:
     """Take the median latency at each length of the workload `lengths`.
 
-    Its requests come length by length, as many of each.
+    Its requests come length by length, as many of each. Texts without such lengths give fewer points.
     """
     lines = []
+    found_steps = (entry.get("steps", LENGTHS) for entry in result["workloads"] if entry["name"] == "lengths")
+    tokens = next(found_steps, LENGTHS)
     for runner in result["runners"]:
         cell = next((cell for cell in runner["cells"] if cell["workload"] == "lengths"), None)
         if runner["status"] == "ok" and cell is not None and cell["status"] == "ok":
             seconds = np.median(np.array(cell["seconds"]), axis=0)
             groups = np.array_split(seconds, len(LENGTHS))
-            milliseconds = [1000 * float(np.median(group)) for group in groups]
-            lines.append(Line(runner["name"], runner["precision"], runner["is_ours"], list(LENGTHS), milliseconds))
+            found = {length: 1000 * float(np.median(group)) for length, group in zip(tokens, groups, strict=True)}
+            at, milliseconds = zip(*sorted(found.items()), strict=True)
+            lines.append(Line(runner["name"], runner["precision"], runner["is_ours"], list(at), list(milliseconds)))
     return lines
 
 

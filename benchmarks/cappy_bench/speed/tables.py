@@ -10,6 +10,7 @@ from cappy_bench.machine import cpu_kind
 from cappy_bench.peers.specs import Spec
 from cappy_bench.speed.figures import Figures, Ratio, Result, compare_with_peer, figures
 from cappy_bench.speed.markdown import Row, error, markdown, number, size
+from cappy_engine.errors import BenchmarkError
 
 WORKLOAD_COLUMNS = (
     "runner",
@@ -57,17 +58,29 @@ def result_tables(result: Result) -> str:
 def change_tables(before: Result, after: Result, *, names: tuple[str, str]) -> str:
     """Write what changed from one result to another, and the differences of their conditions.
 
-    `names` are those of their files.
+    `names` are those of their files. Raises BenchmarkError if they have no workload in common.
 
     >>> print(change_tables(before, after, names=("before.json", "after.json")))
     """
+    shared, every = _digests(before) & _digests(after), _digests(before) | _digests(after)
+    if not shared:
+        raise BenchmarkError(
+            f"{names[0]} and {names[1]} have no workload in common: measure both with the same texts, suite and seed"
+        )
     parts = [f"useful tokens/s of {names[1]} over those of {names[0]}", change_table(before, after)]
+    if shared != every:
+        left_out = sorted({name for name, _ in every - shared})
+        parts.append(f"Not compared, since only one has them or their texts differ: {', '.join(left_out)}.")
     parts += [
         f"The two differ in their {name}, so these ratios compare that too."
         for name in ("machine", "model", "settings")
         if _identity(before, name) != _identity(after, name)
     ]
     return "\n\n".join(parts)
+
+
+def _digests(result: Result) -> set[tuple[str, str]]:
+    return {(entry["name"], entry["sha256"]) for entry in result["workloads"]}
 
 
 def _identity(result: Result, name: str) -> object:
@@ -249,17 +262,19 @@ def missing_table(result: Result) -> str:
 def change_table(before: Result, after: Result) -> str:
     """Write how each runner's useful tokens per second changed, on workloads that both share.
 
+    A runner that one of them lacks, or that was wrong or failed in one, has a dash.
+
     >>> print(change_table(before, after))
     """
     shared = {entry["sha256"]: entry for entry in before["workloads"]}
     workloads = [entry for entry in after["workloads"] if entry["sha256"] in shared]
-    earlier = {runner["name"]: runner for runner in before["runners"]}
+    earlier, later = ({one["name"]: one for one in result["runners"]} for result in (before, after))
     rows = []
-    for runner in after["runners"]:
+    for name, runner in (later | earlier).items():
         cells = []
         for workload in workloads:
-            new = figures(after, runner, workload)
-            old = figures(before, earlier[runner["name"]], workload) if runner["name"] in earlier else None
+            new = figures(after, later[name], workload) if name in later else None
+            old = figures(before, earlier[name], workload) if name in earlier else None
             cells.append("-" if new is None or old is None else f"{new.tokens_per_second / old.tokens_per_second:.2f}x")
         rows.append((runner["name"], runner["precision"], *cells))
     return markdown(("runner", "precision", *(workload["name"] for workload in workloads)), rows)

@@ -50,6 +50,9 @@ def judge_runner(
 ) -> Verdict:
     """Judge all scores of a runner: `cells` has those of every round, by workload.
 
+    Its parity is that of the pairs that every tool can score, so that two parities are comparable: without workloads
+    that pad to one length.
+
     Without a reference the parity is the one that was measured at the export, by precision (`exported`); that all
     scores are there, and are numbers, is checked all the same.
 
@@ -71,10 +74,10 @@ def judge_runner(
         return Verdict("wrong", f"{strange} scores are not numbers")
     if reference is None:
         return Verdict("ok", parity=exported.get(spec.precision))
-    parity = _parity(scored, found, reference)
     spread = float(np.std(np.concatenate([reference.scores[workload.name] for workload in scored])))
-    reason = judge_parity(spec.precision, parity, spread=spread)
-    return Verdict("wrong" if reason else "ok", reason, parity)
+    reason = judge_parity(spec.precision, _parity(scored, found, reference), spread=spread)
+    shared = [workload for workload in scored if workload.pad_to is None] or scored
+    return Verdict("wrong" if reason else "ok", reason, _parity(shared, found, reference))
 
 
 def judge_parity(precision: str, parity: Parity, *, spread: float = 1.0) -> str | None:

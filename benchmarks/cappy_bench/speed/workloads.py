@@ -27,7 +27,7 @@ RERANK_LENGTHS = (30, 150)
 LENGTHS = (16, 32, 64, 128, 256, 512)
 DESCRIPTIONS: Mapping[str, str] = {
     "interactive": "one pair at a time, lengths as in real use (PromptSource's tasks where the text is real)",
-    "lengths": f"one pair at a time, of {', '.join(map(str, LENGTHS))} tokens",
+    "lengths": f"one pair at a time, of {', '.join(map(str, LENGTHS))} tokens or the nearest there are",
     "rerank": f"one instruction with {CANDIDATES} candidates in each request",
     "bulk": "all pairs in one request, their lengths drawn lognormal (median 70 tokens, 95th percentile 300)",
     "long": "all pairs in one request, all of 480 to 512 tokens or the nearest there are",
@@ -90,8 +90,14 @@ class Workload:
             "tokens": int(self.worked_lengths.sum()),
             "pad_to": self.pad_to,
             "lengths": {"p5": low, "p50": middle, "p95": high, "max": int(self.token_counts.max())},
+            **({"steps": self.steps} if self.name == "lengths" else {}),
             "sha256": self.sha256,
         }
+
+    @property
+    def steps(self) -> list[int]:
+        """The tokens of the pairs that stand for each of LENGTHS, which texts may not have: their medians."""
+        return [int(np.median(part)) for part in np.array_split(self.token_counts, len(LENGTHS))]
 
 
 class Pool:
