@@ -32,6 +32,9 @@ from cappy_export.precisions.calibration import CalibrationPairs, activation_ran
 from cappy_export.precisions.fp16 import convert_to_half
 from cappy_export.precisions.int8_tensorrt import quantize_explicitly
 
+BUCKETS = 4
+"""The most lengths that TensorRT gets where no other number is asked for."""
+
 
 def write_gpu_models(
     checkpoint: Checkpoint,

@@ -14,7 +14,7 @@ from cappy_engine.bundle import PRECISIONS, TARGETS
 from cappy_engine.checks import check_count
 from cappy_engine.errors import ExportError
 from cappy_engine.options import Asked
-from cappy_export.proof.limits import Limits, parse_limits
+from cappy_export.proof.limits import Limits, check_measured, parse_limits
 
 Say = Callable[[str], object]
 """Is told of every step, and of what a user should know."""
@@ -38,8 +38,8 @@ class ExportOptions:
     >>> ExportOptions(precisions=("fp32", "int8"), limits=("int8.min_spearman=0.99",))
 
     Every one of `precisions` is made and proven for each of `targets` (devices) that runs it. With `keep` only these of
-    the CPU's are written; the manifest has the parity of all. TensorRT gets at most `buckets` lengths. `pairs` (JSON
-    Lines) replaces the package's parity pairs, and `limits` changes what scores must keep (`proof.limits`).
+    the CPU's are written; the manifest has the parity of all. TensorRT gets at most `buckets` lengths (or 4). `pairs`
+    (JSON Lines) replaces the package's parity pairs, and `limits` changes what scores must keep (`proof.limits`).
     Under the CPU's int8 matrix products whose names hold one of `float32_products` stay in float32.
 
     Raises ValueError for an option out of range, and ExportError for options that would come to nothing together.
@@ -57,9 +57,9 @@ class ExportOptions:
         ),
     ] = ("cpu",)
     buckets: Annotated[
-        int,
+        int | None,
         Asked("at most so many lengths for TensorRT's engines, chosen for those of --pairs (default: 4)", least=1),
-    ] = 4
+    ] = None
     keep: Annotated[
         tuple[str, ...] | None,
         Asked("write only these of the CPU's precisions; repeatable (default: all)", choices=PRECISIONS),
@@ -87,9 +87,11 @@ class ExportOptions:
         if self.pairs is not None:
             _set(self, "pairs", Path(self.pairs))
         for name in ("buckets", "max_length"):
-            _set(self, name, check_count(name, getattr(self, name)))
+            if getattr(self, name) is not None or name == "max_length":
+                _set(self, name, check_count(name, getattr(self, name)))
         parse_limits(self.limits)
         self._check_targets()
+        check_measured(self.limits, self.measured)
         self._check_int8()
 
     @property
@@ -101,6 +103,12 @@ class ExportOptions:
     def for_gpus(self) -> dict[str, tuple[str, ...]]:
         """List the precisions of each target but the CPU, of those that were asked for."""
         return {target: self._runnable(target) for target in self.targets if target != "cpu"}
+
+    @property
+    def measured(self) -> frozenset[str]:
+        """Name the precisions that are proven: those asked for, and fp32, which the CPU's others are made from."""
+        on_cpus = {"fp32", *self.for_cpus} if self.for_cpus else set[str]()
+        return frozenset(on_cpus.union(*self.for_gpus.values()))
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -122,6 +130,8 @@ class ExportOptions:
         for precision in self.precisions:
             if not any(precision in TARGETS[target] for target in self.targets):
                 raise ExportError(f"{precision} does not run on {', '.join(self.targets)}; add a --target that runs it")
+        if self.buckets is not None and "tensorrt" not in self.targets:
+            raise ExportError("buckets are TensorRT's lengths; add --target tensorrt, or leave them out")
 
     def _check_int8(self) -> None:
         """Raise ExportError for an option of a precision that is not made for CPUs."""

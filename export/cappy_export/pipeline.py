@@ -17,11 +17,12 @@ from cappy_export.checkpoints.config import bundle_config
 from cappy_export.checkpoints.fast_tokenizer import load_tokenizer
 from cappy_export.checkpoints.refusals import refusing
 from cappy_export.cpu_models import write_cpu_models
-from cappy_export.gpu_models import choose_lengths, write_gpu_models
+from cappy_export.gpu_models import BUCKETS, choose_lengths, write_gpu_models
 from cappy_export.manifest import describe_export, keep_chosen, list_files, write_manifest
 from cappy_export.options import ExportOptions, Say, VerifyOptions
 from cappy_export.precisions.calibration import CalibrationPairs
 from cappy_export.proof.canary import make_canary
+from cappy_export.proof.limits import check_measured
 from cappy_export.proof.pairs import parity_pairs
 from cappy_export.proof.parity import require
 from cappy_export.proof.proving import Proof, prove
@@ -83,6 +84,7 @@ def verify(
     manifest = open_bundle(bundle).manifest
     all_models = {"cpu": manifest.precisions, **manifest.targets}
     models = all_models if options.precisions is None else {"cpu": options.precisions}
+    check_measured(options.limits, {precision for precisions in models.values() for precision in precisions})
     name, pairs = parity_pairs(options.pairs)
     opened = open_checkpoint(checkpoint, revision=options.revision)
     if digest_of_files(opened.files) != manifest.document["source"]["sha256"]:
@@ -100,6 +102,11 @@ def _write(
 ) -> dict[str, Any]:
     """Write all of the bundle but its parity into `staging`; return the manifest so far."""
     tokenizer = load_tokenizer(checkpoint, max_length=options.max_length)
+    if tokenizer.model_max_length < options.max_length:
+        say(
+            f"note: pairs are cut at {tokenizer.model_max_length} tokens, not at {options.max_length}: "
+            f"{checkpoint.name} and its tokenizer take no longer ones"
+        )
     write_json(staging / "config.json", bundle_config(checkpoint.config))
     model = {"max_length": tokenizer.model_max_length, "pad_token_id": tokenizer.pad_token_id}
     with refusing(f"the tokenizer of {checkpoint.name} cannot be put into a bundle"):
@@ -110,6 +117,6 @@ def _write(
     document = describe_export(checkpoint, files, {**model, **shape}, graphs)
     if options.for_gpus:
         own_lengths = None if options.pairs is None else proof.reference.token_counts
-        buckets = choose_lengths(own_lengths, options.buckets, max_length=tokenizer.model_max_length)
+        buckets = choose_lengths(own_lengths, options.buckets or BUCKETS, max_length=tokenizer.model_max_length)
         document["targets"] = write_gpu_models(checkpoint, staging, options, calibration, buckets, say)
     return write_manifest(staging, {**document, "files": list_files(staging)})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +70,54 @@ def test_sentence_transformers_applies_what_is_found(checkpoint: Path, tmp_path:
     found = open_checkpoint(folder).score["activation"]
     applied = CrossEncoder(str(folder), device="cpu").activation_fn
     assert type(applied) is {"identity": torch.nn.Identity, "sigmoid": torch.nn.Sigmoid}[str(found)]
+
+
+def saved(checkpoint: Path, folder: Path, **options: Any) -> Path:
+    """The checkpoint as sentence-transformers from 5.4 on saves it: the activation is not in config.json."""
+    CrossEncoder(str(checkpoint), device="cpu", **options).save_pretrained(str(folder))
+    assert "activation" not in (folder / "config.json").read_text()
+    return folder
+
+
+@pytest.mark.parametrize("name", ["identity", "sigmoid"])
+def test_what_sentence_transformers_keeps_beside_the_config_is_found(
+    checkpoint: Path, tmp_path: Path, name: str
+) -> None:
+    function = {"identity": torch.nn.Identity(), "sigmoid": torch.nn.Sigmoid()}[name]
+    folder = saved(checkpoint, tmp_path / "saved", activation_fn=function)
+    other = SIGMOID if name == "identity" else IDENTITY
+    edit(folder / "config.json", lambda config: config.update(sentence_transformers={"activation_fn": other}))
+    assert type(CrossEncoder(str(folder), device="cpu").activation_fn) is type(function)
+    opened = open_checkpoint(folder)
+    assert opened.score == {"activation": name, "told_by": "config_sentence_transformers.activation_fn"}
+    assert {"modules.json", "config_sentence_transformers.json"} <= set(opened.files)
+
+
+def test_another_function_beside_the_config_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    folder = saved(checkpoint, tmp_path / "saved", activation_fn=torch.nn.Tanh())
+    with pytest.raises(CheckpointError, match=r"transformers.json: activation_fn is .*Tanh'; known are torch.nn.Ident"):
+        open_checkpoint(folder)
+
+
+def test_a_prompt_that_sentence_transformers_puts_before_each_pair_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"prompts": {"query": "query: ", "none": ""}}
+    folder = saved(checkpoint, tmp_path / "saved", **options, default_prompt_name="query")
+    with pytest.raises(CheckpointError, match=r"puts the prompt 'query: ' before each instruction"):
+        open_checkpoint(folder)
+    for change in ({"default_prompt_name": "none"}, {"default_prompt_name": None}):
+        edit(folder / "config_sentence_transformers.json", partial(dict.update, **change))
+        assert open_checkpoint(folder).score["activation"] == "sigmoid"
+
+
+def test_a_head_in_modules_of_sentence_transformers_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """Ettin's rerankers are published like this."""
+    folder = saved(checkpoint, tmp_path / "saved")
+    modules = json.loads((folder / "modules.json").read_text())
+    for number, kind in enumerate(("Pooling", "Dense"), start=1):
+        modules.append({"idx": number, "name": str(number), "path": f"{number}_{kind}", "type": f"x.y.{kind}"})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(CheckpointError, match=r"score comes from Pooling, Dense behind the model"):
+        open_checkpoint(folder)
+    assert open_checkpoint(folder, needs_head=False).has_head
+    edit(folder / "config_sentence_transformers.json", lambda config: config.update(model_type="SparseEncoder"))
+    assert open_checkpoint(folder).score["told_by"] is None  # CrossEncoder reads config.json alone then

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cappy_engine.errors import CheckpointError
 from cappy_export.checkpoints.checkpoint import load_model, open_checkpoint
@@ -157,3 +157,18 @@ def test_roberta_has_two_positions_less_than_its_table(checkpoint: Path) -> None
     assert max_positions(opened.config) == 512
     assert load_tokenizer(opened, max_length=100_000).model_max_length == 512
     assert load_tokenizer(opened, max_length=64).model_max_length == 64
+
+
+def test_a_limit_under_its_older_name_counts(checkpoint: Path, tmp_path: Path) -> None:
+    """Early tokenizer_config.json call it max_len, and transformers reads that."""
+    folder = copy(checkpoint, tmp_path / "copy")
+    path = folder / "tokenizer_config.json"
+    edit(path, lambda config: config.update(max_len=config.pop("model_max_length") // 4))
+    assert AutoTokenizer.from_pretrained(folder).model_max_length == 128
+    assert load_tokenizer(open_checkpoint(folder), max_length=512).model_max_length == 128
+
+
+@pytest.mark.parametrize("longest", [6, 7])
+def test_pairs_too_short_for_a_bundle_are_refused_before_any_work(checkpoint: Path, longest: int) -> None:
+    with pytest.raises(CheckpointError, match=f"max_length {longest} leaves a pair no text; at least 8 is needed"):
+        load_tokenizer(open_checkpoint(checkpoint), max_length=longest)

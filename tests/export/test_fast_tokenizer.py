@@ -41,8 +41,8 @@ def refusal(folder: Path) -> str:
 def newer(checkpoint: Path, folder: Path, **changes: Any) -> Path:
     """A copy with the tokenizer's files as transformers 5 writes them: tokenizer.json, and a config of another form."""
     copied = copy(checkpoint, folder)
-    for name in ("special_tokens_map.json", "vocab.json", "merges.txt"):
-        (copied / name).unlink()
+    for name in ("special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt"):
+        (copied / name).unlink(missing_ok=True)
     special = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>"}
     special |= {"mask": "<mask>", "pad": "<pad>", "unk": "<unk>"}
     written: dict[str, Any] = {f"{name}_token": token for name, token in special.items()}
@@ -92,6 +92,29 @@ def test_a_tokenizer_of_transformers_5_that_cannot_be_read_right_is_refused(
         edit(folder / "config.json", lambda config: config.update(transformers_version="4.57.6"))
         edit(folder / "tokenizer_config.json", lambda config: config.pop("backend"))
     assert text in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "problem"),
+    [
+        ("TokenizersBackend", None, "its model_input_names leave token_type_ids out"),
+        ("AlbertTokenizer", None, "its model_input_names leave token_type_ids out"),
+        ("TokenizersBackend", ["input_ids", "token_type_ids", "attention_mask"], None),
+        ("BertTokenizer", None, None),
+    ],
+)
+def test_a_tokenizer_of_transformers_5_gives_token_types_only_where_it_does_there(
+    tmp_path: Path, kind: str, names: list[str] | None, problem: str | None
+) -> None:
+    """Its default are no types (huggingface/transformers#48128), transformers 4's are types of 0 and 1."""
+    folder = newer(make_family(tmp_path / "bert", "ms-marco-MiniLM-L6-v2", is_tiny=True), tmp_path / "newer")
+    special = {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]", "pad_token": "[PAD]"}
+    written: dict[str, Any] = {"backend": "tokenizers", "tokenizer_class": kind, "unk_token": "[UNK]", **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(written | ({"model_input_names": names} if names else {})))
+    if problem:
+        assert problem in refusal(folder)
+    else:
+        assert "token_type_ids" in load_tokenizer(open_checkpoint(folder), max_length=512).model_input_names
 
 
 def test_a_tokenizer_of_transformers_5_needs_its_tokenizer_json(checkpoint: Path, tmp_path: Path) -> None:

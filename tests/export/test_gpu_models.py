@@ -121,7 +121,7 @@ def test_a_bundle_for_gpus_alone_has_nothing_for_the_cpu(checkpoint: Path, tmp_p
 @pytest.mark.slow
 def test_buckets_follow_the_lengths_of_the_users_pairs(checkpoint: Path, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.jsonl"
-    rows = [{"instruction": "word " * (place % 20), "response": "yes"} for place in range(300)]
+    rows = [{"instruction": "word " * (place % 20), "response": f"yes, {place}"} for place in range(300)]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = ExportOptions(targets=("tensorrt",), pairs=pairs, buckets=3, max_length=256)
     buckets = export(checkpoint, tmp_path / "b", options)["targets"]["tensorrt"]["buckets"]

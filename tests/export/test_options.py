@@ -79,6 +79,9 @@ def test_options_out_of_range_are_named(field: dict[str, Any], message: str) -> 
         ({"targets": ["cuda"], "precisions": ["fp16", "int8"]}, r"int8 does not run on cuda; add a --target"),
         ({"keep": ["fp16"]}, "cannot keep fp16 of fp32; name it as a precision too"),
         ({"float32_products": ["layer.0"]}, "float32 products are for the CPU's int8; name it as a precision too"),
+        ({"limits": ["int8.max_error=1"]}, "limit 'int8.max_error=1' changes nothing: measured are fp32"),
+        ({"limits": ["fp32.max_error=1"], "precisions": ["fp16"], "targets": ["cuda"]}, "measured are fp16"),
+        ({"buckets": 4}, "buckets are TensorRT's lengths; add --target tensorrt"),
     ],
     ids=str,
 )
@@ -94,3 +97,9 @@ def test_options_that_would_come_to_nothing_are_refused(options: dict[str, Any],
 def test_a_wrong_number_or_flag_is_named(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
         ExportOptions(**options)
+
+
+def test_the_fp32_model_that_others_are_made_from_has_limits_too() -> None:
+    limits = ("fp32.max_error=0.5", "int8.max_error=1")
+    assert ExportOptions(precisions=("int8",), limits=limits).limits == limits
+    assert ExportOptions(precisions=("int8",), targets=("tensorrt",), limits=limits[1:]).limits == limits[1:]

@@ -39,7 +39,10 @@ def test_the_users_pairs_are_read_and_too_few_or_bad_ones_refused(tmp_path: Path
     (tmp_path / "pairs.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
     assert read_pairs(tmp_path / "pairs.jsonl.gz") == read_pairs(path)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
-    with pytest.raises(ExportError, match=f"has {MIN_PAIRS - 1} pairs; parity needs at least {MIN_PAIRS}"):
+    with pytest.raises(ExportError, match=f"has {MIN_PAIRS - 1} different pairs; parity needs at least {MIN_PAIRS}"):
+        read_pairs(path)
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows[1:], *rows[1:]]))
+    with pytest.raises(ExportError, match=f"has {MIN_PAIRS - 1} different pairs; parity needs at least {MIN_PAIRS}"):
         read_pairs(path)
     path.write_text('{"instruction": "q"}\n')
     with pytest.raises(ExportError, match=r"pairs\.jsonl, line 1: has no field 'response'"):

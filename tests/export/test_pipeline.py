@@ -92,6 +92,12 @@ def test_a_smaller_max_length_is_kept_in_the_bundle(checkpoint: Path, tmp_path: 
     assert json.loads((tmp_path / "bundle" / "tokenizer_config.json").read_text())["model_max_length"] == 64
 
 
+def test_a_bundle_says_if_its_pairs_are_shorter_than_was_asked(checkpoint: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    export(checkpoint, tmp_path / "bundle", ExportOptions(max_length=1024), say=said.append)
+    assert "note: pairs are cut at 512 tokens, not at 1024: tiny and its tokenizer take no longer ones" in said
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_a_perturbed_weight_is_a_parity_error_and_leaves_nothing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
@@ -195,6 +201,11 @@ def test_verify_with_another_checkpoint_fails_and_says_why(checkpoint: Path, bun
     with pytest.raises(ParityError, match="fp32: max error"):
         verify(bundle, other, VerifyOptions(precisions=("fp32",)), say=said.append)
     assert any("is not, file for file, the checkpoint" in text for text in said)
+
+
+def test_verify_refuses_a_limit_of_what_it_does_not_measure(checkpoint: Path, bundle: Path) -> None:
+    with pytest.raises(ExportError, match=r"limit 'int8\.max_error=1' changes nothing: measured are fp32"):
+        verify(bundle, checkpoint, VerifyOptions(precisions=("fp32",), limits=("int8.max_error=1",)))
 
 
 def test_verify_refuses_a_damaged_bundle(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:

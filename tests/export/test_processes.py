@@ -248,7 +248,10 @@ def test_killed_at_five_random_moments_it_goes_on_to_the_same_weights(launch: La
         begun = time.time()
         started = launch.start("often", "--save-every", "2", *(["--resume"] if moment else []))
         wait_for(lambda begun=begun: log.exists() and log.stat().st_mtime > begun)  # type: ignore[misc]
-        time.sleep(draw.uniform(0, 2))
+        entries = log.read_bytes().count(b"\n") + draw.randrange(4)
+        while log.read_bytes().count(b"\n") < entries and started[0].poll() is None:
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0, 0.05))
         started[draw.randrange(2)].send_signal(signal.SIGKILL)
         for each in started:
             each.communicate(timeout=120)
@@ -256,4 +259,5 @@ def test_killed_at_five_random_moments_it_goes_on_to_the_same_weights(launch: La
             break
     else:
         launch.run("often", "--save-every", "2", "--resume")
+    assert moment, "it ended before anything was killed"
     assert same_weights(whole, launch.folder / "often")

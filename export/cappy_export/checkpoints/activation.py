@@ -1,12 +1,14 @@
-"""Read from a config.json what its authors' tools apply to the model's output. Bundles give it raw, and say so."""
+"""Read from a checkpoint what its authors' tools apply to the model's output. Bundles give it raw, and say so."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cappy_engine.errors import CheckpointError
+from cappy_export.checkpoints.hub import CROSS_ENCODER_FILES
 from cappy_export.checkpoints.naming import shown
 
 FUNCTIONS = {"Identity": "identity", "Sigmoid": "sigmoid"}
@@ -20,14 +22,21 @@ OF_PROBLEMS = {
 """What the pipeline of transformers applies to one output, by `problem_type`."""
 
 
-def find_activation(config: Mapping[str, Any], path: Path) -> dict[str, str | None]:
+def find_activation(
+    config: Mapping[str, Any], path: Path, saved: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, str | None]:
     """Find the activation that a config.json names, and the key that names it; None where nothing does.
 
         >>> find_activation({"problem_type": "regression"}, Path("config.json"))
         {'activation': 'identity', 'told_by': 'problem_type'}
 
-    sentence-transformers' keys count before transformers' own. Raises CheckpointError for a function that is not known.
+    What a CrossEncoder `saved` beside it counts first (`cross_encoder.py`), then sentence-transformers' keys in it, and
+    transformers' own last. Raises CheckpointError for a function that is not known.
     """
+    name = saved.get("activation_fn")
+    if name is not None:
+        beside = path.with_name(CROSS_ENCODER_FILES[-1])
+        return {"activation": _known(name, "activation_fn", beside), "told_by": f"{beside.stem}.activation_fn"}
     told = config.get("sentence_transformers")
     function = told.get("activation_fn") if isinstance(told, Mapping) else None
     for key, name in (

@@ -19,7 +19,8 @@ from cappy_engine.errors import CheckpointError
 from cappy_engine.storage import sha256_of
 from cappy_export.checkpoints.activation import find_activation
 from cappy_export.checkpoints.config import has_head, read_config, read_json
-from cappy_export.checkpoints.hub import TOKENIZER_FILES, locate, weight_files
+from cappy_export.checkpoints.cross_encoder import read_cross_encoder
+from cappy_export.checkpoints.hub import CROSS_ENCODER_FILES, TOKENIZER_FILES, locate, weight_files
 from cappy_export.checkpoints.models import build_model, fit_encoder, model_config, unused_weights, with_dropout
 from cappy_export.checkpoints.naming import listed
 from cappy_export.checkpoints.refusals import refusing
@@ -56,7 +57,7 @@ class Checkpoint:
         names = (
             "config.json",
             *self.weight_files,
-            *(name for name in TOKENIZER_FILES if (self.folder / name).is_file()),
+            *(name for name in (*TOKENIZER_FILES, *CROSS_ENCODER_FILES) if (self.folder / name).is_file()),
         )
         return {name: sha256_of(self.folder / name) for name in names}
 
@@ -81,9 +82,10 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, needs_he
     CheckpointError, which says what was found and what is needed.
     """
     found = locate(source, revision=revision)
+    saved = read_cross_encoder(found.folder) if needs_head else {}
     config = read_config(found.folder, found.name, needs_head=needs_head)
     told = read_json(found.folder / "config.json")
-    score = find_activation(told, found.folder / "config.json")
+    score = find_activation(told, found.folder / "config.json", saved)
     format_, files = weight_files(found.folder, found.name)
     is_whole = needs_head or has_head(told)
     return Checkpoint(found.name, found.commit, found.folder, config, format_, files, score, is_whole)

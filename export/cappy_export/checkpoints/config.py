@@ -24,7 +24,7 @@ from cappy_export.checkpoints.known_keys import kept_keys
 from cappy_export.checkpoints.naming import listed, shown
 
 TOKENIZER_KEYS = frozenset(
-    """tokenizer_class model_max_length added_tokens_decoder additional_special_tokens extra_special_tokens
+    """tokenizer_class model_max_length max_len added_tokens_decoder additional_special_tokens extra_special_tokens
     add_prefix_space trim_offsets errors do_lower_case strip_accents tokenize_chinese_chars do_basic_tokenize
     never_split
     clean_up_tokenization_spaces padding_side truncation_side model_input_names legacy sp_model_kwargs keep_accents
@@ -240,12 +240,21 @@ def read_json(path: Path) -> dict[str, Any]:
     >>> read_json(Path("export/cappy_mini/checkpoint/config.json"))["model_type"]
     'roberta'
     """
-    try:
-        if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} must be a file of at most {MAX_JSON_BYTES} bytes")
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    content = read_any_json(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold a JSON object, found {type(content).__name__}")
     return content
+
+
+def read_any_json(path: Path) -> Any:
+    """Read the JSON in a file of a checkpoint, of any kind; raises CheckpointError if it cannot be read.
+
+    >>> read_any_json(Path("my-cross-encoder/modules.json"))[0]["path"]
+    ''
+    """
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path} must be a file of at most {MAX_JSON_BYTES} bytes")
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error

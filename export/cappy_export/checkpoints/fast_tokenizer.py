@@ -16,6 +16,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, __version__
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from cappy_engine.bundle import MIN_LENGTH
 from cappy_engine.errors import CheckpointError
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.checkpoints.checkpoint import Checkpoint
@@ -36,6 +37,15 @@ PROBES = (
     ("東京 and 天气 \u200d🙂", "\tif x == 1: return [0]\r\n"),
 )
 """Pairs with what tokenizers treat in different ways: case, accents, spaces, controls, CJK, emoji."""
+
+
+TYPED = tuple(
+    f"{name}Tokenizer" for name in "Bert Deberta DebertaV2 Electra ConvBert MobileBert LayoutLM MegatronBert".split()
+)
+"""Classes that give token types in transformers 5 without model_input_names. Others did so in transformers 4 alone.
+
+Of ALBERT and six more that was a fault (huggingface/transformers#48128): what a model was trained with is not known.
+"""
 
 
 def load_tokenizer(checkpoint: Checkpoint, *, max_length: int) -> PreTrainedTokenizerBase:
@@ -60,7 +70,7 @@ def load_tokenizer(checkpoint: Checkpoint, *, max_length: int) -> PreTrainedToke
     if isinstance(tokenizer.model_max_length, (int, float)):
         limits.append(int(tokenizer.model_max_length))
     tokenizer.model_max_length = min(limits)
-    least = tokenizer.num_special_tokens_to_add(pair=True) + 2
+    least = max(tokenizer.num_special_tokens_to_add(pair=True) + 2, MIN_LENGTH)
     if tokenizer.model_max_length < least:
         raise CheckpointError(
             f"max_length {tokenizer.model_max_length} leaves a pair no text; at least {least} is needed"
@@ -169,6 +179,8 @@ def _translated(found: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, A
             "save it with tokenizer.backend_tokenizer.save('tokenizer.json')"
         )
     translated = {**found, "tokenizer_class": "PreTrainedTokenizerFast"}
+    if str(found.get("tokenizer_class") or TYPED[0]).removesuffix("Fast") not in TYPED:
+        translated.setdefault("model_input_names", ["input_ids", "attention_mask"])
     extra = translated.get("extra_special_tokens")
     if isinstance(extra, list):
         del translated["extra_special_tokens"]

@@ -30,6 +30,9 @@ TOKENIZER_FILES = tuple(
     sentencepiece.bpe.model spiece.model spm.model bpe.codes""".split()
 )
 
+CROSS_ENCODER_FILES = ("modules.json", "config_sentence_transformers.json")
+"""Files of sentence-transformers that say what its CrossEncoder does beside the model (`cross_encoder.py`)."""
+
 log = logging.getLogger(__name__)
 
 
@@ -46,7 +49,7 @@ def locate(
     source: str | Path,
     *,
     revision: str | None = None,
-    files: Sequence[str] = ("config.json", *TOKENIZER_FILES),
+    files: Sequence[str] = ("config.json", *TOKENIZER_FILES, *CROSS_ENCODER_FILES),
     formats: Sequence[str] = tuple(WEIGHT_FILES),
 ) -> Located:
     """Find a local folder, or download a hub id at `revision`: `files`, and the first of `formats` that is there.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from cappy_engine.errors import ExportError
@@ -73,3 +73,14 @@ def parse_limits(texts: Sequence[str], *, spread: float = 1.0) -> dict[str, Limi
                 f"{', '.join(names)}"
             ) from error
     return parsed
+
+
+def check_measured(texts: Sequence[str], measured: Collection[str]) -> None:
+    """Raise ExportError for a limit of a precision that is not among the `measured` ones.
+
+    >>> check_measured(["int8.max_error=0.1"], ["fp32", "int8"])
+    """
+    for text in texts:
+        if text.partition(".")[0] not in measured:
+            names = ", ".join(precision for precision in LIMITS if precision in measured)
+            raise ExportError(f"limit {text!r} changes nothing: measured are {names}")

@@ -53,6 +53,6 @@ def read_pairs(path: str | Path) -> list[Pair]:
         raise ExportError(f"{path}, {error}") from error
     except OSError as error:
         raise ExportError(f"the parity pairs cannot be read: {error}") from error
-    if len(pairs) < MIN_PAIRS:
-        raise ExportError(f"{path} has {len(pairs)} pairs; parity needs at least {MIN_PAIRS}")
+    if len(set(pairs)) < MIN_PAIRS:
+        raise ExportError(f"{path} has {len(set(pairs))} different pairs; parity needs at least {MIN_PAIRS}")
     return pairs
