@@ -25,6 +25,8 @@ Ids = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 Padding = Literal["removed", "avoided", "allowed"]
 PADDINGS: tuple[Padding, ...] = get_args(Padding)
+MOST_PADDED = 2**22
+"""The padded tokens of a batch whose padding is removed, at most: its four arrays have 134 MB then."""
 FAIR_ROUNDS = 4
 WORTH_WAITING = 1.3
 """How much longer than with equal shares the last worker may take; threads that share a batch lose 5 to 30%."""
@@ -229,7 +231,9 @@ def _count_fitting(lengths: Ids, budget: int, padding: Padding) -> int:
     longest = max(1, int(lengths[0]))
     if padding == "removed":
         ahead = np.maximum(lengths[: budget + 1], 1)  # so no more of them can fit
-        return max(1, int(np.searchsorted(np.cumsum(ahead), budget, side="right")))
+        fitting = int(np.searchsorted(np.cumsum(ahead), budget, side="right"))
+        # One pair of 8,192 tokens beside thousands of short ones: padded they would take gigabytes.
+        return max(1, min(fitting, max(budget, MOST_PADDED) // longest))
     count = max(1, budget // longest)
     if padding == "avoided":
         count = min(count, int(np.count_nonzero(lengths[:count] == lengths[0])))

@@ -25,6 +25,7 @@ from cappy_engine.bundle_files import (
     EXTERNAL_SUFFIX,
     FileEntry,
     ModelFiles,
+    check_is_folder,
     check_nothing_else,
     check_size,
     read_checked,
@@ -206,8 +207,7 @@ def open_bundle(path: str | Path) -> Bundle:
             "opens cappy-mini"
         )
     folder = Path(path)
-    if not folder.is_dir():
-        raise BundleError(f"no bundle at {folder}: {'not a folder' if folder.exists() else 'it does not exist'}")
+    check_is_folder(folder)
     manifest = _read_manifest(folder)
     missing = {}
     for name, entry in manifest.files.items():

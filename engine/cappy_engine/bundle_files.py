@@ -89,6 +89,16 @@ class ModelFiles:
                 )
 
 
+def check_is_folder(folder: Path) -> None:
+    """Raise BundleError unless there is a folder, which may be looked into."""
+    try:
+        problem = "" if folder.is_dir() else "not a folder" if folder.exists() else "it does not exist"
+    except OSError as error:  # the name is too long, or a folder above it is closed to this user
+        problem = str(error.strerror)
+    if problem:
+        raise BundleError(f"no bundle at {folder}: {problem}")
+
+
 def check_size(folder: Path, name: str, entry: FileEntry) -> None:
     """Raise BundleError unless the file is there, a regular one, and has its size."""
     try:

@@ -5,6 +5,7 @@ A column is gone through once, some thousand texts at a time, and never becomes 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import chain
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from cappy_engine.errors import InvalidPair
 
 INSTRUCTION, RESPONSE = "instruction", "response"
 ROWS_AT_A_TIME = 4096
-"""Arrow's rows that become Python strings at once: one by one takes five times as long."""
+"""Rows that become Python strings at once: Arrow's one by one take five times as long."""
 WANTED = "expected (instruction, response) pairs"
 
 
@@ -48,15 +49,41 @@ def pairs_of_table(table: Any, names: list[object]) -> Iterator[tuple[object, ob
 
     Raises InvalidPair for a table without such columns, and for columns that are not of one length.
     """
-    first, second = _choose(table, names)
     if hasattr(table, "with_format"):  # of datasets, whose own columns take 20 to 70 times as long as Arrow's
+        if not _is_arrow(table):
+            return _pairs_of_batches(table)
         table = table.with_format("arrow")
+    first, second = _choose(table, names)
     columns = [_column(table, name) for name in (first, second)]
     counts = [len(column) for column in columns if isinstance(column, Sized)]
     if len(counts) == 2 and counts[0] != counts[1]:
         problem = f"column {first!r} has {counts[0]} rows, and {second!r} has {counts[1]}"
         raise InvalidPair(min(counts), problem)
     return zip(*map(_texts, columns), strict=True)
+
+
+def row_names(row: object) -> list[object]:
+    """Name the parts of one row: of a named tuple, of numpy, pandas or SQLite; empty for a row without names.
+
+    >>> row_names(next(frame.itertuples(index=False)))
+    ['response', 'instruction']
+    """
+    names = getattr(row, "_fields", None) or getattr(getattr(row, "dtype", None), "names", None)
+    if names is None and callable(keys := getattr(row, "keys", None)):
+        names = keys()
+    return list(names) if isinstance(names, Iterable) else []
+
+
+def _is_arrow(table: Any) -> bool:
+    """False for a dataset whose rows are not what its Arrow table holds: transformed ones, and streams."""
+    how = getattr(table, "format", None)
+    return isinstance(table, Sized) and not (isinstance(how, Mapping) and how.get("type") == "custom")
+
+
+def _pairs_of_batches(table: Any) -> Iterator[tuple[object, object]]:
+    """Yield the pairs of a dataset's rows as it gives them, whose columns may be others than it names."""
+    for batch in table.iter(ROWS_AT_A_TIME):
+        yield from pairs_of_table(batch, column_names(batch) or [])
 
 
 def _choose(table: object, names: list[object]) -> tuple[object, object]:
@@ -90,7 +117,8 @@ def _texts(column: Any) -> Iterator[object]:
     """Go through a column, through its Arrow array where it has one."""
     array: Any = getattr(column, "array", None)  # of pandas
     if hasattr(array, "__arrow_array__"):
-        column = array.__arrow_array__()
+        with contextlib.suppress(ImportError, ValueError):  # there is no Arrow, or it does not take these texts
+            column = array.__arrow_array__()
     if not (hasattr(column, "to_pylist") and hasattr(column, "slice")):
         return iter(column)
     starts = range(0, len(column), ROWS_AT_A_TIME)

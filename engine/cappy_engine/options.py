@@ -32,6 +32,10 @@ fp32. bf16 is for whoever asks for it: it is fast on some CPUs only. fp16 is slo
 GPU."""
 
 
+MOST_THREADS = 4096
+"""More than a machine has cores. A number with some digits too many would start as many threads."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """How a command asks for a field of a dataclass of options: `Annotated[type, Asked(...)]`.
@@ -89,6 +93,8 @@ class ScorerOptions:
             value = getattr(self, name)
             if value is not None or name == "max_text_chars":
                 object.__setattr__(self, name, check_count(name, value))
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise ValueError(f"threads must be at most {MOST_THREADS}, got {self.threads}")
         if self.gpus is not None:
             object.__setattr__(self, "gpus", _check_gpus(self.gpus, self.device))
 

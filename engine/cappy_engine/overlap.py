@@ -79,6 +79,7 @@ class Behind(Generic[Item]):
     def __init__(self, function: Callable[[Item], object]) -> None:
         self._function = function
         self._items: queue.Queue[tuple[bool, Item | None]] = queue.Queue(maxsize=1)
+        self._is_over = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="cappy-behind")
 
@@ -93,7 +94,9 @@ class Behind(Generic[Item]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._items.put((False, None))
+        self._is_over.set()  # the thread ends by itself, also if Ctrl-C comes while it is waited for
+        with contextlib.suppress(queue.Full):
+            self._items.put_nowait((False, None))  # it need not wait for POLL_SECONDS
         self._thread.join()
         if error is None:
             self._check()
@@ -103,11 +106,12 @@ class Behind(Generic[Item]):
             raise self._error
 
     def _work(self) -> None:
-        while True:
-            is_item, item = self._items.get()
-            if not is_item:
-                return
-            if self._error is None:
+        while not (self._is_over.is_set() and self._items.empty()):
+            try:
+                is_item, item = self._items.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                continue
+            if is_item and self._error is None:
                 try:
                     self._function(item)  # type: ignore[arg-type]
                 except BaseException as error:  # it is raised where the items come from

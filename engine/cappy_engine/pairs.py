@@ -7,7 +7,7 @@ It is gone through once, and never indexed: a pandas Series looks up `series[0]`
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cappy_engine.checks import described, shown
-from cappy_engine.columns import WANTED, Table, column_names, pairs_of_table
+from cappy_engine.columns import INSTRUCTION, RESPONSE, WANTED, Table, column_names, pairs_of_table, row_names
 from cappy_engine.errors import InvalidPair
 
 Pair = tuple[str, str]
@@ -163,16 +163,30 @@ def _iterated(values: object, wanted: str) -> Iterator[object]:
 
 def _two(index: int, pair: object) -> Sequence[object]:
     """Return the two parts of a pair."""
-    if isinstance(pair, (tuple, list)) and len(pair) == 2:
-        return pair
+    if type(pair) in (tuple, list) and len(cast(Sized, pair)) == 2:
+        return cast(Sequence[object], pair)
     row = plain(pair)
     length = _length(row)
     if length == 2:
-        return list(cast(Iterable[object], row))
+        return _in_order(index, row)
     problem = f"expected a tuple (instruction, response), got {described(row)}"
     if isinstance(row, str):
         raise InvalidPair(index, f"{problem}; one pair alone is [(instruction, response)]")
     raise InvalidPair(index, problem if length is None else f"{problem} of length {length}")
+
+
+def _in_order(index: int, row: object) -> list[object]:
+    """Return the parts of a row of two, the instruction first: by its names, if they are the other way round."""
+    parts, names = list(cast(Iterable[object], row)), row_names(row)
+    if names == [RESPONSE, INSTRUCTION]:
+        return parts[::-1]
+    if len(names) == 2 and (names[0] == RESPONSE or names[1] == INSTRUCTION):
+        raise InvalidPair(
+            index,
+            f"expected a tuple (instruction, response), got {type(row).__name__} with the names {shown(names)}; name "
+            f"its parts {INSTRUCTION!r} and {RESPONSE!r}",
+        )
+    return parts
 
 
 def _length(row: object) -> int | None:

@@ -95,12 +95,13 @@ def publish(staging: Path, out: Path, kind: Kind, *, force: bool) -> None:
         storage.rename(staging, out)
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
-    out.rename(aside / out.name)
     try:
+        out.rename(aside / out.name)
         staging.rename(out)
-    except BaseException:
-        (aside / out.name).rename(out)
-        aside.rmdir()
+    except BaseException:  # Ctrl-C comes after either of them, too
+        if not os.path.lexists(out):
+            (aside / out.name).rename(out)
+        shutil.rmtree(aside, ignore_errors=True)
         raise
     shutil.rmtree(aside, ignore_errors=True)
     storage.sync(out.parent)

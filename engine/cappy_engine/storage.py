@@ -52,12 +52,13 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def json_bytes(document: Mapping[str, Any]) -> bytes:
-    """Make indented JSON of `document`. Raises ValueError for NaN.
+    """Make indented JSON of `document`; lone surrogates are escaped. Raises ValueError for NaN.
 
     >>> json_bytes({"seed": 0}).decode()
     '{\\n  "seed": 0\\n}\\n'
     """
-    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="backslashreplace") + b"\n"  # which is JSON's escape, too
 
 
 def open_regular(path: Path) -> BufferedReader:

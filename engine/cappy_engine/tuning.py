@@ -18,7 +18,7 @@ from typing import Literal
 from cappy_engine.bundle import EMBEDDED, open_bundle
 from cappy_engine.checks import check_number
 from cappy_engine.cpu.execution import Execution
-from cappy_engine.cpu.tuned import forget_tuned, tuned_key, tuning_facts, write_tuned
+from cappy_engine.cpu.tuned import check_kept, forget_tuned, tuned_key, tuning_facts, write_tuned
 from cappy_engine.options import Precision
 from cappy_engine.pairs import Pair, check_pairs
 from cappy_engine.scorer import Scorer
@@ -82,14 +82,15 @@ def tune(
 
     They score `pairs` (None: made-up ones of 10 to 300 tokens), as many as leave time for three rounds, eight at least.
     `Scorer.open` then takes the answer for mode "auto" and for the batch size, if bundle, precision, processor, number
-    of threads and ONNX Runtime are the same. Raises what `Scorer.open` raises, InvalidPair, and ValueError without
-    pairs and for `seconds` that are not a number above 0.
+    of threads and ONNX Runtime are the same. Raises what `Scorer.open` raises, InvalidPair, OutputError if the answer
+    cannot be kept, and ValueError without pairs and for `seconds` that are not a number above 0.
     """
     if not 0 < check_number("seconds", seconds) < math.inf:
         raise ValueError(f"seconds must be above 0, got {seconds}")
     chosen = made_up_pairs() if pairs is None else check_pairs(pairs)
     if not chosen:
         raise ValueError("there are no pairs to measure with")
+    check_kept(cache_folder())  # not after all was measured
     rates: dict[tuple[str, int], list[float]] = {}
     scorers: dict[str, Scorer] = {}
     try:

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cappy_engine.batching import Batch, Ids, Padding, attention_mask, keeps_busy, pad, plan_batches
+from cappy_engine.batching import (
+    MOST_PADDED,
+    Batch,
+    Ids,
+    Padding,
+    attention_mask,
+    keeps_busy,
+    pad,
+    plan_batches,
+)
 
 lengths_of_rows = st.lists(st.integers(0, 600), max_size=200).map(lambda lengths: np.array(lengths, dtype=np.int64))
 budgets = st.integers(1, 5000)
@@ -184,3 +193,12 @@ def test_work_is_shared_where_no_core_waits_for_long(lengths: list[int], workers
     found = np.array(lengths, dtype=np.int64)
     batches = plan_batches(found, max_batch_tokens=512, padding="removed", workers=workers)
     assert keeps_busy(batches, found, workers) is is_shared
+
+
+def test_one_long_row_does_not_have_thousands_of_short_ones_padded_to_its_length() -> None:
+    lengths = np.array([8192, *[10] * 20_000], dtype=np.int64)
+    batches = plan_batches(lengths, max_batch_tokens=100_000, padding="removed")
+    assert sum(len(batch.rows) for batch in batches) == len(lengths)
+    assert max(batch.padded_tokens for batch in batches) <= MOST_PADDED
+    equal = np.full(1000, 8192, dtype=np.int64)  # nothing is padded, so the budget alone counts
+    assert len(plan_batches(equal, max_batch_tokens=2 * MOST_PADDED, padding="removed")) == 1

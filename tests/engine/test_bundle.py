@@ -239,3 +239,9 @@ def test_a_name_that_is_not_unicode_is_refused(copy: Path) -> None:
     change_manifest(copy, lambda document: document["files"].update({"\ud800": entry}))
     with pytest.raises(BundleError, match="outside of the bundle"):
         open_bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000])
+def test_a_name_that_no_folder_can_have_is_not_a_bundle(name: str, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"no bundle at .*: File name too long"):
+        open_bundle(tmp_path / name)

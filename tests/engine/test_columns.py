@@ -61,6 +61,72 @@ def test_tables_in_another_order_than_they_were_made_are_read_in_theirs() -> Non
     assert check_pairs(datasets.Dataset.from_dict(columns).select([2, 0])) == [PAIRS[2], PAIRS[0]]
 
 
+class PandasColumn(list[object]):
+    """A Series of pandas whose array would become Arrow's, but cannot."""
+
+    def __init__(self, texts: list[object], error: Exception) -> None:
+        super().__init__(texts)
+        self.array, self._error = self, error
+
+    def __arrow_array__(self) -> object:
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'pyarrow'"), UnicodeError("surrogates")])
+def test_columns_of_pandas_are_read_without_arrow_too(error: Exception) -> None:
+    table = {"instruction": PandasColumn([*INSTRUCTIONS], error), "response": PandasColumn([*RESPONSES], error)}
+    assert check_pairs(table) == PAIRS
+    table["response"][2] = "\ud800"
+    with pytest.raises(InvalidPair, match="pair 2: response has a lone surrogate"):
+        check_pairs(table)
+
+
+def test_a_frame_of_pandas_is_read_where_arrow_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"instruction": INSTRUCTIONS, "response": RESPONSES}).astype("string[python]")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert check_pairs(frame) == PAIRS
+
+
+class Streamed:
+    """A dataset of `datasets` that makes its rows when they are asked for, some at a time."""
+
+    def __init__(self, columns: dict[str, list[str]]) -> None:
+        self.column_names, self._columns = ["text", "label"], columns
+
+    def with_format(self, name: str) -> object:
+        raise AssertionError(f"read in the format {name}, as if its rows were stored")
+
+    def iter(self, batch_size: int) -> Iterator[dict[str, list[str]]]:
+        for row in range(3):
+            yield {name: texts[row : row + 1] for name, texts in self._columns.items()}
+
+
+class Transformed(Streamed):
+    """A dataset of `datasets` with a transform: what it stores is something else."""
+
+    format = {"type": "custom"}  # noqa: RUF012
+
+    def __len__(self) -> int:
+        return 3
+
+
+@pytest.mark.parametrize("kind", [Streamed, Transformed])
+def test_a_dataset_that_makes_its_rows_is_read_by_what_it_makes(kind: Any) -> None:
+    assert check_pairs(kind({"response": RESPONSES, "instruction": INSTRUCTIONS})) == PAIRS
+    with pytest.raises(InvalidPair, match=r"got dict with the columns \['response'\]; name two"):
+        check_pairs(kind({"response": RESPONSES}))
+
+
+def test_a_transform_of_datasets_and_a_stream_are_read_by_what_they_give() -> None:
+    stored = pytest.importorskip("datasets").Dataset.from_dict({"text": INSTRUCTIONS, "response": RESPONSES})
+    transformed = stored.with_transform(lambda rows: {"response": rows["response"], "instruction": rows["text"]})
+    assert check_pairs(transformed) == PAIRS
+    asked = stored.with_transform(lambda rows: {**rows, "text": [f"{text}?" for text in rows["text"]]})
+    assert check_pairs(asked)[1] == ("b?", "")
+    assert check_pairs(stored.to_iterable_dataset()) == PAIRS
+
+
 @pytest.mark.parametrize("make", [list, iter, Series, ArrowColumn, lambda texts: list(map(ArrowScalar, texts))])
 def test_a_dict_of_columns_is_a_table(make: Any) -> None:
     table = {"instruction": make(INSTRUCTIONS), "label": [1.0, 0.0, 1.0], "response": make(RESPONSES)}

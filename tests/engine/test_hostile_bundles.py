@@ -260,3 +260,13 @@ def test_inspect_and_slim_tell_what_was_left_out(copy: Path, capsys: pytest.Capt
     assert main(["slim", str(copy), "--keep", "int8", "--target", "cpu"]) == 0
     assert f"lacks {MODEL_FILES['fp32']} (No such file" in capsys.readouterr().err
     assert open_bundle(copy).missing == {}
+
+
+def test_a_manifest_with_half_a_character_is_shown_and_copied(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As of a checkpoint whose folder's name is not UTF-8; JSON has an escape for it."""
+    change_manifest(copy, with_value("caf\udce9", "source", "name"))
+    assert main(["inspect", str(copy)]) == 0
+    assert main(["inspect", str(copy), "--json"]) == 0
+    assert r'"name": "caf\udce9"' in capsys.readouterr().out
+    assert slim(copy, precisions=["int8"], out=copy.parent / "small")["source"]["name"] == "caf\udce9"
+    assert open_bundle(copy.parent / "small").manifest.document["source"]["name"] == "caf\udce9"

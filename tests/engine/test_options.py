@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cappy_engine import Scorer
+from cappy_engine.cli.main import main
 from cappy_engine.errors import DeviceUnavailable, PrecisionUnavailable
 from cappy_engine.options import ScorerOptions, choose_precision
 
@@ -164,3 +165,11 @@ def test_an_unknown_option_is_an_error(bundle: Path) -> None:
     options: dict[str, Any] = {"batch_size": 8}
     with pytest.raises(TypeError, match="batch_size"):
         Scorer.open(bundle, **options)
+
+
+@pytest.mark.parametrize("threads", [5000, 10**14])
+def test_threads_beyond_all_cores_are_a_mistake(threads: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=f"threads must be at most 4096, got {threads}"):
+        ScorerOptions(threads=threads)
+    assert main(["rank", "--instruction", "q", "--candidate", "a", "--threads", str(threads)]) == 2
+    assert f"threads must be at most 4096, got {threads}" in capsys.readouterr().err

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import re
+import sqlite3
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
@@ -23,6 +25,16 @@ PAIRS = [("a", "b"), ("c", "d")]
 class Named(NamedTuple):
     instruction: str
     response: str
+
+
+class Turned(NamedTuple):
+    response: str
+    instruction: str
+
+
+class Half(NamedTuple):
+    response: str
+    text: str
 
 
 class Label(str, Enum):  # noqa: UP042 - str() of it is "Label.YES"
@@ -201,3 +213,35 @@ def test_messages_stay_short_whatever_was_passed() -> None:
     with pytest.raises(InvalidPair) as caught:
         check_pairs(huge)
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda pairs: [Turned(*pair) for pair in pairs],
+        lambda pairs: np.array(pairs, dtype=[("response", "U1"), ("instruction", object)]),
+        lambda pairs: sqlite_rows("values " + ", ".join(map(str, pairs)), "response", "instruction"),
+        lambda pairs: turned_frame(pairs).itertuples(index=False),
+        lambda pairs: [row for _, row in turned_frame(pairs).iterrows()],
+    ],
+)
+def test_rows_with_names_are_read_by_them(make: Callable[[Any], Any]) -> None:
+    assert check_pairs(make([("b", "a"), ("d", "c")])) == PAIRS
+
+
+def test_other_names_of_a_row_say_nothing_unless_they_are_the_other_way_round() -> None:
+    assert check_pairs(sqlite_rows("values ('a', 'b'), ('c', 'd')", "question", "answer")) == PAIRS
+    for rows in ([Half("a", "b")], sqlite_rows("values ('a', 'b')", "answer", "instruction")):
+        with pytest.raises(InvalidPair, match=r"pair 0: .*, got (Half|Row) with the names \[.*\]; name its parts"):
+            check_pairs(rows)
+
+
+def turned_frame(pairs: Any) -> Any:
+    return pytest.importorskip("pandas").DataFrame(pairs, columns=Turned._fields)
+
+
+def sqlite_rows(query: str, *names: str) -> list[sqlite3.Row]:
+    database = sqlite3.connect(":memory:")
+    database.row_factory = sqlite3.Row
+    with contextlib.closing(database):
+        return database.execute(f"with t({', '.join(names)}) as ({query}) select * from t").fetchall()

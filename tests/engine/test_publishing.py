@@ -74,6 +74,39 @@ def test_the_current_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "out" / KIND.marker).read_text() == "new"
 
 
+@pytest.mark.parametrize("last", [1, 2])
+def test_interrupted_while_it_is_replaced_the_old_or_the_new_folder_is_there(
+    last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, renamed, rename = made(tmp_path / "out"), list[Path](), Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        found = rename(path, target)
+        renamed.append(path)
+        if len(renamed) == last:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace(out)
+    assert (out / KIND.marker).read_text() == {1: "old", 2: "new"}[last]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_folder_that_cannot_be_moved_stays_and_leaves_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, target: Path) -> Path:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    out = made(tmp_path / "out")
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(PermissionError):
+        replace(out)
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_a_mount_cannot_be_replaced_which_is_known_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = made(tmp_path / "out")
     monkeypatch.setattr(storage, "is_mounted", lambda path: path == out)

@@ -13,7 +13,7 @@ import pytest
 from cappy_engine import Scorer
 from cappy_engine.bundle import EMBEDDED
 from cappy_engine.cli.main import main
-from cappy_engine.errors import BundleError
+from cappy_engine.errors import BundleError, OutputError
 from cappy_engine.tuning import Trial, choose_trial, forget, made_up_pairs, tune
 from tests.support.columns import Series
 
@@ -149,3 +149,17 @@ def test_the_users_pairs_may_come_from_anything_that_holds_pairs(bundle: Path, m
     assert tune(bundle, precision="int8", threads=1, pairs=make(pairs), seconds=0.001).trials
     with pytest.raises(ValueError, match="no pairs"):
         tune(bundle, pairs=make([]))
+
+
+def test_a_cache_that_cannot_be_written_is_known_before_anything_is_measured(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for cache, problem in ((tmp_path / "file", "File exists"), (Path("/proc/nowhere"), "No such file or directory")):
+        monkeypatch.setenv("CAPPY_CACHE", str(cache))
+        said: list[str] = []
+        with pytest.raises(OutputError, match=f"kept in {cache} .{problem}.; name another folder in CAPPY_CACHE"):
+            tune(bundle, seconds=0.1, say=said.append)
+        assert not said
+        assert main(["tune", str(bundle), "--seconds", "0.1"]) == 1
+        assert f"cappy tune: the answer cannot be kept in {cache}" in capsys.readouterr().err

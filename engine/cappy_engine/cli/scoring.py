@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
 import click
 
+from cappy_engine.bulk.lines import Lines
 from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.tasks import RankTask, ScoreTask, Task
 from cappy_engine.cli import text
@@ -182,14 +184,13 @@ def _read_texts(instruction: str, candidates: Sequence[str], max_text_chars: int
     if [instruction, *candidates].count("-") > 1:
         raise click.UsageError("- was given twice, but stdin is read once; put one of the texts into a file: @FILE")
     if _is_read(instruction):
-        (instruction,) = _read("--instruction", instruction, max_text_chars, lambda file, most: file.read(most)) or [""]
+        (instruction,) = _read("--instruction", instruction, max_text_chars, lambda file, most: [_whole(file, most)])
     found: list[str] = []
     for candidate in candidates:
         if not _is_read(candidate):
             found.append(candidate)
             continue
-        lines = _read("--candidate", candidate, max_text_chars, lambda file, most: file.readline(most))
-        found += filter(str.strip, lines)
+        found += filter(str.strip, _read("--candidate", candidate, max_text_chars, _lines))
     if not found:
         raise CappyError(f"{' and '.join(candidates)} held no candidates, which are read one a line")
     return instruction, tuple(found)
@@ -199,16 +200,31 @@ def _is_read(word: str) -> bool:
     return word == "-" or word.startswith("@")
 
 
-def _read(flag: str, word: str, max_text_chars: int, take: Callable[[BinaryIO, int], bytes]) -> list[str]:
-    """Read texts from what @FILE or - stands for, without their last line breaks: `take` takes one of them.
+def _whole(file: BinaryIO, most: int) -> bytes:
+    """Read all of a file or stream, or if it has more than `most` bytes, its beginning."""
+    content = bytearray()
+    for part in Lines(file, most):
+        content += part or b""
+        if len(content) > most:
+            break
+    return bytes(content)
+
+
+def _lines(file: BinaryIO, most: int) -> Iterator[bytes]:
+    """Yield the lines of a file or stream, or if one has more than `most` bytes, its beginning."""
+    return (line for line in Lines(file, most) if line is not None)
+
+
+def _read(flag: str, word: str, max_text_chars: int, take: Callable[[BinaryIO, int], Iterable[bytes]]) -> list[str]:
+    """Read texts from what @FILE or - stands for, without their last line breaks: `take` takes them.
 
     No more is read than a text may have, so that a device or an endless pipe takes no memory.
     """
-    most = 4 * max_text_chars + len("\r\n")  # the bytes of a character in UTF-8
+    most = min(4 * max_text_chars + len("\r\n"), sys.maxsize - 1)  # the bytes of a character in UTF-8
     texts: list[str] = []
     try:
         with contextlib.nullcontext(open_stdin()) if word == "-" else Path(word[1:]).open("rb") as file:
-            while content := take(file, most + 1):
+            for content in take(file, most):
                 if len(content) > most:
                     raise CappyError(
                         f"{flag} {word} holds a text of more than max_text_chars, {max_text_chars} characters; shorten "

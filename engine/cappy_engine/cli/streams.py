@@ -80,10 +80,13 @@ def open_output(path: Path | None, *, force: bool = False, inputs: Sequence[Inpu
 def print_json(value: object, *, indent: int | None = 2) -> None:
     """Print a result as JSON, in UTF-8 whatever the terminal's encoding is; without `indent` it is one line.
 
-    >>> print_json({"score": 0.5})
+    Lone surrogates, which UTF-8 does not have, are escaped.
+
+        >>> print_json({"score": 0.5})
     """
     sys.stdout.flush()
-    sys.stdout.buffer.write(json.dumps(value, indent=indent, ensure_ascii=False).encode() + b"\n")
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    sys.stdout.buffer.write(text.encode(errors="backslashreplace") + b"\n")
     sys.stdout.buffer.flush()
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import re
+import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from cappy_engine.bundle import Bundle
 from cappy_engine.cpu.cores import cpu_name
 from cappy_engine.cpu.execution import MODES, Execution
 from cappy_engine.cpu.kernels import choose_kernels
+from cappy_engine.errors import OutputError
 from cappy_engine.json_values import text, whole
 from cappy_engine.session import load_runtime
 from cappy_engine.storage import read_regular, write_json
@@ -58,6 +60,20 @@ def read_tuned(folder: Path, key: str) -> Execution | None:
         log.warning("ignoring %s, which is not an answer of cappy tune (%r); run it again", path, error)
         return None
     return found
+
+
+def check_kept(folder: Path) -> None:
+    """Make the folder of answers. Raises OutputError if it is none that can be written to.
+
+    >>> check_kept(cache_folder())
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OutputError(
+            f"the answer cannot be kept in {folder} ({error.strerror}); name another folder in CAPPY_CACHE"
+        ) from error
 
 
 def write_tuned(folder: Path, key: str, execution: Execution, facts: Mapping[str, object]) -> Path:

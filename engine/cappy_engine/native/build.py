@@ -237,17 +237,17 @@ def _run(command: Sequence[str], seconds: float = SECONDS) -> str:
     import subprocess
 
     with tempfile.TemporaryDirectory() as scratch:
-        environment = {**os.environ, "LC_ALL": "C", "ZIG_LOCAL_CACHE_DIR": scratch}
+        given = {**os.environ, "LC_ALL": "C", "ZIG_LOCAL_CACHE_DIR": scratch}
         try:
-            done = subprocess.run(
-                command, cwd=SOURCES, env=environment, capture_output=True, check=False, timeout=seconds
-            )
+            done = subprocess.run(command, cwd=SOURCES, env=given, capture_output=True, check=False, timeout=seconds)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise BuildFailed(str(error)) from error
     said, complaints = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
     if done.returncode:
         what = (complaints or said).strip() or f"it ended with status {done.returncode} and said nothing"
-        raise BuildFailed(what[:2000])
+        # gcc 12 warns of its own headers, for thousands of lines; an assembler's error comes behind them.
+        start = what.rfind("\n", 0, max(what.lower().find("error:"), 0)) + 1 if len(what) > 2000 else 0
+        raise BuildFailed(what[start:][:2000])
     return said
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -189,3 +191,30 @@ def test_files_of_other_systems_hold_the_same_texts(
         assert main(["rank", "--bundle", str(bundle), "--json", "--instruction", instruction, *words]) == 0
         found.append(json.loads(capsys.readouterr().out))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("most", [10**11, sys.maxsize, 10**30])
+def test_a_limit_beyond_all_memory_takes_no_memory(
+    most: int, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "texts.txt").write_text("a pear\ngranite\n")
+    asked = ["--instruction", f"@{tmp_path / 'texts.txt'}", "--candidate", f"@{tmp_path / 'texts.txt'}"]
+    assert responses(["rank", "--json", *asked, "--max-text-chars", str(most)], bundle, capsys) == ["a pear", "granite"]
+
+
+@pytest.mark.parametrize("arguments", [["--candidate", "-", "--instruction"], ["--instruction", "-", "--candidate"]])
+def test_a_stdin_that_does_not_wait_is_read_to_its_end(arguments: list[str], bundle: Path) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    command = [sys.executable, "-m", "cappy_engine", "rank", "--bundle", str(bundle), "--json", *arguments, "text"]
+    with subprocess.Popen(command, stdin=reader, stdout=subprocess.PIPE) as process:
+        os.close(reader)
+        for line in (b"one\n", b"two\n"):
+            os.write(writer, line)
+            time.sleep(2)
+        os.close(writer)
+        out, _ = process.communicate(timeout=60)
+    found = [(row["response"], row["score"]) for row in json.loads(out)]
+    with Scorer.open(bundle, device="cpu") as scorer:
+        ranked = scorer.rank(*(("text", ["one", "two"]) if arguments[0] == "--candidate" else ("one\ntwo", ["text"])))
+    assert found == [(candidate.response, pytest.approx(candidate.score, abs=1e-5)) for candidate in ranked]
