@@ -13,18 +13,21 @@ collect_ignore = ["clients", "clusters"]
 """They run in environments of their own, with `make clients` and `make others`."""
 
 LONGEST = (
-    "bench/test_loop.py",
     "contracts/test_mini.py",
     "contracts/test_docs.py",
+    "bench/test_loop.py",
+    "export/test_processes.py",
     "bench/test_bench_commands.py",
-    "contracts/test_gpu_environment.py",
-    "export/test_architectures.py",
     "contracts/test_mini_training.py",
-    "export/test_publish.py",
-    "export/test_training.py",
     "contracts/test_install.py",
-    "export/test_gpu_models.py",
+    "contracts/test_gpu_environment.py",
+    "export/test_publish.py",
     "bench/test_gpu_check.py",
+    "export/test_training.py",
+    "export/test_architectures.py",
+    "export/test_families.py",
+    "export/test_hub.py",
+    "export/test_gpu_models.py",
 )
 """The files that take longest (`pytest --durations`). Processes share tests by files: at the end none waits for one."""
 

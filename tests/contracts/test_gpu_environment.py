@@ -65,11 +65,12 @@ with Scorer.open(device=sys.argv[1]) as scorer:
 def run(
     *command: str | Path, folder: Path, path: Path | None = None, libraries: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run in `folder`, as if no environment were active.
+    """Run in `folder`, as if no environment were active; the kernels are for the CPU, and are not compiled.
 
     `path` is where Python looks for packages first, `libraries` where the loader looks for libraries.
     """
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    environment["CAPPY_BUILD"] = "none"
     if path is not None:
         environment["PYTHONPATH"] = str(path)
     if libraries is not None:

@@ -22,7 +22,7 @@ from cappy_export.proof.limits import LIMITS
 from cappy_export.proof.pairs import default_pairs
 from cappy_export.proof.parity import candidate_groups, spearman, winner_agreement
 from cappy_mini.mixture import EASY
-from tests.support.places import MINI, ROOT, data_rows
+from tests.support.places import MINI, ROOT, data_rows, short_parity_pairs
 
 NEWS = (ROOT / "docs" / "examples" / "news.txt").read_text(encoding="utf-8")
 """The news article of the pages, and its question."""
@@ -31,10 +31,20 @@ TOPICS = ["World", "Sports", "Business", "Science and technology"]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of cappy-mini for every device in every precision, exported here: the proof runs PyTorch once."""
-    path = tmp_path_factory.mktemp("mini") / "bundle"
-    export(MINI, path, ExportOptions(precisions=PRECISIONS, targets=tuple(TARGETS)))
-    return path
+    """The bundle of cappy-mini for every device in every precision, exported here: the proof runs PyTorch once.
+
+    The pairs of every fourth instruction are proven in full length, the others cut; `make demo` cuts none.
+    """
+    folder = tmp_path_factory.mktemp("mini")
+    whole = set(list(dict.fromkeys(instruction for instruction, _ in default_pairs()))[::4])
+    pairs = [
+        pair if pair[0] in whole else short for pair, short in zip(default_pairs(), short_parity_pairs(), strict=True)
+    ]
+    rows = [{"instruction": instruction, "response": response} for instruction, response in pairs]
+    (folder / "pairs.jsonl").write_bytes(b"".join(map(json_line, rows)))
+    options = ExportOptions(precisions=PRECISIONS, targets=tuple(TARGETS), pairs=folder / "pairs.jsonl")
+    export(MINI, folder / "bundle", options)
+    return folder / "bundle"
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +133,7 @@ def test_every_gpu_model_keeps_the_limits_on_trained_weights(made: Path) -> None
 def test_on_real_tasks_fp32_decides_as_pytorch(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tasks.jsonl").write_bytes(b"".join(map(json_line, data_rows("promptsource_test.jsonl.gz"))))
     command = ["evaluate", "promptsource", str(tmp_path / "tasks.jsonl"), "--bundle", str(made)]
-    assert main([*command, "--against", str(MINI), "--precision", "fp32", "--examples", "2", "--json"]) == 0
+    assert main([*command, "--against", str(MINI), "--precision", "fp32", "--examples", "1", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert len(document["averages"]["PyTorch"]["datasets"]) == 11
     assert document["agreement"]["fp32 against PyTorch"]["share"] == 1

@@ -114,6 +114,17 @@ def test_a_compiler_that_fails_is_noted_and_no_old_library_is_left(fake: Fake, t
     assert not (tmp_path / LIBRARY).exists()
 
 
+def test_an_error_behind_many_warnings_is_told(fake: Fake, tmp_path: Path) -> None:
+    """As an old assembler's, behind what gcc 12 warns of in its own headers."""
+    warnings = "linear.cpp:7: warning: who knows\n" * 1000
+    fake(f"{warnings}/tmp/cc.s:23: Error: no such instruction\n{'and more' * 1000}")
+    said = provide(tmp_path).problem
+    assert "did not compile them: /tmp/cc.s:23: Error: no such instruction\nand more" in said
+    assert len(said) < 3000
+    fake(warnings)
+    assert "did not compile them: linear.cpp:7: warning: who knows" in provide(tmp_path).problem
+
+
 def test_zig_is_tried_where_the_system_s_compiler_fails(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

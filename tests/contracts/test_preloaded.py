@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,9 +30,18 @@ def test_a_program_finds_the_modules_that_python_would_find(preloaded: Path, tmp
         assert (ends[0].returncode, ends[0].stdout) == (ends[1].returncode, ends[1].stdout), program
 
 
-def test_it_has_imported_pytorch(preloaded: Path) -> None:
-    code = "import sys; print('torch' in sys.modules)"
+def test_it_has_imported_pytorch_and_transformers(preloaded: Path) -> None:
+    code = "import sys; print({'torch', 'transformers'} <= set(sys.modules))"
     assert (
         subprocess.run([preloaded / "python", "-c", code], capture_output=True, text=True, check=True).stdout
         == "True\n"
     )
+
+
+def test_what_it_has_imported_has_read_the_programs_own_environment(preloaded: Path) -> None:
+    code = "import os; from huggingface_hub import constants; print(constants.HF_HOME, os.environ['LAST'])"
+    for home, last in (("/one", "1"), ("/two", "2"), ("/one", "3")):
+        environment = {**os.environ, "HF_HOME": home, "LAST": last}
+        command = [str(preloaded / "python"), "-c", code]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout == f"{home} {last}\n"

@@ -91,10 +91,11 @@ def test_a_wheel_scores_as_here_where_there_is_no_compiler(
     wheels: dict[str, Path], no_compiler: dict[str, str], tmp_path: Path
 ) -> None:
     wheel = wheels.get(f"linux_{machine()}") or wheels.get(f"manylinux_2_17_{machine()}") or wheels["any"]
-    run(sys.executable, "-m", "venv", tmp_path / "venv", folder=tmp_path)
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", folder=tmp_path)
     binaries = tmp_path / "venv" / "bin"
-    install = (binaries / "python", "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt")
-    run(*install, f"{wheel}[cpu]", folder=tmp_path, **no_compiler)
+    pip = (sys.executable, "-m", "pip", "--python", binaries / "python")
+    install = ("install", "-q", "--no-compile", "-c", ROOT / "constraints.txt")
+    run(*pip, *install, f"{wheel}[cpu]", folder=tmp_path, **no_compiler)
     doctor = run(binaries / "cappy", "doctor", folder=tmp_path, **no_compiler)
     assert ("; compiled by " in doctor) == (wheel != wheels.get("any") and find_kernels().library is not None), doctor
     there = json.loads(run(binaries / "cappy", "rank", "--json", *ARGUMENTS, folder=tmp_path, **no_compiler))

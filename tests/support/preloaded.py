@@ -2,12 +2,14 @@
 
 `preloaded` is a folder with a `cappy` and a `python`, which takes `-m MODULE`, `-c CODE`, `-` or a script. What they
 start is a process of its own, with its own arguments, environment, folder and streams, which signals end. It imports
-afresh what is not in IMPORTS. Only the seconds that these imports take in every process are spent once.
+afresh what is neither in IMPORTS nor in READERS. Only the seconds that these imports take in every process are spent
+once, or once for each environment in which READERS would be others.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -17,7 +19,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -26,8 +29,14 @@ IMPORTS = (
     "onnx scipy.optimize scipy.stats sklearn.metrics torch torch._dynamo torch.distributed.tensor "
     "torch.nn.attention.flex_attention torch.onnx"
 ).split()
-"""None of these reads the environment but for threads, as transformers and the hub's client do, or starts a thread, as
-onnxruntime does: a forked process does not have it, and would wait for its end."""
+"""None of these reads the environment but for threads, or starts a thread, as onnxruntime does: a forked process does
+not have it, and would wait for its end."""
+
+READERS = (
+    "accelerate huggingface_hub.hf_api rouge_score.rouge_scorer transformers.generation.utils "
+    "transformers.modeling_utils transformers.models.auto.modeling_auto transformers.models.auto.tokenization_auto"
+).split()
+"""These read the environment, such as HF_HOME: only programs to which all that they read is the same find them."""
 
 CLIENT = """\
 #!{python} -IS
@@ -73,20 +82,118 @@ def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     assert process.returncode == 0
 
 
+@dataclass(frozen=True)
+class Request:
+    """Ask for a program: JSON of its arguments, folder and environment, the connection to who asks, and its streams."""
+
+    message: bytes
+    files: Sequence[int]
+
+    @classmethod
+    def receive(cls, source: socket.socket, count: int) -> Request | None:
+        """Receive what a client or `pass_on` sends, with `count` files; None if it is gone."""
+        head, files, _, _ = socket.recv_fds(source, 8, count)
+        size, message = int.from_bytes(head, "big"), b""
+        while len(message) < size and (part := source.recv(size - len(message))):  # and nothing of the next request
+            message += part
+        request = cls(message, files)
+        if message and len(message) == size:
+            return request
+        request.close()
+        return None
+
+    def pass_on(self, reader: socket.socket) -> None:
+        socket.send_fds(reader, [len(self.message).to_bytes(8, "big")], list(self.files))
+        reader.sendall(self.message)
+
+    def read(self) -> tuple[list[str], str, dict[str, str]]:
+        arguments, folder, environment = json.loads(self.message)
+        return arguments, folder, environment
+
+    def close(self) -> None:
+        for number in self.files:
+            os.close(number)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Talk to a process that has imported READERS; `read` is what they read of its environment, None where unset."""
+
+    control: socket.socket
+    read: Mapping[str, str | None]
+
+    def is_for(self, environment: Mapping[str, str]) -> bool:
+        return all(environment.get(name) == value for name, value in self.read.items())
+
+
 def main() -> None:
-    """Fork a process for each connection, until the standard input ends."""
-    for name in IMPORTS:
-        importlib.import_module(name)
-    assert len(list(Path("/proc/self/task").iterdir())) == 1, "a thread is not forked"
+    """Pass each request to a reader of its environment, until the standard input ends."""
+    _import(IMPORTS)
+    readers: list[Reader] = []
     with socket.socket(fileno=int(sys.argv[1])) as listening:
         while select.select([0, listening.fileno()], [], [])[0] == [listening.fileno()]:
             connection, _ = listening.accept()
-            if os.fork() == 0:
-                listening.close()
-                return _serve(connection)
-            connection.close()
-            _forget_ended(os.WNOHANG)
-    return _forget_ended(0)
+            asked = Request.receive(connection, 3)
+            if asked is None:
+                connection.close()
+                continue
+            request = Request(asked.message, [connection.detach(), *asked.files])
+            _, _, environment = request.read()
+            reader = next((each for each in readers if each.is_for(environment)), None)
+            if reader is None:
+                reader = _fork_reader(request, [listening, *(each.control for each in readers)])
+                readers.append(reader)
+            request.pass_on(reader.control)
+            request.close()
+    for each in readers:
+        each.control.close()
+    _forget_ended(0)
+
+
+def _import(names: Sequence[str]) -> dict[str, str | None]:
+    """Import modules for the processes that are forked; returns what they read of the environment."""
+    read: dict[str, str | None] = {}
+    plain = type(os.environ).__getitem__
+
+    def noting(environment: os._Environ[str], name: str) -> str:
+        read[name] = None  # if there is none, the next line raises
+        read[name] = value = plain(environment, name)
+        return value
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(os.environ), "__getitem__", noting)
+        for name in names:
+            importlib.import_module(name)
+    assert len(list(Path("/proc/self/task").iterdir())) == 1, "a thread is not forked"
+    gc.freeze()  # else each process spends seconds at its end on looking for garbage among what was imported here
+    return read
+
+
+def _fork_reader(request: Request, inherited: Sequence[socket.socket]) -> Reader:
+    """Fork a process that imports READERS in the environment of `request`, and forks a program for all that it gets."""
+    ours, control = socket.socketpair()
+    if os.fork():
+        control.close()
+        with ours.makefile("r", encoding="utf-8") as answer:
+            return Reader(ours, json.loads(answer.readline()))
+    request.close()
+    for each in (ours, *inherited):
+        each.close()
+    _, _, environment = request.read()
+    os.environ.clear()
+    os.environ.update(environment)
+    read = _import(READERS)
+    assert os.environ == environment, "a program gets its own environment, without what was set here"
+    control.sendall(json.dumps(read).encode() + b"\n")
+    while asked := Request.receive(control, 4):
+        if os.fork() == 0:
+            control.close()
+            _serve(asked)
+            raise SystemExit
+        asked.close()
+        _forget_ended(os.WNOHANG)
+    _forget_ended(0)
+    os._exit(0)
 
 
 def _forget_ended(options: int) -> None:
@@ -96,11 +203,11 @@ def _forget_ended(options: int) -> None:
             pass
 
 
-def _serve(connection: socket.socket) -> None:
+def _serve(request: Request) -> None:
     """Run the program that is asked for in one more process; tell its number, and how it ends."""
-    size, streams, _, _ = socket.recv_fds(connection, 8, 3)
-    with connection.makefile("rb") as file:
-        arguments, folder, environment = json.loads(file.read(int.from_bytes(size, "big")))
+    arguments, folder, environment = request.read()
+    number, *streams = request.files
+    connection = socket.socket(fileno=number)
     pid = os.fork()
     if pid == 0:
         connection.close()
