@@ -99,9 +99,12 @@ def publish(staging: Path, out: Path, kind: Kind, *, force: bool) -> None:
         out.rename(aside / out.name)
         staging.rename(out)
     except BaseException:  # Ctrl-C comes after either of them, too
-        if not os.path.lexists(out):
-            (aside / out.name).rename(out)
-        shutil.rmtree(aside, ignore_errors=True)
+        if not os.path.lexists(staging):
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        if os.path.lexists(aside / out.name):
+            (aside / out.name).rename(out)  # if another folder took its name, the error says where this one is
+        aside.rmdir()
         raise
     shutil.rmtree(aside, ignore_errors=True)
     storage.sync(out.parent)

@@ -94,6 +94,24 @@ def test_interrupted_while_it_is_replaced_the_old_or_the_new_folder_is_there(
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_the_old_folder_is_kept_where_another_one_took_its_name_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, rename = made(tmp_path / "out"), Path.rename
+
+    def overtaken(path: Path, target: Path) -> Path:
+        found = rename(path, target)
+        if path == out:
+            made(out, "another")
+        return found
+
+    monkeypatch.setattr(Path, "rename", overtaken)
+    with pytest.raises(OSError, match=r"\.out\.old-.*/out' -> '.*/out'"):
+        replace(out)
+    contents = {path.read_text() for path in tmp_path.rglob(KIND.marker)}
+    assert contents == {"old", "another"}
+
+
 def test_a_folder_that_cannot_be_moved_stays_and_leaves_nothing_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
