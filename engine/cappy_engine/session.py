@@ -169,7 +169,7 @@ def open_session(
     if device != "cpu":  # ONNX Runtime is to tell which node runs where
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if kernels is not None:
-        _register(options, kernels, runtime.__version__)
+        _register(options, kernels, threads, runtime.__version__)
     try:
         session = runtime.InferenceSession(
             str(model),
@@ -191,11 +191,11 @@ def open_session(
     return OrtSession(session, device=device)
 
 
-def _register(options: Any, kernels: ChosenSet, version: str) -> None:
-    """Register the library, and choose the set for the session that this thread opens next."""
+def _register(options: Any, kernels: ChosenSet, threads: int | None, version: str) -> None:
+    """Register the library, and choose the set and the threads for the session that this thread opens next."""
     try:
         native = NativeLibrary(kernels.path)
-        native.choose(kernels.instruction_set)
+        native.choose(kernels.instruction_set, threads)
         before = native.registrations
         options.register_custom_ops_library(str(kernels.path))
         if native.registrations == before:  # where the library found no function to make an error with

@@ -8,7 +8,6 @@
 #include <cstdlib>
 #include <new>
 
-#include "cpu_features.h"
 #include "kernels.h"
 #include "numbers.h"
 #include "operators.h"
@@ -37,7 +36,7 @@ struct Pair {
 // Cuts a call into tasks of about equal work: several heads of a short pair, some queries of a long one.
 class Plan {
  public:
-  explicit Plan(const AttentionInput& input) : input_(input) {
+  Plan(const AttentionInput& input, size_t threads) : input_(input) {
     pairs_ = static_cast<Pair*>(malloc(sizeof(Pair) * static_cast<size_t>(input.pairs + 1)));
     if (!pairs_) return;
     const int64_t heads = input.rows.heads;
@@ -51,7 +50,7 @@ class Plan {
     std::sort(pairs_, pairs_ + count_, [](const Pair& a, const Pair& b) {  // what is short fills the gaps at the end
       return a.length != b.length ? a.length > b.length : a.number < b.number;
     });
-    const int64_t wanted = divided_up(work, TASKS_OF_A_THREAD * static_cast<int64_t>(processors()));  // of a task
+    const int64_t wanted = divided_up(work, TASKS_OF_A_THREAD * static_cast<int64_t>(threads));  // of a task
     for (Pair* pair = pairs_; pair < pairs_ + count_; pair++) {
       const int64_t head = work_of_a_head(*pair);
       const int64_t most_blocks = std::max<int64_t>(1, queries(*pair) / FEWEST_QUERIES);
@@ -178,7 +177,7 @@ Error attend_pairs(const AttentionInput& input, AttentionKernel kernel, const Pa
   if (distances.keys)
     if (Error found = check_distances(input)) return found;
   if (input.rows.head_size > MOST_HEAD_SIZE || (distances.keys && !is_smooth(distances))) kernel = attend_odd_heads;
-  const Plan plan(input);
+  const Plan plan(input, parallel.threads);
   if (!plan.is_ready()) return error("no memory for a plan of %lld pairs", static_cast<long long>(input.pairs));
   if (plan.tasks() == 0) return {};
   std::atomic<size_t> next{0};

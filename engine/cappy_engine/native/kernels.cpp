@@ -30,6 +30,7 @@ const InstructionSet SETS[] = {  // the best first
 };
 
 thread_local const InstructionSet* chosen = nullptr;
+thread_local size_t threads_chosen = 0;
 
 }  // namespace
 
@@ -51,6 +52,10 @@ bool choose_instruction_set(const char* name) {
   if (found) chosen = found;
   return found != nullptr;
 }
+
+size_t chosen_threads() { return threads_chosen ? threads_chosen : processors(); }
+
+void choose_threads(size_t threads) { threads_chosen = threads; }
 
 const char* usable_instruction_sets() {
   static char names[128];

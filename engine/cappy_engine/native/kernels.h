@@ -105,6 +105,8 @@ struct InstructionSet {
 const InstructionSet* find_instruction_set(const char* name);  // null if unknown or not usable here
 const InstructionSet* chosen_instruction_set();                // the best, unless this thread has chosen another one
 bool choose_instruction_set(const char* name);                 // for kernels that this thread makes from now on
+size_t chosen_threads();                                       // of their session: work is split for so many
+void choose_threads(size_t threads);                           // 0: one for each processor of the system
 const char* usable_instruction_sets();                         // "avx512 avx2 scalar": the best first
 
 }  // namespace cappy

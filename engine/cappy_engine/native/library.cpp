@@ -60,7 +60,7 @@ CustomOp custom_op(const Operator& op) {
   made.GetVariadicInputHomogeneity = made.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
   made.CreateKernelV2 = create;
   made.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
-    return status(static_cast<Kernel*>(kernel)->compute(Call(api, context)));
+    return status(static_cast<Kernel*>(kernel)->compute(Call(api, context, static_cast<Kernel*>(kernel)->threads)));
   };
   made.GetStartVersion = [](const OrtCustomOp*) { return 1; };
   made.GetEndVersion = [](const OrtCustomOp*) { return 1; };
@@ -165,7 +165,7 @@ Parallel Call::parallel() const {
             // As many batches as tasks: a thread takes the next when it is free. It fails for no context only.
             translated({self.api_.KernelContext_ParallelFor(self.context_, task, count, count, data)}, "to run tasks");
           },
-          this};
+          this, threads_};
 }
 
 }  // namespace cappy
@@ -202,15 +202,20 @@ EXPORTED const int64_t* cappy_struct_sizes() {
 // The instruction sets that this processor can use, the best first: "avx512 avx2 scalar".
 EXPORTED const char* cappy_instruction_sets() { return usable_instruction_sets(); }
 
-// The set of sessions that this thread opens from now on.
+// The set of sessions that this thread opens from now on, and how many threads they have; 0: one for each processor.
 EXPORTED const char* cappy_chosen() { return chosen_instruction_set()->name; }
-EXPORTED int cappy_choose(const char* set) { return choose_instruction_set(set); }
+EXPORTED int64_t cappy_chosen_threads() { return static_cast<int64_t>(chosen_threads()); }
+EXPORTED int cappy_choose(const char* set, int64_t threads) {
+  const bool is_usable = choose_instruction_set(set);
+  if (is_usable) choose_threads(threads > 0 ? static_cast<size_t>(threads) : 0);
+  return is_usable;
+}
 
 // The operators with a given instruction set, on the calling thread; false where the set is not usable here.
 EXPORTED int cappy_quantize_rows(const char* set, const float* x, int64_t rows, int64_t columns, const Rotation* rotation,
                                  const Rounding* rounding, uint8_t* q, float* scales) {
   const InstructionSet* found = find_instruction_set(set);
-  return found && quantize_rows(*found->linear, x, rows, columns, *rotation, *rounding, q, scales, one_thread());
+  return found && quantize_rows(*found->linear, x, rows, columns, *rotation, *rounding, q, scales, one_thread(chosen_threads()));
 }
 
 EXPORTED int cappy_linear(const char* set, const LinearWeights* weights, const void* x, const float* scales, int64_t rows,
@@ -218,11 +223,11 @@ EXPORTED int cappy_linear(const char* set, const LinearWeights* weights, const v
   const InstructionSet* found = find_instruction_set(set);
   if (!found) return false;
   Linear linear(*found, *weights);
-  return linear.is_ready() && linear.run(x, scales, rows, residual, y, one_thread());
+  return linear.is_ready() && linear.run(x, scales, rows, residual, y, one_thread(chosen_threads()));
 }
 
 // Also false where the lengths are not those of the tokens; then nothing is written.
 EXPORTED int cappy_attention(const char* set, const AttentionInput* input) {
   const InstructionSet* found = find_instruction_set(set);
-  return found && !attend_pairs(*input, found->attention, one_thread());
+  return found && !attend_pairs(*input, found->attention, one_thread(chosen_threads()));
 }

@@ -100,6 +100,7 @@ class NativeLibrary:
         try:
             self._sets = self._library.cappy_instruction_sets
             self._chosen = self._library.cappy_chosen
+            self._chosen_threads = self._library.cappy_chosen_threads
             self._choose = self._library.cappy_choose
             self._registrations = self._library.cappy_registrations
             self._quantize_rows = self._library.cappy_quantize_rows
@@ -113,7 +114,8 @@ class NativeLibrary:
             raise OSError(f"{path} is not a library of cappy-engine of this version (its structures have other sizes)")
         self._sets.restype = self._chosen.restype = ctypes.c_char_p
         pointer, count = ctypes.c_void_p, ctypes.c_int64
-        self._choose.argtypes = (ctypes.c_char_p,)
+        self._chosen_threads.restype = count
+        self._choose.argtypes = (ctypes.c_char_p, count)
         self._quantize_rows.argtypes = (ctypes.c_char_p, pointer, count, count, *[pointer] * 4)
         self._linear.argtypes = (ctypes.c_char_p, pointer, pointer, pointer, count, pointer, pointer)
         self._attention.argtypes = (ctypes.c_char_p, pointer)
@@ -133,9 +135,17 @@ class NativeLibrary:
         """Count the sessions that took the library's operators."""
         return int(self._registrations())
 
-    def choose(self, instruction_set: str) -> None:
-        """Use a set for sessions that this thread opens from now on. Raises ValueError if it cannot be used here."""
-        _known(self._choose(instruction_set.encode()), instruction_set)
+    @property
+    def chosen_threads(self) -> int:
+        """Count the threads of sessions that this thread opens from now on: kernels split their work for so many."""
+        return int(self._chosen_threads())
+
+    def choose(self, instruction_set: str, threads: int | None = None) -> None:
+        """Use a set for sessions that this thread opens from now on, which have so many threads.
+
+        None is one thread for each processor of the system. Raises ValueError if the set cannot be used here.
+        """
+        _known(self._choose(instruction_set.encode(), threads or 0), instruction_set)
 
     def quantize_rows(
         self, instruction_set: str, x: Floats, rounding: Rounding, rotation: Rotation | None = None

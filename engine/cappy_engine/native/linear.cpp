@@ -5,7 +5,6 @@
 #include <cstring>
 #include <new>
 
-#include "cpu_features.h"
 #include "numbers.h"
 #include "scratch.h"
 
@@ -35,14 +34,28 @@ Linear::Linear(const InstructionSet& set, const LinearWeights& weights)
 }
 
 void Linear::start_from_zero_points(const int8_t* packed) {
+  constexpr size_t PAIRS = 2 * PANEL;  // of weights in a group of four rows; loops over them become vectors
   const int zero_point = weights_.zero_point - product_.taken_away;
-  for (size_t p = 0; p < panels_; p++)
-    for (size_t i = 0; i < panel_bytes_; i += 2) {
-      int first = packed[p * panel_bytes_ + i], second = packed[p * panel_bytes_ + i + 1];
-      start_[p * PANEL + i / 4 % PANEL] -= zero_point * (first + second);
-      int above = (first > 0 ? first : 0) + (second > 0 ? second : 0), below = first + second - above;
-      may_saturate_ |= above * 255 > INT16_MAX || below * 255 < INT16_MIN;
+  int16_t most[PAIRS] = {}, least[PAIRS] = {};
+  for (size_t p = 0; p < panels_; p++) {
+    int32_t sums[PAIRS] = {};
+    for (const int8_t *group = packed + p * panel_bytes_, *end = group + panel_bytes_; group < end; group += 2 * PAIRS) {
+      int16_t both[PAIRS];
+      memcpy(both, group, sizeof both);
+      for (size_t i = 0; i < PAIRS; i++) {
+        // One byte of a pair is its half above, the other the half below, whichever comes first in memory.
+        const int16_t first = static_cast<int16_t>(both[i] >> 8), second = static_cast<int16_t>(static_cast<int16_t>(both[i] * 256) >> 8);
+        const int16_t sum = static_cast<int16_t>(first + second);
+        const int16_t above = static_cast<int16_t>((first > 0 ? first : 0) + (second > 0 ? second : 0));
+        const int16_t below = static_cast<int16_t>(sum - above);
+        most[i] = above > most[i] ? above : most[i];
+        least[i] = below < least[i] ? below : least[i];
+        sums[i] += sum;
+      }
     }
+    for (size_t i = 0; i < PAIRS; i++) start_[p * PANEL + i / 2] -= zero_point * sums[i];
+  }
+  for (size_t i = 0; i < PAIRS; i++) may_saturate_ |= most[i] * 255 > INT16_MAX || least[i] * 255 < INT16_MIN;
 }
 
 Linear::~Linear() {
@@ -78,7 +91,7 @@ bool Linear::run(const void* x, const float* scales, size_t rows, const float* r
   Parts parts = {x, scales, rows, residual, y, 0, 0, 0, 0, nullptr, &is_short_of_memory};
   const size_t step = product_.block_rows, blocks = divided_up(weights_.columns, product_.block_columns);
   const size_t row_bytes = weights_.inner * (bf16_ ? bf16_->value_bytes : 1);
-  const size_t wanted = smaller(rows * weights_.inner * weights_.columns / LEAST_PRODUCTS_OF_A_TASK + 1, TASKS_OF_A_THREAD * processors());
+  const size_t wanted = smaller(rows * weights_.inner * weights_.columns / LEAST_PRODUCTS_OF_A_TASK + 1, TASKS_OF_A_THREAD * parallel.threads);
   const size_t fewest_column_parts = larger(size_t{1}, smaller(divided_up(panels_ * panel_bytes_, MOST_BYTES_OF_WEIGHTS), blocks));
   const size_t fewest_row_parts = divided_up(rows, larger(MOST_BYTES_OF_ROWS / (row_bytes + 1), step));
   parts.row_parts = larger(fewest_row_parts, smaller(divided_up(wanted, fewest_column_parts), rows / MANY_ROWS));

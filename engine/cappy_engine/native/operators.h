@@ -9,6 +9,7 @@
 #include <new>
 
 #include "abi.h"
+#include "kernels.h"
 
 namespace cappy {
 
@@ -44,6 +45,7 @@ struct Tensor {
 struct Parallel {
   void (*run)(const void* context, void (*task)(void*, size_t), size_t count, void* data);
   const void* context;
+  size_t threads;  // how many take tasks: work is split for them
   template <class Body>  // body(size_t)
   void each(size_t count, Body&& body) const {
     if (count == 1) return body(size_t{0});
@@ -51,12 +53,12 @@ struct Parallel {
   }
 };
 
-// All tasks on the calling thread.
-inline Parallel one_thread() {
+// All tasks on the calling thread, split as for so many.
+inline Parallel one_thread(size_t threads) {
   return {[](const void*, void (*task)(void*, size_t), size_t count, void* data) {
             for (size_t i = 0; i < count; i++) task(data, i);
           },
-          nullptr};
+          nullptr, threads};
 }
 
 // An operator's place in a model, when its kernel is made.
@@ -75,7 +77,7 @@ class Node {
 // One run of a kernel.
 class Call {
  public:
-  Call(const Api& api, OrtKernelContext* context) : api_(api), context_(context) {}
+  Call(const Api& api, OrtKernelContext* context, size_t threads) : api_(api), context_(context), threads_(threads) {}
   Error input(size_t place, Tensor* tensor) const;
   Error output(size_t place, const int64_t* shape, size_t rank, Tensor* tensor) const;
   Error output(size_t place, std::initializer_list<int64_t> shape, Tensor* tensor) const {
@@ -86,12 +88,15 @@ class Call {
  private:
   const Api& api_;
   OrtKernelContext* context_;
+  size_t threads_;  // of the session
 };
 
 class Kernel {
  public:
+  Kernel() : threads(chosen_threads()) {}
   virtual ~Kernel() {}
   virtual Error compute(const Call& call) = 0;  // from several threads at once
+  const size_t threads;  // of the session
 
   // The C++ library's would be one more thing that a machine must have, and that zig must compile for a minute.
   static void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return malloc(bytes); }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -73,6 +74,16 @@ def test_a_session_takes_the_set_that_was_found_for_it(library: NativeLibrary, m
         assert library.chosen == asked
         assert ThreadPoolExecutor(1).submit(lambda: library.chosen).result() == first  # others' choice is their own
     library.choose(before)
+
+
+def test_a_session_s_kernels_know_its_threads(library: NativeLibrary) -> None:
+    """They split their work for these, and not for all processors of a large host."""
+    before = library.chosen
+    for threads in (1, 3):
+        open_session(TINY / "onnx" / "model.onnx", threads=threads, kernels=kernels.find_kernels().chosen)
+        assert library.chosen_threads == threads
+    library.choose(before)
+    assert library.chosen_threads == os.sysconf("SC_NPROCESSORS_ONLN")
 
 
 def test_none_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
