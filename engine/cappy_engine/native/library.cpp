@@ -39,6 +39,7 @@ OrtStatus* create(const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* inf
     delete kernel;
     return status(error("cappy.%s: %.200s", described(op).name, found.text));
   }
+  kernel->threads = chosen_threads();
   *made = kernel;
   return nullptr;
 }

@@ -9,7 +9,6 @@
 #include <new>
 
 #include "abi.h"
-#include "kernels.h"
 
 namespace cappy {
 
@@ -93,10 +92,9 @@ class Call {
 
 class Kernel {
  public:
-  Kernel() : threads(chosen_threads()) {}
   virtual ~Kernel() {}
   virtual Error compute(const Call& call) = 0;  // from several threads at once
-  const size_t threads;  // of the session
+  size_t threads = 1;  // of the session; whoever makes a kernel says so
 
   // The C++ library's would be one more thing that a machine must have, and that zig must compile for a minute.
   static void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return malloc(bytes); }
