@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import re
 import shlex
 import shutil
@@ -175,12 +176,26 @@ def test_the_health_check_tells_a_server_that_is_ready_from_one_that_is_not(serv
     assert run(*words, CAPPY_SERVE_PORT="1").returncode != 0
 
 
+def copied_files() -> set[str]:
+    return {name for line in instructions("COPY") if not line.startswith("--from") for name in line.split()[:-1]}
+
+
+def test_the_package_can_be_built_from_what_the_image_gets(tmp_path: Path) -> None:
+    for name in copied_files():
+        (tmp_path / name).symlink_to(ROOT / name)
+    words = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path / "made", tmp_path)
+    environment = {**os.environ, "CAPPY_BUILD": "none"}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "made").glob("cappy_engine-*.whl"))) == 1
+
+
 def test_the_image_gets_all_files_that_the_package_is_made_of() -> None:
-    copied = {name for line in instructions("COPY") if not line.startswith("--from") for name in line.split()[:-1]}
+    copied = copied_files()
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     packages = re.search(r"^packages = (\[.*\])$", project, re.MULTILINE)
     assert packages
     assert {path.partition("/")[0] for path in json.loads(packages[1])} <= copied
-    assert {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"} <= copied
+    assert {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "hatch_build.py"} <= copied
     lines = (DEPLOY / "Containerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     assert {line.removeprefix("!") for line in lines if line.startswith("!")} == copied
