@@ -1,4 +1,4 @@
-"""An answer of an endpoint is a text, or an error at once."""
+"""An answer of an endpoint is a whole text, or an error at once."""
 
 from __future__ import annotations
 
@@ -60,3 +60,59 @@ def test_a_completion_that_is_not_a_text_is_an_error(text: Any, server: Server) 
     server.answer = lambda body: answered(body, text=text)
     with pytest.raises(SampleError, match="the endpoint's answer to instruction 1 is not a text: a part "):
         ask(server, api="completions")
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+@pytest.mark.parametrize("reason", ["error", "abort", "cancelled", "timeout"])
+def test_an_answer_that_the_server_gave_up_is_an_error(reason: str, api: str, server: Server) -> None:
+    server.answer = lambda body: answered(body, finish_reason=reason)
+    with pytest.raises(SampleError, match=f"did not finish its answer to instruction 1: {reason}; .*--resume"):
+        ask(server, api=api)
+
+
+def test_an_error_within_an_answer_is_told(server: Server) -> None:
+    """OpenRouter answers with 200 where the provider behind it failed."""
+    error = {"code": 502, "message": "the provider went away"}
+    server.answer = lambda body: answered(body, error=error)
+    with pytest.raises(SampleError, match="did not finish its answer to instruction 1: the provider went away;"):
+        ask(server)
+    server.answer = lambda body: (200, {"error": error})
+    with pytest.raises(SampleError, match=r"no choice for instruction 1 \(greedy\): the provider went away"):
+        ask(server)
+    server.answer = lambda body: (200, {"error": "busy"})
+    with pytest.raises(SampleError, match=r"no choice for instruction 1 \(greedy\): busy"):
+        ask(server)
+
+
+@pytest.mark.parametrize("choices", [[None], ["It is 5."], [[]], [5]], ids=str)
+def test_a_choice_that_is_not_an_object_is_an_error(choices: Any, server: Server) -> None:
+    server.answer = lambda body: (200, {"choices": choices})
+    for api in ("chat", "completions"):
+        with pytest.raises(SampleError, match=r"gave no choice for instruction 1 \(greedy\)"):
+            ask(server, api=api)
+
+
+@pytest.mark.parametrize("values", ["abc", 5, ["x"], [{"logprob": "x"}]], ids=str)
+def test_log_likelihoods_of_another_form_are_an_error(values: Any, server: Server) -> None:
+    server.answer = lambda body: answered(body, logprobs={"content": values, "token_logprobs": values})
+    for api in ("chat", "completions"):
+        with pytest.raises(SampleError, match=r"no log-likelihoods for instruction 1, though .*--no-log-likelihoods"):
+            ask(server, api=api)
+
+
+@pytest.mark.parametrize("key", ["sk-secret\n", "sk-secret\r", " sk-secret", "sk-secret\u2026", "sk secret"], ids=ascii)
+def test_a_key_that_cannot_be_sent_is_an_error_without_the_key(
+    key: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(SampleError, match=r"OPENAI_API_KEY .* at character ") as caught:
+        ask(server)
+    assert "secret" not in str(caught.value)
+    assert server.bodies == []
+
+
+@pytest.mark.parametrize("tail", ["?api-key=secret", "#secret"])
+def test_a_url_with_more_behind_its_path_is_refused_without_it(tail: str, server: Server) -> None:
+    with pytest.raises(SampleError, match=r"is not an endpoint's URL; .*OPENAI_API_KEY") as caught:
+        Endpoint(server.url + tail, "small")
+    assert "secret" not in str(caught.value)

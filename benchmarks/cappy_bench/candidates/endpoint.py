@@ -12,6 +12,7 @@ import functools
 import logging
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +24,9 @@ from cappy_bench.candidates.sample_options import EndpointOptions, check_new_tok
 from cappy_bench.candidates.threads import run_all
 from cappy_engine.errors import SampleError
 from cappy_engine.pairs import text_problem
+
+GIVEN_UP = ("error", "abort", "cancelled", "timeout")
+"""Reasons for the end of an answer that is not whole: the server, or one behind it, gave up."""
 
 log = logging.getLogger(__name__)
 
@@ -96,29 +100,32 @@ class Endpoint:
             }
             extra = self._extra | ({"top_k": decoding.top_k} if decoding.top_k is not None else {})
             try:
-                choices = self._choices(instruction, fields, extra)
+                answer = self._request(instruction, fields, extra)
             except (openai.OpenAIError, ValueError) as error:  # ValueError: the answer is not JSON
                 raise SampleError(self._explained(error, instruction, place, decoding)) from error
+            choices = _choices(answer)
             if not choices:
-                raise SampleError(f"the endpoint gave no choice for instruction {place} ({decoding.name})")
+                why = "".join(f": {words}" for words in _error_in(answer))
+                raise SampleError(f"the endpoint gave no choice for instruction {place} ({decoding.name}){why}")
             found += [self._sample(choice, decoding, instruction, place) for choice in choices[:missing]]
         return found
 
-    def _choices(self, instruction: str, fields: dict[str, Any], extra: dict[str, Any]) -> list[Any]:
+    def _request(self, instruction: str, fields: dict[str, Any], extra: dict[str, Any]) -> Any:
         wants_likelihoods = not self._options.without_log_likelihoods
         if self._is_chat:
             likelihoods: dict[str, Any] = {"logprobs": True} if wants_likelihoods else {}
             messages: Any = [{"role": "user", "content": instruction}]
-            answer: Any = self._client.chat.completions.create(
-                messages=messages, extra_body=extra, **fields, **likelihoods
-            )
-        else:
-            likelihoods = {"logprobs": 1} if wants_likelihoods else {}  # llama.cpp takes 0 for none
-            answer = self._client.completions.create(prompt=instruction, extra_body=extra, **fields, **likelihoods)
-        choices = getattr(answer, "choices", None)
-        return list(choices) if isinstance(choices, list) else []
+            return self._client.chat.completions.create(messages=messages, extra_body=extra, **fields, **likelihoods)
+        likelihoods = {"logprobs": 1} if wants_likelihoods else {}  # llama.cpp takes 0 for none
+        return self._client.completions.create(prompt=instruction, extra_body=extra, **fields, **likelihoods)
 
     def _sample(self, choice: Any, decoding: Decoding, instruction: str, place: int) -> Sample:
+        problems = [*_error_in(choice), *([choice.finish_reason] if choice.finish_reason in GIVEN_UP else [])]
+        if problems:
+            raise SampleError(
+                f"the endpoint did not finish its answer to instruction {place}: {problems[0]}; once that is mended, "
+                "go on with --resume"
+            )
         message = getattr(choice, "message", None)
         found = getattr(message, "content", None) if self._is_chat else getattr(choice, "text", None)
         called = getattr(message, "tool_calls", None) or getattr(message, "function_call", None)
@@ -133,17 +140,15 @@ class Endpoint:
 
     def _values(self, choice: Any, text: str, place: int) -> list[float] | None:
         """log p of every token; None for a response that has none, such as a refusal."""
-        logprobs = choice.logprobs
-        if self._is_chat:
-            values = [entry.logprob for entry in getattr(logprobs, "content", None) or []]
-        else:
-            values = list(getattr(logprobs, "token_logprobs", None) or [])
+        found = getattr(choice.logprobs, "content" if self._is_chat else "token_logprobs", None)
+        entries = found if isinstance(found, list) else []
+        values: list[Any] = [getattr(entry, "logprob", None) for entry in entries] if self._is_chat else entries
         if not values and not text:
             return None
         if not values or not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
-            found = "none" if not values else str(values)[:60]
+            shown = "none" if not values else str(values)[:60]
             raise SampleError(
-                f"the endpoint gave no log-likelihoods for instruction {place}, though asked to (logprobs: {found}); "
+                f"the endpoint gave no log-likelihoods for instruction {place}, though asked to (logprobs: {shown}); "
                 "do without them by --no-log-likelihoods"
             )
         return values
@@ -172,6 +177,18 @@ class Endpoint:
         )
 
 
+def _choices(answer: Any) -> list[Any]:
+    """Take the choices of an answer; none if one of them is not an object."""
+    found = getattr(answer, "choices", None)
+    return found if isinstance(found, list) and all(isinstance(one, openai.BaseModel) for one in found) else []
+
+
+def _error_in(answer: Any) -> list[str]:
+    """Find the words of an error that an answer, or a choice, holds in spite of its status of 200."""
+    found = getattr(answer, "error", None)
+    return [str(found.get("message") or found if isinstance(found, dict) else found)[:500]] if found else []
+
+
 def _text(found: Any, place: int) -> str:
     """Take an answer's text, which may come in parts; none is empty. Raises SampleError for anything else."""
     parts = [found] if isinstance(found, str) else found or []
@@ -191,18 +208,33 @@ def _client(base_url: str, options: EndpointOptions) -> openai.OpenAI:
     try:
         url = urlsplit(base_url)
         is_endpoint = url.scheme in ("http", "https") and url.hostname and url.username is None
+        is_endpoint = is_endpoint and not url.query and not url.fragment  # the client puts its path behind them
         if is_endpoint and url.port != 0:  # reading a port that is not a number raises ValueError
-            key = os.environ.get("OPENAI_API_KEY") or "none"
             return openai.OpenAI(
-                base_url=base_url, api_key=key, max_retries=options.max_retries, timeout=options.timeout_seconds
+                base_url=base_url, api_key=_key(), max_retries=options.max_retries, timeout=options.timeout_seconds
             )
+    except SampleError:
+        raise
     except Exception as error:  # ValueError of urlsplit, or InvalidURL of the client's HTTP library, not a ValueError
         raise _not_an_endpoint(base_url) from error
     raise _not_an_endpoint(base_url)
 
 
+def _key() -> str:
+    """Read the key. Raises SampleError, without the key, where it cannot be sent: the HTTP library would print it."""
+    key = os.environ.get("OPENAI_API_KEY") or "none"
+    for place, character in enumerate(key, start=1):
+        if not "!" <= character <= "~":
+            raise SampleError(
+                f"the key in OPENAI_API_KEY has {character!a} at character {place}, which cannot be sent; take it "
+                "out (a line break often comes from the file that the key was read from)"
+            )
+    return key
+
+
 def _not_an_endpoint(base_url: str) -> SampleError:
+    shown = re.split("[?#]", base_url.rpartition("@")[2], maxsplit=1)[0]
     return SampleError(
-        f"{base_url.rpartition('@')[2]!r} is not an endpoint's URL; give http(s)://HOST/v1 without a user name, and "
-        "the key in the environment variable OPENAI_API_KEY"
+        f"{shown!r} is not an endpoint's URL; give http(s)://HOST/v1 without a user name or a query, and the key in "
+        "the environment variable OPENAI_API_KEY"
     )
