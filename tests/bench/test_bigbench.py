@@ -116,6 +116,21 @@ def test_plain_samples_of_any_origin_are_enough(tmp_path: Path) -> None:
     assert {example.dataset for example in found.examples} == {"mine"}
 
 
+def test_hidden_files_are_left_out(tmp_path: Path) -> None:
+    """macOS leaves ._NAME beside a file on other disks, and editors leave hidden copies."""
+    folder = write(tmp_path / "tasks", [GOOD], "mine.jsonl")
+    write(folder, [GOOD, GOOD], ".mine.jsonl")
+    (folder / "._mine.jsonl").write_bytes(b"\0\5\x16\7")
+    assert [entry.name for entry in read_tasks(folder)] == ["mine.jsonl, line 1"]
+
+
+@pytest.mark.parametrize("name", ["flan-0.8b.jsonl", "flan-0.8b.jsonl.gz", "flan-0.8b"])
+def test_a_task_has_the_whole_name_of_its_file(name: str, tmp_path: Path) -> None:
+    plain = "".join(json.dumps({key: GOOD[key] for key in ("instruction", "references", "samples")}) + "\n")
+    (tmp_path / name).write_bytes(gzip.compress(plain.encode()) if name.endswith(".gz") else plain.encode())
+    assert [entry.dataset for entry in read_tasks(tmp_path / name)] == ["flan-0.8b"]
+
+
 def test_examples_that_always_get_nothing_are_counted(tmp_path: Path) -> None:
     found = evaluation_of(write(tmp_path / "tasks", [GOOD, {**GOOD, "references": ["是", "über"[:1]]}]), [0.0] * 8)
     assert "1 of 2 examples have no reference with a word that ROUGE-L reads" in describe_rouge(found)

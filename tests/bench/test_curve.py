@@ -10,11 +10,11 @@ import pytest
 from cappy_engine.cli.main import main
 
 
-def write_log(folder: Path) -> Path:
+def write_log(folder: Path, *, holds_out: bool = True) -> Path:
     folder.mkdir()
     steps = [{"step": step, "loss": 1 / step, "gradient_norm": 2.0, "tokens_per_second": 900} for step in range(1, 9)]
     ends = [{"step": step, "held_out_loss": 0.2, "constant_loss": 0.22} for step in (0, 8)]
-    lines = [json.dumps(entry) for entry in [ends[0], *steps, ends[1]]]
+    lines = [json.dumps(entry) for entry in ([ends[0], *steps, ends[1]] if holds_out else steps)]
     (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -28,6 +28,14 @@ def test_logs_of_folders_and_files_are_drawn(tmp_path: Path, capsys: pytest.Capt
     assert all(text in drawn for text in ("first, held out", "second, the best constant", "gradient norm"))
     assert main(["bench", "curve", str(first), str(plot)]) == 1  # it exists
     assert main(["bench", "curve", str(first), str(plot), "--force"]) == 0
+
+
+def test_a_training_that_held_nothing_out_has_its_name_in_the_plot(tmp_path: Path) -> None:
+    logs = [str(write_log(tmp_path / name, holds_out=name == "third")) for name in ("first", "second", "third")]
+    assert main(["bench", "curve", *logs, str(tmp_path / "curve.svg")]) == 0
+    drawn = (tmp_path / "curve.svg").read_text()
+    assert all(f">{text}<" in drawn for text in ("first", "second", "third, held out"))
+    assert ">third<" not in drawn
 
 
 @pytest.mark.parametrize("content", ["", "not JSON", "[]", '{"loss": 1}'])

@@ -77,6 +77,13 @@ def test_candidates_of_one_example_may_stand_anywhere() -> None:
     assert [(example.cluster, example.name) for example in examples[2:]] == [("1", "t, 1"), ("0", "other, 0")]
 
 
+def test_two_instructions_are_not_one_example() -> None:
+    """As where two files, whose examples are numbered from 0, were put together."""
+    rows = [choice("RTE", 0, 0), choice("RTE", 0, 1), {**choice("RTE", 0, 1), "instruction": "another"}]
+    with pytest.raises(InvalidLine, match=r"line 3: has another instruction than line 1, .* another example_idx"):
+        read_examples(lines_of(rows))
+
+
 def test_the_first_candidate_wins_a_tie_and_an_example_without_a_right_one_is_wrong() -> None:
     examples = [Example("RTE", (0, 1), (1.0, 0.0)), Example("RTE", (2, 3), (0.0, 0.0))]
     picked = worths_of_picks(examples, np.array([0.5, 0.5, 0.9, 0.1], np.float32))

@@ -72,7 +72,8 @@ def read_tasks(source: str | Path, *, say: Callable[[str], object] = log.info) -
     of a task do not have the same decodings (their means would be of different examples).
     """
     folder = Path(source)
-    paths = sorted({path for pattern in PATTERNS for path in folder.glob(pattern)}) if folder.is_dir() else [folder]
+    matching = {path for pattern in PATTERNS for path in folder.glob(pattern) if not path.name.startswith(".")}
+    paths = sorted(matching) if folder.is_dir() else [folder]
     if not paths:
         raise CappyError(f"{folder} holds no file {' or '.join(PATTERNS)} with samples; 'cappy sample' makes them")
     for other in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -206,7 +207,7 @@ def _answers(fields: Mapping[str, Any], number: int, name: str) -> Answers:
     count = len(sampled.samples)
     if not count:
         raise InvalidLine(number, "has no samples; there is nothing to pick from")
-    dataset = fields.get("dataset", name.split(".")[0])
+    dataset = fields.get("dataset", name.removesuffix(".gz").removesuffix(".jsonl"))
     if not isinstance(dataset, str):
         raise InvalidLine(number, f"dataset must be a string, got {dataset!r:.60}")
     decodings = _list(fields, "decodings", number, count, str)

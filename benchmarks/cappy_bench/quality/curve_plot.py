@@ -88,8 +88,9 @@ def _draw(logs: Mapping[str, Entries], file: BinaryIO, ending: str) -> None:
 def _draw_line(axes: Axes, entries: Entries, name: str, title: str, colour: str) -> None:
     """Draw one figure of the steps; with the loss, that on held-out examples, and that of the best constant."""
     steps = [entry for entry in entries if "gradient_norm" in entry]
-    axes.plot([entry["step"] for entry in steps], [entry[name] for entry in steps], color=colour, linewidth=0.8)
     held_out = [entry for entry in entries if "held_out_loss" in entry]
+    label = None if held_out else title
+    axes.plot([entry["step"] for entry in steps], [entry[name] for entry in steps], color=colour, lw=0.8, label=label)
     if name != "loss" or not held_out:
         return
     places, values = zip(*((entry["step"], entry["held_out_loss"]) for entry in held_out), strict=True)

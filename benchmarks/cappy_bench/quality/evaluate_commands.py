@@ -166,7 +166,7 @@ def evaluate_bigbench(
 @click.argument("protocol", type=click.Choice(["promptsource"]))
 @click.option("--task", "tasks", multiple=True, metavar="NAME", help="repeatable (default: all 11)")
 @click.option("--examples", type=POSITIVE, help="at most so many of each task, drawn by --seed")
-@click.option("--seed", type=int, default=0, show_default=True, help="of the examples that are drawn")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="of the examples that are drawn")
 @click.option(
     "--file",
     "files",

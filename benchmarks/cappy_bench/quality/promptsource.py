@@ -1,8 +1,8 @@
 """Read the lines of Cappy's zero-shot protocol on PromptSource's tasks (arXiv 2311.06720, section 4.1).
 
 A line is {dataset_name, template_name, example_idx, instruction, response, label}. Lines that agree in the first three
-are the candidates of one example, wherever they stand in the file; one is right if its label is 1. `picking` computes
-the accuracy by dataset, then the plain mean over datasets.
+are the candidates of one example, wherever they stand in the file, and have one instruction; one is right if its label
+is 1. `picking` computes the accuracy by dataset, then the plain mean over datasets.
 
 An example without a right candidate is wrong whatever is picked, and counts: leaving it out would flatter.
 """
@@ -26,10 +26,12 @@ def read_examples(lines: Iterable[bytes]) -> tuple[list[Pair], list[Example]]:
         >>> with open_lines("docs/examples/promptsource.jsonl") as lines:
         ...     pairs, examples = read_examples(lines)
 
-    Raises InvalidLine for a line that is not of the protocol's form, and for a label other than 0 and 1.
+    Raises InvalidLine for a line that is not of the protocol's form, for a label other than 0 and 1, and for another
+    instruction than that of the example's first candidate: two files in one count from 0 twice.
     """
     pairs: list[Pair] = []
     groups: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
+    begun: dict[tuple[str, str, str], tuple[str, int]] = {}
     for number, line in numbered(lines):
         fields = read_fields(line, number, TEXTS)
         if fields is None:
@@ -40,6 +42,13 @@ def read_examples(lines: Iterable[bytes]) -> tuple[list[Pair], list[Example]]:
         if fields["label"] not in (0, 1):  # True and 1.0 are 1, too
             raise InvalidLine(number, f"label must be 0 or 1, got {fields['label']!r:.60}")
         key = (fields["dataset_name"], fields["template_name"], repr(fields["example_idx"]))
+        instruction, first = begun.setdefault(key, (fields["instruction"], number))
+        if fields["instruction"] != instruction:
+            raise InvalidLine(
+                number,
+                f"has another instruction than line {first}, and the same dataset_name, template_name and example_idx, "
+                "which are those of one example; give one of the two another example_idx",
+            )
         groups.setdefault(key, []).append((len(pairs), float(fields["label"])))
         pairs.append((fields["instruction"], fields["response"]))
     examples = [
