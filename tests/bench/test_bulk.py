@@ -50,3 +50,10 @@ def test_pairs_are_the_same_for_a_seed_and_no_two_are_alike() -> None:
     found = list(rows(BulkBenchOptions(pairs=500)))
     assert found == list(rows(BulkBenchOptions(pairs=500)))
     assert len({row["instruction"] for row in found}) == 500
+
+
+@pytest.mark.parametrize("words", ["bench run", "bench serve", "bench bulk", "render promptsource"])
+def test_a_seed_below_0_is_wrong_usage(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """NumPy refuses it, and Python takes -1 for 1."""
+    assert main([*words.split(), "--seed", "-1"]) == 2
+    assert "--seed" in capsys.readouterr().err

@@ -200,10 +200,11 @@ def test_a_server_that_ends_at_once_is_an_error_with_its_last_words(tmp_path: Pa
         )
 
 
-@pytest.mark.parametrize("url", ["https://127.0.0.1", "127.0.0.1:8000", "http://127.0.0.1:8000/v1"])
-def test_only_a_servers_address_is_taken(url: str) -> None:
-    with pytest.raises(BenchmarkError, match="is not the address of a server"):
-        find_server(url)
+@pytest.mark.parametrize("behind", ["/v1", "?a=1", "#a", ":abc", ":70000"])
+def test_only_a_servers_address_is_taken(behind: str) -> None:
+    for url in (f"http://127.0.0.1{behind}", "https://127.0.0.1", "127.0.0.1:8000", "http://[::1"):
+        with pytest.raises(BenchmarkError, match="is not the address of a server"):
+            find_server(url)
 
 
 def test_infinity_without_its_environment_says_how_to_make_it(tmp_path: Path) -> None:

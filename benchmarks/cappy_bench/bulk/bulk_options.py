@@ -26,7 +26,7 @@ class BulkBenchOptions:
     sample: Annotated[int, Asked("pairs that the scorer alone is timed on at a time", least=1)] = 4000
     every: Annotated[int, Asked("seconds of the command between two of these times", least=1)] = 20
     window: Annotated[int | None, Asked("pairs of a window (default: that of 'cappy score')", least=1)] = None
-    seed: Annotated[int, Asked("seed of the texts")] = 0
+    seed: Annotated[int, Asked("seed of the texts", least=0)] = 0
     work: Annotated[Path, Asked("folder for the files, which are removed at the end", metavar="FOLDER")] = Path(
         "bench/bulk"
     )

@@ -41,7 +41,7 @@ class LoadOptions:
     ] = (1, 4, 16, 64)
     requests: Annotated[int, Asked("different requests; they are sent again and again", least=1)] = 128
     deadline: Annotated[float, Asked("a request without an answer by then hangs", metavar="SECONDS", least=0.1)] = 30.0
-    seed: Annotated[int, Asked("seed of the requests and of their times")] = 0
+    seed: Annotated[int, Asked("seed of the requests and of their times", least=0)] = 0
     pairs: Annotated[Path | None, Asked("take the texts from these pairs", metavar="PAIRS.jsonl")] = None
     data: Annotated[
         Path | None, Asked("take the texts from PromptSource's and BIG-Bench's tasks", metavar="FOLDER")

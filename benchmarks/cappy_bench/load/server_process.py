@@ -119,10 +119,15 @@ def find_server(url: str) -> Running:
     >>> find_server("http://127.0.0.1:8000").address
     ('127.0.0.1', 8000)
     """
-    parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname or parts.path.strip("/"):
-        raise BenchmarkError(f"{url} is not the address of a server, such as http://127.0.0.1:8000")
-    address = (parts.hostname, parts.port or 80)
+    problem = f"{url} is not the address of a server, such as http://127.0.0.1:8000"
+    try:
+        parts = urlsplit(url)
+        port = parts.port or 80
+    except ValueError as error:  # a port that is not one, or half an IPv6 address
+        raise BenchmarkError(problem) from error
+    if parts.scheme != "http" or not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
+        raise BenchmarkError(problem)
+    address = (parts.hostname, port)
     if not is_ready(address, "/ready"):
         raise BenchmarkError(f"{url}/ready does not answer 200; start the server, or wait until it is ready")
     return Running(address)
