@@ -184,6 +184,13 @@ def test_rows_of_a_long_table_do_not_become_a_list() -> None:
     assert peak < 60 * 20_000  # two places in an array that grows, copied once; a tuple and two texts take 200 bytes
 
 
+@pytest.mark.parametrize("count", [4096, 4097, 10_000])
+def test_no_row_of_a_long_column_of_arrow_is_lost(count: int) -> None:
+    texts = list(map(str, range(count)))
+    table = {"instruction": ArrowColumn(texts), "response": ArrowColumn(texts[::-1])}
+    assert check_pairs(table) == list(zip(texts, texts[::-1], strict=True))
+
+
 @pytest.mark.parametrize("package", ["pandas", "polars", "pyarrow", "datasets"])
 def test_the_page_shows_how_each_package_is_used(package: str) -> None:
     pytest.importorskip(package)

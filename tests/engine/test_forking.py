@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from cappy_engine import Scorer
 from cappy_engine.batching import Scores, full_batch
 from cappy_engine.errors import ScoringError
 from cappy_engine.gpu.sessions import SharedSession
@@ -97,11 +98,16 @@ def test_locks_and_gpus_that_a_thread_holds_at_the_fork_are_free_in_the_child() 
     shared = SharedSession({0: Waiting()}, device="cuda")
     lazy = LazySession(FakeSession, device="cpu")
     lazy._lock.acquire()  # as another thread does that opens it
+    scorer = Scorer.open(TINY, precision="int8", device="cpu", threads=1)
+    scorer.exact._lock.acquire()  # likewise
     batch = full_batch(1, 8, pad_token_id=1)
     thread = threading.Thread(target=lambda: shared.run(batch))
     thread.start()
     assert held.wait(30)
     assert in_a_fork(lambda: str(shared.run(batch).shape + lazy.run(batch).shape)) == "(1, 1)"
+    assert in_a_fork(lambda: str(len(scorer.exact.run(scorer.encode([("Is it?", "Yes")]))))) == "1"
     lazy._lock.release()
+    scorer.exact._lock.release()
+    scorer.close()
     is_over.set()
     thread.join()

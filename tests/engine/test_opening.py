@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnxruntime
@@ -13,6 +17,7 @@ from cappy_engine.bundle import MODEL_FILES
 from cappy_engine.cpu.cores import usable_cores
 from cappy_engine.cpu.kernels import VARIABLE, find_kernels
 from cappy_engine.errors import BundleError, PrecisionUnavailable
+from cappy_engine.native.library import NativeLibrary
 from cappy_engine.options import Mode, Precision
 from tests.support.bundles import copy_bundle, keep_precisions
 from tests.support.places import TINY_PRECISIONS, parity_pairs
@@ -44,6 +49,7 @@ def test_what_is_asked_for_is_what_runs(bundle: Path, precision: Precision, tmp_
     assert (info.device, info.device_reason) == ("cpu", "asked for")
     assert (info.precision, info.precision_reason) == (precision, "asked for")
     assert (info.threads, info.max_batch_tokens) == (1, 99)
+    assert info.padding == ("avoided" if precision == "fp16" else "removed")  # fp16's graph computes padding
     copy = copy_bundle(tmp_path / "copy")  # in which no other model can run
     for other in {*TINY_PRECISIONS} - {precision}:
         (copy / MODEL_FILES[other]).write_bytes(b"\0" * (copy / MODEL_FILES[other]).stat().st_size)
@@ -69,6 +75,43 @@ def test_every_mode_gives_the_same_scores(bundle: Path, mode: Mode, precision: P
     ):
         assert (opened.info.mode, opened.info.mode_reason) == (mode, "asked for")
         np.testing.assert_allclose(opened.score(FEW), one.score(FEW), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux to count threads")
+def test_sessions_have_the_threads_that_their_mode_says(bundle: Path) -> None:
+    """One for each of several batches, or all for one; not counted are those of Python, and the caller's own."""
+    code = """
+import pathlib, sys, threading
+from cappy_engine import Scorer
+pairs = [("Is the sky blue?", f"I would say so{' indeed' * count}.") for count in range(80)]
+def count():
+    return len(list(pathlib.Path("/proc/self/task").iterdir())) - threading.active_count()
+with Scorer.open(sys.argv[1], device="cpu", threads=1) as scorer:
+    scorer.score(pairs)
+    before = count()
+    for mode in ("latency", "throughput", "both"):
+        with Scorer.open(sys.argv[1], device="cpu", threads=4, mode=mode) as opened:
+            opened.score(pairs)
+            print(mode, count() - before)
+"""
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    started = subprocess.run(
+        [sys.executable, "-c", code, str(bundle)], check=True, capture_output=True, text=True, env=environment
+    )
+    assert started.stdout == "latency 3\nthroughput 0\nboth 3\n"
+
+
+def test_every_session_has_the_kernels_that_its_scorer_tells_of() -> None:
+    chosen = find_kernels().chosen
+    if chosen is None:
+        pytest.skip(f"needs the native library: {find_kernels().why_not}")
+    native = NativeLibrary(chosen.path)
+    for mode, sessions in (("latency", 1), ("throughput", 1), ("both", 2)):
+        before = native.registrations
+        with Scorer.open(device="cpu", threads=2, mode=cast(Mode, mode)) as opened:
+            opened.score(FEW)
+            assert opened.info.kernels == find_kernels().told
+        assert native.registrations == before + sessions
 
 
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:

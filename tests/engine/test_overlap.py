@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -21,13 +22,71 @@ def test_all_is_done_in_order_when_the_block_ends() -> None:
         assert list(ready) == list(range(20))
 
 
+def test_an_error_comes_behind_what_was_done_before_it_and_nothing_is_done_after_it() -> None:
+    done: list[int] = []
+
+    def write(item: int) -> None:
+        if item == 3:
+            raise OSError("no space left")
+        done.append(item)
+
+    def write_all(numbers: range) -> None:
+        with Behind(write) as later:
+            for number in numbers:
+                later(number)
+
+    for count in (4, 5, 20):  # also where no call comes after it, that could raise it
+        done.clear()
+        with pytest.raises(OSError, match="no space left"):
+            write_all(range(count))
+        assert done == [0, 1, 2]
+
+    def numbers() -> Iterator[int]:
+        yield from range(3)
+        raise OSError("cannot be read")
+
+    with ahead(numbers()) as ready:
+        assert [next(ready) for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(OSError, match="cannot be read"):
+            next(ready)
+
+
+def test_memory_is_bounded_by_what_waits() -> None:
+    may_go, asked, made = threading.Event(), list[int](), list[int]()
+    later: Behind[int] = Behind(lambda item: may_go.wait(30))
+
+    def ask() -> None:
+        with later:
+            for number in range(20):
+                asked.append(number)
+                later(number)
+
+    def numbers() -> Iterator[int]:
+        for number in range(20):
+            made.append(number)
+            yield number
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        with ahead(numbers()) as ready:
+            assert next(ready) == 0
+            asking.join(0.3)  # time enough for all, if nothing kept them
+            assert len(made) <= 3
+        assert len(asked) <= 3
+    finally:
+        may_go.set()
+        asking.join(30)
+    assert asked == list(range(20))
+
+
 def test_ctrl_c_again_while_a_write_is_waited_for_leaves_no_thread_behind() -> None:
     may_end = threading.Event()
 
     def press(count: int) -> None:
         for _ in range(count):
             time.sleep(0.2)
-            signal.raise_signal(signal.SIGINT)  # which the main thread sees
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # raised here, it would wake none
 
     pressing = threading.Thread(target=press, args=(2,))
     later: Behind[int] = Behind(lambda item: may_end.wait(30))

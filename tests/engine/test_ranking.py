@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from cappy_engine import Candidate, Scorer
-from cappy_engine.errors import InvalidPair, PrecisionUnavailable
+from cappy_engine.batching import EncodedPairs, Scores
+from cappy_engine.errors import InvalidPair, PrecisionUnavailable, ScoringError
+from cappy_engine.exact import ExactModel
 from cappy_engine.ranking import best_first, first_best, near_best
 from cappy_engine.testing import FakeSession, fake_scorer
 from cappy_engine.tokenizer import PairTokenizer
-from tests.support.bundles import change_manifest, copy_bundle, keep_precisions, read_manifest, with_value
+from tests.support.bundles import change_manifest, copy_bundle, keep_precisions, with_value
 from tests.support.columns import ArrowScalar, Once, Series
 from tests.support.places import parity_pairs
 
@@ -112,22 +114,56 @@ def test_a_bad_candidate_is_refused_with_its_index(scorer: Scorer) -> None:
 # Exact winners
 
 
-def test_an_exact_winner_is_fp32s_and_only_near_candidates_are_scored_again(bundle: Path, scorer: Scorer) -> None:
-    error = read_manifest(bundle)["parity"]["precisions"]["int8"]["max_error"]
-    with Scorer.open(bundle, device="cpu", precision="int8") as opened:
-        for instruction in ("Is the sky blue?", "Name a fruit.", ""):
-            candidates = [f"{response} {place}" for place, (_, response) in enumerate(FEW[:12])]
+def with_error(folder: Path, error: float) -> Path:
+    """Copy the bundle to a new folder; its proof found this largest error of int8."""
+    copy_bundle(folder)
+    change_manifest(folder, with_value(error, "parity", "precisions", "int8", "max_error"))
+    return folder
+
+
+def test_an_exact_winner_is_fp32s_and_only_near_candidates_are_scored_again(tmp_path: Path, scorer: Scorer) -> None:
+    """A candidate is near if it lies below the best by at most twice int8's largest error: both may be off."""
+    error = 0.065  # the second and third lie one to two errors below the best, but not for the last instruction
+    candidates = [f"{response} {place}" for place, (_, response) in enumerate(FEW[:12])]
+    with Scorer.open(with_error(tmp_path / "copy", error), device="cpu", precision="int8") as opened:
+        for instruction, count in (("Is the sky blue?", 3), ("Name a fruit.", 3), ("", 1)):
             plain = opened.rank(instruction, candidates)
             ranked = opened.rank(instruction, candidates, exact_winner=True)
             exact = scorer.rank(instruction, candidates)
-            assert ranked[0].index == exact[0].index
-            near = {candidate.index for candidate in plain if candidate.score >= plain[0].score - 2 * error}
-            assert {candidate.index for candidate in ranked if candidate.is_exact} == (near if len(near) > 1 else set())
-            by_index = {candidate.index: candidate.score for candidate in exact}
-            for candidate in ranked[: len(near)]:
-                if candidate.is_exact:
-                    assert candidate.score == pytest.approx(by_index[candidate.index], abs=TOLERANCE)
-            assert sorted(candidate.index for candidate in ranked) == list(range(len(candidates)))
+            near = [candidate.index for candidate in plain if candidate.score >= plain[0].score - 2 * error]
+            assert len(near) == count
+            rescored = [candidate for candidate in ranked if candidate.is_exact]
+            in_fp32 = [candidate for candidate in exact if candidate.index in near] if count > 1 else []
+            assert [candidate.index for candidate in rescored] == [candidate.index for candidate in in_fp32]
+            np.testing.assert_allclose(
+                [candidate.score for candidate in rescored], [candidate.score for candidate in in_fp32], atol=TOLERANCE
+            )
+            rest = [candidate for candidate in plain if candidate.index not in near or count == 1]
+            assert ranked == [*rescored, *rest]
+
+
+def test_an_exact_winner_may_be_second_in_int8(tmp_path: Path, scorer: Scorer) -> None:
+    candidates = [f"{response} {place}" for place, (_, response) in enumerate(FEW[:12])]
+    with Scorer.open(with_error(tmp_path / "copy", 1.0), device="cpu", precision="int8") as opened:
+        plain = opened.rank("", candidates)
+        ranked = opened.rank("", candidates, exact_winner=True)
+    exact = scorer.rank("", candidates)
+    orders = [[candidate.index for candidate in found[:9]] for found in (plain, ranked, exact)]
+    assert orders[0] != orders[1] == orders[2]
+
+
+def test_a_candidate_that_fails_in_fp32_alone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(model: ExactModel, encoded: EncodedPairs) -> Scores:
+        assert len(encoded) == 2
+        raise ScoringError("the model gave nan, which is not a score", 1)
+
+    monkeypatch.setattr(ExactModel, "run", fail)
+    with Scorer.open(with_error(tmp_path / "copy", 0.04), device="cpu", precision="int8") as opened:
+        candidates = [f"{response} {place}" for place, (_, response) in enumerate(FEW[:9])]
+        near = sorted(candidate.index for candidate in opened.rank("Is the sky blue?", candidates)[:2])
+        with pytest.raises(ScoringError, match=f"^pair {near[1]}: the model gave nan") as caught:
+            opened.rank("Is the sky blue?", candidates, exact_winner=True)
+    assert caught.value.index == near[1] > 1
 
 
 def test_an_exact_winner_needs_nothing_more_in_fp32(scorer: Scorer) -> None:

@@ -120,6 +120,26 @@ def test_equal_pairs_are_kept_once_and_found_again() -> None:
     assert distinct.lengths[places].tolist() == pairs.lengths.tolist()
 
 
+def test_pairs_that_differ_in_where_the_second_text_begins_are_not_equal() -> None:
+    """BERT: ("x [SEP] y", "z") and ("x", "y [SEP] z") have the same token ids, and other token type ids."""
+    ids = [np.arange(6, dtype=np.int64)] * 3
+    types = [np.repeat(np.array([0, 1], dtype=np.int64), (zeros, 6 - zeros)) for zeros in (2, 4, 2)]
+    pairs = EncodedPairs(ids, types, np.full(3, 6), np.zeros(3, dtype=np.bool_))
+    distinct, places = pairs.distinct()
+    assert [row.tolist() for row in distinct.type_ids] == [row.tolist() for row in types[:2]]
+    assert places.tolist() == [0, 1, 0]
+
+
+def test_pairs_of_several_calls_are_joined_as_if_they_came_in_one(tokenizer: PairTokenizer) -> None:
+    pairs = [("a", "b"), ("", "c"), ("word " * 600, "d"), ("e", "f"), ("", "")]
+    parts = [tokenizer.encode(pairs[start:end]) for start, end in ((0, 2), (2, 2), (2, 4), (4, 5))]
+    joined, whole = EncodedPairs.joined(parts), tokenizer.encode(pairs)
+    for name in ("token_ids", "type_ids", "lengths", "truncated"):
+        assert list(map(str, getattr(joined, name))) == list(map(str, getattr(whole, name)))
+    assert joined.without_instruction == whole.without_instruction == (1, 4)
+    assert joined.tokenizer == whole.tokenizer
+
+
 # Beside each other
 
 

@@ -162,7 +162,16 @@ def test_scores_that_were_computed_while_the_file_changed_are_not_given(mapped: 
 
     session = WatchedSession(FakeSession(score), files)
     with pytest.raises(ScoringError, match="written over"):
-        fake_scorer(session).score(PAIRS)
+        fake_scorer(session).score(PAIRS[:1])  # in one batch: no other one follows, which would notice
+
+
+def test_weights_in_a_second_file_count_in_a_models_size(mapped: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the largest models, whose weights lie there, would be held twice."""
+    graph = (mapped.path / MODEL_FILES["fp32"]).stat().st_size
+    for limit, mode in ((graph, "latency"), (graph + 4, "both")):
+        monkeypatch.setattr("cappy_engine.cpu.execution.SMALL_MODEL_BYTES", limit)
+        with Scorer.open(mapped.path, precision="fp32", device="cpu", threads=2) as scorer:
+            assert scorer.info.mode == mode
 
 
 def test_a_file_that_is_replaced_as_files_should_be_changes_nothing(mapped: Bundle) -> None:

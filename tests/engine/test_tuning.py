@@ -5,15 +5,21 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from cappy_engine import Scorer
-from cappy_engine.bundle import EMBEDDED
+from cappy_engine.bundle import EMBEDDED, open_bundle
 from cappy_engine.cli.main import main
+from cappy_engine.cpu.execution import Execution
+from cappy_engine.cpu.kernels import VARIABLE, find_kernels
+from cappy_engine.cpu.tuned import tuned_key, tuning_facts, write_tuned
 from cappy_engine.errors import BundleError, OutputError
+from cappy_engine.scored import Scored
+from cappy_engine.storage import cache_folder
 from cappy_engine.tuning import Trial, choose_trial, forget, made_up_pairs, tune
 from tests.support.columns import Series
 
@@ -35,6 +41,42 @@ def test_what_was_tuned_is_what_auto_takes(bundle: Path, cache: Path) -> None:
     for options in ({"precision": "fp32", "threads": 2}, {"precision": "int8", "threads": 3}):
         with Scorer.open(bundle, device="cpu", **options) as other:  # type: ignore[arg-type]
             assert other.info.mode_reason.startswith("auto: ")
+
+
+@pytest.mark.parametrize(("mode", "budget"), [("latency", 256), ("latency", 1024), ("both", 512), ("both", 1024)])
+def test_what_is_fastest_on_a_machine_is_found_in_the_time_that_was_given(
+    bundle: Path, mode: str, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine scores 100 tokens a second, and 150 in one mode with one size of batches, by a clock of its own."""
+    now, score_pairs = [0.0], Scorer.score_pairs
+
+    def score(scorer: Scorer, pairs: Any, *, max_batch_tokens: int = 512) -> Scored:
+        is_best = (scorer.info.mode, max_batch_tokens) == (mode, budget)
+        found = score_pairs(scorer, pairs, max_batch_tokens=max_batch_tokens)
+        now[0] += int(found.token_counts.sum()) / (150 if is_best else 100)
+        return found
+
+    monkeypatch.setattr(Scorer, "score_pairs", score)
+    monkeypatch.setattr("cappy_engine.tuning.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    pairs = [("word " * (20 + number % 7), str(number)) for number in range(600)]
+    found = tune(bundle, precision="int8", threads=2, pairs=pairs, seconds=300)
+    assert (found.execution.mode, found.execution.max_batch_tokens) == (mode, budget)
+    rates = {(trial.mode, trial.max_batch_tokens): trial.tokens_per_second for trial in found.trials}
+    assert rates == pytest.approx(dict.fromkeys(rates, 100) | {(mode, budget): 150})
+    assert len(rates) == 6
+    assert {len(trial.rates) for trial in found.trials} <= {3, 4}
+    assert 300 <= now[0] < 450  # with the warming up, and the round in which the time is over
+
+
+def test_an_answer_is_not_taken_with_other_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    if find_kernels().library is None:
+        pytest.skip(f"needs the native library: {find_kernels().why_not}")
+    facts = tuning_facts(open_bundle(EMBEDDED), "int8", 2)
+    write_tuned(cache_folder(), tuned_key(facts), Execution("throughput", 77, "9 tokens/s"), facts)
+    for asked, taken in (("auto", "throughput"), ("none", "both")):
+        monkeypatch.setenv(VARIABLE, asked)
+        with Scorer.open(device="cpu", threads=2) as scorer:
+            assert scorer.info.mode == taken
 
 
 def test_with_one_thread_only_batch_sizes_are_measured(bundle: Path) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cappy_engine.bundle import open_bundle
 from cappy_engine.errors import ExportError
+from cappy_engine.tokenizer import PairTokenizer
 from cappy_export import ExportOptions, export
 from cappy_export.proof.limits import LIMITS
+from cappy_export.proof.pairs import default_pairs
 
 
 def test_the_manifest_tells_all(bundle: Path, checkpoint: Path) -> None:
@@ -28,7 +31,10 @@ def test_the_manifest_tells_all(bundle: Path, checkpoint: Path) -> None:
     pairs = document["parity"]["pairs"]
     assert pairs["count"] >= 256
     assert (pairs["shortest"], pairs["longest"]) == (4, 512)
-    assert pairs["truncated"] > 0
+    tokenizer = PairTokenizer.from_file(bundle / "tokenizer.json", max_length=512)
+    assert pairs["truncated"] == np.count_nonzero(tokenizer.encode(default_pairs()).truncated) > 0
+    unpadded = {precision: graph["unpadded"] for precision, graph in document["graphs"].items()}
+    assert unpadded == {"fp32": True, "fp16": False, "bf16": True, "int8": True}
     for precision, limits in LIMITS.items():
         row = document["parity"]["precisions"][precision]
         assert row["batch_shapes"] > 10

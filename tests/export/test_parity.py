@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,11 +11,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cappy_engine.errors import ParityError
+from cappy_engine.testing import FakeSession, fake_scorer
 from cappy_export.proof.limits import LIMITS, Limits
+from cappy_export.proof.pairs import default_pairs
 from cappy_export.proof.parity import (
     candidate_groups,
     measure,
     require,
+    score_in_shapes,
     spearman,
     violations,
     winner_agreement,
@@ -83,6 +88,46 @@ def parity_of(**row: float | None) -> dict[str, object]:
 )
 def test_a_broken_limit_is_a_violation(row: dict[str, float | None], limits: Limits, count: int) -> None:
     assert len(violations(parity_of(**row), {"fp32": limits})) == count
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        (("precisions", "fp32"), "fp32"),
+        (("precisions", "fp32", "without_kernels"), "fp32 without kernels"),
+        (("targets", "cuda", "fp32"), "fp32 of cuda"),
+        (("targets", "tensorrt", "fp32"), "fp32 of tensorrt"),
+    ],
+)
+def test_every_model_of_a_report_must_keep_its_limits(place: tuple[str, ...], name: str) -> None:
+    good = {"max_error": 0.0, "spearman": 1.0, "winner_agreement": 1.0}
+    report: dict[str, Any] = {
+        "precisions": {"fp32": {**good, "without_kernels": {**good}}, "int8": {**good}},
+        "targets": {"cuda": {"fp32": {**good}}, "tensorrt": {"fp32": {**good}, "int8": {**good}}},
+    }
+    assert violations(report, LIMITS) == []
+    row = report
+    for key in place:
+        row = row[key]
+    row["max_error"] = 0.5
+    assert violations(report, LIMITS) == [f"{name}: max error 0.5 is above 0.0001"]
+
+
+def test_pairs_are_scored_once_alone_together_and_padded() -> None:
+    session = FakeSession()
+    with fake_scorer(session) as scorer:
+        pairs = default_pairs()[:120]
+        scored, shapes = score_in_shapes(scorer, pairs)
+        ran = list(session.batches)
+        expected = scorer.score_pairs(pairs)
+    for name in ("scores", "token_counts", "truncated"):
+        np.testing.assert_array_equal(getattr(scored, name), getattr(expected, name))
+    assert sum(len(batch["input_ids"]) for batch in ran) == len(pairs)
+    assert shapes == len({batch["input_ids"].shape for batch in ran})
+    alone = [batch for batch in ran if len(batch["input_ids"]) == 1]
+    padded = [batch for batch in ran if not batch["attention_mask"].all()]
+    assert len(alone) >= len(pairs) // 3
+    assert max(batch["input_ids"].size for batch in padded) > 1024
 
 
 def test_a_violation_is_a_parity_error_that_holds_the_report() -> None:

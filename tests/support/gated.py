@@ -31,6 +31,7 @@ class Gated:
 
     def __init__(self) -> None:
         self.steps: list[list[int]] = []
+        self.models: list[Model] = []
         self.is_broken = False
         self.error: Exception | None = None
         self._let = threading.Semaphore(0)
@@ -38,6 +39,7 @@ class Gated:
 
     def __call__(self, model: Model, encoded: EncodedPairs, is_alone: bool) -> Scores:
         self.steps.append(encoded.lengths.tolist())
+        self.models.append(model)
         self._entered.release()
         assert self._let.acquire(timeout=SECONDS)
         if self.error is not None:
@@ -59,10 +61,10 @@ class Gated:
         assert self._entered.acquire(timeout=SECONDS)
 
 
-def submit(queue: ScoringQueue, encoded: EncodedPairs, deadline: float = math.inf) -> Job:
+def submit(queue: ScoringQueue, encoded: EncodedPairs, deadline: float = math.inf, *, model: Model = "chosen") -> Job:
     """Let encoded pairs wait in a queue."""
     with queue.reserve(len(encoded)) as place:
-        return place.submit(encoded, deadline=deadline)
+        return place.submit(encoded, deadline=deadline, model=model)
 
 
 def scores(job: Job) -> list[float]:

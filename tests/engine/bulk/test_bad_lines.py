@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -14,11 +15,13 @@ from hypothesis import strategies as st
 from cappy_engine import Scored, Scorer
 from cappy_engine.batching import EncodedPairs
 from cappy_engine.bulk import windows
-from cappy_engine.bulk.score_file import WINDOW_PAIRS, score_lines
+from cappy_engine.bulk.row_options import RowOptions
+from cappy_engine.bulk.score_file import WINDOW_PAIRS, process_lines, score_lines
+from cappy_engine.bulk.tasks import RankTask
 from cappy_engine.errors import InvalidLine, ScoringError
-from cappy_engine.testing import fake_scorer
+from cappy_engine.testing import FakeSession, fake_scorer, score_of
 from cappy_engine.tokenizer import PairTokenizer
-from tests.support.scored_lines import GOOD, line_of, many_lines, rows_in, written
+from tests.support.scored_lines import GOOD, LONG, line_of, many_lines, rows_in, written
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +97,28 @@ def test_a_pair_that_fails_in_the_model_is_its_lines_error(bad: list[int], score
     with pytest.raises(InvalidLine, match=f"^line {bad[0] + 1}: the model gave nan"):
         score_lines(failing, lines, output.append)
     assert [row["id"] for row in rows_in(output)] == list(range(bad[0]))
+
+
+def test_a_candidate_that_fails_in_the_model_leaves_the_other_rows_their_own_scores(tokenizer: PairTokenizer) -> None:
+    """Rows have several pairs here, some of them cut, so that rows and pairs have other places."""
+    rows = [
+        {
+            "instruction": f"Question {number}?",
+            "candidates": [LONG] * (number % 3) + [f"{number}.{place}" for place in "abc"],
+        }
+        for number in range(12)
+    ]
+    lines = [json.dumps(row).encode() + b"\n" for row in rows]
+    bad = tokenizer.encode([("Question 5?", "5.b")]).token_ids[0].tolist()
+    failing = fake_scorer(FakeSession(lambda ids: float("nan") if ids == bad else score_of(ids)), tokenizer=tokenizer)
+    output: list[bytes] = []
+    totals = process_lines(failing, lines, output.append, RankTask(), RowOptions("skip"))
+    scorer, alone = fake_scorer(tokenizer=tokenizer), list[bytes]()
+    for line in (*lines[:5], *lines[6:]):
+        process_lines(scorer, [line], alone.append, RankTask(), RowOptions())
+    assert b"".join(output) == b"".join(alone)
+    assert [error.number for error in totals.skipped] == [6]
+    assert totals.truncated == sum(len(row.get("truncated", [])) for row in rows_in(output)) > 8
 
 
 class _Failing(Scorer):

@@ -12,15 +12,16 @@ import pytest
 
 from cappy_engine import Scorer
 from cappy_engine.bulk.growing import Names
+from cappy_engine.bulk.identity import BLOCK_BYTES, BLOCKS, fingerprint
 from cappy_engine.bulk.row_options import RowOptions, Totals
 from cappy_engine.bulk.runs import Target
 from cappy_engine.bulk.score_file import score_file, score_to
 from cappy_engine.bulk.tasks import ScoreTask
 from cappy_engine.bulk.working import Files
-from cappy_engine.errors import CappyError
+from cappy_engine.errors import CappyError, OutputError
 from cappy_engine.testing import fake_scorer
 from cappy_engine.tokenizer import PairTokenizer
-from tests.support.bulk_files import write_rows
+from tests.support.bulk_files import run, stopped, write_rows
 
 ROWS = [{"instruction": f"Is it {number}?", "response": "yes", "note": os.urandom(3000).hex()} for number in range(200)]
 """Long rows: few of them are read ahead."""
@@ -116,3 +117,32 @@ def test_what_is_written_to_a_stream_ends_in_an_error_too(tmp_path: Path, scorer
         score_to(scorer, Files([source], ScoreTask(), OPTIONS), output.append, progress=once(lambda: cut(source)))
     assert 0 < len(b"".join(output).splitlines()) < 100
     assert all("score" in json.loads(line) for line in b"".join(output).splitlines())
+
+
+def test_a_run_does_not_go_on_with_a_file_that_lost_rows(
+    tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut at the mark it would have zeros for them."""
+    source, out = write_rows(tmp_path / "in.jsonl", ROWS[:40]), tmp_path / "out.jsonl"
+    stopped(monkeypatch, 3, lambda: run(scorer, source, out))
+    partial = Names(out).partial
+    partial.write_bytes(partial.read_bytes()[:100])
+    with pytest.raises(
+        OutputError, match=r"out\.jsonl\.partial has 100 bytes, and \d+ were written; remove it and start"
+    ):
+        run(scorer, source, out, resume=True)
+    assert partial.stat().st_size == 100
+    assert not out.exists()
+
+
+def test_a_change_anywhere_in_a_file_too_large_to_be_read_twice_is_seen(tmp_path: Path) -> None:
+    large, found = tmp_path / "large.jsonl", set[str]()
+    size = 2 * BLOCKS * BLOCK_BYTES
+    with large.open("wb") as file:
+        file.truncate(size)
+        for place, count in ((0, 1), (size // 2, 3 * BLOCK_BYTES), (size - 1, 1)):  # single bytes between may be missed
+            file.seek(place)
+            file.write(b"x" * count)
+            file.flush()
+            found.add(fingerprint(large))
+    assert len(found) == 3

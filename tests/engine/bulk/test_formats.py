@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,21 @@ def scorer(tokenizer: PairTokenizer) -> Scorer:
 
 def scores_of(scorer: Scorer, rows: list[dict[str, Any]]) -> list[float]:
     return list(map(float, scorer.score([(row["instruction"], row["response"]) for row in rows])))
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "csv.gz"])
+def test_files_whose_columns_are_not_the_same_ones_are_not_scored_together(
+    form: str, tmp_path: Path, scorer: Scorer
+) -> None:
+    """Rows keep their bytes below the header of the first file: those of the second would change their columns."""
+    header, row = "instruction,response,id", "Is it?,Yes,1"
+    for name, text in (("a", f"{header}\n{row}\n"), ("b", "response,instruction,id\nYes,Is it?,2\n")):
+        content = text.replace(",", "\t" if form == "tsv" else ",").encode()
+        (tmp_path / f"{name}.{form}").write_bytes(gzip.compress(content) if form.endswith("gz") else content)
+    sources = [tmp_path / f"{name}.{form}" for name in "ab"]
+    with pytest.raises(CappyError, match=rf"b\.{form} has other columns than .*a\.{form}; give it alone"):
+        run(scorer, sources, tmp_path / f"out.{form}")
+    assert not (tmp_path / f"out.{form}").exists()
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,24 @@ def scores_of(scorer: Scorer, rows: list[dict[str, Any]]) -> list[float]:
     return list(map(float, scorer.score([(row["instruction"], row["response"]) for row in rows])))
 
 
+def test_what_is_written_is_held_in_memory_for_one_row_group_at_a_time(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    from cappy_engine.bulk import tables
+
+    schema, count = pa.schema([("number", pa.int64())]), 10
+    out = tmp_path / "out.parquet"
+    with (tmp_path / "streams").open("w+b") as streams, out.open("wb") as file:
+        for part in range(count):
+            numbers = pa.array(range(20_000 * part, 20_000 * (part + 1)))
+            streams.write(tables.stream_bytes(pa.table([numbers], schema=schema)))
+        tables.write_parquet_of(streams, streams.tell(), file)
+    found = pq.ParquetFile(out)
+    assert found.read().column("number").to_pylist() == list(range(20_000 * count))
+    groups = [found.metadata.row_group(place).num_rows for place in range(found.metadata.num_row_groups)]
+    assert groups == [80_000, 80_000, 40_000]
+
+
 def test_parquet_keeps_its_columns_and_gets_float32_and_bool(tmp_path: Path, scorer: Scorer) -> None:
     pa = pytest.importorskip("pyarrow")
     pq = pytest.importorskip("pyarrow.parquet")

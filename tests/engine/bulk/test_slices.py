@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -54,9 +55,11 @@ def folder_of(source: Path, **options: Any) -> Folder:
     return Folder(files, source.parent / "out", options=RowOptions(window=2, **options))
 
 
-def described(source: Path, precision: Precision = "auto", rejected: Path | None = None) -> dict[str, Any]:
+def described(
+    source: Path, precision: Precision = "auto", rejected: Path | None = None, task: ScoreTask | None = None
+) -> dict[str, Any]:
     nodes = BundleOfNodes.of(EMBEDDED, ScorerOptions(precision=precision))
-    folder = folder_of(source)
+    folder = dataclasses.replace(folder_of(source), task=task or ScoreTask())
     return describe_job(cut_slices(folder, 4), nodes, folder, rejected)
 
 
@@ -227,6 +230,9 @@ def test_another_job_is_not_gone_on_with(tmp_path: Path) -> None:
     folder = go_on(described(source))
     with pytest.raises(OutputError, match=r"is of another job: not the same precision; remove"):
         go_on(described(source, "int8"))
+    for task in (ScoreTask(score_field="other"), ScoreTask(activation="sigmoid")):
+        with pytest.raises(OutputError, match=r"is of another job: not the same columns; remove"):
+            go_on(described(source, task=task))
     go_on(described(source, rejected=tmp_path / "bad"))  # may be added
     with pytest.raises(OutputError, match=r"is of another job: not the same rejects; remove"):
         go_on(described(source))

@@ -24,7 +24,9 @@ from cappy_engine.serving.metrics import Metrics
 from cappy_engine.serving.requests import ScoringRequest
 from cappy_engine.serving.server_options import ServerOptions
 from cappy_engine.session import Inputs, Session, open_session
+from cappy_engine.testing import FakeSession
 
+SKY = "Is the sky blue?"
 TEXT = "Is the sky blue, or is it green? " * 4
 
 
@@ -58,6 +60,40 @@ def test_a_request_that_will_not_fit_is_refused_before_its_tokens_are_made(loade
             pass
         with pytest.raises(QueueFull, match=f"{fits + 4} more do not fit"):
             loaded.reserve(request_of(fits + 4), 0)
+
+
+@pytest.mark.parametrize(("threads", "step_tokens"), [(1, 512), (2, 8 * 512)])
+def test_a_queue_is_bounded_also_where_no_bound_was_asked_for(bundle: Path, threads: int, step_tokens: int) -> None:
+    options = ScorerOptions(precision="int8", device="cpu", threads=threads)
+    model = LoadedModel(bundle, options, ServerOptions(), Metrics(), lambda model, error: None)
+    model.close()
+    limits = model.queue.limits
+    assert (limits.step_tokens, limits.max_tokens, limits.max_pairs) == (step_tokens, 4 * step_tokens, 8192)
+    assert limits.max_chars == 2**22
+
+
+@pytest.mark.parametrize("grouping", [Grouping(4096, "allowed"), Grouping(4096, "avoided", (16, 64, 512))])
+def test_padding_is_counted_where_the_model_computes_it(
+    bundle: Path, grouping: Grouping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = Runner(FakeSession(), grouping, pad_token_id=1)
+    monkeypatch.setattr(LoadedModel, "_check", lambda model: None)  # made-up scores are not the canary's
+    monkeypatch.setattr(Scorer, "runner", property(lambda scorer: runner))
+    metrics = Metrics()
+    options = ScorerOptions(precision="int8", device="cpu")
+    model = LoadedModel(bundle, options, ServerOptions(), metrics, lambda model, error: None)
+    pairs = [(SKY, "Yes"), (SKY, "Yes, it is blue, as blue as can be."), (SKY, "word " * 70)]
+    lengths = model.scorer.encode(pairs).lengths.tolist()
+    with ThreadPoolExecutor(1) as encoder, model.reserve(ScoringRequest(pairs, lambda result: result), 0) as place:
+        request = ScoringRequest(pairs, lambda result: result)
+        model.score(request, place, float("inf"), encoder).result(timeout=20)
+    model.close()
+    buckets = [
+        next(bucket for bucket in grouping.buckets if bucket >= length) for length in lengths if grouping.buckets
+    ]
+    page = metrics.page().decode()
+    for name, count in (("tokens", sum(lengths)), ("computed_tokens", sum(buckets) or 3 * max(lengths))):
+        assert f'cappy_{name}_total{{device="cpu",precision="int8"}} {float(count)}\n' in page
 
 
 class Worn:

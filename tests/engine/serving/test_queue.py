@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cappy_engine.errors import DeadlinePassed, QueueFull
-from cappy_engine.serving.jobs import Job, QueueLimits, Step, cut_step
+from cappy_engine.serving.jobs import Held, Job, Model, QueueLimits, Step, cut_step
 from cappy_engine.serving.queue import ScoringQueue
 from tests.support.gated import SECONDS, Gated, pairs_of, scores, submit
 
@@ -214,6 +215,44 @@ def test_workers_share_what_is_left_and_take_whole_batches(start: Callable[..., 
     model.let()
     assert len(scores(job)) == 80
     assert [sum(step) for step in model.steps] == [200, 200, 200, 100, 50, 50]
+
+
+def test_the_oldest_step_tells_for_how_long_the_model_has_been_running(
+    start: Callable[..., ScoringQueue], model: Gated
+) -> None:
+    queue = start(QueueLimits(100, 10_000, step_tokens=100, workers=2))
+    assert queue.running_seconds() == 0
+    submit(queue, pairs_of(31))
+    model.wait()
+    for length in (41, 42, 43):
+        submit(queue, pairs_of(length))
+    for _ in range(2):  # the first ends, and two run beside each other; one of these ends, and the third one begins
+        model.let(1)
+        model.wait()
+        time.sleep(0.2)
+    model.wait()
+    assert len(model.steps) == 4
+    assert queue.running_seconds() >= 0.4
+
+
+@pytest.mark.parametrize(("tokens_per_second", "seconds"), [(0.0, 1), (100.0, 6), (99.0, 7), (1e9, 1)])
+def test_who_is_refused_hears_when_what_waits_will_be_done(tokens_per_second: float, seconds: int) -> None:
+    held = Held(waiting_pairs=3, waiting_tokens=600)
+    with pytest.raises(QueueFull) as full:
+        held.check(QueueLimits(100, 600, 100), 1, 1, 0, tokens_per_second)
+    assert full.value.retry_seconds == seconds
+
+
+def test_a_step_is_of_one_model(start: Callable[..., ScoringQueue], model: Gated) -> None:
+    """Else an exact winner would be told by int8."""
+    queue = start()
+    submit(queue, pairs_of(10))
+    model.wait()
+    kinds: list[Model] = ["chosen", "exact", "chosen", "exact"]
+    jobs = [submit(queue, pairs_of(20 + place), model=kind) for place, kind in enumerate(kinds)]
+    model.let()
+    assert [scores(job) for job in jobs] == [[1.02], [1.021], [1.022], [1.023]]
+    assert (model.models, model.steps) == (["chosen", "chosen", "exact"], [[10], [20, 22], [21, 23]])
 
 
 def test_what_fits_into_a_step_runs_alone(start: Callable[..., ScoringQueue], model: Gated) -> None:

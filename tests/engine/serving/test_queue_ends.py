@@ -27,6 +27,18 @@ def test_only_the_request_with_a_pair_that_fails_does(start: Callable[..., Scori
     assert failed.value.index == 1
 
 
+def test_a_pair_that_fails_in_a_later_step_is_named_by_its_place_in_the_request(
+    start: Callable[..., ScoringQueue], model: Gated
+) -> None:
+    queue = start()
+    model.let()
+    job = submit(queue, EncodedPairs.joined([pairs_of(5), pairs_of(60, 70), pairs_of(50, first_id=POISON)]))
+    with pytest.raises(ScoringError, match="this pair fails") as failed:
+        job.future.result(timeout=SECONDS)
+    assert failed.value.index == 3
+    assert model.steps[0] == [70]
+
+
 def test_a_failure_that_no_pair_explains_is_one_request_s_where_the_model_still_works(
     start: Callable[..., ScoringQueue], model: Gated
 ) -> None:

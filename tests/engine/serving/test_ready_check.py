@@ -43,6 +43,21 @@ def test_scores_that_are_off_or_fail_are_a_broken_model(bundle: Path) -> None:
             check_scores(canary, fails)
 
 
+def test_a_cpu_model_may_be_off_by_twice_the_largest_error_of_its_proof(bundle: Path, tmp_path: Path) -> None:
+    copy = copy_bundle(tmp_path / "copy")
+    document = read_manifest(copy)
+    row = document["parity"]["precisions"]["int8"]
+    row["max_error"] = 0.01
+    row["worst"][0] |= {"tokens": 700, "score": 99.0}  # of a long text, which the manifest has cut
+    write_manifest(copy, document)
+    with Scorer.open(copy, precision="int8") as scorer:
+        before, canary = (find_canary(open_bundle(each), scorer.info, scorer.encode) for each in (bundle, copy))
+    assert canary.scores.tolist() == before.scores.tolist()[1:]
+    assert check_scores(canary, lambda encoded: canary.scores + np.float32(0.019)) == pytest.approx(0.019, abs=1e-6)
+    with pytest.raises(ModelBroken, match="wrong scores"):
+        check_scores(canary, lambda encoded: canary.scores + np.float32(0.021))
+
+
 def test_a_bundle_with_a_canary_for_the_cpu_is_held_against_it(bundle: Path, tmp_path: Path) -> None:
     copy = copy_bundle(tmp_path / "copy")
     document = read_manifest(copy)

@@ -1,0 +1,109 @@
+"""A service tells where a request's time went, and that its model hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cappy_engine.batching import Grouping, Scores
+from cappy_engine.bundle import open_bundle
+from cappy_engine.errors import DeadlinePassed
+from cappy_engine.options import ScorerOptions
+from cappy_engine.runner import Runner
+from cappy_engine.scorer import Scorer
+from cappy_engine.serving.metrics import Metrics
+from cappy_engine.serving.requests import ScoringRequest, ScoringResult
+from cappy_engine.serving.server_options import ServerOptions
+from cappy_engine.serving.service import Service
+from cappy_engine.session import Inputs, Session, open_session
+
+SECONDS = 20
+
+
+class Gate:
+    """A session that says when a run begins, and ends it when the gate is open."""
+
+    device = "cpu"
+
+    def __init__(self, session: Session) -> None:
+        self.has_begun = threading.Event()
+        self.is_open = threading.Event()
+        self.is_open.set()
+        self._session = session
+
+    def run(self, inputs: Inputs) -> Scores:
+        self.has_begun.set()
+        assert self.is_open.wait(SECONDS)
+        return self._session.run(inputs)
+
+
+@pytest.fixture
+def gate(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Give the gate of the model that services load."""
+    found = Gate(open_session(open_bundle(bundle).model("fp32", "cpu"), threads=1))
+    runner = Runner(found, Grouping(512, "removed"), pad_token_id=1)
+    monkeypatch.setattr(Scorer, "runner", property(lambda scorer: runner))
+    yield found
+    found.is_open.set()
+
+
+def start(bundle: Path, gate: Gate, server: ServerOptions) -> Service:
+    """Load the model, and close the gate behind its canary."""
+    service = Service(bundle, ScorerOptions(precision="fp32", device="cpu"), server, metrics=Metrics())
+    service.load()
+    gate.has_begun.clear()
+    gate.is_open.clear()
+    return service
+
+
+def ask(service: Service, response: str) -> asyncio.Task[ScoringResult]:
+    request = ScoringRequest([("Is the sky blue?", response)], lambda result: result)
+    return asyncio.ensure_future(service.score(request, response))
+
+
+async def begun(gate: Gate) -> None:
+    await asyncio.to_thread(gate.has_begun.wait, SECONDS)
+
+
+def test_the_time_that_a_request_waited_is_not_told_as_another_stages(bundle: Path, gate: Gate) -> None:
+    service = start(bundle, gate, ServerOptions())
+
+    async def run() -> tuple[ScoringResult, ScoringResult]:
+        first = ask(service, "Yes")
+        await begun(gate)
+        second = ask(service, "No")
+        while not service.model.queue.waiting()[0]:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.4)
+        gate.is_open.set()
+        return await first, await second
+
+    ran, waited = (result.stages for result in asyncio.run(run()))
+    service.close(SECONDS)
+    assert min(ran.score, ran.total, waited.queue, waited.total) >= 0.4
+
+
+def test_a_service_whose_model_hangs_says_that_it_is_broken_until_it_goes_on(bundle: Path, gate: Gate) -> None:
+    service = start(bundle, gate, ServerOptions(request_seconds=0.3))
+
+    async def run() -> None:
+        hanging = ask(service, "Yes")
+        await begun(gate)
+        assert service.state == "ready"
+        with pytest.raises(DeadlinePassed, match=r"not answered in 0\.3 seconds"):
+            await hanging
+        while service.state == "ready":
+            await asyncio.sleep(0.01)
+        assert service.state == "broken"
+        gate.is_open.set()
+        while service.state == "broken":
+            await asyncio.sleep(0.01)
+        assert service.state == "ready"
+        assert (await ask(service, "No")).scored.scores.shape == (1,)
+
+    asyncio.run(asyncio.wait_for(run(), SECONDS))
+    service.close(SECONDS)
