@@ -40,7 +40,10 @@ class ServerOptions:
     max_queue_tokens: Annotated[int | None, Asked("tokens that may wait (default: those of 4 steps)", least=1)] = None
     step_tokens: Annotated[
         int | None,
-        Asked("tokens that the model gets at once (default: four batches for each worker; one where there is one)", least=1),
+        Asked(
+            "tokens that the model gets at once (default: four batches for each worker; one where there is one)",
+            least=1,
+        ),
     ] = None
     max_pairs: Annotated[int, Asked("pairs of a request", least=1)] = 1024
     max_body_bytes: Annotated[int, Asked("bytes of a request's body", least=1)] = 4 * 2**20
