@@ -88,13 +88,13 @@ def test_the_time_that_a_request_waited_is_not_told_as_another_stages(bundle: Pa
 
 
 def test_a_service_whose_model_hangs_says_that_it_is_broken_until_it_goes_on(bundle: Path, gate: Gate) -> None:
-    service = start(bundle, gate, ServerOptions(request_seconds=0.3))
+    service = start(bundle, gate, ServerOptions(request_seconds=1))
 
     async def run() -> None:
         hanging = ask(service, "Yes")
         await begun(gate)
         assert service.state == "ready"
-        with pytest.raises(DeadlinePassed, match=r"not answered in 0\.3 seconds"):
+        with pytest.raises(DeadlinePassed, match=r"not answered in 1 seconds?"):
             await hanging
         while service.state == "ready":
             await asyncio.sleep(0.01)
