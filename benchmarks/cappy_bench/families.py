@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers.implementations import BertWordPieceTokenizer
 from transformers import BertTokenizerFast, PreTrainedTokenizerBase, PreTrainedTokenizerFast, XLMRobertaTokenizerFast
 
-from cappy_bench import family_deberta
+from cappy_bench import family_deberta, family_ettin
 from cappy_export.proof.pairs import default_pairs
 
 LEARNT = 2000
@@ -117,7 +117,8 @@ def write_bytes(folder: Path, size: int | None, max_length: int) -> PreTrainedTo
 class Published:
     """Describe a published checkpoint: its config.json, tokenizer and longest pair, and buffers among its weights.
 
-    Its table of words has `rows_without_tokens` behind those of its tokens.
+    Its table of words has `rows_without_tokens` behind those of its tokens. One that `has_modules` has its head in
+    modules of sentence-transformers (`family_ettin.py`).
     """
 
     config: Mapping[str, Any]
@@ -125,6 +126,7 @@ class Published:
     max_length: int = 512
     buffers: tuple[str, ...] = ()
     rows_without_tokens: int = 0
+    has_modules: bool = False
 
     def config_of(self, tokenizer: PreTrainedTokenizerBase, *, is_tiny: bool) -> dict[str, Any]:
         """Make the config.json of a checkpoint with this tokenizer, of the published size or a tiny one.
@@ -140,6 +142,10 @@ class Published:
             if key in made:
                 made[key] = getattr(tokenizer, f"{role}_token_id")
         return made
+
+
+def _ettin(**size: int) -> dict[str, Any]:
+    return family_ettin.config(_MODERNBERT, **size)
 
 
 def _xlm_roberta(**size: int) -> dict[str, Any]:
@@ -163,6 +169,55 @@ def _xlm_roberta(**size: int) -> dict[str, Any]:
 
 _BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+
+_MODERNBERT: dict[str, Any] = {
+    "architectures": ["ModernBertForSequenceClassification"],
+    "model_type": "modernbert",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 50281,
+    "classifier_activation": "gelu",
+    "classifier_bias": False,
+    "classifier_dropout": 0.0,
+    "classifier_pooling": "mean",
+    "cls_token_id": 50281,
+    "decoder_bias": True,
+    "deterministic_flash_attn": False,
+    "embedding_dropout": 0.0,
+    "eos_token_id": 50282,
+    "global_attn_every_n_layers": 3,
+    "global_rope_theta": 160000.0,
+    "gradient_checkpointing": False,
+    "hidden_activation": "gelu",
+    "hidden_size": 768,
+    "id2label": {"0": "LABEL_0"},
+    "initializer_cutoff_factor": 2.0,
+    "initializer_range": 0.02,
+    "intermediate_size": 1152,
+    "label2id": {"LABEL_0": 0},
+    "layer_norm_eps": 1e-05,
+    "local_attention": 128,
+    "local_rope_theta": 10000.0,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "mlp_dropout": 0.0,
+    "norm_bias": False,
+    "norm_eps": 1e-05,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 22,
+    "pad_token_id": 50283,
+    "position_embedding_type": "absolute",
+    "reference_compile": False,
+    "repad_logits_with_grad": False,
+    "sep_token_id": 50282,
+    "sparse_pred_ignore_index": -100,
+    "sparse_prediction": False,
+    "torch_dtype": "float16",
+    "transformers_version": "4.48.0.dev0",
+    "vocab_size": 50368,
+}
+_17M = {"hidden_size": 256, "num_hidden_layers": 7, "num_attention_heads": 4, "intermediate_size": 384}
+_68M = {"hidden_size": 512, "num_hidden_layers": 19, "num_attention_heads": 8, "intermediate_size": 768}
 
 FAMILIES: Mapping[str, Published] = {
     "ms-marco-MiniLM-L6-v2": Published(
@@ -193,56 +248,9 @@ FAMILIES: Mapping[str, Published] = {
     ),
     "bge-reranker-large": Published(_xlm_roberta(**_LARGE, max_position_embeddings=514), write_unigram),
     "bge-reranker-v2-m3": Published(_xlm_roberta(**_LARGE, max_position_embeddings=8194), write_unigram, 8192),
-    "gte-reranker-modernbert-base": Published(
-        {
-            "architectures": ["ModernBertForSequenceClassification"],
-            "model_type": "modernbert",
-            "attention_bias": False,
-            "attention_dropout": 0.0,
-            "bos_token_id": 50281,
-            "classifier_activation": "gelu",
-            "classifier_bias": False,
-            "classifier_dropout": 0.0,
-            "classifier_pooling": "mean",
-            "cls_token_id": 50281,
-            "decoder_bias": True,
-            "deterministic_flash_attn": False,
-            "embedding_dropout": 0.0,
-            "eos_token_id": 50282,
-            "global_attn_every_n_layers": 3,
-            "global_rope_theta": 160000.0,
-            "gradient_checkpointing": False,
-            "hidden_activation": "gelu",
-            "hidden_size": 768,
-            "id2label": {"0": "LABEL_0"},
-            "initializer_cutoff_factor": 2.0,
-            "initializer_range": 0.02,
-            "intermediate_size": 1152,
-            "label2id": {"LABEL_0": 0},
-            "layer_norm_eps": 1e-05,
-            "local_attention": 128,
-            "local_rope_theta": 10000.0,
-            "max_position_embeddings": 8192,
-            "mlp_bias": False,
-            "mlp_dropout": 0.0,
-            "norm_bias": False,
-            "norm_eps": 1e-05,
-            "num_attention_heads": 12,
-            "num_hidden_layers": 22,
-            "pad_token_id": 50283,
-            "position_embedding_type": "absolute",
-            "reference_compile": False,
-            "repad_logits_with_grad": False,
-            "sep_token_id": 50282,
-            "sparse_pred_ignore_index": -100,
-            "sparse_prediction": False,
-            "torch_dtype": "float16",
-            "transformers_version": "4.48.0.dev0",
-            "vocab_size": 50368,
-        },
-        write_bytes,
-        8192,
-    ),
+    "gte-reranker-modernbert-base": Published(_MODERNBERT, write_bytes, 8192),
+    "ettin-reranker-17m-v1": Published(_ettin(**_17M), write_bytes, 7999, has_modules=True),
+    "ettin-reranker-68m-v1": Published(_ettin(**_68M), write_bytes, 7999, has_modules=True),
     "ms-marco-electra-base": Published(
         {
             **_COMMON,

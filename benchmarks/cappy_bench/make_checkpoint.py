@@ -38,6 +38,7 @@ from transformers import (
     RobertaTokenizerFast,
 )
 
+from cappy_bench import family_ettin
 from cappy_bench.families import FAMILIES
 from cappy_export.checkpoints.config import read_config
 from cappy_export.checkpoints.models import build_model, model_config
@@ -105,12 +106,15 @@ def make_family(out: Path, family: str, *, is_tiny: bool = False, seed: int = 0)
     fast.save_pretrained(out)
     written = published.config_of(fast, is_tiny=is_tiny)
     (out / "config.json").write_text(json.dumps(written, indent=2))
-    model = build_model(model_config(read_config(out, family)))
+    head = family_ettin.HEAD if published.has_modules else None
+    model = build_model(model_config(read_config(out, family, head=head)))
     model.eval()
     _fill(model, seed)
     _calibrate_head(model, fast)
     dtype = getattr(torch, written.get("torch_dtype", "float32"))
     weights = {name: value.to(dtype) for name, value in model.state_dict().items()}
+    if published.has_modules:
+        weights = family_ettin.write_modules(out, weights)
     positions = torch.arange(written["max_position_embeddings"])[None]
     save_weights({**weights, **dict.fromkeys(published.buffers, positions)}, out, "safetensors")
     return out

@@ -72,6 +72,7 @@ def random_inputs(lengths: Sequence[int]) -> dict[str, Ids]:
 
 MODEL = random_model()
 GRAPH = written(MODEL)
+OF_FIRST = written(random_model(classifier_pooling="cls"))
 
 
 @pytest.mark.parametrize("has_kernels", [False, True])
@@ -97,6 +98,9 @@ def test_the_window_counts() -> None:
     "changes",
     [
         {"classifier_pooling": "cls"},
+        {"classifier_pooling": "cls", "num_hidden_layers": 2},
+        {"classifier_pooling": "cls", "num_hidden_layers": 1},
+        {"classifier_pooling": "cls", "attention_bias": True, "mlp_bias": True, "norm_bias": True},
         {"num_hidden_layers": 2},
         {"global_attn_every_n_layers": 1},
         {"local_rope_theta": 160000.0},
@@ -114,13 +118,14 @@ def test_what_a_config_may_say_is_in_the_graph(changes: dict[str, Any]) -> None:
     np.testing.assert_allclose(logits_of(written(model), inputs), torch_logits(model, inputs), rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("graph", [GRAPH, OF_FIRST], ids=["mean", "cls"])
 @pytest.mark.parametrize("has_kernels", [False, True])
-def test_a_pair_has_one_score_alone_and_in_company(has_kernels: bool) -> None:
+def test_a_pair_has_one_score_alone_and_in_company(has_kernels: bool, graph: onnx.ModelProto) -> None:
     inputs = random_inputs([150, 5, 64, 33])
-    together = logits_of(GRAPH, inputs, has_kernels=has_kernels)
+    together = logits_of(graph, inputs, has_kernels=has_kernels)
     for row, length in enumerate(inputs["attention_mask"].sum(axis=1)):
         alone = {name: value[row : row + 1, :length] for name, value in inputs.items()}
-        found = logits_of(GRAPH, alone, has_kernels=has_kernels)
+        found = logits_of(graph, alone, has_kernels=has_kernels)
         np.testing.assert_allclose(found, together[row : row + 1], rtol=0, atol=1e-6)
 
 
@@ -130,6 +135,17 @@ def test_the_graph_is_valid_and_its_head_is_found() -> None:
     assert not [name for name in head_nodes(GRAPH) if name.startswith(("layer.", "final_norm"))]
     kinds = [node.op_type for node in GRAPH.graph.node if node.op_type.endswith("Attention")]
     assert kinds == ["Attention", "LocalAttention", "LocalAttention", "Attention", "FirstAttention"]
+
+
+def test_the_last_layer_computes_what_is_read() -> None:
+    """A head that reads the first token leaves one row for each pair, from the last layer's attention on."""
+    onnx.checker.check_model(OF_FIRST, full_check=True)
+    assert head_nodes(OF_FIRST) == {"head/dense", "head/activation", "head/norm", "logits"}
+    kinds = [node.op_type for node in OF_FIRST.graph.node if node.op_type.endswith("Attention")]
+    assert kinds == ["Attention", "LocalAttention", "LocalAttention", "FirstAttention"]
+    # A local last layer would see near tokens alone.
+    local = written(random_model(classifier_pooling="cls", num_hidden_layers=3))
+    assert "FirstAttention" not in {node.op_type for node in local.graph.node}
 
 
 def test_other_activations_are_left_to_optimum() -> None:

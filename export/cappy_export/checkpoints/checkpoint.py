@@ -19,11 +19,12 @@ from cappy_engine.errors import CheckpointError
 from cappy_engine.storage import sha256_of
 from cappy_export.checkpoints.activation import find_activation
 from cappy_export.checkpoints.config import has_head, read_config, read_json
-from cappy_export.checkpoints.cross_encoder import read_cross_encoder
+from cappy_export.checkpoints.cross_encoder import SavedCrossEncoder, read_cross_encoder
 from cappy_export.checkpoints.hub import CROSS_ENCODER_FILES, TOKENIZER_FILES, locate, weight_files
 from cappy_export.checkpoints.models import build_model, fit_encoder, model_config, unused_weights, with_dropout
 from cappy_export.checkpoints.naming import listed
 from cappy_export.checkpoints.refusals import refusing
+from cappy_export.checkpoints.score_modules import ScoreModules, with_head_weights
 from cappy_export.checkpoints.weights import check_counts, check_finite, check_keys, check_plain, read_weights
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ class Checkpoint:
     """Hold a checkpoint on disk, judged but not loaded. `weight_files` are in `folder`; `revision` is a hub commit.
 
     `score` says what its authors' tools apply to the model's output (`activation.py`). Without `has_head` the files
-    hold an encoder, and `config` is of the same encoder with a head for one score.
+    hold an encoder, and `config` is of the same encoder with a head for one score. `modules` are the head's, where it
+    lies beside the encoder.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Checkpoint:
     weight_files: tuple[str, ...]
     score: Mapping[str, str | None]
     has_head: bool = True
+    modules: ScoreModules | None = None
 
     @property
     def weight_paths(self) -> list[Path]:
@@ -57,6 +60,7 @@ class Checkpoint:
         names = (
             "config.json",
             *self.weight_files,
+            *(self.modules.files if self.modules else ()),
             *(name for name in (*TOKENIZER_FILES, *CROSS_ENCODER_FILES) if (self.folder / name).is_file()),
         )
         return {name: sha256_of(self.folder / name) for name in names}
@@ -82,13 +86,14 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, needs_he
     CheckpointError, which says what was found and what is needed.
     """
     found = locate(source, revision=revision)
-    saved = read_cross_encoder(found.folder) if needs_head else {}
-    config = read_config(found.folder, found.name, needs_head=needs_head)
+    saved = read_cross_encoder(found.folder) if needs_head else SavedCrossEncoder()
+    head = saved.modules.config if saved.modules else None
+    config = read_config(found.folder, found.name, needs_head=needs_head, head=head)
     told = read_json(found.folder / "config.json")
-    score = find_activation(told, found.folder / "config.json", saved)
+    score = find_activation(told, found.folder / "config.json", saved.config)
     format_, files = weight_files(found.folder, found.name)
     is_whole = needs_head or has_head(told)
-    return Checkpoint(found.name, found.commit, found.folder, config, format_, files, score, is_whole)
+    return Checkpoint(found.name, found.commit, found.folder, config, format_, files, score, is_whole, saved.modules)
 
 
 def load_model(checkpoint: Checkpoint, *, is_quiet: bool = False, attention: str = "eager") -> PreTrainedModel:
@@ -122,6 +127,8 @@ def load_with_head(
         config = model_config(checkpoint.config)
     try:
         weights = read_weights(checkpoint.weight_paths, checkpoint.format)
+        if checkpoint.modules:
+            weights = with_head_weights(checkpoint.folder, checkpoint.modules, weights)
         check_counts(config, weights)
         with refusing(described):
             hollow = build_model(config, is_hollow=True)

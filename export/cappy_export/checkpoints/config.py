@@ -40,11 +40,23 @@ COUNTS_FROM_PADDING = frozenset(
 REFUSED_PARTS = ("auto_map", "attn_implementation", "kernel", "quantization", "custom_", "trust_remote", "_hub")
 
 
+RAW_SCORES: Mapping[str, Any] = {
+    "problem_type": "regression",
+    "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"},
+}
+"""Keys of a config.json by which other tools give raw scores.
+
+Without `problem_type`, the transformers pipeline puts a sigmoid on the score; without `activation_fn`,
+sentence-transformers and vLLM do.
+"""
+
 MAX_JSON_BYTES = 64 * 2**20
 """A config, or an index of weights, has some kilobytes; what is larger is refused before it is read."""
 
 
-def read_config(folder: Path, name: str, *, needs_head: bool = True) -> dict[str, Any]:
+def read_config(
+    folder: Path, name: str, *, needs_head: bool = True, head: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Read `config.json`, reduced to the keys that the model is built from.
 
     >>> read_config(Path("export/cappy_mini/checkpoint"), "cappy-mini")["model_type"]
@@ -52,7 +64,8 @@ def read_config(folder: Path, name: str, *, needs_head: bool = True) -> dict[str
 
     Raises CheckpointError for keys that could make transformers fetch or run code, for keys that it would lose though
     they may change scores, for values that it does not know, and for models that do not give one score for a pair.
-    Unless it `needs_head`, an encoder's config is that of a model which does: see `has_head`.
+    Unless it `needs_head`, an encoder's config is that of a model which does: see `has_head`. `head` is what the config
+    of an encoder has with the head that lies beside it (`score_modules.py`).
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -65,7 +78,9 @@ def read_config(folder: Path, name: str, *, needs_head: bool = True) -> dict[str
         raise CheckpointError(
             f"{path} names the model type {shown(repr(model_type))}, which this transformers does not know"
         )
-    if needs_head or has_head(config):
+    if head is not None:
+        config = with_head(config, name) | dict(head)
+    elif needs_head or has_head(config):
         check_architecture(config, name)
     else:
         config = with_head(config, name)
@@ -174,13 +189,10 @@ def bundle_config(config: Mapping[str, Any]) -> dict[str, Any]:
     >>> bundle_config({"model_type": "bert"})["problem_type"]
     'regression'
 
-    Without `problem_type`, the transformers pipeline puts a sigmoid on the score; without `activation_fn`,
-    sentence-transformers and vLLM do.
+    See RAW_SCORES.
     """
     written: dict[str, Any] = CONFIG_MAPPING[config["model_type"]](**config_arguments(config)).to_diff_dict()
-    written["problem_type"] = "regression"
-    written["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity"}
-    return written
+    return {**written, **RAW_SCORES}
 
 
 def read_tokenizer_config(

@@ -30,8 +30,15 @@ TOKENIZER_FILES = tuple(
     sentencepiece.bpe.model spiece.model spm.model bpe.codes""".split()
 )
 
-CROSS_ENCODER_FILES = ("modules.json", "config_sentence_transformers.json")
+CROSS_ENCODER_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 """Files of sentence-transformers that say what its CrossEncoder does beside the model (`cross_encoder.py`)."""
+
+HEAD_FILES = tuple(
+    f"*_{name}"
+    for name in """Pooling/config.json Dense/config.json Dense/model.safetensors
+    LayerNorm/config.json LayerNorm/model.safetensors""".split()
+)
+"""Patterns of the files of modules that compute its score (`score_modules.py`)."""
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +56,7 @@ def locate(
     source: str | Path,
     *,
     revision: str | None = None,
-    files: Sequence[str] = ("config.json", *TOKENIZER_FILES, *CROSS_ENCODER_FILES),
+    files: Sequence[str] = ("config.json", *TOKENIZER_FILES, *CROSS_ENCODER_FILES, *HEAD_FILES),
     formats: Sequence[str] = tuple(WEIGHT_FILES),
 ) -> Located:
     """Find a local folder, or download a hub id at `revision`: `files`, and the first of `formats` that is there.

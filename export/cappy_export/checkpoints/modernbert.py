@@ -39,7 +39,7 @@ def translate(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     for key, read_instead in (("layer_norm_eps", "norm_eps"), ("rope_theta", "global_rope_theta")):
         if key in found and found[key] == found.get(read_instead, parameters("modernbert")[read_instead]):
             del found[key]
-    if found.get("position_embedding_type") == "absolute":  # its authors' configs have it, and no version reads it
+    if found.get("position_embedding_type") in ("absolute", "sans_pos"):  # in authors' configs, and no version reads it
         del found["position_embedding_type"]
     return found
 

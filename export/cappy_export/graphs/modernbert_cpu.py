@@ -6,7 +6,8 @@ operator of `operators.py` each. Feed-forward layers multiply one half of their 
 the other. Layers without biases get zeros, so that int8 is the same operator for all.
 
 The head reads the mean of a pair's tokens, or its first token. The mean is attention by a query of zeros, which gives
-each token the same weight; so a pair's mean is summed apart from its neighbours.
+each token the same weight; so a pair's mean is summed apart from its neighbours. Where it reads the first token, the
+last layer computes queries, attention output and feed-forward for that token alone, as in `cpu.py`.
 """
 
 from __future__ import annotations
@@ -82,10 +83,14 @@ class _Encoder:
         return self.norm("model.embeddings.norm", words, "embeddings/norm")
 
     def layer(self, number: int, hidden: str, tokens: Tokens) -> str:
-        """Write a layer: (tokens, hidden) to the same."""
+        """Write a layer: (tokens, hidden) to the same, or to (batch, hidden) if only first tokens are read."""
         graph, prefix, name = self._graph, f"model.layers.{number}", f"layer.{number}"
         read = self.norm(f"{prefix}.attn_norm", hidden, f"{name}/attention/norm") if number else hidden
-        context = self._attention(number, read, tokens)
+        if self._is_of_first_tokens(number):
+            context = self._attention_of_first(number, read, tokens)
+            hidden = graph.add("Gather", [hidden, tokens.starts], f"{name}/first_tokens")
+        else:
+            context = self._attention(number, read, tokens)
         attended = self._linear(f"{prefix}.attn.Wo", context, f"{name}/attention/output/dense")
         middle = graph.add("Add", [hidden, attended], f"{name}/attention/residual")
         normed = self.norm(f"{prefix}.mlp_norm", middle, f"{name}/norm")
@@ -103,7 +108,8 @@ class _Encoder:
     def head(self, hidden: str, tokens: Tokens) -> None:
         """Write the head: logits (batch, 1)."""
         graph, config = self._graph, self._config
-        pooled = graph.add("Gather", [hidden, tokens.starts], "first_tokens")
+        is_of_first_tokens = self._is_of_first_tokens(config.num_hidden_layers - 1)
+        pooled = hidden if is_of_first_tokens else graph.add("Gather", [hidden, tokens.starts], "first_tokens")
         if config.classifier_pooling == "mean":
             nothing = graph.add("Mul", [pooled, graph.constant("zero_float", 0.0)], "head/zeros")
             twice = graph.add("Concat", [hidden, hidden], "head/keys_and_values", axis=1)
@@ -124,36 +130,68 @@ class _Encoder:
         graph, config, name = self._graph, self._config, f"layer.{number}/attention"
         packed = self._linear(f"model.layers.{number}.attn.Wqkv", hidden, f"{name}/query_key_value")
         size, heads = config.hidden_size, config.num_attention_heads
-        is_local = number % config.global_attn_every_n_layers != 0
-        local_theta = config.global_rope_theta if config.local_rope_theta is None else config.local_rope_theta
-        theta = local_theta if is_local else config.global_rope_theta
-        tables = [f"rotations.{theta}.{part}" for part in ("cos", "sin")]
-        if tables[0] not in graph.constants:
-            for table, values in zip(tables, rotations(config, theta), strict=True):
-                graph.constant(table, values)
-        parts, axis = [f"{name}/query_key", f"{name}/value"], graph.constant("second_axis", [1])
+        parts = [f"{name}/query_key", f"{name}/value"]
         sizes = graph.constant("query_key_and_value", [2 * size, size])
         graph.add_all("Split", [packed, sizes], parts, f"{name}/parts", domain="", axis=1)
-        lifted = graph.add("Unsqueeze", [parts[0], axis], f"{name}/lifted")  # each token a sequence
-        turned = graph.add("RotaryEmbedding", [lifted, self.places, *tables], f"{name}/rotated", domain=MICROSOFT)
-        rotated = graph.add("Squeeze", [turned, axis], f"{name}/lowered")
+        rotated = self._rotated(number, parts[0])
         whole = graph.add("Concat", [rotated, parts[1]], f"{name}/packed", axis=1)
-        if not is_local:
+        if not self._is_local(number):
             return graph.add("Attention", [whole, tokens.lengths], name, domain=DOMAIN, heads=heads)
         window = config.local_attention // 2
         return graph.add("LocalAttention", [whole, tokens.lengths], name, domain=DOMAIN, heads=heads, window=window)
 
-    def _linear(self, weights: str, hidden: str, name: str) -> str:
-        matrix = self._graph.constant(f"{weights}.matrix", self._weights[f"{weights}.weight"].T)
-        return self._graph.add("Gemm", [hidden, matrix, self._bias(weights)], name)
+    def _attention_of_first(self, number: int, hidden: str, tokens: Tokens) -> str:
+        """Attend from each pair's first token, which is at place 0 and need not be rotated: (batch, hidden)."""
+        graph, name, size = self._graph, f"layer.{number}/attention", self._config.hidden_size
+        weights = f"model.layers.{number}.attn.Wqkv"
+        first = graph.add("Gather", [hidden, tokens.starts], f"{name}/first_tokens")
+        query = self._linear(weights, first, f"{name}/query", rows=slice(0, size))
+        packed = self._linear(weights, hidden, f"{name}/key_value", rows=slice(size, 3 * size))
+        parts = [f"{name}/key", f"{name}/value"]
+        halves = graph.constant("key_and_value", [size, size])
+        graph.add_all("Split", [packed, halves], parts, f"{name}/parts", domain="", axis=1)
+        inputs = [self._rotated(number, parts[0]), parts[1]]
+        whole = graph.add("Concat", inputs, f"{name}/packed", axis=1)
+        heads = self._config.num_attention_heads
+        return graph.add("FirstAttention", [query, whole, tokens.lengths], name, domain=DOMAIN, heads=heads)
+
+    def _rotated(self, number: int, hidden: str) -> str:
+        """Rotate the heads of (tokens, heads * head size) by the tokens' places in their pairs."""
+        graph, config, name = self._graph, self._config, f"layer.{number}/attention"
+        local_theta = config.global_rope_theta if config.local_rope_theta is None else config.local_rope_theta
+        theta = local_theta if self._is_local(number) else config.global_rope_theta
+        tables = [f"rotations.{theta}.{part}" for part in ("cos", "sin")]
+        if tables[0] not in graph.constants:
+            for table, values in zip(tables, rotations(config, theta), strict=True):
+                graph.constant(table, values)
+        axis = graph.constant("second_axis", [1])
+        lifted = graph.add("Unsqueeze", [hidden, axis], f"{name}/lifted")  # each token a sequence
+        turned = graph.add("RotaryEmbedding", [lifted, self.places, *tables], f"{name}/rotated", domain=MICROSOFT)
+        return graph.add("Squeeze", [turned, axis], f"{name}/lowered")
+
+    def _is_local(self, number: int) -> bool:
+        return bool(number % self._config.global_attn_every_n_layers != 0)
+
+    def _is_of_first_tokens(self, number: int) -> bool:
+        """Tell whether only first tokens are read of a layer: it is the last, they are pooled, and they see all."""
+        is_last = number == self._config.num_hidden_layers - 1
+        return is_last and self._config.classifier_pooling == "cls" and not self._is_local(number)
+
+    def _linear(self, weights: str, hidden: str, name: str, *, rows: slice = slice(None)) -> str:
+        """Write a linear layer, or the one that gives some `rows` of its outputs."""
+        matrix = self._weights[f"{weights}.weight"][rows].T
+        part = "" if rows == slice(None) else f".{rows.start}"
+        bias = self._bias(weights, rows)
+        return self._graph.add("Gemm", [hidden, self._graph.constant(f"{weights}{part}.matrix", matrix), bias], name)
 
     def _activation(self, kind: str, hidden: str, name: str) -> str:
         operator, domain = ACTIVATIONS[kind]
         return self._graph.add(operator, [hidden], name, domain=domain)
 
-    def _bias(self, weights: str) -> str:
+    def _bias(self, weights: str, rows: slice = slice(None)) -> str:
         """Add the bias of a linear layer or a norm: zeros, shared by all of one size, where it has none."""
+        part = "" if rows == slice(None) else f".{rows.start}"
         if f"{weights}.bias" in self._weights:
-            return self._graph.constant(f"{weights}.bias", self._weights[f"{weights}.bias"])
-        size = len(self._weights[f"{weights}.weight"])
+            return self._graph.constant(f"{weights}{part}.bias", self._weights[f"{weights}.bias"][rows])
+        size = len(self._weights[f"{weights}.weight"][rows])
         return self._graph.constant(f"zeros.{size}", np.zeros(size, np.float32))
