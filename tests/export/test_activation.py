@@ -110,13 +110,12 @@ def test_a_prompt_that_sentence_transformers_puts_before_each_pair_is_refused(ch
 
 
 def test_a_head_in_modules_of_sentence_transformers_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    """Ettin's rerankers are published like this."""
     folder = saved(checkpoint, tmp_path / "saved")
     modules = json.loads((folder / "modules.json").read_text())
     for number, kind in enumerate(("Pooling", "Dense"), start=1):
         modules.append({"idx": number, "name": str(number), "path": f"{number}_{kind}", "type": f"x.y.{kind}"})
     (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(CheckpointError, match=r"score comes from Pooling, Dense behind the model"):
+    with pytest.raises(CheckpointError, match=r"score comes from x.y.Pooling, x.y.Dense behind the model"):
         open_checkpoint(folder)
     assert open_checkpoint(folder, needs_head=False).has_head
     edit(folder / "config_sentence_transformers.json", lambda config: config.update(model_type="SparseEncoder"))

@@ -20,7 +20,7 @@ from cappy_bench.make_checkpoint import make_family
 from cappy_engine import Scorer
 from cappy_engine.errors import CheckpointError
 from cappy_export import ExportOptions, export
-from cappy_export.checkpoints.checkpoint import digest_of_files, open_checkpoint
+from cappy_export.checkpoints.checkpoint import digest_of_files, load_with_head, open_checkpoint
 from cappy_export.proof.pairs import default_pairs
 from cappy_export.proof.reference import score_checkpoint
 from tests.support.checkpoints import edit
@@ -142,6 +142,17 @@ def test_the_files_of_modules_come_from_the_hub(ettin: Path, preloaded: Path, tm
     assert fetched == set(open_checkpoint(ettin).files)
 
 
+def test_a_training_begins_with_the_head(ettin: Path, tmp_path: Path) -> None:
+    opened = open_checkpoint(ettin, needs_head=False)
+    model, new = load_with_head(opened)
+    assert (opened.has_head, new) == (True, [])
+    weights = load_file(ettin / "2_Dense" / "model.safetensors")
+    assert torch.equal(model.head.dense.weight, weights["linear.weight"])
+    folder = shutil.copytree(ettin, tmp_path / "copy")
+    rewritten("modules.json", lambda modules: modules[:2])(folder)  # an encoder, then
+    assert len(load_with_head(open_checkpoint(folder, needs_head=False))[1]) == 4
+
+
 def changed(file: str, **keys: Any) -> Callable[[Path], None]:
     return lambda folder: edit(folder / file, lambda config: config.update(keys))
 
@@ -184,7 +195,7 @@ def rewritten(file: str, change: Callable[[Any], Any]) -> Callable[[Path], None]
         (rewritten("modules.json", lambda modules: []), "must hold a list of modules"),
         (
             rewritten("modules.json", lambda modules: [*modules[:4], {**modules[4], "type": "evil.Dense"}]),
-            "score comes from .*evil.Dense behind",
+            "score comes from Pooling, Dense, LayerNorm, evil.Dense behind",
         ),
         (
             rewritten("modules.json", lambda modules: [*modules[:4], {**modules[4], "path": "../4_Dense"}]),

@@ -19,7 +19,7 @@ from cappy_engine.errors import CheckpointError
 from cappy_engine.storage import sha256_of
 from cappy_export.checkpoints.activation import find_activation
 from cappy_export.checkpoints.config import has_head, read_config, read_json
-from cappy_export.checkpoints.cross_encoder import SavedCrossEncoder, read_cross_encoder
+from cappy_export.checkpoints.cross_encoder import read_cross_encoder
 from cappy_export.checkpoints.hub import CROSS_ENCODER_FILES, TOKENIZER_FILES, locate, weight_files
 from cappy_export.checkpoints.models import build_model, fit_encoder, model_config, unused_weights, with_dropout
 from cappy_export.checkpoints.naming import listed
@@ -86,13 +86,13 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, needs_he
     CheckpointError, which says what was found and what is needed.
     """
     found = locate(source, revision=revision)
-    saved = read_cross_encoder(found.folder) if needs_head else SavedCrossEncoder()
+    saved = read_cross_encoder(found.folder, needs_head=needs_head)
     head = saved.modules.config if saved.modules else None
     config = read_config(found.folder, found.name, needs_head=needs_head, head=head)
     told = read_json(found.folder / "config.json")
     score = find_activation(told, found.folder / "config.json", saved.config)
     format_, files = weight_files(found.folder, found.name)
-    is_whole = needs_head or has_head(told)
+    is_whole = needs_head or has_head(told) or saved.modules is not None
     return Checkpoint(found.name, found.commit, found.folder, config, format_, files, score, is_whole, saved.modules)
 
 

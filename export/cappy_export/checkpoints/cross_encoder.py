@@ -16,7 +16,7 @@ from cappy_engine.errors import CheckpointError
 from cappy_export.checkpoints.config import read_any_json, read_json
 from cappy_export.checkpoints.hub import CROSS_ENCODER_FILES
 from cappy_export.checkpoints.naming import shown
-from cappy_export.checkpoints.score_modules import ScoreModules, read_modules
+from cappy_export.checkpoints.score_modules import ScoreModules, is_head, read_modules
 
 MODULES, INPUTS, SAVED = CROSS_ENCODER_FILES
 
@@ -36,20 +36,24 @@ class SavedCrossEncoder:
     modules: ScoreModules | None = None
 
 
-def read_cross_encoder(folder: Path) -> SavedCrossEncoder:
+def read_cross_encoder(folder: Path, *, needs_head: bool = True) -> SavedCrossEncoder:
     """Read what is kept of a CrossEncoder in a checkpoint's folder; empty unless it is one.
 
     >>> read_cross_encoder(Path("export/cappy_mini/checkpoint")).config
     {}
 
     sentence-transformers reads config_sentence_transformers.json only beside a modules.json. Raises CheckpointError for
-    scores that come from more than the model, its head and the texts of a pair.
+    scores that come from more than the model, its head and the texts of a pair. Unless it `needs_head`, only a head is
+    looked for, and what is not one is left out.
     """
     if not (folder / MODULES).is_file() or not (folder / SAVED).is_file():
         return SavedCrossEncoder()
     found = read_json(folder / SAVED)
     if found.get("model_type") != "CrossEncoder":
         return SavedCrossEncoder()
+    if not needs_head:
+        told = read_any_json(folder / MODULES)
+        return SavedCrossEncoder({}, _read_modules(folder)) if is_head(told) else SavedCrossEncoder()
     modules = _read_modules(folder)
     _check_inputs(folder / INPUTS, output="last_hidden_state" if modules else "logits")
     _check_prompt(found, folder / SAVED)

@@ -67,6 +67,16 @@ class ScoreModules:
         return (f"{self.pooling}/{CONFIG}", *(f"{each}/{name}" for each in with_weights for name in (CONFIG, WEIGHTS)))
 
 
+def is_head(modules: Any) -> bool:
+    """Tell whether the content of a modules.json names a model and the modules that are its head.
+
+    >>> is_head([{"type": "sentence_transformers.base.modules.transformer.Transformer"}])
+    False
+    """
+    kinds = [_kind(module) for module in modules] if isinstance(modules, list) else []
+    return kinds == ["Transformer", *KINDS]
+
+
 def read_modules(folder: Path, modules: Sequence[Mapping[str, Any]], path: Path) -> ScoreModules:
     """Judge the `modules` behind the model, entries of the modules.json at `path`, and read their configs.
 
@@ -75,11 +85,10 @@ def read_modules(folder: Path, modules: Sequence[Mapping[str, Any]], path: Path)
 
     Raises CheckpointError for all that a ModernBERT's own head does not compute.
     """
-    kinds = [str(module.get("type")) for module in modules]
-    names = [kind.rpartition(".")[2] for kind in kinds]
+    names = [_kind(module) for module in modules]
     config = read_json(folder / CONFIG)
-    if tuple(names) != KINDS or not all(kind.startswith(PACKAGE) for kind in kinds):
-        raise _not_exported(path, listed(kinds if tuple(names) == KINDS else names))
+    if tuple(names) != KINDS:
+        raise _not_exported(path, listed(names))
     if config.get("model_type") != "modernbert":
         raise _not_exported(path, f"{listed(names)} behind a model of the type {shown(config.get('model_type'))}")
     places = [_folder_of(module, path) for module in modules]
@@ -133,6 +142,12 @@ def with_head_weights(
         head["head.dense.bias"] = dense["bias"]
     is_encoder = not any(name.startswith("model.") for name in weights)
     return {**{f"model.{name}" if is_encoder else name: value for name, value in weights.items()}, **head}
+
+
+def _kind(module: Any) -> str:
+    """Name the class of a module: shortly, if it is sentence-transformers' own."""
+    kind = str(module.get("type")) if isinstance(module, dict) else repr(module)
+    return kind.rpartition(".")[2] if kind.startswith(PACKAGE) else kind
 
 
 def _weights(path: Path, prefix: str, *, has_bias: bool | None) -> dict[str, torch.Tensor]:
