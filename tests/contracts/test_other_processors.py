@@ -22,7 +22,18 @@ from cappy_engine.errors import InstallationError
 from cappy_engine.native import build as native
 from cappy_engine.native import reference
 from cappy_engine.native.library import NativeLibrary
-from cappy_engine.native.operands import AFTER_GELU, Bf16Layer, Bytes, Distances, Floats, Ids, Layer, Rotation, Rounding
+from cappy_engine.native.operands import (
+    AFTER_GELU,
+    Angles,
+    Bf16Layer,
+    Bytes,
+    Distances,
+    Floats,
+    Ids,
+    Layer,
+    Rotation,
+    Rounding,
+)
 from tests.support.places import ROOT
 
 pytestmark = pytest.mark.slow
@@ -50,6 +61,10 @@ class LibraryInAProgram(NativeLibrary):
         scales = np.frombuffer(found, np.float32, offset=x.size)
         return np.frombuffer(found, np.uint8, x.size).reshape(x.shape), scales.reshape(-1, 1)
 
+    def gate_rows(self, instruction_set: str, x: Floats) -> Floats:
+        found = self._run("gate", instruction_set, len(x), x.shape[1] // 2, arrays=[x])
+        return np.frombuffer(found, np.float32).reshape(len(x), -1)
+
     def linear(
         self, instruction_set: str, layer: Layer, rows: Bytes, scales: Floats, residual: Floats | None = None
     ) -> Floats:
@@ -73,9 +88,11 @@ class LibraryInAProgram(NativeLibrary):
         heads: int,
         window: int | None = None,
         distances: Distances | None = None,
+        angles: Angles | None = None,
     ) -> Floats:
         shape = (0, heads, packed.shape[1] // 3 // heads, -1 if window is None else window)
-        return self._run_attention(instruction_set, shape, lengths, [packed], distances).reshape(len(packed), -1)
+        found = self._run_attention(instruction_set, shape, lengths, [packed], (distances, angles))
+        return found.reshape(len(packed), -1)
 
     def first_attention(
         self,
@@ -85,9 +102,11 @@ class LibraryInAProgram(NativeLibrary):
         lengths: Ids,
         heads: int,
         distances: Distances | None = None,
+        angles: Angles | None = None,
     ) -> Floats:
         shape = (1, heads, queries.shape[1] // heads, -1)
-        return self._run_attention(instruction_set, shape, lengths, [queries, packed], distances).reshape(queries.shape)
+        found = self._run_attention(instruction_set, shape, lengths, [queries, packed], (distances, angles))
+        return found.reshape(queries.shape)
 
     def _run_attention(
         self,
@@ -95,13 +114,17 @@ class LibraryInAProgram(NativeLibrary):
         shape: tuple[int, int, int, int],
         lengths: Ids,
         arrays: list[npt.NDArray[Any]],
-        distances: Distances | None,
+        positions: tuple[Distances | None, Angles | None],
     ) -> Floats:
         how: tuple[float, ...] = (0, 0, shape[2] ** -0.5)
+        distances, angles = positions
         if distances is not None:
             how = (distances.keys.shape[1], len(distances.rows) // 2, distances.scale)
             arrays = [*arrays, distances.keys, distances.queries, distances.rows]
-        found = self._run("attention", instruction_set, *shape, *how, *lengths, arrays=arrays)
+        places = 0 if angles is None else len(angles[0])
+        found = self._run(
+            "attention", instruction_set, *shape, *how, places, *lengths, arrays=[*arrays, *(angles or ())]
+        )
         return np.frombuffer(found, np.float32)
 
     def _run(self, *words: object, arrays: Sequence[npt.NDArray[Any] | None] = ()) -> bytes:

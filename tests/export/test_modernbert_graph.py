@@ -134,7 +134,13 @@ def test_the_graph_is_valid_and_its_head_is_found() -> None:
     assert {"head/mean", "head/dense", "head/norm", "logits"} <= head_nodes(GRAPH)
     assert not [name for name in head_nodes(GRAPH) if name.startswith(("layer.", "final_norm"))]
     kinds = [node.op_type for node in GRAPH.graph.node if node.op_type.endswith("Attention")]
-    assert kinds == ["Attention", "LocalAttention", "LocalAttention", "Attention", "FirstAttention"]
+    assert kinds == [
+        "RotaryAttention",
+        "LocalRotaryAttention",
+        "LocalRotaryAttention",
+        "RotaryAttention",
+        "FirstAttention",
+    ]
 
 
 def test_the_last_layer_computes_what_is_read() -> None:
@@ -142,10 +148,10 @@ def test_the_last_layer_computes_what_is_read() -> None:
     onnx.checker.check_model(OF_FIRST, full_check=True)
     assert head_nodes(OF_FIRST) == {"head/dense", "head/activation", "head/norm", "logits"}
     kinds = [node.op_type for node in OF_FIRST.graph.node if node.op_type.endswith("Attention")]
-    assert kinds == ["Attention", "LocalAttention", "LocalAttention", "FirstAttention"]
+    assert kinds == ["RotaryAttention", "LocalRotaryAttention", "LocalRotaryAttention", "FirstRotaryAttention"]
     # A local last layer would see near tokens alone.
     local = written(random_model(classifier_pooling="cls", num_hidden_layers=3))
-    assert "FirstAttention" not in {node.op_type for node in local.graph.node}
+    assert "FirstRotaryAttention" not in {node.op_type for node in local.graph.node}
 
 
 def test_other_activations_are_left_to_optimum() -> None:

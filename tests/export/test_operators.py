@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
 from scipy.linalg import hadamard
 
 from cappy_engine import Scorer
@@ -20,9 +19,9 @@ from cappy_engine.cpu.kernels import VARIABLE, find_kernels
 from cappy_engine.native.reference import pack, unpack
 from cappy_export.graphs.operators import DOMAIN, OPERATORS, function, operators_of, with_functions
 from cappy_export.proof.pairs import default_pairs
+from tests.support.operators import Array, attended, computed, kernel_options, run_node
 
 Floats = npt.NDArray[np.float32]
-Array = npt.NDArray[np.generic]
 
 
 def test_an_int8_file_carries_the_function_of_every_operator_and_what_it_says(bundle: Path) -> None:
@@ -31,7 +30,7 @@ def test_an_int8_file_carries_the_function_of_every_operator_and_what_it_says(bu
     model = onnx.load(str(path))
     used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
     others = {"QuantizeRows", "QuantizePositiveRows", "LocalAttention"}
-    others |= {"DisentangledAttention", "FirstDisentangledAttention"}
+    others |= {name for name in OPERATORS if "Disentangled" in name or "Rotary" in name} | {"GeGlu"}
     of_int8 = {name for name in OPERATORS if not name.startswith("Bf16")} - others
     assert operators_of(path) == sorted(used) == sorted(of_int8)
     assert all(entry.doc_string.startswith(f"{entry.name} (") for entry in model.functions)
@@ -86,13 +85,7 @@ def test_rows_are_rotated_by_a_hadamard_matrix_and_then_rounded(columns: int, bl
 
 @pytest.fixture
 def options() -> onnxruntime.SessionOptions:
-    """Options of a session that runs the kernels, and prints nothing."""
-    if (library := find_kernels().library) is None:
-        pytest.skip(f"no kernels here: {find_kernels().why_not}")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.register_custom_ops_library(str(library))
-    return options
+    return kernel_options()
 
 
 def linear_of(inner: int, **attributes: Any) -> tuple[onnx.NodeProto, dict[str, Any], dict[str, Any]]:
@@ -224,45 +217,3 @@ def test_kernels_and_functions_score_alike(bundle: Path, precision: str, monkeyp
     # In int8 a value that lies between two steps may be rounded to the one or the other.
     limit = 1e-5 if precision == "fp32" else 0.1 * float(scores[True].std())
     assert 0 < np.abs(scores[True] - scores[False]).max() < limit
-
-
-def computed(
-    name: str,
-    inputs: dict[str, Array],
-    heads: int,
-    options: onnxruntime.SessionOptions | None = None,
-) -> Floats:
-    """The operator's result, by its function in plain ONNX Runtime unless `options` bring kernels."""
-    node = helper.make_node(name, list(inputs), ["y"], domain=DOMAIN, heads=heads)
-    return run_node(node, inputs, {}, options or onnxruntime.SessionOptions())[0]
-
-
-def run_node(
-    node: onnx.NodeProto,
-    inputs: Mapping[str, Array],
-    constants: Mapping[str, Floats],
-    options: onnxruntime.SessionOptions,
-) -> list[Floats]:
-    values = [
-        helper.make_tensor_value_info(key, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
-        for key, value in inputs.items()
-    ]
-    kinds = {"q": TensorProto.UINT8}
-    outputs = [helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), None) for name in node.output]
-    stored = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph([node], "g", values, outputs, stored)
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
-    model = with_functions(helper.make_model(graph, opset_imports=opsets, ir_version=8))
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found: list[Floats] = session.run(None, inputs)
-    return found
-
-
-def attended(rows: Floats, heads: int) -> Floats:
-    """Attention within one pair, (length, 3 hidden) to (length, hidden), in numpy."""
-    query, key, value = (part.reshape(len(rows), heads, -1).swapaxes(0, 1) for part in np.split(rows, 3, axis=1))
-    scores = query @ key.swapaxes(1, 2) / np.sqrt(query.shape[-1])
-    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    shares /= shares.sum(axis=-1, keepdims=True)
-    found: Floats = (shares @ value).swapaxes(0, 1).reshape(len(rows), -1)
-    return found

@@ -7,8 +7,9 @@
 //       < q scales weights scales bias [residual gamma beta]                                               > y
 //   run_kernels LIBRARY bf16 SET ROWS INNER COLUMNS IS_GELU HAS_NORM EPSILON
 //       < x weights bias [residual gamma beta]                                                             > y
-//   run_kernels LIBRARY attention SET IS_FIRST HEADS HEAD_SIZE WINDOW DISTANCES FARTHEST SCALE LENGTH...
-//       < [queries] packed [keys queries rows of distances]                                                > y
+//   run_kernels LIBRARY gate SET ROWS COUNT  < x                                                           > y
+//   run_kernels LIBRARY attention SET IS_FIRST HEADS HEAD_SIZE WINDOW DISTANCES FARTHEST SCALE PLACES LENGTH...
+//       < [queries] packed [keys queries rows of distances] [cosines sines of places]                      > y
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -54,7 +55,7 @@ int main(int count, char** words) {
   auto is = [&](int least, const char* what) { return count >= least && !strcmp(words[2], what); };
   void* library = count > 2 ? dlopen(words[1], RTLD_NOW) : nullptr;
   if (!library) {
-    fprintf(stderr, "%s\n", count > 2 ? dlerror() : "which library, and sets, quantize, linear, bf16 or attention?");
+    fprintf(stderr, "%s\n", count > 2 ? dlerror() : "which library, and sets, quantize, linear, bf16, gate or attention?");
     return 2;
   }
   if (is(3, "sets")) {
@@ -75,11 +76,20 @@ int main(int count, char** words) {
     write(scales, rows);
     return 0;
   }
-  if (is(12, "attention")) {
+  if (is(6, "gate")) {
+    size_t rows = whole(4), columns = whole(5);
+    auto x = read<float>(rows * 2 * columns);
+    auto y = room<float>(rows * columns);
+    auto gate = find<const char*, const float*, int64_t, int64_t, float*>(library, "cappy_gate_rows");
+    if (!gate(words[3], x, rows, columns, y)) return 1;
+    write(y, rows * columns);
+    return 0;
+  }
+  if (is(13, "attention")) {
     bool is_first = whole(4) != 0;
-    int64_t heads = whole(5), head_size = whole(6), hidden = heads * head_size, pairs = count - 11, tokens = 0;
+    int64_t heads = whole(5), head_size = whole(6), hidden = heads * head_size, pairs = count - 12, tokens = 0;
     auto lengths = room<int64_t>(pairs);
-    for (int64_t pair = 0; pair < pairs; pair++) tokens += lengths[pair] = whole(static_cast<int>(11 + pair));
+    for (int64_t pair = 0; pair < pairs; pair++) tokens += lengths[pair] = whole(static_cast<int>(12 + pair));
     int64_t stride = (is_first ? 2 : 3) * hidden, results = (is_first ? pairs : tokens) * hidden;
     auto queries = read<float>(is_first ? pairs * hidden : 0);
     auto packed = read<float>(tokens * stride);
@@ -90,7 +100,12 @@ int main(int count, char** words) {
       distances.queries = read<float>(distances.count * hidden);
       distances.rows = read<int64_t>(2 * distances.farthest + 1);
     }
-    cappy::AttentionRows rows = {packed, stride, packed + hidden, stride, y, heads, head_size, whole(7), number(10), distances};
+    cappy::AttentionAngles angles = {nullptr, nullptr, whole(11), head_size / 2};
+    if (angles.places) {
+      angles.cosines = read<float>(angles.places * angles.half);
+      angles.sines = read<float>(angles.places * angles.half);
+    }
+    cappy::AttentionRows rows = {packed, stride, packed + hidden, stride, y, heads, head_size, whole(7), number(10), distances, angles};
     if (is_first) rows.queries = queries, rows.query_stride = hidden, rows.keys = packed;
     cappy::AttentionInput input = {rows, tokens, lengths, pairs, is_first};
     if (!find<const char*, const cappy::AttentionInput*>(library, "cappy_attention")(words[3], &input)) return 1;
@@ -138,6 +153,6 @@ int main(int count, char** words) {
     write(y, rows * columns);
     return 0;
   }
-  fputs("which function: sets, quantize, linear, bf16 or attention, with the words that the source lists?\n", stderr);
+  fputs("which function: sets, quantize, linear, bf16, gate or attention, with the words that the source lists?\n", stderr);
   return 2;
 }

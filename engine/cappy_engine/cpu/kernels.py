@@ -167,7 +167,7 @@ def self_test(library: NativeLibrary, name: str) -> str:
     random = np.random.default_rng(0)
     try:
         for shape in SHAPES:
-            for find_problem in (_quantization_problem, _linear_problem, _bf16_problem):
+            for find_problem in (_quantization_problem, _rows_problem, _linear_problem, _bf16_problem):
                 if problem := find_problem(library, name, shape, random):
                     return f"{problem}, {' x '.join(map(str, shape))}"
         return _attention_problem(library, name, random)
@@ -190,6 +190,15 @@ def _quantization_problem(
     wanted = reference.quantize_rows(reference.rotate_rows(x, rotation), Rounding())
     if not (np.array_equal(found[0], wanted[0]) and np.array_equal(found[1], wanted[1])):
         return "QuantizeRotatedRows differs from numpy"
+    return ""
+
+
+def _rows_problem(library: NativeLibrary, name: str, shape: tuple[int, int, int], random: np.random.Generator) -> str:
+    rows, half, _ = shape
+    x = random.standard_normal((rows, 2 * half + 1)).astype(np.float32)
+    gated = x[: MOST_GELUS // half + 1, 1:]
+    if not _are_close(library.gate_rows(name, gated), reference.gate_rows(gated)):
+        return "GeGlu differs from numpy"
     return ""
 
 
@@ -245,6 +254,11 @@ def _attention_problem(library: NativeLibrary, name: str, random: np.random.Gene
         found = library.attention(name, packed, lengths, 2, distances=distances)
         if not _are_close(found, reference.attention(packed, lengths, 2, distances=distances)):
             return f"DisentangledAttention differs from numpy, heads of {head_size}"
+        radians = random.uniform(0, 6, (lengths.max(), head_size // 2)).astype(np.float32)
+        angles = (np.cos(radians), np.sin(radians))
+        found = library.attention(name, packed, lengths, 2, WINDOW, angles=angles)
+        if not _are_close(found, reference.attention(packed, lengths, 2, WINDOW, angles=angles)):
+            return f"LocalRotaryAttention differs from numpy, heads of {head_size}"
         queries, rest = np.split(packed, [2 * head_size], axis=1)
         given = (queries[: len(lengths)], rest, lengths, 2)
         if not _are_close(library.first_attention(name, *given), reference.first_attention(*given)):

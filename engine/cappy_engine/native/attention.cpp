@@ -76,7 +76,7 @@ class Plan {
       const int64_t begin = block * LOCAL_QUERIES, end = std::min(begin + LOCAL_QUERIES, pair.length);
       const int64_t key = std::max<int64_t>(0, begin - input_.rows.window);
       const int64_t keys = std::min(end + input_.rows.window, pair.length) - key;
-      return {pair.first_key + key, keys, pair.first_key + begin, end - begin, begin - key, head, more_heads};
+      return {pair.first_key + key, keys, pair.first_key + begin, end - begin, begin - key, key, head, more_heads};
     }
     const int64_t query = block * queries(pair) / pair.blocks;
     return {pair.first_key,
@@ -84,6 +84,7 @@ class Plan {
             (input_.is_first ? pair.number : pair.first_key) + query,
             (block + 1) * queries(pair) / pair.blocks - query,
             query,
+            0,
             head,
             more_heads};
   }
@@ -110,6 +111,14 @@ float product(const float* a, const float* b, int64_t count) {
   return sum;
 }
 
+// Value i of a head's query or key, turned if there are angles.
+float turned(const AttentionAngles& angles, int64_t place, const float* x, int64_t i) {
+  if (!angles.cosines) return x[i];
+  const int64_t half = angles.half, angle = place * half + i % half;
+  return i < half ? x[i] * angles.cosines[angle] - x[half + i] * angles.sines[angle]
+                  : x[i] * angles.cosines[angle] + x[i - half] * angles.sines[angle];
+}
+
 // For heads of a size, and tables of distances, that no model has: right, and slow.
 void attend_odd_heads(const AttentionRows& rows, const AttentionTask& task, AttentionScratch&) {
   const int64_t size = rows.head_size;
@@ -124,7 +133,9 @@ void attend_odd_heads(const AttentionRows& rows, const AttentionTask& task, Atte
         const int64_t distance = k - (task.place + q);
         if (rows.window >= 0 && std::abs(distance) > rows.window) continue;
         const float* key = rows.keys + (task.first_key + k) * rows.key_stride + head * size;
-        float score = product(query, key, size);
+        float score = 0;
+        for (int64_t i = 0; i < size; i++)
+          score += turned(rows.angles, task.key_place + task.place + q, query, i) * turned(rows.angles, task.key_place + k, key, i);
         if (distances.keys) {
           const int64_t row = (head * distances.count + distances.rows[distances.farthest + distance]) * size;
           score += product(query, distances.keys + row, size) + product(key, distances.queries + row, size);
@@ -162,6 +173,14 @@ Error check_distances(const AttentionInput& input) {
   return {};
 }
 
+Error check_angles(const AttentionInput& input) {
+  for (int64_t i = 0; i < input.pairs; i++)
+    if (input.lengths[i] > input.rows.angles.places)
+      return error("pair %lld has %lld tokens, and there are angles for %lld", static_cast<long long>(i),
+                   static_cast<long long>(input.lengths[i]), static_cast<long long>(input.rows.angles.places));
+  return {};
+}
+
 // Whether neighbours have rows that are at most 1 apart: then `prepare_distances` has room for them.
 bool is_smooth(const AttentionDistances& distances) {
   for (int64_t i = 0; i < 2 * distances.farthest; i++)
@@ -176,6 +195,8 @@ Error attend_pairs(const AttentionInput& input, AttentionKernel kernel, const Pa
   const AttentionDistances& distances = input.rows.distances;
   if (distances.keys)
     if (Error found = check_distances(input)) return found;
+  if (input.rows.angles.cosines)
+    if (Error found = check_angles(input)) return found;
   if (input.rows.head_size > MOST_HEAD_SIZE || (distances.keys && !is_smooth(distances))) kernel = attend_odd_heads;
   const Plan plan(input, parallel.threads);
   if (!plan.is_ready()) return error("no memory for a plan of %lld pairs", static_cast<long long>(input.pairs));

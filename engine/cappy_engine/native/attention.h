@@ -11,13 +11,22 @@ struct Error;     // operators.h, whose inline functions a file for one instruct
 struct Parallel;
 struct Operator;
 
-// What distances add to the scores of disentangled attention: see DisentangledAttention in the exporter's operators.py.
+// What distances add to the scores of disentangled attention: see DisentangledAttention in the exporter's attention_operators.py.
 struct AttentionDistances {
   const float* keys;      // (heads, count, head size); null: distances add nothing
   const float* queries;   // as many
   const int64_t* rows;    // 2 * farthest + 1 numbers of them: rows[farthest + k - q] is for query q and key k
   int64_t farthest;
   int64_t count;
+};
+
+// Rotary positions: values i and half + i of a head's query or key are the coordinates of a point, which is turned by angle i
+// of the token's place in its pair.
+struct AttentionAngles {
+  const float* cosines;  // (places, half); null: nothing is turned
+  const float* sines;    // as many
+  int64_t places;
+  int64_t half;  // of the head's size
 };
 
 // Rows of floats: a query, a key, a value and a result are `heads * head_size` wide. Strides count floats.
@@ -32,6 +41,7 @@ struct AttentionRows {
   int64_t window;  // a query sees keys at most so many places before and behind it; negative: all of the pair
   float scale;     // of a query's product with a key
   AttentionDistances distances;
+  AttentionAngles angles;
 };
 
 namespace {
@@ -44,7 +54,8 @@ struct AttentionTask {
   int64_t keys;  // all of the pair, or those that some of the queries see
   int64_t first_query;
   int64_t queries;  // at most MOST_QUERIES
-  int64_t place;    // of the first query in its pair, counted from the first key
+  int64_t place;      // of the first query, counted from the first key
+  int64_t key_place;  // of the first key in its pair
   int64_t first_head;
   int64_t heads;
 };
@@ -84,6 +95,8 @@ struct alignas(64) AttentionScratch {
   int32_t distance_rows[MOST_KEYS + MOST_NEIGHBOURS];  // counted from the first that is packed
   int32_t first_distance[MOST_KEYS / 4];               // of each panel of of_keys
   int64_t distances;                                   // packed in distance_keys
+
+  float turned[MOST_PANEL / 2 * MOST_HEAD_SIZE];  // keys before they are packed, where angles turn them
 };
 
 using AttentionKernel = void (*)(const AttentionRows&, const AttentionTask&, AttentionScratch&);
@@ -105,6 +118,7 @@ struct AttentionInput {
 };
 Error attend_pairs(const AttentionInput& input, AttentionKernel kernel, const Parallel& parallel);
 
-extern const Operator ATTENTION, FIRST_ATTENTION, LOCAL_ATTENTION, DISENTANGLED_ATTENTION, FIRST_DISENTANGLED_ATTENTION;
+extern const Operator ATTENTION, FIRST_ATTENTION, LOCAL_ATTENTION, DISENTANGLED_ATTENTION, FIRST_DISENTANGLED_ATTENTION,
+    ROTARY_ATTENTION, FIRST_ROTARY_ATTENTION, LOCAL_ROTARY_ATTENTION;
 
 }  // namespace cappy

@@ -73,7 +73,7 @@ void prepare_distances(const AttentionRows& rows, const Neighbours& near, int64_
   const DistanceRange range = range_of(s.distance_rows, count);
   for (int64_t i = 0; i < count; i++) s.distance_rows[i] -= static_cast<int32_t>(range.first);
   const int64_t begin = (head * given.count + range.first) * rows.head_size, distances = range.last - range.first + 1;
-  pack_keys<L>(given.keys + begin, rows.head_size, distances, rows.head_size, s.distance_keys);
+  pack_keys<L>({given.keys + begin, rows.head_size, distances, rows.head_size, 0, nullptr}, {}, s.distance_keys);
   s.distances = distances;
   multiply_keys<L>(rows, near, given.queries + begin, distances, s);
 }

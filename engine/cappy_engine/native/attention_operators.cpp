@@ -9,7 +9,7 @@
 namespace cappy {
 namespace {
 
-enum Kind { WHOLE, LOCAL, DISENTANGLED };
+enum Kind { WHOLE, LOCAL, DISENTANGLED, ROTARY, LOCAL_ROTARY };
 
 struct AttentionOptions {
   AttentionKernel kernel;
@@ -18,6 +18,7 @@ struct AttentionOptions {
   float scale;     // 0: 1 / sqrt(head size)
   bool is_first;
   bool is_disentangled;
+  bool is_rotary;
 };
 
 Error read_distances(const Call& call, size_t place, int64_t heads, int64_t head_size, AttentionDistances* distances) {
@@ -31,6 +32,16 @@ Error read_distances(const Call& call, size_t place, int64_t heads, int64_t head
   if (rows.rank != 1 || rows.shape[0] % 2 == 0)
     return error("the rows of distances are not an odd count: of both sides, and of distance 0");
   *distances = {keys.as<float>(), queries.as<float>(), rows.as<int64_t>(), rows.shape[0] / 2, keys.shape[1]};
+  return {};
+}
+
+Error read_angles(const Call& call, size_t place, int64_t head_size, AttentionAngles* angles) {
+  Tensor cosines, sines;
+  if (Error found = call.input(place, &cosines)) return found;
+  if (Error found = call.input(place + 1, &sines)) return found;
+  if (cosines.rank != 2 || 2 * cosines.columns() != head_size || !sines.is(cosines.shape, cosines.rank))
+    return error("the cosines and sines are not those of heads of %lld values", static_cast<long long>(head_size));
+  *angles = {cosines.as<float>(), sines.as<float>(), cosines.shape[0], cosines.columns()};
   return {};
 }
 
@@ -59,11 +70,14 @@ class AttentionOperator : public Kernel {
     AttentionDistances distances = {};
     if (options_.is_disentangled)
       if (Error found = read_distances(call, place + 2, heads, hidden / heads, &distances)) return found;
+    AttentionAngles angles = {};
+    if (options_.is_rotary)
+      if (Error found = read_angles(call, place + 2, hidden / heads, &angles)) return found;
     if (Error found = call.output(0, {is_first ? lengths.shape[0] : tokens, hidden}, &out)) return found;
     const float scale = options_.scale != 0 ? options_.scale : 1 / sqrtf(static_cast<float>(hidden / heads));
     const float* rows = packed.as<float>();
     AttentionRows given = {rows, width, rows + hidden, width, out.as<float>(), heads, hidden / heads, options_.window,
-                           scale, distances};
+                           scale, distances, angles};
     if (is_first) {
       given.queries = queries.as<float>();
       given.query_stride = hidden;
@@ -78,11 +92,11 @@ class AttentionOperator : public Kernel {
 
 template <Kind kind, bool is_first>
 Error create(const Node& node, Kernel** kernel) {
-  AttentionOptions options = {chosen_instruction_set()->attention, 0, -1, 0, is_first, kind == DISENTANGLED};
+  AttentionOptions options = {chosen_instruction_set()->attention, 0, -1, 0, is_first, kind == DISENTANGLED, kind == ROTARY || kind == LOCAL_ROTARY};
   if (Error found = node.whole("heads", &options.heads)) return found;
   if (options.heads < 1 || options.heads > 65536)
     return error("heads must be 1 to 65536, not %lld", static_cast<long long>(options.heads));
-  if (kind == LOCAL) {
+  if (kind == LOCAL || kind == LOCAL_ROTARY) {
     if (Error found = node.whole("window", &options.window)) return found;
     if (options.window < 0) return error("window must be 0 or more, not %lld", static_cast<long long>(options.window));
   }
@@ -105,5 +119,12 @@ const Operator DISENTANGLED_ATTENTION = {
 const Operator FIRST_DISENTANGLED_ATTENTION = {
     "FirstDisentangledAttention", 6, {ORT_FLOAT, ORT_FLOAT, ORT_INT64, ORT_FLOAT, ORT_FLOAT, ORT_INT64}, 1, {ORT_FLOAT},
     create<DISENTANGLED, true>};
+
+const Operator ROTARY_ATTENTION = {
+    "RotaryAttention", 4, {ORT_FLOAT, ORT_INT64, ORT_FLOAT, ORT_FLOAT}, 1, {ORT_FLOAT}, create<ROTARY, false>};
+const Operator FIRST_ROTARY_ATTENTION = {
+    "FirstRotaryAttention", 5, {ORT_FLOAT, ORT_FLOAT, ORT_INT64, ORT_FLOAT, ORT_FLOAT}, 1, {ORT_FLOAT}, create<ROTARY, true>};
+const Operator LOCAL_ROTARY_ATTENTION = {
+    "LocalRotaryAttention", 4, {ORT_FLOAT, ORT_INT64, ORT_FLOAT, ORT_FLOAT}, 1, {ORT_FLOAT}, create<LOCAL_ROTARY, false>};
 
 }  // namespace cappy

@@ -35,15 +35,51 @@ int64_t panel_width(int64_t column, int64_t columns) {
   return columns - column <= L::lanes ? L::lanes : 2 * L::lanes;
 }
 
+// Turns a head's query or key, the row of the token at `place` in its pair.
+template <class L>
+void turn(const float* x, const AttentionAngles& angles, int64_t place, float* y) {
+  const int64_t half = angles.half;
+  const float *cosines = angles.cosines + place * half, *sines = angles.sines + place * half;
+  int64_t i = 0;
+  for (; i + L::lanes <= half; i += L::lanes) {
+    const typename L::Vector first = L::load(x + i), second = L::load(x + half + i);
+    const typename L::Vector cosine = L::load(cosines + i), sine = L::load(sines + i);
+    L::store(y + i, L::sub(L::mul(first, cosine), L::mul(second, sine)));
+    L::store(y + half + i, L::add(L::mul(second, cosine), L::mul(first, sine)));
+  }
+  for (; i < half; i++) {
+    const float first = x[i], second = x[half + i];
+    y[i] = first * cosines[i] - second * sines[i];
+    y[half + i] = second * cosines[i] + first * sines[i];
+  }
+}
+
+// Keys of a pair: `place` is that of the first. Room for the keys of a vector is in `turned`, if there are angles.
+struct Keys {
+  const float* first;
+  int64_t stride;
+  int64_t count;
+  int64_t head_size;
+  int64_t place;
+  float* turned;
+};
+
 // Transposes the keys into panels of (head size, width). Behind the last key of a panel stands the last key again.
 template <class L>
-void pack_keys(const float* keys, int64_t stride, int64_t count, int64_t head_size, float* panels) {
+void pack_keys(const Keys& keys, const AttentionAngles& angles, float* panels) {
+  const int64_t count = keys.count, head_size = keys.head_size;
   for (int64_t first = 0; first < count; first += L::lanes) {
     const int64_t panel = first / (2 * L::lanes) * (2 * L::lanes);
     const int64_t width = panel_width<L>(panel, count);
     float* to = panels + panel * head_size + (first - panel);
     const float* from[L::lanes];
-    for (int64_t i = 0; i < L::lanes; i++) from[i] = keys + smaller(first + i, count - 1) * stride;
+    for (int64_t i = 0; i < L::lanes; i++) {
+      const int64_t number = smaller(first + i, count - 1);
+      from[i] = keys.first + number * keys.stride;
+      if (!angles.cosines) continue;
+      turn<L>(from[i], angles, keys.place + number, keys.turned + i * head_size);
+      from[i] = keys.turned + i * head_size;
+    }
     int64_t d = 0;
     for (; d + 4 <= head_size; d += 4) L::transpose_four(from, d, to + d * width, width);
     for (; d < head_size; d++)

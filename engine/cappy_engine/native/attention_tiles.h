@@ -74,8 +74,8 @@ struct QueryBlock {
   int64_t keys;
   bool is_first;  // block of keys
   bool is_last;
-  int64_t place;  // of the first query, counted from the first key
-};
+  int64_t pair_place;  // of the first query in its pair
+  int64_t place;};
 
 // Scores of keys outside of the queries' windows become those of no weight.
 inline void hide_far_keys(const QueryBlock& block, int64_t window, float* scores) {
@@ -113,7 +113,11 @@ void attend_block(const AttentionRows& rows, const QueryBlock& block, const Neig
                   const float* queries, float* out, AttentionScratch& s) {
   float scale[MOST_ROWS], kept[MOST_ROWS];
   for (int64_t r = 0; r < block.queries; r++) {
-    copy<L>(queries + r * rows.query_stride, s.queries + r * SCRATCH_STRIDE, rows.head_size);
+    const float* query = queries + r * rows.query_stride;
+    if (rows.angles.cosines)
+      turn<L>(query, rows.angles, block.pair_place + r, s.queries + r * SCRATCH_STRIDE);
+    else
+      copy<L>(query, s.queries + r * SCRATCH_STRIDE, rows.head_size);
     scale[r] = LOG2_E * rows.scale;
   }
   for (int64_t key = 0; key < block.keys; key += 2 * L::lanes)
@@ -154,7 +158,7 @@ void attend_head(const AttentionRows& rows, const AttentionTask& task, int64_t h
   for (int64_t q = 0; q < task.queries; q++) s.maximum[q] = LOWEST;
   for (int64_t key = 0; key < task.keys; key += most_keys, keys += most_keys * rows.key_stride) {
     const int64_t count = smaller(most_keys, task.keys - key);
-    pack_keys<L>(keys, rows.key_stride, count, rows.head_size, s.keys);
+    pack_keys<L>({keys, rows.key_stride, count, rows.head_size, task.key_place + key, s.turned}, rows.angles, s.keys);
     pack_values<L>(keys + width_of(rows), rows.key_stride, count, rows.head_size, s.values);
     Neighbours near = {0, 0, count};
     int64_t first_near = 0;
@@ -173,7 +177,7 @@ void attend_head(const AttentionRows& rows, const AttentionTask& task, int64_t h
         bring_closer(keys + width, rows.key_stride, near_key, end, width);
         bring_closer(keys + width + width_of(rows), rows.key_stride, near_key, end, width);
       }
-      attend_block<L>(rows, {first, block, count, key == 0, key + count == task.keys, place}, near, first - first_near,
+      attend_block<L>(rows, {first, block, count, key == 0, key + count == task.keys, task.key_place + task.place + first, place}, near, first - first_near,
                       queries + first * rows.query_stride, out + first * width_of(rows), s);
     }
   }

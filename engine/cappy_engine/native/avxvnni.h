@@ -30,8 +30,8 @@ void multiply(const Block& b) {
 }
 
 constexpr LinearKernels KERNELS = {
-    Rows<Avx2>::quantize_row, Rows<Avx2>::rotate_row,
-    {ROWS, 1, PANEL, nothing, nothing, multiply, multiply, Rows<Avx2>::finish}, Rows<Avx2>::normalize,
+    Rows<Avx2>::KERNELS,
+    {ROWS, 1, PANEL, nothing, nothing, multiply, multiply, Rows<Avx2>::finish},
 };
 
 }  // namespace

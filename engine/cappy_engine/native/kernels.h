@@ -70,11 +70,17 @@ struct Product {
 };
 constexpr size_t MAX_BLOCK_ROWS = 32, MAX_BLOCK_COLUMNS = 64;
 
-struct LinearKernels {
+// What is done to whole rows of floats (rows.h).
+struct RowKernels {
   void (*quantize_row)(const float* x, size_t count, const Rounding& rounding, uint8_t* q, float* scale);
   void (*rotate_row)(const float* x, const Rotation& rotation, size_t count, float* y);
-  Product product;
   void (*normalize)(float* row, const float* residual, const float* gamma, const float* beta, size_t count, float epsilon);
+  void (*gate_row)(const float* x, size_t count, float* y);  // x has 2 * count values
+};
+
+struct LinearKernels {
+  RowKernels rows;
+  Product product;
 };
 
 // For bfloat16 weights: a row is rounded to it, and written as values of value_bytes that the product reads.

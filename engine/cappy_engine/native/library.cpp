@@ -19,7 +19,8 @@ namespace {
 const Operator* const OPERATORS[] = {&QUANTIZE_ROWS, &QUANTIZE_POSITIVE_ROWS, &QUANTIZE_ROTATED_ROWS, &LINEAR,
                                      &LINEAR_GELU,   &LINEAR_NORM,            &BF16_LINEAR,           &BF16_LINEAR_GELU,
                                      &BF16_LINEAR_NORM, &ATTENTION,           &FIRST_ATTENTION,       &LOCAL_ATTENTION,
-                                     &DISENTANGLED_ATTENTION, &FIRST_DISENTANGLED_ATTENTION};
+                                     &DISENTANGLED_ATTENTION, &FIRST_DISENTANGLED_ATTENTION, &GE_GLU,
+                                     &ROTARY_ATTENTION, &FIRST_ROTARY_ATTENTION, &LOCAL_ROTARY_ATTENTION};
 constexpr size_t OPERATOR_COUNT = sizeof OPERATORS / sizeof *OPERATORS;
 
 Api api;  // read once, when the runtime first registers the library
@@ -216,7 +217,13 @@ EXPORTED int cappy_choose(const char* set, int64_t threads) {
 EXPORTED int cappy_quantize_rows(const char* set, const float* x, int64_t rows, int64_t columns, const Rotation* rotation,
                                  const Rounding* rounding, uint8_t* q, float* scales) {
   const InstructionSet* found = find_instruction_set(set);
-  return found && quantize_rows(*found->linear, x, rows, columns, *rotation, *rounding, q, scales, one_thread(chosen_threads()));
+  return found && quantize_rows(found->linear->rows, x, rows, columns, *rotation, *rounding, q, scales, one_thread(chosen_threads()));
+}
+
+EXPORTED int cappy_gate_rows(const char* set, const float* x, int64_t rows, int64_t count, float* y) {
+  const InstructionSet* found = find_instruction_set(set);
+  if (found) gate_rows(found->linear->rows, x, rows, count, y, one_thread(chosen_threads()));
+  return found != nullptr;
 }
 
 EXPORTED int cappy_linear(const char* set, const LinearWeights* weights, const void* x, const float* scales, int64_t rows,

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from cappy_engine.native.operands import (
     BF16_GROUP,
+    Angles,
     Bf16Layer,
     Bytes,
     Distances,
@@ -81,6 +82,10 @@ class _AttentionInput(ctypes.Structure):
         ("distance_rows", ctypes.c_void_p),
         ("farthest", ctypes.c_int64),
         ("distances", ctypes.c_int64),
+        ("cosines", ctypes.c_void_p),
+        ("sines", ctypes.c_void_p),
+        ("places", ctypes.c_int64),
+        ("half", ctypes.c_int64),
         ("tokens", ctypes.c_int64),
         ("lengths", ctypes.c_void_p),
         ("pairs", ctypes.c_int64),
@@ -104,6 +109,7 @@ class NativeLibrary:
             self._choose = self._library.cappy_choose
             self._registrations = self._library.cappy_registrations
             self._quantize_rows = self._library.cappy_quantize_rows
+            self._gate_rows = self._library.cappy_gate_rows
             self._linear = self._library.cappy_linear
             self._attention = self._library.cappy_attention
             sizes = self._library.cappy_struct_sizes
@@ -117,6 +123,7 @@ class NativeLibrary:
         self._chosen_threads.restype = count
         self._choose.argtypes = (ctypes.c_char_p, count)
         self._quantize_rows.argtypes = (ctypes.c_char_p, pointer, count, count, *[pointer] * 4)
+        self._gate_rows.argtypes = (ctypes.c_char_p, pointer, count, count, pointer)
         self._linear.argtypes = (ctypes.c_char_p, pointer, pointer, pointer, count, pointer, pointer)
         self._attention.argtypes = (ctypes.c_char_p, pointer)
 
@@ -163,6 +170,13 @@ class NativeLibrary:
         _known(done, instruction_set)
         return rounded, scales
 
+    def gate_rows(self, instruction_set: str, x: Floats) -> Floats:
+        """Multiply the Gelu of each row's first half by its second: (rows, 2 * columns) to (rows, columns)."""
+        x, count = np.ascontiguousarray(x, np.float32), x.shape[1] // 2
+        result = np.empty((len(x), count), np.float32)
+        _known(self._gate_rows(instruction_set.encode(), _at(x), len(x), count, _at(result)), instruction_set)
+        return result
+
     def linear(
         self, instruction_set: str, layer: Layer, rows: Bytes, scales: Floats, residual: Floats | None = None
     ) -> Floats:
@@ -202,17 +216,18 @@ class NativeLibrary:
         heads: int,
         window: int | None = None,
         distances: Distances | None = None,
+        angles: Angles | None = None,
     ) -> Floats:
         """Attend inside each pair of `packed` queries, keys and values, (tokens, 3 * hidden); returns (tokens, hidden).
 
         With a `window` a token sees those at most so many places away. Raises ValueError if the lengths, (pairs,), are
-        not those of the tokens, or there are no `distances` for a pair as long.
+        not those of the tokens, or there are no `distances` or `angles` for a pair as long.
         """
         packed, hidden = np.ascontiguousarray(packed, np.float32), packed.shape[1] // 3
         result = np.empty((len(packed), hidden), np.float32)
         rows = (_at(packed), 3 * hidden, _at(packed[:, hidden:]), 3 * hidden, _at(result), heads, hidden // heads)
         shape = (*rows, -1 if window is None else window)
-        self._attend(instruction_set, shape, distances, (len(packed), lengths), is_first=False)
+        self._attend(instruction_set, shape, (distances, angles), (len(packed), lengths), is_first=False)
         return result
 
     def first_attention(
@@ -223,34 +238,39 @@ class NativeLibrary:
         lengths: Ids,
         heads: int,
         distances: Distances | None = None,
+        angles: Angles | None = None,
     ) -> Floats:
         """Attend with one query of each pair, (pairs, hidden), to `packed` keys and values; returns (pairs, hidden)."""
         queries, packed = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(packed, np.float32)
         hidden, result = queries.shape[1], np.empty(queries.shape, np.float32)
         rows = (_at(queries), hidden, _at(packed), 2 * hidden, _at(result), heads, hidden // heads, -1)
-        self._attend(instruction_set, rows, distances, (len(packed), lengths), is_first=True)
+        self._attend(instruction_set, rows, (distances, angles), (len(packed), lengths), is_first=True)
         return result
 
     def _attend(
         self,
         instruction_set: str,
         shape: tuple[int | None, ...],
-        distances: Distances | None,
+        positions: tuple[Distances | None, Angles | None],
         pairs: tuple[int, Ids],
         *,
         is_first: bool,
     ) -> None:
         tokens, lengths = pairs[0], np.ascontiguousarray(pairs[1], np.int64)
+        distances, angles = positions
         described: tuple[float | None, ...] = (1 / sqrt(shape[6] or 1), None, None, None, 0, 0)
         if distances is not None:
             keys, queries = (np.ascontiguousarray(array, np.float32) for array in (distances.keys, distances.queries))
             rows = np.ascontiguousarray(distances.rows, np.int64)
             described = (distances.scale, _at(keys), _at(queries), _at(rows), len(rows) // 2, keys.shape[1])
-        given = _AttentionInput(*shape, *described, tokens, _at(lengths), len(lengths), is_first)
+        cosines, sines = map(_contiguous, angles or (None, None))
+        turns = (_at(cosines), _at(sines), *(cosines.shape if cosines is not None else (0, 0)))
+        given = _AttentionInput(*shape, *described, *turns, tokens, _at(lengths), len(lengths), is_first)
         if not self._attention(instruction_set.encode(), ctypes.byref(given)):
             _known(instruction_set in self.instruction_sets, instruction_set)
             problem = f"the lengths {lengths.tolist()} are not those of pairs with {tokens} tokens"
-            raise ValueError(problem if distances is None else f"{problem}, or their distances have no rows")
+            lacking = "distances" if distances is not None else "places" if angles else None
+            raise ValueError(f"{problem}, or their {lacking} have no rows" if lacking else problem)
 
 
 def _known(done: int, instruction_set: str) -> None:

@@ -152,7 +152,7 @@ void Linear::run_part(const Parts& parts, size_t task) const {
   };
   auto normalize = [&](size_t r, size_t count) {
     for (const size_t behind = r + count; r < behind; r++)
-      kernels_.normalize(parts.y + r * columns, parts.residual + r * columns, weights_.gamma, weights_.beta, columns, weights_.epsilon);
+      kernels_.rows.normalize(parts.y + r * columns, parts.residual + r * columns, weights_.gamma, weights_.beta, columns, weights_.epsilon);
   };
   const bool is_by_rows = rows > MANY_ROWS, is_whole = !parts.finished;
   if (is_by_rows) {

@@ -4,8 +4,8 @@
 namespace cappy {
 
 const LinearKernels LINEAR_AMX = {
-    Rows<Avx512>::quantize_row, Rows<Avx512>::rotate_row,
-    {BLOCK, TILE, BLOCK, begin, end, multiply, multiply, Rows<Avx512>::finish}, Rows<Avx512>::normalize,
+    Rows<Avx512>::KERNELS,
+    {BLOCK, TILE, BLOCK, begin, end, multiply, multiply, Rows<Avx512>::finish},
 };
 
 }  // namespace cappy

@@ -5,8 +5,8 @@
 namespace cappy {
 
 const LinearKernels LINEAR_AMX_EMULATED = {
-    Rows<Scalar>::quantize_row, Rows<Scalar>::rotate_row,
-    {BLOCK, TILE, BLOCK, begin, end, multiply, multiply, Rows<Scalar>::finish}, Rows<Scalar>::normalize,
+    Rows<Scalar>::KERNELS,
+    {BLOCK, TILE, BLOCK, begin, end, multiply, multiply, Rows<Scalar>::finish},
 };
 
 }  // namespace cappy

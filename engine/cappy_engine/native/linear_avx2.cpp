@@ -73,8 +73,8 @@ void multiply_any(const Block& b) {
 }  // namespace
 
 const LinearKernels LINEAR_AVX2 = {
-    Rows<Avx2>::quantize_row, Rows<Avx2>::rotate_row,
-    {ROWS, 1, PANEL, nothing, nothing, multiply, multiply_any, Rows<Avx2>::finish}, Rows<Avx2>::normalize,
+    Rows<Avx2>::KERNELS,
+    {ROWS, 1, PANEL, nothing, nothing, multiply, multiply_any, Rows<Avx2>::finish},
 };
 
 }  // namespace cappy

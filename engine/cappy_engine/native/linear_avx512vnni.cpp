@@ -89,8 +89,8 @@ void multiply(const Block& b) { b.next ? multiply_rows<true>(b) : multiply_rows<
 }  // namespace
 
 const LinearKernels LINEAR_AVX512VNNI = {
-    Rows<Avx512>::quantize_row, Rows<Avx512>::rotate_row,
-    {ROWS, 1, PANELS* PANEL, nothing, nothing, multiply, multiply, Rows<Avx512>::finish}, Rows<Avx512>::normalize,
+    Rows<Avx512>::KERNELS,
+    {ROWS, 1, PANELS* PANEL, nothing, nothing, multiply, multiply, Rows<Avx512>::finish},
 };
 
 }  // namespace cappy

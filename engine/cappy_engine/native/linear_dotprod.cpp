@@ -73,8 +73,8 @@ void multiply(const Block& b) {
 }  // namespace
 
 const LinearKernels LINEAR_DOTPROD = {
-    Rows<Neon>::quantize_row, Rows<Neon>::rotate_row,
-    {ROWS, 1, PANEL, nothing, nothing, multiply, multiply, Rows<Neon>::finish, TAKEN_AWAY}, Rows<Neon>::normalize,
+    Rows<Neon>::KERNELS,
+    {ROWS, 1, PANEL, nothing, nothing, multiply, multiply, Rows<Neon>::finish, TAKEN_AWAY},
 };
 
 }  // namespace cappy

@@ -97,8 +97,8 @@ void multiply(const Block& b) {
 }  // namespace
 
 const LinearKernels LINEAR_I8MM = {
-    Rows<Neon>::quantize_row, Rows<Neon>::rotate_row,
-    {2 * PAIRS, 2, PANEL, nothing, nothing, multiply, multiply, Rows<Neon>::finish}, Rows<Neon>::normalize,
+    Rows<Neon>::KERNELS,
+    {2 * PAIRS, 2, PANEL, nothing, nothing, multiply, multiply, Rows<Neon>::finish},
 };
 
 }  // namespace cappy

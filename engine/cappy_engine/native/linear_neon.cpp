@@ -55,8 +55,8 @@ void multiply(const Block& b) { b.count == 1 ? block<1>(b) : block<2>(b); }
 }  // namespace
 
 const LinearKernels LINEAR_NEON = {
-    Rows<Neon>::quantize_row, Rows<Neon>::rotate_row,
-    {ROWS, 1, PANEL, nothing, nothing, multiply, multiply, Rows<Neon>::finish, TAKEN_AWAY}, Rows<Neon>::normalize,
+    Rows<Neon>::KERNELS,
+    {ROWS, 1, PANEL, nothing, nothing, multiply, multiply, Rows<Neon>::finish, TAKEN_AWAY},
 };
 
 }  // namespace cappy

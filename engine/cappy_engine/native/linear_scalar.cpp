@@ -16,8 +16,8 @@ void multiply(const Block& b) {
 }  // namespace
 
 const LinearKernels LINEAR_SCALAR = {
-    Rows<Scalar>::quantize_row, Rows<Scalar>::rotate_row,
-    {4, 1, PANEL, nothing, nothing, multiply, multiply, Rows<Scalar>::finish}, Rows<Scalar>::normalize,
+    Rows<Scalar>::KERNELS,
+    {4, 1, PANEL, nothing, nothing, multiply, multiply, Rows<Scalar>::finish},
 };
 
 }  // namespace cappy

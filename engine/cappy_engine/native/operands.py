@@ -13,6 +13,8 @@ SignedBytes = npt.NDArray[np.int8]
 Halves = npt.NDArray[np.uint16]
 """The bits of bfloat16."""
 Ids = npt.NDArray[np.int64]
+Angles = tuple[Floats, Floats]
+"""Cosines and sines, (places, half of a head's size), by which attention turns queries and keys."""
 
 
 @dataclass(frozen=True)

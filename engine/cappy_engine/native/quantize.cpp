@@ -12,7 +12,7 @@ constexpr size_t VALUES_OF_A_TASK = 32768;  // some microseconds
 
 class QuantizeRows : public Kernel {
  public:
-  QuantizeRows(const LinearKernels& kernels, const Rotation& rotation, size_t columns, const Rounding& rounding)
+  QuantizeRows(const RowKernels& kernels, const Rotation& rotation, size_t columns, const Rounding& rounding)
       : kernels_(kernels), rotation_(rotation), columns_(columns), rounding_(rounding) {}
 
   Error compute(const Call& call) override {
@@ -31,7 +31,7 @@ class QuantizeRows : public Kernel {
   }
 
  private:
-  const LinearKernels& kernels_;
+  const RowKernels& kernels_;
   Rotation rotation_;
   size_t columns_;  // as many as there are factors
   Rounding rounding_;
@@ -47,7 +47,7 @@ Error create_with(const Node& node, Kernel** kernel, bool is_signed, const Rotat
   if (steps < 1 || steps > 255) return error("steps must be 1 to 255, not %lld", static_cast<long long>(steps));
   rounding.steps = static_cast<int>(steps);
   if (!(rounding.least > 0)) return error("least must be above 0, not %g", static_cast<double>(rounding.least));
-  *kernel = new (std::nothrow) QuantizeRows(*chosen_instruction_set()->linear, rotation, columns, rounding);
+  *kernel = new (std::nothrow) QuantizeRows(chosen_instruction_set()->linear->rows, rotation, columns, rounding);
   return *kernel ? Error{} : error("no memory");
 }
 
@@ -80,7 +80,7 @@ Error read_zero_point(const Node& node, int* zero_point) {
   return {};
 }
 
-bool quantize_rows(const LinearKernels& kernels, const float* x, size_t rows, size_t columns, const Rotation& rotation,
+bool quantize_rows(const RowKernels& kernels, const float* x, size_t rows, size_t columns, const Rotation& rotation,
                    const Rounding& rounding, uint8_t* q, float* scales, const Parallel& parallel) {
   size_t rows_of_a_task = VALUES_OF_A_TASK / (columns + 1) + 1;
   std::atomic<bool> is_done{true};

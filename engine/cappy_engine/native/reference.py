@@ -14,6 +14,7 @@ import numpy.typing as npt
 from cappy_engine.native.operands import (
     GROUP,
     PANEL,
+    Angles,
     Bf16Layer,
     Bytes,
     Distances,
@@ -63,6 +64,17 @@ def rotate_rows(x: Floats, rotation: Rotation) -> Floats:
     return turned
 
 
+def gate_rows(x: Floats) -> Floats:
+    """Multiply the Gelu of each row's first half by its second: (rows, 2 * columns) to (rows, columns).
+
+    >>> gate_rows(np.float32([[1, 10]]))
+    array([[8.413447]], dtype=float32)
+    """
+    gates, values = np.split(x, 2, axis=1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return gelu(gates) * values
+
+
 def linear(layer: Layer, rows: Bytes, scales: Floats, residual: Floats | None = None) -> Floats:
     """Run a linear layer on `rows` (rows, inner) with their `scales` (rows, 1); returns (rows, columns)."""
     weights = unpack(layer.weights) if layer.is_packed else layer.weights
@@ -93,22 +105,33 @@ def _finished(layer: Layer | Bf16Layer, result: Floats, residual: Floats | None)
 
 
 def attention(
-    packed: Floats, lengths: Ids, heads: int, window: int | None = None, distances: Distances | None = None
+    packed: Floats,
+    lengths: Ids,
+    heads: int,
+    window: int | None = None,
+    distances: Distances | None = None,
+    angles: Angles | None = None,
 ) -> Floats:
     """Attend inside each pair of `packed` queries, keys and values, (tokens, 3 * hidden); returns (tokens, hidden).
 
         >>> attention(np.float32([[9, 9, 5]]), np.array([1]), heads=1)
         array([[5.]], dtype=float32)
 
-    With a `window` a token sees those at most so many places away.
+    With a `window` a token sees those at most so many places away. Queries and keys are turned by `angles` first.
     """
     queries, keys, values = np.split(packed.astype(np.float64), 3, axis=1)
+    queries, keys = _turned(queries, lengths, angles), _turned(keys, lengths, angles)
     found = [_attend(queries[pair], keys[pair], values[pair], heads, window, distances) for pair in _pairs(lengths)]
     return np.concatenate([np.empty((0, queries.shape[1])), *found]).astype(np.float32)
 
 
 def first_attention(
-    queries: Floats, packed: Floats, lengths: Ids, heads: int, distances: Distances | None = None
+    queries: Floats,
+    packed: Floats,
+    lengths: Ids,
+    heads: int,
+    distances: Distances | None = None,
+    angles: Angles | None = None,
 ) -> Floats:
     """Attend with one query of each pair, (pairs, hidden), to `packed` keys and values; returns (pairs, hidden).
 
@@ -116,11 +139,25 @@ def first_attention(
     array([[5.]], dtype=float32)
     """
     keys, values = np.split(packed.astype(np.float64), 2, axis=1)
+    keys = _turned(keys, lengths, angles)
     found = [
         _attend(query[None], keys[pair], values[pair], heads, distances=distances)
         for query, pair in zip(queries.astype(np.float64), _pairs(lengths), strict=True)
     ]
     return np.concatenate([np.empty((0, queries.shape[1])), *found]).astype(np.float32)
+
+
+def _turned(x: Doubles, lengths: Ids, angles: Angles | None) -> Doubles:
+    """Turn points in each head: values i and half + i are the coordinates of one, angle i of the token's place its."""
+    if angles is None:
+        return x
+    places = np.concatenate([np.empty(0, np.int64), *map(np.arange, lengths)])
+    cosines, sines = (part[places][:, None] for part in angles)
+    size = 2 * cosines.shape[2]
+    first, second = np.split(x.reshape(len(x), x.shape[1] // size, size), 2, axis=2)
+    with np.errstate(invalid="ignore", over="ignore"):
+        both = [first * cosines - second * sines, second * cosines + first * sines]
+    return np.concatenate(both, axis=2).reshape(x.shape)
 
 
 def _pairs(lengths: Ids) -> list[slice]:

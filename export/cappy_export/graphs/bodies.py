@@ -90,9 +90,22 @@ BF16_PRODUCT = """
     product = MatMul (rounded, matrix)
 """
 
-ATTEND = """
+LIFTED = """
     lifted_query = Unsqueeze (query, first)
     lifted_key = Unsqueeze (key, first)
+"""
+LIFTED_AND_TURNED = """
+    query_sequence = Unsqueeze (query, first)
+    key_sequence = Unsqueeze (key, first)
+    unknown_query = com.microsoft.RotaryEmbedding (query_sequence, first, cosines, sines)
+    unknown_key = com.microsoft.RotaryEmbedding (key_sequence, first, cosines, sines)
+    lifted_query = Cast <to = 1> (unknown_query)
+    lifted_key = Cast <to = 1> (unknown_key)
+"""
+"""The first place of a pair is 0, which is `first`."""
+
+ATTEND = """
+    {lifted}
     lifted_value = Unsqueeze (value, first)
     unknown = com.microsoft.MultiHeadAttention <num_heads: int = @heads> (lifted_query, lifted_key, lifted_value)
     lifted = Cast <to = 1> (unknown)
@@ -100,8 +113,7 @@ ATTEND = """
 """
 
 ATTEND_NEAR = """
-    lifted_query = Unsqueeze (query, first)
-    lifted_key = Unsqueeze (key, first)
+    {lifted}
     lifted_value = Unsqueeze (value, first)
     tokens_of_pair = Shape <start = 0, end = 1> (query)
     token_count = Squeeze (tokens_of_pair, first)
@@ -254,3 +266,21 @@ ATTENTION = """
         }
     >
 """
+
+GATE = """
+    gate, value = Split <axis = -1, num_outputs = 2> (x)
+    unknown = com.microsoft.Gelu (gate)
+    active = Cast <to = 1> (unknown)
+    y = Mul (active, value)
+"""
+
+
+def filled(text: str, **parts: object) -> str:
+    """Put `parts` into the places of `text` that are named for them.
+
+    >>> filled("y = {what} (x)", what="Abs")
+    'y = Abs (x)'
+    """
+    for name, part in parts.items():
+        text = text.replace(f"{{{name}}}", str(part))
+    return text

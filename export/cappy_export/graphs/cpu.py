@@ -2,9 +2,10 @@
 
 `input_ids` and `attention_mask` come padded, (batch, length), as every tool gives them. The graph first takes the real
 tokens out, one after the other: (tokens, hidden). Embeddings, projections, feed-forward layers and layer norms run on
-those. Attention runs pair by pair, at the pair's own length and without a mask: an operator of `operators.py`. So a
-pair alone and in any company goes through the same operations on the same numbers. In the last layer only the first
-token of a pair is read. Queries, attention output and feed-forward are computed for that token alone, which is exact.
+those. Attention runs pair by pair, at the pair's own length and without a mask: an operator of
+`attention_operators.py`. So a pair alone and in any company goes through the same operations on the same numbers. In
+the last layer only the first token of a pair is read. Queries, attention output and feed-forward are computed for that
+token alone, which is exact.
 
 Residuals are Add and LayerNormalization: ONNX Runtime 1.32's SkipLayerNormalization takes 5 to 6 times as long as the
 three operators that it replaces (not vectorised; `python -m cappy_bench.studies.operators`).

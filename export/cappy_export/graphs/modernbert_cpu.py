@@ -1,9 +1,9 @@
 """Write the graph for CPUs of a ModernBERT: nothing is computed for padding.
 
-Real tokens stand one after the other, as in `cpu.py`. Layers normalise what they read, not what they give. Queries and
-keys are rotated by their places in the pair. Every n-th layer attends to the whole pair, the others to near tokens: an
-operator of `operators.py` each. Feed-forward layers multiply one half of their inner values, after the activation, by
-the other. Layers without biases get zeros, so that int8 is the same operator for all.
+Real tokens stand one after the other, as in `cpu.py`. Layers normalise what they read, not what they give. Attention
+turns queries and keys by their places in the pair. Every n-th layer attends to the whole pair, the others to near
+tokens: an operator of `attention_operators.py` each. Feed-forward layers multiply one half of their inner values, after
+the activation, by the other. Layers without biases get zeros, so that int8 is the same operator for all.
 
 The head reads the mean of a pair's tokens, or its first token. The mean is attention by a query of zeros, which gives
 each token the same weight; so a pair's mean is summed apart from its neighbours. Where it reads the first token, the
@@ -22,7 +22,7 @@ import torch
 
 from cappy_export.graphs.cpu import Tokens, find_tokens, kept
 from cappy_export.graphs.operators import DOMAIN
-from cappy_export.graphs.writer import ACTIVATIONS, MICROSOFT, GraphWriter, Weights
+from cappy_export.graphs.writer import ACTIVATIONS, GraphWriter, Weights
 
 
 def is_known(config: Mapping[str, Any]) -> bool:
@@ -45,8 +45,6 @@ def encoder_model(config: Any, weights: Weights) -> onnx.ModelProto:
     graph = GraphWriter()
     encoder = _Encoder(graph, config, {name: np.asarray(value, np.float32) for name, value in weights.items()})
     tokens = find_tokens(graph)
-    places = graph.add("Gather", [tokens.places, graph.constant("one", 1)], "places_in_pairs", axis=1)
-    encoder.places = graph.add("Unsqueeze", [places, graph.constant("second_axis", [1])], "places_column")
     hidden = encoder.embed(tokens)
     for number in range(config.num_hidden_layers):
         hidden = encoder.layer(number, hidden, tokens)
@@ -67,9 +65,6 @@ def rotations(config: Any, theta: float) -> tuple[npt.NDArray[np.float32], npt.N
 
 
 class _Encoder:
-    places: str
-    """Name the tokens' places in their pairs, (tokens, 1)."""
-
     def __init__(self, graph: GraphWriter, config: Any, weights: Weights) -> None:
         self._graph = graph
         self._config = config
@@ -95,13 +90,7 @@ class _Encoder:
         middle = graph.add("Add", [hidden, attended], f"{name}/attention/residual")
         normed = self.norm(f"{prefix}.mlp_norm", middle, f"{name}/norm")
         wide = self._linear(f"{prefix}.mlp.Wi", normed, f"{name}/intermediate/dense")
-        halves = [f"{name}/intermediate/value", f"{name}/intermediate/gate"]
-        size = self._config.intermediate_size
-        graph.add_all(
-            "Split", [wide, graph.constant("halves", [size, size])], halves, f"{name}/halves", domain="", axis=1
-        )
-        active = self._activation(self._config.hidden_activation, halves[0], f"{name}/intermediate/activation")
-        gated = graph.add("Mul", [active, halves[1]], f"{name}/intermediate/gated")
+        gated = self._gated(wide, f"{name}/intermediate")
         narrow = self._linear(f"{prefix}.mlp.Wo", gated, f"{name}/output/dense")
         return graph.add("Add", [middle, narrow], f"{name}/output/residual")
 
@@ -129,45 +118,43 @@ class _Encoder:
         """Attend within each pair, to all tokens or to near ones: (tokens, hidden)."""
         graph, config, name = self._graph, self._config, f"layer.{number}/attention"
         packed = self._linear(f"model.layers.{number}.attn.Wqkv", hidden, f"{name}/query_key_value")
-        size, heads = config.hidden_size, config.num_attention_heads
-        parts = [f"{name}/query_key", f"{name}/value"]
-        sizes = graph.constant("query_key_and_value", [2 * size, size])
-        graph.add_all("Split", [packed, sizes], parts, f"{name}/parts", domain="", axis=1)
-        rotated = self._rotated(number, parts[0])
-        whole = graph.add("Concat", [rotated, parts[1]], f"{name}/packed", axis=1)
+        inputs, heads = [packed, tokens.lengths, *self._angles(number)], config.num_attention_heads
         if not self._is_local(number):
-            return graph.add("Attention", [whole, tokens.lengths], name, domain=DOMAIN, heads=heads)
+            return graph.add("RotaryAttention", inputs, name, domain=DOMAIN, heads=heads)
         window = config.local_attention // 2
-        return graph.add("LocalAttention", [whole, tokens.lengths], name, domain=DOMAIN, heads=heads, window=window)
+        return graph.add("LocalRotaryAttention", inputs, name, domain=DOMAIN, heads=heads, window=window)
 
     def _attention_of_first(self, number: int, hidden: str, tokens: Tokens) -> str:
-        """Attend from each pair's first token, which is at place 0 and need not be rotated: (batch, hidden)."""
+        """Attend from each pair's first token: (batch, hidden)."""
         graph, name, size = self._graph, f"layer.{number}/attention", self._config.hidden_size
         weights = f"model.layers.{number}.attn.Wqkv"
         first = graph.add("Gather", [hidden, tokens.starts], f"{name}/first_tokens")
         query = self._linear(weights, first, f"{name}/query", rows=slice(0, size))
         packed = self._linear(weights, hidden, f"{name}/key_value", rows=slice(size, 3 * size))
-        parts = [f"{name}/key", f"{name}/value"]
-        halves = graph.constant("key_and_value", [size, size])
-        graph.add_all("Split", [packed, halves], parts, f"{name}/parts", domain="", axis=1)
-        inputs = [self._rotated(number, parts[0]), parts[1]]
-        whole = graph.add("Concat", inputs, f"{name}/packed", axis=1)
-        heads = self._config.num_attention_heads
-        return graph.add("FirstAttention", [query, whole, tokens.lengths], name, domain=DOMAIN, heads=heads)
+        inputs, heads = [query, packed, tokens.lengths, *self._angles(number)], self._config.num_attention_heads
+        return graph.add("FirstRotaryAttention", inputs, name, domain=DOMAIN, heads=heads)
 
-    def _rotated(self, number: int, hidden: str) -> str:
-        """Rotate the heads of (tokens, heads * head size) by the tokens' places in their pairs."""
-        graph, config, name = self._graph, self._config, f"layer.{number}/attention"
+    def _angles(self, number: int) -> list[str]:
+        """Add the cosines and sines of a layer's rotary positions, which many layers share."""
+        graph, config = self._graph, self._config
         local_theta = config.global_rope_theta if config.local_rope_theta is None else config.local_rope_theta
         theta = local_theta if self._is_local(number) else config.global_rope_theta
         tables = [f"rotations.{theta}.{part}" for part in ("cos", "sin")]
         if tables[0] not in graph.constants:
             for table, values in zip(tables, rotations(config, theta), strict=True):
                 graph.constant(table, values)
-        axis = graph.constant("second_axis", [1])
-        lifted = graph.add("Unsqueeze", [hidden, axis], f"{name}/lifted")  # each token a sequence
-        turned = graph.add("RotaryEmbedding", [lifted, self.places, *tables], f"{name}/rotated", domain=MICROSOFT)
-        return graph.add("Squeeze", [turned, axis], f"{name}/lowered")
+        return tables
+
+    def _gated(self, wide: str, name: str) -> str:
+        """Multiply one half of the inner values, after the activation, by the other."""
+        graph, activation, size = self._graph, self._config.hidden_activation, self._config.intermediate_size
+        if activation == "gelu":
+            return graph.add("GeGlu", [wide], f"{name}/gated", domain=DOMAIN)
+        halves = [f"{name}/value", f"{name}/gate"]
+        sizes = graph.constant("halves", [size, size])
+        graph.add_all("Split", [wide, sizes], halves, f"{name}/halves", domain="", axis=1)
+        active = self._activation(activation, halves[0], f"{name}/activation")
+        return graph.add("Mul", [active, halves[1]], f"{name}/gated")
 
     def _is_local(self, number: int) -> bool:
         return bool(number % self._config.global_attn_every_n_layers != 0)

@@ -20,16 +20,14 @@ import onnx
 import onnx.parser
 from onnx import helper
 
+from cappy_export.graphs import attention_operators
 from cappy_export.graphs.bodies import (
-    ATTEND,
-    ATTEND_DISENTANGLED,
-    ATTEND_FIRST_DISENTANGLED,
-    ATTEND_NEAR,
-    ATTENTION,
     BF16_PRODUCT,
+    GATE,
     PRODUCT,
     QUANTIZE,
     ROTATE,
+    filled,
 )
 
 DOMAIN = "cappy"
@@ -42,7 +40,7 @@ def _quantize_rows() -> str:
     scale = max(largest |x| of the row, least) / steps; q = x / scale + zero_point, rounded half to even, in 0 to 255.
     Attributes: zero_point and steps (int), least (float), is_signed = 1.
     """
-    body = _filled(QUANTIZE, sizes="sizes = Abs (x)")
+    body = filled(QUANTIZE, sizes="sizes = Abs (x)")
     return "QuantizeRows <zero_point, steps, least, is_signed> (x) => (q, scale) {" + body + "}"
 
 
@@ -51,7 +49,7 @@ def _quantize_positive_rows() -> str:
 
     As QuantizeRows, but of the largest x instead of |x|: for rows without large negative values. is_signed = 0.
     """
-    body = _filled(QUANTIZE, sizes="sizes = Identity (x)")
+    body = filled(QUANTIZE, sizes="sizes = Identity (x)")
     return "QuantizePositiveRows <zero_point, steps, least, is_signed> (x) => (q, scale) {" + body + "}"
 
 
@@ -62,7 +60,7 @@ def _quantize_rotated_rows() -> str:
     of 1 and -1 (Sylvester's order). Attribute: block, a power of two that divides k.
     """
     # The matrix has -1 where its row's and its column's numbers have an odd number of bits in common.
-    body = ROTATE + _filled(QUANTIZE, sizes="sizes = Abs (x)")
+    body = ROTATE + filled(QUANTIZE, sizes="sizes = Abs (x)")
     return (
         "QuantizeRotatedRows <block, zero_point, steps, least, is_signed> (given, factors, offsets) => (q, scale) {"
         + body
@@ -130,97 +128,9 @@ def _bf16_linear_norm() -> str:
     return f"Bf16LinearNorm <epsilon> {inputs} => (y) {{ {BF16_PRODUCT} {end} }}"
 
 
-def _attention() -> str:
-    """Attention (packed float [n, 3 h], lengths int64 [b]) -> y float [n, h]
-
-    softmax(q k^T / sqrt(d)) v in each of `heads`, within each pair. Row i of `packed` is token i's query, key and
-    value; pair j has the next lengths[j] rows.
-    """
-    return "Attention <heads> (packed, lengths) => (y) {" + _self_attention(ATTEND) + "}"
-
-
-def _local_attention() -> str:
-    """LocalAttention (packed float [n, 3 h], lengths int64 [b]) -> y float [n, h]
-
-    As Attention, and a token sees those at most `window` places before and behind it.
-    """
-    return "LocalAttention <heads, window> (packed, lengths) => (y) {" + _self_attention(ATTEND_NEAR) + "}"
-
-
-def _self_attention(attend: str) -> str:
-    return _filled(
-        ATTENTION,
-        attend=attend,
-        rows="n",
-        alone="query, key, value = Split <axis = -1, num_outputs = 3> (packed)",
-        parts=3,
-        of_begins=[1, 0, 0, 0] * 3,
-        of_ends=[0, 0, 1, 0] * 3,
-        of_parts=[0, 0, 0, 1, 0, 1, 0, 2, 0, 2, 0, 3],
-        cut="""
-            query_begin, query_end, key_begin, key_end, value_begin, value_end
-                = Split <axis = 0, num_outputs = 6> (corner)
-            query = Slice (packed, query_begin, query_end, both)
-            key = Slice (packed, key_begin, key_end, both)
-            value = Slice (packed, value_begin, value_end, both)
-        """,
-    )
-
-
-def _first_attention() -> str:
-    """FirstAttention (queries float [b, h], packed float [n, 2 h], lengths int64 [b]) -> y float [b, h]
-
-    As Attention, for one query of each pair: row i of `packed` is token i's key and value.
-    """
-    return "FirstAttention <heads> (queries, packed, lengths) => (y) {" + _one_query(ATTEND) + "}"
-
-
-def _disentangled_attention() -> str:
-    """DisentangledAttention (packed [n, 3 h], lengths, keys, queries float [heads, r, d], rows int64) -> y float [n, h]
-
-    As Attention, of scale (q_i k_j + q_i keys[s] + k_j queries[s]), where s is rows[m + j - i] for tokens i and j of a
-    pair: `rows` has 2 m + 1 entries for pairs of at most m tokens. Attributes: heads, scale.
-    """
-    inputs = "(packed, lengths, position_keys, position_queries, rows)"
-    body = _self_attention(ATTEND_DISENTANGLED)
-    return f"DisentangledAttention <heads, scale> {inputs} => (y) {{ {body} }}"
-
-
-def _first_disentangled_attention() -> str:
-    """FirstDisentangledAttention (queries [b, h], packed [n, 2 h], lengths, keys, queries, rows) -> y float [b, h]
-
-    As DisentangledAttention, for the query of each pair's first token.
-    """
-    inputs = "(queries, packed, lengths, position_keys, position_queries, rows)"
-    body = _one_query(ATTEND_FIRST_DISENTANGLED)
-    return f"FirstDisentangledAttention <heads, scale> {inputs} => (y) {{ {body} }}"
-
-
-def _one_query(attend: str) -> str:
-    return _filled(
-        ATTENTION,
-        alone="query = Identity (queries)  key, value = Split <axis = -1, num_outputs = 2> (packed)",
-        attend=attend,
-        rows="b",
-        parts=2,
-        of_begins=[1, 0, 0, 0] * 2,
-        of_ends=[0, 0, 1, 0] * 2,
-        of_parts=[0, 0, 0, 1, 0, 1, 0, 2],
-        cut="""
-            row = Unsqueeze (number, first)
-            query = Gather (queries, row)
-            key_begin, key_end, value_begin, value_end = Split <axis = 0, num_outputs = 4> (corner)
-            key = Slice (packed, key_begin, key_end, both)
-            value = Slice (packed, value_begin, value_end, both)
-        """,
-    )
-
-
-def _filled(text: str, **parts: object) -> str:
-    """Put `parts` into the places of `text` that are named for them."""
-    for name, part in parts.items():
-        text = text.replace(f"{{{name}}}", str(part))
-    return text
+def _ge_glu() -> str:
+    """GeGlu (x float [n, 2 m]) -> y float [n, m]: Gelu, with erf, of each row's first half, times its second half."""
+    return "GeGlu (x) => (y) {" + GATE + "}"
 
 
 _WRITERS: Mapping[str, Callable[[], str]] = {
@@ -233,11 +143,8 @@ _WRITERS: Mapping[str, Callable[[], str]] = {
     "Bf16Linear": _bf16_linear,
     "Bf16LinearGelu": _bf16_linear_gelu,
     "Bf16LinearNorm": _bf16_linear_norm,
-    "Attention": _attention,
-    "FirstAttention": _first_attention,
-    "LocalAttention": _local_attention,
-    "DisentangledAttention": _disentangled_attention,
-    "FirstDisentangledAttention": _first_disentangled_attention,
+    "GeGlu": _ge_glu,
+    **attention_operators.WRITERS,
 }
 OPERATORS = tuple(_WRITERS)
 

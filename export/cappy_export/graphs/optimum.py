@@ -135,7 +135,7 @@ def _check_size(model: PreTrainedModel, checkpoint: Checkpoint, most_bytes: int)
     if size_bytes > most_bytes:
         raise GraphError(
             f"{checkpoint.name} has {size_bytes / 1e9:.1f} GB of float32 weights; more than {most_bytes / 1e9:.1f} GB "
-            "can be exported only of the architectures that are written directly, in fp32 and int8 for CPUs"
+            "can be exported only of the architectures that are written directly, in fp32, bf16 and int8 for CPUs"
         )
 
 

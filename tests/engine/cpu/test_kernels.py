@@ -186,17 +186,17 @@ def test_keys_in_blocks_are_tested(library: NativeLibrary, monkeypatch: pytest.M
 
 
 def test_distances_are_tested(library: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
-    right, name = reference.attention, library.instruction_sets[0]
+    right: Any = reference.attention
 
-    def wrong(
-        packed: Floats, lengths: Ids, heads: int, window: int | None = None, distances: Distances | None = None
-    ) -> Floats:
+    def wrong(*given: Any, distances: Distances | None = None, **others: Any) -> Floats:
         """Attend with the rows of distances the other way round."""
         turned = None if distances is None else replace(distances, rows=distances.rows[::-1])
-        return right(packed, lengths, heads, window, turned)
+        found: Floats = right(*given, distances=turned, **others)
+        return found
 
     monkeypatch.setattr(reference, "attention", wrong)
-    assert kernels.self_test(library, name) == "DisentangledAttention differs from numpy, heads of 32"
+    problem = kernels.self_test(library, library.instruction_sets[0])
+    assert problem == "DisentangledAttention differs from numpy, heads of 32"
 
 
 # In a session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cappy_engine.native import reference
+from cappy_engine.native.build import SOURCES
 from cappy_engine.native.library import NativeLibrary
 from cappy_engine.native.operands import AFTER_GELU, Bytes, Floats, Layer, Rotation, Rounding
+from tests.engine.cpu.conftest import SETS
 
 CLOSE = 1e-5
 ODD = (0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-38, 3.4e38, -3.4e38)
@@ -36,6 +39,12 @@ def layer_of(seed: int, shape: tuple[int, int, int], largest: int) -> tuple[Laye
 
 def distance(found: Floats, wanted: Floats) -> float:
     return float(np.abs(found - wanted).max() / max(1.0, float(np.abs(wanted).max())))
+
+
+def test_every_set_of_the_library_is_tested() -> None:
+    """Those that this processor has not, too."""
+    known = re.findall(r'^    {"(\w+)", ', (SOURCES / "kernels.cpp").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(known) == sorted(SETS)
 
 
 @few
