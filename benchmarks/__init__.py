@@ -1,1 +1,1 @@
-"""Tools that make workloads and measure; nothing here is installed with the package."""
+"""What measures: `cappy_bench`, which is installed with the package, and `micro`, which pytest-benchmark runs."""

@@ -144,10 +144,6 @@ class Published:
         return made
 
 
-def _ettin(**size: int) -> dict[str, Any]:
-    return family_ettin.config(_MODERNBERT, **size)
-
-
 def _xlm_roberta(**size: int) -> dict[str, Any]:
     return {
         **_COMMON,
@@ -249,8 +245,8 @@ FAMILIES: Mapping[str, Published] = {
     "bge-reranker-large": Published(_xlm_roberta(**_LARGE, max_position_embeddings=514), write_unigram),
     "bge-reranker-v2-m3": Published(_xlm_roberta(**_LARGE, max_position_embeddings=8194), write_unigram, 8192),
     "gte-reranker-modernbert-base": Published(_MODERNBERT, write_bytes, 8192),
-    "ettin-reranker-17m-v1": Published(_ettin(**_17M), write_bytes, 7999, has_modules=True),
-    "ettin-reranker-68m-v1": Published(_ettin(**_68M), write_bytes, 7999, has_modules=True),
+    "ettin-reranker-17m-v1": Published(family_ettin.config(_MODERNBERT, _17M), write_bytes, 7999, has_modules=True),
+    "ettin-reranker-68m-v1": Published(family_ettin.config(_MODERNBERT, _68M), write_bytes, 7999, has_modules=True),
     "ms-marco-electra-base": Published(
         {
             **_COMMON,

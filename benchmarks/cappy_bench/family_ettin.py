@@ -27,10 +27,10 @@ TYPES = {
 VECTOR = "sentence_embedding"
 
 
-def config(modernbert: Mapping[str, Any], **size: int) -> dict[str, Any]:
-    """Make a config.json from that of another ModernBERT.
+def config(modernbert: Mapping[str, Any], size: Mapping[str, int]) -> dict[str, Any]:
+    """Make a config.json from that of another ModernBERT, of another size.
 
-    >>> config(FAMILIES["gte-reranker-modernbert-base"].config, hidden_size=256)["architectures"]
+    >>> config(FAMILIES["gte-reranker-modernbert-base"].config, {"hidden_size": 256})["architectures"]
     ['ModernBertModel']
     """
     left = {key: value for key, value in modernbert.items() if key not in ("id2label", "label2id")}
