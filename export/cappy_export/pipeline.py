@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cappy_engine.bundle import BUNDLE, open_bundle
-from cappy_engine.errors import ExportError
+from cappy_engine.bundle import BUNDLE, Manifest, open_bundle
+from cappy_engine.errors import BundleError, ExportError
 from cappy_engine.publish import check_folder, publish, staging_folder
 from cappy_engine.storage import write_json
 from cappy_engine.tokenizer import PairTokenizer
@@ -89,12 +89,33 @@ def verify(
     opened = open_checkpoint(checkpoint, revision=options.revision)
     if digest_of_files(opened.files) != manifest.document["source"]["sha256"]:
         say(f"note: {checkpoint} is not, file for file, the checkpoint that the bundle was exported from")
+    _check_told(manifest, opened, f"bundle {bundle}")
     say(f"scoring {len(pairs)} pairs with PyTorch")
     reference = score_with_torch(opened, pairs, max_length=manifest.max_length)
     proof = Proof(name, pairs, reference, options.parity_limits(reference.spread))
     parity = prove(Path(bundle), models, proof, say)
     require(parity, proof.limits, f"bundle {bundle}")
     return parity
+
+
+def _check_told(manifest: Manifest, checkpoint: Checkpoint, subject: str) -> None:
+    """Raise BundleError if a manifest says of scores what the checkpoint does not; older ones say less."""
+    tokenizer = load_tokenizer(checkpoint, max_length=manifest.max_length)
+    expected = {
+        "architecture": checkpoint.config["architectures"][0],
+        "max_length": tokenizer.model_max_length,
+        "pad_token_id": tokenizer.pad_token_id,
+        "labels": 1,
+        "activation": checkpoint.score["activation"],
+    }
+    told = {**expected, **manifest.document["model"], **manifest.document.get("score", {})}
+    wrong = [
+        f"the {name} {told[name]!r}, and the checkpoint has {value!r}"
+        for name, value in expected.items()
+        if told[name] != value
+    ]
+    if wrong:
+        raise BundleError(f"the manifest of {subject} has {'; '.join(wrong)}; export it again from this checkpoint")
 
 
 def _write(

@@ -45,7 +45,7 @@ FENCES = {
     "tqdm": ["cappy_engine.cli", "cappy_mini"],
     "filelock": ["cappy_engine.storage"],
     "pyarrow": ["cappy_engine.bulk.tables", "cappy_engine.bulk.fitting"],
-    "ray": ["cappy_engine.bulk.ray_data", "cappy_engine.bulk.ray_pool", "cappy_engine.serving.http.ray_serve"],
+    "ray": ["cappy_engine.bulk.ray_pool", "cappy_engine.serving.http.ray_serve"],
     "triton_python_backend_utils": ["cappy_engine.serving.triton_model"],
     "msgspec": ["cappy_engine.serving"],
     "opentelemetry": ["cappy_engine.serving.tracing"],

@@ -23,7 +23,7 @@ from cappy_export.graphs.optimum import build_graph
 from cappy_export.proof.limits import LIMITS
 from cappy_export.proof.pairs import default_pairs
 from cappy_export.proof.reference import score_with_torch
-from tests.support.bundles import copy_bundle
+from tests.support.bundles import change_manifest, copy_bundle, with_value
 
 PAIRS = default_pairs()[:40]
 
@@ -206,6 +206,25 @@ def test_verify_with_another_checkpoint_fails_and_says_why(checkpoint: Path, bun
     assert any("is not, file for file, the checkpoint" in text for text in said)
 
 
+@pytest.mark.parametrize(
+    ("value", "keys", "problem"),
+    [
+        ("sigmoid", ("score", "activation"), "activation 'sigmoid', and the checkpoint has None"),
+        (2, ("score", "labels"), "labels 2, and the checkpoint has 1"),
+        ("BertModel", ("model", "architecture"), "architecture 'BertModel', and the checkpoint has 'RobertaForS"),
+        (513, ("model", "max_length"), "max_length 513, and the checkpoint has 512"),
+        (0, ("model", "pad_token_id"), "pad_token_id 0, and the checkpoint has 1"),
+    ],
+)
+def test_verify_refuses_a_manifest_that_says_what_the_checkpoint_does_not(
+    value: object, keys: tuple[str, str], problem: str, checkpoint: Path, bundle: Path, tmp_path: Path
+) -> None:
+    copy = copy_bundle(tmp_path / "bundle", source=bundle)
+    change_manifest(copy, with_value(value, *keys))
+    with pytest.raises(BundleError, match=f"the manifest of bundle .* has the {problem}.*; export it again from this"):
+        verify(copy, checkpoint, VerifyOptions(precisions=("fp32",)))
+
+
 def test_verify_refuses_a_limit_of_what_it_does_not_measure(checkpoint: Path, bundle: Path) -> None:
     with pytest.raises(ExportError, match=r"limit 'int8\.max_error=1' changes nothing: measured are fp32"):
         verify(bundle, checkpoint, VerifyOptions(precisions=("fp32",), limits=("int8.max_error=1",)))
@@ -251,3 +270,4 @@ def test_scores_around_a_hundred_are_proven_by_their_spread(checkpoint: Path, tm
     std, row = parity["pairs"]["score_std"], parity["precisions"]["fp32"]
     assert std > 100
     assert LIMITS["fp32"].max_error < row["max_error"] <= row["limits"]["max_error"] == 1e-4 * std
+    assert verify(tmp_path / "bundle", wide)["precisions"]["fp32"]["limits"] == row["limits"]

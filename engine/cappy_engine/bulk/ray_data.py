@@ -30,6 +30,7 @@ from cappy_engine.bulk.row_options import FILE_WINDOW_PAIRS, Progress, Totals
 from cappy_engine.bulk.runs import Say
 from cappy_engine.bulk.slice_folder import (
     SliceDone,
+    check_apart,
     count_try,
     describe_job,
     finish_folder,
@@ -130,12 +131,14 @@ def score_on_cluster(
     lacks something, and where workers die again and again, and what `score_dataset` raises.
     """
     cluster = cluster or ClusterOptions()
-    slices = cut_slices(folder, cluster.slice_rows)
-    ray = import_ray()
     target = folder.out.absolute()
     rejected = None if rejected is None else rejected.absolute()
-    if rejected is None and not folder.options.stops:
+    if rejected is not None:
+        check_apart(rejected, target)
+    elif not folder.options.stops:
         raise ValueError("on a cluster bad rows are left out with a folder to list them in only; name it as rejected")
+    slices = cut_slices(folder, cluster.slice_rows)
+    ray = import_ray()
     with connected(ray, cluster.address), quiet(ray), translated(ray):
         pool = make_pool(ray, bundle, options or ScorerOptions(), cluster)
         nodes = BundleOfNodes.of(bundle, pool.options)

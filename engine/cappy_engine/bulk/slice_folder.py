@@ -41,6 +41,19 @@ class SliceDone:
     totals: Mapping[str, int]
 
 
+def check_apart(rejected: Path, target: Path) -> None:
+    """Raise OutputError if bad rows would come into the folder of results, or this one into theirs.
+
+    >>> check_apart(Path("bad"), Path("scored"))
+    """
+    bad = rejected.resolve()
+    for out in (target.resolve(), _unfinished(target).resolve()):
+        if bad.is_relative_to(out) or out.is_relative_to(bad):
+            raise OutputError(
+                f"{rejected} and {target} are one, or one in the other; choose a folder beside it for bad rows"
+            )
+
+
 def describe_job(
     slices: Sequence[Slice], nodes: BundleOfNodes, job: Folder, rejected: Path | None = None
 ) -> dict[str, Any]:
@@ -75,7 +88,7 @@ def open_folder(target: Path, job: Mapping[str, Any], *, resume: bool) -> Iterat
     """
     if os.path.lexists(target):
         raise OutputError(f"{target} exists already; a job writes a new folder. Remove it, or name another one")
-    unfinished = target.with_name(f"{target.name}.partial")
+    unfinished = _unfinished(target)
     is_new = not os.path.lexists(unfinished)
     if is_new:
         _check_rejects(job)
@@ -154,6 +167,10 @@ def finish_folder(unfinished: Path, target: Path, slices: Sequence[Slice], done:
         file.unlink()
     storage.sync_tree(unfinished)
     storage.rename(unfinished, target)
+
+
+def _unfinished(target: Path) -> Path:
+    return target.with_name(f"{target.name}.partial")
 
 
 def _check_rejects(job: Mapping[str, Any]) -> None:

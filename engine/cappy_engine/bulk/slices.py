@@ -6,11 +6,14 @@ Whoever scores a slice again writes the same file again, whole or not at all. So
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from cappy_engine.bulk.entries import Position, Reading
 from cappy_engine.bulk.folders import Folder
@@ -19,7 +22,7 @@ from cappy_engine.bulk.packing import tables_for
 from cappy_engine.bulk.row_options import Totals
 from cappy_engine.bulk.sources import TableSource
 from cappy_engine.bulk.windows import Window, encode, windows
-from cappy_engine.bulk.working import Work, most_pairs_of, rejects
+from cappy_engine.bulk.working import Work, check_unchanged, most_pairs_of, rejects, state_of
 from cappy_engine.bulk.writing import writer_of
 from cappy_engine.errors import CappyError
 from cappy_engine.overlap import ahead
@@ -71,7 +74,7 @@ def cut_slices(folder: Folder, slice_rows: int = SLICE_ROWS) -> list[Slice]:
             )
         with path.open("rb") as file:
             source = TableSource(path, file, Reading(folder.task))
-            total, digest, size = source.total or 0, source.digest(), source.size
+            total, digest, size = source.total or 0, _digest(source, file), source.size
         rows = max(1, min(slice_rows, SLICE_BYTES * max(1, total) // max(1, size)))
         starts = range(0, max(1, total), rows)
         for number, start in enumerate(starts):
@@ -97,21 +100,24 @@ def score_slice(scorer: Scorer, part: Slice, job: Folder, rejected: Path | None 
     work = Work(scorer, job.options, lambda totals: None, Totals(), has_rejects=rejected is not None)
     bad, rows = bytearray(), 0
     with path.open("rb") as file, tempfile.TemporaryFile() as streams:
+        state = state_of(os.fstat(file.fileno()))
         source = TableSource(path, file, Reading(job.task), end=part.start + part.rows)
-        if source.digest() != part.digest:
+        found = _digest(source, file)
+        if found != part.digest:
             raise CappyError(
-                f"{path} is not the file that the job began with: it has {source.digest()}, and had {part.digest}; do "
-                "all nodes see the same file? If it was changed, begin anew"
+                f"{path} is not the file that the job began with: it has {found}, and had {part.digest}; do all nodes "
+                "see the same file? If it was changed, begin anew"
             )
         writer = writer_of(PARQUET, PARQUET, job.task, source.header)
         streams.write(writer.begin())
         with ahead(_windows(scorer, source, part, job)) as ready:
             for window in ready:
-                scored, found = work.score(window)
-                streams.write(writer.rows(found))
-                bad += rejects(scored)
-                rows += len(found)
-                work.check(scored)
+                check_unchanged(file, path, state)
+                window, scored = work.score(window)
+                streams.write(writer.rows(scored))
+                bad += rejects(window)
+                rows += len(scored)
+                work.check(window)
         if rows + work.totals.refused != part.rows:
             raise CappyError(
                 f"{part}: {rows} scored and {work.totals.refused} bad rows are not all of them; begin anew"
@@ -125,6 +131,15 @@ def score_slice(scorer: Scorer, part: Slice, job: Folder, rejected: Path | None 
             tables.write_parquet_of(streams, streams.tell(), made)
     work.totals.bytes_scored = part.size
     return work.totals
+
+
+def _digest(source: TableSource, file: BinaryIO) -> str:
+    """Tell a file by its footer and its time; values may change behind one footer.
+
+    In milliseconds: some file systems have no finer ones.
+    """
+    milliseconds = os.fstat(file.fileno()).st_mtime_ns // 10**6
+    return f"{source.digest()}, changed at {datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat()}"
 
 
 def _windows(scorer: Scorer, source: TableSource, part: Slice, job: Folder) -> Iterator[Window]:

@@ -42,18 +42,28 @@ def open_source(path: Path, reading: Reading) -> Iterator[Source]:
 
     Raises OSError if it cannot be read, and CappyError if it is damaged, or lacks a column that is needed.
     """
+    with path.open("rb") as file, read_source(file, path, reading) as source:
+        yield source
+
+
+@contextlib.contextmanager
+def read_source(file: BinaryIO, path: Path, reading: Reading) -> Iterator[Source]:
+    """Read an open file as `open_source` does; `path` is its name.
+
+    >>> with Path("pairs.csv").open("rb") as file, read_source(file, Path("pairs.csv"), reading) as source:
+    ...     rows = list(source.rows(Position()))
+    """
     form = format_of(path)
-    with path.open("rb") as plain:
-        if form.kind == "parquet":
-            yield TableSource(path, plain, reading)
-            return
-        total = os.fstat(plain.fileno()).st_size or None
-        with unpacked(plain, path) as lines:
-            done = plain.tell if form.packing else None
-            if form.kind == "csv":
-                yield CsvSource(path, lines, reading, form, done=done, total=total)
-            else:
-                yield LineSource(lines, reading, done=done, total=total)
+    if form.kind == "parquet":
+        yield TableSource(path, file, reading)
+        return
+    total = os.fstat(file.fileno()).st_size or None
+    with unpacked(file, path) as lines:
+        done = file.tell if form.packing else None
+        if form.kind == "csv":
+            yield CsvSource(path, lines, reading, form, done=done, total=total)
+        else:
+            yield LineSource(lines, reading, done=done, total=total)
 
 
 class LineSource:

@@ -10,8 +10,9 @@ import hashlib
 import io
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
@@ -137,8 +138,12 @@ def rows_of(batch: Batch) -> list[dict[str, Any]]:
 
 
 def taken(batch: Batch, places: Sequence[int]) -> Batch:
-    """Keep the rows at some places of a batch."""
-    return batch.take(pa.array(places, pa.int64())) if len(places) < batch.num_rows else batch
+    """Keep the rows at some places of a batch; pyarrow's `take` does not know all types."""
+    if len(places) == batch.num_rows:
+        return batch
+    runs = [list(run) for _, run in groupby(enumerate(places), lambda each: each[1] - each[0])]
+    parts = [batch.slice(run[0][1], len(run)) for run in runs]
+    return pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
 
 
 def with_columns(table: Batch, kinds: Mapping[str, str], values: Sequence[Mapping[str, Any]]) -> Batch:
@@ -225,13 +230,6 @@ def text_schema(names: Sequence[str]) -> Schema:
     return pa.schema([(name, pa.string()) for name in names])
 
 
-def schema_with(schema: Schema, kinds: Mapping[str, str]) -> Schema:
-    """Put columns behind those of a schema, as `with_columns` does."""
-    for name, kind in kinds.items():
-        schema = schema.append(pa.field(name, TYPES[kind]))
-    return schema
-
-
 def without(schema: Schema, names: Collection[str]) -> Schema:
     """Leave columns out of a schema."""
     return pa.schema([each for each in schema if each.name not in names], schema.metadata)
@@ -258,7 +256,8 @@ class _Zstd(io.RawIOBase):
     """The unpacked bytes, for io.BufferedReader, which can read lines."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
+        kept_open = SimpleNamespace(read=file.read, closed=False, close=lambda: None)
+        self._stream = pa.CompressedInputStream(pa.PythonFile(kept_open, mode="r"), "zstd")
 
     def readable(self) -> bool:
         """Say yes."""

@@ -9,14 +9,14 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cappy_engine.bulk.entries import Position, Reading, Refused
 from cappy_engine.bulk.formats import Format, format_of
 from cappy_engine.bulk.jsonl import json_line
 from cappy_engine.bulk.packing import DAMAGES, damage
 from cappy_engine.bulk.row_options import FILE_WINDOW_PAIRS, Progress, RowOptions, Totals
-from cappy_engine.bulk.sources import open_source
+from cappy_engine.bulk.sources import read_source
 from cappy_engine.bulk.tasks import Task
 from cappy_engine.bulk.windows import ScoredRow, Window, encode, score, windows, without
 from cappy_engine.bulk.writing import Writer
@@ -67,7 +67,7 @@ class Files:
 
     def states(self) -> list[State]:
         """Note how all files are, before they are read; `FileWindows` tells if one has changed since."""
-        return [_state(path.stat()) for path in self.paths]
+        return [state_of(path.stat()) for path in self.paths]
 
 
 def most_pairs_of(scorer: Scorer, options: RowOptions) -> int:
@@ -115,18 +115,15 @@ class FileWindows:
 
     def _unchanged(self, path: Path, begin: Position, state: State) -> Iterator[Window]:
         """Yield the windows of a file, none of which was read behind a change; a pipe has no state to compare."""
-        if not state:
-            yield from self._of_file(path, begin)
-            return
-        with path.open("rb") as held:  # another file may get the name while this one is read to its end
+        with path.open("rb") as file:  # once: another file may get the name at any time
 
             def check() -> None:
-                if _state(os.fstat(held.fileno())) != state:
-                    raise CappyError(f"{path} changed while it was read; put back what it was and go on, or start anew")
+                if state:
+                    check_unchanged(file, path, state)
 
             check()
             try:
-                for window in self._of_file(path, begin):
+                for window in self._of_file(file, path, begin):
                     check()
                     yield window
             except Exception:  # a change may be what it comes from
@@ -134,9 +131,9 @@ class FileWindows:
                 raise
             check()
 
-    def _of_file(self, path: Path, begin: Position) -> Iterator[Window]:
+    def _of_file(self, file: BinaryIO, path: Path, begin: Position) -> Iterator[Window]:
         options = self.files.options
-        with open_source(path, self.reading) as source:
+        with read_source(file, path, self.reading) as source:
             if source.columns != self.columns:
                 raise CappyError(f"{path} has other columns than {self.files.paths[0]}; give it alone")
             for window in windows(source, begin, most_pairs=self.most_pairs, stops=options.stops):
@@ -214,10 +211,24 @@ class Making:
         return self.pack(made) if made else b""
 
 
-def _state(status: os.stat_result) -> State:
+def state_of(status: os.stat_result) -> State:
+    """Tell the state of a file by its status.
+
+    >>> state_of(os.stat("pairs.jsonl"))[2]
+    1042
+    """
     if not stat.S_ISREG(status.st_mode):
         return ()
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def check_unchanged(file: BinaryIO, path: Path, state: State) -> None:
+    """Raise CappyError if an open file is not in the state that it was in.
+
+    >>> check_unchanged(file, Path("pairs.jsonl"), state_of(os.fstat(file.fileno())))
+    """
+    if state_of(os.fstat(file.fileno())) != state:
+        raise CappyError(f"{path} changed while it was read; put back what it was and go on, or start anew")
 
 
 def rejects(window: Window) -> bytes:

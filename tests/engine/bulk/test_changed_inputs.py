@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,6 +110,43 @@ def test_an_input_that_is_replaced_by_another_file_is_read_to_its_end(tmp_path: 
     source, other = write_rows(tmp_path / "in.jsonl", ROWS), write_rows(tmp_path / "other.jsonl", ROWS[:3])
     files, out = Files([source], ScoreTask(), OPTIONS), tmp_path / "out.jsonl"
     assert score_file(scorer, files, Target(out), progress=once(lambda: other.replace(source))).pairs == 200
+
+
+@pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "jsonl.zst", "csv", "parquet"])
+def test_an_input_that_is_replaced_at_any_opening_is_an_error_or_read_as_it_was(
+    form: str, tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was checked by one opening was read by another one."""
+    if form in ("jsonl.zst", "parquet"):
+        pytest.importorskip("pyarrow")
+    source, other = tmp_path / f"in.{form}", write_rows(tmp_path / f"other.{form}", ROWS[20:30])
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    files, opened = Files([source], ScoreTask(), RowOptions(window=8)), Path.open
+    score_file(scorer, Files([write_rows(source, ROWS[:20])], ScoreTask(), files.options), Target(whole))
+    for times in range(1, 9):
+        write_rows(source, ROWS[:20])
+        left = [times]
+
+        def open_and_replace(path: Path, *arguments: Any, left: list[int] = left, **options: Any) -> Any:
+            file = opened(path, *arguments, **options)
+            if path == source:
+                left[0] -= 1
+                if not left[0]:
+                    shutil.copyfile(other, tmp_path / "new").replace(source)
+            return file
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", open_and_replace)
+            found = ""
+            try:
+                score_file(scorer, files, Target(out, force=True))
+            except CappyError as error:
+                found = str(error)
+        assert found in ("", CHANGED.format(source))
+        assert found or out.read_bytes() == whole.read_bytes(), f"replaced at opening {times}"
+        if left[0] > 0:
+            return
+    raise AssertionError("the input is opened more than eight times")
 
 
 def test_what_is_written_to_a_stream_ends_in_an_error_too(tmp_path: Path, scorer: Scorer) -> None:

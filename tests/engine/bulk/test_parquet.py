@@ -79,6 +79,23 @@ def test_a_row_group_without_rows_is_passed_over(tmp_path: Path, scorer: Scorer)
     assert pq.read_table(tmp_path / "out.parquet")["id"].to_pylist() == ["0", "1", "2"] * 2
 
 
+@pytest.mark.parametrize("kind", ["string_view", "binary_view"])
+def test_rows_behind_a_bad_one_are_kept_in_types_that_pyarrow_cannot_take_rows_of(
+    kind: str, tmp_path: Path, scorer: Scorer
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    source, out, rows = tmp_path / "a.parquet", tmp_path / "out.parquet", [0, 2, 3, 6]
+    note = pa.array(list("abcdefg"), pa.string()).cast(kind)
+    response = ["Yes", None, "No", "Yes", None, None, "Perhaps"]
+    pq.write_table(pa.table({"instruction": ["Is it?"] * 7, "response": response, "note": note}), source)
+    assert run(scorer, source, out, rejects=tmp_path / "bad.jsonl", options=RowOptions("skip")).refused == 3
+    table = pq.read_table(out)
+    assert table["note"].type == pq.read_table(source)["note"].type
+    assert table["note"].to_pylist() == [note[row].as_py() for row in rows]
+    assert table["response"].to_pylist() == [response[row] for row in rows]
+
+
 def test_pandas_and_polars_read_the_types_that_a_person_expects(tmp_path: Path, scorer: Scorer) -> None:
     pandas = pytest.importorskip("pandas")
     polars = pytest.importorskip("polars")

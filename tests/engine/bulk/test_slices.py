@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from cappy_engine.bundle import EMBEDDED
 from cappy_engine.errors import CappyError, InvalidLine, OutputError
 from cappy_engine.nodes import BundleOfNodes
 from cappy_engine.options import Precision, ScorerOptions
-from cappy_engine.testing import fake_scorer
+from cappy_engine.testing import FakeSession, fake_scorer
 from cappy_engine.tokenizer import PairTokenizer
 from tests.support.bulk_files import run
 
@@ -172,6 +173,30 @@ def test_a_file_that_changed_or_is_another_one_on_a_node_is_not_scored(tmp_path:
         CappyError, match=r"a.parquet is not the file that the job began with: it has .*, and had .*; do"
     ):
         score_slice(scorer, part, folder)
+
+
+def test_a_file_that_was_changed_behind_the_same_footer_is_not_scored(tmp_path: Path, scorer: Scorer) -> None:
+    source = write(tmp_path / "a.parquet", 4, response=["Yes", "No.", "Hm.", "Aha"], group=4)
+    folder, content = folder_of(source), source.read_bytes()
+    part = cut_slices(folder, 4)[0]
+    source.write_bytes(content.replace(b"No.", b"Hm!").replace(b"Hm.", b"No."))
+    assert source.read_bytes()[-500:] == content[-500:]
+    with pytest.raises(CappyError, match=r"a.parquet is not the file that the job began with: it has .*, and had .*"):
+        score_slice(scorer, part, folder)
+
+
+def test_a_file_that_is_written_to_while_a_slice_is_read_is_an_error(tmp_path: Path, tokenizer: PairTokenizer) -> None:
+    source = write(tmp_path / "a.parquet", 100, group=2)
+    folder, content = folder_of(source), source.read_bytes()
+
+    def score(ids: Sequence[int]) -> float:
+        source.write_bytes(content)
+        return 0.5
+
+    part = cut_slices(folder)[0]
+    with pytest.raises(CappyError, match=r"a.parquet changed while it was read; put back what it was"):
+        score_slice(fake_scorer(FakeSession(score), tokenizer=tokenizer), part, folder)
+    assert not folder.out.exists()
 
 
 # The folder of results

@@ -72,6 +72,19 @@ def test_rows_that_are_not_parquet_are_refused(tmp_path: Path, capsys: pytest.Ca
     assert "a.jsonl is JSON Lines, and a cluster takes Parquet only" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("rejects", ["out/bad", "out.partial", "out.partial/bad", "link", "link/bad", "."])
+def test_bad_rows_go_to_a_folder_apart_from_the_results(
+    rejects: str, samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the results could not get their name in the end, or the bad rows were removed."""
+    (tmp_path / "link").symlink_to("out")
+    arguments = ["score", str(samples), "-o", str(tmp_path / "out"), "--rejects", str(tmp_path / rejects)]
+    assert main([*arguments, "--ray", "10.0.0.1:6379"]) == 1
+    problem = f"{tmp_path / rejects} and {tmp_path / 'out'} are one, or one in the other; choose a folder beside it"
+    assert problem in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "link"]
+
+
 @pytest.mark.parametrize("wrong", [{"address": "10.0.0.1"}, {"address": ""}, {"actors": 0}, {"slice_rows": 0}])
 def test_options_of_a_cluster_that_cannot_be_are_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"is not the address|actors|slice_rows"):
