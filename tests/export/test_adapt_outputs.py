@@ -13,7 +13,8 @@ import torch
 from cappy_engine.errors import AdaptError, OutputError
 from cappy_export.adaptation.recipe import AdaptOptions
 from cappy_export.adaptation.training import adapt
-from tests.support.checkpoints import copy
+from cappy_export.checkpoints.checkpoint import open_checkpoint
+from tests.support.checkpoints import copy, edit
 from tests.support.colours import RECIPE, StoppedError, colour_examples, weights_of, write_examples
 
 
@@ -58,10 +59,38 @@ def test_what_is_adapted_or_learnt_from_is_never_replaced(checkpoint: Path, tmp_
         with pytest.raises(OutputError, match="is, holds or lies in the input"):
             adapt(source, examples, out, options=AdaptOptions(force=True))
     assert (out / "model.safetensors").exists()
+    with pytest.raises(OutputError, match="is, holds or lies in the input"):
+        adapt(checkpoint, colour_examples(20), out, options=AdaptOptions(force=True), held_out=train)
     state = tmp_path / "new.training"
     state.mkdir()
     with pytest.raises(OutputError, match=r"new\.training is, holds or lies in the input"):
         adapt(checkpoint, write_examples(state / "train.jsonl", colour_examples(20)), tmp_path / "new")
+
+
+def test_the_tokenizer_stays_and_the_config_says_who_wrote_it_and_that_scores_are_raw(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """The model learns labels as its raw output, whatever its authors' tools put on it before."""
+    folder = copy(checkpoint, tmp_path / "reranker")
+    edit(
+        folder / "config.json",
+        lambda config: config.update(
+            problem_type="single_label_classification",
+            sbert_ce_default_activation_function="torch.nn.Sigmoid",
+            transformers_version="4.30.2",
+        ),
+    )
+    assert open_checkpoint(folder).score["activation"] == "sigmoid"
+    adapt(folder, colour_examples(20), tmp_path / "out", dataclasses.replace(RECIPE, max_steps=1))
+    assert open_checkpoint(tmp_path / "out").score == {
+        "activation": "identity",
+        "told_by": "sentence_transformers.activation_fn",
+    }
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["problem_type"] == "regression"
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"):
+        assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
+    assert (config["torch_dtype"], config["transformers_version"]) == ("float32", "4.30.2")
 
 
 def test_a_training_that_runs_is_neither_joined_nor_replaced(checkpoint: Path, tmp_path: Path) -> None:

@@ -91,3 +91,17 @@ def test_an_architecture_that_optimum_exports_becomes_bf16_too(fused: Path, tmp_
         for path in (out, fused)
     )
     assert 0 < np.abs(found - expected).max() < 0.05
+
+
+def test_a_graph_none_of_whose_products_fills_a_panel_is_an_error(tmp_path: Path) -> None:
+    """It would be a float32 model under the name of bf16."""
+    x, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 8]) for name in ("x", "logits"))
+    weights = numpy_helper.from_array(np.eye(8, dtype=np.float32), "w")
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"], "narrow"),
+        helper.make_node("LayerNormalization", ["y", "s"], ["logits"], "norm"),
+    ]
+    graph = helper.make_graph(nodes, "g", [x], [out], [weights, numpy_helper.from_array(np.ones(8, np.float32), "s")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
+    with pytest.raises(GraphError, match="no matrix product could be converted to bf16; there are narrow"):
+        convert_to_bf16(tmp_path / "m.onnx", tmp_path / "out.onnx")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ def test_the_model_is_the_one_that_transformers_loads(checkpoint: Path) -> None:
         ("kernel_config", {"Linear": "evil/kernels"}),
         ("quantization_config", {"quant_method": "evil"}),
         ("text_config", {"auto_map": {"AutoModel": "evil--model.Model"}}),
+        ("layers", [{"auto_map": {"AutoModel": "evil--model.Model"}}]),
     ],
 )
 def test_config_keys_that_fetch_or_run_code_are_refused(checkpoint: Path, tmp_path: Path, key: str, value: Any) -> None:
@@ -113,6 +117,13 @@ def test_folders_and_files_that_are_no_checkpoint_say_what_was_found(tmp_path: P
         open_checkpoint(tmp_path)
 
 
+def test_a_config_that_is_too_large_for_one_is_not_read(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy(checkpoint, tmp_path / "copy")
+    os.truncate(folder / "config.json", 2**36)  # sparse
+    with pytest.raises(CheckpointError, match=r"config\.json must be a file of at most 67108864 bytes"):
+        open_checkpoint(folder)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
 def test_only_regular_files_are_opened(checkpoint: Path, tmp_path: Path, name: str) -> None:
     """A FIFO would wait for ever for somebody to write into it."""
@@ -137,6 +148,19 @@ def test_a_tokenizer_config_cannot_name_files_or_other_classes(checkpoint: Path,
         load_tokenizer(open_checkpoint(folder), max_length=512)
 
 
+def test_every_file_that_is_read_is_in_the_digests(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy(checkpoint, tmp_path / "copy", weights=None)
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    for name in ("model-1.safetensors", "model-2.safetensors"):
+        shutil.copyfile(checkpoint / "model.safetensors", folder / name)
+    for name, content in (("model.safetensors.index.json", index), ("modules.json", []), ("added_tokens.json", {})):
+        (folder / name).write_text(json.dumps(content))
+    (folder / "config_sentence_transformers.json").write_text("{}")
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    assert {"README.md"} | open_checkpoint(folder).files.keys() >= digests.keys()
+    assert open_checkpoint(folder).files.items() <= digests.items()
+
+
 def test_a_checkpoint_without_tokenizer_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     folder = copy(checkpoint, tmp_path / "copy")
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
@@ -145,9 +169,10 @@ def test_a_checkpoint_without_tokenizer_is_refused(checkpoint: Path, tmp_path: P
         load_tokenizer(open_checkpoint(folder), max_length=512)
 
 
-def test_a_tokenizer_that_truncates_on_the_left_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", ["truncation_side", "padding_side"])
+def test_a_tokenizer_that_truncates_or_pads_on_the_left_is_refused(checkpoint: Path, tmp_path: Path, side: str) -> None:
     folder = copy(checkpoint, tmp_path / "copy")
-    edit(folder / "tokenizer_config.json", lambda config: config.update(truncation_side="left"))
+    edit(folder / "tokenizer_config.json", lambda config: config.update({side: "left"}))
     with pytest.raises(CheckpointError, match="truncates and pads on the right"):
         load_tokenizer(open_checkpoint(folder), max_length=512)
 
@@ -155,6 +180,7 @@ def test_a_tokenizer_that_truncates_on_the_left_is_refused(checkpoint: Path, tmp
 def test_roberta_has_two_positions_less_than_its_table(checkpoint: Path) -> None:
     opened = open_checkpoint(checkpoint)
     assert max_positions(opened.config) == 512
+    assert max_positions({**opened.config, "pad_token_id": 5}) == 508
     assert load_tokenizer(opened, max_length=100_000).model_max_length == 512
     assert load_tokenizer(opened, max_length=64).model_max_length == 64
 

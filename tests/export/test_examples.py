@@ -187,6 +187,10 @@ def test_what_is_held_out_depends_neither_on_the_shards_nor_on_the_processes(
     whole = scanned([HeldShard(examples)], 0.05, seed=3)
     assert len({(scan.examples, scan.threshold, tuple(scan.held_out.pairs)) for scan in [*scans, whole]}) == 1
     assert len({scan.digest for scan in scans}) == 1
+    counted = Counted()
+    for _ in count(parts, range(7), seed=3, found=counted):
+        pass
+    assert (len(counted.smallest), counted.has_more) == ((200, False) if most == 4096 else (20, True))
     held = len({instruction for instruction, _ in whole.held_out.pairs})
     assert held == 10 if most == 4096 else 5 <= held <= 20
 

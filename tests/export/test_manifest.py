@@ -48,6 +48,7 @@ def test_only_what_is_kept_is_written_but_all_of_it_is_proven(checkpoint: Path, 
     options = ExportOptions(precisions=("fp32", "fp16", "int8"), keep=("int8",))
     manifest = export(checkpoint, tmp_path / "bundle", options)
     assert manifest["precisions"] == ["int8"]
+    assert list(manifest["graphs"]) == ["int8"]
     assert list(manifest["parity"]["precisions"]) == ["fp32", "fp16", "int8"]
     assert [path.name for path in (tmp_path / "bundle" / "onnx").iterdir()] == ["model_quantized.onnx"]
     assert open_bundle(tmp_path / "bundle").manifest.document == manifest

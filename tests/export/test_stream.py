@@ -154,9 +154,11 @@ def test_a_table_without_labels_or_with_a_bad_one_is_named(tmp_path: Path) -> No
     pq.write_table(pa.Table.from_pylist([good]), tmp_path / "none.parquet")
     pq.write_table(pa.Table.from_pylist([{**good, "label": 1.0}, {**good, "label": 2.0}]), tmp_path / "bad.parquet")
     (tmp_path / "bad.csv").write_text("instruction,response,label\na,b,yes\n")
+    (tmp_path / "empty.csv").write_text("instruction,response,label\na,b,\n")
     for name, problem in [
         ("none.parquet", r"none\.parquet has no column 'label'"),
         ("bad.parquet", r"bad\.parquet, row 2: has the label 2\.0; labels go from"),
+        ("empty.csv", r"empty\.csv, line 2: has the label '', which is not a number"),
         ("bad.csv", r"bad\.csv, line 2: has the label 'yes', which is not a number"),
     ]:
         with pytest.raises(AdaptError, match=problem):
@@ -171,10 +173,12 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         list(FileShard(tmp_path / "cut.jsonl.gz").read(Position()))
 
 
-def test_a_file_that_grew_since_it_was_counted_stops_the_training(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [1, -1])
+def test_a_file_that_changed_since_it_was_counted_stops_the_training(tmp_path: Path, change: int) -> None:
     write_shards(tmp_path / "rows")
-    stream = stream_of(find_shards(tmp_path / "rows"))
-    with (tmp_path / "rows" / "0.jsonl").open("ab") as file:
-        file.write(b'{"instruction": "new", "response": "99", "label": 1}\n')
-    with pytest.raises(AdaptError, match="the examples have changed while they were read: there are 51, and were 50"):
+    stream, path = stream_of(find_shards(tmp_path / "rows")), tmp_path / "rows" / "0.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines, lines[0]] if change > 0 else lines[:-1]))
+    problem = f"the examples have changed while they were read: there are {50 + change}, and were 50"
+    with pytest.raises(AdaptError, match=problem):
         all_steps(stream)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -15,12 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from cappy_bench.make_checkpoint import make_family
 from cappy_engine.cli.main import main
 from cappy_engine.errors import AdaptError
 from cappy_export import export
+from cappy_export.adaptation.examples import make_examples
 from cappy_export.adaptation.recipe import AdaptOptions
 from cappy_export.adaptation.training import adapt
 from cappy_export.proof.reference import score_checkpoint
@@ -112,6 +115,9 @@ def test_a_training_that_stopped_goes_on_to_the_same_weights(checkpoint: Path, t
     with pytest.raises(StoppedError):
         run("parts", progress=stop)
     assert not (tmp_path / "parts").exists()
+    folder = tmp_path / "parts.training"
+    assert [path.name for path in folder.glob("step-*")] == ["step-8"]  # and not that of step 4
+    shutil.copytree(folder / "step-8", folder / "step-4")  # as a kill between the new state and the old one leaves it
     resumed = run("parts", resume=True)
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
     for log in (whole["log"], resumed["log"]):
@@ -164,6 +170,31 @@ def test_another_training_is_not_resumed(checkpoint: Path, tmp_path: Path) -> No
         adapt(checkpoint, examples, tmp_path / "elsewhere", stopped, again)
 
 
+def test_a_training_is_not_resumed_with_other_labels_weights_or_held_out_examples(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    train, held_out = colour_examples(20), colour_examples(5)
+    recipe, again = dataclasses.replace(RECIPE, max_steps=3), AdaptOptions(resume=True)
+
+    def stop(progress: Any) -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        adapt(checkpoint, train, tmp_path / "out", recipe, held_out=held_out, progress=stop)
+    other = copy(checkpoint, tmp_path / "same-name" / checkpoint.name)
+    weights = weights_of(other)
+    weights["classifier.out_proj.bias"] += 1
+    save_file(weights, other / "model.safetensors")
+    relabelled, remeasured = (make_examples(each.pairs, 1 - each.labels) for each in (train, held_out))
+    for source, examples, measured, changed in (
+        (checkpoint, relabelled, held_out, "train"),
+        (checkpoint, train, remeasured, "held_out"),
+        (other, train, held_out, "checkpoint"),
+    ):
+        with pytest.raises(AdaptError, match=rf"another training \({changed}\.sha256 was "):
+            adapt(source, examples, tmp_path / "out", recipe, again, held_out=measured)
+
+
 @pytest.mark.parametrize(("steps", "loss"), [(None, "the loss of step 2"), (1, "the held-out loss after step 1")])
 def test_a_loss_that_is_no_number_stops_the_training(
     checkpoint: Path, tmp_path: Path, steps: int | None, loss: str
@@ -181,13 +212,13 @@ def test_the_command_trains_from_samples(checkpoint: Path, tmp_path: Path, capsy
     ]
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ["adapt", str(checkpoint), str(tmp_path / "samples.jsonl"), str(tmp_path / "out"), "--from-samples"]
-    assert main([*arguments, "--batch-size", "8", "--held-out-fraction", "0.2"]) == 0
+    assert main([*arguments, "--batch-size", "8", "--held-out-fraction", "0.2", "--negatives", "2"]) == 0
     captured = capsys.readouterr()
     assert captured.out == f"wrote {tmp_path / 'out'}\n"
     document = json.loads((tmp_path / "out" / "training.json").read_text())
     assert (
-        document["train"]["examples"] + document["held_out"]["examples"] == 8 * 4
-    )  # 1 reference, 1 negative, 2 samples
+        document["train"]["examples"] + document["held_out"]["examples"] == 8 * 5
+    )  # 1 reference, 2 negatives, 2 samples
     assert "held out loss" in captured.err
 
 

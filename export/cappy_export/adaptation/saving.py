@@ -27,7 +27,7 @@ from cappy_engine.publish import Kind, publish, staging_folder
 from cappy_export.adaptation import state
 from cappy_export.adaptation.log import LOG
 from cappy_export.checkpoints.checkpoint import Checkpoint
-from cappy_export.checkpoints.config import read_json
+from cappy_export.checkpoints.config import RAW_SCORES, read_json
 from cappy_export.checkpoints.hub import TOKENIZER_FILES
 from cappy_export.options import Say
 
@@ -128,6 +128,8 @@ def write_checkpoint(
 ) -> None:
     """Publish trained weights as `out`, complete or not at all, with the checkpoint's tokenizer and the folder's log.
 
+    Its config says that scores are raw, whatever the checkpoint's said: the labels were learnt as the raw output.
+
     >>> write_checkpoint(trained.weights(), checkpoint, folder, Path("my-cappy"), {"log": []}, force=False, say=print)
     """
     with staging_folder(out, say) as staging:
@@ -136,7 +138,8 @@ def write_checkpoint(
                 shutil.copyfile(checkpoint.folder / name, staging / name)
         written_by = read_json(checkpoint.folder / "config.json").get("transformers_version")
         origin = {} if written_by is None else {"transformers_version": written_by}  # of the tokenizer's files
-        storage.write_json(staging / "config.json", {**checkpoint.config, **origin, "torch_dtype": "float32"})
+        config = {**checkpoint.config, **RAW_SCORES, **origin, "torch_dtype": "float32"}
+        storage.write_json(staging / "config.json", config)
         save_file(weights, staging / "model.safetensors", {"format": "pt"})
         shutil.copyfile(folder / LOG, staging / LOG)
         storage.write_json(staging / ADAPTED.marker, document)
