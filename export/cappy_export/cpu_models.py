@@ -9,8 +9,9 @@ from typing import Any
 
 from cappy_engine.bundle import MODEL_FILES
 from cappy_export.checkpoints.checkpoint import Checkpoint
+from cappy_export.graphs.build import build_graph, model_shape
 from cappy_export.graphs.operators import operators_of
-from cappy_export.graphs.optimum import build_fused_graph, build_graph, model_shape
+from cappy_export.graphs.optimum import build_fused_graph
 from cappy_export.options import ExportOptions, Say
 from cappy_export.precisions.bf16 import convert_to_bf16
 from cappy_export.precisions.calibration import (

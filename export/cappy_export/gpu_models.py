@@ -21,9 +21,9 @@ from cappy_engine.buckets import choose_buckets, default_buckets
 from cappy_engine.bundle import TARGETS
 from cappy_engine.errors import GraphError
 from cappy_export.checkpoints.checkpoint import Checkpoint
+from cappy_export.graphs.build import build_direct_graph
 from cappy_export.graphs.cuda import packed_model, packing_counts
 from cappy_export.graphs.files import MAX_BYTES, save
-from cappy_export.graphs.optimum import build_direct_graph
 from cappy_export.graphs.stand_ins import emulated
 from cappy_export.graphs.tensorrt import check_operators, check_shapes, plain_model
 from cappy_export.graphs.writer import is_written_directly

@@ -25,7 +25,7 @@ LAYERS = """
 errors, storage, checks, forking, external_data, json_values, overlap, native/
 < columns, activations
 < pairs, batching, buckets, session, bundle_files, ranking, publish
-< bundle
+< bundle, canary
 < tokenizer, runner, scored, cpu/, gpu/
 < parts, options < opening < exact < scorer < nodes
 < tuning, slim

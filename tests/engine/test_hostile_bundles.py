@@ -14,23 +14,16 @@ import pytest
 from cappy_engine import Scorer
 from cappy_engine.bundle import MANIFEST, MAX_MANIFEST_BYTES, MODEL_FILES, open_bundle
 from cappy_engine.bundle_files import MAX_SMALL_BYTES
+from cappy_engine.canary import read_canary
 from cappy_engine.cli.main import main
 from cappy_engine.cli.streams import complain
 from cappy_engine.cpu.tuned import forget_tuned, read_tuned
 from cappy_engine.errors import BundleError
-from cappy_engine.gpu.canary import read_canary
 from cappy_engine.slim import slim
 from cappy_engine.storage import open_regular, read_regular, sha256_of
 from cappy_engine.tokenizer import PairTokenizer
-from tests.support.bundles import add_file, change_manifest, copy_bundle, read_manifest, with_value, without
+from tests.support.bundles import add_file, change_manifest, read_manifest, with_value, without
 from tests.support.places import TINY
-
-
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    """Give a copy of the bundle that may be changed."""
-    return copy_bundle(tmp_path / "copy")
-
 
 # Files that are none
 

@@ -7,7 +7,7 @@ import pytest
 
 from cappy_engine import Scorer
 from cappy_engine.bundle import TARGETS, open_bundle
-from cappy_engine.gpu.canary import read_canary
+from cappy_engine.canary import read_canary
 from cappy_engine.options import Precision
 from tests.support.bundles import read_manifest
 from tests.support.places import TINY, TINY_PRECISIONS

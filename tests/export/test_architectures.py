@@ -27,7 +27,8 @@ from cappy_engine import Scorer
 from cappy_engine.errors import ExportError, ParityError
 from cappy_export import ExportOptions, export
 from cappy_export.checkpoints.checkpoint import open_checkpoint
-from cappy_export.graphs.optimum import build_fused_graph, build_graph
+from cappy_export.graphs.build import build_graph
+from cappy_export.graphs.optimum import build_fused_graph
 from cappy_export.proof.pairs import default_pairs
 from tests.support.checkpoints import edit
 

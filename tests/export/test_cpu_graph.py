@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from cappy_export.graphs.cpu import encoder_model
+from cappy_export.graphs.bert_cpu import encoder_model
 from cappy_export.graphs.families import family_of
 from cappy_export.graphs.writer import is_written_directly
 from tests.support.small_models import LONGEST, SHAPE, WORDS, random_model, torch_logits

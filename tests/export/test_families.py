@@ -19,7 +19,7 @@ from cappy_engine.tokenizer import PairTokenizer
 from cappy_export import ExportOptions, export
 from cappy_export.checkpoints.checkpoint import load_with_head, open_checkpoint
 from cappy_export.checkpoints.fast_tokenizer import load_tokenizer
-from cappy_export.graphs.optimum import build_graph
+from cappy_export.graphs.build import build_graph
 from cappy_export.proof.pairs import default_pairs
 from tests.support.exported import made_once
 

@@ -18,7 +18,7 @@ from transformers.models.roberta.modeling_roberta import create_position_ids_fro
 
 from cappy_engine.batching import position_ids
 from cappy_engine.errors import GraphError
-from cappy_export.graphs.cpu import encoder_model
+from cappy_export.graphs.bert_cpu import encoder_model
 from cappy_export.graphs.cuda import packing_counts
 from cappy_export.graphs.stand_ins import emulated
 from cappy_export.graphs.tensorrt import PARSED, check_operators, check_shapes

@@ -14,9 +14,9 @@ from onnx import TensorProto, numpy_helper
 
 from cappy_engine import Scorer
 from cappy_engine.bundle import open_bundle
+from cappy_engine.canary import read_canary
 from cappy_engine.cli.main import main
 from cappy_engine.errors import BundleError, DeviceUnavailable, ParityError, PrecisionUnavailable
-from cappy_engine.gpu.canary import read_canary
 from cappy_export import ExportOptions, VerifyOptions, export, verify
 from cappy_export.graphs.tensorrt import plain_model
 from cappy_export.proof.canary import CANARY_PAIRS

@@ -16,12 +16,8 @@ from transformers import AutoModelForSequenceClassification
 
 from cappy_engine.errors import GraphError
 from cappy_export.checkpoints.checkpoint import open_checkpoint
-from cappy_export.graphs.optimum import (
-    build_fused_graph,
-    build_graph,
-    check_fusions,
-    demanded_fusions,
-)
+from cappy_export.graphs.build import build_graph
+from cappy_export.graphs.optimum import build_fused_graph, check_fusions, demanded_fusions
 from tests.support.checkpoints import random_inputs
 
 

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from cappy_engine import Scorer
 from cappy_engine.bundle import open_bundle
+from cappy_engine.canary import read_canary
 from cappy_engine.cli.main import main
 from cappy_engine.errors import BundleError, ExportError, ParityError
-from cappy_engine.gpu.canary import read_canary
 from cappy_export import ExportOptions, VerifyOptions, cpu_models, export, pipeline, verify
-from cappy_export.graphs.optimum import build_graph
+from cappy_export.graphs.build import build_graph
 from cappy_export.proof.limits import LIMITS
 from cappy_export.proof.pairs import default_pairs
 from cappy_export.proof.reference import score_with_torch

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 from cappy_export.adaptation.log import LOG
-from tests.support.colours import colour_examples, weights_of, write_examples
+from tests.support.colours import colour_examples, same_weights, write_examples
 
 OPTIONS = "--batch-size 16 --epochs 4 --learning-rate 1e-3 --max-batch-tokens 128 --window 64 --log-every 1".split()
 """A step has several batches, and an epoch several windows; dropout is the checkpoint's 0.1."""
@@ -83,11 +82,6 @@ def whole(launch: Launch) -> Path:
     """Give what two processes leave that nobody stopped."""
     launch.run("whole")
     return launch.folder / "whole"
-
-
-def same_weights(first: Path, second: Path) -> bool:
-    one, other = weights_of(first), weights_of(second)
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def wait_for(is_so: Callable[[], bool]) -> None:

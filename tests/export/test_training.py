@@ -28,12 +28,15 @@ from cappy_export.adaptation.recipe import AdaptOptions
 from cappy_export.adaptation.training import adapt
 from cappy_export.proof.reference import score_checkpoint
 from tests.support.checkpoints import copy
-from tests.support.colours import COLOURS, RECIPE, StoppedError, colour_examples, weights_of, write_examples
-
-
-def same_weights(first: Path, second: Path) -> bool:
-    one, other = weights_of(first), weights_of(second)
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+from tests.support.colours import (
+    COLOURS,
+    RECIPE,
+    StoppedError,
+    colour_examples,
+    same_weights,
+    weights_of,
+    write_examples,
+)
 
 
 @pytest.mark.slow

@@ -43,8 +43,8 @@ from cappy_engine.session import open_session
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.checkpoints.checkpoint import open_checkpoint
 from cappy_export.checkpoints.fast_tokenizer import load_tokenizer
+from cappy_export.graphs.build import build_graph
 from cappy_export.graphs.files import head_nodes, quiet
-from cappy_export.graphs.optimum import build_graph
 from cappy_export.precisions import int8
 from cappy_export.precisions.calibration import (
     CALIBRATION_PAIRS,

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cappy_engine.batching import full_batch
+from cappy_engine.canary import check_canary, read_canary
 from cappy_engine.errors import BundleError, DeviceUnavailable
-from cappy_engine.gpu.canary import check_canary, read_canary
 from cappy_engine.gpu.engines import EngineCache, engine_folder
 from cappy_engine.gpu.installation import TENSORRT_LIBRARIES, Installation, inspect_installation
 from cappy_engine.gpu.placement import check_placement, warn_if_slow

@@ -13,8 +13,8 @@ import numpy as np
 
 from cappy_engine.batching import EncodedPairs, Scores
 from cappy_engine.bundle import Bundle
+from cappy_engine.canary import Canary, read_canary
 from cappy_engine.errors import BundleError, ModelBroken
-from cappy_engine.gpu.canary import Canary, read_canary
 from cappy_engine.json_values import number, size
 from cappy_engine.options import ScorerInfo
 from cappy_engine.pairs import Pair

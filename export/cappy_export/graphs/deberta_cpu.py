@@ -20,9 +20,8 @@ import numpy.typing as npt
 import onnx
 import torch
 
-from cappy_export.graphs.cpu import Tokens, find_tokens, kept
 from cappy_export.graphs.operators import DOMAIN
-from cappy_export.graphs.writer import ACTIVATIONS, GraphWriter, Weights
+from cappy_export.graphs.writer import ACTIVATIONS, GraphWriter, Tokens, Weights, find_tokens, kept
 
 ROLES = {"c2p": "key", "p2c": "query"}
 """What a distance has, by the name of the product: a key for queries (content to position), a query for keys."""

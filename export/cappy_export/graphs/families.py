@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 
-from cappy_export.graphs import cpu, deberta_cpu, modernbert_cpu
+from cappy_export.graphs import bert_cpu, deberta_cpu, modernbert_cpu
 from cappy_export.graphs.writer import Weights, has_known_layers, is_written_directly
 
 
@@ -23,12 +23,12 @@ class Family:
     write: Callable[[Any, Weights], onnx.ModelProto]
 
 
-_BERT = Family(is_written_directly, cpu.encoder_model)
+_BERT = Family(is_written_directly, bert_cpu.encoder_model)
 
 FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), _BERT),
     "modernbert": Family(modernbert_cpu.is_known, modernbert_cpu.encoder_model),
-    "electra": Family(has_known_layers, cpu.encoder_model),
+    "electra": Family(has_known_layers, bert_cpu.encoder_model),
     "deberta-v2": Family(deberta_cpu.is_known, deberta_cpu.encoder_model),
 }
 """The families by the model types of their configs."""

@@ -1,13 +1,13 @@
 """Write the graph for CPUs of a ModernBERT: nothing is computed for padding.
 
-Real tokens stand one after the other, as in `cpu.py`. Layers normalise what they read, not what they give. Attention
-turns queries and keys by their places in the pair. Every n-th layer attends to the whole pair, the others to near
-tokens: an operator of `attention_operators.py` each. Feed-forward layers multiply one half of their inner values, after
-the activation, by the other. Layers without biases get zeros, so that int8 is the same operator for all.
+Real tokens stand one after the other, as in `bert_cpu.py`. Layers normalise what they read, not what they give.
+Attention turns queries and keys by their places in the pair. Every n-th layer attends to the whole pair, the others to
+near tokens: an operator of `attention_operators.py` each. Feed-forward layers multiply one half of their inner values,
+after the activation, by the other. Layers without biases get zeros, so that int8 is the same operator for all.
 
 The head reads the mean of a pair's tokens, or its first token. The mean is attention by a query of zeros, which gives
 each token the same weight; so a pair's mean is summed apart from its neighbours. Where it reads the first token, the
-last layer computes queries, attention output and feed-forward for that token alone, as in `cpu.py`.
+last layer computes queries, attention output and feed-forward for that token alone, as in `bert_cpu.py`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ import numpy.typing as npt
 import onnx
 import torch
 
-from cappy_export.graphs.cpu import Tokens, find_tokens, kept
 from cappy_export.graphs.operators import DOMAIN
-from cappy_export.graphs.writer import ACTIVATIONS, GraphWriter, Weights
+from cappy_export.graphs.writer import ACTIVATIONS, GraphWriter, Tokens, Weights, find_tokens, kept
 
 
 def is_known(config: Mapping[str, Any]) -> bool:

@@ -1,15 +1,13 @@
-"""Turn a checkpoint into a float32 ONNX graph with dynamic batch and length.
+"""Export a checkpoint of any architecture with optimum, and fuse its graph for ONNX Runtime, in float32.
 
-`build_graph` is the one place that decides where the graph comes from. The families of `families.py` are written from
-their weights; everything else is exported by optimum and fused for ONNX Runtime. `build_fused_graph` does the latter
-for any architecture: fp16 is made from it, since its operators have half-precision versions on GPUs.
+fp16 is made from it, since its operators have half-precision versions on GPUs; and all that `families.py` has not.
 """
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,8 @@ from transformers import PreTrainedModel
 
 from cappy_engine.errors import GraphError
 from cappy_export.checkpoints.checkpoint import Checkpoint, load_model
-from cappy_export.graphs.families import family_of
 from cappy_export.graphs.files import MAX_BYTES, check_graph, quiet, save
-from cappy_export.graphs.writer import MICROSOFT, OPSET, Weights
+from cappy_export.graphs.writer import MICROSOFT, OPSET
 
 _WHOLE_LAYER = {"Attention": 1, "SkipLayerNormalization": 2, "BiasGelu": 1}
 FUSED_PER_LAYER: Mapping[str, Mapping[str, int]] = {
@@ -30,55 +27,6 @@ FUSED_PER_LAYER: Mapping[str, Mapping[str, int]] = {
 """Fused nodes that one layer of an architecture gives. Of other architectures they are counted, but not demanded."""
 
 log = logging.getLogger(__name__)
-
-
-def build_graph(checkpoint: Checkpoint, path: Path) -> tuple[dict[str, int], dict[str, Any]]:
-    """Write the checkpoint's graph for CPUs to `path`; return the model's shape and the facts for the manifest.
-
-    >>> shape, facts = build_graph(open_checkpoint("export/cappy_mini/checkpoint"), Path("model.onnx"))
-
-    Inputs, output and errors are those of `build_fused_graph`. `unpadded` among the facts says that the graph computes
-    nothing for padding.
-    """
-    family = family_of(checkpoint.config)
-    if family is None:
-        return build_fused_graph(checkpoint, path)
-    shape = build_direct_graph(checkpoint, path, family.write)
-    return shape, {"written_by": "cappy-export", "opset": OPSET, "unpadded": True}
-
-
-def build_direct_graph(
-    checkpoint: Checkpoint,
-    path: Path,
-    write: Callable[[Any, Weights], onnx.ModelProto],
-    *,
-    most_bytes: int | None = None,
-) -> dict[str, int]:
-    """Write to `path` the graph that `write` makes of the checkpoint's config and weights; return its shape.
-
-        >>> build_direct_graph(checkpoint, Path("model.onnx"), encoder_model)["layers"]
-        6
-
-    Raises GraphError if the weights have more than `most_bytes` in float32.
-    """
-    model = load_model(checkpoint, is_quiet=True)  # the reference's was loaded before
-    if most_bytes is not None:
-        _check_size(model, checkpoint, most_bytes)
-    shape, config = _shape(model), model.config
-    weights = {name: value.numpy() for name, value in model.state_dict().items()}
-    del model
-    save(write(config, weights), path)
-    check_graph(path)
-    return shape
-
-
-def model_shape(checkpoint: Checkpoint) -> dict[str, int]:
-    """Count layers, heads, hidden size and parameters.
-
-    >>> model_shape(open_checkpoint("export/cappy_mini/checkpoint"))["layers"]
-    6
-    """
-    return _shape(load_model(checkpoint, is_quiet=True))
 
 
 def build_fused_graph(checkpoint: Checkpoint, path: Path) -> tuple[dict[str, int], dict[str, Any]]:
@@ -130,7 +78,8 @@ def check_fusions(fused: Mapping[str, int], config: Mapping[str, Any], *, layers
         log.warning("%s: fused %s; more is not known to be possible", config["model_type"], dict(fused) or "nothing")
 
 
-def _check_size(model: PreTrainedModel, checkpoint: Checkpoint, most_bytes: int) -> None:
+def check_size(model: PreTrainedModel, checkpoint: Checkpoint, most_bytes: int) -> None:
+    """Raise GraphError if the weights have more than `most_bytes` in float32."""
     size_bytes = sum(parameter.nbytes for parameter in model.parameters())
     if size_bytes > most_bytes:
         raise GraphError(
@@ -139,7 +88,8 @@ def _check_size(model: PreTrainedModel, checkpoint: Checkpoint, most_bytes: int)
         )
 
 
-def _shape(model: PreTrainedModel) -> dict[str, int]:
+def shape_of(model: PreTrainedModel) -> dict[str, int]:
+    """Count layers, heads, hidden size and parameters."""
     return {
         "layers": int(model.config.num_hidden_layers),
         "heads": int(model.config.num_attention_heads),
@@ -155,7 +105,7 @@ def _export_with_optimum(checkpoint: Checkpoint, path: Path) -> dict[str, int]:
     from optimum.exporters.tasks import TasksManager
 
     model = load_model(checkpoint, is_quiet=True)
-    _check_size(model, checkpoint, MAX_BYTES)
+    check_size(model, checkpoint, MAX_BYTES)
     try:
         with quiet():
             make_config = TasksManager.get_exporter_config_constructor(
@@ -165,7 +115,7 @@ def _export_with_optimum(checkpoint: Checkpoint, path: Path) -> dict[str, int]:
     except Exception as error:  # optimum, torch and onnx raise whatever they like
         kind = checkpoint.config["model_type"]
         raise GraphError(f"optimum cannot export {checkpoint.name} (model type {kind}): {error}") from error
-    return _shape(model)
+    return shape_of(model)
 
 
 def _fuse(source: Path, out: Path, *, heads: int, hidden_size: int) -> dict[str, int]:

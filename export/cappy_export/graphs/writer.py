@@ -6,6 +6,7 @@ Knows the layout of the weights in transformers' models; knows nothing of attent
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -199,3 +200,34 @@ class Parts:
         wide = self.linear(dense, first, "head/dense")
         active = self._graph.add(activation, [wide], "head/activation", domain=domain)
         self.linear(out, active, "logits")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Name the tensors that tell of real tokens: their places (tokens, 2), each pair's length and start (batch,)."""
+
+    places: str
+    lengths: str
+    starts: str
+
+
+def find_tokens(graph: GraphWriter) -> Tokens:
+    """Write what finds the real tokens in `attention_mask`.
+
+    >>> find_tokens(GraphWriter()).lengths
+    'lengths'
+    """
+    constant = graph.constant
+    places = graph.add("Transpose", [graph.add("NonZero", ["attention_mask"], "kept")], "places", perm=[1, 0])
+    lengths = graph.add("ReduceSum", ["attention_mask", constant("last_axis", [-1])], "lengths", keepdims=0)
+    ends = graph.add("CumSum", [lengths, constant("zero", 0)], "ends")
+    return Tokens(places=places, lengths=lengths, starts=graph.add("Sub", [ends, lengths], "starts"))
+
+
+def kept(graph: GraphWriter, source: str, tokens: Tokens) -> str:
+    """Write what takes the real tokens out of `source`, (batch, length): (tokens,).
+
+    >>> kept(graph, "input_ids", tokens)
+    'input_ids/kept'
+    """
+    return graph.add("GatherND", [source, tokens.places], f"{source}/kept")

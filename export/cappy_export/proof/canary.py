@@ -1,6 +1,6 @@
 """Choose the canary: a few pairs, carried by the bundle, on which a GPU or a server proves itself.
 
-They are read by `cappy_engine.gpu.canary`.
+They are read by `cappy_engine.canary`.
 """
 
 from __future__ import annotations

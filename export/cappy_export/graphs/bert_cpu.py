@@ -16,7 +16,6 @@ Knows nothing of quantisation or files.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from cappy_export.graphs.operators import DOMAIN
-from cappy_export.graphs.writer import ACTIVATIONS, GraphWriter, Parts, Weights
+from cappy_export.graphs.writer import ACTIVATIONS, GraphWriter, Parts, Tokens, Weights, find_tokens, kept
 
 
 def encoder_model(config: Any, weights: Weights) -> onnx.ModelProto:
@@ -44,37 +43,6 @@ def encoder_model(config: Any, weights: Weights) -> onnx.ModelProto:
         hidden = encoder.layer(layer, hidden, tokens, is_last=layer == config.num_hidden_layers - 1)
     parts.head(hidden)
     return graph.model(config.model_type, [name for name in parts.inputs if name != "position_ids"])
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Name the tensors that tell of real tokens: their places (tokens, 2), each pair's length and start (batch,)."""
-
-    places: str
-    lengths: str
-    starts: str
-
-
-def find_tokens(graph: GraphWriter) -> Tokens:
-    """Write what finds the real tokens in `attention_mask`.
-
-    >>> find_tokens(GraphWriter()).lengths
-    'lengths'
-    """
-    constant = graph.constant
-    places = graph.add("Transpose", [graph.add("NonZero", ["attention_mask"], "kept")], "places", perm=[1, 0])
-    lengths = graph.add("ReduceSum", ["attention_mask", constant("last_axis", [-1])], "lengths", keepdims=0)
-    ends = graph.add("CumSum", [lengths, constant("zero", 0)], "ends")
-    return Tokens(places=places, lengths=lengths, starts=graph.add("Sub", [ends, lengths], "starts"))
-
-
-def kept(graph: GraphWriter, source: str, tokens: Tokens) -> str:
-    """Write what takes the real tokens out of `source`, (batch, length): (tokens,).
-
-    >>> kept(graph, "input_ids", tokens)
-    'input_ids/kept'
-    """
-    return graph.add("GatherND", [source, tokens.places], f"{source}/kept")
 
 
 class _Encoder:

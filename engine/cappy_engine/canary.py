@@ -1,4 +1,4 @@
-"""Check a GPU with the canary: a few pairs with PyTorch's scores, which it must get right before it serves.
+"""Check a device with the canary: a few pairs with PyTorch's scores, which it must get right before it serves.
 
 A driver, a library or an engine can be wrong in ways that no error tells; a score that is off does. The bundle carries
 the pairs as tokens, so that this needs no tokenizer (whose file has a digest of its own).
