@@ -51,7 +51,6 @@ SHAPES: dict[str, dict[str, int]] = {
     "minimal": {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16},
 }
 FORMATS = ("safetensors", "bin", "msgpack")
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def make_checkpoint(

@@ -1,9 +1,8 @@
 """Read an LLM's samples for Cappy's protocol on generative tasks (arXiv 2311.06720, section 4.2).
 
-A line is {instruction, references, samples, decodings,
-log_likelihoods, token_counts}, as `cappy sample` writes it, with the task in `dataset` or in the file's name. The
-candidates of an example are its samples in their order; each is worth its ROUGE-L. Picking by score is in
-`cappy_bench.quality.picking`. Here are the other ways to answer:
+A line is {instruction, references, samples, decodings, log_likelihoods, token_counts}, as `cappy sample` writes it,
+with the task in `dataset` or in the file's name. The candidates of an example are its samples in their order; each is
+worth its ROUGE-L. Picking by score is in `cappy_bench.quality.picking`. Here are the other ways to answer:
 
 - each decoding alone: the mean worth of its samples;
 - the LLM's own score: the sample with the greatest log-likelihood, summed over its tokens or averaged.

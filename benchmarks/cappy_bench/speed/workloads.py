@@ -110,18 +110,10 @@ class Pool:
         self._lengths = encoded.lengths[order]
         self._is_taken = np.zeros(len(order), dtype=np.bool_)
 
-    def __len__(self) -> int:
-        return len(self._pairs)
-
     @property
     def pairs(self) -> list[Pair]:
         """All pairs that are not too long, shortest first."""
         return self._pairs
-
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Their lengths in tokens, (n,) int64."""
-        return self._lengths
 
     def take(self, lengths: Iterable[int]) -> list[Pair]:
         """Take the nearest pair for each length, none twice. Raises BenchmarkError when the pool is used up.

@@ -1,7 +1,7 @@
 """Replace a file such that all else stays as the user had it: hard links, mounts, mode, owner and attributes.
 
-A new file takes the old one's place if that keeps all of it; otherwise its content is written over the old one's. Which
-it is, and whether it can be done, is found out before anything is written.
+A new file takes the old one's place if that keeps all of it; otherwise its content is written over the old one's. We
+find out which, and whether it can be done, before we write.
 """
 
 from __future__ import annotations

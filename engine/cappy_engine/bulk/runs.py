@@ -1,8 +1,8 @@
 """A run that writes a file: what was written counts once it is marked, and a run that goes on begins behind the mark.
 
 OUT.partial and the rejects grow, window by window; OUT.progress.json says how far they are, and where in the input the
-next window begins. It is replaced once both are on the disk. Going on cuts off what was written behind it, so that
-every row is there once. Knows nothing of rows.
+next window begins. It is replaced once both are on the disk. A run that goes on first removes what was written behind
+that mark, so every row is there once. Knows nothing of rows.
 """
 
 from __future__ import annotations

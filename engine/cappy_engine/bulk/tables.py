@@ -1,7 +1,7 @@
 """Read and write Parquet, and pack with zstd: with `fitting`, the only module that imports pyarrow.
 
 A Parquet file cannot be appended to. While rows are made they are Arrow streams, one after another in one file, each a
-complete one; `write_parquet` makes a Parquet file of them at the end. Knows nothing of models.
+complete one; `write_parquet_of` makes a Parquet file of them at the end. Knows nothing of models.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Gather rows into windows, by their place in the input; tokenise and score a window. Knows nothing of files.
 
 A window is cut after a number of pairs or bytes, so that the same rows are scored together whenever, and however often,
-a run goes on. Only a stream, which cannot be gone back to, is cut where it pauses, too.
+a run goes on. A stream cannot be read twice, so it is also cut where it pauses.
 """
 
 from __future__ import annotations

@@ -112,8 +112,7 @@ class Service:
         """Score the pairs of a request.
 
         Raises InvalidRequest for too many pairs, InvalidPair, QueueFull, QueueClosed, DeadlinePassed, NotReady,
-        ScoringError and ModelBroken. Where the call is cancelled, what waits
-        is not scored.
+        ScoringError and ModelBroken. Where the call is cancelled, what waits is not scored.
         """
         if len(request.pairs) > self._server.max_pairs:
             raise InvalidRequest(

@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 Int8 = npt.NDArray[np.int8]
 Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
 
 LARGEST_STEP = 127
 MAX_PAIR = 128

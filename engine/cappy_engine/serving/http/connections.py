@@ -1,7 +1,7 @@
 """Bound what uvicorn leaves open: how much a connection may send, and how long it may stay.
 
-uvicorn limits the time between two requests only. It keeps what a client sends ahead without a bound, the fields behind
-a body too, and forgets the time limit when a byte comes at the wrong moment.
+uvicorn limits the time between two requests only. It buffers without a limit what a client sends early, and the fields
+after a body. It forgets the time limit when a byte comes at the wrong moment.
 """
 
 from __future__ import annotations
