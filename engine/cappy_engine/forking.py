@@ -1,6 +1,6 @@
 """Tell objects that they live in a forked child now, where no other thread is left, and any lock may be held for ever.
 
-Each object knows what to do then: make its locks and pools anew, open its session again. This module knows none of them.
+Each object knows what to do then: make its locks and pools anew, open its session again. This knows none of them.
 """
 
 from __future__ import annotations
