@@ -7,13 +7,20 @@ from pathlib import Path
 import pytest
 
 from cappy_engine.tokenizer import PairTokenizer
+from tests.support.bundles import copy_bundle
 from tests.support.places import TINY
 
 
 @pytest.fixture(scope="session")
 def bundle() -> Path:
-    """Give the tiny bundle. It is read-only: `tests.support.bundles.copy_bundle` gives one to break."""
+    """Give the tiny bundle. It is read-only: `copy` is one to break."""
     return TINY
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """Give a copy of the tiny bundle that may be broken."""
+    return copy_bundle(tmp_path / "copy")
 
 
 @pytest.fixture(scope="session")

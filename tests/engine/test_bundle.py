@@ -8,36 +8,20 @@ from pathlib import Path
 import pytest
 
 from cappy_engine import Scorer
-from cappy_engine.bundle import MANIFEST, MODEL_FILES, SCHEMA_VERSION, TARGETS, open_bundle, seal
+from cappy_engine.bundle import MANIFEST, MODEL_FILES, SCHEMA_VERSION, open_bundle, seal
 from cappy_engine.errors import BundleError, PrecisionUnavailable
 from cappy_engine.storage import sha256_of
 from tests.support.bundles import (
+    MODELS,
+    SMALL_FILES,
     Change,
     change_manifest,
-    copy_bundle,
     keep_precisions,
     read_manifest,
     with_value,
     without,
 )
 from tests.support.places import TINY_PRECISIONS
-
-SMALL_FILES = [
-    "config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-]
-MODELS = [name for files in TARGETS.values() for name in files.values() if name != MODEL_FILES["bf16"]]
-
-
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    """Give a copy of the bundle that may be broken."""
-    return copy_bundle(tmp_path / "copy")
-
 
 # A good bundle
 

@@ -15,25 +15,8 @@ from cappy_engine import Scorer
 from cappy_engine.bundle import MANIFEST, MODEL_FILES, TARGETS, open_bundle
 from cappy_engine.errors import BundleError
 from cappy_engine.options import Precision
-from tests.support.bundles import copy_bundle, flip_byte
+from tests.support.bundles import MODELS, SMALL_FILES, flip_byte
 from tests.support.places import TINY_PRECISIONS
-
-SMALL_FILES = [
-    "config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-]
-MODELS = [name for files in TARGETS.values() for name in files.values() if name != MODEL_FILES["bf16"]]
-
-
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    """Give a copy of the bundle that may be broken."""
-    return copy_bundle(tmp_path / "copy")
-
 
 # Damaged files
 

@@ -13,14 +13,8 @@ from cappy_engine import Scorer
 from cappy_engine.bundle import open_bundle
 from cappy_engine.errors import BundleError, InvalidPair, ScoringError
 from cappy_engine.tokenizer import PairTokenizer
-from tests.support.bundles import add_file, change_manifest, copy_bundle
+from tests.support.bundles import add_file, change_manifest
 from tests.support.places import TINY
-
-
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    """Give a copy of the bundle that may be changed."""
-    return copy_bundle(tmp_path / "copy")
 
 
 class Panicking:

@@ -2,64 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
-import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedModel
 
-from cappy_export.graphs.bert_cpu import encoder_model
 from cappy_export.graphs.families import family_of
 from cappy_export.graphs.writer import is_written_directly
-from tests.support.small_models import LONGEST, SHAPE, WORDS, random_model, torch_logits
-
-Ids = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-Inputs = dict[str, Ids]
+from tests.support.direct_graphs import logits_of, opened, random_inputs, written
+from tests.support.small_models import LONGEST, SHAPE, WORDS, Inputs, random_model, torch_logits
 
 KINDS = ("roberta", "bert", "electra")
 ROUNDING = {"roberta": 1e-5, "bert": 1e-5, "electra": 2e-5}
 """How far logits may be from PyTorch's. ELECTRA's are larger: no tanh bounds its head."""
-
-
-def written(model: PreTrainedModel) -> onnx.ModelProto:
-    """The graph of the model."""
-    return encoder_model(model.config, {name: value.numpy() for name, value in model.state_dict().items()})
-
-
-def opened(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """A session of the graph on the CPU."""
-    return onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-
-
 PROJECTIONS = ((0, "query_key_value"), (1, "query"), (1, "key_value"))
 """The projections of both layers: in the last one only the first token asks."""
 MODELS = {kind: random_model(kind) for kind in KINDS}
 SESSIONS = {kind: opened(written(model)) for kind, model in MODELS.items()}
-
-
-def random_inputs(kind: str, lengths: Sequence[int], *, columns: int | None = None, seed: int = 0) -> Inputs:
-    """Pairs of these lengths, padded on the right to `columns` (None: the longest's)."""
-    random = np.random.default_rng(seed)
-    mask = (np.arange(columns or max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
-    padding = MODELS[kind].config.pad_token_id
-    ids = np.where(mask == 1, random.integers(5, WORDS, mask.shape), padding)
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    if kind != "roberta":
-        inputs["token_type_ids"] = random.integers(0, 2, mask.shape) * mask
-    return inputs
-
-
-def logits_of(session: onnxruntime.InferenceSession, inputs: Inputs) -> Floats:
-    """The graph's logits (batch, 1)."""
-    logits: Floats = session.run(["logits"], inputs)[0]
-    return logits
 
 
 def row_of(inputs: Inputs, row: int) -> Inputs:
@@ -75,7 +37,7 @@ def row_of(inputs: Inputs, row: int) -> Inputs:
     ids=lambda lengths: "-".join(map(str, lengths)),
 )
 def test_logits_are_pytorchs(kind: str, lengths: list[int]) -> None:
-    inputs = random_inputs(kind, lengths)
+    inputs = random_inputs(MODELS[kind], lengths)
     found = logits_of(SESSIONS[kind], inputs)
     assert found.shape == (len(lengths), 1)
     assert found.dtype == np.float32
@@ -84,7 +46,7 @@ def test_logits_are_pytorchs(kind: str, lengths: list[int]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_vary_by_far_more_than_these_tests_allow(kind: str) -> None:
-    assert logits_of(SESSIONS[kind], random_inputs(kind, list(range(3, LONGEST)))).std() > 0.1
+    assert logits_of(SESSIONS[kind], random_inputs(MODELS[kind], list(range(3, LONGEST)))).std() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -105,8 +67,7 @@ def test_scores_vary_by_far_more_than_these_tests_allow(kind: str) -> None:
 def test_what_a_config_may_say_is_in_the_graph(kind: str, changes: dict[str, Any]) -> None:
     model = random_model(kind, **changes)
     assert family_of(model.config.to_dict()) is not None
-    inputs = random_inputs(kind, [LONGEST, 3, 20])
-    inputs["input_ids"] = np.where(inputs["attention_mask"] == 1, inputs["input_ids"], model.config.pad_token_id)
+    inputs = random_inputs(model, [LONGEST, 3, 20])
     session = opened(written(model))
     np.testing.assert_allclose(logits_of(session, inputs), torch_logits(model, inputs), rtol=0, atol=ROUNDING[kind])
     alone = row_of(inputs, 2)
@@ -124,7 +85,7 @@ def test_a_pair_has_one_score_alone_in_company_and_with_more_padding(
     kind: str, lengths: list[int], more_columns: int, seed: int
 ) -> None:
     columns = min(LONGEST, max(lengths) + more_columns)
-    inputs = random_inputs(kind, lengths, columns=columns, seed=seed)
+    inputs = random_inputs(MODELS[kind], lengths, columns=columns, seed=seed)
     together = logits_of(SESSIONS[kind], inputs)
     alone = [logits_of(SESSIONS[kind], row_of(inputs, row)) for row in range(len(lengths))]
     np.testing.assert_allclose(together, np.concatenate(alone), rtol=0, atol=1e-6)
@@ -135,7 +96,7 @@ def test_a_pair_has_one_score_alone_in_company_and_with_more_padding(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lengths", [[11], [11, 30, 4]], ids=["alone", "in company"])
 def test_what_stands_in_padded_places_changes_nothing(kind: str, lengths: list[int]) -> None:
-    inputs = random_inputs(kind, lengths, columns=40)
+    inputs = random_inputs(MODELS[kind], lengths, columns=40)
     before = logits_of(SESSIONS[kind], inputs)
     is_padded = inputs["attention_mask"] == 0
     for name in set(inputs) - {"attention_mask"}:
@@ -146,7 +107,7 @@ def test_what_stands_in_padded_places_changes_nothing(kind: str, lengths: list[i
 @pytest.mark.parametrize("lengths", [[11], [11, 30, 4]], ids=["alone", "in company"])
 def test_padding_on_the_left_leaves_robertas_scores_as_they_are(lengths: list[int]) -> None:
     """Its positions are counted from the first token that is none of padding."""
-    inputs = random_inputs("roberta", lengths, columns=40)
+    inputs = random_inputs(MODELS["roberta"], lengths, columns=40)
     on_the_left = {
         name: np.stack([np.roll(row, 40 - length) for row, length in zip(value, lengths, strict=True)])
         for name, value in inputs.items()
@@ -158,7 +119,7 @@ def test_padding_on_the_left_leaves_robertas_scores_as_they_are(lengths: list[in
 @pytest.mark.parametrize("count", [1, 3])
 def test_padding_on_the_left_moves_berts_positions_as_in_pytorch(count: int) -> None:
     """Its positions are the columns, in transformers too: PyTorch is given the pair alone, and its columns."""
-    inputs = random_inputs("bert", [11] * count)
+    inputs = random_inputs(MODELS["bert"], [11] * count)
     shift = 7
     moved = {name: np.pad(value, ((0, 0), (shift, 0))) for name, value in inputs.items()}
     expected = torch_logits(MODELS["bert"], {**inputs, "position_ids": np.arange(11)[None, :] + shift})
@@ -167,7 +128,7 @@ def test_padding_on_the_left_moves_berts_positions_as_in_pytorch(count: int) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_paddings_id_within_a_text_is_a_token_as_in_pytorch(kind: str) -> None:
-    inputs = random_inputs(kind, [20, 9])
+    inputs = random_inputs(MODELS[kind], [20, 9])
     inputs["input_ids"][0, [4, 5, 11]] = MODELS[kind].config.pad_token_id
     found = logits_of(SESSIONS[kind], inputs)
     np.testing.assert_allclose(found, torch_logits(MODELS[kind], inputs), rtol=0, atol=ROUNDING[kind])
@@ -184,7 +145,8 @@ def test_nothing_is_computed_for_padding(kind: str, lengths: list[int]) -> None:
     graph.graph.output.extend(
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in read + kept
     )
-    shapes = [value.shape for value in opened(graph).run(read + kept, random_inputs(kind, lengths, columns=LONGEST))]
+    inputs = random_inputs(MODELS[kind], lengths, columns=LONGEST)
+    shapes = [value.shape for value in opened(graph).run(read + kept, inputs)]
     tokens, pairs, hidden = sum(lengths), len(lengths), SHAPE["hidden_size"]
     assert shapes[:2] == [(tokens, hidden), (pairs, hidden)]
     assert shapes[2:] == [(tokens, 3 * hidden), (pairs, hidden), (tokens, 2 * hidden)]

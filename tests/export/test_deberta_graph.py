@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
 import torch
 from transformers import DebertaV2Config, PreTrainedModel
-from transformers.models.auto.modeling_auto import AutoModelForSequenceClassification
 from transformers.models.deberta_v2.modeling_deberta_v2 import build_relative_position
 
-from cappy_engine.cpu.kernels import find_kernels
-from cappy_export.graphs.deberta_cpu import distance_rows, encoder_model
+from cappy_export.graphs.deberta_cpu import distance_rows
 from cappy_export.graphs.families import family_of
 from cappy_export.graphs.files import head_nodes
-from tests.support.small_models import torch_logits
-
-Ids = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
+from tests.support.direct_graphs import logits_of, opened, random_inputs, written
+from tests.support.small_models import random_weights, torch_logits
 
 BUCKETS, LONGEST, WORDS = 16, 200, 200
 SHAPE: dict[str, Any] = {
@@ -50,45 +44,13 @@ V2: dict[str, Any] = {"relative_attention": True, "pos_att_type": "p2c|c2p", "ty
 
 def random_model(**options: Any) -> PreTrainedModel:
     """A small DeBERTa with random weights, biases and norms."""
-    torch.manual_seed(0)
-    config = DebertaV2Config(**{**SHAPE, **options})
-    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, 1.0 if name.endswith("LayerNorm.weight") else 0.0, 0.4)
-    return model
-
-
-def written(model: PreTrainedModel) -> onnx.ModelProto:
-    return encoder_model(model.config, {name: value.numpy() for name, value in model.state_dict().items()})
-
-
-def opened(graph: onnx.ModelProto, *, has_kernels: bool = False) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    if has_kernels:
-        if (library := find_kernels().library) is None:
-            pytest.skip(f"no kernels here: {find_kernels().why_not}")
-        options.register_custom_ops_library(str(library))
-    return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return random_weights(DebertaV2Config(**{**SHAPE, **options}))
 
 
 @cache
 def usual(has_kernels: bool = False) -> onnxruntime.InferenceSession:
     """The session of GRAPH."""
     return opened(GRAPH, has_kernels=has_kernels)
-
-
-def logits_of(session: onnxruntime.InferenceSession, inputs: dict[str, Ids]) -> Floats:
-    taken = {entry.name for entry in session.get_inputs()}
-    found: Floats = session.run(["logits"], {name: value for name, value in inputs.items() if name in taken})[0]
-    return found
-
-
-def random_inputs(lengths: Sequence[int]) -> dict[str, Ids]:
-    """Pairs of these lengths, padded on the right, with token types."""
-    random = np.random.default_rng(0)
-    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
-    ids = np.where(mask == 1, random.integers(5, WORDS, mask.shape), 0)
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": random.integers(0, 2, mask.shape) * mask}
 
 
 MODEL = random_model(**V3)
@@ -98,18 +60,18 @@ GRAPH = written(MODEL)
 @pytest.mark.parametrize("has_kernels", [False, True])
 @pytest.mark.parametrize("lengths", [[1], [2], [5], [7, 6, 5], [LONGEST], [64, 1, 3, 129], [200, 11, 90]], ids=str)
 def test_logits_are_pytorchs(lengths: list[int], has_kernels: bool) -> None:
-    inputs = random_inputs(lengths)
+    inputs = random_inputs(MODEL, lengths)
     found = logits_of(usual(has_kernels), inputs)
     assert found.shape == (len(lengths), 1)
     np.testing.assert_allclose(found, torch_logits(MODEL, inputs), rtol=0, atol=2e-5)
 
 
 def test_scores_vary_by_far_more_than_these_tests_allow() -> None:
-    assert logits_of(usual(), random_inputs(list(range(3, 60)))).std() > 0.1
+    assert logits_of(usual(), random_inputs(MODEL, list(range(3, 60)))).std() > 0.1
 
 
 def test_distances_beyond_the_buckets_count() -> None:
-    inputs = random_inputs([150])
+    inputs = random_inputs(MODEL, [150])
     assert set(distance_rows(MODEL.config)[1:-1]) == set(range(1, 2 * BUCKETS))
     fewer = random_model(**{**V3, "max_relative_positions": LONGEST // 2})
     assert abs(torch_logits(fewer, inputs) - torch_logits(MODEL, inputs)).max() > 1e-3
@@ -140,19 +102,19 @@ def test_what_a_config_may_say_is_in_the_graph(
 ) -> None:
     model = random_model(**{**options, **changes})
     assert family_of(model.config.to_dict()) is not None
-    inputs = random_inputs([150, 3, 20])
+    inputs = random_inputs(model, [150, 3, 20])
     found = logits_of(opened(written(model), has_kernels=has_kernels), inputs)
     np.testing.assert_allclose(found, torch_logits(model, inputs), rtol=0, atol=2e-5)
 
 
 def test_the_kernel_refuses_a_pair_that_is_too_long_for_its_distances() -> None:
     with pytest.raises(Exception, match="pair 1 has 202 tokens, and there are rows for distances of at most 200"):
-        logits_of(usual(has_kernels=True), random_inputs([7, LONGEST + 2]))
+        logits_of(usual(has_kernels=True), random_inputs(MODEL, [7, LONGEST + 2]))
 
 
 @pytest.mark.parametrize("has_kernels", [False, True])
 def test_a_pair_has_one_score_alone_and_in_company(has_kernels: bool) -> None:
-    inputs = random_inputs([150, 5, 64, 33])
+    inputs = random_inputs(MODEL, [150, 5, 64, 33])
     together = logits_of(usual(has_kernels), inputs)
     for row, length in enumerate(inputs["attention_mask"].sum(axis=1)):
         alone = {name: value[row : row + 1, :length] for name, value in inputs.items()}
@@ -174,12 +136,12 @@ def test_the_table_of_distances_is_transformers_at_a_published_size(buckets: int
 
 def test_a_pair_longer_than_the_table_is_an_error() -> None:
     with pytest.raises(Exception, match="indices element out of data bounds"):
-        logits_of(usual(), random_inputs([LONGEST + 1]))
+        logits_of(usual(), random_inputs(MODEL, [LONGEST + 1]))
 
 
 def test_onnx_runtime_warns_of_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     """Sizes that shapes call by one name must be one size: else it plans memory that it cannot use."""
-    logits_of(opened(GRAPH), random_inputs([20, 9, 14, 11]))
+    logits_of(opened(GRAPH), random_inputs(MODEL, [20, 9, 14, 11]))
     assert capfd.readouterr().err == ""
 
 

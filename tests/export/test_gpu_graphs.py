@@ -24,8 +24,9 @@ from cappy_export.graphs.stand_ins import emulated
 from cappy_export.graphs.tensorrt import PARSED, check_operators, check_shapes
 from cappy_export.graphs.writer import MICROSOFT
 from cappy_export.precisions.int8_tensorrt import smoothing_factors
-from tests.support.gpu_graphs import ATOL, WRITERS, logits_of, opened, random_inputs, written
-from tests.support.small_models import LONGEST, SHAPE, random_model, torch_logits
+from tests.support.direct_graphs import random_inputs
+from tests.support.gpu_graphs import ATOL, WRITERS, logits_of, opened, written
+from tests.support.small_models import LONGEST, SHAPE, random_model, torch_logits, weights_of
 
 KINDS = ("roberta", "bert")
 MODELS = {kind: random_model(kind) for kind in KINDS}
@@ -165,8 +166,7 @@ def test_the_graph_for_tensorrt_has_standard_operators_only(kind: str) -> None:
 @pytest.mark.parametrize("writer", ["packed", "encoder"])
 def test_other_graphs_are_refused_for_tensorrt(writer: str) -> None:
     model = MODELS["roberta"]
-    weights = {name: value.numpy() for name, value in model.state_dict().items()}
-    graph = GRAPHS["packed", "roberta"] if writer == "packed" else encoder_model(model.config, weights)
+    graph = GRAPHS["packed", "roberta"] if writer == "packed" else encoder_model(model.config, weights_of(model))
     with pytest.raises(GraphError, match=r"not known to take .*(PackedMultiHeadAttention|NonZero)"):
         check_operators(graph)
 
@@ -179,7 +179,7 @@ def test_every_shape_is_known_for_a_bucket(kind: str, length: int) -> None:
 
 def test_a_shape_that_depends_on_values_is_found() -> None:
     model = MODELS["roberta"]
-    graph = encoder_model(model.config, {name: value.numpy() for name, value in model.state_dict().items()})
+    graph = encoder_model(model.config, weights_of(model))
     with pytest.raises(GraphError, match=r"no shape is known for kept"):
         check_shapes(graph, rows=2, length=16)
 

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
-import onnxruntime
 import pytest
-import torch
 from transformers import ModernBertConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import AutoModelForSequenceClassification
 
-from cappy_engine.cpu.kernels import find_kernels
 from cappy_export.graphs.families import family_of
 from cappy_export.graphs.files import head_nodes
-from cappy_export.graphs.modernbert_cpu import encoder_model
-from tests.support.small_models import torch_logits
-
-Ids = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
+from tests.support.direct_graphs import logits_of, opened, random_inputs, written
+from tests.support.small_models import random_weights, torch_logits
 
 WINDOW, LONGEST, WORDS = 10, 300, 200
 SHAPE: dict[str, Any] = {
@@ -40,34 +31,7 @@ SHAPE: dict[str, Any] = {
 
 def random_model(**changes: Any) -> PreTrainedModel:
     """A small ModernBERT with random weights, of layers 0 and 3 with full attention and two with local attention."""
-    torch.manual_seed(0)
-    config = ModernBertConfig(**{**SHAPE, "classifier_pooling": "mean", **changes})
-    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, 1.0 if name.endswith("norm.weight") else 0.0, 0.4)
-    return model
-
-
-def written(model: PreTrainedModel) -> onnx.ModelProto:
-    return encoder_model(model.config, {name: value.numpy() for name, value in model.state_dict().items()})
-
-
-def logits_of(graph: onnx.ModelProto, inputs: dict[str, Ids], *, has_kernels: bool = False) -> Floats:
-    options = onnxruntime.SessionOptions()
-    if has_kernels:
-        if (library := find_kernels().library) is None:
-            pytest.skip(f"no kernels here: {find_kernels().why_not}")
-        options.register_custom_ops_library(str(library))
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found: Floats = session.run(["logits"], inputs)[0]
-    return found
-
-
-def random_inputs(lengths: Sequence[int]) -> dict[str, Ids]:
-    """Pairs of these lengths, padded on the right."""
-    random = np.random.default_rng(0)
-    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
-    return {"input_ids": np.where(mask == 1, random.integers(5, WORDS, mask.shape), 1), "attention_mask": mask}
+    return random_weights(ModernBertConfig(**{**SHAPE, "classifier_pooling": "mean", **changes}))
 
 
 MODEL = random_model()
@@ -78,19 +42,19 @@ OF_FIRST = written(random_model(classifier_pooling="cls"))
 @pytest.mark.parametrize("has_kernels", [False, True])
 @pytest.mark.parametrize("lengths", [[1], [5], [7, 6, 5], [LONGEST], [64, 65, 3, 129], [200, 11, 90]], ids=str)
 def test_logits_are_pytorchs(lengths: list[int], has_kernels: bool) -> None:
-    inputs = random_inputs(lengths)
-    found = logits_of(GRAPH, inputs, has_kernels=has_kernels)
+    inputs = random_inputs(MODEL, lengths)
+    found = logits_of(opened(GRAPH, has_kernels=has_kernels), inputs)
     assert found.shape == (len(lengths), 1)
     np.testing.assert_allclose(found, torch_logits(MODEL, inputs), rtol=0, atol=2e-5)
 
 
 def test_scores_vary_by_far_more_than_these_tests_allow() -> None:
-    assert logits_of(GRAPH, random_inputs(list(range(3, 60)))).std() > 0.1
+    assert logits_of(opened(GRAPH), random_inputs(MODEL, list(range(3, 60)))).std() > 0.1
 
 
 def test_the_window_counts() -> None:
     wide = random_model(local_attention=WINDOW + 2)
-    inputs = random_inputs([80])
+    inputs = random_inputs(MODEL, [80])
     assert abs(torch_logits(wide, inputs) - torch_logits(MODEL, inputs)).max() > 1e-3
 
 
@@ -114,19 +78,20 @@ def test_the_window_counts() -> None:
 def test_what_a_config_may_say_is_in_the_graph(changes: dict[str, Any]) -> None:
     model = random_model(**changes)
     assert family_of(model.config.to_dict()) is not None
-    inputs = random_inputs([70, 3, 20])
-    np.testing.assert_allclose(logits_of(written(model), inputs), torch_logits(model, inputs), rtol=0, atol=2e-5)
+    inputs = random_inputs(model, [70, 3, 20])
+    found = logits_of(opened(written(model)), inputs)
+    np.testing.assert_allclose(found, torch_logits(model, inputs), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("graph", [GRAPH, OF_FIRST], ids=["mean", "cls"])
 @pytest.mark.parametrize("has_kernels", [False, True])
 def test_a_pair_has_one_score_alone_and_in_company(has_kernels: bool, graph: onnx.ModelProto) -> None:
-    inputs = random_inputs([150, 5, 64, 33])
-    together = logits_of(graph, inputs, has_kernels=has_kernels)
+    session = opened(graph, has_kernels=has_kernels)
+    inputs = random_inputs(MODEL, [150, 5, 64, 33])
+    together = logits_of(session, inputs)
     for row, length in enumerate(inputs["attention_mask"].sum(axis=1)):
         alone = {name: value[row : row + 1, :length] for name, value in inputs.items()}
-        found = logits_of(graph, alone, has_kernels=has_kernels)
-        np.testing.assert_allclose(found, together[row : row + 1], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(logits_of(session, alone), together[row : row + 1], rtol=0, atol=1e-6)
 
 
 def test_the_graph_is_valid_and_its_head_is_found() -> None:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cappy_export.graphs.cuda import find_entry
-from tests.support.gpu_graphs import ATOL, logits_of, opened, random_inputs, written
+from tests.support.direct_graphs import random_inputs
+from tests.support.gpu_graphs import ATOL, logits_of, opened, written
 from tests.support.small_models import LONGEST, random_model, torch_logits
 
 

@@ -86,6 +86,10 @@ def run(
     return score_file(scorer, files, Target(out, **target), say=say)
 
 
+def scores_of(scorer: Scorer, rows: list[dict[str, Any]]) -> list[float]:
+    return list(map(float, scorer.score([(row["instruction"], row["response"]) for row in rows])))
+
+
 class Stop(BaseException):
     """Ends a run at some commit, as a signal would."""
 

@@ -15,6 +15,18 @@ from tests.support.places import TINY
 Manifest = dict[str, Any]
 Change = Callable[[Manifest], object]
 
+SMALL_FILES = [
+    "config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+]
+"""The tiny bundle's files but for its manifest and its models."""
+MODELS = [name for files in TARGETS.values() for name in files.values() if name != MODEL_FILES["bf16"]]
+"""The tiny bundle's models: it is older than bf16."""
+
 
 def copy_bundle(folder: Path, *, source: Path = TINY) -> Path:
     """Copy a bundle to `folder`, where it may be broken."""

@@ -39,5 +39,10 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_file(folder / "model.safetensors"))
 
 
+def same_weights(first: Path, second: Path) -> bool:
+    one, other = weights_of(first), weights_of(second)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 class StoppedError(Exception):
     """Stands for a crash in the middle of a training."""

@@ -38,6 +38,6 @@ class Runtime:
         return engine.read_text()
 
 
-def kept(root: Path) -> list[str]:
+def kept(root: Path) -> set[str]:
     """The names of all in `root` but for the locks."""
-    return sorted(path.name for path in root.iterdir() if path.suffix != ".lock")
+    return {path.name for path in root.iterdir() if path.suffix != ".lock"}

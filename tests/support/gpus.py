@@ -24,6 +24,7 @@ from cappy_engine.gpu.start import Machine, open_on_gpus
 from cappy_engine.session import INPUTS, PROVIDERS, Providers, Session
 from cappy_engine.testing import FakeSession, score_of
 from tests.support.bundles import Change, Manifest, add_file, write_manifest
+from tests.support.engines import ENGINE
 from tests.support.installations import H100
 
 CPU, CUDA, TENSORRT = (PROVIDERS[device] for device in ("cpu", "cuda", "tensorrt"))
@@ -31,7 +32,6 @@ LAYERS = Counter({"MatMul": 12, "Softmax": 2, "LayerNormalization": 5})
 LONGEST, BUCKETS, BUDGET = 64, (16, 32, 64), 128
 ROWS = {16: 8, 32: 4, 64: 2}
 """How many rows a batch of each bucket holds."""
-ENGINE = "model_sm90.engine"
 HERE = Installation(
     runtime_packages={"onnxruntime-gpu": "1.31.1"},
     providers=(TENSORRT, CUDA, CPU),
@@ -179,8 +179,3 @@ def planned(bundle: Bundle, **options: Any) -> GpuModel:
     """Plan a model for two GPUs, by default in fp16 for CUDA on the first."""
     usual: dict[str, Any] = {"device": "cuda", "precision": "fp16", "gpus": (0,), "there": (H100, H100)}
     return plan_gpu(bundle, max_batch_tokens=BUDGET, **{**usual, **options})
-
-
-def kept(root: Path) -> set[str]:
-    """List the names of all that the engines' folder holds but for the locks."""
-    return {path.name for path in root.iterdir() if path.suffix != ".lock"}

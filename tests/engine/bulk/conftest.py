@@ -1,10 +1,19 @@
-"""Give tests of outputs the names of a file that is written."""
+"""Give tests of runs a scorer without a model, and the names of a file that is written."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+
+from cappy_engine import Scorer
+from cappy_engine.testing import fake_scorer
+from cappy_engine.tokenizer import PairTokenizer
+
+
+@pytest.fixture(scope="module")
+def scorer(tokenizer: PairTokenizer) -> Scorer:
+    return fake_scorer(tokenizer=tokenizer)
 
 
 @pytest.fixture

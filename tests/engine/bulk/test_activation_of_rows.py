@@ -19,11 +19,6 @@ from tests.support.bulk_files import pairs_of, run, stopped, write_rows
 SIGMOID = ScoreTask(activation="sigmoid")
 
 
-@pytest.fixture
-def scorer(tokenizer: PairTokenizer) -> Scorer:
-    return fake_scorer(tokenizer=tokenizer)
-
-
 def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
 

@@ -24,11 +24,6 @@ from cappy_engine.tokenizer import PairTokenizer
 from tests.support.scored_lines import GOOD, LONG, line_of, many_lines, rows_in, written
 
 
-@pytest.fixture(scope="module")
-def scorer(tokenizer: PairTokenizer) -> Scorer:
-    return fake_scorer(tokenizer=tokenizer)
-
-
 @pytest.mark.parametrize("good_before", [0, 3, WINDOW_PAIRS, WINDOW_PAIRS + 5])
 def test_a_bad_line_stops_after_the_rows_before_it_were_written(scorer: Scorer, good_before: int) -> None:
     lines = [*many_lines(good_before), b"oops\n", *many_lines(10)]
@@ -73,7 +68,7 @@ def test_every_line_is_written_skipped_or_blank(scorer: Scorer, kinds: list[str]
 
 @pytest.mark.parametrize("on_error", ["ignore", "", "STOP"])
 def test_an_unknown_way_with_bad_lines_is_a_wrong_argument(scorer: Scorer, on_error: str) -> None:
-    with pytest.raises(ValueError, match=f"on_error must be 'stop' or 'skip', got {on_error!r}"):
+    with pytest.raises(ValueError, match=f"unknown on_error {on_error!r}; choose from stop, skip"):
         score_lines(scorer, [GOOD], lambda line: None, on_error=on_error)
 
 

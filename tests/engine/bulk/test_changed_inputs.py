@@ -21,19 +21,12 @@ from cappy_engine.bulk.score_file import score_file, score_to
 from cappy_engine.bulk.tasks import ScoreTask
 from cappy_engine.bulk.working import Files
 from cappy_engine.errors import CappyError, OutputError
-from cappy_engine.testing import fake_scorer
-from cappy_engine.tokenizer import PairTokenizer
 from tests.support.bulk_files import run, stopped, write_rows
 
 ROWS = [{"instruction": f"Is it {number}?", "response": "yes", "note": os.urandom(3000).hex()} for number in range(200)]
 """Long rows: few of them are read ahead."""
 OPTIONS = RowOptions(window=8)
 CHANGED = "{} changed while it was read; put back what it was and go on, or start anew"
-
-
-@pytest.fixture(scope="module")
-def scorer(tokenizer: PairTokenizer) -> Scorer:
-    return fake_scorer(tokenizer=tokenizer)
 
 
 def once(change: Callable[[], object]) -> Callable[[Totals], None]:

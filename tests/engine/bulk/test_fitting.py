@@ -12,17 +12,10 @@ import pytest
 from cappy_engine import Scorer
 from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.errors import CappyError, InvalidLine
-from cappy_engine.testing import fake_scorer
-from cappy_engine.tokenizer import PairTokenizer
 from tests.support.bulk_files import run
 from tests.support.scored_lines import line_of
 
 pytest.importorskip("pyarrow")
-
-
-@pytest.fixture(scope="module")
-def scorer(tokenizer: PairTokenizer) -> Scorer:
-    return fake_scorer(tokenizer=tokenizer)
 
 
 def columns_of(

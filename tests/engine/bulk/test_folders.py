@@ -17,14 +17,7 @@ from cappy_engine.bulk.row_options import RowOptions, Totals
 from cappy_engine.bulk.runs import Target
 from cappy_engine.bulk.tasks import ScoreTask
 from cappy_engine.errors import CappyError, OutputError
-from cappy_engine.testing import fake_scorer
-from cappy_engine.tokenizer import PairTokenizer
 from tests.support.bulk_files import WINDOW, pairs_of, write_rows
-
-
-@pytest.fixture
-def scorer(tokenizer: PairTokenizer) -> Scorer:
-    return fake_scorer(tokenizer=tokenizer)
 
 
 @pytest.fixture

@@ -15,19 +15,8 @@ from cappy_engine.bulk.formats import Format, format_of
 from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.tasks import RankTask, ScoreTask
 from cappy_engine.errors import CappyError, InvalidLine
-from cappy_engine.testing import fake_scorer
-from cappy_engine.tokenizer import PairTokenizer
-from tests.support.bulk_files import WINDOW, pairs_of, run, write_rows
+from tests.support.bulk_files import WINDOW, pairs_of, run, scores_of, write_rows
 from tests.support.scored_lines import GOOD, LONG
-
-
-@pytest.fixture(scope="module")
-def scorer(tokenizer: PairTokenizer) -> Scorer:
-    return fake_scorer(tokenizer=tokenizer)
-
-
-def scores_of(scorer: Scorer, rows: list[dict[str, Any]]) -> list[float]:
-    return list(map(float, scorer.score([(row["instruction"], row["response"]) for row in rows])))
 
 
 @pytest.mark.parametrize("form", ["csv", "tsv", "csv.gz"])

@@ -12,16 +12,9 @@ from cappy_engine.bulk import score_file
 from cappy_engine.bulk.growing import Names, open_growing
 from cappy_engine.errors import OutputError
 from cappy_engine.storage import json_bytes
-from cappy_engine.testing import fake_scorer
-from cappy_engine.tokenizer import PairTokenizer
 from tests.support.bulk_files import WINDOW, Stop, pairs_of, run, stopped, write_rows
 
 SETTINGS = {"model": "m", "seed": 0}
-
-
-@pytest.fixture
-def scorer(tokenizer: PairTokenizer) -> Scorer:
-    return fake_scorer(tokenizer=tokenizer)
 
 
 @pytest.fixture

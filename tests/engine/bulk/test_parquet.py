@@ -12,19 +12,8 @@ import pytest
 from cappy_engine import Scorer
 from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.errors import CappyError, InvalidLine
-from cappy_engine.testing import fake_scorer
-from cappy_engine.tokenizer import PairTokenizer
-from tests.support.bulk_files import pairs_of, run, stopped, write_rows
+from tests.support.bulk_files import pairs_of, run, scores_of, stopped, write_rows
 from tests.support.scored_lines import LONG, line_of
-
-
-@pytest.fixture(scope="module")
-def scorer(tokenizer: PairTokenizer) -> Scorer:
-    return fake_scorer(tokenizer=tokenizer)
-
-
-def scores_of(scorer: Scorer, rows: list[dict[str, Any]]) -> list[float]:
-    return list(map(float, scorer.score([(row["instruction"], row["response"]) for row in rows])))
 
 
 def test_what_is_written_is_held_in_memory_for_one_row_group_at_a_time(tmp_path: Path) -> None:

@@ -14,16 +14,9 @@ from cappy_engine.bulk.jsonl import open_lines
 from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.runs import Target
 from cappy_engine.errors import OutputError
-from cappy_engine.testing import fake_scorer
-from cappy_engine.tokenizer import PairTokenizer
 from tests.support.bulk_files import WINDOW, pairs_of, run, stopped, write_rows
 
 SKIP = RowOptions("skip", window=WINDOW)
-
-
-@pytest.fixture
-def scorer(tokenizer: PairTokenizer) -> Scorer:
-    return fake_scorer(tokenizer=tokenizer)
 
 
 def write_source(path: Path, *, bad: tuple[int, ...] = (3, 20, 40)) -> Path:

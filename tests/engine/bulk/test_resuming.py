@@ -25,11 +25,6 @@ from tests.support.bulk_files import WINDOW, Stop, killed, pairs_of, run, slow_s
 FORMATS = ["jsonl", "jsonl.gz", "jsonl.zst", "csv", "parquet"]
 
 
-@pytest.fixture
-def scorer(tokenizer: PairTokenizer) -> Scorer:
-    return fake_scorer(tokenizer=tokenizer)
-
-
 def source_of(folder: Path, form: str, *, rows: int = 60, bad: tuple[int, ...] = ()) -> Path:
     """A file of rows, some of them without a response."""
     if form in ("parquet", "jsonl.zst"):

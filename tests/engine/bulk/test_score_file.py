@@ -24,12 +24,6 @@ from cappy_engine.testing import FakeSession, fake_scorer
 from cappy_engine.tokenizer import PairTokenizer
 from tests.support.scored_lines import GOOD, LONG, line_of, many_lines, rows_in, written
 
-
-@pytest.fixture(scope="module")
-def scorer(tokenizer: PairTokenizer) -> Scorer:
-    return fake_scorer(tokenizer=tokenizer)
-
-
 # Rows
 
 

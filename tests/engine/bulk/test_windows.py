@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
+from cappy_engine import Scorer
 from cappy_engine.bulk import entries, windows
 from cappy_engine.bulk.entries import Position, Reading
 from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.sources import open_source
 from cappy_engine.bulk.tasks import ScoreTask
 from cappy_engine.bulk.windows import Window
-from cappy_engine.testing import fake_scorer
-from cappy_engine.tokenizer import PairTokenizer
 from tests.support.bulk_files import pairs_of, run, write_rows
 
 LIMIT = 100
@@ -59,12 +58,12 @@ def test_windows_end_behind_so_many_rows_that_are_too_long(form: str, tmp_path: 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
 def test_of_a_row_that_is_too_long_only_the_beginning_is_kept(
-    form: str, tmp_path: Path, tokenizer: PairTokenizer, monkeypatch: pytest.MonkeyPatch
+    form: str, tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(entries, "MOST_KEPT_BYTES", 20)
     source, bad = long_rows(tmp_path / f"in.{form}"), tmp_path / "bad.jsonl"
     options = RowOptions("skip", max_line_bytes=LIMIT)
-    run(fake_scorer(tokenizer=tokenizer), source, tmp_path / f"out.{form}", options=options, rejects=bad)
+    run(scorer, source, tmp_path / f"out.{form}", options=options, rejects=bad)
     rejects = [json.loads(line) for line in bad.read_text().splitlines()]
     assert [len(each["text"]) for each in rejects] == [20] * LONG_ROWS
     assert [each["line"] for each in rejects] == list(range(2 + (form == "csv"), 2 + (form == "csv") + LONG_ROWS))

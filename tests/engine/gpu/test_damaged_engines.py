@@ -84,7 +84,7 @@ def test_an_engine_that_is_not_as_it_was_kept_is_built_again(
     assert f"the engine in {folder} is not used but built again: " in caplog.text
     assert EngineCache(root).open(FACTS, runtime.session) == "engine of new"
     assert len(runtime.found[1]) == 3
-    assert kept(root) == [KEY]
+    assert kept(root) == {KEY}
 
 
 def test_a_link_is_removed_and_not_what_it_leads_to(root: Path, folder: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_an_engine_is_built_once_and_then_reused(root: Path, caplog: pytest.LogC
     assert sessions == ["engine of weights"] * 3
     files = ["manifest.json", "model.timing", ENGINE]
     assert runtime.found == [[], files, files]
-    assert kept(root) == [KEY]
+    assert kept(root) == {KEY}
     assert not caplog.records
 
 
@@ -33,7 +33,7 @@ def test_swapped_weights_get_an_engine_of_their_own(root: Path) -> None:
     swapped = {**FACTS, "model_sha256": ["ef" * 32, "cd" * 32]}
     assert EngineCache(root).open(FACTS, Runtime("old").session) == "engine of old"
     assert EngineCache(root).open(swapped, Runtime("new").session) == "engine of new"
-    assert kept(root) == sorted([KEY, engine_key(swapped)])
+    assert kept(root) == {KEY, engine_key(swapped)}
 
 
 def test_what_tensorrt_adds_when_it_opens_an_engine_is_kept_too(
@@ -54,7 +54,7 @@ def test_what_tensorrt_adds_when_it_opens_an_engine_is_kept_too(
         EngineCache(root).open(FACTS, runtime.session)
     assert runtime.found[-1] == ["manifest.json", "model.timing", ENGINE, "more.timing"]
     assert not caplog.records
-    assert kept(root) == [KEY]
+    assert kept(root) == {KEY}
 
 
 def fail(folder: Path) -> str:
@@ -65,7 +65,7 @@ def fail(folder: Path) -> str:
 def test_a_build_that_raised_leaves_nothing(root: Path) -> None:
     with pytest.raises(OSError, match="out of GPU memory"):
         EngineCache(root).open(FACTS, fail)
-    assert kept(root) == []
+    assert kept(root) == set()
     assert EngineCache(root).open(FACTS, Runtime().session) == "engine of weights"
 
 
@@ -88,7 +88,7 @@ def test_a_build_that_writes_nothing_is_not_kept(root: Path, caplog: pytest.LogC
     with caplog.at_level(logging.WARNING):
         assert EngineCache(root).open(FACTS, lambda folder: "session") == "session"
     assert "TensorRT stored no engine" in caplog.text
-    assert kept(root) == []
+    assert kept(root) == set()
 
 
 KILLED = """
@@ -117,11 +117,11 @@ def test_what_a_killed_process_left_is_not_used_and_its_lock_is_free(root: Path,
         finally:
             os.kill(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert kept(root) == ([KEY] if is_kept else [f"{KEY}.building-{process.pid}"])
+    assert kept(root) == {KEY if is_kept else f"{KEY}.building-{process.pid}"}
     runtime = Runtime("new")
     assert EngineCache(root).open(FACTS, runtime.session) == "engine of new"
     assert runtime.found == [[]]
-    assert kept(root) == [KEY]
+    assert kept(root) == {KEY}
 
 
 def test_many_that_ask_for_one_engine_build_it_once(root: Path) -> None:
@@ -135,7 +135,7 @@ def test_many_that_ask_for_one_engine_build_it_once(root: Path) -> None:
         sessions = list(pool.map(lambda _: EngineCache(root).open(FACTS, slowly), range(8)))
     assert sessions == ["engine of weights"] * 8
     assert runtime.found.count([]) == 1
-    assert kept(root) == [KEY]
+    assert kept(root) == {KEY}
 
 
 def test_an_engine_does_not_wait_for_another(root: Path) -> None:

@@ -17,18 +17,17 @@ from cappy_engine.bundle import MANIFEST, Bundle, open_bundle
 from cappy_engine.errors import BundleError
 from cappy_engine.session import INPUTS
 from tests.support.bundles import Manifest, flip_byte, with_value
+from tests.support.engines import ENGINE, kept
 from tests.support.gpus import (
     BUCKETS,
     BUDGET,
     CUDA,
-    ENGINE,
     HERE,
     ROWS,
     TENSORRT,
     VERSIONS,
     FakeRuntime,
     On,
-    kept,
     open_faked,
     write_gpu_bundle,
 )

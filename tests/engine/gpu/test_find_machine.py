@@ -18,14 +18,8 @@ from cappy_engine.gpu import start as gpu
 from cappy_engine.gpu.installation import Installation
 from cappy_engine.gpu.start import find_machine, open_on_gpus, tensorrt_version
 from cappy_engine.session import PROVIDERS, Providers
-from tests.support.gpus import (
-    HERE,
-    VERSIONS,
-    FakeRuntime,
-    PlacedSession,
-    kept,
-    planned,
-)
+from tests.support.engines import kept
+from tests.support.gpus import HERE, VERSIONS, FakeRuntime, PlacedSession, planned
 from tests.support.installations import H100
 
 
