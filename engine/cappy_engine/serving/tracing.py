@@ -23,7 +23,7 @@ class Tracer:
         try:
             from opentelemetry import propagate, trace
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.resources import OTELResourceDetector, Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ModuleNotFoundError as error:
@@ -31,7 +31,8 @@ class Tracer:
                 f"tracing needs the package {error.name!r}; {install_hint('serve,tracing')}"
             ) from error
         if provider is None:
-            provider = TracerProvider(resource=Resource.create({"service.name": "cappy"}))
+            asked = OTELResourceDetector().detect()  # by OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
+            provider = TracerProvider(resource=Resource.create({"service.name": "cappy"}).merge(asked))
             provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._provider = provider
         self._tracer = provider.get_tracer("cappy_engine.serving", __version__)

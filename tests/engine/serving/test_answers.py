@@ -74,6 +74,12 @@ def test_headers_say_what_a_request_cost(server: Server) -> None:
     assert headers["server-timing"].startswith("tokenize;dur=")
 
 
+def test_a_refused_request_keeps_its_id(server: Server) -> None:
+    refused = server.post("/v1/score", {"pairs": []}, x_request_id="my-own.id")
+    assert (refused.status_code, refused.headers["x-request-id"]) == (422, "my-own.id")
+    assert "my-own.id" not in server.log  # only with --log-requests
+
+
 def test_an_odd_request_id_is_not_repeated(server: Server) -> None:
     found = server.post("/v1/score", pairs_of((SKY, "Yes")), x_request_id="a b<script>").headers["x-request-id"]
     assert found.isalnum()
@@ -94,6 +100,9 @@ ERRORS: list[tuple[int, str, Any, str]] = [
 ]
 
 
+ERROR_TYPES = {404: "not_found", 413: "too_large", 422: "validation"}
+
+
 @pytest.mark.parametrize(("status", "path", "document", "part"), ERRORS)
 def test_errors_say_what_is_wrong_in_one_shape(
     server: Server, status: int, path: str, document: Any, part: str
@@ -101,6 +110,7 @@ def test_errors_say_what_is_wrong_in_one_shape(
     response = server.post(path, document)
     assert response.status_code == status
     answer = response.json()
+    assert answer["error_type"] == ERROR_TYPES[status]
     assert set(answer) == {"error", "error_type", "message", "pair"}
     assert part in answer["error"] == answer["message"]
 

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from cappy_engine.serving.assets import FILES, read_assets
+from tests.support.servers import Server
 
 ASSETS = read_assets()
 PAGES = [path for path, (name, _) in FILES.items() if name.endswith(".html")]
@@ -36,6 +37,13 @@ def test_a_browser_asks_again_and_is_told_if_nothing_changed(path: str) -> None:
     assert ASSETS[path].headers["cache-control"] == "no-cache"
     assert re.fullmatch(r'"[0-9a-f]{32}"', ASSETS[path].headers["etag"])
     assert len({asset.headers["etag"] for asset in ASSETS.values()}) == len(ASSETS)
+
+
+def test_what_a_browser_has_is_not_sent_again(server: Server) -> None:
+    tag = server.get("/").headers["etag"]
+    again = server.get("/", if_none_match=tag)
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    assert server.get("/docs", if_none_match=tag).status_code == 200
 
 
 @pytest.mark.parametrize("path", PAGES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import socket
 import time
@@ -9,10 +11,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.support.faulty_cappy import POISON, POISON_TOKENS
-from tests.support.servers import Server, faulty, pairs_of, serving
+from tests.support.servers import SECONDS, Server, faulty, pairs_of, serving
 
 SKY = "Is the sky blue?"
 HEAD = "POST /v1/rank HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\n"
@@ -36,6 +39,14 @@ def test_a_body_that_announces_to_be_too_large_is_refused_unread(server: Server)
         assert b" 413 " in received(connection)
 
 
+def test_a_request_may_be_as_large_as_the_limits_say(server: Server) -> None:
+    most = json.dumps(pairs_of(*[(SKY, "Yes")] * 50)).ljust(100_000).encode()
+    headers = {"content-type": "application/json"}
+    assert server.client.post("/v1/score", content=most, headers=headers).status_code == 200
+    assert server.client.post("/v1/score", content=iter([most]), headers=headers).status_code == 200  # chunked
+    assert server.client.post("/v1/score", content=most + b" ", headers=headers).status_code == 413
+
+
 def test_a_chunked_body_without_end_is_refused_when_it_is_too_large(server: Server) -> None:
     chunk = b"1000\r\n" + b"x" * 4096 + b"\r\n"
     with server.connect() as connection:
@@ -47,7 +58,9 @@ def test_a_chunked_body_without_end_is_refused_when_it_is_too_large(server: Serv
 def test_a_body_that_comes_too_slowly_is_refused(server: Server) -> None:
     with server.connect() as connection:
         connection.sendall(f"{HEAD}content-length: {len(BODY)}\r\n\r\n{BODY[:10]}".encode())
-        assert b" 408 " in received(connection)
+        answer = received(connection)
+        assert b" 408 " in answer
+        assert b'"error_type":"timeout"' in answer
 
 
 @pytest.mark.parametrize("sent", ["", "POST /v1/rank HT", HEAD], ids=["nothing", "half a line", "half a head"])
@@ -55,6 +68,15 @@ def test_a_connection_without_a_whole_head_is_closed(server: Server, sent: str) 
     with server.connect() as connection:
         connection.sendall(sent.encode())
         assert received(connection) == b""
+
+
+def test_a_connection_stays_open_between_requests_for_longer_than_a_body_may_take(server: Server) -> None:
+    address = httpx.URL(server.url)
+    with contextlib.closing(http.client.HTTPConnection(address.host, address.port, timeout=SECONDS)) as connection:
+        for _ in range(2):
+            connection.request("GET", "/health")
+            assert connection.getresponse().read() == b'{"status":"alive"}'
+            time.sleep(0.8)  # body_seconds are 0.5, idle_seconds 75
 
 
 def test_half_a_head_after_an_answer_is_closed_too(server: Server) -> None:
@@ -103,7 +125,7 @@ def test_a_thousand_idle_connections_do_not_keep_others_waiting(server: Server) 
 def slow(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Give a server whose model takes 0.2 s for a batch, and whose queue holds three pairs."""
     trigger = tmp_path_factory.mktemp("slow") / "trigger"
-    options = "--threads 1 --max-queue-pairs 3 --step-tokens 16 --request-seconds 1.5".split()
+    options = "--threads 1 --max-queue-pairs 3 --step-tokens 16 --request-seconds 1.5 --log-requests".split()
     with serving("--bundle", str(bundle), *options, command=faulty("slow", trigger)) as running:
         trigger.touch()
         yield running
@@ -123,6 +145,7 @@ def test_a_request_that_takes_too_long_is_given_up(slow: Server) -> None:
     response = slow.post("/v1/score", pairs_of(*[(SKY, str(number)) for number in range(30)]))
     assert (response.status_code, response.json()["error_type"]) == (503, "unhealthy")
     assert "not answered in 1.5 seconds" in response.json()["error"]
+    assert response.headers["retry-after"] == "1"
 
 
 def test_the_work_of_a_client_that_hangs_up_is_not_done(slow: Server) -> None:
@@ -133,6 +156,7 @@ def test_the_work_of_a_client_that_hangs_up_is_not_done(slow: Server) -> None:
         connection.sendall(f"{HEAD}content-length: {len(body)}\r\n\r\n{body}".encode())
         time.sleep(0.3)
     slow.wait_until(lambda: slow.metric("cappy_abandoned_requests_total") > gone)
+    assert slow.wait_for_line("status=499").startswith("request route=/v1/rank status=499 request_id=")
     assert slow.post("/v1/score", pairs_of((SKY, "Yes"))).status_code == 200
     assert slow.metric(labels) - before < 10
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.servers import Server, faulty, serving
+from tests.support.servers import SECONDS, Server, faulty, serving
 
 SKY = "Is the sky blue?"
 HEAD = "POST /v1/rank HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\n"
@@ -151,6 +151,7 @@ def test_a_large_body_with_the_next_head_behind_it_is_not_a_large_head(narrow: S
 def test_what_is_not_http_is_refused_in_the_shape_of_all_errors(narrow: Server, sent: str, part: str) -> None:
     answer = exchanged(narrow, sent)
     assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"\r\nconnection: close\r\n" in answer
     assert set(failure(answer)) == SHAPE
     assert part in str(failure(answer)["error"])
 
@@ -171,7 +172,37 @@ def test_a_connection_above_the_limit_hears_503_and_the_others_go_on(narrow: Ser
         answer = b"".join(iter(lambda: last.recv(65536), b""))
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert failure(answer)["error_type"] == "unhealthy"
+        assert b"\r\nretry-after: 1\r\n" in answer
     narrow.wait_until(lambda: narrow.get("/health").status_code == 200)
+
+
+def test_far_too_many_connections_are_closed_without_a_word(narrow: Server) -> None:
+    """Each of those that hear a word is held for a while; so these are bounded, too."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(50 + 64 + 1):
+            last = stack.enter_context(narrow.connect())
+        last.settimeout(5)
+        with contextlib.suppress(ConnectionResetError):
+            assert last.recv(65536) == b""
+    narrow.wait_until(lambda: narrow.get("/health").status_code == 200)
+
+
+def test_a_request_may_take_longer_than_a_connection_may_be_idle(bundle: Path) -> None:
+    """The time that runs when an answer is sent ends when the next request begins."""
+
+    def slowly() -> Iterator[bytes]:
+        yield BODY[:10].encode()
+        time.sleep(1.5)
+        yield BODY[10:].encode()
+
+    with serving("--bundle", str(bundle), "--idle-seconds", "1") as server:
+        place = httpx.URL(server.url)
+        connection = http.client.HTTPConnection(place.host, place.port, timeout=SECONDS)
+        connection.request("GET", "/health")
+        assert connection.getresponse().read() == b'{"status":"alive"}'
+        connection.request("POST", "/v1/rank", body=slowly(), headers={"content-length": str(len(BODY))})
+        assert connection.getresponse().status == 200
+        connection.close()
 
 
 def pipelined_and_never_read(server: Server) -> socket.socket:

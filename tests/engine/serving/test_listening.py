@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from pathlib import Path
 
@@ -41,3 +42,30 @@ def test_a_server_that_has_no_time_for_connections_keeps_its_unix_socket(tmp_pat
         with pytest.raises(ServingError, match="Address already in use"):
             Listener.open(ServerOptions(unix_socket=path))
     assert path.is_socket()
+
+
+def test_a_file_that_is_no_socket_is_left_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    path.write_text("mine")
+    with pytest.raises(ServingError, match="Address already in use"):
+        Listener.open(ServerOptions(unix_socket=path))
+    assert path.read_text() == "mine"
+
+
+def test_files_that_are_made_later_have_their_usual_rights(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with Listener.open(ServerOptions(unix_socket=tmp_path / "socket")):
+            assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+
+
+def test_an_address_of_ipv6_is_one_that_clients_take() -> None:
+    try:
+        with Listener.open(ServerOptions(host="::1", port=0)) as listener:
+            port = listener.socket.getsockname()[1]
+            assert listener.address == f"http://[::1]:{port}"
+            socket.create_connection(("::1", port), timeout=5).close()
+    except ServingError:
+        pytest.skip("needs IPv6")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,26 @@ def test_a_server_that_stops_answers_what_it_accepted(bundle: Path, tmp_path: Pa
         assert "all requests are answered" in server.log
         with pytest.raises(httpx.ConnectError):
             server.get("/health")
+
+
+def test_a_server_that_stops_says_so_to_all_who_ask_meanwhile(bundle: Path) -> None:
+    code = "import cappy_engine.serving.http.running as r; r.LINGER_SECONDS = 60"
+    code += "; from cappy_engine.cli.main import main; raise SystemExit(main())"
+    with serving("--bundle", str(bundle), command=(sys.executable, "-c", code)) as server:
+        assert server.metric("cappy_ready") == 1
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_until(lambda: server.get("/ready").status_code == 503)
+        ready = server.get("/ready")
+        assert (ready.status_code, ready.json()) == (503, {"status": "draining"})
+        assert server.metric("cappy_ready") == 0
+        scored = server.post("/v1/score", ONE)  # by who did not hear it yet
+        assert scored.status_code == 200
+        assert ready.headers["connection"] == scored.headers["connection"] == "close"
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for_line("the server stops, and the bundle is not opened again")
+        time.sleep(0.6)
+        assert server.get("/ready").status_code == 503  # new connections are still taken
+        assert server.stop(signal.SIGTERM) == 1
 
 
 def test_a_server_that_stops_waits_no_longer_than_it_may(bundle: Path, tmp_path: Path) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from cappy_engine.serving.tracing import Tracer
 from tests.support.servers import pairs_of, serving
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -21,6 +27,11 @@ class Collector(HTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Receiver)
         self.bodies: list[bytes] = []
+
+    def resource_spans(self) -> list[ResourceSpans]:
+        """List the spans that were sent, by what sent them."""
+        exported = [ExportTraceServiceRequest.FromString(body) for body in self.bodies]
+        return [found for each in exported for found in each.resource_spans]
 
 
 class Receiver(BaseHTTPRequestHandler):
@@ -52,24 +63,69 @@ def collector() -> Iterator[Collector]:
 def test_a_request_is_a_span_with_its_stages(bundle: Path, collector: Collector) -> None:
     variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}"}
     with serving("--bundle", str(bundle), "--tracing", variables=variables) as server:
-        server.post("/v1/score", pairs_of(("a secret", "Yes")), traceparent=f"00-{TRACE}-{PARENT}-01")
+        texts = [("a secret", "Yes"), ("a secret", "word " * 800)]
+        began = time.time_ns()
+        answer = server.post("/v1/score", pairs_of(*texts), traceparent=f"00-{TRACE}-{PARENT}-01")
         server.post("/v1/score", {})
         assert server.stop() == 0  # what was not sent is sent then
-    exported = [ExportTraceServiceRequest.FromString(body) for body in collector.bodies]
-    spans = [
-        span
-        for each in exported
-        for found in each.resource_spans
-        for scope in found.scope_spans
-        for span in scope.spans
-    ]
+    spans = [span for found in collector.resource_spans() for scope in found.scope_spans for span in scope.spans]
     scored = next(span for span in spans if span.parent_span_id.hex() == PARENT)
     assert (scored.name, scored.trace_id.hex()) == ("POST /v1/score", TRACE)
-    attributes = {item.key: item.value.int_value for item in scored.attributes}
-    assert (attributes["http.response.status_code"], attributes["cappy.pairs"]) == (200, 1)
+    assert scored.kind == Span.SPAN_KIND_SERVER
+    assert {item.key: item.value.string_value or item.value.int_value for item in scored.attributes} == {
+        "http.request.method": "POST",
+        "http.route": "/v1/score",
+        "http.response.status_code": 200,
+        "cappy.pairs": 2,
+        "cappy.tokens": answer.json()["tokens"],
+        "cappy.truncated": 1,
+        "cappy.precision": "fp32",
+    }
     stages = [span for span in spans if span.parent_span_id == scored.span_id]
     assert [span.name for span in stages] == ["tokenize", "queue", "score"]
+    for stage in stages:
+        milliseconds = (stage.end_time_unix_nano - stage.start_time_unix_nano) / 1e6
+        assert milliseconds == pytest.approx(float(answer.headers[f"x-cappy-{stage.name}-ms"]), abs=0.001)
+    assert began <= scored.start_time_unix_nano <= stages[0].start_time_unix_nano
+    assert stages[2].end_time_unix_nano <= scored.end_time_unix_nano <= time.time_ns()
     assert stages[0].end_time_unix_nano == stages[1].start_time_unix_nano
     refused = [span for span in spans if span.name == "POST /v1/score" and span is not scored]
     assert [item.value.int_value for item in refused[0].attributes if item.key.endswith("status_code")] == [422]
     assert not any(b"secret" in body for body in collector.bodies)
+
+
+@pytest.mark.parametrize(("status", "is_error"), [(200, False), (422, False), (429, False), (500, True), (503, True)])
+def test_a_span_is_an_error_where_the_server_is_at_fault(status: int, is_error: bool) -> None:
+    kept, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    Tracer(provider).trace("/v1/score", {}, status, 0.5, None)
+    (span,) = kept.get_finished_spans()
+    assert (span.status.status_code.name == "ERROR", span.parent) == (is_error, None)
+    assert span.start_time is not None
+    assert span.end_time is not None
+    assert span.end_time - span.start_time == 500_000_000
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({}, "cappy"),
+        ({"OTEL_SERVICE_NAME": "cappy-blue"}, "cappy-blue"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=cappy-blue,service.namespace=shop"}, "cappy-blue"),
+    ],
+)
+def test_spans_have_the_name_of_the_service_that_the_variables_say(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], name: str
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
+    for variable in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    tracer = Tracer()
+    tracer.trace("/v1/score", {}, 200, 0.5, None)
+    tracer.close()
+    (found,) = collector.resource_spans()
+    attributes = {item.key: item.value.string_value for item in found.resource.attributes}
+    assert attributes["service.name"] == name
+    assert attributes.get("service.namespace", "shop") == "shop"

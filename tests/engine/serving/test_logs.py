@@ -1,0 +1,43 @@
+"""Lines of the log for people: one for each event, with its level where something is wrong, and nothing that steers."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import pytest
+
+from cappy_engine.serving.logs import FIELDS, TextLines
+
+
+def record_of(message: str, level: int = logging.INFO, **fields: object) -> logging.LogRecord:
+    made = logging.LogRecord("cappy.server", level, "file", 1, message, (), None)
+    setattr(made, FIELDS, fields)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("level", "line"),
+    [
+        (logging.INFO, "request route=/v1/rank status=200 ms=1.5"),
+        (logging.WARNING, "WARNING: request route=/v1/rank status=200 ms=1.5"),
+        (logging.ERROR, "ERROR: request route=/v1/rank status=200 ms=1.5"),
+    ],
+)
+def test_a_line_for_people_has_its_level_where_something_is_wrong_and_its_fields(level: int, line: str) -> None:
+    assert TextLines().format(record_of("request", level, route="/v1/rank", status=200, ms=1.5)) == line
+
+
+def test_a_line_for_people_is_one_line_that_does_not_steer_a_terminal() -> None:
+    line = TextLines().format(record_of("the bundle \x1b[31m\nERROR: all is lost", path="a\rb"))
+    assert line == "the bundle ·[31m·ERROR: all is lost path=a·b"
+
+
+def test_a_line_for_people_has_the_traceback_behind_it() -> None:
+    record = record_of("a step failed", logging.ERROR)
+    try:
+        raise KeyError("mistake")
+    except KeyError:
+        record.exc_info = sys.exc_info()
+    assert TextLines().format(record).startswith("ERROR: a step failed\nTraceback")
+    assert TextLines().format(record).endswith("KeyError: 'mistake'")

@@ -1,0 +1,61 @@
+"""Metrics: their names and units are an interface, and what they count is what happened."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.servers import Server, pairs_of
+
+ONE = pairs_of(("Is the sky blue?", "Yes"))
+LABELS = 'device="cpu",precision="int8"'
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "document"),
+    [
+        (422, "validation", {"pairs": []}),
+        (413, "too_large", pairs_of(*[("Is the sky blue?", "Yes")] * 51)),
+    ],
+)
+def test_a_refused_request_is_counted_by_its_error_type(
+    server: Server, status: int, reason: str, document: dict[str, object]
+) -> None:
+    line = f'cappy_refused_requests_total{{reason="{reason}"}}'
+    server.post("/v1/score", document)  # so that it is counted
+    before = server.metric(line)
+    refused = server.post("/v1/score", document)
+    assert (refused.status_code, refused.json()["error_type"]) == (status, reason)
+    assert server.metric(line) == before + 1
+
+
+def test_stages_are_in_seconds_and_steps_in_tokens(server: Server) -> None:
+    stages = ("tokenize", "queue", "score", "total")
+    server.post("/v1/score", ONE)  # so that all are counted
+
+    def sums() -> list[float]:
+        return [server.metric(f'cappy_stage_seconds_sum{{stage="{stage}"}}') for stage in stages]
+
+    def tokens() -> float:
+        return server.metric(f"cappy_step_tokens_sum{{{LABELS}}}")
+
+    def steps() -> float:
+        return server.metric(f"cappy_step_tokens_count{{{LABELS}}}")
+
+    before, tokens_before, steps_before = sums(), tokens(), steps()
+    answer = server.post("/v1/score", pairs_of(("Is the sky blue?", "Yes"), ("Is it?", "No")))
+    server.wait_until(lambda: steps() > steps_before)  # a step is counted when its requests are answered
+    assert tokens() - tokens_before == answer.json()["tokens"]
+    told = [float(answer.headers[f"x-cappy-{stage}-ms"]) / 1000 for stage in stages]
+    assert [now - then for now, then in zip(sums(), before, strict=True)] == pytest.approx(told, abs=2e-6)
+
+
+def test_information_names_the_limits_that_hold(server: Server) -> None:
+    limits = server.get("/info").json()["limits"]
+    assert limits.pop("max_queue_tokens") > 0
+    assert limits == {
+        "max_body_bytes": 100_000,
+        "max_pairs": 50,
+        "max_text_chars": 20_000,
+        "max_queue_pairs": 8192,
+        "request_seconds": 60.0,
+    }
