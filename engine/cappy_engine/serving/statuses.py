@@ -74,12 +74,11 @@ def failure_of(error: Exception) -> Failure:
     index = getattr(error, "index", None)
     if isinstance(error, InvalidRequest):
         return Failure(error.status, str(error))
-    if isinstance(error, QueueFull):
-        return Failure(429, str(error), headers={"retry-after": str(error.retry_seconds)})
     if isinstance(error, ScoringError):
         return Failure(500 if index is None else 422, str(error), index)
     status = next((found for kind, found in STATUSES.items() if isinstance(error, kind)), 500)
-    headers = {"retry-after": "1"} if status == 503 else {}
     if status == 500:
         return Failure(500, "the server failed; its log says why")
+    seconds = error.retry_seconds if isinstance(error, QueueFull) else 1 if status == 503 else None
+    headers = {} if seconds is None else {"retry-after": str(seconds)}
     return Failure(status, str(error), index, headers)
