@@ -8,8 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,9 @@ import pytest
 
 import cappy_bench
 from cappy_bench.machine import code_digest, cpu_kind, current_commit, describe_machine, file_word
-from cappy_bench.peers.peer import Model
 from cappy_bench.peers.specs import SPECS
 from cappy_bench.speed import measure as measuring
+from cappy_bench.speed.figures import useful_flops
 from cappy_bench.speed.measure import choose_runners, describe_model
 from cappy_bench.speed.run_options import RunOptions
 from cappy_bench.speed.suite import Plan
@@ -31,12 +29,11 @@ from cappy_engine.cli.main import main
 from cappy_engine.errors import BenchmarkError
 from tests.support.bundles import copy_bundle
 from tests.support.fake_tools import FakeTool, Measure, row_of, spec
-from tests.support.places import MINI, ROOT
+from tests.support.places import MINI
 
 RESULT = Path("bench/results", f"cappy-mini-{file_word(cpu_kind(describe_machine()))}.json")
 SLOW = ("torch-compile", "torch-autocast", "torch-bf16")
 """They compile, or multiply bfloat16, which most processors emulate."""
-PAIRS = ROOT / "export" / "cappy_export" / "proof" / "parity_pairs.jsonl"
 MADE_UP_PEAK = {"fp32": {"flops": 1e12, "how": "made up"}, "int8": {"flops": 2e12, "how": "made up"}}
 
 
@@ -85,55 +82,6 @@ def test_with_a_checkpoint_other_tools_are_measured_too(options: RunOptions, nam
 def test_what_cannot_be_measured_without_a_checkpoint_is_named(options: RunOptions, named: str) -> None:
     with pytest.raises(BenchmarkError, match=f"nothing to measure for {named}: without --checkpoint .*int8"):
         choose_runners(options, open_bundle(EMBEDDED))
-
-
-class Stopped(Exception):
-    """Ends a run where the suite would begin."""
-
-
-@pytest.fixture
-def begin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[Model, Path]]:
-    """Give a function that begins a run, and returns its model and the file of its notes."""
-    seen: list[tuple[Model, Path]] = []
-
-    def stop(plan: Plan, *, notes: Path, **others: object) -> None:
-        seen.append((plan.model, notes))
-        raise Stopped
-
-    def begin_run(**options: Any) -> tuple[Model, Path]:
-        with pytest.raises(Stopped):
-            measuring.measure(RunOptions(suite="smoke", pairs=PAIRS, work=tmp_path / "work", **options), say=print)
-        return seen[-1]
-
-    monkeypatch.setattr(measuring, "run_suite", stop)
-    monkeypatch.chdir(tmp_path)
-    return begin_run
-
-
-def test_no_tool_finds_what_it_converted_of_another_model(
-    begin: Callable[..., tuple[Model, Path]], tmp_path: Path
-) -> None:
-    """Tools convert a checkpoint once, and then take what lies in their folder."""
-    other = shutil.copytree(MINI, tmp_path / MINI.name)
-    folders = [begin(checkpoint=path)[0].folder for path in (MINI, MINI, other)]
-    config, weights = other / "config.json", other / "model.safetensors"
-    config.write_text(config.read_text() + "\n")
-    folders.append(begin(checkpoint=other)[0].folder)
-    content = weights.read_bytes()
-    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    folders.append(begin(checkpoint=other)[0].folder)
-    assert folders[0] == folders[1] == folders[2]
-    assert len(set(folders)) == 3
-
-
-def test_a_run_does_not_go_on_with_other_code(
-    begin: Callable[..., tuple[Model, Path]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A result has one commit and one version of each tool, so its rounds must not be of two."""
-    notes = begin()[1]
-    assert begin()[1] == notes
-    monkeypatch.setattr(metadata, "distributions", list)
-    assert begin()[1] != notes
 
 
 def test_code_is_told_from_other_code_by_its_files_alone(tmp_path: Path) -> None:
@@ -283,6 +231,33 @@ def test_the_tools_of_this_environment_give_the_references_scores(
             for workload, is_ok in zip(printed["workloads"], ran, strict=True)
             if is_ok and workload["pad_to"] is None
         )
+
+
+def test_a_result_tells_what_was_asked_for_and_is_named_by_the_model_and_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plans: list[Plan] = []
+
+    def run_suite(plan: Plan, *, notes: Path, **others: object) -> dict[str, Any]:
+        plans.append(plan)
+        notes.touch()
+        return {"workloads": [one.describe() for one in plan.workloads], "runners": []}
+
+    monkeypatch.setattr(measuring, "run_suite", run_suite)
+    machine = {**describe_machine(), "cpu": "Some(R) CPU @ 1GHz", "instruction_sets": ["avx2"]}
+    monkeypatch.setattr(measuring, "describe_machine", lambda: machine)
+    options = RunOptions(suite="smoke", threads=3, rounds=7, max_seconds=5.0, seed=2)
+    result = measuring.measure(options, say=lambda line: None)
+    assert json.loads(Path("bench/results/cappy-mini-some-1ghz-avx2.json").read_bytes()) == result
+    (plan,) = plans
+    assert (plan.model.threads, plan.rounds, plan.max_seconds) == (3, 7, 5.0)
+    settings = {"suite": "smoke", "threads": 3, "rounds": 7, "max_seconds": 5.0, "seed": 2}
+    assert result["settings"] == {**settings, "pairs": "made of words of the package's parity pairs"}
+    for workload, described in zip(plan.workloads, result["workloads"], strict=True):
+        lengths = [512] * 2 if workload.name == "padded" else workload.token_counts.tolist()
+        assert described["flops"] == useful_flops(result["model"]["shape"], lengths)
+        assert described["sha256"] == workload.sha256
 
 
 def test_a_result_is_not_written_over_what_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

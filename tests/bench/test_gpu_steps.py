@@ -104,6 +104,17 @@ def test_what_did_not_run_has_no_figure_rather_than_zero() -> None:
     }  # fmt: skip
 
 
+def test_a_cell_has_the_median_of_its_runs_and_the_figures_that_follow() -> None:
+    """An operation is a multiplication or an addition: by hand for two layers of 8, and 32 in the feed-forward."""
+    cell = make_cell("cuda fp16", [64, 16], [0.5, 2.0, 0.25, 1.0, 4.0], SHAPE)
+    assert (cell["rows"], cell["length"], cell["tokens"], cell["runs"]) == (2, None, 80, 5)
+    assert (cell["seconds"], cell["fastest"], cell["slowest"]) == (1.0, 0.25, 4.0)
+    assert (cell["pairs_per_second"], cell["tokens_per_second"]) == (2.0, 80.0)
+    products, attention = 2 * 80 * (4 * 8 * 8 + 2 * 8 * 32), 2 * 2 * (64 * 64 + 16 * 16) * 8
+    assert cell["tflops"] == pytest.approx(2 * (products + attention) / 1e12)
+    assert make_cell("cuda fp16", [64] * 8, [1.0], SHAPE)["length"] == 64
+
+
 @pytest.mark.parametrize(("precision", "kind"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
 def test_pytorchs_peer_has_sdpa_and_the_checkpoints_weights(
     checkpoint: Path, precision: str, kind: torch.dtype

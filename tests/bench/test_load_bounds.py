@@ -111,6 +111,11 @@ def grown(seconds: float, last: int, per_minute: int) -> dict[str, Any]:
             ["all steps: answers with other scores than Scorer.score"],
         ),
         (
+            "saturation",
+            a_step(scores={"different": 0, "unreadable": 1}),
+            ["all steps: answers with other scores than Scorer.score"],
+        ),
+        (
             "soak",
             a_step(server=grown(600.0, 101 * 10**6, 1_500_000)),
             ["soak: growth of memory, bytes a minute", "soak: more descriptors at the end"],

@@ -181,6 +181,23 @@ def test_a_server_that_stands_still_once_is_late_for_all_that_was_due_meanwhile(
     assert sum(one.seconds > 0.1 for one in closed) < 5 < len(closed)
 
 
+def test_an_open_loop_sends_although_nothing_was_answered() -> None:
+    under_way: list[int] = []
+
+    async def handle(body: bytes) -> bytes:
+        under_way.append(len(under_way) + 1)
+        while len(under_way) < 9:
+            await asyncio.sleep(0.001)
+        return answer(200)
+
+    async def ask(client: Client, address: tuple[str, int]) -> list[Exchange]:
+        return await open_loop(target(client, address, b"a"), [0] * 9, np.linspace(0, 0.08, 9))
+
+    found = with_server(handle, ask)
+    assert {one.status for one in found} == {200}, "the first answer waits for the last request"
+    assert found[0].seconds >= 0.07 > found[-1].seconds
+
+
 def test_latency_counts_from_when_a_request_was_due_also_if_the_generator_was_late() -> None:
     async def handle(body: bytes) -> bytes:
         return answer(200)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,18 @@ import cappy_bench.peers
 from cappy_bench.make_checkpoint import make_family
 from cappy_bench.peers import optimum_onnx, reference, torch_eager
 from cappy_bench.peers.batches import Batched, Inputs
-from cappy_bench.peers.peer import Model, Scores
-from cappy_bench.peers.process import ENVIRONMENTS, RunnerFailed, WorkerProcess, in_short, link_packages, start_worker
+from cappy_bench.peers.peer import Model, Pair, Scores
+from cappy_bench.peers.process import (
+    ENVIRONMENTS,
+    RunnerFailed,
+    WorkerProcess,
+    in_short,
+    link_packages,
+    program,
+    start_worker,
+)
 from cappy_bench.peers.specs import SPECS, Spec
+from cappy_bench.peers.worker import Worker
 from cappy_engine import Scorer
 from cappy_engine.bundle import EMBEDDED
 from cappy_export import ExportOptions, export
@@ -123,6 +134,75 @@ def test_what_lies_in_the_current_folder_is_not_imported(tmp_path: Path, monkeyp
         worker.close()
     with Scorer.open(threads=1) as scorer:
         assert answer["scores"] == [scorer.score([("Is the sky blue?", "Yes")]).tolist()]
+
+
+class Padding:
+    """A runner that computes 100 tokens for each pair; `asked` are its calls."""
+
+    def __init__(self) -> None:
+        self.computed_tokens: int | None = 1000  # of an earlier call
+        self.asked: list[tuple[int, int | None]] = []
+
+    def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:
+        self.asked.append((len(pairs), pad_to))
+        self.computed_tokens = (self.computed_tokens or 0) + 100 * len(pairs)
+        time.sleep(0.01 * len(pairs))
+        return np.arange(len(pairs), dtype=np.float32)
+
+    def token_ids(self, pairs: Sequence[Pair]) -> list[list[int]]:
+        return [[0]] * len(pairs)
+
+
+def test_each_request_is_one_timed_call_and_the_tokens_are_those_of_this_message(tmp_path: Path) -> None:
+    runner = Padding()
+    worker = Worker(Model(tmp_path, tmp_path, 1), "fp32", lambda model, precision: runner, None)
+    worker.answer({"do": "open"})
+    requests = [[["a", "b"]] * count for count in (3, 1)]
+    for pad_to in (None, 512):
+        found = worker.answer({"do": "score", "requests": requests, "pad_to": pad_to})
+        assert found["computed_tokens"] == 400
+        assert found["scores"] == [[0.0, 1.0, 2.0], [0.0]]
+        assert found["seconds"][0] >= 0.03 > 0.02 > found["seconds"][1] >= 0.01
+    assert runner.asked == [(3, None), (1, None), (3, 512), (1, 512)]
+    runner.computed_tokens = None
+    runner.score = lambda pairs, *, pad_to=None: np.zeros(len(pairs), np.float32)  # type: ignore[method-assign]
+    assert worker.answer({"do": "score", "requests": requests, "pad_to": None})["computed_tokens"] is None
+
+
+def test_a_package_for_gpus_stands_in_for_the_one_of_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It has the CPU's provider too, so our runners run with it, and the report names it."""
+
+    def version(name: str) -> str:
+        if name not in ("onnxruntime-gpu", "tokenizers"):
+            raise metadata.PackageNotFoundError(name)
+        return "1.5"
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert program(SPECS[0], tmp_path)[-1] == "cappy_bench.peers.cappy"
+    worker = Worker(Model(tmp_path, tmp_path, 1), "fp32", lambda model, precision: Padding(), None)
+    found = worker.answer({"do": "versions", "packages": list(SPECS[0].packages)})
+    assert found == {"versions": {"onnxruntime-gpu": "1.5", "tokenizers": "1.5"}}
+    with pytest.raises(metadata.PackageNotFoundError):
+        worker.answer({"do": "versions", "packages": ["torch"]})
+
+
+@pytest.mark.parametrize("pad_to", [None, 512])
+def test_tokens_of_batches_count_with_their_padding(pad_to: int | None, tmp_path: Path) -> None:
+    sizes: list[int] = []
+    shapes: list[tuple[int, ...]] = []
+
+    def run(inputs: Inputs) -> Scores:
+        sizes.append(inputs["input_ids"].size)
+        shapes.append(inputs["input_ids"].shape)
+        assert inputs["attention_mask"].sum() <= sizes[-1]
+        return np.zeros(len(inputs["input_ids"]), np.float32)
+
+    runner = Batched(Model(EMBEDDED, tmp_path, 1), run, pad_token_id=1, batch_tokens=1024)
+    pairs = [(f"word {'and so on ' * (place % 7)}", str(place)) for place in range(20)]
+    runner.score(pairs, pad_to=pad_to)
+    assert runner.computed_tokens == sum(sizes)
+    assert (sum(sizes) == 20 * 512) == (pad_to == 512)
+    assert sum(rows for rows, _ in shapes) == 20
 
 
 @pytest.mark.parametrize("at_once", [1, 3])

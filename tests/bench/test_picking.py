@@ -77,6 +77,18 @@ def test_templates_of_one_example_that_agree_count_as_one() -> None:
     assert (cell.count, cell.low, cell.high) == pytest.approx((9, *wilson(1, 1)))
 
 
+def test_bounds_over_datasets_are_those_of_the_mean_of_independent_means() -> None:
+    draw = np.random.default_rng(0)
+    parts = {"a": draw.beta(2, 2, 50), "b": draw.beta(2, 2, 200), "c": draw.beta(2, 2, 100)}
+    examples = [Example(dataset, (0,), (0.0,)) for dataset, values in parts.items() for _ in values]
+    found = average_over_datasets(examples, np.concatenate(list(parts.values())))
+    mean = np.mean([values.mean() for values in parts.values()])
+    error = np.sqrt(sum(sem(values) ** 2 for values in parts.values())) / 3
+    assert (found.low, found.mean, found.high) == pytest.approx(
+        (mean - 1.959964 * error, mean, mean + 1.959964 * error)
+    )
+
+
 def test_one_example_has_no_bounds_of_its_own() -> None:
     cell = average_over_datasets([Example("a", (0,), (0.0,))], np.array([0.4]))
     assert (cell.low, cell.mean, cell.high) == (0.0, 0.4, 1.0)

@@ -77,6 +77,8 @@ def test_what_changed_is_the_ratio_of_speeds_and_the_conditions(measure: Measure
     assert "differ in their machine" in changed
     assert "differ in their model" in changed
     assert "settings" not in changed
+    other = {**after, "settings": {**after["settings"], "threads": 2}}
+    assert "The two differ in their settings" in change_tables(before, other, names=("a", "b"))
 
 
 def test_what_cannot_be_compared_is_named(measure: Measure) -> None:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import gzip
 import json
+import statistics
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import lognorm
 
 from cappy_bench.speed.texts import make_pool, read_pool
-from cappy_bench.speed.workloads import DESCRIPTIONS, LENGTHS, Sizes, make_workloads
+from cappy_bench.speed.workloads import (
+    DESCRIPTIONS,
+    LENGTHS,
+    Pool,
+    Sizes,
+    Workload,
+    bulk_lengths,
+    make_workloads,
+    question_lengths,
+)
 from cappy_engine.bulk.lines import MAX_LINE_BYTES
 from cappy_engine.errors import BenchmarkError
 from cappy_engine.tokenizer import PairTokenizer
@@ -51,6 +62,68 @@ def test_workloads_have_the_lengths_they_promise(tokenizer: PairTokenizer) -> No
 def test_a_pool_that_is_too_small_is_a_clear_error(tokenizer: PairTokenizer) -> None:
     with pytest.raises(BenchmarkError, match="only 3 pairs"):
         make_workloads([("a", "b"), ("c", "d"), ("e", "f")], tokenizer, SIZES, seed=0)
+
+
+def test_a_pool_gives_the_nearest_pair_and_none_twice_nor_one_that_is_too_long(tokenizer: PairTokenizer) -> None:
+    pairs = [(" ".join(["sky"] * count), f"blue {count}") for count in (1, 3, 5, 30, 31, 90, 700)]
+    lengths = {pair: int(count) for pair, count in zip(pairs, tokenizer.encode(pairs).lengths, strict=True)}
+    left, wanted = pairs[:-1], [512, 40, 40, 1, 8, 8]
+    pool, expected = Pool(pairs, tokenizer), []
+    for length in wanted:
+        nearest = min(left, key=lambda pair: abs(lengths[pair] - length))
+        left = [pair for pair in left if pair != nearest]
+        expected.append(nearest)
+    assert pool.take(wanted) == expected
+    with pytest.raises(BenchmarkError, match="only 6 pairs that fit"):
+        pool.take([512])
+
+
+def test_lengths_are_drawn_as_the_report_says() -> None:
+    """Medians and 95th percentiles by scipy's lognormal distribution; questions have 16 tokens besides the answer."""
+    for draw, spread, middle, added in ((bulk_lengths, 0.885, 70, 0), (question_lengths, 0.775, 100, 16)):
+        drawn = np.array(draw(np.random.default_rng(0), 50_000))
+        for share in (0.05, 0.5, 0.95):
+            expected = added + lognorm.ppf(share, spread, scale=middle)
+            assert np.quantile(drawn, share) == pytest.approx(expected, rel=0.03, abs=1)
+        assert 0 < drawn.min() < drawn.max() == 512
+    questions = question_lengths(np.random.default_rng(0), 50_000)
+    assert np.mean(questions) == pytest.approx(147, rel=0.02)
+    assert np.percentile(questions, (50, 95)) == pytest.approx((115, 372), rel=0.02)
+    assert np.percentile(bulk_lengths(np.random.default_rng(0), 50_000), (50, 95)) == pytest.approx((70, 300), rel=0.03)
+
+
+def test_a_workload_tells_its_counts_and_padding_counts_only_where_it_is_asked_for(
+    workloads: list[Workload], tokenizer: PairTokenizer
+) -> None:
+    for workload in workloads:
+        counts = tokenizer.encode([pair for request in workload.requests for pair in request]).lengths.tolist()
+        found = workload.describe()
+        worked = [512] * len(counts) if workload.name == "padded" else counts
+        hundredths = statistics.quantiles(counts, n=100, method="inclusive")
+        assert workload.worked_lengths.tolist() == worked
+        assert (found["pairs"], found["tokens"]) == (len(counts), sum(worked))
+        assert found["requests"] == len(workload.requests)
+        assert found["pad_to"] == (512 if workload.name == "padded" else None)
+        expected = {"p5": hundredths[4], "p50": hundredths[49], "p95": hundredths[94], "max": max(counts)}
+        assert found["lengths"] == pytest.approx(expected)
+
+
+def test_candidates_of_a_request_are_distinct_and_have_one_instruction(tokenizer: PairTokenizer) -> None:
+    pairs = [(f"Is it {place}?", f"answer {place}") for place in range(17)]
+    (rerank,) = make_workloads(pairs, tokenizer, Sizes(0, 0, 3, 0, 0, 0), seed=0)
+    for request in rerank.requests:
+        assert len({instruction for instruction, _ in request}) == 1
+        assert len({response for _, response in request}) == len(request) == 16
+
+
+def test_made_up_texts_are_those_that_numpy_draws_from_the_list() -> None:
+    """Results depend on them, so they must not change with how they are drawn."""
+    words, random = ["sky", "blue", "is", "a", "question"], np.random.default_rng(3)
+    expected = []
+    for most in [110] * 5 + [450] * 15:
+        first = " ".join(random.choice(words, random.integers(3, most)))
+        expected.append((first, " ".join(random.choice(words, random.integers(1, 12)))))
+    assert make_pool(words, seed=3, count=20) == expected
 
 
 def write_packed(path: Path, *rows: object) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 
 from cappy_bench.load.bodies import INFINITY_MODEL
-from cappy_bench.peers.process import ENVIRONMENTS, environment_folder, in_short
+from cappy_bench.peers.process import ENVIRONMENTS, environment_folder, environment_versions, in_short
 from cappy_engine.errors import BenchmarkError
 
 BATCH = 8
@@ -41,9 +40,7 @@ def infinity_versions(tools: Path) -> dict[str, str]:
     >>> infinity_versions(Path())["infinity-emb"]
     '0.0.78'
     """
-    folders = environment_folder("infinity", tools).glob("lib/python*/site-packages")
-    found = metadata.distributions(path=[str(folder) for folder in folders])
-    every = {one.name.replace("_", "-").lower(): one.version for one in found}
+    every = environment_versions("infinity", tools)
     return {name: every[name] for name in PACKAGES if name in every}
 
 

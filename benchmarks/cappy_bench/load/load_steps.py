@@ -158,8 +158,9 @@ async def saturation(server: Server, asked: Asked, *, beside_offline: bool) -> R
             found += last
             done = [one.place for one in last if one.status == ANSWERED]
             rounds.append({"tokens": int(load.tokens[done].sum()), "requests": len(done), **seconds})
-            if len(done) < len(chunk):
-                break  # some failed or hung: there is no capacity to measure
+            if len(done) < len(chunk):  # some failed or hung: there is no capacity to measure
+                rounds[-1].pop("scorer", None)  # it scored them all, so the two did not do the same
+                break
     return _outcome(server, asked, found) | _throughput(rounds, asked) | usage.describe()
 
 

@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +31,7 @@ from cappy_bench.load.server_process import (
     start_server,
 )
 from cappy_bench.machine import current_commit, describe_machine
+from cappy_bench.peers.worker import installed
 from cappy_bench.speed.texts import choose_pool, pool_files
 from cappy_engine.bulk.outputs import check_output, files_in, open_output
 from cappy_engine.bundle import MANIFEST, Bundle, open_bundle
@@ -74,7 +74,7 @@ def measure_load(options: LoadOptions, served: Sequence[str], *, say: Say) -> Re
         "started": started.isoformat(timespec="seconds"),
         "commit": current_commit(),
         "machine": describe_machine(),
-        "versions": {name: metadata.version(name) for name in VERSIONS},
+        "versions": dict(installed(name) for name in VERSIONS),
         "settings": {
             name: getattr(options, name) for name in ("seconds", "overload", "soak", "deadline", "requests", "seed")
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import queue
@@ -20,6 +19,7 @@ import cappy_engine
 import cappy_export
 from cappy_bench.peers.peer import Model
 from cappy_bench.peers.specs import Spec
+from cappy_bench.peers.worker import installed
 from cappy_engine.errors import install_hint
 
 ENVIRONMENTS = Path(cappy_bench.__path__[0]) / "environments"
@@ -177,6 +177,23 @@ def environment_folder(name: str, tools: Path) -> Path:
     return tools / f".venv-bench-{name}"
 
 
+def environment_versions(name: str, tools: Path) -> dict[str, str]:
+    """Read the version of every package in the environment `name`; empty where it is not set up.
+
+    >>> environment_versions("openvino", Path())["openvino"]
+    '2026.4.1'
+    """
+    folder = environment_folder(name, tools)
+    if name == "node":
+        packages = folder / "node_modules"
+        found = [path for depth in ("*", "@*/*") for path in packages.glob(f"{depth}/package.json")]
+        versions = {path.parent: json.loads(path.read_text(encoding="utf-8")).get("version") for path in found}
+        return {path.relative_to(packages).as_posix(): str(version) for path, version in versions.items()}
+    places = [str(place) for place in folder.glob("lib/python*/site-packages")]
+    distributions = metadata.distributions(path=places)
+    return {str(one.name).replace("_", "-").lower(): str(one.version) for one in distributions}
+
+
 def link_packages(folder: Path) -> Path:
     """Make a folder with this project's packages alone, for another environment's Python.
 
@@ -197,8 +214,7 @@ def _recipe(environment: str) -> Path:
 
 
 def _is_installed(package: str) -> bool:
-    """Tell whether a package is installed, or the one for GPUs in its place, which has the CPU's provider, too."""
-    for name in (package, f"{package}-gpu"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            return bool(metadata.version(name))
-    return False
+    try:
+        return bool(installed(package))
+    except metadata.PackageNotFoundError:
+        return False

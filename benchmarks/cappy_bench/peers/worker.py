@@ -18,6 +18,7 @@ prints goes to standard error. A runner in another language answers the same lin
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -54,7 +55,7 @@ class Worker:
             self._runner = self._open_runner(self._model, self._precision)
             return {}
         if message["do"] == "versions":
-            return {"versions": {name: metadata.version(name) for name in message["packages"]}}
+            return {"versions": dict(installed(name) for name in message["packages"])}
         if self._runner is None:
             raise RuntimeError("the runner is not open")
         if message["do"] == "token_ids":
@@ -62,6 +63,20 @@ class Worker:
         if message["do"] == "score":
             return _score(self._runner, message)
         raise ValueError(f"unknown message {message['do']!r}")
+
+
+def installed(package: str) -> tuple[str, str]:
+    """Name the package and its version, or those of the one for GPUs in its place, which has the CPU's provider, too.
+
+    Raises importlib.metadata.PackageNotFoundError.
+
+        >>> installed("onnxruntime")
+        ('onnxruntime', '1.31.1')
+    """
+    for name in (package, f"{package}-gpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return name, metadata.version(name)
+    raise metadata.PackageNotFoundError(package)
 
 
 def serve(open_runner: Open, prepare: Prepare | None = None) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
@@ -18,11 +18,11 @@ import cappy_engine
 import cappy_export
 from cappy_bench.machine import code_digest, cpu_kind, current_commit, describe_machine, file_word
 from cappy_bench.peers.peer import Model
-from cappy_bench.peers.process import start_worker
+from cappy_bench.peers.process import environment_versions, start_worker
 from cappy_bench.peers.specs import SPECS, Spec
 from cappy_bench.shapes import count_parameters, read_shape
 from cappy_bench.speed.figures import SCHEMA, useful_flops
-from cappy_bench.speed.run_options import RESULTS, SUITES, RunOptions
+from cappy_bench.speed.run_options import ENVIRONMENTS, RESULTS, SUITES, RunOptions
 from cappy_bench.speed.suite import Plan, Say, measure_peak, run_suite
 from cappy_bench.speed.texts import choose_pool, pool_files
 from cappy_bench.speed.workloads import (
@@ -68,7 +68,8 @@ def measure(options: RunOptions, *, say: Say) -> Result:
     check_output(out, force=options.force, inputs=_inputs(options))
     workloads, source = take_workloads(options, model)
     plan = make_plan(options, bundle, model, workloads, described["weights_bytes"])
-    notes = options.work / f"notes-{_key(machine, model, described, workloads)}.jsonl"
+    others = {name: environment_versions(name, options.tools) for name in ENVIRONMENTS if name != "main"}
+    notes = options.work / f"notes-{_key(machine, model, described, workloads, others)}.jsonl"
     options.work.mkdir(parents=True, exist_ok=True)
     is_resumed = notes.exists()
     start = partial(start_worker, tools=options.tools)
@@ -200,19 +201,32 @@ def model_folder(described: dict[str, Any], checkpoint: Path | None) -> str:
 def take_workloads(options: RunOptions, model: Model) -> tuple[list[Workload], str]:
     """Take the workloads that were asked for, and say from which texts.
 
-    Raises BenchmarkError if there are too few texts, InvalidLine for a line of a file that holds no pair.
+    Raises BenchmarkError if there are too few texts, or the suite has no such workload, and InvalidLine for a line of a
+    file that holds no pair.
 
         >>> take_workloads(RunOptions(suite="smoke"), Model(EMBEDDED, Path("bench"), 2))[1]
         "made of words of the package's parity pairs"
     """
     tokenizer = PairTokenizer.from_file(model.bundle / "tokenizer.json", max_length=model.max_length)
     pairs, source = choose_pool(options.pairs, options.data, seed=options.seed)
-    found = make_workloads(pairs, tokenizer, SUITES[options.suite][1], seed=options.seed)
-    return [one for one in found if not options.workloads or one.name in options.workloads], source
+    found = {one.name: one for one in make_workloads(pairs, tokenizer, SUITES[options.suite][1], seed=options.seed)}
+    missing = [name for name in options.workloads if name not in found]
+    if missing:
+        raise BenchmarkError(
+            f"the suite {options.suite} has no workload {', '.join(missing)}, only {', '.join(found)}; choose one of "
+            "these, or another --suite"
+        )
+    return [one for name, one in found.items() if not options.workloads or name in options.workloads], source
 
 
-def _key(machine: dict[str, Any], model: Model, described: dict[str, Any], workloads: Sequence[Workload]) -> str:
-    """Name the notes of a run.
+def _key(
+    machine: dict[str, Any],
+    model: Model,
+    described: dict[str, Any],
+    workloads: Sequence[Workload],
+    others: Mapping[str, Mapping[str, str]],
+) -> str:
+    """Name the notes of a run; `others` are the versions of all packages in the environments of other tools.
 
     What was measured on another machine, model or workload, or with other code, is not taken up; with more or fewer
     rounds or runners a run goes on from the same notes.
@@ -220,5 +234,6 @@ def _key(machine: dict[str, Any], model: Model, described: dict[str, Any], workl
     code = code_digest([Path(package.__path__[0]) for package in (cappy_engine, cappy_export, cappy_bench)])
     bundle, has_checkpoint = sha256_of(model.bundle / MANIFEST), model.checkpoint is not None
     digests = [workload.sha256 for workload in workloads]
-    text = json.dumps([machine, model.threads, described, has_checkpoint, bundle, digests, code])
+    facts = [machine, model.threads, described, has_checkpoint, bundle, digests, code, others]
+    text = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -80,12 +80,12 @@ def make_pool(words: Sequence[str], *, seed: int, count: int = 4000) -> list[Pai
 
     >>> make_pool(["sky", "blue"], seed=0, count=1)
     """
-    random = np.random.default_rng(seed)
+    random, drawn = np.random.default_rng(seed), np.array(words)  # `choice` would make an array of a list each time
     longest = np.where(np.arange(count) < count // 4, 110, 450)
     return _distinct(
         (
-            " ".join(random.choice(words, random.integers(3, most))),
-            " ".join(random.choice(words, random.integers(1, 12))),
+            " ".join(random.choice(drawn, random.integers(3, most))),
+            " ".join(random.choice(drawn, random.integers(1, 12))),
         )
         for most in longest
     )

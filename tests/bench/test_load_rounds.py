@@ -1,0 +1,139 @@
+"""Rates and throughput of the steps of `cappy bench serve`, against a client that answers from this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from cappy_bench.load import load_steps
+from cappy_bench.load.bodies import NATIVE
+from cappy_bench.load.connections import Answer, Client
+from cappy_bench.load.driving import Target
+from cappy_bench.load.load_options import LoadOptions
+from cappy_bench.load.load_steps import Asked, Server, measure_server, random_load, saturation
+from cappy_bench.load.load_tables import latency_table, outcome_table, resource_table
+from cappy_bench.load.mix import Load
+from cappy_bench.load.offline import Offline
+from tests.support.fake_tools import row_of
+
+TOKENS = [10, 30, 20]
+
+
+class FakeScorer:
+    """A scorer that would take 10 seconds for whatever it gets."""
+
+    def __init__(self, load: Load) -> None:
+        self.expected = [np.zeros(size) for size in load.sizes]
+
+    def each(self, places: Sequence[int]) -> list[float]:
+        return [0.0] * len(places)
+
+    def all(self, places: Sequence[int]) -> float:
+        return 10.0
+
+
+class FakeClient:
+    """Answers after 20 ms with the statuses that are given, in turn."""
+
+    def __init__(self, *statuses: int) -> None:
+        self.statuses, self.count = statuses, 0
+
+    async def ask(self, request: bytes, deadline_seconds: float) -> Answer:
+        self.count += 1
+        status = self.statuses[self.count % len(self.statuses)]
+        await asyncio.sleep(0.02)
+        body = json.dumps({"results": [{"index": 0, "score": 0.0}]}).encode()
+        return Answer(status, body, time.perf_counter())
+
+
+def a_server(*statuses: int, **options: Any) -> tuple[Server, Asked]:
+    load = Load(((("a", "b"),), (("c", "d"),), (("e", "f"),)), np.array(TOKENS), "made up")
+    asked = Asked(LoadOptions(requests=3, **options), load, cast(Offline, FakeScorer(load)), 1000.0, lambda line: None)
+    target = Target(cast(Client, FakeClient(*statuses)), [b""] * 3, 5.0)
+    return Server("a fake", target, NATIVE, connections=1, rooms=(), pid=None), asked
+
+
+def test_saturation_is_tokens_over_the_servers_seconds_and_its_ratio_the_scorers_seconds_over_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(load_steps, "PAUSE_SECONDS", 0.0)
+    found = asyncio.run(saturation(*a_server(200, seconds=0.5), beside_offline=True))
+    rounds = found["rounds"]
+    assert len(rounds) > 2
+    tokens, seconds = sum(one["tokens"] for one in rounds), sum(one["server"] for one in rounds)
+    assert found["tokens_per_second"] == pytest.approx(tokens / seconds, rel=0.01)
+    assert found["requests_per_second"] == pytest.approx(tokens / seconds / statistics.mean(TOKENS), rel=0.01)
+    assert found["scorer_tokens_per_second"] == pytest.approx(tokens / 10 / len(rounds), abs=0.1)
+    ratios = sorted(10 / one["server"] for one in rounds)
+    shown = [found["ratio"][name] for name in ("least", "median", "most")]
+    assert shown == pytest.approx([ratios[0], statistics.median(ratios), ratios[-1]], rel=0.01)
+
+
+def test_a_round_in_which_requests_failed_is_not_compared_with_the_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scorer had all of them: a server that fails fast would look as fast as one that answers."""
+    monkeypatch.setattr(load_steps, "PAUSE_SECONDS", 0.0)
+    found = asyncio.run(saturation(*a_server(200, 500, 200, seconds=0.5), beside_offline=True))
+    assert found["failed"] > 0
+    assert "ratio" not in found
+    (one,) = found["rounds"]
+    assert (one["tokens"], one["requests"]) == (30 + 20, 2)
+    expected = 50 / statistics.mean(TOKENS) / one["server"]
+    assert found["requests_per_second"] == pytest.approx(expected, rel=0.01), "of the mean size, by the tokens"
+
+
+def test_the_last_steps_have_their_share_of_the_capacity_and_their_own_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_for: list[tuple[float, float, int]] = []
+
+    async def remember(server: Server, asked: Asked, *, rate: float, seconds: float, seed: int) -> dict[str, Any]:
+        asked_for.append((rate, seconds, seed))
+        return {"accepted": {"count": 0}, "refused": {"count": 0}, "failed": 0, "hung": 0}
+
+    monkeypatch.setattr(load_steps, "random_load", remember)
+    server, asked = a_server(200, seconds=0.5, overload=3.0, soak=2.0, seed=7)
+    found = asyncio.run(measure_server(server, asked, beside_offline=True))
+    capacity = found["saturation"]["requests_per_second"]
+    assert asked_for == [(3.0 * capacity, 0.5, 7), (0.7 * capacity, 120.0, 8)]
+
+
+@pytest.mark.parametrize(("status", "is_answered"), [(200, True), (429, False), (500, False)])
+def test_throughput_under_load_is_that_of_answered_requests(status: int, *, is_answered: bool) -> None:
+    found = asyncio.run(random_load(*a_server(status, seconds=0.5), rate=60.0, seconds=0.5, seed=0))
+    assert found["requests"] > 10
+    assert (found["tokens_per_second"] > 0) == is_answered
+    if is_answered:
+        assert found["tokens_per_second"] == pytest.approx(60 * statistics.mean(TOKENS), rel=0.5)
+
+
+def test_the_tables_show_each_figure_in_its_column() -> None:
+    step = {
+        "requests": 1001,
+        "accepted": {"count": 900, "p50": 1.5, "p90": 2.5, "p99": 3.5, "max": 4.5},
+        "accepted_by_pairs": {"16": {"sent": 55, "count": 44, "p50": 5.5, "p90": 6.5, "p99": 7.5, "max": 8.5}},
+        "refused": {"count": 101, "p50": 0.5, "p90": 0.6, "p99": 0.75, "max": 0.875},
+        "failed": 6,
+        "hung": 7,
+        "scores": {"different": 2, "unreadable": 1, "max_difference": 0.25},
+        "late_ms": {"p99": 0.125},
+        "server": {
+            "cpu_seconds": 12.5,
+            "resident_bytes": {"first": 10**6, "last": 2 * 10**6, "most": 3 * 10**6},
+            "resident_bytes_per_minute": 250_000,
+            "descriptors": {"first": 4, "last": 5, "most": 6},
+        },
+        "generator_cpu_seconds": 1.25,
+        "overhead_ms_by_pairs": {"16": {"p50": 0.375}},
+    }
+    shown = row_of(outcome_table({"overload": step}), "overload")
+    assert shown[1:11] == ["1,001", "900", "1.5", "2.5", "3.5", "4.5", "101", "0.5", "0.75", "0.875"]
+    assert shown[11:] == ["6", "7", "3 (by 0.25)"]
+    row = row_of(latency_table({"overload": step}), "overload")
+    assert row[1:] == ["16", "55", "44", "5.5", "6.5", "7.5", "8.5", "0.375"]
+    took = row_of(resource_table({"overload": step}), "overload")
+    assert took[1:] == ["12.5", "1 MB", "2 MB", "3 MB", "+0.25 MB", "4, 5, 6", "1.25", "0.125"]

@@ -1,0 +1,138 @@
+"""A run goes on only from notes of the same: of the machine, model, texts, threads, code and tools."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cappy_bench.machine import describe_machine
+from cappy_bench.peers.peer import Model
+from cappy_bench.speed import measure as measuring
+from cappy_bench.speed.run_options import RunOptions
+from cappy_bench.speed.suite import Plan
+from cappy_engine.bundle import MANIFEST
+from cappy_engine.errors import BenchmarkError
+from tests.support.bundles import copy_bundle
+from tests.support.places import MINI, ROOT
+
+PAIRS = ROOT / "export" / "cappy_export" / "proof" / "parity_pairs.jsonl"
+Begin = Callable[..., tuple[Model, Path]]
+
+
+class Stopped(Exception):
+    """Ends a run where the suite would begin."""
+
+
+@pytest.fixture
+def begin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Begin:
+    """Give a function that begins a run, and returns its model and the file of its notes."""
+    seen: list[tuple[Model, Path]] = []
+
+    def stop(plan: Plan, *, notes: Path, **others: object) -> None:
+        seen.append((plan.model, notes))
+        raise Stopped
+
+    usual: dict[str, Any] = {"suite": "smoke", "pairs": PAIRS, "work": tmp_path / "work"}
+
+    def begin_run(**options: Any) -> tuple[Model, Path]:
+        with pytest.raises(Stopped):
+            measuring.measure(RunOptions(**{**usual, **options}), say=print)
+        return seen[-1]
+
+    monkeypatch.setattr(measuring, "run_suite", stop)
+    monkeypatch.chdir(tmp_path)
+    return begin_run
+
+
+def test_no_tool_finds_what_it_converted_of_another_model(begin: Begin, tmp_path: Path) -> None:
+    """Tools convert a checkpoint once, and then take what lies in their folder."""
+    other = shutil.copytree(MINI, tmp_path / MINI.name)
+    folders = [begin(checkpoint=path)[0].folder for path in (MINI, MINI, other)]
+    config, weights = other / "config.json", other / "model.safetensors"
+    config.write_text(config.read_text() + "\n")
+    folders.append(begin(checkpoint=other)[0].folder)
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    folders.append(begin(checkpoint=other)[0].folder)
+    assert folders[0] == folders[1] == folders[2]
+    assert len(set(folders)) == 3
+
+
+def test_a_run_does_not_go_on_with_other_code(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A result has one commit and one version of each tool, so its rounds must not be of two."""
+    notes = begin()[1]
+    assert begin()[1] == notes
+    monkeypatch.setattr(metadata, "distributions", lambda **others: [])
+    assert begin()[1] != notes
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"threads": 1}, {"seed": 1}, {"workloads": ("bulk",)}, {"checkpoint": MINI}],
+    ids=lambda other: next(iter(other)),
+)
+def test_a_run_does_not_go_on_with_what_was_measured_otherwise(begin: Begin, other: dict[str, Any]) -> None:
+    asked = {"threads": 2}
+    _, notes = begin(**asked)
+    assert begin(**asked, rounds=9, runners=("cappy-int8",), max_seconds=5.0)[1] == notes
+    assert begin(**{**asked, **other})[1] != notes
+
+
+def test_a_run_does_not_go_on_on_another_machine_or_with_another_bundle(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    copy = copy_bundle(tmp_path / "bundle")
+    notes = begin(bundle=copy)[1]
+    manifest = copy / MANIFEST
+    manifest.write_bytes(manifest.read_bytes() + b"\n")
+    other = begin(bundle=copy)[1]
+    described = describe_machine()
+    monkeypatch.setattr(measuring, "describe_machine", lambda: {**described, "cpu": "another"})
+    assert len({notes, other, begin(bundle=copy)[1]}) == 3
+
+
+def write_package(tools: Path, environment: str, name: str, version: str) -> None:
+    """Install a package, as pip and npm leave it."""
+    if environment == "node":
+        folder = tools / ".venv-bench-node" / "node_modules" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "package.json").write_text(json.dumps({"name": name, "version": version}))
+        return
+    packages = tools / f".venv-bench-{environment}" / "lib" / "python3.11" / "site-packages"
+    shutil.rmtree(packages, ignore_errors=True)
+    folder = packages / f"{name}-{version}.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        ("openvino", "openvino"),
+        ("openvino", "nncf"),
+        ("infinity", "infinity_emb"),
+        ("node", "onnxruntime-node"),
+        ("node", "@huggingface/transformers"),
+    ],
+)
+def test_a_run_does_not_go_on_with_another_version_of_a_tool_in_an_environment_of_its_own(
+    environment: str, name: str, begin: Begin, tmp_path: Path
+) -> None:
+    """A result has one version of each tool, so its rounds must not be of two."""
+    notes = []
+    for version in ("1.0", "1.1"):
+        write_package(tmp_path / "tools", environment, name, version)
+        notes.append(begin(tools=tmp_path / "tools")[1])
+    assert notes[0] != notes[1]
+
+
+@pytest.mark.parametrize("asked", [("questions",), ("bulk", "questions")], ids=" ".join)
+def test_a_workload_that_the_suite_has_not_is_named_and_not_left_out(asked: tuple[str, ...], begin: Begin) -> None:
+    with pytest.raises(BenchmarkError, match=r"the suite smoke has no workload questions, only interactive, .*padded"):
+        begin(workloads=asked)
