@@ -57,7 +57,10 @@ def test_every_error_has_a_heading_in_troubleshooting() -> None:
     assert {name.lower() for name in names} <= anchors(ROOT / "docs" / "troubleshooting.md")
 
 
-PREFIXES = r"^(cappy \w+: |WARNING: |skipped |\S+ \(\w+ weights\): |(\S+, )?(line|pair|row|GPU) \d+: (response (?=has a lone))?)*"
+PREFIXES = (
+    r"^(cappy \w+: |WARNING: |skipped |\S+ \(\w+ weights\): |"
+    r"(\S+, )?(line|pair|row|GPU) \d+: (response (?=has a lone))?)*"
+)
 """What is put before a message where it is passed on."""
 LEAST_MESSAGE, LEAST_SHARE = 10, 0.1
 """Fewer characters of fixed text, and a smaller part of a message, would fit to anything."""
