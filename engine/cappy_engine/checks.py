@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Sequence
 
@@ -36,15 +37,22 @@ def check_count(name: str, value: object, *, least: int = 1) -> int:
     return count
 
 
-def check_number(name: str, value: object) -> float:
-    """Return a number as a float. Raises ValueError for anything else: a bool and a text are not numbers.
+def check_number(name: str, value: object, *, least: float | None = None) -> float:
+    """Return a number as a float: with `least` a finite one of at least that, without it perhaps infinite.
 
-    >>> check_number("seconds", 20)
-    20.0
+        >>> check_number("seconds", 20, least=0.5)
+        20.0
+
+    Raises ValueError for anything else: a bool, a text and nan are not numbers.
     """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise ValueError(f"{name} must be a number, got {described(value)}")  # noqa: TRY004 - as for all options
-    return float(value)
+    number = float(value)
+    if math.isnan(number) or (least is not None and math.isinf(number)):
+        raise ValueError(f"{name} must be finite, got {number}")
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be at least {least:g}, got {number:g}")
+    return number
 
 
 def check_flag(name: str, value: object) -> None:

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Sequence
+import math
+import os
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self, cast
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, cast
 
 from cappy_engine.batching import Padding
 from cappy_engine.bundle import PRECISIONS, TARGETS
-from cappy_engine.checks import check_count, check_word, described
+from cappy_engine.checks import check_count, check_flag, check_number, check_word, described
 from cappy_engine.cpu.execution import MODES
 from cappy_engine.errors import DeviceUnavailable, PrecisionUnavailable
 from cappy_engine.pairs import MAX_TEXT_CHARS
@@ -38,10 +43,11 @@ MOST_THREADS = 4096
 
 @dataclass(frozen=True)
 class Asked:
-    """How a command asks for a field of a dataclass of options: `Annotated[type, Asked(...)]`.
+    """What a field of a dataclass of options takes: `Annotated[type, Asked(...)]`.
 
-    `flag` is the option's name, or several with spaces between (empty: the field's). `choices` are the words that it
-    takes, `least` is the smallest number that it takes. A field whose type is a tuple takes the option several times.
+    `cli.arguments.takes` makes an option of a command of it, `check_asked` checks the field. `flag` is the option's
+    name, or several with spaces between (empty: the field's). `choices` are the words that it takes, `least` is the
+    smallest number (without it a whole one is 0 or more). A field whose type is a tuple takes the option several times.
     `alone` is the value of an option without one, `check` raises ValueError for a word that is not one.
 
         >>> @dataclass(frozen=True)
@@ -56,6 +62,77 @@ class Asked:
     least: float | None = None
     alone: str = ""
     check: Callable[[str], str] | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """A field that is `Asked`: what one value is, whether it takes several or None, and how it is asked for."""
+
+    field: dataclasses.Field[Any]
+    kind: Any
+    is_many: bool
+    may_be_none: bool
+    how: Asked
+
+
+def questions(cls: type[Any]) -> Mapping[str, Question]:
+    """Read which fields of a dataclass are `Asked`, and what they take.
+
+    >>> list(questions(ScorerOptions))
+    ['device', 'gpus', 'precision', 'threads', 'mode', 'max_batch_tokens', 'max_text_chars']
+    """
+    hints, found = typing.get_type_hints(cls, include_extras=True), {}
+    for field in dataclasses.fields(cls):
+        kind, *notes = typing.get_args(hints[field.name]) or (None,)
+        how = next((note for note in notes if isinstance(note, Asked)), None)
+        if how is not None:
+            kinds = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+            kind = next(each for each in kinds if each is not types.NoneType)
+            one = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
+            found[field.name] = Question(field, one, one is not kind, types.NoneType in kinds, how)
+    return found
+
+
+def check_asked(options: object) -> None:
+    """Check every `Asked` field of a dataclass, and give its value one form: Python's numbers, a tuple, a Path.
+
+        >>> check_asked(ScorerOptions(threads=4))
+
+    Raises ValueError, with the name and the value, for what the command line refuses too.
+    """
+    for name, question in questions(type(options)).items():
+        value = getattr(options, name)
+        if value is not None or not question.may_be_none:
+            check = _check_many if question.is_many else _check_one
+            object.__setattr__(options, name, check(name, value, question))  # they are frozen for everyone else
+
+
+def _check_many(name: str, value: Any, question: Question) -> tuple[Any, ...]:
+    what, choices = "number" if question.kind in (int, float) else "text", question.how.choices
+    is_list = isinstance(value, Iterable) and not isinstance(value, (str, bytes))
+    values = tuple(value) if is_list else ()
+    if not is_list or (choices and not all(each in choices for each in values)):
+        wanted = f"from {', '.join(choices)}" if choices else f"of {what}s"
+        raise ValueError(f"{name} must be a list {wanted}, got {described(value)}")
+    return tuple(_check_one(f"a {what} in {name}", each, question) for each in values)
+
+
+def _check_one(name: str, value: Any, question: Question) -> Any:
+    kind, how = question.kind, question.how
+    if kind is bool:
+        check_flag(name, value)
+        return bool(value)
+    if kind is int:
+        return check_count(name, value, least=math.ceil(how.least or 0))
+    if kind is float:
+        return check_number(name, value, least=how.least)
+    if how.choices:
+        check_word(name, value, how.choices)
+        return value
+    wanted: Any = (str, os.PathLike) if kind is Path else typing.get_origin(kind) or str
+    if not isinstance(value, wanted) or (kind is Path and value == ""):
+        raise ValueError(f"{name} must be a {kind.__name__.lower()}, got {described(value)}")
+    return Path(value) if kind is Path else how.check(value) if how.check else value
 
 
 @dataclass(frozen=True)
@@ -87,16 +164,15 @@ class ScorerOptions:
     max_text_chars: Annotated[int, Asked("a longer text is refused before it takes memory", least=1)] = MAX_TEXT_CHARS
 
     def __post_init__(self) -> None:
-        for name, choices in (("device", DEVICES), ("precision", PRECISIONS), ("mode", MODES)):
-            check_word(name, getattr(self, name), ("auto", *choices))
-        for name in ("threads", "max_batch_tokens", "max_text_chars"):
-            value = getattr(self, name)
-            if value is not None or name == "max_text_chars":
-                object.__setattr__(self, name, check_count(name, value))
+        check_asked(self)
         if self.threads is not None and self.threads > MOST_THREADS:
             raise ValueError(f"threads must be at most {MOST_THREADS}, got {self.threads}")
-        if self.gpus is not None:
-            object.__setattr__(self, "gpus", _check_gpus(self.gpus, self.device))
+        if self.gpus == ():
+            raise ValueError("gpus must name at least one GPU, as in [0], got an empty list")
+        if self.gpus is not None and self.device not in ("cuda", "tensorrt"):
+            raise ValueError(
+                f"gpus {list(self.gpus)} need a device that has some: cuda or tensorrt, not {self.device!r}"
+            )
 
     def to_json(self) -> str:
         """Write the options as a JSON object; `from_json` reads it.
@@ -174,16 +250,3 @@ def choose_precision(asked: str, device: str, available: Sequence[str]) -> tuple
             f"the bundle has only {found} for {device}, which auto does not choose; ask for {found}"
         )
     return found, "asked for" if asked != "auto" else f"auto: the first of {', '.join(order)} in the bundle"
-
-
-def _check_gpus(gpus: object, device: str) -> tuple[int, ...]:
-    """Return the numbers of GPUs; ValueError for anything else, and for a device that has none."""
-    if isinstance(gpus, (str, bytes)) or not isinstance(gpus, Iterable):
-        problem = f"gpus must be a list of GPUs' numbers, as in [0, 1], got {described(gpus)}"
-        raise ValueError(problem)  # noqa: TRY004 - as for all options
-    numbers = tuple(check_count("a number in gpus", number, least=0) for number in gpus)
-    if not numbers:
-        raise ValueError("gpus must name at least one GPU, as in [0], got an empty list")
-    if device not in ("cuda", "tensorrt"):
-        raise ValueError(f"gpus {list(numbers)} need a device that has some: cuda or tensorrt, not {device!r}")
-    return numbers

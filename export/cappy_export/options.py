@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Annotated
 
 from cappy_engine.bundle import PRECISIONS, TARGETS
-from cappy_engine.checks import check_count
 from cappy_engine.errors import ExportError
-from cappy_engine.options import Asked
+from cappy_engine.options import Asked, check_asked
 from cappy_export.proof.limits import Limits, check_measured, parse_limits
 
 Say = Callable[[str], object]
@@ -78,17 +77,10 @@ class ExportOptions:
     limits: ChangedLimits = ()
 
     def __post_init__(self) -> None:
-        _set(self, "precisions", _known("precisions", self.precisions, PRECISIONS))
-        _set(self, "targets", _known("targets", self.targets, tuple(TARGETS)))
-        if self.keep is not None:
-            _set(self, "keep", _known("precisions to keep", self.keep, PRECISIONS))
-        _set(self, "float32_products", _listed("float32_products", self.float32_products))
-        _set(self, "limits", _listed("limits", self.limits))
-        if self.pairs is not None:
-            _set(self, "pairs", Path(self.pairs))
-        for name in ("buckets", "max_length"):
-            if getattr(self, name) is not None or name == "max_length":
-                _set(self, name, check_count(name, getattr(self, name)))
+        check_asked(self)
+        _order(self, "precisions", PRECISIONS)
+        _order(self, "targets", tuple(TARGETS))
+        _order(self, "keep", PRECISIONS)
         parse_limits(self.limits)
         self._check_targets()
         check_measured(self.limits, self.measured)
@@ -160,11 +152,8 @@ class VerifyOptions:
     limits: ChangedLimits = ()
 
     def __post_init__(self) -> None:
-        if self.precisions is not None:
-            _set(self, "precisions", _known("precisions", self.precisions, PRECISIONS))
-        _set(self, "limits", _listed("limits", self.limits))
-        if self.pairs is not None:
-            _set(self, "pairs", Path(self.pairs))
+        check_asked(self)
+        _order(self, "precisions", PRECISIONS)
         parse_limits(self.limits)
 
     def parity_limits(self, spread: float) -> dict[str, Limits]:
@@ -172,20 +161,10 @@ class VerifyOptions:
         return parse_limits(self.limits, spread=spread)
 
 
-def _known(what: str, names: Sequence[str], choices: Sequence[str]) -> tuple[str, ...]:
-    """The `names`, in the order of `choices`; raises ValueError for an unknown one, and for none."""
-    if isinstance(names, str) or not names or not set(names) <= set(choices):
-        raise ValueError(f"{what} must be a list from {', '.join(choices)}, got {names!r}")
-    return tuple(name for name in choices if name in names)
-
-
-def _listed(name: str, texts: Sequence[str]) -> tuple[str, ...]:
-    """The `texts`; raises ValueError for one text alone, which would be taken letter by letter."""
-    if isinstance(texts, str):
-        raise ValueError(f"{name} must be a list of texts, got {texts!r}")  # noqa: TRY004 - as for every other option
-    return tuple(texts)
-
-
-def _set(options: object, name: str, value: object) -> None:
-    """Put a field into its one form; the dataclass is frozen for everyone else."""
-    object.__setattr__(options, name, value)
+def _order(options: object, name: str, choices: Sequence[str]) -> None:
+    """Put the names in a field into the order of `choices`, each once; raises ValueError for an empty list."""
+    names = getattr(options, name)
+    if names == ():
+        raise ValueError(f"{name} must be a list from {', '.join(choices)}, got an empty one")
+    if names is not None:  # the dataclass is frozen for everyone else
+        object.__setattr__(options, name, tuple(choice for choice in choices if choice in names))

@@ -15,8 +15,8 @@ from cappy_engine.errors import SampleError
 @pytest.mark.parametrize(
     ("options", "asked", "problem"),
     [
-        (SampleOptions, {"seed": -1}, "batch_size must be at least 1 and seed at least 0, got 8 and -1"),
-        (SampleOptions, {"batch_size": 0}, "batch_size must be at least 1 and seed at least 0, got 0 and 0"),
+        (SampleOptions, {"seed": -1}, "seed must be at least 0, got -1"),
+        (SampleOptions, {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         (LLMOptions, {"device": "tpu"}, "unknown device 'tpu'; choose from auto, cpu, cuda"),
         (LLMOptions, {"dtype": "float16"}, "unknown dtype 'float16'; choose from auto, float32, bfloat16"),
         (LLMOptions, {"max_prompt_tokens": 0}, "max_prompt_tokens must be at least 1, got 0"),

@@ -24,7 +24,7 @@ from cappy_engine.cli.main import main
         ("adapt checkpoint train.jsonl OUT --held-out-fraction 1", 2, "held_out_fraction must be 0 or more and less"),
         ("adapt checkpoint train.jsonl OUT --batch-size 0", 2, "'--batch-size': 0 is not in the range x>=1"),
         ("adapt checkpoint train.jsonl OUT --learning-rate 0", 2, "learning_rate must be a number above 0, got 0.0"),
-        ("adapt checkpoint train.jsonl OUT --learning-rate nan", 2, "learning_rate must be a number above 0, got nan"),
+        ("adapt checkpoint train.jsonl OUT --learning-rate nan", 2, "learning_rate must be finite, got nan"),
     ],
 )
 def test_an_option_out_of_range_is_refused_at_once(

@@ -62,8 +62,8 @@ def test_unknown_targets_are_refused(targets: Any) -> None:
     [
         ({"buckets": 0}, "buckets must be at least 1, got 0"),
         ({"max_length": 0}, "max_length must be at least 1, got 0"),
-        ({"float32_products": "layer.0"}, "float32_products must be a list of texts, got 'layer.0'"),
-        ({"keep": []}, "precisions to keep must be a list from fp32"),
+        ({"float32_products": "layer.0"}, "float32_products must be a list of texts, got str 'layer.0'"),
+        ({"keep": []}, "keep must be a list from fp32"),
     ],
     ids=str,
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cappy_engine.bundle import EMBEDDED
-from cappy_engine.options import Asked
+from cappy_engine.options import Asked, check_asked
 
 FORMATS = ("jsonl", "jsonl.gz", "jsonl.zst", "csv", "parquet")
 
@@ -24,7 +24,7 @@ class BulkBenchOptions:
     pairs: Annotated[int, Asked("pairs in the file", least=1)] = 20_000
     form: Annotated[str, Asked("format of the file", flag="--format", choices=FORMATS)] = "jsonl"
     sample: Annotated[int, Asked("pairs that the scorer alone is timed on at a time", least=1)] = 4000
-    every: Annotated[int, Asked("seconds of the command between two of these times", least=1)] = 20
+    every: Annotated[int, Asked("seconds of the command between two of these times", least=0)] = 20
     window: Annotated[int | None, Asked("pairs of a window (default: that of 'cappy score')", least=1)] = None
     seed: Annotated[int, Asked("seed of the texts", least=0)] = 0
     work: Annotated[Path, Asked("folder for the files, which are removed at the end", metavar="FOLDER")] = Path(
@@ -32,3 +32,6 @@ class BulkBenchOptions:
     )
     out: Annotated[Path | None, Asked("the result, as JSON", metavar="RESULT.json")] = None
     force: Annotated[bool, Asked("replace the result if it exists")] = False
+
+    def __post_init__(self) -> None:
+        check_asked(self)

@@ -13,12 +13,12 @@ import click
 from cappy_bench.candidates import sampling
 from cappy_bench.candidates.decodings import ENDPOINT_DECODINGS, PAPER, Decoding, Sampler, choose_decodings
 from cappy_bench.candidates.sample_options import EndpointOptions, LLMOptions, SampleOptions
-from cappy_engine.cli.arguments import command, flags_given, options_of, takes
+from cappy_engine.cli.arguments import command, flags_given, takes
 from cappy_engine.cli.extras import extra
 from cappy_engine.cli.progress import progress_bar
 from cappy_engine.cli.streams import say, tell
 from cappy_engine.cli.values import PATH
-from cappy_engine.options import Asked
+from cappy_engine.options import Asked, check_asked, questions
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Source:
     max_new_tokens: Annotated[int, Asked("tokens of an answer, at most", least=1)] = 128
 
     def __post_init__(self) -> None:
+        check_asked(self)
         if (self.llm is None) == (self.endpoint is None):
             raise ValueError("give one of --llm and --endpoint")
         if self.endpoint is not None and self.model is None:
@@ -61,6 +62,9 @@ class Ways:
         ),
     ] = ()
     count: Annotated[int, Asked("samples of each decoding that draws", least=1)] = 4
+
+    def __post_init__(self) -> None:
+        check_asked(self)
 
     def choose(self, default: tuple[Decoding, ...]) -> tuple[Decoding, ...]:
         """Look up the decodings. Raises SampleError."""
@@ -118,7 +122,7 @@ def sample(
 def _check_kind(source: Source) -> None:
     """Refuse, as wrong usage, options that go with the other kind of LLM."""
     others, kind = (EndpointOptions, "--endpoint") if source.llm else (LLMOptions, "--llm")
-    for flag in flags_given(options_of(others)):
+    for flag in flags_given(questions(others)):
         raise click.UsageError(f"{flag} goes with {kind}")
 
 

@@ -6,12 +6,13 @@ the name and the value, for what cannot be used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from cappy_engine.checks import check_count
 from cappy_engine.errors import SampleError
-from cappy_engine.options import Asked
+from cappy_engine.options import Asked, check_asked
 
 API = Literal["chat", "completions"]
 APIS = ("chat", "completions")
@@ -31,8 +32,15 @@ def check_new_tokens(max_new_tokens: int) -> None:
 
     >>> check_new_tokens(128)
     """
-    if max_new_tokens < 1:
-        raise SampleError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    _refuse(check_count, "max_new_tokens", max_new_tokens)
+
+
+def _refuse(check: Callable[..., object], *values: object) -> None:
+    """Turn the ValueError of a check into a SampleError."""
+    try:
+        check(*values)
+    except ValueError as error:
+        raise SampleError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -52,10 +60,7 @@ class SampleOptions:
     force: Annotated[bool, Asked("replace OUT if it exists")] = False
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.seed < 0:
-            raise SampleError(
-                f"batch_size must be at least 1 and seed at least 0, got {self.batch_size} and {self.seed}"
-            )
+        _refuse(check_asked, self)
 
 
 @dataclass(frozen=True)
@@ -77,11 +82,7 @@ class LLMOptions:
     is_chat: Annotated[bool, Asked("the instruction is the user's message of a chat", flag="--chat-template")] = False
 
     def __post_init__(self) -> None:
-        for name, value, choices in (("device", self.device, LLM_DEVICES), ("dtype", self.dtype, DTYPES)):
-            if value not in choices:
-                raise SampleError(f"unknown {name} {value!r}; choose from {', '.join(choices)}")
-        if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
-            raise SampleError(f"max_prompt_tokens must be at least 1, got {self.max_prompt_tokens}")
+        _refuse(check_asked, self)
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,7 @@ class EndpointOptions:
     timeout_seconds: float = 600.0
 
     def __post_init__(self) -> None:
-        if self.api not in APIS:
-            raise SampleError(f"unknown api {self.api!r}; choose from {', '.join(APIS)}")
-        for name, value in (("concurrent", self.concurrent), ("max_choices", self.max_choices)):
-            if value is not None and value < 1:
-                raise SampleError(f"{name} must be at least 1, got {value}")
+        _refuse(check_asked, self)
         if self.max_retries < 0 or not self.timeout_seconds > 0:
             raise SampleError(
                 f"max_retries must be at least 0 and timeout_seconds above 0, got {self.max_retries} and "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cappy_engine.bundle import EMBEDDED
-from cappy_engine.options import Asked
+from cappy_engine.options import Asked, check_asked
 
 RESULTS = Path("bench/load")
 """Where results and logs are written; not where `cappy bench report` reads the results of `cappy bench run`."""
@@ -55,5 +55,6 @@ class LoadOptions:
     tools: Annotated[Path, Asked("folder of the environment .venv-bench-infinity", metavar="FOLDER")] = Path()
 
     def __post_init__(self) -> None:
+        check_asked(self)
         if self.out is not None and self.out == self.bodies:
             raise ValueError(f"the result and the requests need two files, got {self.out} for both")

@@ -22,7 +22,7 @@ from cappy_engine.cli.extras import extra
 from cappy_engine.cli.streams import is_verbose, open_input, open_output, print_json, say, show
 from cappy_engine.cli.values import PATH, POSITIVE, named_path
 from cappy_engine.errors import CappyError
-from cappy_engine.options import Asked, Precision, ScorerOptions
+from cappy_engine.options import Asked, Precision, ScorerOptions, check_asked
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scorer
 
@@ -51,6 +51,7 @@ class EvaluateOptions:
     ] = None
 
     def __post_init__(self) -> None:
+        check_asked(self)
         if self.revision is not None and self.against is None:
             raise ValueError("--revision is the CHECKPOINT's of --against, which is not given")
 

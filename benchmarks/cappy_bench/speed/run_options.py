@@ -9,7 +9,7 @@ from typing import Annotated
 from cappy_bench.peers.specs import SPECS
 from cappy_bench.speed.workloads import DESCRIPTIONS, Sizes
 from cappy_engine.bundle import EMBEDDED
-from cappy_engine.options import Asked
+from cappy_engine.options import Asked, check_asked
 
 SUITES = {
     "quick": (3, Sizes(interactive=32, lengths=4, rerank=4, bulk=128, long=12, padded=8)),
@@ -69,3 +69,6 @@ class RunOptions:
     data: Annotated[
         Path | None, Asked("take the texts from PromptSource's and BIG-Bench's tasks", metavar="FOLDER")
     ] = None
+
+    def __post_init__(self) -> None:
+        check_asked(self)

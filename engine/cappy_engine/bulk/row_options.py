@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cappy_engine.bulk.lines import MAX_LINE_BYTES
 from cappy_engine.errors import InvalidLine
-from cappy_engine.options import Asked
+from cappy_engine.options import Asked, check_asked
 from cappy_engine.pairs import TOO_LONG, TooLong
 
 FILE_WINDOW_PAIRS = 2048
@@ -97,12 +97,7 @@ class RowOptions:
     ] = None
 
     def __post_init__(self) -> None:
-        if self.on_error not in ("stop", "skip"):
-            raise ValueError(f"on_error must be 'stop' or 'skip', got {self.on_error!r}")
-        if self.max_line_bytes < 1:
-            raise ValueError(f"max_line_bytes must be at least 1, got {self.max_line_bytes}")
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"window must be at least 1, got {self.window}")
+        check_asked(self)
 
     @property
     def stops(self) -> bool:

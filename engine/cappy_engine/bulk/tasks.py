@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
 from cappy_engine.activations import ACTIVATIONS, Activation, activated_score
-from cappy_engine.checks import check_word, described
+from cappy_engine.checks import described
 from cappy_engine.errors import InvalidLine
-from cappy_engine.options import Asked
+from cappy_engine.options import Asked, check_asked
 from cappy_engine.pairs import Pair, text_problem
 from cappy_engine.ranking import first_best
 
@@ -64,7 +64,7 @@ class ScoreTask:
     activation: AskedActivation = "identity"
 
     def __post_init__(self) -> None:
-        check_word("activation", self.activation, ACTIVATIONS)
+        check_asked(self)
         if self.instruction_column == self.response_column:
             raise ValueError(f"instruction and response cannot both be the column {self.response_column!r}")
         if self.score_field in ("", self.instruction_column, self.response_column):
@@ -122,7 +122,7 @@ class RankTask:
     activation: AskedActivation = "identity"
 
     def __post_init__(self) -> None:
-        check_word("activation", self.activation, ACTIVATIONS)
+        check_asked(self)
         if self.instruction_column == self.candidates_column:
             raise ValueError(f"instruction and candidates cannot both be the column {self.candidates_column!r}")
 

@@ -16,7 +16,6 @@ import dataclasses
 import logging
 import math
 import textwrap
-import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from cappy_engine.bundle import EMBEDDED
 from cappy_engine.cli.streams import QUIET, VERBOSE, WORDS
 from cappy_engine.cli.values import PATH, Checked, Real, Words, json_object
 from cappy_engine.cli.variables import add_variables, check_variables
-from cappy_engine.options import Asked
+from cappy_engine.options import Asked, Question, questions
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_SKIPPED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 LONGEST_CHOICES = 60
@@ -170,27 +169,16 @@ def takes(
         ... def hello(options: ScorerOptions) -> None:
         ...     '''Greet the world.'''
     """
-    options = {field: option for field, option in options_of(cls).items() if not only or field in only}
+    asked = {field: question for field, question in questions(cls).items() if not only or field in only}
 
     def decorate(function: AnyFunction) -> AnyFunction:
-        for option in reversed(options.values()):  # decorators are applied from the last one up
-            function = option(function)
-        taken = Taken(name, cls, tuple(options), section)
+        for question in reversed(asked.values()):  # decorators are applied from the last one up
+            function = _option(question)(function)
+        taken = Taken(name, cls, tuple(asked), section)
         setattr(function, TAKEN, (taken, *getattr(function, TAKEN, ())))
         return function
 
     return decorate
-
-
-def options_of(cls: type[Any]) -> dict[str, Callable[[AnyFunction], AnyFunction]]:
-    """Make a click option for each field of the dataclass `cls` that is annotated with `Asked`, by the field's name.
-
-    >>> list(options_of(ScorerOptions))
-    ['device', 'gpus', 'precision', 'threads', 'mode', 'max_batch_tokens', 'max_text_chars']
-    """
-    hints = typing.get_type_hints(cls, include_extras=True)
-    asked = [(field, _read_hint(hints[field.name])) for field in dataclasses.fields(cls)]
-    return {field.name: _option(field, *found) for field, found in asked if found is not None}
 
 
 def flags_given(names: Collection[str]) -> list[str]:
@@ -241,24 +229,8 @@ def _remember_quiet(ctx: click.Context, param: click.Parameter, is_given: bool) 
         ctx.meta[QUIET] = True
 
 
-def _read_hint(hint: Any) -> tuple[Any, bool, Asked] | None:
-    """Read a field's type: what one value is, whether there are several, and how they are asked for; None if not."""
-    if typing.get_origin(hint) is not typing.Annotated:
-        return None
-    kind, *notes = typing.get_args(hint)
-    how = next((note for note in notes if isinstance(note, Asked)), None)
-    if how is None:
-        return None
-    if isinstance(kind, types.UnionType):
-        kind = next(each for each in typing.get_args(kind) if each is not types.NoneType)
-    if typing.get_origin(kind) is tuple:
-        return typing.get_args(kind)[0], True, how
-    return kind, False, how
-
-
-def _option(
-    field: dataclasses.Field[Any], kind: Any, is_many: bool, how: Asked
-) -> Callable[[AnyFunction], AnyFunction]:
+def _option(question: Question) -> Callable[[AnyFunction], AnyFunction]:
+    field, kind, how = question.field, question.kind, question.how
     names = [*(how.flag.split() or [f"--{field.name.replace('_', '-')}"]), field.name]
     if kind is bool:
         return click.option(*names, is_flag=True, help=how.help)
@@ -275,12 +247,12 @@ def _option(
         *names,
         **settings,
         type=_type(kind, how),
-        multiple=is_many,
+        multiple=question.is_many,
         show_default="default" not in how.help and field.default not in (None, (), ""),
         metavar=metavar or None,
         help=text,
         # click gives an empty tuple where an option that takes several was not given
-        callback=(lambda ctx, param, value: value or field.default) if is_many else None,
+        callback=(lambda ctx, param, value: value or field.default) if question.is_many else None,
     )
 
 
@@ -291,7 +263,7 @@ def _type(kind: Any, how: Asked) -> Any:
     if how.check is not None:
         return Checked(how.check)
     if kind is int:
-        return click.INT if how.least is None else click.IntRange(min=math.ceil(how.least))
+        return click.IntRange(min=math.ceil(how.least or 0))
     if kind is float:
         return click.FLOAT if how.least is None else Real(min=how.least)
     if kind is Path:

@@ -32,7 +32,7 @@ from cappy_engine.cli.standard import is_closed
 from cappy_engine.cli.streams import STDOUT, complain, open_input, open_output, say
 from cappy_engine.cli.values import is_named_as_folder
 from cappy_engine.errors import CappyError, OutputError
-from cappy_engine.options import Asked
+from cappy_engine.options import Asked, check_asked
 from cappy_engine.scorer import Scorer
 
 
@@ -71,6 +71,7 @@ class BulkOptions:
     ] = None
 
     def __post_init__(self) -> None:
+        check_asked(self)
         if self.resume and self.output in (None, STDOUT):
             raise ValueError("--resume needs a file to go on with; name one with -o")
         if self.rejects == STDOUT:

@@ -21,7 +21,7 @@ from cappy_engine.cli.bulk_work import BulkOptions, run_bulk
 from cappy_engine.cli.cluster_work import run_on_cluster
 from cappy_engine.cli.streams import is_verbose, open_stdin, print_json, say, show
 from cappy_engine.errors import CappyError
-from cappy_engine.options import Asked, ScorerOptions
+from cappy_engine.options import Asked, ScorerOptions, check_asked
 from cappy_engine.scorer import Scorer
 
 FOR_TEXTS_TOO = ("activation", "too_long")
@@ -46,6 +46,9 @@ class RankTexts:
     exact_winner: Annotated[
         bool, Asked("score candidates again in fp32 where int8's error could decide which is best")
     ] = False
+
+    def __post_init__(self) -> None:
+        check_asked(self)
 
 
 @command(

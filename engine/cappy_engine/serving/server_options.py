@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from cappy_engine.checks import check_count, check_flag, check_names, check_number, check_word
-from cappy_engine.options import Asked
+from cappy_engine.options import Asked, check_asked
 
 LogFormat = Literal["text", "json"]
 LOG_FORMATS: tuple[LogFormat, ...] = get_args(LogFormat)
@@ -59,23 +58,12 @@ class ServerOptions:
     tracing: Annotated[bool, Asked("send OpenTelemetry spans where OTEL_EXPORTER_OTLP_ENDPOINT says")] = False
 
     def __post_init__(self) -> None:
-        for name in "max_queue_pairs max_queue_tokens step_tokens max_pairs max_body_bytes max_connections".split():
-            value = getattr(self, name)
-            if value is not None or not name.endswith("_tokens"):
-                object.__setattr__(self, name, check_count(name, value))
-        object.__setattr__(self, "port", check_count("port", self.port, least=0))
+        check_asked(self)
         if self.port > 65535:
             raise ValueError(f"port must be at most 65535, got {self.port}")
         for name in ("body_seconds", "request_seconds", "idle_seconds", "drain_seconds"):
-            seconds = check_number(name, getattr(self, name))
-            if not (seconds > 0 or (seconds == 0 and name == "drain_seconds")):
-                raise ValueError(f"{name} must be above 0, got {seconds:g}")
-            if seconds > MOST_SECONDS:
-                raise ValueError(f"{name} must be at most {MOST_SECONDS:.0f}, a day, got {seconds:g}")
-        for name in ("no_key", "log_requests", "tracing"):
-            check_flag(name, getattr(self, name))
-        check_word("log_format", self.log_format, LOG_FORMATS)
-        object.__setattr__(self, "model_names", tuple(check_names("model_names", self.model_names)))
+            if getattr(self, name) > MOST_SECONDS:
+                raise ValueError(f"{name} must be at most {MOST_SECONDS:.0f}, a day, got {getattr(self, name):g}")
         if not all(name and name.isprintable() for name in self.model_names):
             raise ValueError(f"a model name must have printable characters only, got {self.model_names!r}")
         if self.no_key and self.api_key_file is not None:

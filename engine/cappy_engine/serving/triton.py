@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 from cappy_engine.bundle import Bundle, open_bundle
-from cappy_engine.checks import check_count, check_word
 from cappy_engine.errors import OutputError
-from cappy_engine.options import Asked, Precision, ScorerOptions, choose_precision
+from cappy_engine.options import Asked, Precision, ScorerOptions, check_asked, choose_precision
 from cappy_engine.pairs import TOO_LONG, TooLong
 from cappy_engine.publish import Kind, publish, staging_folder
 from cappy_engine.serving.triton_model import BUNDLE_FOLDER
@@ -63,12 +62,9 @@ class TritonOptions:
     ] = "truncate"
 
     def __post_init__(self) -> None:
+        check_asked(self)
         if not NAME.fullmatch(self.name):
             raise ValueError(f"name must be letters, digits, '.', '_' and '-', got {self.name[:100]!r}")
-        for name in ("max_pairs", "max_queue", "request_seconds"):
-            check_count(name, getattr(self, name))
-        check_count("delay_microseconds", self.delay_microseconds, least=0)
-        check_word("too_long", self.too_long, TOO_LONG)
 
 
 def write_repository(

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from cappy_engine.checks import check_count, check_flag, check_number
 from cappy_engine.errors import AdaptError
-from cappy_engine.options import Asked
+from cappy_engine.options import Asked, check_asked
 from cappy_export.options import Revision
 
 LAUNCHER = "CAPPY_LAUNCHER"
@@ -36,7 +35,7 @@ class Recipe:
     batch_size: Annotated[int, Asked("pairs in a step (default: 128)", least=1)] = 128
     learning_rate: Annotated[float, Asked("at its peak (default: 2e-05)")] = 2e-5
     warmup_fraction: Annotated[float, Asked("of all steps, before the peak (default: 0.1)")] = 0.1
-    weight_decay: Annotated[float, Asked("of the matrices, by AdamW (default: 0.0)")] = 0.0
+    weight_decay: Annotated[float, Asked("of the matrices, by AdamW (default: 0.0)", least=0)] = 0.0
     max_gradient_norm: Annotated[float, Asked("longer gradients are cut to it (default: 1.0)")] = 1.0
     dropout: Annotated[float | None, Asked("share of activations that are dropped (default: the checkpoint's)")] = None
     max_length: Annotated[int, Asked("longest pair in tokens (default: 512)", least=1)] = 512
@@ -54,25 +53,14 @@ class Recipe:
     seed: Annotated[int, Asked("of shuffling, dropout and the choice of held-out examples (default: 0)")] = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "max_length", "max_batch_tokens", "window"):
-            check_count(name, getattr(self, name))
-        if self.max_steps is not None:
-            check_count("max_steps", self.max_steps)
-        for name in ("learning_rate", "max_gradient_norm", "weight_decay", "warmup_fraction"):
-            check_number(name, getattr(self, name))
+        check_asked(self)
         for name in ("learning_rate", "max_gradient_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number above 0, got {getattr(self, name)}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
         if not 0 <= self.warmup_fraction <= 1:
             raise ValueError(f"warmup_fraction must be 0 to 1, got {self.warmup_fraction}")
         if self.dropout is not None:
             _check_part(dropout=self.dropout)
-        check_count("seed", self.seed, least=0)
-        check_flag("gradient_checkpointing", self.gradient_checkpointing)
-        if self.mixed_precision not in MIXED_PRECISIONS:
-            raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}; choose from {MIXED_PRECISIONS}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +98,9 @@ class AdaptOptions:
     force: Annotated[bool, Asked("replace OUT if it exists, once the new one is complete")] = False
 
     def __post_init__(self) -> None:
-        for name in ("negatives", "evaluate_every", "save_every", "log_every", "wait_seconds"):
-            check_count(name, getattr(self, name))
-        for name in ("from_samples", "resume", "force"):
-            check_flag(name, getattr(self, name))
+        check_asked(self)
         _check_part(held_out_fraction=self.held_out_fraction)
-        if self.peak_tflops is not None and not 0 < check_number("peak_tflops", self.peak_tflops) < math.inf:
+        if self.peak_tflops is not None and not 0 < self.peak_tflops < math.inf:
             raise ValueError(f"peak_tflops must be a number above 0, got {self.peak_tflops}")
 
 
@@ -138,7 +123,6 @@ def choose_mixed_precision(asked: str, *, device: str, has_bf16: bool) -> str:
 
 def _check_part(**options: float) -> None:
     for name, value in options.items():
-        check_number(name, value)
         if not 0 <= value < 1:
             raise ValueError(f"{name} must be 0 or more and less than 1, got {value}")
 
