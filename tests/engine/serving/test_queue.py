@@ -232,7 +232,7 @@ def test_the_oldest_step_tells_for_how_long_the_model_has_been_running(
         time.sleep(0.2)
     model.wait()
     assert len(model.steps) == 4
-    assert queue.running_seconds() >= 0.4
+    assert queue.running_seconds() > 0.3  # the newest has been running for 0.2, and the other since both began
 
 
 @pytest.mark.parametrize(("tokens_per_second", "seconds"), [(0.0, 1), (100.0, 6), (99.0, 7), (1e9, 1)])
