@@ -1,4 +1,8 @@
-"""Describe the form of ettin's rerankers: a ModernBERT, with a head in modules of sentence-transformers behind it."""
+"""Describe the form of ettin's rerankers: a ModernBERT, with a head in modules of sentence-transformers behind it.
+
+The published config.json was not at hand: its keys here are those of another ModernBERT, with ettin's sizes. The files
+of the modules are as sentence-transformers writes them, which a test compares.
+"""
 
 from __future__ import annotations
 

@@ -98,9 +98,10 @@ def test_a_translated_config_has_the_words_of_transformers_4(tmp_path: Path) -> 
     assert read_newer(tmp_path, **every_second)["global_attn_every_n_layers"] == 2
 
 
-def test_keys_of_modernberts_authors_that_nothing_reads_are_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("positions", ["absolute", "sans_pos"])  # ModernBERT's own and mmBERT's
+def test_keys_of_modernberts_authors_that_nothing_reads_are_left_out(tmp_path: Path, positions: str) -> None:
     older = {"rope_parameters": None, "layer_types": None}
-    read = read_newer(tmp_path, **older, layer_norm_eps=1e-5, position_embedding_type="absolute")
+    read = read_newer(tmp_path, **older, layer_norm_eps=1e-5, position_embedding_type=positions)
     assert not {"layer_norm_eps", "position_embedding_type", "global_rope_theta"} & set(read)
 
 

@@ -18,7 +18,7 @@ WRONG: dict[Any, tuple[Any, ...]] = {
     str: (3, True, b"text"),
     Path: (3, True, ""),
 }
-"""Values of other types, and what is no number."""
+"""Values of a wrong type for each kind of field, and nan."""
 
 
 def wrong_values(cls: type[Any]) -> Iterator[tuple[str, Any, Any]]:

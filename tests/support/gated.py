@@ -1,4 +1,4 @@
-"""A model for the queue's tests, whose runs wait until they are let go, and requests of made-up tokens."""
+"""Models and sessions whose runs wait until they are let go, and requests of made-up tokens."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cappy_engine.batching import EncodedPairs, Scores
 from cappy_engine.errors import ScoringError
 from cappy_engine.serving.jobs import Job, Model
 from cappy_engine.serving.queue import ScoringQueue
+from cappy_engine.session import Inputs, Session
 
 POISON = 666
 SECONDS = 20
@@ -70,3 +71,23 @@ def submit(queue: ScoringQueue, encoded: EncodedPairs, deadline: float = math.in
 def scores(job: Job) -> list[float]:
     """Wait for the scores of a job."""
     return [round(float(score), 3) for score in job.future.result(timeout=SECONDS)]
+
+
+class Gate:
+    """A session whose runs wait while the gate is closed, and fail when it is worn out."""
+
+    device = "cpu"
+
+    def __init__(self, session: Session) -> None:
+        self.has_begun = threading.Event()
+        self.is_open = threading.Event()
+        self.is_open.set()
+        self.is_worn = False
+        self._session = session
+
+    def run(self, inputs: Inputs) -> Scores:
+        self.has_begun.set()
+        assert self.is_open.wait(SECONDS)
+        if self.is_worn:
+            raise ScoringError("the device is gone")
+        return self._session.run(inputs)

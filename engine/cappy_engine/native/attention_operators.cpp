@@ -1,4 +1,5 @@
-// The operators Attention, LocalAttention and DisentangledAttention, and those for one query of each pair.
+// The operators Attention, LocalAttention, DisentangledAttention and those with rotary positions, and the ones for one query
+// of each pair.
 #include <cmath>
 #include <new>
 
@@ -92,7 +93,8 @@ class AttentionOperator : public Kernel {
 
 template <Kind kind, bool is_first>
 Error create(const Node& node, Kernel** kernel) {
-  AttentionOptions options = {chosen_instruction_set()->attention, 0, -1, 0, is_first, kind == DISENTANGLED, kind == ROTARY || kind == LOCAL_ROTARY};
+  const bool is_rotary = kind == ROTARY || kind == LOCAL_ROTARY;
+  AttentionOptions options = {chosen_instruction_set()->attention, 0, -1, 0, is_first, kind == DISENTANGLED, is_rotary};
   if (Error found = node.whole("heads", &options.heads)) return found;
   if (options.heads < 1 || options.heads > 65536)
     return error("heads must be 1 to 65536, not %lld", static_cast<long long>(options.heads));

@@ -177,7 +177,9 @@ void attend_head(const AttentionRows& rows, const AttentionTask& task, int64_t h
         bring_closer(keys + width, rows.key_stride, near_key, end, width);
         bring_closer(keys + width + width_of(rows), rows.key_stride, near_key, end, width);
       }
-      attend_block<L>(rows, {first, block, count, key == 0, key + count == task.keys, task.key_place + task.place + first, place}, near, first - first_near,
+      const bool is_last = key + count == task.keys;
+      const int64_t pair_place = task.key_place + task.place + first;
+      attend_block<L>(rows, {first, block, count, key == 0, is_last, pair_place, place}, near, first - first_near,
                       queries + first * rows.query_stride, out + first * width_of(rows), s);
     }
   }

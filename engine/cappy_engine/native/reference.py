@@ -140,15 +140,16 @@ def first_attention(
     """
     keys, values = np.split(packed.astype(np.float64), 2, axis=1)
     keys = _turned(keys, lengths, angles)
+    turned = _turned(queries.astype(np.float64), np.ones(len(queries), np.int64), angles)  # each at place 0
     found = [
         _attend(query[None], keys[pair], values[pair], heads, distances=distances)
-        for query, pair in zip(queries.astype(np.float64), _pairs(lengths), strict=True)
+        for query, pair in zip(turned, _pairs(lengths), strict=True)
     ]
     return np.concatenate([np.empty((0, queries.shape[1])), *found]).astype(np.float32)
 
 
 def _turned(x: Doubles, lengths: Ids, angles: Angles | None) -> Doubles:
-    """Turn points in each head: values i and half + i are the coordinates of one, angle i of the token's place its."""
+    """Turn points in each head: values i and half + i are the coordinates of one, turned by angle i of its place."""
     if angles is None:
         return x
     places = np.concatenate([np.empty(0, np.int64), *map(np.arange, lengths)])

@@ -177,7 +177,7 @@ def test_a_connection_above_the_limit_hears_503_and_the_others_go_on(narrow: Ser
 
 
 def test_far_too_many_connections_are_closed_without_a_word(narrow: Server) -> None:
-    """Each of those that hear a word is held for a while; so these are bounded, too."""
+    """A connection that gets a refusal stays open for a while, so the number of these is limited as well."""
     with contextlib.ExitStack() as stack:
         for _ in range(50 + 64 + 1):
             last = stack.enter_context(narrow.connect())

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cappy_engine.batching import Grouping, Scores
+from cappy_engine.batching import Grouping
 from cappy_engine.bundle import open_bundle
 from cappy_engine.errors import DeadlinePassed
 from cappy_engine.options import ScorerOptions
@@ -19,26 +18,8 @@ from cappy_engine.serving.metrics import Metrics
 from cappy_engine.serving.requests import ScoringRequest, ScoringResult
 from cappy_engine.serving.server_options import ServerOptions
 from cappy_engine.serving.service import Service
-from cappy_engine.session import Inputs, Session, open_session
-
-SECONDS = 20
-
-
-class Gate:
-    """A session that says when a run begins, and ends it when the gate is open."""
-
-    device = "cpu"
-
-    def __init__(self, session: Session) -> None:
-        self.has_begun = threading.Event()
-        self.is_open = threading.Event()
-        self.is_open.set()
-        self._session = session
-
-    def run(self, inputs: Inputs) -> Scores:
-        self.has_begun.set()
-        assert self.is_open.wait(SECONDS)
-        return self._session.run(inputs)
+from cappy_engine.session import open_session
+from tests.support.gated import SECONDS, Gate
 
 
 @pytest.fixture

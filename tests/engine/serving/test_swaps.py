@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cappy_engine.batching import Grouping, Scores
+from cappy_engine.batching import Grouping
 from cappy_engine.bundle import open_bundle
 from cappy_engine.errors import ModelBroken, QueueClosed, ScoringError
 from cappy_engine.options import ScorerOptions
@@ -23,30 +23,10 @@ from cappy_engine.serving.queue import Place
 from cappy_engine.serving.requests import ScoringRequest, ScoringResult
 from cappy_engine.serving.server_options import ServerOptions
 from cappy_engine.serving.service import Service
-from cappy_engine.session import Inputs, Session, open_session
+from cappy_engine.session import open_session
+from tests.support.gated import SECONDS, Gate
 
-SECONDS = 20
 OPTIONS = ScorerOptions(precision="fp32", device="cpu")
-
-
-class Gate:
-    """A session whose runs wait while the gate is closed, and fail when it is worn out."""
-
-    device = "cpu"
-
-    def __init__(self, session: Session) -> None:
-        self.has_begun = threading.Event()
-        self.is_open = threading.Event()
-        self.is_open.set()
-        self.is_worn = False
-        self._session = session
-
-    def run(self, inputs: Inputs) -> Scores:
-        self.has_begun.set()
-        assert self.is_open.wait(SECONDS)
-        if self.is_worn:
-            raise ScoringError("the device is gone")
-        return self._session.run(inputs)
 
 
 class Opened:
