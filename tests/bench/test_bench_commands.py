@@ -84,6 +84,7 @@ def test_what_cannot_be_measured_without_a_checkpoint_is_named(options: RunOptio
         choose_runners(options, open_bundle(EMBEDDED))
 
 
+@pytest.mark.slow
 def test_code_is_told_from_other_code_by_its_files_alone(tmp_path: Path) -> None:
     copies = [tmp_path / "one" / "package", tmp_path / "two" / "package"]
     for copy in copies:
@@ -233,6 +234,7 @@ def test_the_tools_of_this_environment_give_the_references_scores(
         )
 
 
+@pytest.mark.slow
 def test_a_result_tells_what_was_asked_for_and_is_named_by_the_model_and_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,7 @@ rows_of_files = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(rows=rows_of_files, data=st.data())
 def test_every_figure_is_that_of_the_definition_ties_included(

@@ -14,6 +14,7 @@ from cappy_engine.cli.main import main
 from cappy_engine.options import ScorerOptions
 
 
+@pytest.mark.slow
 def test_bench_bulk_tells_pairs_a_second_their_share_and_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -30,6 +31,7 @@ def test_bench_bulk_tells_pairs_a_second_their_share_and_memory(
     assert list(Path("bench/bulk").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_command_is_stopped_for_what_comes_between_and_its_seconds_are_its_own(tmp_path: Path) -> None:
     options = BulkBenchOptions(pairs=50, every=0)
     source, scored, stops = tmp_path / "pairs.jsonl", tmp_path / "scored.jsonl", []

@@ -19,6 +19,7 @@ def write_log(folder: Path, *, holds_out: bool = True) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_logs_of_folders_and_files_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = write_log(tmp_path / "first"), write_log(tmp_path / "second")
     plot = tmp_path / "curve.svg"

@@ -87,6 +87,7 @@ def test_a_revision_of_no_checkpoint_is_wrong_usage(
     assert "--revision is the CHECKPOINT's of --against, which is not given" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "before", [["evaluate", "--verbose", "promptsource"], ["evaluate", "promptsource", "--verbose"]], ids=" ".join
 )
@@ -130,6 +131,7 @@ def test_the_command_shows_every_way_and_compares_precisions_with_pytorch(
     assert "fp32 against PyTorch: the same decision in 20 of 20 examples (100.00%)" in "\n".join(shown)
 
 
+@pytest.mark.slow
 def test_the_command_draws_and_prints_json(
     folder: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

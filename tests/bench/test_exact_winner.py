@@ -9,6 +9,7 @@ from cappy_engine import Scorer
 from tests.support.places import TINY, parity_pairs
 
 
+@pytest.mark.slow
 def test_winners_that_are_kept_and_candidates_that_are_scored_again_are_counted() -> None:
     responses = sorted({response for _, response in parity_pairs() if len(response) < 40})
     instructions = list(dict.fromkeys(instruction for instruction, _ in parity_pairs() if 20 < len(instruction) < 400))

@@ -153,6 +153,7 @@ def test_a_request_without_an_answer_hangs_until_the_deadline_and_the_others_go_
 # Loops
 
 
+@pytest.mark.slow
 def test_a_server_that_stands_still_once_is_late_for_all_that_was_due_meanwhile() -> None:
     """And a closed loop, which waits for it, sees one slow request: coordinated omission."""
     begin: list[float] = []

@@ -60,6 +60,7 @@ def a_server(*statuses: int, **options: Any) -> tuple[Server, Asked]:
     return Server("a fake", target, NATIVE, connections=1, rooms=(), pid=None), asked
 
 
+@pytest.mark.slow
 def test_saturation_is_tokens_over_the_servers_seconds_and_its_ratio_the_scorers_seconds_over_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -88,6 +89,7 @@ def test_a_round_in_which_requests_failed_is_not_compared_with_the_scorer(monkey
     assert found["requests_per_second"] == pytest.approx(expected, rel=0.01), "of the mean size, by the tokens"
 
 
+@pytest.mark.slow
 def test_the_last_steps_have_their_share_of_the_capacity_and_their_own_times(monkeypatch: pytest.MonkeyPatch) -> None:
     asked_for: list[tuple[float, float, int]] = []
 
@@ -102,6 +104,7 @@ def test_the_last_steps_have_their_share_of_the_capacity_and_their_own_times(mon
     assert asked_for == [(3.0 * capacity, 0.5, 7), (0.7 * capacity, 120.0, 8)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "is_answered"), [(200, True), (429, False), (500, False)])
 def test_throughput_under_load_is_that_of_answered_requests(status: int, *, is_answered: bool) -> None:
     found = asyncio.run(random_load(*a_server(status, seconds=0.5), rate=60.0, seconds=0.5, seed=0))

@@ -31,6 +31,8 @@ from cappy_engine.cli.main import main
 from cappy_engine.errors import BenchmarkError
 from tests.support.places import ROOT
 
+pytestmark = pytest.mark.slow
+
 SIZES = [1, 2, 1, 4]
 TOKENS_PER_SECOND = 2000.0
 
@@ -273,7 +275,6 @@ def test_results_that_are_there_are_kept_and_nothing_is_started(
     assert out.read_text() == "mine"
 
 
-@pytest.mark.slow
 def test_a_real_server_is_measured_and_its_scores_are_the_scorers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,7 @@ def test_each_precision_is_compared_with_pytorch(bundle: Path, checkpoint: Path)
     assert found["precisions"]["fp32"]["peak_bytes"] > 2**20
 
 
+@pytest.mark.slow
 def test_what_pytorch_scored_is_kept_and_not_scored_again(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept.jsonl"
     first = compare(bundle, checkpoint, count=2, shortest=64, kept=kept)

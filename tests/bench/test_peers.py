@@ -122,6 +122,7 @@ print(cappy_bench.__file__, len(cappy_export.proof.pairs.default_pairs()))
     assert {path.name for path in folder.iterdir()} == {"cappy_bench", "cappy_engine", "cappy_export"}
 
 
+@pytest.mark.slow
 def test_what_lies_in_the_current_folder_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "numpy.py").write_text("raise RuntimeError('not this one')")
     monkeypatch.chdir(tmp_path)
@@ -235,6 +236,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return checkpoint, folder / "bundle"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", [reference, torch_eager, optimum_onnx], ids=lambda tool: tool.__name__)
 def test_a_model_that_tells_the_two_texts_apart_is_told(tool: Any, bert: tuple[Path, Path], tmp_path: Path) -> None:
     """BERT's token types are 1 for the response; the embeddings of a made-up one's types differ much."""

@@ -55,6 +55,7 @@ def test_a_report_of_nothing_says_what_to_do(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_result_is_shown_whatever_the_model_is_called(measure: Measure, tmp_path: Path) -> None:
     result = measure(FakeTool(spec("cappy")), FakeTool(spec("slow"), slowness=2.0))
     (tmp_path / "gpu-like.json").write_text(json.dumps(result))
@@ -93,6 +94,7 @@ def test_what_cannot_be_compared_is_named(measure: Measure) -> None:
         change_tables(before, {**after, "workloads": none}, names=("a.json", "b.json"))
 
 
+@pytest.mark.slow
 def test_latencies_stand_at_the_lengths_that_the_texts_have(tmp_path: Path, tokenizer: PairTokenizer) -> None:
     """Short texts have no pair of 512 tokens, and a plot must not say so."""
     pairs = [(" ".join(["sky"] * (1 + place % 50)), f"blue {place}") for place in range(120)]

@@ -50,6 +50,7 @@ def begin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Begin:
     return begin_run
 
 
+@pytest.mark.slow
 def test_no_tool_finds_what_it_converted_of_another_model(begin: Begin, tmp_path: Path) -> None:
     """Tools convert a checkpoint once, and then take what lies in their folder."""
     other = shutil.copytree(MINI, tmp_path / MINI.name)
@@ -64,6 +65,7 @@ def test_no_tool_finds_what_it_converted_of_another_model(begin: Begin, tmp_path
     assert len(set(folders)) == 3
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_code(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     """A result has one commit and one version of each tool, so its rounds must not be of two."""
     notes = begin()[1]
@@ -72,6 +74,7 @@ def test_a_run_does_not_go_on_with_other_code(begin: Begin, monkeypatch: pytest.
     assert begin()[1] != notes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other",
     [{"threads": 1}, {"seed": 1}, {"workloads": ("bulk",)}, {"checkpoint": MINI}],

@@ -14,6 +14,7 @@ from cappy_bench.studies.revisions import HERE, commit_of, compare, open_worker
 PAIRS = (("Is the sky blue?", "Yes"), ("Is grass blue?", "No"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("other", "differ"), [("fp32", False), ("int8", True)])
 def test_both_are_measured_in_each_round_and_their_scores_compared(bundle: Path, other: str, *, differ: bool) -> None:
     workers = {"before": open_worker(HERE, bundle, other), "now": open_worker(HERE, bundle, "fp32")}

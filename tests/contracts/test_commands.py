@@ -86,6 +86,7 @@ def test_every_command_on_a_page_parses(call: list[str]) -> None:
     parse(call)
 
 
+@pytest.mark.slow
 def test_commands_write_through_streams_which_keep_escape_codes_from_the_terminal() -> None:
     modules = [source for source in every_source() if "click" in source.roots and "streams" not in source.name]
     assert len(modules) > 8

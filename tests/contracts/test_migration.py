@@ -74,6 +74,7 @@ def test_the_lines_for_sentence_transformers_give_its_scores_and_its_best_passag
     assert float(found[1]) == pytest.approx(float(score), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [RAW, SIGMOID])
 def test_scores_are_those_of_a_cross_encoder_with_the_activation_that_the_page_tells(
     family: str, tmp_path_factory: pytest.TempPathFactory

@@ -53,6 +53,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "_find_zig", list)
 
 
+@pytest.mark.slow
 def test_a_compiler_that_works_leaves_a_library_and_a_note(fake: Fake, tmp_path: Path) -> None:
     fake()
     found = provide(tmp_path)
@@ -63,6 +64,7 @@ def test_a_compiler_that_works_leaves_a_library_and_a_note(fake: Fake, tmp_path:
     assert {path.name for path in tmp_path.iterdir()} == {LIBRARY, NOTE, "fake.py", "calls"}
 
 
+@pytest.mark.slow
 def test_the_flags_are_for_any_processor_of_its_kind(fake: Fake, tmp_path: Path) -> None:
     log = fake()
     native.build(tmp_path, shlex.split(os.environ["CXX"]), kind="x86_64")
@@ -81,6 +83,7 @@ def test_what_is_for_another_kind_of_processor_is_left_out() -> None:
     assert not [path for path in native.sources_for("x86_64") if path.stem.endswith(("_neon", "_dotprod", "_i8mm"))]
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_again_until_a_source_changes(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +97,7 @@ def test_nothing_is_compiled_again_until_a_source_changes(
     assert len(log.read_text()) > len(once)
 
 
+@pytest.mark.slow
 def test_a_library_that_was_removed_is_made_again(fake: Fake, tmp_path: Path) -> None:
     fake()
     provide(tmp_path)
@@ -103,6 +107,7 @@ def test_a_library_that_was_removed_is_made_again(fake: Fake, tmp_path: Path) ->
     assert why_no_library(tmp_path) == ""
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_is_noted_and_no_old_library_is_left(fake: Fake, tmp_path: Path) -> None:
     fake()
     provide(tmp_path)
@@ -125,6 +130,7 @@ def test_an_error_behind_many_warnings_is_told(fake: Fake, tmp_path: Path) -> No
     assert "did not compile them: linear.cpp:7: warning: who knows" in provide(tmp_path).problem
 
 
+@pytest.mark.slow
 def test_zig_is_tried_where_the_system_s_compiler_fails(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +168,7 @@ def test_a_compiler_that_is_asked_for_by_name_is_used_or_an_error(asked: str, re
         provide(tmp_path, asked)
 
 
+@pytest.mark.slow
 def test_none_removes_the_library_and_says_so(fake: Fake, tmp_path: Path) -> None:
     fake()
     provide(tmp_path)

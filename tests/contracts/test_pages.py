@@ -78,6 +78,7 @@ def message_patterns() -> Iterator[tuple[re.Pattern[str], int]]:
                 yield re.compile(re.sub(r"%\\?[.\d]*[sdrgf]", ".*", pattern), re.DOTALL), sum(map(len, known))
 
 
+@pytest.mark.slow
 def test_the_messages_in_troubleshooting_are_those_of_the_code() -> None:
     patterns = list(message_patterns())
     shown = [line for block in blocks("docs/troubleshooting.md", "text") for line in block.text.splitlines()]

@@ -134,12 +134,14 @@ def test_roberta_ids_of_nasty_texts_are_those_of_transformers(roberta: Family, t
     assert_same_as(roberta.slow, roberta.engine, pairs)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(pairs=st.lists(pairs_of_texts, min_size=1, max_size=4))
 def test_roberta_ids_are_those_of_the_fast_tokenizer(roberta: Family, pairs: list[tuple[str, str]]) -> None:
     assert_same_as(roberta.fast, roberta.engine, pairs)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(pair=pairs_of_texts.filter(lambda pair: not any(map(has_separator_before_mask, pair))))
 def test_roberta_ids_are_those_of_the_slow_tokenizer(roberta: Family, pair: tuple[str, str]) -> None:
@@ -167,12 +169,14 @@ def test_bert_ids_and_type_ids_of_nasty_texts_are_those_of_transformers(bert: Fa
         assert_same_as(bert.slow, bert.engine, pairs)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(pairs=st.lists(pairs_of_texts, min_size=1, max_size=4))
 def test_bert_ids_and_type_ids_are_those_of_the_fast_tokenizer(bert: Family, pairs: list[tuple[str, str]]) -> None:
     assert_same_as(bert.fast, bert.engine, pairs)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(pair=pairs_of_texts)
 @example(pair=("never\u2e43seen", "\ufffe\U0002b820"))
@@ -181,6 +185,7 @@ def test_bert_ids_and_type_ids_are_those_of_the_slow_tokenizer(bert: Family, pai
     assert_same_as(bert.slow, bert.engine, [(first, second)])
 
 
+@pytest.mark.slow
 def test_bert_ids_of_the_parity_pairs_are_those_of_transformers(bert: Family) -> None:
     pairs = default_pairs()
     assert_same_as(bert.fast, bert.engine, pairs)

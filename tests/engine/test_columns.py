@@ -191,6 +191,7 @@ def test_no_row_of_a_long_column_of_arrow_is_lost(count: int) -> None:
     assert check_pairs(table) == list(zip(texts, texts[::-1], strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["pandas", "polars", "pyarrow", "datasets"])
 def test_the_page_shows_how_each_package_is_used(package: str) -> None:
     pytest.importorskip(package)

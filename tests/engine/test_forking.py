@@ -53,6 +53,7 @@ print(status)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "use", "end"),
     [

@@ -77,6 +77,7 @@ def test_every_mode_gives_the_same_scores(bundle: Path, mode: Mode, precision: P
         np.testing.assert_allclose(opened.score(FEW), one.score(FEW), rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux to count threads")
 def test_sessions_have_the_threads_that_their_mode_says(bundle: Path) -> None:
     """One for each of several batches, or all for one; not counted are those of Python, and the caller's own."""
@@ -101,6 +102,7 @@ with Scorer.open(sys.argv[1], device="cpu", threads=1) as scorer:
     assert started.stdout == "latency 3\nthroughput 0\nboth 3\n"
 
 
+@pytest.mark.slow
 def test_every_session_has_the_kernels_that_its_scorer_tells_of() -> None:
     chosen = find_kernels().chosen
     if chosen is None:
@@ -124,6 +126,7 @@ def test_a_bundle_from_before_the_operators_runs_without_kernels_and_says_so(bun
         assert opened.info.kernels == "none: the model was exported before there were any; export it again"
 
 
+@pytest.mark.slow
 def test_kernels_that_are_switched_off_leave_the_functions_which_score_the_same_model(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -159,6 +159,7 @@ def test_an_exact_winner_is_fp32s_and_only_near_candidates_are_scored_again(
     assert ranked == [*rescored, *(candidate for candidate in plain if candidate.index not in near)]
 
 
+@pytest.mark.slow
 def test_an_exact_winner_may_be_second_in_int8(tmp_path: Path, scorer: Scorer) -> None:
     found = 0
     with Scorer.open(with_error(tmp_path / "copy", 1.0), device="cpu", precision="int8") as opened:

@@ -62,6 +62,7 @@ def test_scores_come_back_in_input_order(scorer: Scorer, alone: Scores, order: l
     np.testing.assert_allclose(scores, alone[order], rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 2**32 - 1), max_batch_tokens=st.sampled_from([1, 100, 513, 2000, 100_000]))
@@ -75,6 +76,7 @@ def test_a_score_does_not_depend_on_its_neighbours_or_the_budget(
     np.testing.assert_allclose(together[:6], alone, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 2**32 - 1), max_batch_tokens=st.sampled_from([1, 100, 513, 2000, 100_000]))
 def test_in_int8_too_a_pair_scores_the_same_alone_and_in_any_company(

@@ -260,6 +260,7 @@ def test_a_call_that_runs_at_close_ends_or_says_closed(mode: str) -> None:
     assert errors == []
 
 
+@pytest.mark.slow
 def test_closing_frees_the_models_at_once_and_gives_the_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """The C library would keep it: 552 MB of 12 scorers of cappy-mini, and 142 MB now."""
     gc.collect()  # other tests' scorers
@@ -275,6 +276,7 @@ def test_closing_frees_the_models_at_once_and_gives_the_memory_back(monkeypatch:
 # Strangers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("set_to", [None, "0"])
 def test_onnx_runtime_sends_nothing_home_unless_it_is_asked_to(tmp_path: Path, set_to: str | None) -> None:
     environment = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}

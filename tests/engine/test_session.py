@@ -92,6 +92,7 @@ def test_a_token_id_beyond_the_vocabulary_fails_and_names_batch_and_device(model
     assert np.isfinite(session.run(inputs_of([[0, 10, 10, 2]]))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux to count threads")
 def test_threads_are_as_many_as_asked_for(model: Path) -> None:
     # In a process of its own: here, threads that another test left behind may end between two counts.

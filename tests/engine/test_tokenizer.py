@@ -52,6 +52,7 @@ def bert_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Truncation
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(first=words, second=words, max_length=st.integers(4, 60), kind=st.sampled_from(["roberta", "bert"]))
 def test_truncation_is_that_of_the_tokenizers_library(
@@ -138,6 +139,7 @@ def test_no_pairs_give_no_ids(tokenizer_file: Path) -> None:
     assert found.truncated.shape == (0,)
 
 
+@pytest.mark.slow
 def test_two_texts_of_a_million_characters_fit_in_little_memory(tokenizer_file: Path) -> None:
     # The library's own joining takes all the memory there is for this pair, hence a process with a limit.
     code = f"""

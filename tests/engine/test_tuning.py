@@ -43,6 +43,7 @@ def test_what_was_tuned_is_what_auto_takes(bundle: Path, cache: Path) -> None:
             assert other.info.mode_reason.startswith("auto: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "budget"), [("latency", 256), ("latency", 1024), ("both", 512), ("both", 1024)])
 def test_what_is_fastest_on_a_machine_is_found_in_the_time_that_was_given(
     bundle: Path, mode: str, budget: int, monkeypatch: pytest.MonkeyPatch
@@ -100,6 +101,7 @@ def answers(cache: Path) -> int:
     return len(list(cache.glob("*.json")))
 
 
+@pytest.mark.slow
 def test_answers_are_forgotten_for_one_bundle_or_for_all(
     bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,6 +30,7 @@ def test_what_exists_is_not_replaced(checkpoint: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_force_replaces_a_checkpoint_of_adapt_when_the_new_one_is_complete(checkpoint: Path, tmp_path: Path) -> None:
     recipe, forced = dataclasses.replace(RECIPE, max_steps=1), AdaptOptions(force=True)
     old, state = tmp_path / "out", tmp_path / "out.training"

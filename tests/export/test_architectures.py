@@ -153,6 +153,7 @@ def test_a_modernbert_of_transformers_5_is_exported_with_its_own_thetas(tmp_path
         np.testing.assert_allclose(scorer.score(pairs), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("heads", "hidden"), [(2, 32), (4, 64)])
 def test_bert_is_fused_completely(tmp_path: Path, heads: int, hidden: int) -> None:
     checkpoint = make("bert", tmp_path / "checkpoint", wordpiece, num_attention_heads=heads, hidden_size=hidden)

@@ -74,6 +74,7 @@ def test_what_a_config_may_say_is_in_the_graph(kind: str, changes: dict[str, Any
     np.testing.assert_allclose(logits_of(session, alone), torch_logits(model, alone), rtol=0, atol=ROUNDING[kind])
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),

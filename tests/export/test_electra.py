@@ -24,6 +24,8 @@ from cappy_export import ExportOptions, export
 from cappy_export.proof.pairs import default_pairs
 from tests.support.exported import made_once
 
+pytestmark = pytest.mark.slow
+
 PRECISIONS: dict[Precision, str] = {"fp32": "model.onnx", "bf16": "model_bf16.onnx", "int8": "model_quantized.onnx"}
 PAIRS = default_pairs()[::15]
 
@@ -61,7 +63,6 @@ def torch_scores(checkpoint: Path) -> list[float]:
         return [model(**found).logits[0, 0].item() for found in inputs]
 
 
-@pytest.mark.slow
 def test_every_precision_is_written_without_padding_and_scores_as_pytorch_does(narrow: Path, bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert {name: graph["unpadded"] for name, graph in manifest["graphs"].items()} == dict.fromkeys(PRECISIONS, True)
@@ -78,7 +79,6 @@ def test_every_precision_is_written_without_padding_and_scores_as_pytorch_does(n
         assert np.corrcoef(found[precision], wanted)[0, 1] > 0.97
 
 
-@pytest.mark.slow
 def test_the_projection_of_embeddings_is_a_product_in_8_bits(bundle: Path) -> None:
     graph = onnx.load(str(bundle / "onnx" / PRECISIONS["int8"]), load_external_data=False).graph
     kinds = {node.name: node.op_type for node in graph.node}

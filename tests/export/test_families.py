@@ -53,6 +53,7 @@ def torch_scores(checkpoint: Path, pairs: list[tuple[str, str]], max_length: int
         return [model(**found).logits[0, 0].item() for found in inputs]
 
 
+@pytest.mark.slow
 def test_a_published_form_is_written_directly_and_scores_as_in_pytorch(published: Path, tmp_path: Path) -> None:
     opened = open_checkpoint(published)
     longest = load_tokenizer(opened, max_length=8192).model_max_length

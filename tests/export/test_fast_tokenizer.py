@@ -94,6 +94,7 @@ def test_a_tokenizer_of_transformers_5_that_cannot_be_read_right_is_refused(
     assert text in refusal(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "names", "problem"),
     [
@@ -146,6 +147,7 @@ def added(content: str, number: int, *, special: bool = True) -> Change:
     return lambda tokenizer: tokenizer["added_tokens"].append({**entry, **flags})
 
 
+@pytest.mark.slow
 def test_a_large_vocabulary_brings_no_warning_that_is_meant_for_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

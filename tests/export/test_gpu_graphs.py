@@ -54,6 +54,7 @@ def test_scores_vary_by_far_more_than_these_tests_allow(key: tuple[str, str]) ->
     assert logits_of(SESSIONS[key], model, random_inputs(model, list(range(3, LONGEST)))).std() > 0.1
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, LONGEST), min_size=1, max_size=6),

@@ -21,6 +21,7 @@ from cappy_export.graphs.optimum import build_fused_graph, check_fusions, demand
 from tests.support.checkpoints import random_inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2, 33])
 @pytest.mark.parametrize("length", [3, 4, 17, 128, 511, 512])
 def test_any_batch_and_length_gives_pytorchs_logits(checkpoint: Path, bundle: Path, batch: int, length: int) -> None:

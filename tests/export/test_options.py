@@ -14,6 +14,7 @@ from cappy_export import ExportOptions, VerifyOptions
 from cappy_export.proof.limits import LIMITS, Limits
 
 
+@pytest.mark.slow
 def test_the_package_and_its_options_need_neither_torch_nor_onnx() -> None:
     heavy = ["torch", "onnx", "onnxruntime", "transformers", "optimum", "accelerate"]
     code = (

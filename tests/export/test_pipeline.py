@@ -59,6 +59,7 @@ def test_a_bundle_carries_a_canary_that_it_passes(bundle: Path, precision: Liter
     assert errors.max() <= canary.tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bin", "msgpack"])
 def test_every_format_exports_to_the_same_graph_and_scores(
     checkpoint: Path, bundle: Path, tmp_path: Path, kind: str
@@ -86,6 +87,7 @@ def test_only_what_was_asked_for_is_in_the_bundle(checkpoint: Path, tmp_path: Pa
         assert scorer.info.precision == "int8"
 
 
+@pytest.mark.slow
 def test_a_smaller_max_length_is_kept_in_the_bundle(checkpoint: Path, tmp_path: Path) -> None:
     export(checkpoint, tmp_path / "bundle", ExportOptions(max_length=64))
     with Scorer.open(tmp_path / "bundle") as scorer:
@@ -95,12 +97,14 @@ def test_a_smaller_max_length_is_kept_in_the_bundle(checkpoint: Path, tmp_path: 
     assert json.loads((tmp_path / "bundle" / "tokenizer_config.json").read_text())["model_max_length"] == 64
 
 
+@pytest.mark.slow
 def test_a_bundle_says_if_its_pairs_are_shorter_than_was_asked(checkpoint: Path, tmp_path: Path) -> None:
     said: list[str] = []
     export(checkpoint, tmp_path / "bundle", ExportOptions(max_length=1024), say=said.append)
     assert "note: pairs are cut at 512 tokens, not at 1024: tiny and its tokenizer take no longer ones" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_a_perturbed_weight_is_a_parity_error_and_leaves_nothing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
@@ -158,6 +162,7 @@ def test_an_int8_export_proves_the_fp32_graph_it_is_made_from(
         export(checkpoint, tmp_path / "bundle", ExportOptions(precisions=("int8",)))
 
 
+@pytest.mark.slow
 def test_tokens_unlike_those_of_transformers_are_an_error(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +176,7 @@ def test_tokens_unlike_those_of_transformers_are_an_error(
         export(checkpoint, tmp_path / "bundle")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_changes_during_the_export_is_an_error(checkpoint: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
 
@@ -183,6 +189,7 @@ def test_a_checkpoint_that_changes_during_the_export_is_an_error(checkpoint: Pat
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.slow
 def test_verify_repeats_the_proof(checkpoint: Path, bundle: Path) -> None:
     said: list[str] = []
     parity = verify(bundle, checkpoint, say=said.append)
@@ -195,6 +202,7 @@ def test_verify_repeats_the_proof(checkpoint: Path, bundle: Path) -> None:
     assert not any(text.startswith("note") for text in said)
 
 
+@pytest.mark.slow
 def test_verify_with_another_checkpoint_fails_and_says_why(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(checkpoint, tmp_path / "other"))
     weights = load_file(other / "model.safetensors")
@@ -230,6 +238,7 @@ def test_verify_refuses_a_limit_of_what_it_does_not_measure(checkpoint: Path, bu
         verify(bundle, checkpoint, VerifyOptions(precisions=("fp32",), limits=("int8.max_error=1",)))
 
 
+@pytest.mark.slow
 def test_verify_refuses_a_damaged_bundle(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     copy = copy_bundle(tmp_path / "bundle", source=bundle)
     perturb(copy / "onnx" / "model.onnx", 0.1)
@@ -237,6 +246,7 @@ def test_verify_refuses_a_damaged_bundle(checkpoint: Path, bundle: Path, tmp_pat
         verify(copy, checkpoint)
 
 
+@pytest.mark.slow
 def test_the_users_pairs_prove_the_export(checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     rows = [{"instruction": f"Is {n // 2} even?", "response": ["yes", "no"][n % 2]} for n in range(256)]

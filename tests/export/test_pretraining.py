@@ -86,6 +86,7 @@ def test_activations_that_are_computed_twice_give_the_same_weights(checkpoint: P
     assert all(torch.equal(value, twice[name]) for name, value in kept.items())
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_state_before_and_training_goes_on(checkpoint: Path, tmp_path: Path) -> None:
     recipe, options = dataclasses.replace(RECIPE, max_steps=10), AdaptOptions(save_every=4, log_every=1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

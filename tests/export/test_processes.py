@@ -19,6 +19,8 @@ import pytest
 from cappy_export.adaptation.log import LOG
 from tests.support.colours import colour_examples, same_weights, write_examples
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = "--batch-size 16 --epochs 4 --learning-rate 1e-3 --max-batch-tokens 128 --window 64 --log-every 1".split()
 """A step has several batches, and an epoch several windows; dropout is the checkpoint's 0.1."""
 
@@ -114,7 +116,6 @@ def test_a_killed_process_ends_the_other_and_both_go_on_to_the_same_weights(laun
     assert same_weights(whole, launch.folder / "killed")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 3])
 def test_a_training_goes_on_in_another_number_of_processes(launch: Launch, whole: Path, processes: int) -> None:
     out = f"then-{processes}"
@@ -131,7 +132,6 @@ def test_a_training_goes_on_in_another_number_of_processes(launch: Launch, whole
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
     [
@@ -176,7 +176,6 @@ def test_a_process_whose_others_do_not_come_stops(launch: Launch) -> None:
     assert not (launch.folder / "alone2.training").exists()
 
 
-@pytest.mark.slow
 def test_processes_end_when_the_command_that_started_them_is_killed(launch: Launch) -> None:
     command: list[str | Path] = [launch.program, "adapt", launch.checkpoint, "train.jsonl", "orphans", *OPTIONS]
     started = subprocess.Popen(
@@ -192,7 +191,6 @@ def test_processes_end_when_the_command_that_started_them_is_killed(launch: Laun
     wait_for(lambda: not ranks_of("orphans"))
 
 
-@pytest.mark.slow
 def test_the_command_starts_its_own_processes_and_says_who_was_killed(launch: Launch, whole: Path) -> None:
     command: list[str | Path] = [
         launch.program,
@@ -234,7 +232,6 @@ def rank_of(process: int, out: str) -> str | None:
     return names[b"RANK"].decode() if out.encode() in words and b"RANK" in names else None
 
 
-@pytest.mark.slow
 def test_killed_at_five_random_moments_it_goes_on_to_the_same_weights(launch: Launch, whole: Path) -> None:
     draw = random.Random(0)
     log = launch.folder / "often.training" / LOG

@@ -32,6 +32,7 @@ def write_pairs(path: Path, *, longest: int = 1) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_bundle_is_verified_on_the_users_pairs_cut_where_it_cuts_them(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -43,6 +44,7 @@ def test_a_bundle_is_verified_on_the_users_pairs_cut_where_it_cuts_them(
     assert "100.jsonl" not in caplog.text
 
 
+@pytest.mark.slow
 def test_operators_that_are_wrong_where_there_are_no_kernels_are_a_parity_error(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +71,7 @@ def test_operators_that_are_wrong_where_there_are_no_kernels_are_a_parity_error(
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.slow
 def test_a_pair_that_is_called_cut_unlike_by_transformers_is_an_error(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +95,7 @@ def test_no_command_takes_a_folder_for_the_revision_that_was_asked_for(checkpoin
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_commands_replace_a_bundle_and_verify_it_as_they_are_told(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +119,7 @@ def test_the_users_pairs_are_never_replaced_by_the_bundle_that_they_prove(checkp
     assert pairs.exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_whose_scores_are_no_numbers_in_pytorch_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     folder = copy(checkpoint, tmp_path / "copy")
     weights = weights_of(folder)

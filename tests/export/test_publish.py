@@ -118,6 +118,7 @@ def test_the_old_bundle_is_put_back_if_the_new_one_cannot_take_its_name(
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
+@pytest.mark.slow
 def test_what_a_killed_export_left_is_pointed_out(checkpoint: Path, tmp_path: Path) -> None:
     left = tmp_path / ".bundle.partial-abc"
     left.mkdir()

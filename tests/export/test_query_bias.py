@@ -44,6 +44,7 @@ def test_where_rounding_would_spoil_it_the_bias_is_added(scale: float, shifts: t
     np.testing.assert_allclose(logits_of(opened(graph), model, inputs), torch_logits(model, inputs), rtol=0, atol=ATOL)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.floats(0.01, 4.0), st.floats(-2.0, 2.0), st.floats(-3.0, 3.0)), min_size=8, max_size=64))
 def test_a_row_gives_1_for_every_token_behind_a_norm(values: list[tuple[float, float, float]]) -> None:
     scale, shift, z = (np.array(column, np.float32) for column in zip(*values, strict=True))

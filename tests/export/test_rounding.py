@@ -15,6 +15,7 @@ weights_of_any_shape = arrays(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(weights=weights_of_any_shape)
 def test_weights_come_back_to_half_a_step_and_no_pair_saturates(weights: np.ndarray) -> None:

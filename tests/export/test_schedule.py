@@ -110,6 +110,7 @@ def test_a_plan_stays_as_it_is() -> None:
     assert lengths.tolist() == [9, 3, 5, 7, 2, 8, 4, 6]
 
 
+@pytest.mark.slow
 @given(seed=seeds, epochs=st.tuples(st.integers(0, 50), st.integers(0, 50)).filter(lambda two: two[0] != two[1]))
 def test_other_epochs_and_seeds_put_other_rows_together(seed: int, epochs: tuple[int, int]) -> None:
     lengths, groups = ragged(candidates=1)

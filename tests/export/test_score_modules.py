@@ -71,6 +71,7 @@ def their_scores(folder: Path, max_length: int) -> Any:
     return theirs.predict(PAIRS, batch_size=1, show_progress_bar=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [{}, {"pooling": "mean"}, {"has_bias": True}, {"last_bias": False}],
@@ -106,6 +107,7 @@ def test_a_bundle_scores_as_sentence_transformers(ettin: Path, tmp_path: Path) -
         np.testing.assert_allclose(scorer.score(PAIRS), their_scores(ettin, 1024), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_make_checkpoint_makes_is_what_sentence_transformers_saves(ettin: Path, tmp_path: Path) -> None:
     made = make_family(tmp_path / "made", "ettin-reranker-17m-v1", is_tiny=True)
     for file in (

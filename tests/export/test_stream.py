@@ -55,6 +55,7 @@ def all_steps(stream: Stream, epochs: int = 2) -> list[Step]:
     return list(stream.steps(stream.windows(Cursor(), epochs), done=0))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(counts=sizes, window=st.integers(1, 40), batch_size=st.integers(1, 6), seed=st.integers(0, 99))
 def test_each_epoch_has_each_example_once_in_steps_that_are_full_but_perhaps_one(
@@ -69,6 +70,7 @@ def test_each_epoch_has_each_example_once_in_steps_that_are_full_but_perhaps_one
         assert sum(len(step.rows) != batch_size for step in epoch) <= 1
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(counts=sizes, window=st.integers(1, 40), batch_size=st.integers(1, 6), share=st.floats(0, 1))
 def test_going_on_where_a_step_says_gives_exactly_the_steps_left(

@@ -94,6 +94,7 @@ def test_one_step_is_what_pytorch_does_with_the_whole_batch_at_once(
     assert (agreement > 0.999) == (dropout == 0.0)  # dropout is real, and only where it was asked for
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(checkpoint: Path, tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, max_steps=6, dropout=0.1)
     for name, seed in (("one", 1), ("same", 1), ("other", 2)):
@@ -102,6 +103,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(checkpoin
     assert not same_weights(tmp_path / "one", tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_training_that_stopped_goes_on_to_the_same_weights(checkpoint: Path, tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, epochs=3, dropout=0.1)
     examples = colour_examples(60)
@@ -254,6 +256,7 @@ def test_held_out_examples_of_a_file_are_measured_and_not_trained_on(checkpoint:
     assert document["log"][0]["held_out_loss"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_without_a_padding_id_is_padded_with_the_tokenizers(checkpoint: Path, tmp_path: Path) -> None:
     """BERT's scores do not depend on it, so `pad_token_id: null` is a whole model, to adapt and to export."""
     folder = copy(checkpoint, tmp_path / "bert", weights=None)
@@ -266,6 +269,7 @@ def test_a_model_without_a_padding_id_is_padded_with_the_tokenizers(checkpoint: 
     assert export(tmp_path / "out", tmp_path / "bundle")["model"]["pad_token_id"] == 1
 
 
+@pytest.mark.slow
 def test_a_default_of_the_config_that_is_left_out_is_still_the_models(tmp_path: Path) -> None:
     """BERT has two types of tokens unless its config says otherwise: adapting measures what PyTorch gives."""
     folder = make_family(tmp_path / "bert", "ms-marco-MiniLM-L6-v2", is_tiny=True)

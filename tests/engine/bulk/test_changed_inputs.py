@@ -55,6 +55,7 @@ def write_over(path: Path) -> None:
     os.utime(path, ns=(0, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [cut, append, write_over])
 @pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "csv", "parquet"])
 def test_an_input_that_changes_while_it_is_read_is_an_error_and_resume_goes_on_with_the_old_one(
@@ -167,6 +168,7 @@ def test_a_run_does_not_go_on_with_a_file_that_lost_rows(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_change_anywhere_in_a_file_too_large_to_be_read_twice_is_seen(tmp_path: Path) -> None:
     large, found = tmp_path / "large.jsonl", set[str]()
     size = 2 * BLOCKS * BLOCK_BYTES

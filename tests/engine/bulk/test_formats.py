@@ -194,6 +194,7 @@ def test_a_packed_file_without_rows_is_a_packed_file(packing: str, tmp_path: Pat
     assert again.read_bytes() == b""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", ["gz", "zst"])
 @pytest.mark.parametrize("cut", [-5, -40, 0])
 def test_a_packed_file_that_is_cut_is_an_error_with_its_place(

@@ -80,6 +80,7 @@ def test_hard_links_stay_one_file(out: Path) -> None:
     assert (out.read_bytes(), names(out.parent)) == (NEW, ["other", "out.jsonl"])
 
 
+@pytest.mark.slow
 def test_a_file_that_is_a_mount_is_written_over(tmp_path: Path) -> None:
     (tmp_path / "real").write_bytes(OLD)
     (tmp_path / "out").touch()

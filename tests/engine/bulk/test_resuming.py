@@ -51,6 +51,7 @@ CHANGES: list[tuple[str, Callable[[Path], object], dict[str, Any]]] = [
 # Kill -9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     form: str, tmp_path: Path, tokenizer: PairTokenizer

@@ -30,6 +30,7 @@ def test_a_line_gives_its_pair_and_keeps_all_of_its_fields() -> None:
     assert list(row.fields) == ["id", "instruction", "tags", "response", "nested"]
 
 
+@pytest.mark.slow
 @given(
     fields=st.dictionaries(st.text(), json_values, max_size=4),
     instruction=st.text(),
@@ -144,6 +145,7 @@ def test_a_bad_line_is_refused_with_its_number_and_its_problem(line: bytes, prob
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     line=st.one_of(
@@ -179,6 +181,7 @@ def test_any_bytes_give_a_row_a_blank_or_an_invalid_line(line: bytes, number: in
         assert not line.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "template",
     [

@@ -48,6 +48,7 @@ def test_rows_of_a_real_bundle_come_back_with_its_scores(bundle: Path) -> None:
     np.testing.assert_allclose([row["score"] for row in rows], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @given(
     fields=st.dictionaries(
         st.text(max_size=5).filter(lambda name: not name.startswith("score")),
@@ -118,6 +119,7 @@ def test_a_value_that_is_not_json_is_a_bad_line(scorer: Scorer, value: str) -> N
         written(scorer, [line])
 
 
+@pytest.mark.slow
 def test_nesting_of_any_depth_is_written_back_or_refused_as_a_bad_line(scorer: Scorer) -> None:
     # Python's parser and its serialiser give up at different depths, so every depth near their limits is tried.
     lines = [

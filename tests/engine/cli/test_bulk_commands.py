@@ -201,6 +201,7 @@ def test_rank_of_files_gives_sigmoids_where_asked_to(
 # Kill -9, a full disk
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_to_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", pairs_of(1500))
     out, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
@@ -219,6 +220,7 @@ def test_a_killed_command_goes_on_to_the_same_bytes(bundle: Path, tmp_path: Path
     assert out.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("unshare"), reason="needs a tmpfs of its own")
 def test_a_full_disk_is_an_error_and_the_run_goes_on_once_there_is_room(bundle: Path, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", pairs_of(1500))

@@ -150,6 +150,7 @@ def test_a_command_is_verbose_for_itself_only(
 ONLY_IN_EXTRAS = (*EXPORTER, "rouge_score", "openai", "matplotlib", "onnxruntime")
 
 
+@pytest.mark.slow
 def test_every_command_is_listed_whatever_is_installed(tmp_path: Path) -> None:
     done = run_without(ONLY_IN_EXTRAS, "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -189,6 +190,7 @@ def install(folder: Path, name: str, module: str, *, code: str) -> dict[str, str
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
 
 
+@pytest.mark.slow
 def test_another_package_brings_a_command(tmp_path: Path) -> None:
     code = "import click\n@click.command()\ndef bark():\n    '''Bark at pairs.'''\n    print('wow')\n"
     environment = install(tmp_path, "bark", "dog", code=code)
@@ -196,6 +198,7 @@ def test_another_package_brings_a_command(tmp_path: Path) -> None:
     assert re.search(rb"\n  bark +Bark at pairs\.\n", cappy("--help", env=environment).stdout)
 
 
+@pytest.mark.slow
 def test_a_command_that_cannot_be_loaded_leaves_the_others_alone(tmp_path: Path) -> None:
     environment = install(tmp_path, "bark", "dog", code="import no_such_package\n")
     done = cappy("bark", "--loud", "x", env=environment)
@@ -207,6 +210,7 @@ def test_a_command_that_cannot_be_loaded_leaves_the_others_alone(tmp_path: Path)
     assert b"No module named 'no_such_package'" in b" ".join(listed.stdout.split())
 
 
+@pytest.mark.slow
 def test_only_the_module_of_the_command_that_is_called_is_imported(bundle: Path) -> None:
     code = (
         "import sys; from cappy_engine.cli.main import main; status = main(sys.argv[1:]);"

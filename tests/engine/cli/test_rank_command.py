@@ -162,6 +162,7 @@ def test_texts_that_cannot_be_had_are_an_error_with_a_hint(
     assert problem in captured.err
 
 
+@pytest.mark.slow
 def test_the_same_text_from_stdin_by_a_process(bundle: Path) -> None:
     done = cappy("rank", "--bundle", bundle, "--instruction", "q", "--candidate", "-", input="Où?\n".encode())
     assert done.returncode == 0, done.stderr
@@ -202,6 +203,7 @@ def test_a_limit_beyond_all_memory_takes_no_memory(
     assert responses(["rank", "--json", *asked, "--max-text-chars", str(most)], bundle, capsys) == ["a pear", "granite"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--candidate", "-", "--instruction"], ["--instruction", "-", "--candidate"]])
 def test_a_stdin_that_does_not_wait_is_read_to_its_end(arguments: list[str], bundle: Path) -> None:
     reader, writer = os.pipe()

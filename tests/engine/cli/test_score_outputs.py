@@ -12,6 +12,7 @@ from tests.support.bundles import copy_bundle
 from tests.support.command_line import CAPPY, expected_rows, in_shell, rows_in, write_bad_pairs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     ["-o /dev/stdout", "-o /dev/fd/3 3>&1 >&2", "-o >(gzip | cat) | gunzip", "-o - | cat", "-o /dev/stdout >f; cat f"],
@@ -56,6 +57,7 @@ def test_packed_files_in_one_are_read_one_after_another(
     assert len(rows_in(capsys.readouterr().out)) == 5
 
 
+@pytest.mark.slow
 def test_the_input_is_kept_whatever_is_asked(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_bad_pairs(tmp_path / "bad.jsonl")
     before = source.read_bytes()
@@ -124,6 +126,7 @@ def test_rejects_are_written_apart_from_results(source: str, outputs: str, bundl
     assert {path.name for path in tmp_path.iterdir()} <= {"bad.jsonl", "out"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "outputs", ["-o /dev/stdout --rejects r.gz", "-o out --rejects r.gz; cat out", "--rejects r.gz"]
 )
@@ -139,6 +142,7 @@ def test_rejects_are_packed_wherever_rows_come_from_and_go(
     assert [row["line"] for row in rows_in(gzip.decompress((tmp_path / "r.gz").read_bytes()))] == [7]
 
 
+@pytest.mark.slow
 def test_rejects_go_to_another_stream(bundle: Path, tmp_path: Path) -> None:
     write_bad_pairs(tmp_path / "bad.jsonl")
     command = f"{CAPPY} score bad.jsonl --bundle {bundle} --quiet --rejects"

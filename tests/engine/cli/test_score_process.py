@@ -12,6 +12,8 @@ import pytest
 
 from tests.support.command_line import cappy, expected_rows, rows_in, run_on_terminal
 
+pytestmark = pytest.mark.slow
+
 
 def test_score_works_in_a_pipe(bundle: Path, pairs_file: Path) -> None:
     done = cappy("score", "-", "--bundle", bundle, input=pairs_file.read_bytes())

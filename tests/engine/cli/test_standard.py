@@ -25,6 +25,7 @@ def test_without_a_stderr_the_results_are_all_that_is_on_stdout(bundle: Path, pa
     assert [row["id"] for row in rows_in(done.stdout)] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_without_a_stdout_results_are_an_error_and_files_are_written(bundle: Path, pairs_file: Path) -> None:
     for words in (f"score pairs.jsonl --bundle {bundle}", "score pairs.jsonl -o /dev/stdout", f"inspect {bundle}"):
         done = in_shell(f"{CAPPY} {words} >&-", pairs_file.parent)
@@ -53,6 +54,7 @@ def test_streams_that_are_full_are_no_traceback(words: str, status: int, tmp_pat
     assert b"Exception ignored" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("is_first", [False, True], ids=["a process", "process 1"])
 def test_a_signal_to_end_leaves_what_was_scored_and_says_so(

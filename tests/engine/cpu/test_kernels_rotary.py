@@ -26,6 +26,7 @@ def rows_of(tokens: int, columns: int, seed: int = 0) -> Floats:
     return np.random.default_rng(seed).standard_normal((tokens, columns)).astype(np.float32)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 130), min_size=1, max_size=5),

@@ -154,6 +154,7 @@ def grouped(grouping: Grouping) -> GpuModel:
     return GpuModel(open_bundle(EMBEDDED), "any", "fp16", (0,), grouping)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(case=lengths_and_buckets(), budget=budgets)
 def test_every_engine_scores_all_of_the_canary_that_it_can_take(case: tuple[Ids, tuple[int, ...]], budget: int) -> None:
@@ -165,6 +166,7 @@ def test_every_engine_scores_all_of_the_canary_that_it_can_take(case: tuple[Ids,
         assert scored == [row for row, length in enumerate(lengths) if length <= bucket]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(case=lengths_and_buckets(), budget=budgets, padding=paddings)
 def test_without_buckets_the_canary_is_planned_as_the_scorer_plans(

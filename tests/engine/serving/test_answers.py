@@ -190,6 +190,7 @@ def test_metrics_count_what_was_done_and_hold_no_text(server: Server) -> None:
     assert "secret" not in server.log
 
 
+@pytest.mark.slow
 def test_a_short_request_does_not_wait_until_long_texts_are_tokenised(bundle: Path) -> None:
     text = "word " * 190_000
     with serving("--bundle", str(bundle)) as server, ThreadPoolExecutor(4) as threads:

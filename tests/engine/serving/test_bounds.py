@@ -55,6 +55,7 @@ def test_a_chunked_body_without_end_is_refused_when_it_is_too_large(server: Serv
         assert b" 413 " in received(connection)
 
 
+@pytest.mark.slow
 def test_a_body_that_comes_too_slowly_is_refused(server: Server) -> None:
     with server.connect() as connection:
         connection.sendall(f"{HEAD}content-length: {len(BODY)}\r\n\r\n{BODY[:10]}".encode())
@@ -63,6 +64,7 @@ def test_a_body_that_comes_too_slowly_is_refused(server: Server) -> None:
         assert b'"error_type":"timeout"' in answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", ["", "POST /v1/rank HT", HEAD], ids=["nothing", "half a line", "half a head"])
 def test_a_connection_without_a_whole_head_is_closed(server: Server, sent: str) -> None:
     with server.connect() as connection:
@@ -70,6 +72,7 @@ def test_a_connection_without_a_whole_head_is_closed(server: Server, sent: str) 
         assert received(connection) == b""
 
 
+@pytest.mark.slow
 def test_a_connection_stays_open_between_requests_for_longer_than_a_body_may_take(server: Server) -> None:
     address = httpx.URL(server.url)
     with contextlib.closing(http.client.HTTPConnection(address.host, address.port, timeout=SECONDS)) as connection:
@@ -79,6 +82,7 @@ def test_a_connection_stays_open_between_requests_for_longer_than_a_body_may_tak
             time.sleep(0.8)  # body_seconds are 0.5, idle_seconds 75
 
 
+@pytest.mark.slow
 def test_half_a_head_after_an_answer_is_closed_too(server: Server) -> None:
     with server.connect() as connection:
         connection.sendall(f"{HEAD}content-length: {len(BODY)}\r\n\r\n{BODY}POST /v1/".encode())
@@ -131,6 +135,7 @@ def slow(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
         yield running
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_at_once_and_says_when_to_come_again(slow: Server) -> None:
     with ThreadPoolExecutor(12) as threads:
         found = list(threads.map(lambda number: slow.post("/v1/score", pairs_of((SKY, str(number)))), range(12)))
@@ -141,6 +146,7 @@ def test_what_does_not_fit_is_refused_at_once_and_says_when_to_come_again(slow: 
     assert int(refused[0].headers["retry-after"]) >= 1
 
 
+@pytest.mark.slow
 def test_a_request_that_takes_too_long_is_given_up(slow: Server) -> None:
     response = slow.post("/v1/score", pairs_of(*[(SKY, str(number)) for number in range(30)]))
     assert (response.status_code, response.json()["error_type"]) == (503, "unhealthy")
@@ -148,6 +154,7 @@ def test_a_request_that_takes_too_long_is_given_up(slow: Server) -> None:
     assert response.headers["retry-after"] == "1"
 
 
+@pytest.mark.slow
 def test_the_work_of_a_client_that_hangs_up_is_not_done(slow: Server) -> None:
     labels = 'cappy_pairs_total{device="cpu",precision="fp32"}'
     before, gone = slow.metric(labels), slow.metric("cappy_abandoned_requests_total")
@@ -161,6 +168,7 @@ def test_the_work_of_a_client_that_hangs_up_is_not_done(slow: Server) -> None:
     assert slow.metric(labels) - before < 10
 
 
+@pytest.mark.slow
 def test_a_pair_that_fails_in_the_model_fails_only_its_request(bundle: Path, tmp_path: Path) -> None:
     trigger = tmp_path / "trigger"
     with serving("--bundle", str(bundle), command=faulty(POISON, trigger)) as server:

@@ -99,6 +99,7 @@ def test_large_bodies_behind_each_other_are_all_answered(narrow: Server) -> None
     assert exchanged(narrow, large * 8 + LAST).count(b"HTTP/1.1 200 ") == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "parts",
     [
@@ -187,6 +188,7 @@ def test_far_too_many_connections_are_closed_without_a_word(narrow: Server) -> N
     narrow.wait_until(lambda: narrow.get("/health").status_code == 200)
 
 
+@pytest.mark.slow
 def test_a_request_may_take_longer_than_a_connection_may_be_idle(bundle: Path) -> None:
     """The time that runs when an answer is sent ends when the next request begins."""
 
@@ -216,6 +218,7 @@ def pipelined_and_never_read(server: Server) -> socket.socket:
     return connection
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_is_given_up(narrow: Server) -> None:
     line = 'cappy_requests_total{route="/openapi.json",status="200"}'
     with pipelined_and_never_read(narrow) as connection:
@@ -227,6 +230,7 @@ def test_a_client_that_does_not_read_is_given_up(narrow: Server) -> None:
     assert narrow.metric(line) < 180
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_leaves_no_tracebacks_at_the_end(bundle: Path) -> None:
     with (
         serving("--bundle", str(bundle), "--drain-seconds", "0.2") as server,
@@ -236,6 +240,7 @@ def test_a_client_that_does_not_read_leaves_no_tracebacks_at_the_end(bundle: Pat
         assert "Traceback" not in server.log
 
 
+@pytest.mark.slow
 def test_the_work_of_a_client_that_asked_for_more_and_hung_up_is_not_done(bundle: Path, tmp_path: Path) -> None:
     trigger = tmp_path / "trigger"
     trigger.touch()

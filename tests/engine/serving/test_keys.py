@@ -77,6 +77,7 @@ def test_who_has_no_key_is_refused_before_the_body_is_read(keyed: Server) -> Non
         assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "# none\n", "short\n", "a-key-that-is-not-ascii-é\n"])
 def test_a_file_without_good_keys_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "keys").write_text(text)

@@ -20,6 +20,8 @@ from cappy_engine.scorer import Scorer
 from tests.support.bundles import copy_bundle
 from tests.support.servers import COMMAND, SECONDS, Server, faulty, pairs_of, serving, started
 
+pytestmark = pytest.mark.slow
+
 SKY = "Is the sky blue?"
 ONE = pairs_of((SKY, "Yes"))
 

@@ -15,6 +15,7 @@ from cappy_engine.serving.ready_check import check_scores, find_canary
 from tests.support.bundles import copy_bundle, read_manifest, write_manifest
 
 
+@pytest.mark.slow
 def test_a_bundle_scores_its_canary_as_it_says(bundle: Path) -> None:
     for path in (EMBEDDED, bundle):
         with Scorer.open(path, precision="int8") as scorer:

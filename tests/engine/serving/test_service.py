@@ -50,6 +50,7 @@ async def begun(gate: Gate) -> None:
     await asyncio.to_thread(gate.has_begun.wait, SECONDS)
 
 
+@pytest.mark.slow
 def test_the_time_that_a_request_waited_is_not_told_as_another_stages(bundle: Path, gate: Gate) -> None:
     service = start(bundle, gate, ServerOptions())
 
@@ -68,6 +69,7 @@ def test_the_time_that_a_request_waited_is_not_told_as_another_stages(bundle: Pa
     assert min(ran.score, ran.total, waited.queue, waited.total) >= 0.4
 
 
+@pytest.mark.slow
 def test_a_service_whose_model_hangs_says_that_it_is_broken_until_it_goes_on(bundle: Path, gate: Gate) -> None:
     service = start(bundle, gate, ServerOptions(request_seconds=1))
 

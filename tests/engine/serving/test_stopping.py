@@ -14,6 +14,8 @@ import pytest
 
 from tests.support.servers import faulty, pairs_of, serving, started
 
+pytestmark = pytest.mark.slow
+
 SKY = "Is the sky blue?"
 ONE = pairs_of((SKY, "Yes"))
 

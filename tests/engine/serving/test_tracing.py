@@ -60,6 +60,7 @@ def collector() -> Iterator[Collector]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_a_request_is_a_span_with_its_stages(bundle: Path, collector: Collector) -> None:
     variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}"}
     with serving("--bundle", str(bundle), "--tracing", variables=variables) as server:

@@ -197,6 +197,7 @@ def test_a_bundle_that_was_changed_in_the_repository_is_not_served(bundle: Path,
         load(texts)
 
 
+@pytest.mark.slow
 def test_the_model_of_tokens_scores_without_our_kernels(tmp_path: Path) -> None:
     _, tokens = write_repository(EMBEDDED, tmp_path, OPTIONS, TritonOptions())
     (model,) = (tokens / "1").glob("*.onnx")
@@ -208,6 +209,7 @@ def test_the_model_of_tokens_scores_without_our_kernels(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=0.02)
 
 
+@pytest.mark.slow
 def test_nothing_is_written_over(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["triton", str(EMBEDDED), str(tmp_path / "models"), "--name", "mini"]
     assert main(arguments) == 0
