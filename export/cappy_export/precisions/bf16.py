@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.numpy_helper
 from onnx import TensorProto, helper
 
 from cappy_engine.errors import GraphError
 from cappy_engine.native.operands import BF16_GROUP, PANEL
 from cappy_engine.native.reference import bf16_bits, pack
 from cappy_export.graphs.files import check_graph, save
-from cappy_export.graphs.operators import DOMAIN, with_functions
+from cappy_export.graphs.operators import DOMAIN
 from cappy_export.precisions.embeddings import quantize_embeddings
-from cappy_export.precisions.float_graph import FloatGraph, joined_with, multi_head, put_nodes
+from cappy_export.precisions.float_graph import multi_head
 from cappy_export.precisions.int8 import products_with_weights
+from cappy_export.precisions.product_rewriter import ProductRewriter
 from cappy_export.precisions.rounding import Floats
 
 METHOD = "weights and activations of products bf16, sums fp32, word embeddings fp16"
@@ -38,10 +38,8 @@ def convert_to_bf16(source: Path, out: Path) -> dict[str, Any]:
     A product whose weights do not fill whole panels stays in float32. Raises GraphError if all do.
     """
     model = onnx.load(str(source))
-    rewriter = _Rewriter(model, products_with_weights(source))
-    for node in list(model.graph.node):
-        rewriter.take(node)
-    rewriter.finish()
+    rewriter = _Bf16Rewriter(model, products_with_weights(source))
+    rewriter.rewrite()
     save(model, out)
     kept = products_with_weights(out)
     if not rewriter.counts:
@@ -51,32 +49,14 @@ def convert_to_bf16(source: Path, out: Path) -> dict[str, Any]:
     return {"method": METHOD, "converted": {**rewriter.counts, "embeddings": tables}, "products_in_fp32": kept}
 
 
-class _Rewriter:
-    """Replaces the products of a graph, one by one; `counts` those that were replaced, by operator."""
+class _Bf16Rewriter(ProductRewriter):
+    """Writes bfloat16 products in place of a graph's; `counts` those that were replaced, by operator."""
 
     def __init__(self, model: onnx.ModelProto, products: list[str]) -> None:
+        super().__init__(model, products)
         self.counts: Counter[str] = Counter()
-        self._model = model
-        self._products = products
-        self._graph = FloatGraph(model)
-        self._nodes: list[onnx.NodeProto] = []
-        self._constants: dict[str, onnx.TensorProto] = {}
-        self._joined: dict[str, onnx.NodeProto | None] = {}
 
-    def take(self, node: onnx.NodeProto) -> None:
-        """Take the graph's next node: replace it if it is one of the products, else keep it."""
-        if node.name in self._joined:
-            joined = self._joined[node.name]
-            self._nodes += [] if joined is None else [joined]
-        elif node.name not in self._products or not self._is_replaced(node):
-            self._nodes.append(node)
-
-    def finish(self) -> None:
-        """Put the new nodes and constants into the model; take out weights that nobody reads."""
-        put_nodes(self._model, self._nodes, self._constants.values())
-        with_functions(self._model)
-
-    def _is_replaced(self, node: onnx.NodeProto) -> bool:
+    def _replace(self, node: onnx.NodeProto) -> bool:
         """Write an operator in place of a product and what it takes in; False if its weights fill no whole panels."""
         weights, is_transposed = self._graph.weights_of(node)
         matrix = f"{node.input[1]}/transposed" if is_transposed else node.input[1]
@@ -90,40 +70,23 @@ class _Rewriter:
         if node.op_type == "Attention":
             names = [f"{node.name}/{role}" for role in ("query", "key", "value")]
             for name, part in zip(names, parts, strict=True):
-                self._add("Bf16Linear", [node.input[0], self._packed(name, part), self._no_bias(columns)], name, name)
+                self._multiply(node.input[0], self._packed(name, part), columns, name, name)
             self._nodes.append(multi_head(node, names))
         elif bias is None:
-            inputs = [node.input[0], self._packed(matrix, weights), self._no_bias(columns)]
-            self._add("Bf16Linear", inputs, node.output[0], node.name)
+            self._multiply(node.input[0], self._packed(matrix, weights), columns, node.output[0], node.name)
         else:
-            self._join(node, [node.input[0], self._packed(matrix, weights), node.input[2]])
+            self._join(node, [node.input[0], self._packed(matrix, weights), node.input[2]], prefix="Bf16")
         return True
 
-    def _join(self, node: onnx.NodeProto, inputs: list[str]) -> None:
-        joined = joined_with(self._graph, node)
-        attributes: dict[str, Any] = {"activation": "gelu"} if joined.operator == "LinearGelu" else {}
-        if joined.epsilon is not None:
-            attributes["epsilon"] = joined.epsilon
-        operator, inputs = f"Bf16{joined.operator}", [*inputs, *joined.inputs]
-        self._joined.update((taken.name, None) for taken in joined.taken)
-        if joined.epsilon is None:
-            self._add(operator, inputs, joined.output, node.name, **attributes)
-        else:  # in the norm's place: the residual may be computed after this product
-            last = helper.make_node(operator, inputs, [joined.output], node.name, domain=DOMAIN, **attributes)
-            self._joined[joined.taken[-1].name] = last
+    def _multiply(self, source: str, weights: str, columns: int, out: str, name: str) -> None:
+        """Write a product without a bias."""
+        no_bias = self._constant(f"no_bias_{columns}", np.zeros(columns, np.float32))
+        self._emit("Bf16Linear", [source, weights, no_bias], out, name, domain=DOMAIN)
 
     def _packed(self, matrix: str, weights: Floats) -> str:
         name = f"{matrix}/bf16"
-        if name not in self._constants:
-            bits = pack(bf16_bits(weights), BF16_GROUP)
-            stored = helper.make_tensor(name, TensorProto.BFLOAT16, bits.shape, bits.tobytes(), raw=True)
-            self._constants[name] = stored
-        return name
-
-    def _no_bias(self, columns: int) -> str:
-        name = f"no_bias_{columns}"
-        self._constants[name] = onnx.numpy_helper.from_array(np.zeros(columns, np.float32), name)
-        return name
-
-    def _add(self, operator: str, inputs: list[str], out: str, name: str, **attributes: Any) -> None:
-        self._nodes.append(helper.make_node(operator, inputs, [out], name, domain=DOMAIN, **attributes))
+        if name in self._constants:
+            return name
+        bits = pack(bf16_bits(weights), BF16_GROUP)
+        stored = helper.make_tensor(name, TensorProto.BFLOAT16, bits.shape, bits.tobytes(), raw=True)
+        return self._constant(name, stored)

@@ -25,7 +25,7 @@ from cappy_engine.errors import GraphError
 from cappy_export.graphs.files import check_graph, head_nodes, save
 from cappy_export.precisions.calibration import Inputs, measure_activations
 from cappy_export.precisions.embeddings import quantize_embeddings
-from cappy_export.precisions.int8_graph import Int8Options, Rewriter
+from cappy_export.precisions.int8_graph import Int8Options, Int8Rewriter
 from cappy_export.precisions.rotation import BLOCK
 
 QUANTIZED = ("MatMul", "Gemm", "Attention")
@@ -85,10 +85,7 @@ def quantize_products(
     if options.needs_spread and len(activations) < len(read):
         raise GraphError("int8 needs pairs to calibrate on, and there are none")
     counts = Counter(node.op_type for node in model.graph.node if node.name in replaced)
-    rewriter = Rewriter(model, options, replaced, activations)
-    for node in list(model.graph.node):
-        rewriter.take(node)
-    rewriter.finish()
+    Int8Rewriter(model, options, replaced, activations).rewrite()
     save(model, out)
     return kept, dict(counts)
 

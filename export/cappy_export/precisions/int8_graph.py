@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import onnx
-import onnx.numpy_helper
 from onnx import helper
 
 from cappy_engine.native.operands import AFTER_GELU, GROUP, PANEL, Rounding
 from cappy_engine.native.reference import pack
-from cappy_export.graphs.operators import DOMAIN, with_functions
+from cappy_export.graphs.operators import DOMAIN
 from cappy_export.graphs.writer import MICROSOFT
 from cappy_export.precisions.calibration import Activations
-from cappy_export.precisions.float_graph import FloatGraph, joined_with, multi_head, put_nodes
+from cappy_export.precisions.float_graph import multi_head
+from cappy_export.precisions.product_rewriter import ProductRewriter
 from cappy_export.precisions.rotation import Rotation, rotation_for
 from cappy_export.precisions.rounding import Floats, Int8, compensate_weights, quantize_weights
 
@@ -59,13 +58,10 @@ class _Product:
     weight_scales: str
 
 
-class Rewriter:
-    """Replace products of a graph, one by one; an activation that several products read is quantised once.
+class Int8Rewriter(ProductRewriter):
+    """Write 8-bit products in place of a graph's; an activation that several products read is quantised once.
 
-    >>> rewriter = Rewriter(model, Int8Options(), {"layer.0/dense"}, {})
-    >>> for node in list(model.graph.node):
-    ...     rewriter.take(node)
-    >>> rewriter.finish()
+    >>> Int8Rewriter(model, Int8Options(), {"layer.0/dense"}, {}).rewrite()
     """
 
     def __init__(
@@ -76,37 +72,20 @@ class Rewriter:
         activations: Mapping[str, Activations],
     ) -> None:
         """Take the names of the `products` to replace, and the `activations` that they read."""
-        self._products = products
+        super().__init__(model, products)
         self._activations = activations
-        self._nodes: list[onnx.NodeProto] = []
-        self._model = model
         self._options = options
-        self._graph = FloatGraph(model)
-        self._constants: dict[str, onnx.TensorProto] = {}
         self._rounded: dict[str, tuple[Int8, Floats]] = {}
         self._shifts: dict[str, Floats] = {}
         self._rotations: dict[str, Rotation] = {}
         self._quantized: dict[str, tuple[str, str, int]] = {}
-        self._joined: dict[str, onnx.NodeProto | None] = {}
 
-    def take(self, node: onnx.NodeProto) -> None:
-        """Take the graph's next node: replace it if it is one of the products, else keep it."""
-        if node.name in self._joined:
-            joined = self._joined[node.name]
-            self._nodes += [] if joined is None else [joined]
-        elif node.name not in self._products:
-            self._nodes.append(node)
-        elif node.op_type == "Attention":
+    def _replace(self, node: onnx.NodeProto) -> bool:
+        if node.op_type == "Attention":
             self._replace_attention(node)
         else:
             self._replace_product(node)
-
-    def finish(self) -> None:
-        """Put the new nodes and constants into the model; take out weights that nobody reads."""
-        put_nodes(self._model, self._nodes, self._constants.values())
-        if all(entry.domain != MICROSOFT for entry in self._model.opset_import):
-            self._model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
-        with_functions(self._model)
+        return True
 
     def _replace_product(self, node: onnx.NodeProto) -> None:
         """Put the 8-bit product in place of a MatMul, or of a Gemm and all that follows it in one operator."""
@@ -116,7 +95,8 @@ class Rewriter:
         is_linear = has_bias and self._is_linear(node, weights)
         product = self._product(node.input[0], matrix, weights, node.name, is_packed=is_linear)
         if is_linear:
-            self._join(node, product, self._corrected_bias(node))
+            inputs = [product.activation, product.scale, product.weights, product.weight_scales]
+            self._join(node, [*inputs, self._corrected_bias(node)], zero_point=product.zero_point)
         elif has_bias:
             whole = self._multiply(product, f"{node.name}/product", node.name, has_bias=True)
             self._emit("Add", [whole, self._corrected_bias(node)], node.output[0], f"{node.name}/bias")
@@ -142,22 +122,6 @@ class Rewriter:
             corrected = f"{node.name}/corrected_bias"
             return self._emit("Sub", [bias, self._shift(node.name)], corrected, corrected)
         return self._constant(f"{node.name}/corrected_bias", self._graph.array(bias) - self._shifts[node.name])
-
-    def _join(self, node: onnx.NodeProto, product: _Product, bias: str) -> None:
-        """Write a product with its bias; what alone reads the sum is part of it: Gelu, or residual and layer norm."""
-        joined = joined_with(self._graph, node)
-        inputs = [product.activation, product.scale, product.weights, product.weight_scales, bias, *joined.inputs]
-        attributes: dict[str, Any] = {"zero_point": product.zero_point}
-        if joined.operator == "LinearGelu":
-            attributes["activation"] = "gelu"
-        if joined.epsilon is not None:
-            attributes["epsilon"] = joined.epsilon
-        whole = helper.make_node(joined.operator, inputs, [joined.output], node.name, domain=DOMAIN, **attributes)
-        self._joined.update((taken.name, None) for taken in joined.taken)
-        if joined.epsilon is None:
-            self._nodes.append(whole)
-        else:  # in the norm's place: the residual may be computed after this product
-            self._joined[joined.taken[-1].name] = whole
 
     def _replace_attention(self, node: onnx.NodeProto) -> None:
         """Write Attention as its three projections and MultiHeadAttention, which takes the same bias and masks."""
@@ -247,12 +211,3 @@ class Rewriter:
             inputs.append(self._constant(f"{source}/offsets", rotation.offsets))
         self._nodes.append(helper.make_node(operator, inputs, [whole, scale], whole, domain=DOMAIN, **attributes))
         return whole, scale, limits.zero_point
-
-    def _emit(self, operator: str, inputs: Sequence[str], out: str, name: str, **attributes: Any) -> str:
-        self._nodes.append(helper.make_node(operator, inputs, [out], name, **attributes))
-        return out
-
-    def _constant(self, name: str, value: Any) -> str:
-        if name not in self._constants:
-            self._constants[name] = onnx.numpy_helper.from_array(np.asarray(value), name)
-        return name
