@@ -18,12 +18,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from cappy_export.graphs.operators import DOMAIN
-from cappy_export.graphs.writer import ACTIVATIONS, GraphWriter, Parts, Tokens, Weights, find_tokens, kept
+from cappy_export.graphs.parts import BertParts
+from cappy_export.graphs.writer import GraphWriter, Tokens, Weights, find_tokens, kept
 
 
 def encoder_model(config: Any, weights: Weights) -> onnx.ModelProto:
@@ -35,7 +35,7 @@ def encoder_model(config: Any, weights: Weights) -> onnx.ModelProto:
     with one token or more that is not masked; output `logits`, (batch, 1) float32.
     """
     graph = GraphWriter()
-    parts = Parts(graph, config, weights)
+    parts = BertParts(graph, config, weights)
     encoder = _Encoder(graph, parts)
     tokens = find_tokens(graph)
     hidden = encoder.embed(tokens)
@@ -46,7 +46,7 @@ def encoder_model(config: Any, weights: Weights) -> onnx.ModelProto:
 
 
 class _Encoder:
-    def __init__(self, graph: GraphWriter, parts: Parts) -> None:
+    def __init__(self, graph: GraphWriter, parts: BertParts) -> None:
         self._graph = graph
         self._parts = parts
         self._config = parts.config
@@ -73,8 +73,7 @@ class _Encoder:
         mixed = graph.add("Add", [output, read], f"{name}/attention/residual")
         middle = parts.norm(f"{attended}.output.LayerNorm", mixed)
         wide = parts.linear(f"{prefix}.intermediate.dense", middle, f"{name}/intermediate/dense")
-        activation, domain = ACTIVATIONS[self._config.hidden_act]
-        active = graph.add(activation, [wide], f"{name}/intermediate/activation", domain=domain)
+        active = parts.activation(self._config.hidden_act, wide, f"{name}/intermediate/activation")
         narrow = parts.linear(f"{prefix}.output.dense", active, f"{name}/output/dense")
         return parts.norm(f"{prefix}.output.LayerNorm", graph.add("Add", [narrow, middle], f"{name}/output/residual"))
 
@@ -90,13 +89,8 @@ class _Encoder:
         return self._graph.add("FirstAttention", [query, packed, tokens.lengths], name, domain=DOMAIN, heads=heads)
 
     def _projections(self, weights: str, roles: Sequence[str], hidden: str, name: str) -> str:
-        """Project for several roles in one product: their weights and biases stand beside each other."""
-        parts, role = self._parts, "_".join(roles)
-        matrices = [parts.weight(f"{weights}.{part}.weight").T for part in roles]
-        biases = [parts.weight(f"{weights}.{part}.bias") for part in roles]
-        matrix = self._graph.constant(f"{weights}.{role}.matrix", np.concatenate(matrices, axis=1))
-        bias = self._graph.constant(f"{weights}.{role}.bias", np.concatenate(biases))
-        return self._graph.add("Gemm", [hidden, matrix, bias], f"{name}/{role}")
+        role, parts = "_".join(roles), [f"{weights}.{part}" for part in roles]
+        return self._parts.projections(parts, hidden, f"{weights}.{role}", f"{name}/{role}")
 
     def _positions(self) -> str:
         """Count position ids (batch, length) as transformers does; (1, length) where only the place counts."""

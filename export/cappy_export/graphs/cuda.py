@@ -31,7 +31,8 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from cappy_engine.errors import GraphError
-from cappy_export.graphs.writer import MICROSOFT, GraphWriter, Parts, Weights
+from cappy_export.graphs.parts import BertParts
+from cappy_export.graphs.writer import MICROSOFT, GraphWriter, Weights
 
 LEAST_SUM = 1 / 8
 """How much a token's values, each over its scale, must add up to, per value. Less would be lost in fp16's rounding."""
@@ -87,7 +88,7 @@ def packed_model(config: Any, weights: Weights) -> onnx.ModelProto:
     length) int64; output `logits`, (batch, 1) float32.
     """
     graph = GraphWriter()
-    parts = Parts(graph, config, weights)
+    parts = BertParts(graph, config, weights)
     entries = _entries(parts)
     hidden, offsets, bounds = _tokens(graph, parts, entries[0])
     starts = graph.add(
@@ -152,7 +153,7 @@ def with_packed_attention(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _entries(parts: Parts) -> list[Entry]:
+def _entries(parts: BertParts) -> list[Entry]:
     """Find how tokens enter every layer, and leave the last one: as they are."""
     norms = ["embeddings", *(f"encoder.layer.{number}.output" for number in range(parts.config.num_hidden_layers))]
     found = [
@@ -162,7 +163,7 @@ def _entries(parts: Parts) -> list[Entry]:
     return [*found[:-1], Entry(np.zeros_like(found[-1].move), None)]
 
 
-def _tokens(graph: GraphWriter, parts: Parts, entry: Entry) -> tuple[str, str, str]:
+def _tokens(graph: GraphWriter, parts: BertParts, entry: Entry) -> tuple[str, str, str]:
     """Embed the real tokens (tokens, hidden); tell their offsets (batch, length) and bounds (batch + 1,)."""
     total = parts.padded_embeddings()
     counted = graph.add("Cast", ["attention_mask"], "mask_int32", to=TensorProto.INT32)
@@ -174,7 +175,7 @@ def _tokens(graph: GraphWriter, parts: Parts, entry: Entry) -> tuple[str, str, s
 
 def _layer(
     graph: GraphWriter,
-    parts: Parts,
+    parts: BertParts,
     number: int,
     hidden: str,
     packing: tuple[str, str],
@@ -201,7 +202,7 @@ def _layer(
 
 
 def _attention(
-    graph: GraphWriter, parts: Parts, weights: str, hidden: str, packing: tuple[str, str], entry: Entry, name: str
+    graph: GraphWriter, parts: BertParts, weights: str, hidden: str, packing: tuple[str, str], entry: Entry, name: str
 ) -> str:
     """Let the tokens of each pair attend to each other: (tokens, hidden) to the same."""
     if entry.row is None:
@@ -223,7 +224,7 @@ def _attention(
     )
 
 
-def _bias_behind_attention(graph: GraphWriter, parts: Parts, weights: str, entry: Entry) -> str:
+def _bias_behind_attention(graph: GraphWriter, parts: BertParts, weights: str, entry: Entry) -> str:
     """Add the bias of attention's output, with what the values' bias becomes in it, and the tokens' move taken back."""
     output = parts.weight(f"{weights}.output.dense.weight").astype(np.float64)
     moved = parts.weight(f"{weights}.self.value.weight") @ entry.move
@@ -234,7 +235,7 @@ def _bias_behind_attention(graph: GraphWriter, parts: Parts, weights: str, entry
 
 def _residual(
     graph: GraphWriter,
-    parts: Parts,
+    parts: BertParts,
     weights: str,
     source: str,
     skip: str,

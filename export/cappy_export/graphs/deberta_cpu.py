@@ -1,10 +1,10 @@
 """Write the graph for CPUs of a DeBERTa-v2 or v3: nothing is computed for padding.
 
 Real tokens stand one after the other, and the last layer is computed for the first token of each pair alone, as in
-`cpu.py`. Attention is disentangled: to a query's product with a key come its product with a key for their distance, and
-the key's product with a query for it. Those keys and queries of distances depend on no input: they are computed here,
-once for each layer, and stay in float32 in every precision. Which distance has which of them is one table for all
-layers, made by transformers' own code: beyond half of the buckets, several distances share one.
+`bert_cpu.py`. Attention is disentangled: to a query's product with a key come its product with a key for their
+distance, and the key's product with a query for it. Those keys and queries of distances depend on no input: they are
+computed here, once for each layer, and stay in float32 in every precision. Which distance has which of them is one
+table for all layers, made by transformers' own code: beyond half of the buckets, several distances share one.
 
 Convolutions (DeBERTa-v2-xlarge) and embeddings of another size are left to optimum.
 """
@@ -21,6 +21,7 @@ import onnx
 import torch
 
 from cappy_export.graphs.operators import DOMAIN
+from cappy_export.graphs.parts import Parts
 from cappy_export.graphs.writer import ACTIVATIONS, GraphWriter, Tokens, Weights, find_tokens, kept
 
 ROLES = {"c2p": "key", "p2c": "query"}
@@ -55,7 +56,7 @@ def encoder_model(config: Any, weights: Weights) -> onnx.ModelProto:
     padded on the right; output `logits`, (batch, 1). Pairs have at most `max_position_embeddings` tokens.
     """
     graph = GraphWriter()
-    encoder = _Encoder(graph, config, {name: np.asarray(value, np.float32) for name, value in weights.items()})
+    encoder = _Encoder(graph, Parts(graph, config, weights, prefix="deberta"))
     tokens = find_tokens(graph)
     hidden = encoder.embed(tokens)
     for number in range(config.num_hidden_layers):
@@ -100,10 +101,10 @@ def _span(config: Any) -> int:
 
 
 class _Encoder:
-    def __init__(self, graph: GraphWriter, config: Any, weights: Weights) -> None:
+    def __init__(self, graph: GraphWriter, parts: Parts) -> None:
         self._graph = graph
-        self._config = config
-        self._weights = weights
+        self._parts = parts
+        self._config = config = parts.config
         self._kinds = _kinds(config.pos_att_type)
         self._heads = config.num_attention_heads
         self._head_size = config.hidden_size // config.num_attention_heads
@@ -112,34 +113,36 @@ class _Encoder:
 
     def embed(self, tokens: Tokens) -> str:
         """Look up, sum and normalise the embeddings of the real tokens: (tokens, hidden)."""
-        graph, config = self._graph, self._config
-        total = self._rows("word_embeddings", kept(graph, "input_ids", tokens))
+        graph, parts, config = self._graph, self._parts, self._config
+        total = parts.rows("word_embeddings", kept(graph, "input_ids", tokens))
         if config.position_biased_input:
             places = graph.add("Gather", [tokens.places, graph.constant("one", 1)], "places_in_pairs", axis=1)
-            positions = self._rows("position_embeddings", places)
+            positions = parts.rows("position_embeddings", places)
             total = graph.add("Add", [total, positions], "words_and_positions")
         if config.type_vocab_size > 0:
-            types = self._rows("token_type_embeddings", kept(graph, "token_type_ids", tokens))
+            types = parts.rows("token_type_embeddings", kept(graph, "token_type_ids", tokens))
             total = graph.add("Add", [total, types], "embeddings")
-        return self._norm("deberta.embeddings.LayerNorm", total)
+        return parts.norm("deberta.embeddings.LayerNorm", total)
 
     def layer(self, number: int, hidden: str, tokens: Tokens, *, is_last: bool) -> str:
         """Write a layer: (tokens, hidden) to the same; the last one to (batch, hidden), the first tokens only."""
-        graph, prefix, name = self._graph, f"deberta.encoder.layer.{number}", f"layer.{number}"
+        graph, parts = self._graph, self._parts
+        prefix, name = f"deberta.encoder.layer.{number}", f"layer.{number}"
         read = graph.add("Gather", [hidden, tokens.starts], f"{name}/first_tokens") if is_last else hidden
         context = self._attention(number, (read, hidden), tokens, is_last=is_last)
-        output = self._linear(f"{prefix}.attention.output.dense", context, f"{name}/attention/output/dense")
+        output = parts.linear(f"{prefix}.attention.output.dense", context, f"{name}/attention/output/dense")
         mixed = graph.add("Add", [output, read], f"{name}/attention/residual")
-        middle = self._norm(f"{prefix}.attention.output.LayerNorm", mixed)
-        wide = self._linear(f"{prefix}.intermediate.dense", middle, f"{name}/intermediate/dense")
-        active = self._activation(self._config.hidden_act, wide, f"{name}/intermediate/activation")
-        narrow = self._linear(f"{prefix}.output.dense", active, f"{name}/output/dense")
-        return self._norm(f"{prefix}.output.LayerNorm", graph.add("Add", [narrow, middle], f"{name}/output/residual"))
+        middle = parts.norm(f"{prefix}.attention.output.LayerNorm", mixed)
+        wide = parts.linear(f"{prefix}.intermediate.dense", middle, f"{name}/intermediate/dense")
+        active = parts.activation(self._config.hidden_act, wide, f"{name}/intermediate/activation")
+        narrow = parts.linear(f"{prefix}.output.dense", active, f"{name}/output/dense")
+        return parts.norm(f"{prefix}.output.LayerNorm", graph.add("Add", [narrow, middle], f"{name}/output/residual"))
 
     def head(self, first: str) -> None:
         """Write the head: logits (batch, 1) of the first tokens (batch, hidden)."""
-        dense = self._linear("pooler.dense", first, "head/dense")
-        self._linear("classifier", self._activation(self._config.pooler_hidden_act, dense, "head/activation"), "logits")
+        parts = self._parts
+        dense = parts.linear("pooler.dense", first, "head/dense")
+        parts.linear("classifier", parts.activation(self._config.pooler_hidden_act, dense, "head/activation"), "logits")
 
     def _attention(self, number: int, sources: tuple[str, str], tokens: Tokens, *, is_last: bool) -> str:
         """Attend within each pair: (tokens, hidden); in the last layer the first tokens only, (batch, hidden)."""
@@ -156,24 +159,16 @@ class _Encoder:
         return self._graph.add("FirstDisentangledAttention", [query, packed, *shared], name, **attributes)
 
     def _projections(self, weights: str, roles: Sequence[str], hidden: str, name: str) -> str:
-        """Project for several roles in one product: their weights and biases stand beside each other."""
         role, parts = "_".join(roles), [f"{weights}.{part}_proj" for part in roles]
-        matrix = np.concatenate([self._weights[f"{part}.weight"].T for part in parts], axis=1)
-        bias = np.concatenate([self._weights[f"{part}.bias"] for part in parts])
-        inputs = [
-            hidden,
-            self._graph.constant(f"{weights}.{role}.matrix", matrix),
-            self._graph.constant(f"{weights}.{role}.bias", bias),
-        ]
-        return self._graph.add("Gemm", inputs, f"{name}/{role}")
+        return self._parts.projections(parts, hidden, f"{weights}.{role}", f"{name}/{role}")
 
     def _embed_distances(self) -> torch.Tensor:
         """Look up and normalise the embeddings of distances: (2 span, hidden)."""
-        rows = torch.from_numpy(self._weights["deberta.encoder.rel_embeddings.weight"][: 2 * _span(self._config)])
+        rows = torch.from_numpy(self._parts.weight("deberta.encoder.rel_embeddings.weight")[: 2 * _span(self._config)])
         kinds = getattr(self._config, "norm_rel_ebd", "none").lower().split("|")
         if "layer_norm" not in [kind.strip() for kind in kinds]:
             return rows
-        scale, shift = (torch.from_numpy(self._weights[f"deberta.encoder.LayerNorm.{part}"]) for part in _PARTS)
+        scale, shift = (torch.from_numpy(self._parts.weight(f"deberta.encoder.LayerNorm.{part}")) for part in _PARTS)
         return torch.nn.functional.layer_norm(rows, scale.shape, scale, shift, float(self._config.layer_norm_eps))
 
     def _of_distances(self, weights: str, kind: str) -> str:
@@ -183,28 +178,7 @@ class _Encoder:
             shape = self._heads, len(self._distances), self._head_size
             return self._graph.constant("no_distances", np.zeros(shape, np.float32))
         shared = f"{role}_proj" if getattr(self._config, "share_att_key", False) else f"pos_{role}_proj"
-        matrix, bias = (torch.from_numpy(self._weights[f"{weights}.{shared}.{part}"]) for part in _PARTS)
+        matrix, bias = (torch.from_numpy(self._parts.weight(f"{weights}.{shared}.{part}")) for part in _PARTS)
         table = torch.nn.functional.linear(self._distances, matrix, bias)
         by_head = table.reshape(len(table), self._heads, self._head_size).transpose(0, 1)
         return self._graph.constant(f"{weights}.{role}.distances", by_head.numpy())
-
-    def _rows(self, table: str, ids: str) -> str:
-        name = f"deberta.embeddings.{table}"
-        return self._graph.add(
-            "Gather", [self._graph.constant(f"{name}.weight", self._weights[f"{name}.weight"]), ids], name
-        )
-
-    def _norm(self, weights: str, hidden: str) -> str:
-        names = [f"{weights}.{part}" for part in _PARTS]
-        inputs = [hidden, *(self._graph.constant(name, self._weights[name]) for name in names)]
-        epsilon = float(self._config.layer_norm_eps)
-        return self._graph.add("LayerNormalization", inputs, weights, axis=-1, epsilon=epsilon)
-
-    def _linear(self, weights: str, hidden: str, name: str) -> str:
-        matrix = self._graph.constant(f"{weights}.matrix", self._weights[f"{weights}.weight"].T)
-        bias = self._graph.constant(f"{weights}.bias", self._weights[f"{weights}.bias"])
-        return self._graph.add("Gemm", [hidden, matrix, bias], name)
-
-    def _activation(self, kind: str, hidden: str, name: str) -> str:
-        operator, domain = ACTIVATIONS[kind]
-        return self._graph.add(operator, [hidden], name, domain=domain)

@@ -17,7 +17,8 @@ import onnx.shape_inference
 from onnx import TensorProto
 
 from cappy_engine.errors import GraphError
-from cappy_export.graphs.writer import GraphWriter, Parts, Weights
+from cappy_export.graphs.parts import BertParts
+from cappy_export.graphs.writer import GraphWriter, Weights
 
 TENSORRT_OPSET = 19
 """From 19 on QuantizeLinear takes float16, which int8 with fp16 around it needs; TensorRT 10 reads it."""
@@ -39,7 +40,7 @@ def plain_model(config: Any, weights: Weights) -> onnx.ModelProto:
     `logits`, (batch, 1) float32.
     """
     graph = GraphWriter(opset=TENSORRT_OPSET)
-    parts = Parts(graph, config, weights)
+    parts = BertParts(graph, config, weights)
     hidden = parts.norm(f"{parts.prefix}.embeddings.LayerNorm", parts.padded_embeddings())
     mask = _mask(graph)
     for number in range(config.num_hidden_layers):
@@ -92,7 +93,7 @@ def _mask(graph: GraphWriter) -> str:
     return graph.add("Unsqueeze", [bias, graph.constant("middle_axes", [1, 2])], "mask")
 
 
-def _layer(graph: GraphWriter, parts: Parts, number: int, hidden: str, mask: str, *, is_last: bool) -> str:
+def _layer(graph: GraphWriter, parts: BertParts, number: int, hidden: str, mask: str, *, is_last: bool) -> str:
     """Write one layer: (batch, length, hidden) to the same; the last one to (batch, 1, hidden), the first token."""
     prefix, name = f"{parts.prefix}.encoder.layer.{number}", f"layer.{number}"
     read = hidden
@@ -110,7 +111,9 @@ def _layer(graph: GraphWriter, parts: Parts, number: int, hidden: str, mask: str
     return parts.norm(f"{prefix}.output.LayerNorm", graph.add("Add", [narrow, middle], f"{name}/output/residual"))
 
 
-def _attention(graph: GraphWriter, parts: Parts, weights: str, sources: tuple[str, str], mask: str, name: str) -> str:
+def _attention(
+    graph: GraphWriter, parts: BertParts, weights: str, sources: tuple[str, str], mask: str, name: str
+) -> str:
     """Let the tokens of the first source attend to those of the second."""
     heads = parts.config.num_attention_heads
     size = parts.config.hidden_size // heads
@@ -135,7 +138,7 @@ _BY_HEAD = [0, 2, 1, 3]
 _TRANSPOSED = [0, 2, 3, 1]
 
 
-def _linear(graph: GraphWriter, parts: Parts, weights: str, hidden: str, name: str) -> str:
+def _linear(graph: GraphWriter, parts: BertParts, weights: str, hidden: str, name: str) -> str:
     product = graph.add("MatMul", [hidden, parts.matrix(weights)], f"{name}/product")
     return graph.add("Add", [product, parts.bias(weights)], name)
 
