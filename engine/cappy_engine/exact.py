@@ -1,4 +1,4 @@
-"""Score the candidates between which int8's error could decide again, with the bundle's fp32 model."""
+"""Score again, with the fp32 model, the candidates that int8 could have put in the wrong order."""
 
 from __future__ import annotations
 

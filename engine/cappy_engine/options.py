@@ -48,7 +48,8 @@ class Asked:
     `cli.arguments.takes` makes an option of a command of it, `check_asked` checks the field. `flag` is the option's
     name, or several with spaces between (empty: the field's). `choices` are the words that it takes, `least` is the
     smallest number (without it a whole one is 0 or more). A field whose type is a tuple takes the option several times.
-    `alone` is the value of an option without one, `check` raises ValueError for a word that is not one.
+    `alone` is the value if the option is given bare. `check` raises ValueError for a wrong word; it is not asked where
+    there are `choices`.
 
         >>> @dataclass(frozen=True)
         ... class Options:

@@ -16,7 +16,7 @@ from cappy_bench.make_checkpoint import make_family, save_weights
 from cappy_engine.errors import CheckpointError
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export import export
-from cappy_export.adaptation.fitting import pair_tokenizer
+from cappy_export.adaptation.model_setup import pair_tokenizer
 from cappy_export.checkpoints.checkpoint import open_checkpoint
 from cappy_export.checkpoints.fast_tokenizer import PROBES, load_tokenizer
 from cappy_export.proof.reference import score_with_torch

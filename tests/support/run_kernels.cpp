@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "attention.h"
+#include "gate.h"
 #include "linear.h"
 
 namespace {

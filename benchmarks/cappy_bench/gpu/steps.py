@@ -165,7 +165,7 @@ def measure_parity(check: Check, *, device: str, precision: str) -> Figures:
     else:
         scorer = check.machine.open_scorer(check.bundle, device, precision)
     # PyTorch comes with these: not before our session is open
-    from cappy_export.proof.parity import measure, require_same_tokens, score_in_shapes, violations
+    from cappy_export.proof.parity import measure, require_same_token_counts, score_in_shapes, violations
     from cappy_export.proof.reference import Reference
 
     if not (check.work / REFERENCE).exists():
@@ -178,7 +178,7 @@ def measure_parity(check: Check, *, device: str, precision: str) -> Figures:
     pairs = default_pairs()
     with scorer:
         scored, shapes = score_in_shapes(scorer, pairs, PARITY_SHAPES)
-    require_same_tokens(scored, reference, pairs)
+    require_same_token_counts(scored, reference, pairs)
     found = measure(reference.scores, scored.scores, pairs, reference.token_counts)
     texts = ("instruction", "response")
     worst = [{name: value for name, value in row.items() if name not in texts} for row in found["worst"]]

@@ -62,7 +62,7 @@ def read_as_training(folder: Path, checkpoint: Path) -> dict[str, Any]:
 
     >>> read_as_training(Path("shards"), Path("export/cappy_mini/checkpoint"))["peak_bytes"]
     """
-    from cappy_export.adaptation.fitting import pair_tokenizer
+    from cappy_export.adaptation.model_setup import pair_tokenizer
     from cappy_export.adaptation.scanning import Counted, choose, count
     from cappy_export.adaptation.schedule import plan_parts
     from cappy_export.adaptation.shards import find_shards

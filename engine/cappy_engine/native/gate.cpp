@@ -1,13 +1,12 @@
 // The operator GeGlu: one half of a row, after Gelu, times the other.
+#include "gate.h"
+
 #include <new>
 
-#include "linear.h"
 #include "numbers.h"
 
 namespace cappy {
 namespace {
-
-constexpr size_t VALUES_OF_A_TASK = 32768;  // some microseconds
 
 class GeGlu : public Kernel {
  public:

@@ -78,6 +78,8 @@ struct RowKernels {
   void (*gate_row)(const float* x, size_t count, float* y);  // x has 2 * count values
 };
 
+constexpr size_t VALUES_OF_A_TASK = 32768;  // of rows that go through RowKernels: some microseconds
+
 struct LinearKernels {
   RowKernels rows;
   Product product;

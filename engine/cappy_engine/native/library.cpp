@@ -6,6 +6,7 @@
 #include <new>
 
 #include "attention.h"
+#include "gate.h"
 #include "kernels.h"
 #include "linear.h"
 #include "operators.h"

@@ -59,9 +59,6 @@ class Linear {
 bool quantize_rows(const RowKernels& kernels, const float* x, size_t rows, size_t columns, const Rotation& rotation,
                    const Rounding& rounding, uint8_t* q, float* scales, const Parallel& parallel);
 
-// Rows of 2 * count values become rows of count.
-void gate_rows(const RowKernels& kernels, const float* x, size_t rows, size_t count, float* y, const Parallel& parallel);
-
 // A constant of a value for each column.
 Error read_row(const Node& node, size_t input, size_t columns, const float** row);
 
@@ -69,6 +66,6 @@ Error read_row(const Node& node, size_t input, size_t columns, const float** row
 Error read_zero_point(const Node& node, int* zero_point);
 
 extern const Operator QUANTIZE_ROWS, QUANTIZE_POSITIVE_ROWS, QUANTIZE_ROTATED_ROWS, LINEAR, LINEAR_GELU, LINEAR_NORM, BF16_LINEAR,
-    BF16_LINEAR_GELU, BF16_LINEAR_NORM, GE_GLU;
+    BF16_LINEAR_GELU, BF16_LINEAR_NORM;
 
 }  // namespace cappy

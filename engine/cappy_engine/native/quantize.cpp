@@ -8,8 +8,6 @@
 namespace cappy {
 namespace {
 
-constexpr size_t VALUES_OF_A_TASK = 32768;  // some microseconds
-
 class QuantizeRows : public Kernel {
  public:
   QuantizeRows(const RowKernels& kernels, const Rotation& rotation, size_t columns, const Rounding& rounding)

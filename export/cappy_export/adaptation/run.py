@@ -29,9 +29,9 @@ from cappy_engine.overlap import ahead
 from cappy_engine.pairs import Pair
 from cappy_export.adaptation import state
 from cappy_export.adaptation.examples import grouped_accuracy
-from cappy_export.adaptation.fitting import pair_tokenizer, parameter_groups, save_memory
 from cappy_export.adaptation.launch import agree, refuse, together
 from cappy_export.adaptation.log import LOG, Meter, Progress, append, evaluations
+from cappy_export.adaptation.model_setup import pair_tokenizer, parameter_groups, save_memory
 from cappy_export.adaptation.recipe import AdaptOptions, Recipe
 from cappy_export.adaptation.saving import Trained, write_checkpoint
 from cappy_export.adaptation.scanning import Scan

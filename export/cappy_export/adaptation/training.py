@@ -1,7 +1,7 @@
 """Adapt a checkpoint: fine-tune it on pairs with labels, by Cappy's recipe (arXiv 2311.06720), no LLM needed.
 
-Mean squared error of `logits[:, 0]` with AdamW, under a linear schedule with warm-up. The same options and files give
-the same steps, so a training that was stopped goes on as if it had not been.
+Mean squared error of `logits[:, 0]` with AdamW, under a linear schedule with warm-up: `run.py` computes loss and steps.
+The same options and files give the same steps, so a training that was stopped goes on as if it had not been.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ PLACED = """
     {what}_moved = Reshape ({what}_cut, moved_shape)
     {what}_placed = Slice ({what}_moved, first, tokens_of_pair, last_axis)
 """
-"""Moves each line one place less to the left than the line before: what stood by distance stands by place then."""
+"""Shifts each line one place less than the one before it: columns then mean places, not distances."""
 
 ATTEND_DISENTANGLED = f"""
     {DISENTANGLED_PARTS}

@@ -149,7 +149,7 @@ class _Encoder:
         graph, activation, size = self._graph, self._config.hidden_activation, self._config.intermediate_size
         if activation == "gelu":
             return graph.add("GeGlu", [wide], f"{name}/gated", domain=DOMAIN)
-        halves = [f"{name}/value", f"{name}/gate"]
+        halves = [f"{name}/gate", f"{name}/value"]
         sizes = graph.constant("halves", [size, size])
         graph.add_all("Split", [wide, sizes], halves, f"{name}/halves", domain="", axis=1)
         active = self._activation(activation, halves[0], f"{name}/activation")

@@ -33,6 +33,13 @@ from cappy_export.graphs.bodies import (
 DOMAIN = "cappy"
 VERSION = 1
 
+_GELU = "unknown = com.microsoft.BiasGelu (product, bias)  y = Cast <to = 1> (unknown)"
+_NORM = """
+    linear = Add (product, bias)
+    mixed = Add (linear, residual)
+    y = LayerNormalization <axis = -1, epsilon: float = @epsilon> (mixed, gamma, beta)
+"""
+
 
 def _quantize_rows() -> str:
     """QuantizeRows (x float [n, k]) -> (q uint8 [n, k], scale float [n, 1])
@@ -81,8 +88,7 @@ def _linear() -> str:
 def _linear_gelu() -> str:
     """LinearGelu (q, scale, weights, weight_scales, bias) -> y: Gelu, with erf, of what Linear computes."""
     inputs = "(q, scale, weights, weight_scales, bias)"
-    end = "unknown = com.microsoft.BiasGelu (product, bias)  y = Cast <to = 1> (unknown)"
-    return f"LinearGelu <zero_point, activation> {inputs} => (y) {{ {PRODUCT} {end} }}"
+    return f"LinearGelu <zero_point, activation> {inputs} => (y) {{ {PRODUCT} {_GELU} }}"
 
 
 def _linear_norm() -> str:
@@ -91,12 +97,7 @@ def _linear_norm() -> str:
     The layer norm of residual and what Linear computes. Attributes: zero_point, epsilon.
     """
     inputs = "(q, scale, weights, weight_scales, bias, residual, gamma, beta)"
-    end = """
-        linear = Add (product, bias)
-        mixed = Add (linear, residual)
-        y = LayerNormalization <axis = -1, epsilon: float = @epsilon> (mixed, gamma, beta)
-    """
-    return f"LinearNorm <zero_point, epsilon> {inputs} => (y) {{ {PRODUCT} {end} }}"
+    return f"LinearNorm <zero_point, epsilon> {inputs} => (y) {{ {PRODUCT} {_NORM} }}"
 
 
 def _bf16_linear() -> str:
@@ -110,8 +111,7 @@ def _bf16_linear() -> str:
 
 def _bf16_linear_gelu() -> str:
     """Bf16LinearGelu (x, weights, bias) -> y: Gelu, with erf, of what Bf16Linear computes."""
-    end = "unknown = com.microsoft.BiasGelu (product, bias)  y = Cast <to = 1> (unknown)"
-    return f"Bf16LinearGelu <activation> (x, weights, bias) => (y) {{ {BF16_PRODUCT} {end} }}"
+    return f"Bf16LinearGelu <activation> (x, weights, bias) => (y) {{ {BF16_PRODUCT} {_GELU} }}"
 
 
 def _bf16_linear_norm() -> str:
@@ -120,12 +120,7 @@ def _bf16_linear_norm() -> str:
     The layer norm of residual and what Bf16Linear computes. Attribute: epsilon.
     """
     inputs = "(x, weights, bias, residual, gamma, beta)"
-    end = """
-        linear = Add (product, bias)
-        mixed = Add (linear, residual)
-        y = LayerNormalization <axis = -1, epsilon: float = @epsilon> (mixed, gamma, beta)
-    """
-    return f"Bf16LinearNorm <epsilon> {inputs} => (y) {{ {BF16_PRODUCT} {end} }}"
+    return f"Bf16LinearNorm <epsilon> {inputs} => (y) {{ {BF16_PRODUCT} {_NORM} }}"
 
 
 def _ge_glu() -> str:

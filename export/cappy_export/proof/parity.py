@@ -104,10 +104,10 @@ def score_in_shapes(
     return total, len(seen)
 
 
-def require_same_tokens(scored: Scored, reference: Reference, pairs: Sequence[Pair]) -> None:
+def require_same_token_counts(scored: Scored, reference: Reference, pairs: Sequence[Pair]) -> None:
     """Raise ExportError unless the engine makes as many tokens of each pair as transformers.
 
-    >>> require_same_tokens(scored, reference, pairs)
+    >>> require_same_token_counts(scored, reference, pairs)
     """
     differs = (scored.token_counts != reference.token_counts) | (scored.truncated != reference.truncated)
     if differs.any():

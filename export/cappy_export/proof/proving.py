@@ -29,7 +29,7 @@ from cappy_export.gpu_models import runnable_on_cpu
 from cappy_export.manifest import machine
 from cappy_export.options import Say
 from cappy_export.proof.limits import Limits
-from cappy_export.proof.parity import describe_pairs, measure, require_same_tokens, score_in_shapes
+from cappy_export.proof.parity import describe_pairs, measure, require_same_token_counts, score_in_shapes
 from cappy_export.proof.reference import Reference
 
 MEANINGFUL_STD = 0.01
@@ -80,7 +80,7 @@ def _measure(folder: Path, target: str, precision: str, proof: Proof) -> dict[st
     with _open_for_proof(folder, target, precision) as scorer:
         scored, shapes = score_in_shapes(scorer, proof.pairs)
         kernels, grouping = scorer.info.kernels if target == "cpu" else "", scorer.runner.grouping
-    require_same_tokens(scored, proof.reference, proof.pairs)
+    require_same_token_counts(scored, proof.reference, proof.pairs)
     row = {
         **_compared(proof, scored.scores),
         "batch_shapes": shapes,

@@ -1,4 +1,4 @@
-"""Fit a checkpoint's model and tokenizer for training."""
+"""Set up a checkpoint's model and tokenizer for training. `run.py` has the loss and the steps."""
 
 from __future__ import annotations
 
