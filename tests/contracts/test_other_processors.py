@@ -31,6 +31,7 @@ from cappy_engine.native.operands import (
     Floats,
     Ids,
     Layer,
+    Norm,
     Rotation,
     Rounding,
 )
@@ -53,13 +54,23 @@ class LibraryInAProgram(NativeLibrary):
         return self._run("sets").decode().split()
 
     def quantize_rows(
-        self, instruction_set: str, x: Floats, rounding: Rounding, rotation: Rotation | None = None
+        self,
+        instruction_set: str,
+        x: Floats,
+        rounding: Rounding,
+        rotation: Rotation | None = None,
+        norm: Norm | None = None,
+        *,
+        is_gated: bool = False,
     ) -> tuple[Bytes, Floats]:
+        norms, epsilon = ([norm.gamma, norm.beta], norm.epsilon) if norm else ([], 0.0)
         block, turns = (rotation.block, [rotation.factors, rotation.offsets]) if rotation else (0, [])
-        how = (block, rounding.zero_point, rounding.steps, rounding.least, int(rounding.is_signed))
-        found = self._run("quantize", instruction_set, *x.shape, *how, arrays=[x, *turns])
-        scales = np.frombuffer(found, np.float32, offset=x.size)
-        return np.frombuffer(found, np.uint8, x.size).reshape(x.shape), scales.reshape(-1, 1)
+        rows, columns = len(x), x.shape[1] // (1 + is_gated)
+        how = (int(is_gated), int(norm is not None), epsilon, block)
+        last = (rounding.zero_point, rounding.steps, rounding.least, int(rounding.is_signed))
+        found = self._run("quantize", instruction_set, rows, columns, *how, *last, arrays=[x, *norms, *turns])
+        scales = np.frombuffer(found, np.float32, offset=rows * columns)
+        return np.frombuffer(found, np.uint8, rows * columns).reshape(rows, columns), scales.reshape(-1, 1)
 
     def gate_rows(self, instruction_set: str, x: Floats) -> Floats:
         found = self._run("gate", instruction_set, len(x), x.shape[1] // 2, arrays=[x])
@@ -69,13 +80,15 @@ class LibraryInAProgram(NativeLibrary):
         self, instruction_set: str, layer: Layer, rows: Bytes, scales: Floats, residual: Floats | None = None
     ) -> Floats:
         shape = (len(rows), layer.inner, layer.columns)
-        how = (int(layer.is_gelu), int(layer.gamma is not None), int(layer.is_packed), layer.epsilon)
+        after = (int(layer.is_gelu), int(residual is not None), int(layer.gamma is not None))
+        how = (*after, int(layer.is_packed), layer.epsilon)
         arrays = (rows, scales, layer.weights, layer.scales, layer.bias, residual, layer.gamma, layer.beta)
         found = self._run("linear", instruction_set, *shape, layer.zero_point, *how, arrays=arrays)
         return np.frombuffer(found, np.float32).reshape(shape[0], shape[2])
 
     def bf16_linear(self, instruction_set: str, layer: Bf16Layer, x: Floats, residual: Floats | None = None) -> Floats:
-        how = (*x.shape, len(layer.bias), int(layer.is_gelu), int(layer.gamma is not None), layer.epsilon)
+        after = (int(layer.is_gelu), int(residual is not None), int(layer.gamma is not None))
+        how = (*x.shape, len(layer.bias), *after, layer.epsilon)
         arrays = (x, layer.weights, layer.bias, residual, layer.gamma, layer.beta)
         found = self._run("bf16", instruction_set, *how, arrays=arrays)
         return np.frombuffer(found, np.float32).reshape(len(x), -1)

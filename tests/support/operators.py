@@ -42,7 +42,7 @@ def computed(
 def run_node(
     node: onnx.NodeProto,
     inputs: Mapping[str, Array],
-    constants: Mapping[str, Floats],
+    constants: Mapping[str, Floats | onnx.TensorProto],
     options: onnxruntime.SessionOptions,
 ) -> list[Floats]:
     values = [
@@ -51,7 +51,10 @@ def run_node(
     ]
     kinds = {"q": TensorProto.UINT8}
     outputs = [helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), None) for name in node.output]
-    stored = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
+    stored = [
+        value if isinstance(value, onnx.TensorProto) else onnx.numpy_helper.from_array(value, name)
+        for name, value in constants.items()
+    ]
     graph = helper.make_graph([node], "g", values, outputs, stored)
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
     model = with_functions(helper.make_model(graph, opset_imports=opsets, ir_version=8))

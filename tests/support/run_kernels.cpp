@@ -2,11 +2,12 @@
 // that only an emulator has. Nothing of a C++ library is used, which zig would have to compile first.
 //
 //   run_kernels LIBRARY sets
-//   run_kernels LIBRARY quantize SET ROWS COLUMNS BLOCK ZERO_POINT STEPS LEAST IS_SIGNED  < x [factors offsets] > q scales
-//   run_kernels LIBRARY linear SET ROWS INNER COLUMNS ZERO_POINT IS_GELU HAS_NORM IS_PACKED EPSILON
-//       < q scales weights scales bias [residual gamma beta]                                               > y
-//   run_kernels LIBRARY bf16 SET ROWS INNER COLUMNS IS_GELU HAS_NORM EPSILON
-//       < x weights bias [residual gamma beta]                                                             > y
+//   run_kernels LIBRARY quantize SET ROWS COLUMNS IS_GATED HAS_NORM EPSILON BLOCK ZERO_POINT STEPS LEAST IS_SIGNED
+//       < x [gamma beta] [factors offsets]                                                                 > q scales
+//   run_kernels LIBRARY linear SET ROWS INNER COLUMNS ZERO_POINT IS_GELU HAS_RESIDUAL HAS_NORM IS_PACKED EPSILON
+//       < q scales weights scales bias [residual] [gamma beta]                                             > y
+//   run_kernels LIBRARY bf16 SET ROWS INNER COLUMNS IS_GELU HAS_RESIDUAL HAS_NORM EPSILON
+//       < x weights bias [residual] [gamma beta]                                                           > y
 //   run_kernels LIBRARY gate SET ROWS COUNT  < x                                                           > y
 //   run_kernels LIBRARY attention SET IS_FIRST HEADS HEAD_SIZE WINDOW DISTANCES FARTHEST SCALE PLACES LENGTH...
 //       < [queries] packed [keys queries rows of distances] [cosines sines of places]                      > y
@@ -18,6 +19,7 @@
 #include "attention.h"
 #include "gate.h"
 #include "linear.h"
+#include "quantize.h"
 
 namespace {
 
@@ -63,16 +65,20 @@ int main(int count, char** words) {
     puts(reinterpret_cast<const char* (*)()>(dlsym(library, "cappy_instruction_sets"))());
     return 0;
   }
-  if (is(11, "quantize")) {
-    size_t rows = whole(4), columns = whole(5), block = whole(6);  // 0: no rotation
-    cappy::Rounding rounding = {static_cast<int>(whole(7)), static_cast<int>(whole(8)), number(9), whole(10) != 0};
-    auto x = read<float>(rows * columns);
-    cappy::Rotation rotation = {};
-    if (block) rotation = {read<float>(columns), read<float>(columns), block};
+  if (is(14, "quantize")) {
+    size_t rows = whole(4), columns = whole(5), block = whole(9);  // 0: no rotation
+    cappy::Rounding rounding = {static_cast<int>(whole(10)), static_cast<int>(whole(11)), number(12), whole(13) != 0};
+    cappy::Preparation before = {};
+    before.is_gated = whole(6) != 0;
+    before.epsilon = number(8);
+    auto x = read<float>(rows * columns * (before.is_gated ? 2 : 1));
+    if (whole(7)) before.gamma = read<float>(columns), before.beta = read<float>(columns);
+    if (block) before.rotation.factors = read<float>(columns), before.rotation.offsets = read<float>(columns);
+    before.rotation.block = block;
     auto q = room<uint8_t>(rows * columns);
     auto scales = room<float>(rows);
-    auto quantize = find<const char*, const float*, int64_t, int64_t, const cappy::Rotation*, const cappy::Rounding*, uint8_t*, float*>(library, "cappy_quantize_rows");
-    if (!quantize(words[3], x, rows, columns, &rotation, &rounding, q, scales)) return 1;
+    auto quantize = find<const char*, const float*, int64_t, int64_t, const cappy::Preparation*, const cappy::Rounding*, uint8_t*, float*>(library, "cappy_quantize_rows");
+    if (!quantize(words[3], x, rows, columns, &before, &rounding, q, scales)) return 1;
     write(q, rows * columns);
     write(scales, rows);
     return 0;
@@ -113,44 +119,48 @@ int main(int count, char** words) {
     write(y, results);
     return 0;
   }
-  if (is(10, "bf16")) {
-    size_t rows = whole(4), inner = whole(5), columns = whole(6), norm = whole(8) ? columns : 0;
+  if (is(11, "bf16")) {
+    size_t rows = whole(4), inner = whole(5), columns = whole(6), residuals = whole(8) ? rows * columns : 0;
+    size_t norm = whole(9) ? columns : 0;
     auto x = read<float>(rows * inner);
     cappy::LinearWeights linear = {};
     linear.weights = read<int8_t>(2 * inner * columns);
     linear.bias = read<float>(columns);
-    auto residual = read<float>(rows * norm), gamma = read<float>(norm), beta = read<float>(norm);
+    auto residual = read<float>(residuals), gamma = read<float>(norm), beta = read<float>(norm);
     if (norm) linear.gamma = gamma, linear.beta = beta;
+    linear.has_residual = residuals != 0;
     linear.inner = inner;
     linear.columns = columns;
     linear.is_gelu = whole(7) != 0;
     linear.is_packed = linear.is_bf16 = true;
-    linear.epsilon = number(9);
+    linear.epsilon = number(10);
     auto y = room<float>(rows * columns);
     auto run = find<const char*, const cappy::LinearWeights*, const void*, const float*, int64_t, const float*, float*>(library, "cappy_linear");
-    if (!run(words[3], &linear, x, nullptr, rows, norm ? residual : nullptr, y)) return 1;
+    if (!run(words[3], &linear, x, nullptr, rows, residuals ? residual : nullptr, y)) return 1;
     write(y, rows * columns);
     return 0;
   }
-  if (is(12, "linear")) {
-    size_t rows = whole(4), inner = whole(5), columns = whole(6), norm = whole(9) ? columns : 0;
+  if (is(13, "linear")) {
+    size_t rows = whole(4), inner = whole(5), columns = whole(6), residuals = whole(9) ? rows * columns : 0;
+    size_t norm = whole(10) ? columns : 0;
     auto q = read<uint8_t>(rows * inner);
     auto scales = read<float>(rows);
     cappy::LinearWeights linear = {};
     linear.weights = read<int8_t>(inner * columns);
     linear.scales = read<float>(columns);
     linear.bias = read<float>(columns);
-    auto residual = read<float>(rows * norm), gamma = read<float>(norm), beta = read<float>(norm);
+    auto residual = read<float>(residuals), gamma = read<float>(norm), beta = read<float>(norm);
     if (norm) linear.gamma = gamma, linear.beta = beta;
+    linear.has_residual = residuals != 0;
     linear.inner = inner;
     linear.columns = columns;
     linear.zero_point = static_cast<int>(whole(7));
     linear.is_gelu = whole(8) != 0;
-    linear.is_packed = whole(10) != 0;
-    linear.epsilon = number(11);
+    linear.is_packed = whole(11) != 0;
+    linear.epsilon = number(12);
     auto y = room<float>(rows * columns);
     auto run = find<const char*, const cappy::LinearWeights*, const void*, const float*, int64_t, const float*, float*>(library, "cappy_linear");
-    if (!run(words[3], &linear, q, scales, rows, norm ? residual : nullptr, y)) return 1;
+    if (!run(words[3], &linear, q, scales, rows, residuals ? residual : nullptr, y)) return 1;
     write(y, rows * columns);
     return 0;
   }

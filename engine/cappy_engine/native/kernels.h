@@ -27,6 +27,15 @@ struct Rotation {
   size_t block;          // a power of two that divides the values of a row
 };
 
+// What a row goes through before it is rounded, in this order.
+struct Preparation {
+  bool is_gated;       // the row has a second half, by which the Gelu of the first is multiplied
+  const float* gamma;  // of a layer norm, or null: none
+  const float* beta;
+  float epsilon;
+  Rotation rotation;
+};
+
 constexpr size_t PANEL = 16;  // columns that lie together in packed weights: [columns / 16][inner / 4][16][4]; bf16: 2 for 4
 
 // A block of a product: up to block_rows rows by block_columns columns. In a product of bfloat16 weights, rows are as
@@ -43,8 +52,8 @@ struct Block {
   const int8_t* next;       // what will be needed soon, as long as a panel: brought closer meanwhile; or null
 };
 
-// What becomes of a block's sums: y = act(sums * column_scales * row_scales + bias); y = act(sums) of bfloat16's, which
-// start from the bias.
+// What becomes of a block's sums: y = act(sums * column_scales * row_scales + bias), or that plus a residual; y = act(sums)
+// of bfloat16's, which start from the bias.
 struct Finish {
   const int32_t* sums;
   size_t sums_stride;
@@ -53,6 +62,7 @@ struct Finish {
   const float* column_scales;
   const float* bias;
   bool is_gelu;
+  const float* residual;  // added to what has no Gelu, or null: a row stands as far from the next as in y
   float* y;
   size_t y_stride;
 };
@@ -74,7 +84,8 @@ constexpr size_t MAX_BLOCK_ROWS = 32, MAX_BLOCK_COLUMNS = 64;
 struct RowKernels {
   void (*quantize_row)(const float* x, size_t count, const Rounding& rounding, uint8_t* q, float* scale);
   void (*rotate_row)(const float* x, const Rotation& rotation, size_t count, float* y);
-  void (*normalize)(float* row, const float* residual, const float* gamma, const float* beta, size_t count, float epsilon);
+  // y is the layer norm of x plus a residual, or of x where that is null; x may be y.
+  void (*normalize)(const float* x, const float* residual, const float* gamma, const float* beta, size_t count, float epsilon, float* y);
   void (*gate_row)(const float* x, size_t count, float* y);  // x has 2 * count values
 };
 

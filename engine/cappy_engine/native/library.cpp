@@ -10,6 +10,7 @@
 #include "kernels.h"
 #include "linear.h"
 #include "operators.h"
+#include "quantize.h"
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
@@ -21,6 +22,7 @@ const Operator* const OPERATORS[] = {&QUANTIZE_ROWS, &QUANTIZE_POSITIVE_ROWS, &Q
                                      &LINEAR_GELU,   &LINEAR_NORM,            &BF16_LINEAR,           &BF16_LINEAR_GELU,
                                      &BF16_LINEAR_NORM, &ATTENTION,           &FIRST_ATTENTION,       &LOCAL_ATTENTION,
                                      &DISENTANGLED_ATTENTION, &FIRST_DISENTANGLED_ATTENTION, &GE_GLU,
+                                     &QUANTIZE_NORMED_ROWS, &QUANTIZE_GATED_ROWS, &LINEAR_ADD, &BF16_LINEAR_ADD,
                                      &ROTARY_ATTENTION, &FIRST_ROTARY_ATTENTION, &LOCAL_ROTARY_ATTENTION};
 constexpr size_t OPERATOR_COUNT = sizeof OPERATORS / sizeof *OPERATORS;
 
@@ -198,7 +200,7 @@ EXPORTED int cappy_registrations() { return registrations; }
 
 // Sizes of the structs below, for callers that write them anew (library.py): they compare them first.
 EXPORTED const int64_t* cappy_struct_sizes() {
-  static const int64_t sizes[] = {sizeof(Rounding), sizeof(Rotation), sizeof(LinearWeights), sizeof(AttentionInput)};
+  static const int64_t sizes[] = {sizeof(Rounding), sizeof(Preparation), sizeof(LinearWeights), sizeof(AttentionInput)};
   return sizes;
 }
 
@@ -215,10 +217,10 @@ EXPORTED int cappy_choose(const char* set, int64_t threads) {
 }
 
 // The operators with a given instruction set, on the calling thread; false where the set is not usable here.
-EXPORTED int cappy_quantize_rows(const char* set, const float* x, int64_t rows, int64_t columns, const Rotation* rotation,
-                                 const Rounding* rounding, uint8_t* q, float* scales) {
+EXPORTED int cappy_quantize_rows(const char* set, const float* x, int64_t rows, int64_t columns,
+                                 const Preparation* preparation, const Rounding* rounding, uint8_t* q, float* scales) {
   const InstructionSet* found = find_instruction_set(set);
-  return found && quantize_rows(found->linear->rows, x, rows, columns, *rotation, *rounding, q, scales, one_thread(chosen_threads()));
+  return found && quantize_rows(found->linear->rows, x, rows, columns, *preparation, *rounding, q, scales, one_thread(chosen_threads()));
 }
 
 EXPORTED int cappy_gate_rows(const char* set, const float* x, int64_t rows, int64_t count, float* y) {

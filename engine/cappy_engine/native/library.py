@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cappy_engine.native import structures
 from cappy_engine.native.operands import (
     BF16_GROUP,
     Angles,
@@ -23,6 +24,7 @@ from cappy_engine.native.operands import (
     Floats,
     Ids,
     Layer,
+    Norm,
     Rotation,
     Rounding,
 )
@@ -34,67 +36,6 @@ class ChosenSet:
 
     path: Path
     instruction_set: str
-
-
-class _Rounding(ctypes.Structure):
-    _fields_ = (
-        ("zero_point", ctypes.c_int),
-        ("steps", ctypes.c_int),
-        ("least", ctypes.c_float),
-        ("is_signed", ctypes.c_bool),
-    )
-
-
-class _Rotation(ctypes.Structure):
-    _fields_ = (("factors", ctypes.c_void_p), ("offsets", ctypes.c_void_p), ("block", ctypes.c_size_t))
-
-
-class _LinearWeights(ctypes.Structure):
-    _fields_ = (
-        ("weights", ctypes.c_void_p),
-        ("is_packed", ctypes.c_bool),
-        ("is_bf16", ctypes.c_bool),
-        ("inner", ctypes.c_size_t),
-        ("columns", ctypes.c_size_t),
-        ("scales", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("zero_point", ctypes.c_int),
-        ("is_gelu", ctypes.c_bool),
-        ("gamma", ctypes.c_void_p),
-        ("beta", ctypes.c_void_p),
-        ("epsilon", ctypes.c_float),
-    )
-
-
-class _AttentionInput(ctypes.Structure):
-    _fields_ = (
-        ("queries", ctypes.c_void_p),
-        ("query_stride", ctypes.c_int64),
-        ("keys", ctypes.c_void_p),
-        ("key_stride", ctypes.c_int64),
-        ("out", ctypes.c_void_p),
-        ("heads", ctypes.c_int64),
-        ("head_size", ctypes.c_int64),
-        ("window", ctypes.c_int64),
-        ("scale", ctypes.c_float),
-        ("distance_keys", ctypes.c_void_p),
-        ("distance_queries", ctypes.c_void_p),
-        ("distance_rows", ctypes.c_void_p),
-        ("farthest", ctypes.c_int64),
-        ("distances", ctypes.c_int64),
-        ("cosines", ctypes.c_void_p),
-        ("sines", ctypes.c_void_p),
-        ("places", ctypes.c_int64),
-        ("half", ctypes.c_int64),
-        ("tokens", ctypes.c_int64),
-        ("lengths", ctypes.c_void_p),
-        ("pairs", ctypes.c_int64),
-        ("is_first", ctypes.c_bool),
-    )
-
-
-_STRUCTURES = (_Rounding, _Rotation, _LinearWeights, _AttentionInput)
-"""The structures that the library is called with, in the order of its `cappy_struct_sizes`."""
 
 
 class NativeLibrary:
@@ -116,7 +57,7 @@ class NativeLibrary:
         except AttributeError as error:
             raise OSError(f"{path} is not a library of cappy-engine of this version ({error})") from error
         sizes.restype = ctypes.POINTER(ctypes.c_int64)
-        if sizes()[: len(_STRUCTURES)] != [ctypes.sizeof(each) for each in _STRUCTURES]:
+        if sizes()[: len(structures.ALL)] != [ctypes.sizeof(each) for each in structures.ALL]:
             raise OSError(f"{path} is not a library of cappy-engine of this version (its structures have other sizes)")
         self._sets.restype = self._chosen.restype = ctypes.c_char_p
         pointer, count = ctypes.c_void_p, ctypes.c_int64
@@ -155,16 +96,29 @@ class NativeLibrary:
         _known(self._choose(instruction_set.encode(), threads or 0), instruction_set)
 
     def quantize_rows(
-        self, instruction_set: str, x: Floats, rounding: Rounding, rotation: Rotation | None = None
+        self,
+        instruction_set: str,
+        x: Floats,
+        rounding: Rounding,
+        rotation: Rotation | None = None,
+        norm: Norm | None = None,
+        *,
+        is_gated: bool = False,
     ) -> tuple[Bytes, Floats]:
-        """Round the rows of `x` (rows, columns) to 8 bits; returns them and a scale for each, (rows, 1)."""
+        """Round the rows of `x` (rows, columns) to 8 bits; returns them and a scale for each, (rows, 1).
+
+        Rows that are gated before have twice as many values. Gating, layer norm and rotation come in this order.
+        """
         x = np.ascontiguousarray(x, np.float32)
-        rounded, scales = np.empty(x.shape, np.uint8), np.empty((len(x), 1), np.float32)
-        how = _Rounding(rounding.zero_point, rounding.steps, rounding.least, rounding.is_signed)
+        rows, columns = len(x), x.shape[1] // (2 if is_gated else 1)
+        rounded, scales = np.empty((rows, columns), np.uint8), np.empty((rows, 1), np.float32)
+        how = structures.Rounding(rounding.zero_point, rounding.steps, rounding.least, rounding.is_signed)
         factors, offsets = map(_contiguous, (rotation.factors, rotation.offsets) if rotation else (None, None))
-        turns = _Rotation(_at(factors), _at(offsets), rotation.block if rotation else 0)
+        gamma, beta = map(_contiguous, (norm.gamma, norm.beta) if norm else (None, None))
+        turns = (_at(factors), _at(offsets), rotation.block if rotation else 0)
+        before = structures.Preparation(is_gated, _at(gamma), _at(beta), norm.epsilon if norm else 0, *turns)
         done = self._quantize_rows(
-            *(instruction_set.encode(), _at(x), *x.shape, ctypes.byref(turns), ctypes.byref(how)),
+            *(instruction_set.encode(), _at(x), rows, columns, ctypes.byref(before), ctypes.byref(how)),
             *(_at(rounded), _at(scales)),
         )
         _known(done, instruction_set)
@@ -186,9 +140,9 @@ class NativeLibrary:
         rows, scales = np.ascontiguousarray(rows, np.uint8), np.ascontiguousarray(scales, np.float32)
         residual = _contiguous(residual)
         result = np.empty((len(rows), layer.columns), np.float32)
-        described = _LinearWeights(
+        described = structures.LinearWeights(
             *(_at(weights), layer.is_packed, False, layer.inner, layer.columns, _at(column_scales), _at(bias)),
-            *(layer.zero_point, layer.is_gelu, _at(gamma), _at(beta), layer.epsilon),
+            *(layer.zero_point, layer.is_gelu, residual is not None, _at(gamma), _at(beta), layer.epsilon),
         )
         arrays = (_at(rows), _at(scales), len(rows), _at(residual), _at(result))
         _known(self._linear(instruction_set.encode(), ctypes.byref(described), *arrays), instruction_set)
@@ -200,9 +154,9 @@ class NativeLibrary:
         weights, bias, gamma, beta = (_contiguous(array) for array in layer_arrays)
         x, residual = np.ascontiguousarray(x, np.float32), _contiguous(residual)
         result = np.empty((len(x), len(layer.bias)), np.float32)
-        described = _LinearWeights(
+        described = structures.LinearWeights(
             *(_at(weights), True, True, layer.weights.shape[1] * BF16_GROUP, len(layer.bias), None, _at(bias)),
-            *(0, layer.is_gelu, _at(gamma), _at(beta), layer.epsilon),
+            *(0, layer.is_gelu, residual is not None, _at(gamma), _at(beta), layer.epsilon),
         )
         arrays = (_at(x), None, len(x), _at(residual), _at(result))
         _known(self._linear(instruction_set.encode(), ctypes.byref(described), *arrays), instruction_set)
@@ -265,7 +219,7 @@ class NativeLibrary:
             described = (distances.scale, _at(keys), _at(queries), _at(rows), len(rows) // 2, keys.shape[1])
         cosines, sines = map(_contiguous, angles or (None, None))
         turns = (_at(cosines), _at(sines), *(cosines.shape if cosines is not None else (0, 0)))
-        given = _AttentionInput(*shape, *described, *turns, tokens, _at(lengths), len(lengths), is_first)
+        given = structures.AttentionInput(*shape, *described, *turns, tokens, _at(lengths), len(lengths), is_first)
         if not self._attention(instruction_set.encode(), ctypes.byref(given)):
             _known(instruction_set in self.instruction_sets, instruction_set)
             problem = f"the lengths {lengths.tolist()} are not those of pairs with {tokens} tokens"

@@ -6,6 +6,7 @@
 #include <new>
 
 #include "numbers.h"
+#include "quantize.h"
 #include "scratch.h"
 
 namespace cappy {
@@ -146,13 +147,15 @@ void Linear::run_part(const Parts& parts, size_t task) const {
     // The last block may have fewer panels: it then takes the first one again, and nobody reads those sums.
     const size_t panel_bytes = c / PANEL + width / PANEL <= panels_ ? panel_bytes_ : 0;
     multiply({given.first + r * given.bytes, given.bytes, count, inner, packed + c / PANEL * panel_bytes_, panel_bytes, start_ + c, sums, next});
+    const size_t place = row * columns + c;
+    const float* added = weights_.has_residual && !weights_.gamma ? parts.residual + place : nullptr;
     const float *row_scales = bf16_ ? nullptr : parts.scales + row, *column_scales = bf16_ ? nullptr : weights_.scales + c;
     product_.finish({sums, width, count, smaller(width, columns - c), row_scales, column_scales, weights_.bias + c,
-                     weights_.is_gelu, parts.y + row * columns + c, columns});
+                     weights_.is_gelu, added, parts.y + place, columns});
   };
   auto normalize = [&](size_t r, size_t count) {
     for (const size_t behind = r + count; r < behind; r++)
-      kernels_.rows.normalize(parts.y + r * columns, parts.residual + r * columns, weights_.gamma, weights_.beta, columns, weights_.epsilon);
+      kernels_.rows.normalize(parts.y + r * columns, parts.residual + r * columns, weights_.gamma, weights_.beta, columns, weights_.epsilon, parts.y + r * columns);
   };
   const bool is_by_rows = rows > MANY_ROWS, is_whole = !parts.finished;
   if (is_by_rows) {
@@ -192,7 +195,18 @@ Error read_row(const Node& node, size_t input, size_t columns, const float** row
   return {};
 }
 
+Error read_then(const Node& node, Then then, size_t residual, LinearWeights* weights) {
+  weights->is_gelu = then == Then::GELU;
+  weights->has_residual = then == Then::ADD || then == Then::NORM;
+  if (then != Then::NORM) return {};
+  if (Error found = node.number("epsilon", &weights->epsilon)) return found;
+  if (Error found = read_row(node, residual + 1, weights->columns, &weights->gamma)) return found;
+  return read_row(node, residual + 2, weights->columns, &weights->beta);
+}
+
 namespace {
+
+constexpr size_t RESIDUAL = 5;  // its place among the inputs
 
 class LinearKernel : public Kernel {
  public:
@@ -208,9 +222,9 @@ class LinearKernel : public Kernel {
     q.columns() = 1;
     if (!scales.is(q.shape, q.rank)) return error("Linear takes one scale for each of %zu rows", rows);
     q.columns() = static_cast<int64_t>(linear_.columns());
-    if (linear_.has_norm()) {
-      if (Error found = call.input(5, &residual)) return found;
-      if (!residual.is(q.shape, q.rank)) return error("LinearNorm takes a residual of its result's shape");
+    if (linear_.has_residual()) {
+      if (Error found = call.input(RESIDUAL, &residual)) return found;
+      if (!residual.is(q.shape, q.rank)) return error("Linear takes a residual of its result's shape");
     }
     if (Error found = call.output(0, q.shape, q.rank, &y)) return found;
     linear_.run(q.data, scales.as<float>(), rows, residual.as<float>(), y.as<float>(), call.parallel());
@@ -221,7 +235,8 @@ class LinearKernel : public Kernel {
   Linear linear_;
 };
 
-Error create_linear(const Node& node, Kernel** kernel, bool is_gelu, bool has_norm) {
+template <Then THEN>
+Error create(const Node& node, Kernel** kernel) {
   Tensor w;
   if (Error found = node.constant(2, &w)) return found;
   bool is_packed = w.rank == 4 && w.shape[2] == PANEL && w.shape[3] == 4;
@@ -231,17 +246,12 @@ Error create_linear(const Node& node, Kernel** kernel, bool is_gelu, bool has_no
   weights.is_packed = is_packed;
   weights.inner = is_packed ? w.shape[1] * 4 : w.shape[0];
   weights.columns = is_packed ? w.shape[0] * PANEL : w.shape[1];
-  weights.is_gelu = is_gelu;
   if (Error found = read_zero_point(node, &weights.zero_point)) return found;
   if (weights.inner == 0) return error("rows must have at least one value");
   if (weights.inner > (1u << 16)) return error("sums of more than 65536 products of 8 bits may not fit in 32");
   if (Error found = read_row(node, 3, weights.columns, &weights.scales)) return found;
   if (Error found = read_row(node, 4, weights.columns, &weights.bias)) return found;
-  if (has_norm) {
-    if (Error found = node.number("epsilon", &weights.epsilon)) return found;
-    if (Error found = read_row(node, 6, weights.columns, &weights.gamma)) return found;
-    if (Error found = read_row(node, 7, weights.columns, &weights.beta)) return found;
-  }
+  if (Error found = read_then(node, THEN, RESIDUAL, &weights)) return found;
   LinearKernel* made = new (std::nothrow) LinearKernel(*chosen_instruction_set(), weights);
   *kernel = made;
   return made && made->is_ready() ? Error{} : error("no memory for a linear layer's weights");
@@ -249,12 +259,12 @@ Error create_linear(const Node& node, Kernel** kernel, bool is_gelu, bool has_no
 
 }  // namespace
 
-const Operator LINEAR = {"Linear", 5, {ORT_UINT8, ORT_FLOAT, ORT_INT8, ORT_FLOAT, ORT_FLOAT}, 1, {ORT_FLOAT},
-                         [](const Node& node, Kernel** kernel) { return create_linear(node, kernel, false, false); }};
-const Operator LINEAR_GELU = {"LinearGelu", 5, {ORT_UINT8, ORT_FLOAT, ORT_INT8, ORT_FLOAT, ORT_FLOAT}, 1, {ORT_FLOAT},
-                              [](const Node& node, Kernel** kernel) { return create_linear(node, kernel, true, false); }};
+const Operator LINEAR = {"Linear", 5, {ORT_UINT8, ORT_FLOAT, ORT_INT8, ORT_FLOAT, ORT_FLOAT}, 1, {ORT_FLOAT}, create<Then::NOTHING>};
+const Operator LINEAR_GELU = {"LinearGelu", 5, {ORT_UINT8, ORT_FLOAT, ORT_INT8, ORT_FLOAT, ORT_FLOAT}, 1, {ORT_FLOAT}, create<Then::GELU>};
+const Operator LINEAR_ADD = {"LinearAdd", 6, {ORT_UINT8, ORT_FLOAT, ORT_INT8, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}, 1, {ORT_FLOAT},
+                             create<Then::ADD>};
 const Operator LINEAR_NORM = {"LinearNorm", 8,
                               {ORT_UINT8, ORT_FLOAT, ORT_INT8, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}, 1, {ORT_FLOAT},
-                              [](const Node& node, Kernel** kernel) { return create_linear(node, kernel, false, true); }};
+                              create<Then::NORM>};
 
 }  // namespace cappy

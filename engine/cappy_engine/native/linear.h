@@ -15,6 +15,7 @@ struct LinearWeights {
   const float* bias;    // [columns]
   int zero_point;
   bool is_gelu;
+  bool has_residual;  // it is added; with a layer norm, before that
   const float* gamma;  // [columns], or null: no layer norm
   const float* beta;
   float epsilon;
@@ -28,10 +29,10 @@ class Linear {
   bool is_ready() const { return start_ && (weights_.is_packed || packed_); }  // false if memory is short
   size_t inner() const { return weights_.inner; }
   size_t columns() const { return weights_.columns; }
-  bool has_norm() const { return weights_.gamma != nullptr; }
+  bool has_residual() const { return weights_.has_residual; }
 
-  // y [rows][columns] of x [rows][inner], which are bytes, or floats for bf16. `residual` is as y, and used with a layer norm
-  // only. False if memory is short, which only bf16 needs.
+  // y [rows][columns] of x [rows][inner], which are bytes, or floats for bf16. `residual` is as y, and read if the layer has
+  // one. False if memory is short, which only bf16 needs.
   bool run(const void* x, const float* scales, size_t rows, const float* residual, float* y, const Parallel& parallel) const;
 
  private:
@@ -55,17 +56,15 @@ class Linear {
   size_t panel_bytes_, panels_;
 };
 
-// False if memory is short, which only rotation needs.
-bool quantize_rows(const RowKernels& kernels, const float* x, size_t rows, size_t columns, const Rotation& rotation,
-                   const Rounding& rounding, uint8_t* q, float* scales, const Parallel& parallel);
+// What an operator does to a product with its bias.
+enum class Then { NOTHING, GELU, ADD, NORM };
+
+// Reads what the operator needs for that: a layer norm's gamma and beta stand behind the residual, the input `residual`.
+Error read_then(const Node& node, Then then, size_t residual, LinearWeights* weights);
 
 // A constant of a value for each column.
 Error read_row(const Node& node, size_t input, size_t columns, const float** row);
 
-// The attribute zero_point, of rows of 8 bits.
-Error read_zero_point(const Node& node, int* zero_point);
-
-extern const Operator QUANTIZE_ROWS, QUANTIZE_POSITIVE_ROWS, QUANTIZE_ROTATED_ROWS, LINEAR, LINEAR_GELU, LINEAR_NORM, BF16_LINEAR,
-    BF16_LINEAR_GELU, BF16_LINEAR_NORM;
+extern const Operator LINEAR, LINEAR_ADD, LINEAR_GELU, LINEAR_NORM, BF16_LINEAR, BF16_LINEAR_ADD, BF16_LINEAR_GELU, BF16_LINEAR_NORM;
 
 }  // namespace cappy

@@ -42,6 +42,15 @@ class Rotation:
     block: int
 
 
+@dataclass(frozen=True)
+class Norm:
+    """Say how rows are normalised before: a layer norm with `gamma` and `beta`, (columns,)."""
+
+    gamma: Floats
+    beta: Floats
+    epsilon: float = 1e-5
+
+
 AFTER_GELU = Rounding(zero_point=16, steps=239, least=0.17 * 239 / 16, is_signed=False)
 """How activations after Gelu are rounded: few are negative, at least -0.17, so most steps are left for the others."""
 
@@ -57,7 +66,7 @@ BF16_GROUP = 2
 class Layer:
     """Hold a linear layer: `weights` (inner, columns), or packed (columns / PANEL, inner / GROUP, PANEL, GROUP).
 
-    `scales` and `bias` are (columns,); with `gamma` and `beta` a layer norm of the result plus a residual follows.
+    `scales` and `bias` are (columns,). A residual that is given is added; with `gamma` and `beta` a layer norm follows.
     """
 
     weights: SignedBytes

@@ -22,6 +22,7 @@ from cappy_engine.native.operands import (
     Halves,
     Ids,
     Layer,
+    Norm,
     Rotation,
     Rounding,
     SignedBytes,
@@ -57,11 +58,22 @@ def rotate_rows(x: Floats, rotation: Rotation) -> Floats:
         turned: Floats = x * rotation.factors + rotation.offsets
         apart = 1
         while apart < rotation.block:
-            pairs = turned.reshape(len(x), -1, 2, apart)
+            pairs = turned.reshape(len(x), x.shape[1] // (2 * apart), 2, apart)
             first, second = pairs[:, :, 0], pairs[:, :, 1]
             turned = np.stack([first + second, first - second], axis=2).reshape(x.shape)
             apart *= 2
     return turned
+
+
+def normalize_rows(x: Floats, norm: Norm) -> Floats:
+    """Take the layer norm of each row of `x` (rows, columns).
+
+    >>> normalize_rows(np.float32([[1, 3]]), Norm(np.float32([1, 1]), np.float32([0, 2]), epsilon=0))
+    array([[-1.,  3.]], dtype=float32)
+    """
+    wide = x.astype(np.float64)
+    spread = np.sqrt(wide.var(axis=1, keepdims=True) + norm.epsilon)
+    return np.asarray((wide - wide.mean(axis=1, keepdims=True)) / spread * norm.gamma + norm.beta, np.float32)
 
 
 def gate_rows(x: Floats) -> Floats:
@@ -94,14 +106,12 @@ def bf16_linear(layer: Bf16Layer, x: Floats, residual: Floats | None = None) -> 
 
 
 def _finished(layer: Layer | Bf16Layer, result: Floats, residual: Floats | None) -> Floats:
-    """Take the Gelu of a product with its bias, or the layer norm of it and the residual, as the layer says."""
+    """Take the Gelu of a product with its bias, or add the residual, and take the layer norm, as the layer says."""
     if layer.is_gelu:
-        result = gelu(result)
-    if layer.gamma is None or layer.beta is None or residual is None:
-        return result
-    added = (result + residual).astype(np.float64)
-    spread = np.sqrt(added.var(axis=1, keepdims=True) + layer.epsilon)
-    return np.asarray((added - added.mean(axis=1, keepdims=True)) / spread * layer.gamma + layer.beta, np.float32)
+        return gelu(result)
+    added = result if residual is None else result + residual
+    is_normed = layer.gamma is not None and layer.beta is not None
+    return normalize_rows(added, Norm(layer.gamma, layer.beta, layer.epsilon)) if is_normed else added
 
 
 def attention(

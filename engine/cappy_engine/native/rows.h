@@ -60,7 +60,7 @@ struct Rows {
     });
   }
 
-  // Rotates a row: in log2(block) steps of sums and differences, of neighbours first.
+  // Rotates a row, perhaps in its place: in log2(block) steps of sums and differences, of neighbours first.
   static void rotate_row(const float* x, const Rotation& rotation, size_t count, float* y) {
     const float *factors = rotation.factors, *offsets = rotation.offsets;
     const size_t block = rotation.block;
@@ -114,13 +114,15 @@ struct Rows {
     for (size_t j = 0; j < N; j++) V::store(y + j * W, values[j]);
   }
 
-  template <bool IS_GELU>
+  enum class After { NOTHING, GELU, RESIDUAL };
+
+  template <After AFTER>
   static void finish_as(const Finish& f) {
     const typename V::Gelu gelu;
     auto finished = [&](const int32_t* sums, F column_scale, F row_scale, F bias) __attribute__((always_inline)) {
       F value = V::mul(V::to_floats(V::load_whole(sums)), column_scale);  // sums have room for whole vectors
       value = V::add(V::mul(value, row_scale), bias);
-      return IS_GELU ? gelu(value) : value;
+      return AFTER == After::GELU ? gelu(value) : value;
     };
     size_t i = 0;
     for (; i + 2 * W <= f.columns; i += 2 * W) {
@@ -129,32 +131,47 @@ struct Rows {
       for (size_t r = 0; r < f.rows; r++) {
         const F row_scale = V::set(f.row_scales[r]);
         const int32_t* sums = f.sums + r * f.sums_stride + i;
-        const F first = finished(sums, scale0, row_scale, bias0), second = finished(sums + W, scale1, row_scale, bias1);
-        V::store(f.y + r * f.y_stride + i, first);
-        V::store(f.y + r * f.y_stride + i + W, second);
+        const size_t place = r * f.y_stride + i;
+        F first = finished(sums, scale0, row_scale, bias0), second = finished(sums + W, scale1, row_scale, bias1);
+        if (AFTER == After::RESIDUAL) {
+          first = V::add(first, V::load(f.residual + place));
+          second = V::add(second, V::load(f.residual + place + W));
+        }
+        V::store(f.y + place, first);
+        V::store(f.y + place + W, second);
       }
     }
     for (; i < f.columns; i += W) {
       const size_t left = f.columns - i < W ? f.columns - i : W;
       const F scale = V::load_some(f.column_scales + i, left), bias = V::load_some(f.bias + i, left);
-      for (size_t r = 0; r < f.rows; r++)
-        V::store_some(f.y + r * f.y_stride + i, finished(f.sums + r * f.sums_stride + i, scale, V::set(f.row_scales[r]), bias), left);
+      for (size_t r = 0; r < f.rows; r++) {
+        const size_t place = r * f.y_stride + i;
+        F value = finished(f.sums + r * f.sums_stride + i, scale, V::set(f.row_scales[r]), bias);
+        if (AFTER == After::RESIDUAL) value = V::add(value, V::load_some(f.residual + place, left));
+        V::store_some(f.y + place, value, left);
+      }
     }
   }
 
-  template <bool IS_GELU>
+  template <After AFTER>
   static void activate_as(const Finish& f) {
     const typename V::Gelu gelu;
     for (size_t r = 0; r < f.rows; r++)
       each(f.columns, [&](size_t i, size_t left) __attribute__((always_inline)) {
-        const F value = V::load_some(reinterpret_cast<const float*>(f.sums) + r * f.sums_stride + i, left);
-        V::store_some(f.y + r * f.y_stride + i, IS_GELU ? gelu(value) : value, left);
+        F value = V::load_some(reinterpret_cast<const float*>(f.sums) + r * f.sums_stride + i, left);
+        if (AFTER == After::GELU) value = gelu(value);
+        if (AFTER == After::RESIDUAL) value = V::add(value, V::load_some(f.residual + r * f.y_stride + i, left));
+        V::store_some(f.y + r * f.y_stride + i, value, left);
       });
   }
 
-  static void activate(const Finish& f) { f.is_gelu ? activate_as<true>(f) : activate_as<false>(f); }
+  static void activate(const Finish& f) {
+    (f.is_gelu ? activate_as<After::GELU> : f.residual ? activate_as<After::RESIDUAL> : activate_as<After::NOTHING>)(f);
+  }
 
-  static void finish(const Finish& f) { f.is_gelu ? finish_as<true>(f) : finish_as<false>(f); }
+  static void finish(const Finish& f) {
+    (f.is_gelu ? finish_as<After::GELU> : f.residual ? finish_as<After::RESIDUAL> : finish_as<After::NOTHING>)(f);
+  }
 
   // Sums body(place, count) over a row, in four parts: an addition need not wait for the one before it.
   template <class Body>
@@ -171,11 +188,14 @@ struct Rows {
     return V::sum(V::add(V::add(sums[0], sums[1]), V::add(sums[2], sums[3])));
   }
 
-  static void normalize(float* row, const float* residual, const float* gamma, const float* beta, size_t count, float epsilon) {
+  static void normalize(const float* x, const float* residual, const float* gamma, const float* beta, size_t count, float epsilon, float* y) {
+    const float* row = residual ? y : x;
     const float all = static_cast<float>(count);
     const float mean = sum(count, [&](size_t i, size_t left) __attribute__((always_inline)) {
-      F value = V::add(V::load_some(row + i, left), V::load_some(residual + i, left));
-      V::store_some(row + i, value, left);
+      F value = V::load_some(x + i, left);
+      if (!residual) return value;
+      value = V::add(value, V::load_some(residual + i, left));
+      V::store_some(y + i, value, left);
       return value;
     }) / all;
     const F middle = V::set(mean);
@@ -188,7 +208,7 @@ struct Rows {
     each(count, [&](size_t i, size_t left) __attribute__((always_inline)) {
       F value = V::mul(V::sub(V::load_some(row + i, left), middle), factor);
       value = V::add(V::mul(value, V::load_some(gamma + i, left)), V::load_some(beta + i, left));
-      V::store_some(row + i, value, left);
+      V::store_some(y + i, value, left);
     });
   }
 

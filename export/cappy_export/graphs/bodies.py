@@ -268,10 +268,10 @@ ATTENTION = """
 """
 
 GATE = """
-    gate, value = Split <axis = -1, num_outputs = 2> (x)
+    gate, value = Split <axis = -1, num_outputs = 2> ({rows})
     unknown = com.microsoft.Gelu (gate)
     active = Cast <to = 1> (unknown)
-    y = Mul (active, value)
+    {gated} = Mul (active, value)
 """
 
 

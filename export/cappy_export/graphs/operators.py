@@ -34,6 +34,7 @@ DOMAIN = "cappy"
 VERSION = 1
 
 _GELU = "unknown = com.microsoft.BiasGelu (product, bias)  y = Cast <to = 1> (unknown)"
+_ADD = "linear = Add (product, bias)  y = Add (linear, residual)"
 _NORM = """
     linear = Add (product, bias)
     mixed = Add (linear, residual)
@@ -75,6 +76,32 @@ def _quantize_rotated_rows() -> str:
     )
 
 
+def _quantize_normed_rows() -> str:
+    """QuantizeNormedRows (rows float [n, k], gamma [k], beta [k], factors [k], offsets [k]) -> (q uint8 [n, k], scale)
+
+    As QuantizeRotatedRows, of the rows' layer norm. Attribute: epsilon.
+    """
+    norm = "given = LayerNormalization <axis = -1, epsilon: float = @epsilon> (rows, gamma, beta)"
+    body = norm + ROTATE + filled(QUANTIZE, sizes="sizes = Abs (x)")
+    return (
+        "QuantizeNormedRows <epsilon, block, zero_point, steps, least, is_signed> "
+        "(rows, gamma, beta, factors, offsets) => (q, scale) {" + body + "}"
+    )
+
+
+def _quantize_gated_rows() -> str:
+    """QuantizeGatedRows (rows float [n, 2 k], factors [k], offsets [k]) -> (q uint8 [n, k], scale)
+
+    As QuantizeRotatedRows, of what GeGlu makes of the rows.
+    """
+    body = filled(GATE, rows="rows", gated="given") + ROTATE + filled(QUANTIZE, sizes="sizes = Abs (x)")
+    return (
+        "QuantizeGatedRows <block, zero_point, steps, least, is_signed> (rows, factors, offsets) => (q, scale) {"
+        + body
+        + "}"
+    )
+
+
 def _linear() -> str:
     """Linear (q uint8 [n, k], scale float [n, 1], weights int8, weight_scales float [m], bias float [m]) -> y [n, m]
 
@@ -89,6 +116,12 @@ def _linear_gelu() -> str:
     """LinearGelu (q, scale, weights, weight_scales, bias) -> y: Gelu, with erf, of what Linear computes."""
     inputs = "(q, scale, weights, weight_scales, bias)"
     return f"LinearGelu <zero_point, activation> {inputs} => (y) {{ {PRODUCT} {_GELU} }}"
+
+
+def _linear_add() -> str:
+    """LinearAdd (q, scale, weights, weight_scales, bias, residual [n, m]) -> y: what Linear computes, plus residual."""
+    inputs = "(q, scale, weights, weight_scales, bias, residual)"
+    return f"LinearAdd <zero_point> {inputs} => (y) {{ {PRODUCT} {_ADD} }}"
 
 
 def _linear_norm() -> str:
@@ -114,6 +147,11 @@ def _bf16_linear_gelu() -> str:
     return f"Bf16LinearGelu <activation> (x, weights, bias) => (y) {{ {BF16_PRODUCT} {_GELU} }}"
 
 
+def _bf16_linear_add() -> str:
+    """Bf16LinearAdd (x, weights, bias, residual float [n, m]) -> y: what Bf16Linear computes, plus residual."""
+    return f"Bf16LinearAdd (x, weights, bias, residual) => (y) {{ {BF16_PRODUCT} {_ADD} }}"
+
+
 def _bf16_linear_norm() -> str:
     """Bf16LinearNorm (x, weights, bias, residual float [n, m], gamma float [m], beta float [m]) -> y
 
@@ -125,17 +163,21 @@ def _bf16_linear_norm() -> str:
 
 def _ge_glu() -> str:
     """GeGlu (x float [n, 2 m]) -> y float [n, m]: Gelu, with erf, of each row's first half, times its second half."""
-    return "GeGlu (x) => (y) {" + GATE + "}"
+    return "GeGlu (x) => (y) {" + filled(GATE, rows="x", gated="y") + "}"
 
 
 _WRITERS: Mapping[str, Callable[[], str]] = {
     "QuantizeRows": _quantize_rows,
     "QuantizePositiveRows": _quantize_positive_rows,
     "QuantizeRotatedRows": _quantize_rotated_rows,
+    "QuantizeNormedRows": _quantize_normed_rows,
+    "QuantizeGatedRows": _quantize_gated_rows,
     "Linear": _linear,
+    "LinearAdd": _linear_add,
     "LinearGelu": _linear_gelu,
     "LinearNorm": _linear_norm,
     "Bf16Linear": _bf16_linear,
+    "Bf16LinearAdd": _bf16_linear_add,
     "Bf16LinearGelu": _bf16_linear_gelu,
     "Bf16LinearNorm": _bf16_linear_norm,
     "GeGlu": _ge_glu,

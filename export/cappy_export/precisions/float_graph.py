@@ -40,17 +40,21 @@ class FloatGraph:
         transposed = node.op_type == "Gemm" and is_transposed(node)
         return (weights.T if transposed else weights), transposed
 
+    def is_output(self, name: str) -> bool:
+        """Tell whether a tensor is an output of the graph."""
+        return name in self._outputs
+
     def only_reader(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
         """Find the one node that reads `node`, once; None if there are several, or it is an output of the graph."""
         readers = self.readers.get(node.output[0], [])
-        return readers[0] if len(readers) == 1 and node.output[0] not in self._outputs else None
+        return readers[0] if len(readers) == 1 and not self.is_output(node.output[0]) else None
 
 
 @dataclass(frozen=True)
 class Joined:
     """What a product with a bias takes in: the `operator` of the whole, and the nodes `taken` into it, in order.
 
-    `inputs` are those of a layer norm: the residual, its scale and its shift. `output` is that of the whole.
+    `inputs` are the residual and, of a layer norm, its scale and its shift. `output` is that of the whole.
     """
 
     operator: str
@@ -61,7 +65,7 @@ class Joined:
 
 
 def joined_with(graph: FloatGraph, product: onnx.NodeProto) -> Joined:
-    """Find what alone reads a Gemm's sum, and can be a part of it: Gelu, or residual and layer norm.
+    """Find what alone reads a Gemm's sum, and can be a part of it: Gelu, a residual, or residual and layer norm.
 
     >>> joined_with(FloatGraph(model), gemm).operator
     'LinearGelu'
@@ -69,11 +73,14 @@ def joined_with(graph: FloatGraph, product: onnx.NodeProto) -> Joined:
     reader = graph.only_reader(product)
     if reader is not None and (reader.op_type, reader.domain) == ("Gelu", MICROSOFT):
         return Joined("LinearGelu", reader.output[0], (reader,))
-    norm = None if reader is None or reader.op_type != "Add" else graph.only_reader(reader)
-    if reader is None or norm is None or not is_full_norm(norm):
+    residuals = [] if reader is None or reader.op_type != "Add" else [*reader.input]
+    residuals = [name for name in residuals if name != product.output[0] and name not in graph.weights]
+    if reader is None or not residuals:
         return Joined("Linear", product.output[0])
-    (residual,) = (name for name in reader.input if name != product.output[0])
-    return Joined("LinearNorm", norm.output[0], (reader, norm), (residual, *norm.input[1:3]), epsilon_of(norm))
+    norm = graph.only_reader(reader)
+    if norm is None or not is_full_norm(norm):
+        return Joined("LinearAdd", reader.output[0], (reader,), (residuals[0],))
+    return Joined("LinearNorm", norm.output[0], (reader, norm), (residuals[0], *norm.input[1:3]), epsilon_of(norm))
 
 
 def is_transposed(gemm: onnx.NodeProto) -> bool:

@@ -18,7 +18,7 @@ from cappy_engine.native.reference import pack
 from cappy_export.graphs.operators import DOMAIN
 from cappy_export.graphs.writer import MICROSOFT
 from cappy_export.precisions.calibration import Activations
-from cappy_export.precisions.float_graph import multi_head
+from cappy_export.precisions.float_graph import epsilon_of, is_full_norm, multi_head
 from cappy_export.precisions.product_rewriter import ProductRewriter
 from cappy_export.precisions.rotation import Rotation, rotation_for
 from cappy_export.precisions.rounding import Floats, Int8, compensate_weights, quantize_weights
@@ -202,11 +202,31 @@ class Int8Rewriter(ProductRewriter):
             self._quantized[source] = self._rows_in_8_bits(source, limits, rotation)
         return self._quantized[source]
 
+    def _joined_before(self, source: str) -> onnx.NodeProto | None:
+        """Find the layer norm or gate that makes `source`, if nothing reads it but products in 8 bits; take it out."""
+        producer = self._graph.producers.get(source)
+        readers = self._graph.readers[source]
+        is_read = self._graph.is_output(source) or not all(node.name in self._products for node in readers)
+        if producer is None or is_read:
+            return None
+        if not (is_full_norm(producer) or (producer.op_type, producer.domain) == ("GeGlu", DOMAIN)):
+            return None
+        alone = [place for place, node in enumerate(self._nodes) if node.name == producer.name]
+        if not alone:  # it is a part of another operator
+            return None
+        del self._nodes[alone[0]]
+        return producer
+
     def _rows_in_8_bits(self, source: str, limits: Rounding, rotation: Rotation | None) -> tuple[str, str, int]:
         whole, scale, inputs, attributes = f"{source}/int8", f"{source}/scale", [source], asdict(limits)
         operator = "QuantizeRows" if limits.is_signed else "QuantizePositiveRows"
         if rotation is not None:
             operator, attributes["block"] = "QuantizeRotatedRows", rotation.block
+            before = self._joined_before(source)
+            if before is not None and before.op_type == "GeGlu":
+                operator, inputs = "QuantizeGatedRows", [*before.input]
+            elif before is not None:
+                operator, inputs, attributes["epsilon"] = "QuantizeNormedRows", [*before.input], epsilon_of(before)
             inputs.append(self._constant(f"{source}/factors", rotation.inverse_factors))
             inputs.append(self._constant(f"{source}/offsets", rotation.offsets))
         self._nodes.append(helper.make_node(operator, inputs, [whole, scale], whole, domain=DOMAIN, **attributes))

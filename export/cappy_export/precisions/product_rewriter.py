@@ -52,7 +52,7 @@ class ProductRewriter(ABC):
             self._nodes.append(node)
 
     def _join(self, node: onnx.NodeProto, inputs: Sequence[str], *, prefix: str = "", **attributes: Any) -> None:
-        """Write a Gemm as one operator with what alone reads its sum: Gelu, or residual and layer norm.
+        """Write a Gemm as one operator with what alone reads its sum: Gelu, a residual, or residual and layer norm.
 
         `prefix` stands before the operator's name. `inputs` are those of the product with its bias.
         """
@@ -64,10 +64,10 @@ class ProductRewriter(ABC):
         operator, inputs = prefix + joined.operator, [*inputs, *joined.inputs]
         whole = helper.make_node(operator, inputs, [joined.output], node.name, domain=DOMAIN, **attributes)
         self._joined.update((taken.name, None) for taken in joined.taken)
-        if joined.epsilon is None:
-            self._nodes.append(whole)
-        else:  # in the norm's place: the residual may be computed after this product
+        if joined.inputs:  # in the last one's place: the residual may be computed after this product
             self._joined[joined.taken[-1].name] = whole
+        else:
+            self._nodes.append(whole)
 
     def _emit(self, operator: str, inputs: Sequence[str], out: str, name: str, **attributes: Any) -> str:
         self._nodes.append(helper.make_node(operator, inputs, [out], name, **attributes))

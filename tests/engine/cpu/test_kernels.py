@@ -18,8 +18,7 @@ from cappy_engine import Scorer
 from cappy_engine.cpu import kernels
 from cappy_engine.cpu.built import why_no_library
 from cappy_engine.errors import InstallationError
-from cappy_engine.native import library as native_library
-from cappy_engine.native import reference
+from cappy_engine.native import reference, structures
 from cappy_engine.native.build import LIBRARY, SOURCES
 from cappy_engine.native.library import ChosenSet, NativeLibrary
 from cappy_engine.native.operands import AFTER_GELU, Distances, Floats, Ids, Layer, Rounding
@@ -129,7 +128,7 @@ def test_a_library_that_was_not_compiled_is_not_used_and_one_that_is_damaged_is_
 @pytest.mark.usefixtures("library")
 def test_a_library_that_is_called_in_another_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     other = type("Other", (ctypes.Structure,), {"_fields_": (("zero_point", ctypes.c_int),)})
-    monkeypatch.setattr(native_library, "_STRUCTURES", (other, *native_library._STRUCTURES[1:]))
+    monkeypatch.setattr(structures, "ALL", (other, *structures.ALL[1:]))
     with pytest.raises(OSError, match=r"is not a library of .* of this version \(its structures have other sizes\)"):
         NativeLibrary(SOURCES / LIBRARY)
 

@@ -1,4 +1,4 @@
-"""What ModernBERT's kernels add: attention with rotary positions, and gates; each instruction set beside numpy."""
+"""What ModernBERT's kernels add: rotary positions, gates, and norms of what a layer reads; each set beside numpy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cappy_engine.cpu import kernels
 from cappy_engine.native import reference
 from cappy_engine.native.library import NativeLibrary
-from cappy_engine.native.operands import Angles, Floats
+from cappy_engine.native.operands import Angles, Floats, Norm, Rotation, Rounding
 
 CLOSE = 1e-5
 
@@ -100,19 +100,41 @@ def test_what_is_not_finite_stays_in_its_row(library: NativeLibrary, instruction
     np.testing.assert_array_equal(np.isfinite(found).sum(axis=1), [40, 38, 40])
 
 
-@pytest.mark.parametrize("wrong", ["attention", "gate_rows"])
-def test_both_are_tested_before_they_are_used(
+@settings(max_examples=20, deadline=None)
+@given(
+    rows=st.integers(0, 200), blocks=st.integers(1, 5), block=st.sampled_from([1, 4, 16, 64]), seed=st.integers(0, 1000)
+)
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_rows_that_are_normed_or_gated_first_are_rounded_to_bytes_that_are_at_most_1_apart(
+    library: NativeLibrary, instruction_set: str, is_gated: bool, rows: int, blocks: int, block: int, seed: int
+) -> None:
+    """A Gelu and a layer norm are not equal to the last bit, so a value between two steps may become either."""
+    columns = blocks * block
+    norm = None if is_gated else Norm(*rows_of(2, columns, seed + 1), epsilon=0.01)
+    x = rows_of(rows, columns * (1 + is_gated), seed)
+    rotation = Rotation(*rows_of(2, columns, seed + 2), block)
+    found = library.quantize_rows(instruction_set, x, Rounding(), rotation, norm, is_gated=is_gated)
+    prepared = reference.normalize_rows(x, norm) if norm else reference.gate_rows(x)
+    wanted = reference.quantize_rows(reference.rotate_rows(prepared, rotation), Rounding())
+    apart = np.abs(found[0].astype(int) - wanted[0])
+    assert apart.max(initial=0) <= 1
+    assert apart.sum() <= 1 + 0.001 * apart.size
+    np.testing.assert_allclose(found[1], wanted[1], rtol=CLOSE, atol=CLOSE / 127)
+
+
+@pytest.mark.parametrize("wrong", ["attention", "gate_rows", "normalize_rows"])
+def test_all_are_tested_before_they_are_used(
     library: NativeLibrary, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     right = getattr(reference, wrong)
 
     def other(*given: object, angles: Angles | None = None, **rest: object) -> Floats:
-        """Turn the other way, or gate by less."""
-        if wrong == "gate_rows":
-            return np.asarray(right(*given) * np.float32(0.99))
+        """Turn the other way, or make less."""
+        if wrong != "attention":
+            return np.asarray(right(*given) * np.float32(0.9))
         return np.asarray(right(*given, angles=angles and (angles[0], -angles[1]), **rest))
 
     monkeypatch.setattr(reference, wrong, other)
     problem = kernels.self_test(library, library.instruction_sets[0])
-    told = {"attention": "LocalRotaryAttention differs from numpy", "gate_rows": "GeGlu differs from numpy"}
-    assert problem.startswith(told[wrong])
+    told = {"attention": "LocalRotaryAttention", "gate_rows": "GeGlu", "normalize_rows": "QuantizeNormedRows"}
+    assert problem.startswith(f"{told[wrong]} differs from numpy")

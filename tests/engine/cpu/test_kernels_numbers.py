@@ -109,10 +109,11 @@ def test_products_are_equal_to_the_last_bit(
     library: NativeLibrary, instruction_set: str, seed: int, shape: tuple[int, int, int], largest: int, zero_point: int
 ) -> None:
     """Weights of at most 64 cannot saturate in pairs of 16 bits, those of 127 can."""
-    layer, values, scales, _ = layer_of(seed, shape, largest)
+    layer, values, scales, residual = layer_of(seed, shape, largest)
     layer = replace(layer, zero_point=zero_point)
-    found = library.linear(instruction_set, layer, values, scales)
-    np.testing.assert_array_equal(found, reference.linear(layer, values, scales))
+    for added in (None, residual):
+        found = library.linear(instruction_set, layer, values, scales, added)
+        np.testing.assert_array_equal(found, reference.linear(layer, values, scales, added))
 
 
 @pytest.mark.parametrize("shape", [(1, 2048, 16), (13, 2048, 50), (40, 4096, 112), (300, 1024, 33), (25, 8191, 20)])
