@@ -19,7 +19,7 @@ from tests.export.test_int8_graph import body_end, product_model, run
 
 RANDOM = np.random.default_rng(5)
 X = RANDOM.standard_normal((40, 32)).astype(np.float32)
-STORED = {
+STORED: dict[str, np.ndarray] = {
     "gamma": RANDOM.uniform(0.5, 2, 32).astype(np.float32),
     "beta": RANDOM.standard_normal(32).astype(np.float32),
     "up": RANDOM.standard_normal((32, 64)).astype(np.float32) / 8,
@@ -63,9 +63,9 @@ def test_a_layer_that_normalises_what_it_reads_is_four_operators(tmp_path: Path)
     apart = quantized(tmp_path / "apart", LAYER, ("y", "normed", "gated", "narrow"))
     assert kinds_of(apart)["LinearAdd"] == 0
     assert kinds_of(apart)["QuantizeRotatedRows"] == 2
-    np.testing.assert_allclose(*(run(path, X, ["y"])[0] for path in (joined, apart)), atol=1e-6)
+    [found], [wanted] = run(joined, X, ["y"]), run(apart, X, ["y"])
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
     [exact] = run(tmp_path / "apart" / "m.onnx", X, ["y"])
-    [found] = run(joined, X, ["y"])
     assert 0 < np.abs(found - exact).max() < 0.05 * exact.std()
 
 
@@ -80,7 +80,8 @@ def test_a_layer_norm_that_is_an_output_stays(tmp_path: Path) -> None:
     found = quantized(tmp_path / "q", LAYER, outputs=["normed"])
     kinds = kinds_of(found)
     assert (kinds["QuantizeNormedRows"], kinds["QuantizeRotatedRows"], kinds["QuantizeGatedRows"]) == (0, 1, 1)
-    np.testing.assert_array_equal(*(run(path, X, ["normed"])[0] for path in (tmp_path / "q" / "m.onnx", found)))
+    [wanted], [normed] = (run(path, X, ["normed"]) for path in (tmp_path / "q" / "m.onnx", found))
+    np.testing.assert_array_equal(normed, wanted)
 
 
 @pytest.mark.parametrize("inputs", [["narrow", "beta"], ["narrow", "narrow"]], ids=["a weight", "itself"])

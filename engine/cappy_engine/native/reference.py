@@ -110,8 +110,9 @@ def _finished(layer: Layer | Bf16Layer, result: Floats, residual: Floats | None)
     if layer.is_gelu:
         return gelu(result)
     added = result if residual is None else result + residual
-    is_normed = layer.gamma is not None and layer.beta is not None
-    return normalize_rows(added, Norm(layer.gamma, layer.beta, layer.epsilon)) if is_normed else added
+    if layer.gamma is None or layer.beta is None:
+        return added
+    return normalize_rows(added, Norm(layer.gamma, layer.beta, layer.epsilon))
 
 
 def attention(

@@ -204,7 +204,7 @@ class Int8Rewriter(ProductRewriter):
 
     def _joined_before(self, source: str) -> onnx.NodeProto | None:
         """Find the layer norm or gate that makes `source`, if nothing reads it but products in 8 bits; take it out."""
-        producer = self._graph.producers.get(source)
+        producer: onnx.NodeProto | None = self._graph.producers.get(source)
         readers = self._graph.readers[source]
         is_read = self._graph.is_output(source) or not all(node.name in self._products for node in readers)
         if producer is None or is_read:

@@ -110,9 +110,11 @@ def test_rows_that_are_normed_or_gated_first_are_rounded_to_bytes_that_are_at_mo
 ) -> None:
     """A Gelu and a layer norm are not equal to the last bit, so a value between two steps may become either."""
     columns = blocks * block
-    norm = None if is_gated else Norm(*rows_of(2, columns, seed + 1), epsilon=0.01)
+    gamma, beta = rows_of(2, columns, seed + 1)
+    norm = None if is_gated else Norm(gamma, beta, epsilon=0.01)
     x = rows_of(rows, columns * (1 + is_gated), seed)
-    rotation = Rotation(*rows_of(2, columns, seed + 2), block)
+    factors, offsets = rows_of(2, columns, seed + 2)
+    rotation = Rotation(factors, offsets, block)
     found = library.quantize_rows(instruction_set, x, Rounding(), rotation, norm, is_gated=is_gated)
     prepared = reference.normalize_rows(x, norm) if norm else reference.gate_rows(x)
     wanted = reference.quantize_rows(reference.rotate_rows(prepared, rotation), Rounding())
