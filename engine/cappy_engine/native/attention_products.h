@@ -22,6 +22,8 @@ struct CountTo<0, R...> {
   using Type = Counts<R...>;
 };
 
+constexpr int64_t ROWS_AHEAD = 8;  // of those that are read, so many are brought closer
+
 template <class L>
 void copy(const float* from, float* to, int64_t count) {
   int64_t i = 0;
@@ -87,15 +89,23 @@ void pack_keys(const Keys& keys, const AttentionAngles& angles, float* panels) {
   }
 }
 
-// Copies the values into panels of (keys, width). Behind the last column of a panel stand zeros.
+// Copies the values into panels of (keys, width). Behind the last column of a panel stand zeros. Rows lie pages apart: each is
+// read once, and those that follow are brought closer meanwhile.
 template <class L>
 void pack_values(const float* values, int64_t stride, int64_t count, int64_t head_size, float* panels) {
-  for (int64_t column = 0; column < head_size; column += 2 * L::lanes) {
-    const int64_t width = panel_width<L>(column, head_size);
-    const int64_t filled = smaller(width, head_size - column);
-    float* to = panels + column * count;
-    for (int64_t i = 0; i < count; i++, to += width) {
-      copy<L>(values + i * stride + column, to, filled);
+  for (int64_t i = 0; i < count; i++, values += stride) {
+    for (int64_t column = 0; column < head_size; column += 2 * L::lanes) {
+      const int64_t width = panel_width<L>(column, head_size);
+      const int64_t filled = smaller(width, head_size - column);
+      float* to = panels + column * count + i * width;
+      __builtin_prefetch(values + ROWS_AHEAD * stride + column);
+      if (filled == 2 * L::lanes) {
+        const typename L::Vector first = L::load(values + column), second = L::load(values + column + L::lanes);
+        L::store(to, first);
+        L::store(to + L::lanes, second);
+        continue;
+      }
+      copy<L>(values + column, to, filled);
       for (int64_t c = filled; c < width; c++) to[c] = 0;
     }
   }
