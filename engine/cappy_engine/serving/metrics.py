@@ -12,6 +12,8 @@ from cappy_engine.serving.jobs import Step
 from cappy_engine.serving.requests import ScoringResult
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+NO_ROUTE = "other"
+"""The route of what no path answers."""
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 TOKENS = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 65536)
 

@@ -52,9 +52,9 @@ class Look:
 LOOKS = (
     Look("/health", "health", "Whether the server runs", Status, needs_key=False),
     Look("/ready", "ready", "Whether the server can score", Status, needs_key=False, may_be_unready=True),
-    Look("/info", "info", "What is served, how it runs, and the limits", Json, errors=(401, 503)),
-    Look("/metrics", "metrics", "Counters and times for Prometheus", "text/plain", errors=(401,)),
-    Look("/v2", "kserve_server", "What the server is (KServe v2)", kserve.ServerMetadata, errors=(401,)),
+    Look("/info", "info", "What is served, how it runs, and the limits", Json, errors=(503,)),
+    Look("/metrics", "metrics", "Counters and times for Prometheus", "text/plain"),
+    Look("/v2", "kserve_server", "What the server is (KServe v2)", kserve.ServerMetadata),
     Look("/v2/health/live", "kserve_live", "Whether the server runs (KServe v2)", kserve.ServerLive, needs_key=False),
     Look(
         "/v2/health/ready",
@@ -69,7 +69,7 @@ LOOKS = (
         "kserve_model",
         "What the model takes and gives (KServe v2)",
         kserve.ModelMetadata,
-        errors=(401, 404, 503),
+        errors=(404, 503),
     ),
     Look(
         "/v2/models/{name}/ready",
@@ -77,7 +77,7 @@ LOOKS = (
         "Whether the model can score (KServe v2)",
         kserve.ModelReady,
         may_be_unready=True,
-        errors=(401, 404),
+        errors=(404,),
     ),
 )
 """What the server answers to GET, but for its pages."""
@@ -169,7 +169,7 @@ def _look(look: Look, by_type: Json, needs_key: bool) -> Json:
         "security": _security(needs_key and look.needs_key),
         "responses": {"200": answer}
         | ({"503": unready} if look.may_be_unready else {})
-        | _errors(look.errors, needs_key),
+        | _errors((401, *look.errors), needs_key and look.needs_key),
     }
 
 

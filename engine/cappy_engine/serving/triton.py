@@ -88,7 +88,6 @@ def write_repository(
     precision, _ = choose_precision(options.precision, device, opened.manifest.precisions_for(device))
     # Triton says which GPU an instance has.
     chosen = replace(options, device=device, precision=cast(Precision, precision), gpus=None)
-    opened.check_model(precision, device)
     targets = [root / triton.name, root / f"{triton.name}-onnx"]
     for target in targets:
         if target.exists():

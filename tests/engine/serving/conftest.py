@@ -17,8 +17,11 @@ from tests.support.servers import Server, serving
 @pytest.fixture(scope="session")
 def server(bundle: Path) -> Iterator[Server]:
     """Give a server of the tiny bundle in int8, with narrow limits."""
-    options = "--max-pairs 50 --max-body-bytes 100000 --body-seconds 0.5 --max-text-chars 20000 --model-name tiny"
-    with serving("--bundle", str(bundle), "--precision", "int8", *options.split(), "--model-name", "other") as running:
+    options = (
+        "--max-pairs 50 --max-body-bytes 100000 --body-seconds 0.5 --max-text-chars 20000 --max-queue-tokens 50000"
+    )
+    names = ("--model-name", "tiny", "--model-name", "other")
+    with serving("--bundle", str(bundle), "--precision", "int8", *options.split(), *names) as running:
         yield running
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,12 @@ def test_headers_say_what_a_request_cost(server: Server) -> None:
     stages = {name: float(headers[f"x-cappy-{name}-ms"]) for name in ("tokenize", "queue", "score", "total")}
     assert sum(stages.values()) == pytest.approx(2 * stages["total"], abs=0.1)
     assert headers["server-timing"].startswith("tokenize;dur=")
+
+
+def test_an_answer_to_vllm_says_when_it_was_made(server: Server) -> None:
+    began = int(time.time())
+    created = server.post("/score", {"text_1": SKY, "text_2": "Yes"}).json()["created"]
+    assert began <= created <= time.time()
 
 
 def test_a_refused_request_keeps_its_id(server: Server) -> None:
@@ -148,6 +155,7 @@ def test_a_body_that_is_not_what_it_must_be_is_refused(server: Server, body: byt
         ({"content-type": "application/json", "content-encoding": "gzip"}, 415),
         ({"content-type": "application/json; charset=utf-8"}, 200),
         ({"content-type": "APPLICATION/JSON"}, 200),
+        ({"content-type": "application/problem+json", "content-encoding": "Identity"}, 200),
         ({}, 200),
     ],
 )

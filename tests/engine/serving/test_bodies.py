@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from starlette.types import Message
 
 from cappy_engine.errors import InvalidRequest, QueueFull
+from cappy_engine.options import ScorerOptions
 from cappy_engine.serving.http.bodies import BodyRoom, read_body
+from cappy_engine.serving.http.endpoint import Gate
+from cappy_engine.serving.metrics import Metrics
+from cappy_engine.serving.server_options import ServerOptions
+from cappy_engine.serving.service import Service
 
 
 def test_bodies_that_do_not_fit_together_are_refused_and_leave_room_again() -> None:
@@ -38,3 +44,12 @@ def test_bodies_that_do_not_fit_together_are_refused_and_leave_room_again() -> N
         assert room.held == 0
 
     asyncio.run(run())
+
+
+def test_64_bodies_of_the_largest_size_may_arrive_at_once(bundle: Path) -> None:
+    options = ServerOptions(max_body_bytes=1000)
+    room = Gate(Service(bundle, ScorerOptions(), options, metrics=Metrics()), options, keys=None).bodies
+    with room.of_one() as take, room.of_one() as take_one_more:
+        take(64 * 1000)
+        with pytest.raises(QueueFull, match="bodies of 64001 bytes are being read, and 64000 may be"):
+            take_one_more(1)

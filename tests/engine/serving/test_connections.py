@@ -15,13 +15,18 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.servers import SECONDS, Server, faulty, serving
+from tests.support.servers import SECONDS, Server, serving
 
 SKY = "Is the sky blue?"
 HEAD = "POST /v1/rank HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\n"
 BODY = json.dumps({"instruction": SKY, "candidates": ["Yes"]})
 HEALTH = "GET /health HTTP/1.1\r\nhost: here\r\n"
 LAST = f"{HEALTH}connection: close\r\n\r\n"
+TENSORS = {
+    "inputs": [
+        {"name": name, "shape": [1], "datatype": "BYTES", "data": ["Yes"]} for name in ("instruction", "response")
+    ]
+}
 SHAPE = {"error", "error_type", "message", "pair"}
 MEGABYTE = 2**20
 
@@ -120,6 +125,12 @@ def test_an_answer_to_a_body_that_was_not_read_says_that_the_connection_is_close
     assert read.count(b"HTTP/1.1 ") == 2
 
 
+def test_a_connection_goes_on_after_a_request_that_was_refused(narrow: Server) -> None:
+    answer = exchanged(narrow, posted("{}"), LAST, pause=0.1)
+    assert answer.startswith(b"HTTP/1.1 422 ")
+    assert answer.count(b"HTTP/1.1 200 ") == 1
+
+
 def test_a_client_that_offers_http2_is_answered_twice(narrow: Server) -> None:
     offer = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
     assert exchanged(narrow, posted(BODY, offer), posted(BODY, offer), LAST, pause=0.1).count(b" 200 OK") == 3
@@ -143,6 +154,8 @@ def test_a_large_body_with_the_next_head_behind_it_is_not_a_large_head(narrow: S
     ("sent", "part"),
     [
         ("not http\r\n\r\n", "not valid HTTP"),
+        ("\x16\x03\x01\x02\0\1\0\1", "neither HTTP/2 nor TLS"),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "neither HTTP/2 nor TLS"),
         (f"{HEAD}" + "x: y\r\n" * 20000, "more than 65536 bytes"),
         (f"{HEAD}x: " + "y" * MEGABYTE, "more than 65536 bytes"),
         (f"{HEAD}content-length: 3\r\ncontent-length: 4\r\n\r\n", "not valid HTTP"),
@@ -175,6 +188,39 @@ def test_a_connection_above_the_limit_hears_503_and_the_others_go_on(narrow: Ser
         assert failure(answer)["error_type"] == "unhealthy"
         assert b"\r\nretry-after: 1\r\n" in answer
     narrow.wait_until(lambda: narrow.get("/health").status_code == 200)
+    assert narrow.metric('cappy_requests_total{route="other",status="503"}') >= 1
+
+
+def test_as_many_connections_as_the_limit_says_are_answered(narrow: Server) -> None:
+    def answered() -> int:
+        with contextlib.ExitStack() as stack:
+            opened = [stack.enter_context(narrow.connect()) for _ in range(52)]
+            for connection in opened:
+                with contextlib.suppress(OSError):
+                    connection.sendall(f"{HEALTH}\r\n".encode())
+            return [connection.recv(12) for connection in opened].count(b"HTTP/1.1 200")
+
+    narrow.wait_until(lambda: answered() == 50)  # when those of the other tests are gone
+
+
+def test_what_is_not_http_is_counted_too(narrow: Server) -> None:
+    line = 'cappy_requests_total{route="other",status="400"}'
+    exchanged(narrow, "not http\r\n\r\n")  # so that it is counted
+    before = narrow.metric(line)
+    exchanged(narrow, "not http\r\n\r\n")
+    assert narrow.metric(line) == before + 1
+
+
+def test_a_client_that_asks_for_a_tunnel_does_not_keep_the_others_waiting(narrow: Server) -> None:
+    assert exchanged(narrow, "CONNECT here:80 HTTP/1.1\r\nhost: here\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert narrow.get("/health").status_code == 200
+
+
+def test_fields_behind_a_body_are_no_headers(narrow: Server) -> None:
+    body = json.dumps(TENSORS)
+    head = HEAD.replace("/v1/rank", "/v2/models/tiny-bundle/infer") + "transfer-encoding: chunked\r\n"
+    chunks = f"{len(body):x}\r\n{body}\r\n0\r\ninference-header-content-length: 3\r\n\r\n"
+    assert exchanged(narrow, f"{head}connection: close\r\n\r\n{chunks}").startswith(b"HTTP/1.1 200 ")
 
 
 def test_far_too_many_connections_are_closed_without_a_word(narrow: Server) -> None:
@@ -238,18 +284,3 @@ def test_a_client_that_does_not_read_leaves_no_tracebacks_at_the_end(bundle: Pat
     ):
         server.stop(signal.SIGTERM)
         assert "Traceback" not in server.log
-
-
-@pytest.mark.slow
-def test_the_work_of_a_client_that_asked_for_more_and_hung_up_is_not_done(bundle: Path, tmp_path: Path) -> None:
-    trigger = tmp_path / "trigger"
-    trigger.touch()
-    options = "--threads 1 --step-tokens 16".split()
-    body = json.dumps({"instruction": SKY, "candidates": [str(number) for number in range(40)]})
-    with serving("--bundle", str(bundle), *options, command=faulty("slow", trigger)) as server:
-        with server.connect() as connection:
-            connection.sendall((posted(body) * 3).encode())
-            server.wait_until(lambda: server.metric("cappy_queue_pairs") > 0)
-        server.wait_until(lambda: server.metric("cappy_queue_pairs") == 0)
-        assert server.metric("cappy_abandoned_requests_total") == 1
-        assert server.metric('cappy_pairs_total{device="cpu",precision="fp32"}') < 20

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.servers import Server, pairs_of, serving, started
+from cappy_engine.errors import ServingError
+from cappy_engine.serving.keys import read_keys
+from tests.support.servers import Server, pairs_of, serving
 
 ONE = pairs_of(("Is the sky blue?", "Yes"))
 FIRST = "the-first-key-of-two"
@@ -66,6 +68,12 @@ def test_what_tells_of_the_server_needs_a_key(keyed: Server, path: str) -> None:
     assert keyed.get(path, x_api_key=FIRST).status_code == 200
 
 
+def test_the_description_says_that_a_key_is_needed(keyed: Server, server: Server) -> None:
+    described = (keyed.get("/openapi.json", x_api_key=FIRST), server.get("/openapi.json"))
+    needed, none = (found.json()["paths"]["/v1/score"]["post"]["security"] for found in described)
+    assert (needed, none) == ([{"bearer": []}, {"key": []}], [])
+
+
 @pytest.mark.parametrize("path", ["/health", "/ready", "/", "/v2/health/live", "/v2/health/ready"])
 def test_health_and_the_page_need_no_key(keyed: Server, path: str) -> None:
     assert keyed.get(path).status_code == 200
@@ -77,10 +85,17 @@ def test_who_has_no_key_is_refused_before_the_body_is_read(keyed: Server) -> Non
         assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("text", ["", "# none\n", "short\n", "a-key-that-is-not-ascii-é\n"])
-def test_a_file_without_good_keys_is_an_error(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "has no API key; write one on a line of its own"),
+        ("# none\n\n", "has no API key; write one on a line of its own"),
+        (f"# two\n\n{FIRST}\n fifteen-letters \n", "the API key in line 4 of .* has fewer than 16 characters"),
+        ("a-key-that-is-not-ascii-é\n", "must be ASCII"),
+        (f"{FIRST}\n" * 2**16, "cannot be read .*more than 1048576 bytes"),
+    ],
+)
+def test_a_file_without_good_keys_is_an_error(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "keys").write_text(text)
-    with started(["--api-key-file", str(tmp_path / "keys")]) as server:
-        assert server.wait() == 1
-        assert "key" in server.log
+    with pytest.raises(ServingError, match=problem):
+        read_keys(tmp_path / "keys")

@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,14 @@ def test_a_server_that_has_no_time_for_connections_keeps_its_unix_socket(tmp_pat
     assert path.is_socket()
 
 
+def test_nobody_is_taken_after_the_end() -> None:
+    with Listener.open(ServerOptions(port=0)) as listener:
+        address = listener.socket.getsockname()
+        socket.create_connection(address, timeout=5).close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address, timeout=5)
+
+
 def test_a_file_that_is_no_socket_is_left_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "notes"
     path.write_text("mine")
@@ -69,3 +78,18 @@ def test_an_address_of_ipv6_is_one_that_clients_take() -> None:
             socket.create_connection(("::1", port), timeout=5).close()
     except ServingError:
         pytest.skip("needs IPv6")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ({"host": "::"}, "can be reached by others"),
+        ({"host": ""}, "can be reached by others"),
+        ({"model_names": ("tiny", "")}, "printable characters only"),
+        ({"model_names": ("a\nb",)}, "printable characters only"),
+        ({"body_seconds": float("nan")}, "body_seconds must be finite"),
+    ],
+)
+def test_options_that_no_server_has_are_refused(wrong: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        ServerOptions(**wrong)

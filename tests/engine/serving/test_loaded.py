@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from cappy_engine.batching import Grouping
 from cappy_engine.bundle import open_bundle
-from cappy_engine.errors import ModelBroken, QueueClosed, QueueFull, ScoringError
+from cappy_engine.errors import InvalidRequest, ModelBroken, NotReady, QueueClosed, QueueFull, ScoringError
 from cappy_engine.gpu.sessions import SharedSession
 from cappy_engine.options import ScorerOptions
 from cappy_engine.runner import Runner
@@ -24,9 +25,11 @@ from cappy_engine.serving.metrics import Metrics
 from cappy_engine.serving.requests import ScoringRequest
 from cappy_engine.serving.server_options import ServerOptions
 from cappy_engine.session import Inputs, Session, open_session
+from cappy_engine.slim import slim
 from cappy_engine.testing import FakeSession
 
 SKY = "Is the sky blue?"
+INT8 = ScorerOptions(precision="int8", device="cpu")
 TEXT = "Is the sky blue, or is it green? " * 4
 
 
@@ -36,7 +39,7 @@ def loaded(bundle: Path) -> Iterator[LoadedModel]:
     options = ServerOptions(max_queue_tokens=512)
     model = LoadedModel(bundle, ScorerOptions(precision="int8"), options, Metrics(), lambda model, error: None)
     yield model
-    model.close()
+    model.close(1)
 
 
 def request_of(pairs: int) -> ScoringRequest:
@@ -48,15 +51,18 @@ def test_a_request_that_will_not_fit_is_refused_before_its_tokens_are_made(loade
     tokens = int(loaded.scorer.encode(request_of(1).pairs).lengths.sum())
     with loaded.reserve(request_of(1), 0), loaded.reserve(request_of(40), 0):  # nothing is known of tokens yet
         pass
-    with ThreadPoolExecutor(1) as encoder, loaded.reserve(request_of(1), 0) as place:
-        loaded.score(request_of(1), place, float("inf"), encoder).result(timeout=20)
+    cut = ScoringRequest([("word " * 10_000, "Yes")], lambda result: result)
+    with ThreadPoolExecutor(1) as encoder:
+        for request in (cut, request_of(1)):  # a text that was cut does not tell how many tokens a character has
+            with loaded.reserve(request, 0) as place:
+                loaded.score(request, place, float("inf"), encoder).result(timeout=20)
     fits = 512 // tokens - 1
     with loaded.reserve(request_of(1), 0):
         with loaded.reserve(request_of(fits), 0):
             pass
         with loaded.reserve(ScoringRequest([request_of(1).pairs[0]] * 500, lambda result: result), 0):  # they wait once
             pass
-        with loaded.reserve(ScoringRequest([("word " * 10_000, "Yes")], lambda result: result), 0):  # it will be cut
+        with loaded.reserve(cut, 0):  # not all of its characters count
             pass
         with pytest.raises(QueueFull, match=f"{fits + 4} more do not fit"):
             loaded.reserve(request_of(fits + 4), 0)
@@ -80,8 +86,7 @@ def test_padding_is_counted_where_the_model_computes_it(
     monkeypatch.setattr(LoadedModel, "_check", lambda model: None)  # made-up scores are not the canary's
     monkeypatch.setattr(Scorer, "runner", property(lambda scorer: runner))
     metrics = Metrics()
-    options = ScorerOptions(precision="int8", device="cpu")
-    model = LoadedModel(bundle, options, ServerOptions(), metrics, lambda model, error: None)
+    model = LoadedModel(bundle, INT8, ServerOptions(), metrics, lambda model, error: None)
     pairs = [(SKY, "Yes"), (SKY, "Yes, it is blue, as blue as can be."), (SKY, "word " * 70)]
     lengths = model.scorer.encode(pairs).lengths.tolist()
     with ThreadPoolExecutor(1) as encoder, model.reserve(ScoringRequest(pairs, lambda result: result), 0) as place:
@@ -92,8 +97,13 @@ def test_padding_is_counted_where_the_model_computes_it(
         next(bucket for bucket in grouping.buckets if bucket >= length) for length in lengths if grouping.buckets
     ]
     page = metrics.page().decode()
-    for name, count in (("tokens", sum(lengths)), ("computed_tokens", sum(buckets) or 3 * max(lengths))):
-        assert f'cappy_{name}_total{{device="cpu",precision="int8"}} {float(count)}\n' in page
+    computed = sum(buckets) or 3 * max(lengths)
+    for name, count in (
+        ("tokens_total", sum(lengths)),
+        ("step_tokens_sum", sum(lengths)),
+        ("computed_tokens_total", computed),
+    ):
+        assert f'cappy_{name}{{device="cpu",precision="int8"}} {float(count)}\n' in page
 
 
 class Worn:
@@ -130,3 +140,49 @@ def test_a_model_is_broken_where_one_of_several_gpus_is(bundle: Path, monkeypatc
                 model.score(request_of(1), place, float("inf"), encoder).result(timeout=20)
     assert "GPU 7: the device is gone" in str(broken.get(timeout=20))
     model.close()
+
+
+def test_an_exact_winner_needs_an_fp32_model_beside_the_one_that_is_served(bundle: Path, tmp_path: Path) -> None:
+    slim(bundle, precisions=["int8"], targets=["cpu"], out=tmp_path / "slim")
+    model = LoadedModel(tmp_path / "slim", INT8, ServerOptions(), Metrics(), lambda model, error: None)
+    assert not model.has_exact_winner
+    with pytest.raises(InvalidRequest, match="exact_winner needs an fp32 model, and this server's bundle has none"):
+        model.margin()
+    model.close()
+
+
+def test_an_fp32_model_that_is_gone_is_an_error_of_the_server(copy: Path) -> None:
+    model = LoadedModel(copy, INT8, ServerOptions(), Metrics(), lambda model, error: None)
+    assert model.has_exact_winner
+    open_bundle(copy).model("fp32", "cpu").unlink()
+    with pytest.raises(NotReady, match="the fp32 model cannot be opened"):
+        model.open_exact()
+    model.close()
+
+
+def test_a_model_that_does_not_score_its_canary_right_is_freed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each bundle that is refused at SIGHUP would stay in memory."""
+    opened: list[Scorer] = []
+    open_with, run = Scorer.open_with, Runner.run
+
+    def open_noted(bundle: Path, options: ScorerOptions) -> Scorer:
+        opened.append(open_with(bundle, options))
+        return opened[-1]
+
+    monkeypatch.setattr(Scorer, "open_with", open_noted)
+    monkeypatch.setattr(Runner, "run", lambda runner, encoded: run(runner, encoded) + np.float32(0.5))
+    with pytest.raises(ModelBroken, match="wrong scores"):
+        LoadedModel(bundle, INT8, ServerOptions(), Metrics(), lambda model, error: None)
+    monkeypatch.setattr(Runner, "run", run)
+    with pytest.raises(ScoringError, match="closed"):
+        opened[0].score([(SKY, "Yes")])
+
+
+def test_a_request_whose_texts_are_not_read_any_more_is_not_left_waiting(loaded: LoadedModel) -> None:
+    may_go, encoder = threading.Event(), ThreadPoolExecutor(1)
+    encoder.submit(may_go.wait)
+    with loaded.reserve(request_of(1), 0) as place:
+        answer = loaded.score(request_of(1), place, float("inf"), encoder)
+        encoder.shutdown(wait=False, cancel_futures=True)
+        may_go.set()
+        assert answer.cancelled()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 import pytest
 
 from tests.support.servers import Server, pairs_of
@@ -49,13 +52,25 @@ def test_stages_are_in_seconds_and_steps_in_tokens(server: Server) -> None:
     assert [now - then for now, then in zip(sums(), before, strict=True)] == pytest.approx(told, abs=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "least", "most"), [("cappy_stage_seconds", 0.001, 60.0), ("cappy_step_tokens", 16.0, 65536.0)]
+)
+def test_what_a_request_takes_falls_between_the_bounds_of_a_histogram(
+    server: Server, name: str, least: float, most: float
+) -> None:
+    server.post("/v1/score", ONE)
+    page = server.get("/metrics")
+    bounds = {float(bound) for bound in re.findall(rf'{name}_bucket{{[^}}]*le="([^"]+)"', page.text)}
+    assert (min(bounds), max(bounds - {math.inf}), len(bounds) > 10) == (least, most, True)
+    assert page.headers["content-type"].startswith("text/plain; version=")
+
+
 def test_information_names_the_limits_that_hold(server: Server) -> None:
-    limits = server.get("/info").json()["limits"]
-    assert limits.pop("max_queue_tokens") > 0
-    assert limits == {
+    assert server.get("/info").json()["limits"] == {
         "max_body_bytes": 100_000,
         "max_pairs": 50,
         "max_text_chars": 20_000,
         "max_queue_pairs": 8192,
+        "max_queue_tokens": 50_000,
         "request_seconds": 60.0,
     }

@@ -54,3 +54,18 @@ def test_keys_are_asked_for_where_there_are_some_but_not_of_probes(needs_key: bo
 def test_every_error_of_a_request_is_described() -> None:
     posted = [each for each in operations(DOCUMENT) if "requestBody" in each]
     assert all(set(each["responses"]) == {"200", *map(str, ERRORS)} for each in posted)
+
+
+def test_what_stands_in_paths_and_headers_is_described() -> None:
+    paths = DOCUMENT["paths"]
+    for path, item in paths.items():
+        assert [each["name"] for each in item.get("parameters", [])] == re.findall(r"{(\w+)}", path)
+    infer = paths["/v2/models/{name}/infer"]["post"]
+    assert [each["name"] for each in infer["parameters"]] == ["inference-header-content-length"]
+    assert "Retry-After" in DOCUMENT["components"]["responses"]["429"]["headers"]
+    kserve = ("/v2/health/ready", "/v2/models/{name}", "/v2/models/{name}/ready")
+    assert {look.path for look in LOOKS if "503" in paths[look.path]["get"]["responses"]} == {
+        "/ready",
+        "/info",
+        *kserve,
+    }

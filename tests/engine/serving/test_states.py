@@ -13,10 +13,10 @@ import httpx
 import pytest
 
 from cappy_engine.errors import ScoringError
-from cappy_engine.options import ScorerOptions
+from cappy_engine.options import Precision, ScorerOptions
 from cappy_engine.serving.http.app import make_app
 from cappy_engine.serving.http.endpoint import Gate
-from cappy_engine.serving.logs import JsonLines
+from cappy_engine.serving.logs import JsonLines, TextLines
 from cappy_engine.serving.metrics import Metrics
 from cappy_engine.serving.requests import ScoringRequest, ScoringResult
 from cappy_engine.serving.server_options import ServerOptions
@@ -70,6 +70,28 @@ def test_a_server_that_loads_is_alive_and_not_ready(
     assert "\ncappy_ready 0.0\n" in service.metrics.page().decode()
 
 
+def test_a_model_is_ready_until_the_server_stops(service: Service) -> None:
+    async def ask(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return [await client.get(f"/v2/models/{name}/ready") for name in ("tiny-bundle", "gpt")]
+
+    service.load()
+    ready, other = answered(service, ask)
+    assert (ready.status_code, ready.json()) == (200, {"name": "tiny-bundle", "ready": True})
+    assert (other.status_code, other.json()["error_type"]) == (404, "not_found")
+    service.drain()
+    draining, _ = answered(service, ask)
+    assert (draining.status_code, draining.json()) == (503, {"name": "tiny-bundle", "ready": False})
+
+
+@pytest.mark.parametrize(("precision", "is_there"), [("int8", True), ("fp32", False)])
+def test_information_says_whether_there_is_an_exact_winner(bundle: Path, precision: Precision, is_there: bool) -> None:
+    service = Service(bundle, ScorerOptions(precision=precision), ServerOptions(), metrics=Metrics())
+    service.load()
+    found = answered(service, lambda client: client.get("/info")).json()
+    service.close()
+    assert (found["precision"], found["exact_winner"]) == (precision, is_there)
+
+
 @pytest.mark.parametrize(
     ("error", "answer"), [(ScoringError("no memory"), "no memory"), (KeyError("mistake"), "its log says why")]
 )
@@ -89,3 +111,16 @@ def test_a_failure_of_ours_is_in_the_log_with_the_id_of_the_request(
     assert (line["level"], line["message"], line["request_id"]) == ("error", "a request failed", "mine")
     assert "Traceback" in line["traceback"]
     assert type(error).__name__ in line["traceback"]
+
+
+def test_a_failure_of_ours_in_what_is_looked_at_is_in_the_log_too(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails() -> bytes:
+        raise KeyError("mistake")
+
+    monkeypatch.setattr(service.metrics, "page", fails)
+    failed = answered(service, lambda client: client.get("/metrics"))
+    assert (failed.status_code, "its log says why" in failed.json()["error"]) == (500, True)
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "KeyError: 'mistake'" in TextLines().format(record)

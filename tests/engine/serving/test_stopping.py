@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.servers import faulty, pairs_of, serving, started
+from tests.support.servers import Server, faulty, pairs_of, serving, started
 
 pytestmark = pytest.mark.slow
 
@@ -87,6 +87,15 @@ def test_a_run_that_hangs_does_not_keep_a_server_that_stops(bundle: Path, tmp_pa
         assert "1 request was not answered in drain_seconds, 0.3" in server.log
 
 
+def is_refused(server: Server) -> bool:
+    """Tell if nobody listens any more."""
+    try:
+        server.connect().close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def test_a_second_signal_ends_a_server_at_once(bundle: Path, tmp_path: Path) -> None:
     trigger = tmp_path / "trigger"
     with serving("--bundle", str(bundle), command=faulty("hangs", trigger)) as server, ThreadPoolExecutor(1) as threads:
@@ -95,6 +104,8 @@ def test_a_second_signal_ends_a_server_at_once(bundle: Path, tmp_path: Path) -> 
         server.wait_until(lambda: not trigger.exists())
         server.process.send_signal(signal.SIGINT)
         server.wait_for_line("the server stops when what it accepted is answered")
+        server.wait_until(lambda: is_refused(server))
+        assert server.process.poll() is None
         assert server.stop(signal.SIGINT) == 1
         assert "a second signal ends the server at once; requests that were cut off: 1" in server.log
         assert isinstance(asked.exception(), httpx.TransportError)

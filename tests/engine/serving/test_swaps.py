@@ -179,6 +179,8 @@ def test_a_model_that_fails_when_another_has_its_place_does_not_end_the_service(
         asked(service)
     until(lambda: service.state == "broken")
     assert len(broken) == 1
+    service.drain()
+    assert service.state == "broken"
 
 
 def test_a_model_that_is_there_when_the_server_stops_is_not_used(service: Service, opened: Opened) -> None:

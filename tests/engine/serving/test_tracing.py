@@ -68,6 +68,7 @@ def test_a_request_is_a_span_with_its_stages(bundle: Path, collector: Collector)
         began = time.time_ns()
         answer = server.post("/v1/score", pairs_of(*texts), traceparent=f"00-{TRACE}-{PARENT}-01")
         server.post("/v1/score", {})
+        server.post("/v2/models/secret/infer", {})
         assert server.stop() == 0  # what was not sent is sent then
     spans = [span for found in collector.resource_spans() for scope in found.scope_spans for span in scope.spans]
     scored = next(span for span in spans if span.parent_span_id.hex() == PARENT)
@@ -92,6 +93,7 @@ def test_a_request_is_a_span_with_its_stages(bundle: Path, collector: Collector)
     assert stages[0].end_time_unix_nano == stages[1].start_time_unix_nano
     refused = [span for span in spans if span.name == "POST /v1/score" and span is not scored]
     assert [item.value.int_value for item in refused[0].attributes if item.key.endswith("status_code")] == [422]
+    assert "POST /v2/models/{name}/infer" in [span.name for span in spans]
     assert not any(b"secret" in body for body in collector.bodies)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -20,12 +21,14 @@ from cappy_engine.serving.assets import Asset, read_assets
 from cappy_engine.serving.dialects.kserve import ModelReady, ServerReady, describe_model, describe_server
 from cappy_engine.serving.dialects.routes import ROUTES
 from cappy_engine.serving.http.endpoint import Gate, ScoringEndpoint, encoded, failure_reply
-from cappy_engine.serving.metrics import CONTENT_TYPE, Metrics
-from cappy_engine.serving.openapi import describe
+from cappy_engine.serving.metrics import CONTENT_TYPE, NO_ROUTE, Metrics
+from cappy_engine.serving.openapi import LOOKS, describe
 from cappy_engine.serving.service import Service
 from cappy_engine.serving.statuses import Failure, failure_of
 
 Answer = Callable[[Request], Awaitable[Response]]
+
+log = logging.getLogger("cappy.server")
 
 
 def make_app(gate: Gate) -> ASGIApp:
@@ -37,13 +40,11 @@ def make_app(gate: Gate) -> ASGIApp:
     description = msgspec.json.encode(describe(ROUTES, __version__, needs_key=gate.keys is not None))
     pages: list[BaseRoute] = [Path(path, partial(_show, asset)) for path, asset in read_assets().items()]
     posts: list[BaseRoute] = [Path(route.path, ScoringEndpoint(route, gate), methods=["POST"]) for route in ROUTES]
-    gets: dict[str, Callable[[Request], Any]] = {
+    reads: dict[str, Callable[[Request], Any]] = {
         "/health": lambda request: {"status": "alive"},
         "/ready": partial(_ready, service),
         "/v2/health/live": lambda request: {"live": True},
         "/v2/health/ready": lambda request: _json(ServerReady(service.state == "ready"), _ready_status(service)),
-    }
-    keyed: dict[str, Callable[[Request], Any]] = {
         "/info": partial(_info, gate),
         "/openapi.json": lambda request: Response(description, media_type="application/json"),
         "/metrics": lambda request: Response(service.metrics.page(), media_type=CONTENT_TYPE),
@@ -51,13 +52,10 @@ def make_app(gate: Gate) -> ASGIApp:
         "/v2/models/{name}": partial(_kserve_model, service),
         "/v2/models/{name}/ready": partial(_kserve_ready, service),
     }
+    probes = {look.path for look in LOOKS if not look.needs_key}
+    gets = [Path(path, _answer(gate, read, needs_key=path not in probes)) for path, read in reads.items()]
     app = Starlette(
-        routes=[
-            *posts,
-            *(Path(path, _answer(gate, read)) for path, read in gets.items()),
-            *(Path(path, _answer(gate, read, needs_key=True)) for path, read in keyed.items()),
-            *pages,
-        ],
+        routes=[*posts, *gets, *pages],
         exception_handlers={HTTPException: _http_error, Exception: _server_error},
     )
     app.router.redirect_slashes = False
@@ -85,12 +83,12 @@ def _counted(app: Starlette, metrics: Metrics) -> ASGIApp:
             scope["endpoint"] = at_once
         await (at_once or app)(scope, receive, send_on)
         if status:
-            metrics.answered(paths.get(scope.get("endpoint"), "other"), status)
+            metrics.answered(paths.get(scope.get("endpoint"), NO_ROUTE), status)
 
     return answer
 
 
-def _answer(gate: Gate, read: Callable[[Request], Any], *, needs_key: bool = False) -> Answer:
+def _answer(gate: Gate, read: Callable[[Request], Any], *, needs_key: bool) -> Answer:
     """Make an endpoint of a function that reads what is asked for."""
 
     async def answer(request: Request) -> Response:
@@ -99,7 +97,9 @@ def _answer(gate: Gate, read: Callable[[Request], Any], *, needs_key: bool = Fal
                 gate.check_key(request.headers)
             found = read(request)
         except Exception as error:
-            return _failed(failure_of(error))
+            if (failure := failure_of(error)).status == 500:
+                log.exception("a request failed")
+            return _failed(failure)
         response = found if isinstance(found, Response) else _json(found)
         if gate.is_closing:
             response.headers["connection"] = "close"

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from cappy_engine.serving.http.endpoint import failure_reply
 from cappy_engine.serving.http.transports import BoundedTransport
+from cappy_engine.serving.metrics import NO_ROUTE, Metrics
 from cappy_engine.serving.server_options import ServerOptions
 from cappy_engine.serving.statuses import Failure
 
@@ -31,14 +32,14 @@ NOT_HTTP = Failure(400, "what was sent is not valid HTTP/1.1; the server speaks 
 LONG_HEAD = Failure(400, f"the headers have more than {MAX_HEADER_BYTES} bytes; send fewer, or shorter ones")
 
 
-def connection_class(options: ServerOptions) -> type[BoundedConnection]:
+def connection_class(options: ServerOptions, counters: Metrics) -> type[BoundedConnection]:
     """Make the class of a server's connections, as uvicorn takes it.
 
-    >>> uvicorn.Config(app, http=connection_class(ServerOptions(idle_seconds=10)))
+    >>> uvicorn.Config(app, http=connection_class(ServerOptions(idle_seconds=10), Metrics()))
     """
 
     class Connection(BoundedConnection):
-        bounds = options
+        bounds, metrics = options, counters
 
     return Connection
 
@@ -67,6 +68,7 @@ class BoundedConnection(HttpToolsProtocol):
     """A connection that holds no more than it may, and is closed if it sends no whole request head in time."""
 
     bounds: ServerOptions
+    metrics: Metrics
     _out: BoundedTransport
     _unanswered: deque[Any]
     """uvicorn's cycles: the request that is answered, and those that wait behind it."""
@@ -224,6 +226,7 @@ class BoundedConnection(HttpToolsProtocol):
         headers.update({"content-length": str(len(body)), "connection": "close"})
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._out.write(STATUS_LINE[failure.status] + lines.encode() + b"\r\n" + body)
+        self.metrics.answered(NO_ROUTE, failure.status)
         self._out.close()
 
     # What is counted

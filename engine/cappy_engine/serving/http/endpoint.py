@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Self
 
 import msgspec
 from starlette.datastructures import Headers
@@ -19,7 +20,7 @@ from cappy_engine.errors import InvalidRequest, QueueClosed
 from cappy_engine.serving.dialects.kserve import JSON_LENGTH_HEADER, read_infer
 from cappy_engine.serving.dialects.routes import Route
 from cappy_engine.serving.http.bodies import BodyRoom, ClientGone, cancelled_when_gone, read_body
-from cappy_engine.serving.keys import ApiKeys
+from cappy_engine.serving.keys import ApiKeys, read_keys
 from cappy_engine.serving.logs import FIELDS
 from cappy_engine.serving.queue import STOPPED
 from cappy_engine.serving.requests import Reply, ScoringRequest, ScoringResult
@@ -52,6 +53,15 @@ class Gate:
 
     def __post_init__(self) -> None:
         self.bodies = BodyRoom(BODIES_AT_ONCE * self.options.max_body_bytes)
+
+    @classmethod
+    def of(cls, service: Service, options: ServerOptions) -> Self:
+        """Read the keys and begin to trace, as `options` ask. Raises ServingError and InstallationError.
+
+        >>> gate = Gate.of(service, ServerOptions(api_key_file=Path("keys.txt")))
+        """
+        keys = None if options.api_key_file is None else read_keys(options.api_key_file)
+        return cls(service, options, keys, Tracer() if options.tracing else None)
 
     def check_key(self, headers: Headers) -> None:
         """Raise InvalidRequest (401) unless the request has a key that may ask."""

@@ -23,8 +23,7 @@ from cappy_engine.nodes import BundleOfNodes
 from cappy_engine.options import ScorerOptions
 from cappy_engine.pairs import check_pairs
 from cappy_engine.serving.http.app import make_app
-from cappy_engine.serving.http.endpoint import Gate
-from cappy_engine.serving.keys import read_keys
+from cappy_engine.serving.http.endpoint import CLIENT_GONE, Gate
 from cappy_engine.serving.metrics import Metrics
 from cappy_engine.serving.requests import ScoringRequest
 from cappy_engine.serving.server_options import ServerOptions
@@ -64,10 +63,10 @@ class Replica:
     """One replica: the service of `cappy serve`, and its application. Ray makes and calls it."""
 
     def __init__(self, bundle: BundleOfNodes, server: ServerOptions) -> None:
-        keys = None if server.api_key_file is None else read_keys(server.api_key_file)
         self._service = Service(bundle.find(), bundle.options, server, metrics=Metrics())
+        self._gate = Gate.of(self._service, server)
         self._service.load()
-        self._app = make_app(Gate(self._service, server, keys))
+        self._app = make_app(self._gate)
 
     async def __call__(self, request: Request) -> Response:
         """Answer a request over HTTP, as `cappy serve` does."""
@@ -77,6 +76,8 @@ class Replica:
             sent.append(message)
 
         await self._app(request.scope, request.receive, keep)
+        if not sent:
+            return Response(status_code=CLIENT_GONE)
         response = Response(b"".join(message.get("body", b"") for message in sent[1:]), sent[0]["status"])
         response.raw_headers = list(sent[0].get("headers", []))
         return response
@@ -94,9 +95,11 @@ class Replica:
 
     def __del__(self) -> None:
         """Answer what was accepted, and free the model."""
-        service = getattr(self, "_service", None)
-        if service is not None:
-            service.close(1.0)
+        gate: Gate | None = getattr(self, "_gate", None)
+        if gate is not None:
+            gate.service.close(1.0)
+            if gate.tracer is not None:
+                gate.tracer.close()
 
 
 def make_deployment(
@@ -111,8 +114,9 @@ def make_deployment(
 
         >>> ray.serve.run(make_deployment("/models/cappy-bundle", replicas=ReplicaOptions(max_replicas=8)))
 
-    Of `server`, host, port, sockets and connections are Ray's business. Each replica checks the bundle's digest and its
-    canary before it answers. Raises BundleError, InstallationError, and ValueError for GPUs by number.
+    Of `server`, host, port, sockets, connections and the format of the log are Ray's business. Each replica checks the
+    bundle's digest and its canary before it answers. Raises BundleError, InstallationError, and ValueError for GPUs by
+    number.
     """
     try:
         from ray import serve

@@ -29,11 +29,9 @@ from cappy_engine.serving.http.app import make_app
 from cappy_engine.serving.http.connections import connection_class
 from cappy_engine.serving.http.endpoint import Gate
 from cappy_engine.serving.http.listening import BACKLOG, Listener
-from cappy_engine.serving.keys import read_keys
 from cappy_engine.serving.metrics import Metrics
 from cappy_engine.serving.server_options import ServerOptions
 from cappy_engine.serving.service import Service
-from cappy_engine.serving.tracing import Tracer
 
 LINGER_SECONDS = 0.25
 """How long a server that stops still takes connections, whose answers say that they are closed."""
@@ -58,11 +56,9 @@ def run_server(bundle: str | Path, options: ScorerOptions, server: ServerOptions
     where something still runs when the time to end is over, it ends the process.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
-    keys = None if server.api_key_file is None else read_keys(server.api_key_file)
-    tracer = Tracer() if server.tracing else None
+    gate = Gate.of(Service(bundle, options, server, metrics=Metrics()), server)
     with Listener.open(server) as listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        service = Service(bundle, options, server, metrics=Metrics())
-        runner.run(_Server(Gate(service, server, keys, tracer), listener).run())
+        runner.run(_Server(gate, listener).run())
 
 
 class _Server:
@@ -79,7 +75,7 @@ class _Server:
         self._web = _Web(
             uvicorn.Config(
                 make_app(gate),
-                http=connection_class(gate.options),
+                http=connection_class(gate.options, gate.service.metrics),
                 ws="none",
                 lifespan="off",
                 log_config=None,
