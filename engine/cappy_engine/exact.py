@@ -28,7 +28,7 @@ class ExactModel:
         """Make the lock anew in a forked child; the runner cares for itself."""
         self._lock = threading.Lock()
 
-    def margin(self) -> float:
+    def reach(self) -> float:
         """Tell how far below the best score fp32's winner may be: 0 in fp32.
 
         Raises PrecisionUnavailable if the bundle has no fp32 model, and BundleError if it tells no errors.

@@ -35,14 +35,14 @@ def first_best(scores: Iterable[float]) -> int:
     return int(np.argmax(_listed(scores)))
 
 
-def near_best(scores: Iterable[float], margin: float) -> list[int]:
-    """List the places of scores, (n,) float32, at most `margin` below the greatest.
+def near_best(scores: Iterable[float], reach: float) -> list[int]:
+    """List the places of scores, (n,) float32, at most `reach` below the greatest.
 
     >>> near_best(np.array([0.2, 0.9, 0.85], dtype=np.float32), 0.1)
     [1, 2]
     """
     listed = _listed(scores)
-    return [int(place) for place in np.flatnonzero(listed >= listed.max() - margin)]
+    return [int(place) for place in np.flatnonzero(listed >= listed.max() - reach)]
 
 
 def best_first(scores: Iterable[float], exact: Mapping[int, float]) -> list[int]:

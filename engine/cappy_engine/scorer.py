@@ -263,11 +263,11 @@ class Scorer:
         check_flag("exact_winner", exact_winner)
         check_word("activation", activation, ACTIVATIONS)
         pairs = candidate_pairs(instruction, candidates)
-        margin = self.exact.margin() if exact_winner else 0.0
+        reach = self.exact.reach() if exact_winner else 0.0
         scored = self.score_pairs(pairs, too_long=too_long)
         if scored.without_instruction:
             log.warning("the instruction is empty")
-        exact = self._rescore(pairs, near_best(scored.scores, margin)) if margin and pairs else {}
+        exact = self._rescore(pairs, near_best(scored.scores, reach)) if reach and pairs else {}
         return ranked([pair[1] for pair in pairs], scored.scores, scored.truncated, exact, activation=activation)
 
     def close(self) -> None:

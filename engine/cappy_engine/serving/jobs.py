@@ -32,7 +32,7 @@ class QueueLimits:
     """At most `max_pairs` and `max_tokens` wait, and `max_chars` characters become tokens.
 
     A larger request is taken where nothing else waits. A step takes `step_tokens` if it runs alone. Beside others, it
-    takes the share of one of the `workers`; of less, so that none is idle at the end, but at least `batch_tokens`.
+    takes one worker's share of them. If little waits it takes less, but at least `batch_tokens`.
     """
 
     max_pairs: int

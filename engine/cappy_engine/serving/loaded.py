@@ -24,15 +24,15 @@ from cappy_engine.options import ScorerOptions
 from cappy_engine.scorer import Scorer
 from cappy_engine.serving.jobs import Job, Model, QueueLimits, Step
 from cappy_engine.serving.metrics import Metrics
-from cappy_engine.serving.queue import Place, ScoringQueue
+from cappy_engine.serving.queue import Reservation, ScoringQueue
 from cappy_engine.serving.ready_check import check_scores, find_canary
 from cappy_engine.serving.requests import ScoringRequest, ServedModel
 from cappy_engine.serving.server_options import ServerOptions
 
 STEPS_THAT_WAIT = 4
 BATCHES_OF_A_WORKER = 4
-"""Measured on two cores: steps of one batch for each cost 4% of throughput, of two 2%, and of four nothing; of two 9%
-with kernels, which halve a batch's time. What comes meanwhile waits for a step."""
+"""Measured on two cores, the loss of throughput: 1 batch a worker 4%, 2 batches 2%, 4 none; with kernels, 2 batches 9%.
+What comes meanwhile waits for a step."""
 MAX_CHARS = 2**22
 """The characters that are tokenised, or wait for it: some seconds of work."""
 
@@ -49,11 +49,11 @@ class Waiting:
 
     def scores(self) -> Scores:
         """Give the scores of all pairs, which are there. Raises what made the job fail, with the index of the pair."""
-        return scores_of(self.job, lambda index: int((self.places == index).argmax()))[self.places]
+        return scores_of_job(self.job, lambda index: int((self.places == index).argmax()))[self.places]
 
 
-def scores_of(job: Job, place_of: Callable[[int], int]) -> Scores:
-    """Give the scores of a job, which are there; `place_of` tells which pair of the request one of its pairs is."""
+def scores_of_job(job: Job, place_of: Callable[[int], int]) -> Scores:
+    """Give the scores of a job, which are there; `place_of` maps a pair of the job to its pair in the request."""
     try:
         return job.future.result(timeout=0)
     except ScoringError as error:
@@ -99,7 +99,7 @@ class LoadedModel:
             on_broken=partial(on_broken, self),
         )
 
-    def reserve(self, request: ScoringRequest, chars: int) -> Place:
+    def reserve(self, request: ScoringRequest, chars: int) -> Reservation:
         """Get room in the queue for a request, whose distinct texts have so many characters.
 
         Its tokens are guessed from its characters, by what earlier requests had. If these do not fit, it is refused
@@ -109,10 +109,10 @@ class LoadedModel:
         expected = sum(min(most, share * (len(first) + len(second))) for first, second in set(request.pairs))
         return self.queue.reserve(len(request.pairs), chars, int(expected))
 
-    def margin(self) -> float:
+    def reach(self) -> float:
         """Tell how far below the best score fp32's winner may be. Raises InvalidRequest without an fp32 model."""
         try:
-            return self.scorer.exact.margin()
+            return self.scorer.exact.reach()
         except PrecisionUnavailable as error:
             problem = f"exact_winner needs an fp32 model, and this server's bundle has none for {self.card.device}"
             raise InvalidRequest(problem) from error
@@ -121,7 +121,7 @@ class LoadedModel:
     def has_exact_winner(self) -> bool:
         """Tell if the bundle has an fp32 model beside this one, for `exact_winner`."""
         try:
-            return self.scorer.exact.margin() > 0
+            return self.scorer.exact.reach() > 0
         except BundleError:
             return False
 
@@ -133,10 +133,10 @@ class LoadedModel:
             log.error("the fp32 model cannot be opened: %s", error)  # noqa: TRY400 - the message says all
             raise NotReady("the fp32 model cannot be opened; ask without exact_winner, or see the log") from error
 
-    def score(self, request: ScoringRequest, place: Place, deadline: float, encoder: Executor) -> Future[Waiting]:
+    def score(self, request: ScoringRequest, room: Reservation, deadline: float, encoder: Executor) -> Future[Waiting]:
         """Have `encoder` tokenise the pairs of a request and let them wait; the future is done when they are scored.
 
-        So whoever waits is woken once, and not between the two. The future raises what tokenising and `place` raise.
+        So whoever waits is woken once, and not between the two. The future raises what tokenising and `room` raise.
         """
         answer: Future[Waiting] = Future()
 
@@ -147,7 +147,7 @@ class LoadedModel:
                 encoded = self.scorer.encode(request.pairs, too_long=request.too_long)
                 distinct, places = encoded.distinct()
                 self._learn(request, distinct)
-                place.submit(
+                room.submit(
                     distinct,
                     deadline=deadline,
                     on_done=lambda job: answer.set_result(Waiting(encoded, places, job)),

@@ -36,11 +36,11 @@ NICE = 5
 STOPPED = "the server stopped before this request was answered; send it again"
 
 
-class Place:
+class Reservation:
     """Room in the queue for a request: for its `pairs`, and its `chars` until they are tokens.
 
-    While a request has a place, the queue is not closed for good, and takes all that the request submits. If the place
-    is left by an exception, what was not answered is given up.
+    While a request has one, the queue is not closed for good, and takes all that the request submits. If the block that
+    it guards is left by an exception, what was not answered is given up.
     """
 
     def __init__(self, queue: ScoringQueue, pairs: int, chars: int) -> None:
@@ -101,7 +101,7 @@ class ScoringQueue:
         self._on_broken = on_broken
         self._jobs: dict[Job, None] = {}  # in the order in which they came
         self._held = Held()
-        self._places: set[Place] = set()
+        self._reservations: set[Reservation] = set()
         self._running: dict[int, float] = {}
         self._is_alone = False
         self._is_closed = self._is_over = False
@@ -111,13 +111,13 @@ class ScoringQueue:
         self._thread = threading.Thread(target=self._work, name="cappy-queue", daemon=True)
         self._thread.start()
 
-    def reserve(self, pairs: int, chars: int = 0, expected_tokens: int = 0) -> Place:
+    def reserve(self, pairs: int, chars: int = 0, expected_tokens: int = 0) -> Reservation:
         """Keep room for the pairs of a request, before they are tokenised. Raises QueueFull and QueueClosed.
 
         QueueFull also where `expected_tokens` do not fit; the real ones are counted when they are submitted.
 
-        >>> with queue.reserve(len(pairs)) as place:
-        ...     job = place.submit(scorer.encode(pairs))
+        >>> with queue.reserve(len(pairs)) as reservation:
+        ...     job = reservation.submit(scorer.encode(pairs))
         >>> job.future.result()
         array([0.93, 0.08], dtype=float32)
         """
@@ -125,11 +125,11 @@ class ScoringQueue:
             if self._is_closed:
                 raise QueueClosed("this server is stopping; send the request to another one, or later")
             self._held.check(self.limits, pairs, expected_tokens, chars, self._tokens_per_second)
-            place = Place(self, pairs, chars)
-            self._places.add(place)
+            reservation = Reservation(self, pairs, chars)
+            self._reservations.add(reservation)
             self._held.reserved_pairs += pairs
             self._held.reserved_chars += chars
-        return place
+        return reservation
 
     def waiting(self) -> tuple[int, int]:
         """Count the pairs and the tokens that wait."""
@@ -154,7 +154,7 @@ class ScoringQueue:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-            is_done = self._changed.wait_for(lambda: not self._jobs and not self._places, wait_seconds)
+            is_done = self._changed.wait_for(lambda: not self._jobs and not self._reservations, wait_seconds)
             self._end(QueueClosed(STOPPED))
         self._thread.join(wait_seconds)
         return is_done
@@ -162,39 +162,39 @@ class ScoringQueue:
     def _end(self, error: CappyError) -> None:
         """Have all that wait fail; whoever is still tokenising comes too late."""
         self._is_closed = self._is_over = True
-        for place in list(self._places):
-            self._leave(place)
+        for reservation in list(self._reservations):
+            self._leave(reservation)
         for job in list(self._jobs):
             job.fail(error)
         self._changed.notify_all()
 
-    def _enter(self, place: Place, job: Job) -> None:
+    def _enter(self, reservation: Reservation, job: Job) -> None:
         with self._changed:
-            if place not in self._places:  # the queue is over, or the client gave the request up
+            if reservation not in self._reservations:  # the queue is over, or the client gave the request up
                 raise QueueClosed(STOPPED)
-            pairs = place.pairs
-            self._give_up(place)
+            pairs = reservation.pairs
+            self._give_up(reservation)
             if pairs:
                 self._held.check(self.limits, len(job.encoded), job.tokens_left, 0, self._tokens_per_second)
-            place.jobs.append(job)
+            reservation.jobs.append(job)
             self._jobs[job] = None
             self._held.waiting_pairs += job.pairs_left
             self._held.waiting_tokens += job.tokens_left
             job.future.add_done_callback(lambda done: self._forget(job))
             self._changed.notify_all()
 
-    def _leave(self, place: Place) -> None:
+    def _leave(self, reservation: Reservation) -> None:
         with self._changed:
-            self._give_up(place)
-            self._places.discard(place)
+            self._give_up(reservation)
+            self._reservations.discard(reservation)
             self._changed.notify_all()
 
-    def _give_up(self, place: Place) -> None:
-        """Take back what a place keeps for pairs that are not submitted."""
-        if place in self._places:
-            self._held.reserved_pairs -= place.pairs
-            self._held.reserved_chars -= place.chars
-            place.pairs = place.chars = 0
+    def _give_up(self, reservation: Reservation) -> None:
+        """Take back what a reservation keeps for pairs that are not submitted."""
+        if reservation in self._reservations:
+            self._held.reserved_pairs -= reservation.pairs
+            self._held.reserved_chars -= reservation.chars
+            reservation.pairs = reservation.chars = 0
 
     def _forget(self, job: Job) -> None:
         """Let go of a job that was answered or given up."""
@@ -225,7 +225,7 @@ class ScoringQueue:
                 self._drop_late()
                 if self._held.waiting_pairs and not self._is_alone and len(self._running) < self.limits.workers:
                     return self._cut()
-                if self._is_closed and not (self._jobs or self._places or self._running):
+                if self._is_closed and not (self._jobs or self._reservations or self._running):
                     return None
                 self._changed.wait()
 

@@ -1,7 +1,7 @@
 """Check that a model scores as its bundle says, before it answers anybody, and again when something failed.
 
-The canary is a few pairs whose scores the manifest records: for GPUs the pairs on which they proved themselves, for the
-CPU those with the largest errors of the proof.
+The canary is a few pairs whose scores the manifest records. Bundles of older exports have none for the CPU: then it is
+the pairs with the largest errors of the proof.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def find_canary(bundle: Bundle, info: ScorerInfo, encode: Callable[[list[Pair]],
     if info.device in document.get("canary", {}).get("tolerance", {}):
         return read_canary(document, info.device, info.precision)
     try:
-        return _worst_pairs(document["parity"]["precisions"][info.precision], encode)
+        return _canary_of_old_bundle(document["parity"]["precisions"][info.precision], encode)
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(
             f"bundle {bundle.path} records no score for {info.precision} on {info.device} ({error!r}), so nothing "
@@ -62,7 +62,7 @@ def check_scores(canary: Canary, run: Callable[[EncodedPairs], Scores]) -> float
     return float(errors[worst])
 
 
-def _worst_pairs(row: Mapping[str, Any], encode: Callable[[list[Pair]], EncodedPairs]) -> Canary:
+def _canary_of_old_bundle(row: Mapping[str, Any], encode: Callable[[list[Pair]], EncodedPairs]) -> Canary:
     """Take the pairs that the proof of a model names, with the scores that it gave them.
 
     Long texts are cut in the manifest: they have other tokens now, and are left out.

@@ -27,9 +27,9 @@ from cappy_engine.errors import (
 from cappy_engine.options import ScorerOptions
 from cappy_engine.ranking import near_best
 from cappy_engine.scored import Scored
-from cappy_engine.serving.loaded import LoadedModel, scores_of
+from cappy_engine.serving.loaded import LoadedModel, scores_of_job
 from cappy_engine.serving.metrics import Metrics
-from cappy_engine.serving.queue import Place
+from cappy_engine.serving.queue import Reservation
 from cappy_engine.serving.requests import ScoringRequest, ScoringResult, Stages
 from cappy_engine.serving.server_options import ServerOptions
 
@@ -159,18 +159,18 @@ class Service:
         chars = sum(map(len, {text for pair in request.pairs for text in pair}))
         model, room = self._reserve(request, chars)
         encoder = self._encoder if chars <= LONG_CHARS else self._long_encoder
-        with room as place:
-            margin = model.margin() if request.exact_winner else 0.0
-            waiting = await asyncio.wrap_future(model.score(request, place, deadline, encoder))
+        with room:
+            reach = model.reach() if request.exact_winner else 0.0
+            waiting = await asyncio.wrap_future(model.score(request, room, deadline, encoder))
             scores = waiting.scores()
             exact: dict[int, float] = {}
-            near = near_best(scores, margin) if margin and len(scores) else []
+            near = near_best(scores, reach) if reach and len(scores) else []
             if len(near) > 1:
                 await asyncio.get_running_loop().run_in_executor(self._long_encoder, model.open_exact)
-                job = place.submit(waiting.encoded.chosen(near), deadline=deadline, model="exact")
-                with contextlib.suppress(ScoringError):  # told with its place by `scores_of`
+                job = room.submit(waiting.encoded.chosen(near), deadline=deadline, model="exact")
+                with contextlib.suppress(ScoringError):  # told with its place by `scores_of_job`
                     await asyncio.wrap_future(job.future)
-                exact = dict(zip(near, scores_of(job, near.__getitem__).tolist(), strict=True))
+                exact = dict(zip(near, scores_of_job(job, near.__getitem__).tolist(), strict=True))
         ended = time.monotonic()
         submitted, began = waiting.job.submitted, waiting.job.started or waiting.job.submitted
         stages = Stages(submitted - started, began - submitted, ended - began, ended - started)
@@ -178,7 +178,7 @@ class Service:
         scored = Scored(scores, encoded.lengths, encoded.truncated, encoded.without_instruction)
         return ScoringResult(scored, model.card, request_id, int(time.time()), exact, stages)
 
-    def _reserve(self, request: ScoringRequest, chars: int) -> tuple[LoadedModel, Place]:
+    def _reserve(self, request: ScoringRequest, chars: int) -> tuple[LoadedModel, Reservation]:
         """Get room in the queue of the model that answers now."""
         while True:
             model = self.model

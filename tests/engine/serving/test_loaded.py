@@ -147,7 +147,7 @@ def test_an_exact_winner_needs_an_fp32_model_beside_the_one_that_is_served(bundl
     model = LoadedModel(tmp_path / "slim", INT8, ServerOptions(), Metrics(), lambda model, error: None)
     assert not model.has_exact_winner
     with pytest.raises(InvalidRequest, match="exact_winner needs an fp32 model, and this server's bundle has none"):
-        model.margin()
+        model.reach()
     model.close()
 
 

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from tests.support.places import ROOT
 from tests.support.servers import Server, pairs_of
 
 ONE = pairs_of(("Is the sky blue?", "Yes"))
@@ -74,3 +75,11 @@ def test_information_names_the_limits_that_hold(server: Server) -> None:
         "max_queue_tokens": 50_000,
         "request_seconds": 60.0,
     }
+
+
+def test_every_metric_is_told_in_the_docs(server: Server) -> None:
+    told = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    names = re.findall(r"^# TYPE (\w+) ", server.get("/metrics").text, re.MULTILINE)
+    ours = [name for name in names if name.startswith("cappy_") and not name.endswith("_created")]
+    assert len(ours) > 10
+    assert [name for name in ours if f"`{name}`" not in told and f"`{name}_total`" not in told] == []

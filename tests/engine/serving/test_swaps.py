@@ -19,7 +19,7 @@ from cappy_engine.runner import Runner
 from cappy_engine.scorer import Scorer
 from cappy_engine.serving.loaded import LoadedModel
 from cappy_engine.serving.metrics import Metrics
-from cappy_engine.serving.queue import Place
+from cappy_engine.serving.queue import Reservation
 from cappy_engine.serving.requests import ScoringRequest, ScoringResult
 from cappy_engine.serving.server_options import ServerOptions
 from cappy_engine.serving.service import Service
@@ -103,7 +103,7 @@ def test_a_request_that_meets_a_model_which_leaves_is_answered_by_the_next_one(
     reserve = LoadedModel.reserve
     met: list[LoadedModel] = []
 
-    def reserve_late(model: LoadedModel, request: ScoringRequest, chars: int) -> Place:
+    def reserve_late(model: LoadedModel, request: ScoringRequest, chars: int) -> Reservation:
         met.append(model)
         if len(met) == 1:
             service.load()

@@ -18,7 +18,7 @@ from cappy_engine.errors import InvalidRequest
 from cappy_engine.pairs import candidate_pairs
 from cappy_engine.serving.dialects.reading import (
     decoded,
-    ranked,
+    ranked_places,
     refuse_others,
     scores_of,
     token_count,
@@ -187,7 +187,7 @@ def _answer(
         model=result.model.name,
         results=[
             RerankResult(place, scores[place], shown[place] if shown else UNSET)
-            for place in ranked(result, asked.top_n)
+            for place in ranked_places(result, asked.top_n)
         ],
         usage=RerankUsage(tokens, tokens),
         meta=RerankMeta(ApiVersion(version), RerankTokens(tokens), list(result.scored.remarks()) or UNSET),

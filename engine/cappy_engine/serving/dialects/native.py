@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from cappy_engine.pairs import candidate_pairs
-from cappy_engine.serving.dialects.reading import decoded, ranked, token_count, truncated_count
+from cappy_engine.serving.dialects.reading import decoded, ranked_places, token_count, truncated_count
 from cappy_engine.serving.requests import ScoringRequest, ScoringResult, ServedModel
 
 Truncation = Annotated[
@@ -135,7 +135,7 @@ def _answer_ranks(asked: RankRequest, result: ScoringResult) -> RankAnswer:
                 is_truncated=bool(found.truncated[place]),
                 is_exact=place in result.exact,
             )
-            for place in ranked(result, asked.top_n)
+            for place in ranked_places(result, asked.top_n)
         ],
         tokens=token_count(result),
         truncated=truncated_count(result),

@@ -96,10 +96,10 @@ def scores_of(result: ScoringResult, *, is_sigmoid: bool) -> list[float]:
     return [sigmoid(score) for score in raw] if is_sigmoid else raw
 
 
-def ranked(result: ScoringResult, top_n: int | None) -> list[int]:
+def ranked_places(result: ScoringResult, top_n: int | None) -> list[int]:
     """List the places of the best `top_n` pairs, or of all, the best first; the first wins a tie.
 
-    >>> ranked(result, 1)
+    >>> ranked_places(result, 1)
     [0]
     """
     return best_first(result.scored.scores, result.exact)[:top_n]
@@ -140,9 +140,9 @@ def refuse_others(name: str, value: object, harmless: Iterable[object], why: str
     known = tuple(harmless)
     if not any(value == each and type(value) is type(each) for each in known):
         given = " or ".join(msgspec.json.encode(each).decode() for each in known if each is not None)
-        shown = msgspec.json.encode(value).decode()[:60]
+        written = msgspec.json.encode(value).decode()[:60]
         raise InvalidRequest(
-            f"{name} {shown} is not supported: {why}; leave it out{f', or send {given}' if given else ''}"
+            f"{name} {written} is not supported: {why}; leave it out{f', or send {given}' if given else ''}"
         )
 
 

@@ -16,7 +16,7 @@ from cappy_engine.errors import InvalidRequest
 from cappy_engine.pairs import Pair, candidate_pairs
 from cappy_engine.serving.dialects.reading import (
     decoded,
-    ranked,
+    ranked_places,
     refuse_others,
     scores_of,
     too_long_of,
@@ -139,7 +139,7 @@ def _answer_ranks(asked: TeiRerankRequest, result: ScoringResult) -> list[TeiRan
     scores = scores_of(result, is_sigmoid=wants_sigmoid(raw_scores=asked.raw_scores))
     return [
         TeiRank(place, scores[place], asked.texts[place] if asked.return_text else UNSET)
-        for place in ranked(result, None)
+        for place in ranked_places(result, None)
     ]
 
 

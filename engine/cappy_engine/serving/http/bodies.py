@@ -30,7 +30,7 @@ class BodyRoom:
 
     @contextlib.contextmanager
     def of_one(self) -> Iterator[Callable[[int], None]]:
-        """Give what takes room for more bytes of a body, until the end; it raises QueueFull where they do not fit."""
+        """Yield `take(size)`, which reserves memory for more of one body, or raises QueueFull."""
         held = 0
 
         def take(size: int) -> None:
