@@ -122,7 +122,7 @@ clients: .venv-engine/ready .venv-clients/ready
 	touch $@
 
 others: .venv-others/ready
-	OMP_NUM_THREADS=1 .venv-others/bin/pytest tests/engine/test_columns.py tests/engine/bulk/test_parquet.py tests/engine/serving/test_triton.py tests/clusters
+	OMP_NUM_THREADS=1 .venv-others/bin/pytest tests/engine/test_columns.py tests/engine/bulk/formats/test_parquet.py tests/engine/serving/test_triton.py tests/clusters
 
 # Tools that cannot be installed beside the others have environments of their own.
 .venv-bench-%/ready: benchmarks/cappy_bench/environments/%.txt

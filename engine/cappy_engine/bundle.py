@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -33,6 +32,7 @@ from cappy_engine.bundle_files import (
 from cappy_engine.checks import described
 from cappy_engine.errors import BundleError, CappyError, PrecisionUnavailable
 from cappy_engine.json_values import size, text, whole
+from cappy_engine.overlap import beside
 from cappy_engine.publish import Kind
 from cappy_engine.storage import read_regular
 
@@ -150,14 +150,13 @@ class Bundle:
         Raises BundleError after the block unless what was loaded is what was exported.
         """
         files = self.open_model(precision, target)
-        with ThreadPoolExecutor(1) as beside:
-            checking = beside.submit(files.check)
+        with beside(files.check) as checked:
             try:
                 yield files
             except CappyError:
-                checking.result()  # that the file was changed explains more than that it cannot be loaded
+                checked()  # that the file was changed explains more than that it cannot be loaded
                 raise
-            checking.result()
+            checked()
         files.check_loaded()
 
     @contextlib.contextmanager

@@ -89,10 +89,13 @@ class ModelFiles:
                 )
 
 
+MISSING = "it does not exist; name the folder of one, or make it with 'cappy export'"
+
+
 def check_is_folder(folder: Path) -> None:
     """Raise BundleError unless there is a folder, which may be looked into."""
     try:
-        problem = "" if folder.is_dir() else "not a folder" if folder.exists() else "it does not exist"
+        problem = "" if folder.is_dir() else "not a folder" if folder.exists() else MISSING
     except OSError as error:  # the name is too long, or a folder above it is closed to this user
         problem = str(error.strerror)
     if problem:

@@ -6,13 +6,46 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Generic, Self, TypeVar
+
+from cappy_engine.errors import ScoringError
 
 Item = TypeVar("Item")
 
 POLL_SECONDS = 0.1
 """How soon a thread notices that nobody waits for what it makes."""
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """Raise ScoringError where the system has no more threads for this process; the block starts one.
+
+    >>> with starting():
+    ...     threading.Thread(target=print).start()
+    """
+    try:
+        yield
+    except RuntimeError as error:  # Python has no kind of its own for it
+        raise ScoringError(
+            f"no thread can be started: {error}; let this process have more (ulimit -u, or its container's limit of "
+            "processes), or open the scorer with fewer threads"
+        ) from error
+
+
+@contextlib.contextmanager
+def beside(work: Callable[[], Item]) -> Iterator[Callable[[], Item]]:
+    """Do `work` in a thread while the block runs; what it yields waits for the end, and raises an error of the work.
+
+    >>> with beside(files.check) as checked:
+    ...     session = open_session(files.path)
+    ...     checked()
+    """
+    with ThreadPoolExecutor(1, "cappy-beside") as pool:
+        with starting():
+            done = pool.submit(work)
+        yield done.result
 
 
 @contextlib.contextmanager
@@ -57,7 +90,8 @@ def ahead(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
             yield value  # type: ignore[misc]
 
     thread = threading.Thread(target=make, name="cappy-ahead")
-    thread.start()
+    with starting():
+        thread.start()
     try:
         yield use()
     finally:
@@ -88,7 +122,8 @@ class Behind(Generic[Item]):
         self._items.put((True, item))
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        with starting():
+            self._thread.start()
         return self
 
     def __exit__(

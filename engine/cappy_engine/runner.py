@@ -25,6 +25,7 @@ from cappy_engine.batching import (
 from cappy_engine.buckets import bucket_lengths
 from cappy_engine.errors import ScoringError
 from cappy_engine.forking import tell_after_fork
+from cappy_engine.overlap import starting
 from cappy_engine.session import Inputs, Session
 
 CLOSED = "this scorer was closed; open another one with Scorer.open"
@@ -175,9 +176,12 @@ class Runner:
         if not plan.is_shared or self._callers is None:
             return zip(plan.batches, map(score, plan.batches), strict=True)
         try:
-            return zip(plan.batches, self._callers.map(score, plan.batches), strict=True)
-        except RuntimeError as error:  # another thread closed the runner meanwhile, or the system has no more threads
-            raise ScoringError(CLOSED if self._session is None else f"no thread can be started: {error}") from error
+            with starting():
+                return zip(plan.batches, self._callers.map(score, plan.batches), strict=True)
+        except ScoringError as error:
+            if self._session is None:  # another thread closed the runner meanwhile
+                raise ScoringError(CLOSED) from error
+            raise
 
     def _score(self, session: Session, encoded: EncodedPairs, batch: Batch) -> Scores:
         """Score a batch; where it fails, find the pair that is at fault, on the same session."""

@@ -1,6 +1,6 @@
 """Write files whole or not at all, and lock files that one process uses at a time.
 
-A file that grows line by line is `bulk/growing.py`. Knows nothing of bundles, engines or rows.
+A file that grows line by line is `bulk/resume/partial_file.py`. Knows nothing of bundles, engines or rows.
 """
 
 from __future__ import annotations

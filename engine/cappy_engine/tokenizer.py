@@ -27,6 +27,9 @@ from cappy_engine.forking import tell_after_fork
 from cappy_engine.pairs import MAX_TEXT_CHARS, TOO_LONG, Pairs, PairTexts, TooLong, read_pairs
 from cappy_engine.storage import read_regular
 
+HARMLESS = "a"
+"""A text that every tokenizer encodes: it was encoded when this one was opened."""
+
 
 @dataclass(frozen=True)
 class PairTemplate:
@@ -173,15 +176,23 @@ class PairTokenizer:
             )
 
     def _blame(self, pairs: PairTexts, problem: str) -> CappyError:
-        """Find the first text that the library does not encode alone either."""
+        """Find the first text that the library does not encode alone either; none if it fails at a harmless one."""
+        if self._problem_with(HARMLESS, "it"):
+            return ScoringError(problem)
         for index, places in enumerate(pairs.places.tolist()):
             for part, place in zip(("instruction", "response"), places, strict=True):
-                try:
-                    with _translated(f"{part} cannot be tokenised"):
-                        self._tokenizer.encode_batch_fast([pairs.texts[place]], add_special_tokens=False)
-                except BundleError as error:
-                    return InvalidPair(index, str(error))
+                if found := self._problem_with(pairs.texts[place], part):
+                    return InvalidPair(index, found)
         return ScoringError(problem)
+
+    def _problem_with(self, text: str, name: str) -> str:
+        """Say why the library does not encode a text alone; empty if it does."""
+        try:
+            with _translated(f"{name} cannot be tokenised"):
+                self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        except BundleError as error:
+            return str(error)
+        return ""
 
 
 def truncate_longest_first(first: int, second: int, budget: int) -> tuple[int, int]:
@@ -206,8 +217,8 @@ def find_template(tokenizer: Tokenizer) -> PairTemplate:
     Raises BundleError if its output for a probe cannot be explained by a template.
     """
     with _translated("this tokenizer cannot encode a pair"):
-        first, second = (tokenizer.encode(text, add_special_tokens=False) for text in ("a", "b"))
-        joined = tokenizer.encode("a", "b")
+        first, second = (tokenizer.encode(text, add_special_tokens=False) for text in (HARMLESS, "b"))
+        joined = tokenizer.encode(HARMLESS, "b")
         template = _split(joined, first.ids, second.ids)
         probe = ("an example, rather longer", "its\nanswer")
         parts = [np.array(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64) for text in probe]

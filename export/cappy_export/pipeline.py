@@ -14,7 +14,7 @@ from cappy_engine.storage import write_json
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.checkpoints.checkpoint import Checkpoint, digest_of_files, open_checkpoint
 from cappy_export.checkpoints.config import bundle_config
-from cappy_export.checkpoints.fast_tokenizer import load_tokenizer
+from cappy_export.checkpoints.fast_tokenizer import doubt_of, load_tokenizer
 from cappy_export.checkpoints.refusals import refusing
 from cappy_export.cpu_models import write_cpu_models
 from cappy_export.gpu_models import BUCKETS, choose_lengths, write_gpu_models
@@ -56,10 +56,10 @@ def export(
     opened = open_checkpoint(checkpoint, revision=options.revision)
     check_folder(place, BUNDLE, force=force, inputs=[opened.folder])
     files = opened.files
-    say(f"scoring {len(pairs)} pairs with PyTorch")
-    reference = score_with_torch(opened, pairs, max_length=options.max_length)
-    proof = Proof(name, pairs, reference, options.parity_limits(reference.spread))
-    with staging_folder(place, say) as staging:
+    with staging_folder(place, say) as staging:  # a place where nothing can be written is found first
+        say(f"scoring {len(pairs)} pairs with PyTorch")
+        reference = score_with_torch(opened, pairs, max_length=options.max_length)
+        proof = Proof(name, pairs, reference, options.parity_limits(reference.spread))
         written = _write(staging, opened, files, options, proof, say)
         parity = prove(staging, {"cpu": written["precisions"], **options.for_gpus}, proof, say)
         require(parity, proof.limits, f"the export of {opened.name}")
@@ -128,6 +128,8 @@ def _write(
             f"note: pairs are cut at {tokenizer.model_max_length} tokens, not at {options.max_length}: "
             f"{checkpoint.name} and its tokenizer take no longer ones"
         )
+    if doubt := doubt_of(checkpoint, tokenizer):
+        say(doubt)
     write_json(staging / "config.json", bundle_config(checkpoint.config))
     model = {"max_length": tokenizer.model_max_length, "pad_token_id": tokenizer.pad_token_id}
     with refusing(f"the tokenizer of {checkpoint.name} cannot be put into a bundle"):

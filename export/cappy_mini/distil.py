@@ -32,8 +32,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from cappy_engine.bulk.jsonl import open_lines
-from cappy_engine.bulk.rows import read_rows
+from cappy_engine.bulk.formats.json_lines import open_lines, read_rows
 from cappy_export.adaptation.schedule import plan_window
 from cappy_export.checkpoints.hub import TOKENIZER_FILES
 

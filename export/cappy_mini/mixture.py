@@ -16,8 +16,8 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from cappy_engine.bulk.jsonl import open_lines
-from cappy_engine.bulk.lines import numbered
+from cappy_engine.bulk.formats.json_lines import open_lines
+from cappy_engine.bulk.formats.lines import numbered
 
 EASY = (
     "ag_news",

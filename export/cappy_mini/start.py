@@ -19,8 +19,7 @@ from safetensors.torch import load_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import BertTokenizerFast, RobertaConfig, RobertaForSequenceClassification, RobertaTokenizerFast
 
-from cappy_engine.bulk.jsonl import open_lines
-from cappy_engine.bulk.rows import read_rows
+from cappy_engine.bulk.formats.json_lines import open_lines, read_rows
 
 SPECIAL = {"<s>": "[CLS]", "<pad>": "[PAD]", "</s>": "[SEP]", "<unk>": "[UNK]", "<mask>": "[MASK]"}
 POSITIONS = 512

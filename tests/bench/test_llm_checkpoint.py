@@ -116,7 +116,7 @@ def test_weights_that_the_config_ties_need_not_be_there_twice(folders: dict[str,
         ({"config.json": {"model_type": "wizard"}}, "model type 'wizard', which this transformers does not know"),
         ({"config.json": {"model_type": "vit"}}, "generates no text"),
         ({"config.json": {"model_type": "encoder-decoder"}}, "describes no model that could be sampled from"),
-        ({"adapter_config.json": {"base_model_name_or_path": "a/b"}}, "is an adapter"),
+        ({"adapter_config.json": {"base_model_name_or_path": "a/b"}}, "holds an adapter"),
         ({"tokenizer.json": None}, "has no usable tokenizer"),
         (
             {"model.safetensors": None, "model.safetensors.index.json": {"weight_map": {"a": "../model.safetensors"}}},

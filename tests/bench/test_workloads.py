@@ -22,7 +22,7 @@ from cappy_bench.speed.workloads import (
     make_workloads,
     question_lengths,
 )
-from cappy_engine.bulk.lines import MAX_LINE_BYTES
+from cappy_engine.bulk.formats.lines import MAX_LINE_BYTES
 from cappy_engine.errors import BenchmarkError
 from cappy_engine.tokenizer import PairTokenizer
 from tests.support.fake_tools import SIZES

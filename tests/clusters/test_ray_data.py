@@ -14,10 +14,11 @@ import ray
 
 from cappy_engine.activations import ACTIVATIONS, Activation
 from cappy_engine.bulk.folders import Folder, files_of_folder
-from cappy_engine.bulk.ray_data import score_dataset, score_on_cluster
-from cappy_engine.bulk.ray_pool import VARIABLES, ClusterOptions, connected
-from cappy_engine.bulk.row_options import RowOptions, Totals
+from cappy_engine.bulk.ray.cluster import score_dataset, score_on_cluster
+from cappy_engine.bulk.ray.pool import VARIABLES, ClusterOptions, connected
+from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.tasks import ScoreTask
+from cappy_engine.bulk.totals import Totals
 from cappy_engine.bundle import EMBEDDED
 from cappy_engine.cli.main import main
 from cappy_engine.errors import BundleError, CappyError

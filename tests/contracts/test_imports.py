@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from importlib import metadata
 from itertools import pairwise
 
+import pytest
+
 from tests.support.places import ROOT
 from tests.support.sources import (
     ROOTS,
+    Source,
     every_source,
     is_loader,
     loaded_name,
@@ -22,8 +25,8 @@ from tests.support.sources import (
 )
 
 LAYERS = """
-errors, storage, checks, forking, external_data, json_values, overlap, native/
-< columns, activations
+errors, storage, checks, forking, external_data, json_values, native/
+< columns, activations, overlap
 < pairs, batching, buckets, session, bundle_files, ranking, publish
 < bundle, canary
 < tokenizer, runner, scored, cpu/, gpu/
@@ -33,6 +36,20 @@ errors, storage, checks, forking, external_data, json_values, overlap, native/
 < cli/
 """
 """The engine's modules and rooms: each may import what stands before the `<` on its left."""
+
+BULK_LAYERS = """
+tasks, totals
+< formats/
+< row_options, windows, output/
+< input_files, work, resume/
+< file_windows, runs
+< score_file, estimate
+< folders
+< ray/
+"""
+"""The modules and rooms of `bulk/`, likewise."""
+
+LAYERS_OF = {"cappy_engine": LAYERS, "cappy_engine.bulk": BULK_LAYERS}
 
 PACKAGES = "cappy_engine < cappy_export < cappy_mini < cappy_bench"
 """Our packages, likewise: never back, not lazily, not by a string."""
@@ -44,8 +61,8 @@ FENCES = {
     "click": ["cappy_engine.cli", "cappy_export.cli", "cappy_bench"],
     "tqdm": ["cappy_engine.cli", "cappy_mini"],
     "filelock": ["cappy_engine.storage"],
-    "pyarrow": ["cappy_engine.bulk.tables", "cappy_engine.bulk.fitting"],
-    "ray": ["cappy_engine.bulk.ray_pool", "cappy_engine.serving.http.ray_serve"],
+    "pyarrow": ["cappy_engine.bulk.formats.tables", "cappy_engine.bulk.formats.json_columns"],
+    "ray": ["cappy_engine.bulk.ray.pool", "cappy_engine.serving.http.ray_serve"],
     "triton_python_backend_utils": ["cappy_engine.serving.triton_model"],
     "msgspec": ["cappy_engine.serving"],
     "opentelemetry": ["cappy_engine.serving.tracing"],
@@ -79,10 +96,10 @@ def layers(text: str) -> list[list[str]]:
     return [[name.strip() for name in layer.split(",")] for layer in text.split("<")]
 
 
-def place(source_name: str) -> str:
-    """Name the engine's module or room that a module is, as LAYERS does: `cappy_engine.gpu.plan` is in `gpu/`."""
-    _, name, *rest = source_name.split(".")
-    return f"{name}/" if rest or (ROOT / "engine" / "cappy_engine" / name).is_dir() else name
+def place(source_name: str, package: str) -> str:
+    """Name the module or room of a package that a module is, as LAYERS does: `cappy_engine.gpu.plan` is in `gpu/`."""
+    name, _, rest = source_name.removeprefix(f"{package}.").partition(".")
+    return f"{name}/" if rest or (ROOT / "engine" / package.replace(".", "/") / name).is_dir() else name
 
 
 def root_of(name: str) -> str:
@@ -93,36 +110,46 @@ def in_package(name: str, package: str) -> bool:
     return name == package or name.startswith(f"{package}.")
 
 
-LAYER_OF = {name: number for number, layer in enumerate(layers(LAYERS)) for name in layer}
+def numbered(text: str) -> dict[str, int]:
+    """Give each name the number of its layer."""
+    return {name: number for number, layer in enumerate(layers(text)) for name in layer}
+
+
+def inside(package: str) -> list[Source]:
+    """Find what is below a package of the engine, but for `python -m cappy_engine`, which is above every layer."""
+    every = [source for source in sources("cappy_engine") if "__main__" not in source.name]
+    return [source for source in every if source.name.startswith(f"{package}.")]
+
+
 RANK_OF = {package: rank for rank, (package,) in enumerate(layers(PACKAGES))}
-OF_THE_ENGINE = [source for source in sources("cappy_engine") if "." in source.name and "__main__" not in source.name]
-"""All but what is above every layer: `cappy_engine` itself, and `python -m cappy_engine`."""
 
 
 # In the engine
 
 
-def test_engine_modules_import_only_what_stands_before_them() -> None:
-    known = {other.name for other in OF_THE_ENGINE}
-    wrong = []
-    for source in OF_THE_ENGINE:
-        here = place(source.name)
-        assert here in LAYER_OF, f"{source.shown}: LAYERS has no {here}"
+@pytest.mark.parametrize("package", LAYERS_OF)
+def test_engine_modules_import_only_what_stands_before_them(package: str) -> None:
+    layer_of, known, wrong = numbered(LAYERS_OF[package]), {other.name for other in inside(package)}, []
+    for source in inside(package):
+        here = place(source.name, package)
+        assert here in layer_of, f"{source.shown}: the layers of {package} have no {here}"
         for found in source.imports:
             name = resolve(found.name, known)
-            if name in known and place(name) != here and LAYER_OF.get(place(name), 99) >= LAYER_OF[here]:
-                wrong.append(f"{source.shown}:{found.line} imports {name}, but {place(name)} is not before {here}")
+            there = place(name, package)
+            if name in known and there != here and layer_of.get(there, 99) >= layer_of[here]:
+                wrong.append(f"{source.shown}:{found.line} imports {name}, but {there} is not before {here}")
     none(wrong)
 
 
-def test_every_name_in_the_layers_is_a_module_or_a_folder() -> None:
-    there = {place(source.name) for source in OF_THE_ENGINE}
-    assert set(LAYER_OF) <= there
+@pytest.mark.parametrize("package", LAYERS_OF)
+def test_every_name_in_the_layers_is_a_module_or_a_folder(package: str) -> None:
+    assert set(numbered(LAYERS_OF[package])) <= {place(source.name, package) for source in inside(package)}
 
 
 def test_the_rules_are_told_to_contributors() -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     assert LAYERS in page
+    assert BULK_LAYERS in page
     assert f"`{PACKAGES}`" in page
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from cappy_bench.quality.held_out import accuracies, chances
 from cappy_engine import Scorer
-from cappy_engine.bulk.jsonl import json_line
+from cappy_engine.bulk.formats.json_lines import json_line
 from cappy_engine.bundle import EMBEDDED, PRECISIONS, TARGETS, open_bundle
 from cappy_engine.cli.main import main
 from cappy_export import ExportOptions, export

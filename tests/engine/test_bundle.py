@@ -64,7 +64,7 @@ def test_sealing_twice_changes_nothing_and_any_change_breaks_the_seal(bundle: Pa
 
 
 def test_a_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"no bundle at .*/nowhere: it does not exist"):
+    with pytest.raises(BundleError, match=r"no bundle at .*/nowhere: it does not exist; .*'cappy export'"):
         open_bundle(tmp_path / "nowhere")
 
 

@@ -54,6 +54,16 @@ def test_texts_at_which_the_tokenizer_fails_together_blame_no_pair() -> None:
     assert caught.value.index is None
 
 
+def test_a_tokenizer_that_fails_at_any_text_blames_no_pair() -> None:
+    """As where the library gets no threads: rows that are left out as bad ones would be all of a file."""
+    library: Any = Panicking(Tokenizer.from_file(str(TINY / "tokenizer.json")), "", Exception("no threads"))
+    tokenizer = PairTokenizer(library, max_length=512)
+    library.encode_batch_fast = lambda *_, **__: (_ for _ in ()).throw(Exception("no threads"))
+    with pytest.raises(ScoringError, match="the tokenizer fails: no threads") as caught:
+        tokenizer.encode([("a", "b")])
+    assert caught.value.index is None
+
+
 def test_a_pattern_that_tries_for_ever_is_stopped_at_the_pair() -> None:
     document = json.loads((TINY / "tokenizer.json").read_bytes())
     document["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "a"}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from cappy_engine import Scorer
+from cappy_engine.errors import ScoringError
 from cappy_engine.overlap import Behind, ahead
 
 
@@ -103,3 +105,22 @@ def test_ctrl_c_again_while_a_write_is_waited_for_leaves_no_thread_behind() -> N
     may_end.set()
     later._thread.join(10)
     assert not later._thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        pytest.param(lambda: ahead(iter([1])).__enter__(), id="ahead"),
+        pytest.param(lambda: Behind(print).__enter__(), id="behind"),
+        pytest.param(lambda: Scorer.open(threads=1), id="a scorer"),
+    ],
+)
+def test_where_the_system_gives_no_thread_the_error_says_what_limits_them(
+    use: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(ScoringError, match=r"^no thread can be started: can't start new thread; .*ulimit -u"):
+        use()

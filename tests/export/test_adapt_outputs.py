@@ -62,6 +62,13 @@ def test_what_is_adapted_or_learnt_from_is_never_replaced(checkpoint: Path, tmp_
     assert (out / "model.safetensors").exists()
     with pytest.raises(OutputError, match="is, holds or lies in the input"):
         adapt(checkpoint, colour_examples(20), out, options=AdaptOptions(force=True), held_out=train)
+    (tmp_path / "rows").mkdir()
+    rows = write_examples(tmp_path / "rows" / "train.jsonl", colour_examples(20)).parent
+    # --resume, and the next training, would read the log as examples
+    for examples, held_out in ((rows, None), (colour_examples(20), rows)):
+        with pytest.raises(OutputError, match=r"new is in the input folder .*rows; choose a folder beside it"):
+            adapt(checkpoint, examples, rows / "new", RECIPE, held_out=held_out)
+    assert list(rows.iterdir()) == [rows / "train.jsonl"]
     state = tmp_path / "new.training"
     state.mkdir()
     with pytest.raises(OutputError, match=r"new\.training is, holds or lies in the input"):

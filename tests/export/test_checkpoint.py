@@ -161,12 +161,36 @@ def test_every_file_that_is_read_is_in_the_digests(checkpoint: Path, tmp_path: P
     assert open_checkpoint(folder).files.items() <= digests.items()
 
 
-def test_a_checkpoint_without_tokenizer_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("also", [(), ("tokenizer_config.json", "special_tokens_map.json")])
+def test_a_checkpoint_without_tokenizer_is_refused(checkpoint: Path, tmp_path: Path, also: tuple[str, ...]) -> None:
+    """A Trainer that was given no tokenizer saves none."""
     folder = copy(checkpoint, tmp_path / "copy")
-    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+    for name in ("tokenizer.json", "vocab.json", "merges.txt", *also):
         (folder / name).unlink()
-    with pytest.raises(CheckpointError, match="no usable tokenizer"):
+    with pytest.raises(CheckpointError, match=r"^copy has no tokenizer: .* found config\.json.*save_pretrained"):
         load_tokenizer(open_checkpoint(folder), max_length=512)
+
+
+@pytest.mark.parametrize("left_out", [(), ("config.json", "model.safetensors"), ("model.safetensors",)])
+def test_an_adapter_is_refused_also_beside_its_model(
+    checkpoint: Path, tmp_path: Path, left_out: tuple[str, ...]
+) -> None:
+    """transformers would put it onto the model, so that the model's weights alone are another model."""
+    folder = copy(checkpoint, tmp_path / "copy")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "task_type": "SEQ_CLS"}))
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    for name in left_out:
+        (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=r"^copy holds an adapter of PEFT.*merge_and_unload"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_is_named(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    folder = copy(checkpoint, tmp_path / "copy")
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 17\n")
+    with pytest.raises(CheckpointError, match=rf"{name} of copy is a pointer of Git LFS.*git lfs pull"):
+        open_checkpoint(folder)
 
 
 @pytest.mark.parametrize("side", ["truncation_side", "padding_side"])

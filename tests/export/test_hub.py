@@ -83,3 +83,14 @@ def test_offline_a_downloaded_checkpoint_is_used_with_its_commit_and_others_are_
     assert online[:2] == [commit, ["model.safetensors"]]
     assert "someone/cappy-tiny at revision v2 is not downloaded, and HF_HUB_OFFLINE is set" in found[2]
     assert "someone/else is not downloaded, and HF_HUB_OFFLINE is set; unset it, download it first" in found[3]
+
+
+@pytest.mark.slow
+def test_an_adapter_on_the_hub_is_known_for_one(preloaded: Path, tmp_path: Path) -> None:
+    (repository := tmp_path / "repository").mkdir()
+    (repository / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (repository / "adapter_model.safetensors").write_bytes(b"")
+    with hub({"someone/adapter": repository}, []) as endpoint:
+        environment = hub_environment(endpoint, tmp_path / "home")
+        (found,) = run_open(preloaded / "python", ("someone/adapter", None), environment=environment)
+    assert "someone/adapter holds an adapter of PEFT" in found

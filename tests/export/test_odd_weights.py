@@ -125,6 +125,19 @@ def test_a_prefix_of_all_names_is_one_line(
     assert len(message) < 400
 
 
+@pytest.mark.parametrize("prefix", ["", "base_model.model."])
+def test_weights_with_an_adapter_of_peft_are_to_be_merged(
+    checkpoint: Path, tmp_path: Path, weights: dict[str, torch.Tensor], prefix: str
+) -> None:
+    names = {NAME: NAME.replace(".bias", ".base_layer.bias")} if prefix else {}
+    adapted = {prefix + names.get(name, name): value for name, value in weights.items()}
+    adapted[prefix + NAME.replace(".bias", ".lora_A.default.weight")] = torch.zeros(1)
+    message = refusal(checkpoint, tmp_path / "copy", adapted)
+    assert "an adapter of PEFT, such as LoRA, is beside the weights: " in message
+    assert "merge_and_unload()" in message
+    assert "removeprefix" not in message
+
+
 def test_messages_do_not_list_all_weights(checkpoint: Path, tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
     strange = {f"strange.{number}.\x1b[2J{'x' * 500}": torch.zeros(1) for number in range(1000)}
     message = refusal(checkpoint, tmp_path / "unexpected", weights | strange)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -24,6 +25,7 @@ from cappy_export.proof.limits import LIMITS
 from cappy_export.proof.pairs import default_pairs
 from cappy_export.proof.reference import score_with_torch
 from tests.support.bundles import change_manifest, copy_bundle, with_value
+from tests.support.checkpoints import copy, edit
 
 PAIRS = default_pairs()[:40]
 
@@ -102,6 +104,21 @@ def test_a_bundle_says_if_its_pairs_are_shorter_than_was_asked(checkpoint: Path,
     said: list[str] = []
     export(checkpoint, tmp_path / "bundle", ExportOptions(max_length=1024), say=said.append)
     assert "note: pairs are cut at 512 tokens, not at 1024: tiny and its tokenizer take no longer ones" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "notes"), [(3300, 0), (8000, 1)])
+def test_a_tokenizer_of_another_model_is_suspected(checkpoint: Path, tmp_path: Path, rows: int, notes: int) -> None:
+    """Parity cannot see it: PyTorch's reference has the same tokenizer. Tables are rounded up by a few rows."""
+    folder, name = copy(checkpoint, tmp_path / "copy"), "roberta.embeddings.word_embeddings.weight"
+    edit(folder / "config.json", lambda config: config.update(vocab_size=rows))
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {name: weights[name][:1].repeat(rows, 1)}, folder / "model.safetensors")
+    said: list[str] = []
+    with contextlib.suppress(ParityError):
+        export(folder, tmp_path / "bundle", say=said.append)
+    found = [text for text in said if text.startswith("note: the tokenizer of copy makes ids up to 3244 of 8000 rows")]
+    assert len(found) == notes
 
 
 @pytest.mark.slow

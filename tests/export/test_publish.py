@@ -14,7 +14,7 @@ import pytest
 from cappy_engine.bundle import open_bundle
 from cappy_engine.cli.main import main
 from cappy_engine.errors import OutputError, ParityError
-from cappy_export import ExportOptions, export
+from cappy_export import ExportOptions, export, pipeline
 from tests.support.bundles import copy_bundle
 
 
@@ -116,6 +116,15 @@ def test_the_old_bundle_is_put_back_if_the_new_one_cannot_take_its_name(
         export(checkpoint, copy, force=True)
     assert tree(copy) == tree(bundle)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_place_where_nothing_can_be_written_is_found_before_pytorch_scores(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "score_with_torch", lambda *_, **__: pytest.fail("minutes of work come first"))
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        export(checkpoint, tmp_path / "file" / "bundle")
 
 
 @pytest.mark.slow

@@ -185,6 +185,12 @@ def test_a_file_without_samples_or_no_file_is_refused(tmp_path: Path) -> None:
         read_samples(tmp_path / "none.jsonl")
 
 
+def test_a_folder_of_samples_is_to_be_joined(tmp_path: Path) -> None:
+    for source in (tmp_path, tmp_path / "*.jsonl"):
+        with pytest.raises(AdaptError, match=r"^the samples are read from one file, and .*; join its files"):
+            read_samples(source)
+
+
 def test_one_text_is_not_a_list_of_references() -> None:
     with pytest.raises(ValueError, match="references must be a list of texts, got one str"):
         rouge_l("It is blue.", "blue")

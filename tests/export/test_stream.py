@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cappy_engine.batching import EncodedPairs
-from cappy_engine.bulk.entries import Position
-from cappy_engine.bulk.tables import pack_zstd
+from cappy_engine.bulk.formats.entries import Position
+from cappy_engine.bulk.formats.tables import pack_zstd
 from cappy_engine.errors import AdaptError, CappyError
 from cappy_engine.pairs import Pair
 from cappy_export.adaptation.examples import make_examples
@@ -131,6 +131,18 @@ def test_a_folder_and_a_pattern_give_the_rows_of_files_of_every_kind(tmp_path: P
         assert found == expected
 
 
+def test_no_file_of_a_folder_is_left_out_and_none_comes_twice(tmp_path: Path) -> None:
+    """A link to a folder of shards is one way to share them; with `**` a pattern fits a folder and what is in it."""
+    expected = write_shards(tmp_path / "elsewhere")
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "linked").symlink_to(tmp_path / "elsewhere")
+    for source in (tmp_path / "rows", str(tmp_path / "rows" / "**" / "[l0-9]*")):
+        assert [(each.pair, each.label) for each in read_all(find_shards(source))] == expected
+    (tmp_path / "rows" / "gone.jsonl").symlink_to(tmp_path / "nothing.jsonl")
+    with pytest.raises(AdaptError, match=r"cannot be read: .*gone\.jsonl cannot be read: No such file"):
+        find_shards(tmp_path / "rows")
+
+
 def test_a_file_of_every_kind_is_read_from_any_row_on(tmp_path: Path) -> None:
     write_shards(tmp_path / "rows")
     for shard in find_shards(tmp_path / "rows"):
@@ -143,7 +155,7 @@ def test_a_file_of_every_kind_is_read_from_any_row_on(tmp_path: Path) -> None:
 
 def test_what_names_no_file_is_refused(tmp_path: Path) -> None:
     for source, problem in [
-        (tmp_path, "holds no file of them"),
+        (tmp_path, "holds no file of rows"),
         (tmp_path / "*.jsonl", "no file fits the pattern"),
     ]:
         with pytest.raises(AdaptError, match=problem):

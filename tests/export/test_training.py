@@ -256,6 +256,19 @@ def test_held_out_examples_of_a_file_are_measured_and_not_trained_on(checkpoint:
     assert document["log"][0]["held_out_loss"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("first", [0, 40])
+def test_held_out_examples_that_are_trained_on_too_are_pointed_out(
+    checkpoint: Path, tmp_path: Path, first: int
+) -> None:
+    """As where the held-out file lies in the folder TRAIN."""
+    said: list[str] = []
+    held_out = colour_examples(52).take(np.arange(first, first + 12))
+    recipe = dataclasses.replace(RECIPE, max_steps=1)
+    adapt(checkpoint, colour_examples(20), tmp_path / "out", held_out=held_out, recipe=recipe, say=said.append)
+    notes = [text for text in said if "12 held-out examples are in TRAIN, too" in text]
+    assert len(notes) == (1 if first == 0 else 0)
+
+
 @pytest.mark.slow
 def test_a_model_without_a_padding_id_is_padded_with_the_tokenizers(checkpoint: Path, tmp_path: Path) -> None:
     """BERT's scores do not depend on it, so `pad_token_id: null` is a whole model, to adapt and to export."""

@@ -16,13 +16,15 @@ from typing import Any
 import pytest
 
 from cappy_engine import Scorer
-from cappy_engine.bulk import marks, runs
-from cappy_engine.bulk.growing import Names
-from cappy_engine.bulk.row_options import RowOptions, Totals
+from cappy_engine.bulk import runs
+from cappy_engine.bulk.input_files import Files
+from cappy_engine.bulk.resume import side_files
+from cappy_engine.bulk.resume.names import Names
+from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.runs import Target
 from cappy_engine.bulk.score_file import score_file
 from cappy_engine.bulk.tasks import RankTask, ScoreTask
-from cappy_engine.bulk.working import Files
+from cappy_engine.bulk.totals import Totals
 from cappy_engine.testing import FakeSession, fake_scorer, score_of
 from cappy_engine.tokenizer import PairTokenizer
 
@@ -58,7 +60,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     if name.endswith(".gz"):
         content = gzip.compress(content)
     if name.endswith(".zst"):
-        from cappy_engine.bulk import tables
+        from cappy_engine.bulk.formats import tables
 
         content = tables.pack_zstd(content)
     path.write_bytes(content)
@@ -104,7 +106,7 @@ def stopped(patch: pytest.MonkeyPatch, commits: int, work: Callable[[], object])
         left[0] -= 1
         written(names, progress)
 
-    written = marks.mark
+    written = side_files.mark
     with patch.context() as here:
         here.setattr(runs, "mark", mark)
         with pytest.raises(Stop):

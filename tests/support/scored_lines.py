@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from cappy_engine import Scorer
-from cappy_engine.bulk.row_options import Totals
 from cappy_engine.bulk.score_file import score_lines
+from cappy_engine.bulk.totals import Totals
 
 LONG = "The sky is blue, and so on. " * 200
 GOOD = b'{"instruction": "q", "response": "a"}\n'

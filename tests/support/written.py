@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cappy_engine.bulk.outputs import open_output
+from cappy_engine.bulk.output.output_file import open_output
 
 NEW, OLD = b"new\n", b"of an earlier run, and longer\n"
 

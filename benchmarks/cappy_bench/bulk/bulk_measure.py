@@ -22,8 +22,8 @@ from typing import Any
 from cappy_bench.bulk.bulk_options import BulkBenchOptions
 from cappy_bench.machine import current_commit, describe_machine
 from cappy_bench.memory import peak_bytes_of
-from cappy_engine.bulk.outputs import check_output
-from cappy_engine.bulk.packing import packer, tables_for
+from cappy_engine.bulk.formats.compression import packer, tables_for
+from cappy_engine.bulk.output.places import check_output
 from cappy_engine.errors import BenchmarkError
 from cappy_engine.options import ScorerOptions
 from cappy_engine.scorer import Scorer

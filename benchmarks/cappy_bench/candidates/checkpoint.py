@@ -36,11 +36,21 @@ from cappy_engine.errors import CheckpointError, DeviceUnavailable, Installation
 from cappy_engine.storage import sha256_of
 from cappy_export.checkpoints.checkpoint import digest_of_files
 from cappy_export.checkpoints.config import read_json, read_tokenizer_config, refuse_code
-from cappy_export.checkpoints.hub import TOKENIZER_FILES, download, locate, weight_files
+from cappy_export.checkpoints.hub import (
+    ADAPTER,
+    TOKENIZER_FILES,
+    download,
+    locate,
+    refuse_adapter,
+    refuse_pointers,
+    weight_files,
+)
 
 log = logging.getLogger(__name__)
 
-CONFIG_FILES = ("config.json", "generation_config.json", "chat_template.jinja", "tokenizer.model", *TOKENIZER_FILES)
+CONFIG_FILES = (
+    "config.json", "generation_config.json", ADAPTER, "chat_template.jinja", "tokenizer.model", *TOKENIZER_FILES
+)  # fmt: skip
 WEIGHT_FORMATS = ("safetensors", "bin")
 """Formats in order of preference."""
 
@@ -86,6 +96,7 @@ def open_llm_checkpoint(source: str | Path, *, revision: str | None = None) -> L
     if found.commit is not None:
         found = download(found.name, revision=found.commit, formats=WEIGHT_FORMATS)
     format_, files = weight_files(found.folder, found.name, formats=WEIGHT_FORMATS)
+    refuse_pointers(found.folder, found.name, (*files, *CONFIG_FILES))
     return LLMCheckpoint(found.name, found.commit, found.folder, config, is_seq2seq, format_, files)
 
 
@@ -221,8 +232,7 @@ def _judge(folder: Path, name: str) -> tuple[dict[str, Any], bool]:
     for file in ("config.json", "tokenizer_config.json", "generation_config.json"):
         if (folder / file).exists():
             refuse_code(read_json(folder / file), folder / file)
-    if (folder / "adapter_config.json").exists():
-        raise CheckpointError(f"{name} is an adapter, which fetches the model it belongs to; merge it into that first")
+    refuse_adapter(folder, name)
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{name} is not a checkpoint: it has no config.json")
     config = read_json(folder / "config.json")

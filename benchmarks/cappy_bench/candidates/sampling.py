@@ -1,7 +1,7 @@
 """A file of instructions becomes a file of candidates: in order, batch by batch, and on from where a run was stopped.
 
 A batch's seed comes from its place, so that a resumed file holds what an uninterrupted one would. Knows nothing of LLMs
-but `decodings.Sampler`; how the file grows is in `cappy_engine.bulk.growing`.
+but `decodings.Sampler`; how the file grows is in `cappy_engine.bulk.resume.partial_file`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 
 from cappy_bench.candidates.decodings import Candidates, Decoding, Sampler, derive_seed
 from cappy_bench.candidates.sample_options import SampleOptions
-from cappy_engine.bulk.growing import Names, find_names, open_growing
-from cappy_engine.bulk.jsonl import json_line, open_lines
-from cappy_engine.bulk.lines import numbered
-from cappy_engine.bulk.rows import read_fields
+from cappy_engine.bulk.formats.json_lines import json_line, open_lines, read_fields
+from cappy_engine.bulk.formats.lines import numbered
+from cappy_engine.bulk.resume.names import Names, find_names
+from cappy_engine.bulk.resume.partial_file import open_growing
 from cappy_engine.errors import CappyError, InvalidLine, OutputError, SampleError
 
 FIELDS = ("samples", "decodings", "log_likelihoods", "token_counts", "cut", "prompt_cut")

@@ -40,7 +40,7 @@ from cappy_bench.gpu.steps import measuring_steps
 from cappy_bench.gpu.watching import attention_kernels, first_gpu, gpu_facts, watched
 from cappy_bench.machine import describe_machine
 from cappy_bench.peers.process import in_short
-from cappy_engine.bulk.outputs import check_output
+from cappy_engine.bulk.output.places import check_output
 from cappy_engine.bundle import Bundle, open_bundle
 from cappy_engine.errors import BenchmarkError, CappyError
 from cappy_engine.gpu.installation import Installation

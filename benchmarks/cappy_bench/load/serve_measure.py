@@ -33,7 +33,8 @@ from cappy_bench.load.server_process import (
 from cappy_bench.machine import current_commit, describe_machine
 from cappy_bench.peers.worker import installed
 from cappy_bench.speed.texts import choose_pool, pool_files
-from cappy_engine.bulk.outputs import check_output, files_in, open_output
+from cappy_engine.bulk.output.output_file import open_output
+from cappy_engine.bulk.output.places import check_output, files_in
 from cappy_engine.bundle import MANIFEST, Bundle, open_bundle
 from cappy_engine.errors import BenchmarkError
 from cappy_engine.options import Device, Mode, Precision, ScorerOptions

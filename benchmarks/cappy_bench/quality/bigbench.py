@@ -21,9 +21,8 @@ import numpy as np
 
 from cappy_bench.quality.evaluation import BEST, CHANCE, PYTORCH
 from cappy_bench.quality.picking import Example, Values
-from cappy_engine.bulk.jsonl import open_lines
-from cappy_engine.bulk.lines import numbered
-from cappy_engine.bulk.rows import read_fields
+from cappy_engine.bulk.formats.json_lines import open_lines, read_fields
+from cappy_engine.bulk.formats.lines import numbered
 from cappy_engine.bundle import PRECISIONS
 from cappy_engine.errors import CappyError, InvalidLine
 from cappy_engine.pairs import Pair

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cappy_bench.quality.rouge_plot import CAPPY, LIMIT, OTHER, PALE, STYLE, check_path
-from cappy_engine.bulk.outputs import open_output
+from cappy_engine.bulk.output.output_file import open_output
 from cappy_engine.errors import CappyError
 from cappy_export.adaptation.log import LOG
 

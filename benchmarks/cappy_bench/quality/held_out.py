@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from cappy_bench.quality.picking import Example, Scores, Values, average_by_dataset, worths_by_chance, worths_of_picks
-from cappy_engine.bulk.jsonl import open_lines
-from cappy_engine.bulk.rows import read_rows
+from cappy_engine.bulk.formats.json_lines import open_lines, read_rows
 from cappy_engine.bundle import EMBEDDED
 from cappy_engine.scorer import Scorer
 from cappy_export.proof.reference import score_checkpoint

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cappy_bench.quality.picking import Example
-from cappy_engine.bulk.lines import numbered
-from cappy_engine.bulk.rows import read_fields
+from cappy_engine.bulk.formats.json_lines import read_fields
+from cappy_engine.bulk.formats.lines import numbered
 from cappy_engine.errors import InvalidLine
 from cappy_engine.pairs import Pair
 

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cappy_bench.quality.promptsource_tasks import CSV_FIELDS, CSV_LABELS, TASKS, Task
-from cappy_engine.bulk.jsonl import open_lines
-from cappy_engine.bulk.lines import numbered
-from cappy_engine.bulk.rows import read_fields
+from cappy_engine.bulk.formats.json_lines import open_lines, read_fields
+from cappy_engine.bulk.formats.lines import numbered
 from cappy_engine.errors import CappyError, InstallationError, InvalidLine
 
 Row = dict[str, Any]

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 
 from cappy_bench.quality.evaluation import BEST, CHANCE, Evaluation
 from cappy_bench.quality.picking import average_by_dataset, average_over_datasets
-from cappy_engine.bulk.outputs import check_output, open_output
+from cappy_engine.bulk.output.output_file import open_output
+from cappy_engine.bulk.output.places import check_output
 from cappy_engine.errors import CappyError
 
 ENDINGS = (".svg", ".png", ".pdf")

@@ -30,7 +30,8 @@ from cappy_bench.speed.workloads import (
     Workload,
     make_workloads,
 )
-from cappy_engine.bulk.outputs import check_output, files_in, open_output
+from cappy_engine.bulk.output.output_file import open_output
+from cappy_engine.bulk.output.places import check_output, files_in
 from cappy_engine.bundle import MANIFEST, Bundle, open_bundle
 from cappy_engine.cpu.cores import usable_cores
 from cappy_engine.errors import BenchmarkError

@@ -23,7 +23,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from cappy_bench.speed.figures import EXACT
 from cappy_bench.speed.labels import name_ends
 from cappy_bench.speed.marks import COLOURS, GREY, INK, PALE, SOFT, Bar, Line, Point, colour_of
-from cappy_engine.bulk.outputs import open_output
+from cappy_engine.bulk.output.output_file import open_output
 
 ERRORS = (1e-7, 1.0)
 """The range of errors that is shown; an error beyond is drawn at the edge."""

@@ -20,7 +20,8 @@ from cappy_bench.speed.tables import (
     workload_table,
 )
 from cappy_bench.speed.workloads import LENGTHS
-from cappy_engine.bulk.outputs import check_output, open_output
+from cappy_engine.bulk.output.output_file import open_output
+from cappy_engine.bulk.output.places import check_output
 from cappy_engine.errors import BenchmarkError
 
 PAGE = "README.md"

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from cappy_bench.peers.peer import Pair
-from cappy_engine.bulk.jsonl import open_lines
-from cappy_engine.bulk.lines import numbered
-from cappy_engine.bulk.rows import read_fields, read_rows
+from cappy_engine.bulk.formats.json_lines import open_lines, read_fields, read_rows
+from cappy_engine.bulk.formats.lines import numbered
 from cappy_engine.checks import shown
 from cappy_engine.errors import BenchmarkError, InvalidLine
 from cappy_engine.pairs import text_problem

@@ -21,7 +21,7 @@ from typing import Any
 
 import onnxruntime
 
-from cappy_engine.bulk.rows import read_rows
+from cappy_engine.bulk.formats.json_lines import read_rows
 from cappy_engine.scorer import Scorer
 
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from cappy_bench.bulk.bulk_measure import rows, write_pairs
 from cappy_bench.bulk.bulk_options import FORMATS, BulkBenchOptions
 from cappy_bench.machine import describe_machine
-from cappy_engine.bulk.entries import Position, Reading
-from cappy_engine.bulk.sources import open_source
+from cappy_engine.bulk.formats.entries import Position, Reading
+from cappy_engine.bulk.formats.sources import open_source
 from cappy_engine.bulk.tasks import ScoreTask
 from cappy_engine.testing import fake_scorer
 

@@ -29,7 +29,7 @@ from typing import Any
 
 from cappy_bench.machine import describe_machine
 from cappy_bench.memory import peak_bytes
-from cappy_engine.bulk.jsonl import json_line, open_lines
+from cappy_engine.bulk.formats.json_lines import json_line, open_lines
 from cappy_engine.cli.extras import extra
 from cappy_engine.errors import BenchmarkError
 from cappy_engine.overlap import ahead

@@ -1,6 +1,7 @@
-"""Estimate how long a file takes to score here, and what memory and disk: from rows spread over it, and a measurement.
+"""Estimate the time, memory and disk that scoring a file takes here.
 
-Rows are read as a run reads them. What they cost is measured on the scorer, and multiplied.
+Rows that are spread over the file are read as a run reads them. What they cost is measured on the scorer, and
+multiplied.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cappy_engine.bulk.entries import Entry, Position, Reading, Refused
-from cappy_engine.bulk.formats import format_of
-from cappy_engine.bulk.lines import MAX_LINE_BYTES
+from cappy_engine.bulk.file_windows import most_pairs_of
+from cappy_engine.bulk.formats.entries import Entry, Position, Reading, Refused
+from cappy_engine.bulk.formats.file_format import format_of
+from cappy_engine.bulk.formats.lines import MAX_LINE_BYTES
+from cappy_engine.bulk.formats.sources import open_source
 from cappy_engine.bulk.row_options import RowOptions
-from cappy_engine.bulk.sources import open_source
 from cappy_engine.bulk.tasks import ScoreTask, Task
 from cappy_engine.bulk.windows import WINDOW_BYTES
-from cappy_engine.bulk.working import most_pairs_of
 from cappy_engine.errors import CappyError
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scorer
@@ -42,11 +43,11 @@ PAIR_BYTES = 1500
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows of a file: their `pairs`, the number of the `places` where each was read, and what the whole file holds.
+    """Rows of a file, and what the whole file holds.
 
-    `rows` is the number of rows that can be scored: counted if `is_exact`, else estimated. `is_spread` is False if only
-    the beginning of the file was read. `refused` is the number of rows that were read and cannot be scored; `problem`
-    says why the first of them cannot.
+    `places` are the numbers of the places where the `pairs` were read. `rows` is the number of rows that can be scored:
+    counted if `is_exact`, else estimated. `is_spread` is False if only the beginning of the file was read. `refused` is
+    the number of rows that were read and cannot be scored; `problem` says why the first of them cannot.
     """
 
     pairs: Sequence[Pair]
@@ -99,7 +100,7 @@ class _Part:
 
 
 def sample_file(path: Path, task: Task | None = None, *, rows: int = SAMPLE_ROWS) -> Sample:
-    """Read rows that are spread over a file; of CSV and of a packed file, those at its beginning.
+    """Read rows that are spread over a file. Of CSV, and of a packed file, they are at its beginning.
 
         >>> sample_file(Path("pairs.jsonl")).rows
         7
@@ -140,7 +141,7 @@ def sample_file(path: Path, task: Task | None = None, *, rows: int = SAMPLE_ROWS
 
 
 def estimate(scorer: Scorer, sample: Sample, *, seconds: float = 10.0) -> Estimate:
-    """Score the sample's pairs again and again for about `seconds`, and tell what the whole file takes.
+    """Tell what a whole file takes. Its sample is scored again and again for about `seconds`.
 
     >>> estimate(scorer, sample_file(Path("pairs.jsonl"))).seconds
     0.2
@@ -226,7 +227,7 @@ def _read(
 
 
 def _spread(sample: Sample, tokens: npt.NDArray[np.int64]) -> float | None:
-    """Tell the relative error of the mean number of tokens, at 95%; rows of one place are like each other."""
+    """Tell the relative error of the mean number of tokens, at 95%. Rows of one place are alike."""
     if not sample.is_spread:
         return None
     if len(tokens) >= sample.rows:
@@ -241,7 +242,7 @@ def _spread(sample: Sample, tokens: npt.NDArray[np.int64]) -> float | None:
 
 
 def _memory(scorer: Scorer, sample: Sample, tokens: float) -> int | None:
-    """Add the windows that a run holds to what this process had at most, from Linux's /proc; None if it has none."""
+    """Add the windows that a run holds to this process's peak memory. None where there is no /proc."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:

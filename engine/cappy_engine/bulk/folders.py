@@ -1,4 +1,4 @@
-"""Score or rank many files, each into one of the same name in a folder, one after another.
+"""Score or rank many files, each into a file of its name in a folder.
 
 FOLDER/cappy.run.json lists the files that are complete, until all are. A run that goes on leaves these alone, and goes
 on within the file that was not complete.
@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from cappy_engine import storage
-from cappy_engine.bulk.formats import format_of, is_known
-from cappy_engine.bulk.growing import Names, changes
-from cappy_engine.bulk.row_options import Progress, RowOptions, Totals
+from cappy_engine.bulk.formats.file_format import format_of, is_known
+from cappy_engine.bulk.input_files import Files
+from cappy_engine.bulk.resume.names import Names
+from cappy_engine.bulk.resume.settings import changes
+from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.runs import Say, Target
 from cappy_engine.bulk.score_file import score_file, settings_of
 from cappy_engine.bulk.tasks import ScoreTask, Task
-from cappy_engine.bulk.working import Files
+from cappy_engine.bulk.totals import Progress, Totals
 from cappy_engine.errors import CappyError, OutputError
 from cappy_engine.scorer import Scorer
 
@@ -38,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Folder:
-    """Files to read, each with its name in the folder `out`, and what is done with their rows.
+    """Files to read, with their names in the folder `out`, and what is done with rows.
 
     >>> Folder(files_of_folder(Path("samples")), Path("scored")).task.score_field
     'score'
@@ -51,13 +53,13 @@ class Folder:
 
 
 def files_of_folder(folder: Path, outputs: Sequence[Path] = ()) -> list[tuple[Path, Path]]:
-    """List the files of rows in a folder and below it, each with its name from there on; not those beside an output.
+    """List the files of rows in a folder and below, with their names there.
 
         >>> files_of_folder(Path("samples"))[0]
         (PosixPath('samples/part-0001.parquet'), PosixPath('part-0001.parquet'))
 
-    Links are followed. Raises CappyError if there is no such file, or one cannot be read, and OutputError if one of the
-    `outputs` would be one of them the next time.
+    Files that a run keeps beside an output are left out. Links are followed. Raises CappyError if there is no such
+    file, or one cannot be read, and OutputError if one of the `outputs` would be one of them the next time.
     """
     found: list[Path] = []
     left = [(folder, tuple(each.stat() for each in folder.resolve().parents))]
@@ -185,7 +187,7 @@ def _adding(so_far: Totals, progress: Progress) -> Progress:
 
 
 def _is_as_written(out: Path, before: dict[str, Any], settings: dict[str, Any], say: Say) -> bool:
-    """True if a file that is listed is there as it was written; False if it is gone. Raises OutputError."""
+    """True if a listed file is there as it was written. False if it is gone. Raises OutputError."""
     changed = changes(before["settings"], settings)
     if changed:
         raise OutputError(f"{out} was written with other settings or from another input ({changed}); start anew")

@@ -1,4 +1,4 @@
-"""A run that writes a file: what was written counts once it is marked, and a run that goes on begins behind the mark.
+"""Write a file in steps that are marked, and go on behind the last mark.
 
 OUT.partial and the rejects grow, window by window; OUT.progress.json says how far they are, and where in the input the
 next window begins. It is replaced once both are on the disk. A run that goes on first removes what was written behind
@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from cappy_engine import storage
-from cappy_engine.bulk import replacing
-from cappy_engine.bulk.beside import in_the_way
-from cappy_engine.bulk.formats import Packing, packing_of
-from cappy_engine.bulk.growing import Growing, Names, changes, find_names, open_growing
-from cappy_engine.bulk.identity import fingerprint, fingerprint_of
-from cappy_engine.bulk.marks import mark, read_mark
-from cappy_engine.bulk.outputs import Input, Place, check_output
-from cappy_engine.bulk.packing import packer
+from cappy_engine.bulk.formats.compression import packer
+from cappy_engine.bulk.formats.file_format import Packing, packing_of
+from cappy_engine.bulk.output import replacement
+from cappy_engine.bulk.output.places import Input, Place, check_output
+from cappy_engine.bulk.resume.identity import fingerprint, fingerprint_of
+from cappy_engine.bulk.resume.names import Names, find_names
+from cappy_engine.bulk.resume.partial_file import Growing, open_growing
+from cappy_engine.bulk.resume.settings import changes
+from cappy_engine.bulk.resume.side_files import in_the_way, mark, read_mark
 from cappy_engine.errors import OutputError
 
 Say = Callable[[str], object]
@@ -35,7 +36,7 @@ Make = Callable[[BinaryIO, int, BinaryIO], None]
 
 @dataclass(frozen=True)
 class Target:
-    """The files that a run writes: `out`, and `rejects` if rows may be refused, packed as its name says.
+    """The files that a run writes: `out`, and `rejects` if bad rows are listed. Both are packed as their names say.
 
     `force` replaces what is there; `resume` goes on with a run that was stopped. `done` is called when the file has its
     name, before the run is forgotten.
@@ -82,7 +83,7 @@ class Run:
             self.rejects.append(rejected)
 
     def open_rejects(self, target: Target, stack: contextlib.ExitStack) -> None:
-        """Open the file of rejects: that of this run if it has one, else a new one.
+        """Open the file of rejects, a new one unless this run has one.
 
         Raises OutputError where this run has another one, or the file is of another run.
         """
@@ -139,11 +140,11 @@ class Run:
 
     @functools.cached_property
     def is_made(self) -> bool:
-        """True if the partial file is the complete one already, and only its name is missing."""
+        """True if the partial file is complete already, and only its name is missing."""
         return "made" in self.marked and self.marked["made"] == fingerprint_of(self.growing.file)
 
     def finish(self) -> None:
-        """Give the complete files their names; `growing.forget` the run then."""
+        """Give the complete files their names; `forget` the run then."""
         growing = self.growing
         if not self.is_made:
             if self.make is not None:
@@ -161,7 +162,7 @@ class Run:
             growing.file.close()
 
     def check_made(self) -> None:
-        """Raise OutputError if a file that is not ours has the name that the complete file is made under."""
+        """Raise OutputError if another's file has the name of the made one."""
         path = self.growing.names.made
         if self.make is not None and not self.marked.get("making") and os.path.lexists(path):
             raise in_the_way(path)
@@ -177,7 +178,7 @@ class Run:
         try:
             file = cast(BinaryIO, os.fdopen(os.open(names.made, flags, 0o666), "r+b"))
             storage.lock(file.fileno())
-            is_written_over = replacing.prepare(file.fileno(), names.target, names.status)
+            is_written_over = replacement.prepare(file.fileno(), names.target, names.status)
             make(self.growing.file, self.size, file)
             file.flush()
             os.fsync(file.fileno())
@@ -188,7 +189,7 @@ class Run:
 
 
 def check_apart(rejects: Path, out: Path | Place) -> None:
-    """Raise OutputError if bad rows would be written to the results, or to what the run of either keeps.
+    """Raise OutputError if results and bad rows would be written to one file.
 
     >>> check_apart(Path("bad.jsonl"), Path("scored.jsonl"))
     """
@@ -211,7 +212,7 @@ def check_apart(rejects: Path, out: Path | Place) -> None:
 def open_run(
     target: Target, settings: Mapping[str, Any], origin: Mapping[str, Any], say: Say, make: Make | None = None
 ) -> Iterator[Run]:
-    """Begin a run, or go on with one that has the same settings; another `origin` is said.
+    """Begin a run, or go on with one that has the same settings. Another `origin` is said.
 
         >>> with open_run(Target(Path("scored.jsonl")), {"task": "score"}, {}, print) as run:
         ...     run.commit(b"{}\\n", b"", {"row": 1})
@@ -244,7 +245,7 @@ def open_run(
 
 
 def finished(target: Target, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the mark of a run that was stopped after its file had got its name; empty if there is none.
+    """Give the mark of a run that was stopped when its file had its name. Empty if there is none.
 
         >>> finished(Target(Path("new.jsonl")), {"task": "score"})
         {}
@@ -268,7 +269,7 @@ def finished(target: Target, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_empty(path: Path) -> bool:
-    """True for what a run leaves that was killed when it had just begun: nothing is lost with it."""
+    """True for an empty file, which a run leaves that was killed as it began."""
     status = path.lstat()
     return stat.S_ISREG(status.st_mode) and not status.st_size
 

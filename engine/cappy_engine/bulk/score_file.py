@@ -1,4 +1,4 @@
-"""Score or rank the rows of a stream or of files: window by window, in the order of the input.
+"""Score or rank the rows of a stream or of files, window by window.
 
 Of files, a thread reads and tokenises the next window while one is scored, and another writes the one before it. So
 five windows are in memory at most, however long a file is.
@@ -10,21 +10,25 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from cappy_engine.bulk.entries import Position, Reading
-from cappy_engine.bulk.formats import Format, format_of
-from cappy_engine.bulk.growing import Names, find_names, forget
-from cappy_engine.bulk.identity import inputs_of, scorer_settings, versions
-from cappy_engine.bulk.lines import MAX_LINE_BYTES
-from cappy_engine.bulk.packing import packer
-from cappy_engine.bulk.row_options import Progress, RowOptions, Totals
+from cappy_engine.bulk.file_windows import FileWindows, most_pairs_of
+from cappy_engine.bulk.formats.compression import packer, tables_for
+from cappy_engine.bulk.formats.entries import Position, Reading, ScoredRow
+from cappy_engine.bulk.formats.file_format import Format, format_of
+from cappy_engine.bulk.formats.lines import MAX_LINE_BYTES
+from cappy_engine.bulk.formats.sources import LineSource, open_source
+from cappy_engine.bulk.formats.writers import LineWriter, PackedWriter, needs_fields, writer_of
+from cappy_engine.bulk.input_files import Files, State
+from cappy_engine.bulk.resume.identity import inputs_of, scorer_settings, versions
+from cappy_engine.bulk.resume.names import Names, find_names
+from cappy_engine.bulk.resume.side_files import forget
+from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.runs import Run, Say, Target, finished, open_run
-from cappy_engine.bulk.sources import LineSource, open_source
 from cappy_engine.bulk.tasks import ScoreTask, Task
-from cappy_engine.bulk.windows import ScoredRow, Window, encode, windows
-from cappy_engine.bulk.working import Files, FileWindows, Making, State, Work, most_pairs_of, rejects
-from cappy_engine.bulk.writing import LineWriter, TableWriter, needs_fields, writer_of
+from cappy_engine.bulk.totals import Progress, Totals
+from cappy_engine.bulk.windows import Window, encode, windows
+from cappy_engine.bulk.work import Work, rejects
 from cappy_engine.errors import CappyError
 from cappy_engine.overlap import Behind, ahead
 from cappy_engine.pairs import TooLong
@@ -48,17 +52,17 @@ def score_lines(
     max_line_bytes: int = MAX_LINE_BYTES,
     progress: Progress = lambda totals: None,
 ) -> Totals:
-    """Read JSON Lines, and write each row with its score in `field_name`, in the same order.
+    """Read JSON Lines, and write each row with its score, in the same order.
 
         >>> score_lines(scorer, open("pairs.jsonl", "rb"), sys.stdout.buffer.write).pairs
         7
 
-    `lines` is an open file, or any iterable. A row keeps its bytes: the field is put before its last brace. A row that
-    was truncated gets `"<field_name>_truncated": true` besides. `write` gets many rows at once: whenever enough were
-    read, and whenever a pipe, a terminal or a socket pauses.
+    `lines` is an open file, or any iterable. A row keeps its bytes: `field_name` is put before its last brace. A row
+    that was truncated gets `"<field_name>_truncated": true` besides. `write` gets many rows at once: whenever enough
+    were read, and whenever a pipe, a terminal or a socket pauses.
 
     A bad line raises InvalidLine after the rows before it were written (`on_error="stop"`), or is left out, logged, and
-    listed in `Totals.skipped` (`on_error="skip"`). That is a line that `rows.read_row` refuses, one longer than
+    listed in `Totals.skipped` (`on_error="skip"`). That is a line that `json_lines.read_row` refuses, one longer than
     `max_line_bytes`, one that has the field already, and one whose pair cannot be scored; with `too_long="refuse"` also
     one whose pair would be truncated. `progress` is called after every batch.
     """
@@ -105,7 +109,7 @@ def score_file(
     say: Say = log.warning,
     progress: Progress = lambda totals: None,
 ) -> Totals:
-    """Score or rank the rows of files into one file, which appears when it is complete.
+    """Score or rank rows of files into one file, which appears when complete.
 
         >>> score_file(scorer, Files([Path("pairs.jsonl")], ScoreTask()), Target(Path("scored.parquet"))).pairs
         7
@@ -121,15 +125,15 @@ def score_file(
     if marked:
         say(f"{target.out} is complete already")
         return _end(target, Totals.going_on(marked["totals"]))
-    found, making = _prepare(scorer, files, states, form, target.out)
+    reader, writer = _prepare(scorer, files, states, form, target.out)
     target = dataclasses.replace(target, inputs=[*target.inputs, *files.paths])
-    make = _make_parquet if form.kind == "parquet" else None
+    make = tables_for(target.out).write_parquet_of if form.kind == "parquet" else None
     with open_run(target, settings, {"versions": versions()}, say, make) as run:
         totals = Totals.going_on(run.marked.get("totals", {}))
         totals.bytes_total = files.size()
         work = Work(scorer, files.options, progress, totals, has_rejects=target.rejects is not None)
         if not run.is_made:
-            _run(work, found, run, making)
+            _run(work, reader, run, writer)
         run.finish()
         return _end(target, totals)
 
@@ -143,27 +147,28 @@ def score_to(
     progress: Progress = lambda totals: None,
     reject: Callable[[bytes], object] | None = None,
 ) -> Totals:
-    """Score or rank the rows of files into a stream, in the format of its `name`, else that of the files; unpacked.
+    """Score or rank rows of files into a stream, unpacked.
 
         >>> score_to(scorer, Files([Path("pairs.csv")], ScoreTask()), sys.stdout.buffer.write).pairs
         7
 
-    No run can go on with it. `reject` is that of `process_lines`. Raises what `score_file` raises.
+    Its format is that of its `name`, else that of the files. No run can go on with it. `reject` is that of
+    `process_lines`. Raises what `score_file` raises.
     """
     form = dataclasses.replace(format_of(name) if name else files.format, packing="")
     if form.kind == "parquet":
         raise CappyError("Parquet is not written to a stream; name a file with -o, as in -o scored.parquet")
-    found, making = _prepare(scorer, files, files.states(), form, name or Path("-"))
+    reader, writer = _prepare(scorer, files, files.states(), form, name or Path("-"))
     totals = Totals(bytes_total=files.size())
     work = Work(scorer, files.options, progress, totals, has_rejects=reject is not None)
-    begun = making.begin()
+    begun = writer.begin()
     if begun:
         write(begun)
-    with ahead(found.since(Position())) as ready:
+    with ahead(reader.since(Position())) as ready:
         for window in ready:
             scored, rows = work.score(window)
             if rows:
-                write(making.rows(rows))
+                write(writer.rows(rows))
             if reject is not None and scored.refused:
                 reject(rejects(scored))
             work.check(scored)
@@ -197,41 +202,34 @@ def _end(target: Target, totals: Totals) -> Totals:
 
 def _prepare(
     scorer: Scorer, files: Files, states: Sequence[State], form: Format, name: Path
-) -> tuple[FileWindows, Making]:
-    """Open the first file to see its columns, and choose how its rows are read and written."""
+) -> tuple[FileWindows, PackedWriter]:
+    """Choose how rows are read and written: the first file tells the columns."""
     reading = Reading(files.task, files.options.max_line_bytes, needs_fields(form, files.format))
     with open_source(files.paths[0], reading) as first:
         header, columns = first.header, first.columns
-    writer = writer_of(form, files.format, files.task, header)
-    found = FileWindows(scorer, files, reading, columns, most_pairs_of(scorer, files.options), writer, states)
-    return found, Making(writer, packer(form.packing, name))
+    rows = writer_of(form, files.format, files.task, header)
+    reader = FileWindows(scorer, files, reading, columns, most_pairs_of(scorer, files.options), rows, states)
+    return reader, PackedWriter(rows, packer(form.packing, name))
 
 
-def _run(work: Work, found: FileWindows, run: Run, making: Making) -> None:
+def _run(work: Work, reader: FileWindows, run: Run, writer: PackedWriter) -> None:
     """Score what is left of the files, window by window."""
     start = Position(**run.marked.get("position", {}))
     if not run.marked:
-        run.commit(making.begin(), b"", {"position": dataclasses.asdict(start), "totals": work.totals.marked()})
-    elif isinstance(making.writer, TableWriter):
-        making.writer.go_on(run.growing.file, run.size)
+        run.commit(writer.begin(), b"", {"position": dataclasses.asdict(start), "totals": work.totals.marked()})
+    else:
+        writer.go_on(run.growing.file, run.size)
 
     def write(done: tuple[Window, list[ScoredRow], Mapping[str, int]]) -> None:
         window, rows, totals = done
         if window.error is not None:  # the window is not whole, and is scored again by a run that goes on
-            run.write(making.rows(rows) if rows else b"")
+            run.write(writer.rows(rows) if rows else b"")
             return
         position = {"position": dataclasses.asdict(window.end), "totals": totals}
-        run.commit(making.rows(rows), rejects(window), position)
+        run.commit(writer.rows(rows), rejects(window), position)
 
-    with ahead(found.since(start)) as ready, Behind(write) as later:
+    with ahead(reader.since(start)) as ready, Behind(write) as later:
         for window in ready:
             scored, rows = work.score(window)
             later((scored, rows, work.totals.marked()))
             work.check(scored)
-
-
-def _make_parquet(file: BinaryIO, size: int, out: BinaryIO) -> None:
-    """Make a Parquet file of the rows that were written."""
-    from cappy_engine.bulk import tables
-
-    tables.write_parquet_of(file, size, out)

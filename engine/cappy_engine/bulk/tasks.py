@@ -1,4 +1,4 @@
-"""Say what is done with a row: which pairs it holds, and what is added to it once they are scored.
+"""Say which pairs a row holds, and what their scores add to it.
 
 Pure: fields in, fields out. Knows nothing of files and formats.
 """
@@ -106,7 +106,7 @@ class ScoreTask:
 
 @dataclass(frozen=True)
 class RankTask:
-    """Find the best of the candidates of each row by raw scores; the first wins a tie.
+    """Find the best of each row's candidates by raw scores. The first wins a tie.
 
     >>> RankTask().results([("q", "a"), ("q", "b")], [0.25, 0.75], [False, False])["winner"]
     'b'
@@ -143,7 +143,7 @@ class RankTask:
 
     @property
     def added(self) -> Mapping[str, str]:
-        """Name the winner, its place from 0, all scores, and how far the winner is ahead of the second."""
+        """Name the winner, its place from 0, all scores, the margin, the truncated ones."""
         kinds = {"winner": "text", "winner_index": "int", "scores": "floats", "margin": "float", "truncated": "ints"}
         return {self.prefix + name: kind for name, kind in kinds.items()}
 

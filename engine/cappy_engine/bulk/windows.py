@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cappy_engine.batching import EncodedPairs
-from cappy_engine.bulk.entries import BLANK, Entry, Position, Refused, Source
+from cappy_engine.bulk.formats.entries import BLANK, Entry, Position, Refused, ScoredRow, Source
 from cappy_engine.errors import InvalidLine, InvalidPair, ScoringError
 from cappy_engine.pairs import TooLong
 from cappy_engine.scorer import Scorer
@@ -26,7 +26,7 @@ Count = Callable[[int, int], object]
 
 @dataclass(frozen=True)
 class Window:
-    """Rows that are scored together, in input order, and the rows among them that cannot be.
+    """Rows that are scored together, in input order, and the refused ones among them.
 
     `end` is the position behind them. `error` ended the input behind these rows: then a window is not whole, and a run
     that goes on begins with it. `encoded` are the pairs of all `entries`, one after another. `path` is the file, where
@@ -42,16 +42,6 @@ class Window:
     path: str = ""
     total: int | None = None
     bytes_done: int = 0
-
-
-@dataclass(frozen=True)
-class ScoredRow:
-    """A row with the scores of its pairs, and which of them were truncated."""
-
-    entry: Entry
-    scores: list[float]
-    truncated: list[bool]
-    is_without_instruction: bool = False
 
 
 def windows(source: Source, start: Position, *, most_pairs: int, stops: bool) -> Iterator[Window]:
@@ -101,10 +91,10 @@ def windows(source: Source, start: Position, *, most_pairs: int, stops: bool) ->
         yield cut(source.position())
 
 
-def without(window: Window, problems: Mapping[int, str], *, stops: bool) -> Window:
-    """Refuse the entries at some places of a window, or with `stops` end the input at the first of them.
+def refuse_entries(window: Window, problems: Mapping[int, str], *, stops: bool) -> Window:
+    """Refuse the entries at some places, or with `stops` end the input at the first.
 
-    >>> len(without(window, {1: "cannot be written"}, stops=False).entries) == len(window.entries) - 1
+    >>> len(refuse_entries(window, {1: "cannot be written"}, stops=False).entries) == len(window.entries) - 1
     True
     """
     if not problems:
@@ -118,7 +108,7 @@ def without(window: Window, problems: Mapping[int, str], *, stops: bool) -> Wind
 
 
 def encode(scorer: Scorer, window: Window, *, too_long: TooLong, stops: bool) -> Window:
-    """Tokenise a window; rows with a pair that cannot be tokenised are refused, or with `stops` end the input.
+    """Tokenise a window. Rows that cannot be tokenised are refused, or with `stops` end the input.
 
     >>> len(encode(scorer, window, too_long="truncate", stops=True).encoded) == len(window.entries)
     True
@@ -158,25 +148,33 @@ def score(scorer: Scorer, window: Window, *, stops: bool, count: Count) -> tuple
     `count` is called with numbers of pairs and tokens as they are scored; negative ones take back what was counted.
     Raises ScoringError where no single pair is at fault.
     """
-    refused: list[Refused] = []
     rows: list[ScoredRow] = []
-    encoded = window.encoded or scorer.encode([])
-    error = _score(scorer, window.entries, encoded, stops, count, rows, refused)
-    if error is not None:
-        return dataclasses.replace(window, error=error), rows
-    if refused:
-        both = sorted([*window.refused, *refused], key=lambda each: each.error.number)
-        window = dataclasses.replace(window, refused=both)
-    return window, rows
+    refused, ended = list(window.refused), window.error
+    left = [(window.entries, window.encoded or scorer.encode([]))]
+    while left:
+        entries, encoded = left.pop()
+        if not entries:
+            continue
+        try:
+            rows += _scored(scorer, entries, encoded, count)
+        except ScoringError as error:
+            if error.index is None:  # the device failed, not a pair
+                raise
+            place, starts = _entry_of(entries, error.index), _starts(entries)
+            refusal = _refusal(entries[place], error.problem)
+            before = entries[:place], encoded.chosen(np.arange(starts[place]))
+            if stops:
+                ended, left = _chained(refusal.error, error), [before]
+                continue
+            refused.append(refusal)
+            behind = entries[place + 1 :], encoded.chosen(np.arange(starts[place + 1], len(encoded)))
+            left += [behind, before]
+    refused.sort(key=lambda each: each.error.number)
+    return dataclasses.replace(window, refused=refused, error=ended), rows
 
 
-def _score(
-    scorer: Scorer, entries: Sequence[Entry], encoded: EncodedPairs, stops: bool, count: Count,
-    rows: list[ScoredRow], refused: list[Refused],
-) -> Exception | None:  # fmt: skip
-    """Score entries into `rows`, again before and behind one that fails; returns the error that ends the input."""
-    if not entries:
-        return None
+def _scored(scorer: Scorer, entries: Sequence[Entry], encoded: EncodedPairs, count: Count) -> list[ScoredRow]:
+    """Score entries; if a pair fails, what was counted of them is taken back."""
     counted = [0, 0]
 
     def note(pairs: int, tokens: int) -> None:
@@ -186,31 +184,19 @@ def _score(
 
     try:
         found = scorer.score_encoded(encoded, progress=note)
-    except ScoringError as error:
-        if error.index is None:  # the device failed, not a pair
-            raise
+    except ScoringError:
         count(-counted[0], -counted[1])
-        place = _entry_of(entries, error.index)
-        starts = _starts(entries)
-        before = encoded.chosen(np.arange(starts[place]))
-        ended = _score(scorer, entries[:place], before, stops, count, rows, refused)
-        if ended is not None:
-            return ended
-        refusal = _refusal(entries[place], error.problem)
-        if stops:
-            return _chained(refusal.error, error)
-        refused.append(refusal)
-        behind = encoded.chosen(np.arange(starts[place + 1], len(encoded)))
-        return _score(scorer, entries[place + 1 :], behind, stops, count, rows, refused)
-    scores, truncated = found.scores.tolist(), found.truncated.tolist()
-    starts, without = _starts(entries), set(found.without_instruction)
-    for entry, start, end in zip(entries, starts, starts[1:], strict=False):
-        rows.append(ScoredRow(entry, scores[start:end], truncated[start:end], start in without))
-    return None
+        raise
+    scores, truncated, without = found.scores.tolist(), found.truncated.tolist(), set(found.without_instruction)
+    starts = _starts(entries)
+    return [
+        ScoredRow(entry, scores[start:end], truncated[start:end], start in without)
+        for entry, start, end in zip(entries, starts, starts[1:], strict=False)
+    ]
 
 
 def _starts(entries: Sequence[Entry]) -> list[int]:
-    """List the place of each entry's first pair, and at the end the number of all pairs."""
+    """List the place of each entry's first pair, and behind them the number of pairs."""
     return [0, *np.cumsum([len(entry.pairs) for entry in entries], dtype=np.int64).tolist()]
 
 

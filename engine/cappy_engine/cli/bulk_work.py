@@ -16,14 +16,15 @@ from typing import Annotated, BinaryIO
 import click
 
 from cappy_engine.bulk.folders import Folder, checked_files, files_of_folder, score_folder
-from cappy_engine.bulk.formats import format_of
-from cappy_engine.bulk.outputs import Input, Place, check_output, files_in
-from cappy_engine.bulk.ray_pool import check_address
-from cappy_engine.bulk.row_options import RowOptions, Totals
+from cappy_engine.bulk.formats.file_format import format_of
+from cappy_engine.bulk.input_files import Files
+from cappy_engine.bulk.output.places import Input, Place, check_output, files_in
+from cappy_engine.bulk.ray.pool import check_address
+from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.runs import Target, check_apart
 from cappy_engine.bulk.score_file import process_lines, score_file, score_to
 from cappy_engine.bulk.tasks import Task
-from cappy_engine.bulk.working import Files
+from cappy_engine.bulk.totals import Totals
 from cappy_engine.bundle import MANIFEST
 from cappy_engine.cli import text
 from cappy_engine.cli.arguments import EXIT_OK, EXIT_SKIPPED, flags_given

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from cappy_engine.bulk.folders import Folder
-from cappy_engine.bulk.ray_data import score_on_cluster
-from cappy_engine.bulk.ray_pool import ClusterOptions
+from cappy_engine.bulk.ray.cluster import score_on_cluster
+from cappy_engine.bulk.ray.pool import ClusterOptions
 from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.tasks import Task
 from cappy_engine.cli import text

@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from cappy_engine.bulk.estimate import estimate, sample_file
-from cappy_engine.bulk.jsonl import open_lines
-from cappy_engine.bulk.rows import read_rows
+from cappy_engine.bulk.formats.json_lines import open_lines, read_rows
 from cappy_engine.bulk.tasks import ScoreTask
 from cappy_engine.bundle import EMBEDDED
 from cappy_engine.cli import text

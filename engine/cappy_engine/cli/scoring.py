@@ -12,7 +12,7 @@ from typing import Annotated, BinaryIO
 
 import click
 
-from cappy_engine.bulk.lines import Lines
+from cappy_engine.bulk.formats.lines import Lines
 from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.tasks import RankTask, ScoreTask, Task
 from cappy_engine.cli import text

@@ -13,9 +13,9 @@ from typing import BinaryIO
 
 import click
 
-from cappy_engine.bulk.jsonl import open_lines
-from cappy_engine.bulk.outputs import Input, check_not_read, check_output
-from cappy_engine.bulk.outputs import open_output as open_file
+from cappy_engine.bulk.formats.json_lines import open_lines
+from cappy_engine.bulk.output.output_file import open_output as open_file
+from cappy_engine.bulk.output.places import Input, check_not_read, check_output
 from cappy_engine.checks import printable
 from cappy_engine.cli.standard import is_closed, silence
 from cappy_engine.errors import CappyError, OutputError

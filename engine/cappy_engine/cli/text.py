@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cappy_engine.bulk.estimate import Estimate
-from cappy_engine.bulk.row_options import Totals
+from cappy_engine.bulk.totals import Totals
 from cappy_engine.checks import printable
 from cappy_engine.cpu.kernels import COST, Kernels
 from cappy_engine.gpu.installation import Installation

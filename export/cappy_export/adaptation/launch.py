@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import gather_object
 
-from cappy_engine.bulk.growing import changes
+from cappy_engine.bulk.resume.settings import changes
 from cappy_engine.errors import AdaptError
 from cappy_export.adaptation.recipe import LAUNCHER, choose_mixed_precision
 

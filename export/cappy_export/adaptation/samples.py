@@ -6,6 +6,7 @@ and each sample of the LLM its ROUGE-L with the references.
 
 from __future__ import annotations
 
+import glob
 import logging
 import random
 from collections.abc import Mapping, Sequence
@@ -13,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cappy_engine.bulk.jsonl import open_lines
-from cappy_engine.bulk.lines import numbered
-from cappy_engine.bulk.rows import read_fields
+from cappy_engine.bulk.formats.json_lines import open_lines, read_fields
+from cappy_engine.bulk.formats.lines import numbered
 from cappy_engine.errors import AdaptError, InvalidLine
 from cappy_engine.pairs import Pair, text_problem
 from cappy_export.adaptation.examples import Examples, make_examples
@@ -40,6 +40,11 @@ def read_samples(path: str | Path) -> list[Sampled]:
 
     Raises AdaptError that names the line.
     """
+    if Path(path).is_dir() or (glob.has_magic(str(path)) and not Path(path).exists()):
+        raise AdaptError(
+            f"the samples are read from one file, and {path} is a folder or a pattern; join its files, as with: cat "
+            "samples/*.jsonl > all.jsonl"
+        )
     try:
         with open_lines(path) as file:
             lines = ((number, read_fields(line, number, ("instruction",))) for number, line in numbered(file))

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from cappy_engine.bulk.entries import Position
+from cappy_engine.bulk.formats.entries import Position
 from cappy_engine.errors import AdaptError
 from cappy_engine.pairs import Pair
 from cappy_export.adaptation.examples import Examples, make_examples
@@ -33,22 +33,29 @@ Kept = tuple[int, int, Pair, float]
 class Scan:
     """Hold what is known of all examples: how many are to train on, and which are held out.
 
-    Those of instructions whose number is at most `threshold` are held out. `digest` is of all examples.
+    Those of instructions whose number is at most `threshold` are held out. `digest` is of all examples. `again` of the
+    pairs that are held out in files of their own are to train on, too.
     """
 
     examples: int
     held_out: Examples
     threshold: int
     digest: str
+    again: int = 0
 
 
 @dataclass
 class Counted:
-    """What one process found in its shards: (rows, digest) of each, and the instructions with the smallest numbers."""
+    """What one process found in its shards: (rows, digest) of each, and the instructions with the smallest numbers.
 
+    `again` are the pairs that are among those held `apart`, in files of their own.
+    """
+
+    apart: frozenset[Pair] = frozenset()
     shards: dict[int, tuple[int, str]] = field(default_factory=dict)
     smallest: dict[int, list[Kept]] = field(default_factory=dict)
     has_more: bool = False
+    again: set[Pair] = field(default_factory=set)
 
 
 def number_of(instruction: str, seed: int) -> int:
@@ -75,6 +82,8 @@ def count(shards: Sequence[Shard], mine: Iterable[int], *, seed: int, found: Cou
         with contextlib.closing(shards[shard].read(Position())) as labelled:  # type: ignore[type-var]
             for pair, label, _ in labelled:
                 digest.update(json.dumps([pair, label]).encode())
+                if pair in found.apart:
+                    found.again.add(pair)
                 _keep(found, heap, number_of(pair[0], seed), (shard, rows, pair, label))
                 rows += 1
                 if rows % ROWS_AT_A_TIME == 0:
@@ -113,7 +122,8 @@ def choose(parts: Sequence[Counted], fraction: float, *, source: str) -> Scan:
     held_out = sorted(kept for number in chosen for kept in smallest[number])
     threshold = chosen[-1] if chosen else -NUMBERS
     examples = make_examples([pair for _, _, pair, _ in held_out], [label for *_, label in held_out])
-    return Scan(rows - len(held_out), examples, threshold, digest)
+    again = set().union(*(part.again for part in parts))
+    return Scan(rows - len(held_out), examples, threshold, digest, len(again))
 
 
 def _keep(found: Counted, heap: list[int], number: int, example: Kept) -> None:

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from cappy_engine.bulk.entries import Entry, Position, Reading, Refused, Source
-from cappy_engine.bulk.formats import format_of, is_known
-from cappy_engine.bulk.packing import tables_for
-from cappy_engine.bulk.sources import open_source
+from cappy_engine.bulk.folders import files_of_folder
+from cappy_engine.bulk.formats.compression import tables_for
+from cappy_engine.bulk.formats.entries import Entry, Position, Reading, Refused, Source
+from cappy_engine.bulk.formats.file_format import format_of
+from cappy_engine.bulk.formats.sources import open_source
 from cappy_engine.bulk.tasks import ScoreTask
-from cappy_engine.errors import AdaptError, InvalidLine
+from cappy_engine.errors import AdaptError, CappyError, InvalidLine, OutputError
 from cappy_engine.pairs import Pair
 from cappy_export.adaptation.examples import Examples, check_label
 
@@ -127,25 +128,24 @@ def paths_of(source: str | Path) -> list[Path]:
     return found
 
 
-def find_shards(source: str | Path) -> list[Shard]:
+def find_shards(source: str | Path, *, outputs: Sequence[Path] = ()) -> list[Shard]:
     """List the files that `source` names: one, those in a folder and below it, or those that fit a pattern.
 
     >>> [shard.name for shard in find_shards("docs/examples/train.jsonl")]
     ['train.jsonl']
 
-    Raises AdaptError if there is none.
+    Links are followed. Raises AdaptError if there is none, and if one cannot be read, and OutputError if one of the
+    `outputs` would be in such a folder.
     """
     paths: list[Path] = []
     for path in paths_of(source):
-        if path.is_dir():
-            paths += sorted(each for each in path.rglob("*") if each.is_file() and is_known(each))
-        else:
-            paths.append(path)
-    if not paths:
-        raise AdaptError(
-            f"the examples cannot be read: {source} holds no file of them (.jsonl, .csv, .parquet, packed or not)"
-        )
-    return [FileShard(path) for path in paths]
+        try:
+            paths += [each for each, _ in files_of_folder(path, outputs)] if path.is_dir() else [path]
+        except OutputError:
+            raise
+        except CappyError as error:
+            raise AdaptError(f"the examples cannot be read: {error}") from error
+    return [FileShard(path) for path in dict.fromkeys(paths)]  # a pattern may fit a folder and what is in it
 
 
 def read_all(shards: Sequence[Shard]) -> Iterator[Labelled]:

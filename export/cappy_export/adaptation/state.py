@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cappy_engine import storage
-from cappy_engine.bulk.growing import changes
+from cappy_engine.bulk.resume.settings import changes
 from cappy_engine.errors import AdaptError
 
 SETTINGS, STEP = "settings.json", "step-"

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cappy_engine.batching import Batch, EncodedPairs, attention_mask, pad
-from cappy_engine.bulk.entries import Position
+from cappy_engine.bulk.formats.entries import Position
 from cappy_engine.errors import AdaptError
 from cappy_engine.pairs import Pair
 from cappy_export.adaptation.examples import Examples

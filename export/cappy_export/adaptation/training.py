@@ -78,8 +78,9 @@ def adapt(
         settings = _settings(opened, recipe)
         facts = {"shards": [shard.name for shard in shards], "options": dataclasses.asdict(options)}
         agree(accelerator, {**settings, **facts, "versions": _versions()})
-        scan = _scan(accelerator, shards, recipe.seed, options if kept is None else None)
-        scan = scan if kept is None else dataclasses.replace(scan, held_out=kept)
+        scan = _scan(accelerator, shards, recipe.seed, options.held_out_fraction, kept)
+        if scan.again:
+            tell(f"note: {scan.again} held-out examples are in TRAIN, too; take them out, or the figures are too good")
         settings |= {
             "train": {"examples": scan.examples, "sha256": scan.digest},
             "held_out": {"examples": len(scan.held_out), "sha256": _digest(scan.held_out)},
@@ -117,8 +118,8 @@ def _prepare(
     state.look(state_of(place), force=options.force, resume=options.resume)
     opened = open_checkpoint(checkpoint, revision=options.revision, needs_head=False)
     check_folder(place, ADAPTED, force=options.force, inputs=[opened.folder])
-    kept = None if held_out is None else _read_whole(_shards(held_out, options, recipe.seed))
-    return place, opened, _shards(train, options, recipe.seed), kept
+    kept = None if held_out is None else _read_whole(_shards(held_out, place, options, recipe.seed))
+    return place, opened, _shards(train, place, options, recipe.seed), kept
 
 
 def _keep_quiet(_: object) -> None:
@@ -130,13 +131,16 @@ def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("torch", "transformers", "accelerate", "tokenizers")}
 
 
-def _shards(source: Source, options: AdaptOptions, seed: int) -> list[Shard]:
-    """Find the shards of examples in the form that `options` say, unless `source` is the examples."""
+def _shards(source: Source, place: Path, options: AdaptOptions, seed: int) -> list[Shard]:
+    """Find the shards of examples in the form that `options` say, unless `source` is the examples.
+
+    `place`, where the result will be, is not in their folder: the next time it would be read as examples.
+    """
     if isinstance(source, Examples):
         return [HeldShard(source)]
     if options.from_samples:
         return [HeldShard(examples_from_samples(read_samples(source), negatives=options.negatives, seed=seed))]
-    return find_shards(source)
+    return find_shards(source, outputs=[place])
 
 
 def _read_whole(shards: Sequence[Shard]) -> Examples:
@@ -147,15 +151,15 @@ def _read_whole(shards: Sequence[Shard]) -> Examples:
     return make_examples([row.pair for row in rows], [row.label for row in rows])
 
 
-def _scan(accelerator: Accelerator, shards: Sequence[Shard], seed: int, options: AdaptOptions | None) -> Scan:
-    """Read all examples once, each process its part of the shards; without `options` none is held out."""
-    fraction = 0.0 if options is None else options.held_out_fraction
+def _scan(accelerator: Accelerator, shards: Sequence[Shard], seed: int, fraction: float, kept: Examples | None) -> Scan:
+    """Read all examples once, each process its part of the shards; `kept` are held out, or else a `fraction`."""
     source = shards[0].name if len(shards) == 1 else f"{shards[0].name} to {shards[-1].name}"
-    found = Counted()
+    found = Counted(frozenset(() if kept is None else kept.pairs))
     mine = range(accelerator.process_index, len(shards), accelerator.num_processes)
     finish(accelerator, count(shards, mine, seed=seed, found=found))
     parts = gather_object([found]) if accelerator.num_processes > 1 else [found]
-    return together(accelerator, lambda: choose(parts, fraction, source=source))
+    scan = together(accelerator, lambda: choose(parts, 0.0 if kept is not None else fraction, source=source))
+    return scan if kept is None else dataclasses.replace(scan, held_out=kept)
 
 
 def _settings(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, Any]:

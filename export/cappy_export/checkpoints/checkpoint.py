@@ -20,7 +20,14 @@ from cappy_engine.storage import sha256_of
 from cappy_export.checkpoints.activation import find_activation
 from cappy_export.checkpoints.config import has_head, read_config, read_json
 from cappy_export.checkpoints.cross_encoder import read_cross_encoder
-from cappy_export.checkpoints.hub import CROSS_ENCODER_FILES, TOKENIZER_FILES, locate, weight_files
+from cappy_export.checkpoints.hub import (
+    CROSS_ENCODER_FILES,
+    TOKENIZER_FILES,
+    locate,
+    refuse_adapter,
+    refuse_pointers,
+    weight_files,
+)
 from cappy_export.checkpoints.models import build_model, fit_encoder, model_config, unused_weights, with_dropout
 from cappy_export.checkpoints.naming import listed
 from cappy_export.checkpoints.refusals import refusing
@@ -86,12 +93,14 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, needs_he
     CheckpointError, which says what was found and what is needed.
     """
     found = locate(source, revision=revision)
+    refuse_adapter(found.folder, found.name)
     saved = read_cross_encoder(found.folder, needs_head=needs_head)
     head = saved.modules.config if saved.modules else None
     config = read_config(found.folder, found.name, needs_head=needs_head, head=head)
     told = read_json(found.folder / "config.json")
     score = find_activation(told, found.folder / "config.json", saved.config)
     format_, files = weight_files(found.folder, found.name)
+    refuse_pointers(found.folder, found.name, (*files, *TOKENIZER_FILES))
     is_whole = needs_head or has_head(told) or saved.modules is not None
     return Checkpoint(found.name, found.commit, found.folder, config, format_, files, score, is_whole, saved.modules)
 

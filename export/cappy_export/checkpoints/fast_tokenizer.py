@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, __version__
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from cappy_engine.bundle import MIN_LENGTH
 from cappy_engine.errors import CheckpointError
@@ -22,12 +21,12 @@ from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.checkpoints.checkpoint import Checkpoint
 from cappy_export.checkpoints.config import (
     COUNTS_FROM_PADDING,
-    config_arguments,
     max_positions,
     read_json,
     read_tokenizer_config,
 )
-from cappy_export.checkpoints.hub import TOKENIZER_FILES
+from cappy_export.checkpoints.hub import TOKENIZER_FILES, VOCABULARIES
+from cappy_export.checkpoints.models import model_config
 from cappy_export.checkpoints.naming import listed, shown
 from cappy_export.checkpoints.refusals import refusing
 
@@ -38,6 +37,8 @@ PROBES = (
 )
 """Pairs with what tokenizers treat in different ways: case, accents, spaces, controls, CJK, emoji."""
 
+LEAST_PART = 0.8
+"""A smaller part of the table of words than this is odd: tables are rounded up, to a multiple of 64 or 128 mostly."""
 
 TYPED = tuple(
     f"{name}Tokenizer" for name in "Bert Deberta DebertaV2 Electra ConvBert MobileBert LayoutLM MegatronBert".split()
@@ -57,6 +58,12 @@ def load_tokenizer(checkpoint: Checkpoint, *, max_length: int) -> PreTrainedToke
     Raises CheckpointError if there is none, if it truncates or pads on the left, or if it makes ids that the model has
     no row for.
     """
+    if not any((checkpoint.folder / name).is_file() for name in VOCABULARIES):
+        found = listed(sorted(entry.name for entry in checkpoint.folder.iterdir()), at_most=20)
+        raise CheckpointError(
+            f"{checkpoint.name} has no tokenizer: needed is one of {', '.join(VOCABULARIES)}; found {found}; save the "
+            "one that the model was trained with there: tokenizer.save_pretrained(folder)"
+        )
     with refusing(f"{checkpoint.name} has no usable tokenizer"):
         tokenizer = _load(checkpoint)
         sides = (tokenizer.truncation_side, tokenizer.padding_side)
@@ -87,7 +94,7 @@ def check_tables(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> 
     the padding's id where positions are counted from it.
     """
     name, model_type = checkpoint.name, checkpoint.config["model_type"]
-    config = CONFIG_MAPPING[model_type](**config_arguments(checkpoint.config))
+    config = model_config(checkpoint.config)
     rows = int(config.vocab_size)
     pair = tokenizer("a", "b", return_token_type_ids=True)
     ids = {number: token for token, number in tokenizer.get_vocab().items()}
@@ -122,6 +129,20 @@ def check_tables(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> 
             f"tokenizer pads with {tokenizer.pad_token_id} ({tokenizer.pad_token!r}); make them the same, as they "
             "were in training"
         )
+
+
+def doubt_of(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Say why the tokenizer may be another model's; None if nothing speaks for it. No parity check could see it.
+
+    >>> doubt_of(opened, load_tokenizer(opened, max_length=512))
+    """
+    rows, highest = int(model_config(checkpoint.config).vocab_size), max(tokenizer.get_vocab().values())
+    if highest + 1 >= LEAST_PART * rows:
+        return None
+    return (
+        f"note: the tokenizer of {checkpoint.name} makes ids up to {highest} of {rows} rows in the model's table of "
+        "words; is it the one that the model was trained with? With another all scores are wrong"
+    )
 
 
 def _load(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:

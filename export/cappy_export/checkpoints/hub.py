@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,18 @@ TOKENIZER_FILES = tuple(
     """tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt vocab.txt
     sentencepiece.bpe.model spiece.model spm.model bpe.codes""".split()
 )
+
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model", "spm.model")
+"""Files without all of which there is no tokenizer; the others say more of one."""
+
+ADAPTER = "adapter_config.json"
+"""The file by which PEFT knows an adapter, such as LoRA's."""
+MERGE = (
+    "merge it into its model with PEFT's merge_and_unload(), save the result and the tokenizer, and give that folder"
+)
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
+"""The begin of what Git leaves in place of a file that it was not asked to fetch."""
 
 CROSS_ENCODER_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 """Files of sentence-transformers that say what its CrossEncoder does beside the model (`cross_encoder.py`)."""
@@ -56,7 +68,7 @@ def locate(
     source: str | Path,
     *,
     revision: str | None = None,
-    files: Sequence[str] = ("config.json", *TOKENIZER_FILES, *CROSS_ENCODER_FILES, *HEAD_FILES),
+    files: Sequence[str] = ("config.json", ADAPTER, *TOKENIZER_FILES, *CROSS_ENCODER_FILES, *HEAD_FILES),
     formats: Sequence[str] = tuple(WEIGHT_FILES),
 ) -> Located:
     """Find a local folder, or download a hub id at `revision`: `files`, and the first of `formats` that is there.
@@ -103,6 +115,31 @@ def download(name: str, *, revision: str | None, files: Sequence[str] = (), form
     if commit not in (None, folder.name):  # the hub went away after it was asked, and an older download is there
         raise CheckpointError(f"{name} is at commit {commit}, but only {folder.name} is downloaded; run it again")
     return Located(name, folder.name, folder)
+
+
+def refuse_adapter(folder: Path, name: str) -> None:
+    """Raise CheckpointError if `folder` holds an adapter: what lies there is not the whole model, or another one.
+
+    >>> refuse_adapter(Path("export/cappy_mini/checkpoint"), "cappy-mini")
+
+    transformers puts an adapter onto its model, also where the model lies beside it.
+    """
+    if (folder / ADAPTER).exists():
+        raise CheckpointError(f"{name} holds an adapter of PEFT, such as LoRA ({ADAPTER}); {MERGE}")
+
+
+def refuse_pointers(folder: Path, name: str, files: Iterable[str]) -> None:
+    """Raise CheckpointError if one of the `files` is what Git LFS leaves where a file was not fetched.
+
+    >>> refuse_pointers(Path("export/cappy_mini/checkpoint"), "cappy-mini", ["model.safetensors"])
+    """
+    for each in files:
+        if (folder / each).is_file():
+            with (folder / each).open("rb") as file:
+                if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                    raise CheckpointError(
+                        f"{each} of {name} is a pointer of Git LFS, not the file itself; fetch it with: git lfs pull"
+                    )
 
 
 def weight_files(

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from cappy_engine.errors import CheckpointError
 from cappy_export.checkpoints.flax import read_flax
+from cappy_export.checkpoints.hub import MERGE
 from cappy_export.checkpoints.naming import listed, shown
 from cappy_export.checkpoints.refusals import refusing
 
@@ -29,6 +30,9 @@ NUMBERED = {
 MAX_COUNT = 1000
 
 WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+ADAPTED = re.compile(r"\.(lora_\w+|base_layer|modules_to_save|original_module)\.")
+"""What PEFT puts into the names of weights while an adapter is on a model."""
 
 PREFIXES = {"module.": "DataParallel's", "_orig_mod.": "torch.compile's"}
 """Prefixes of all names that come from a wrapper, with its name."""
@@ -103,6 +107,9 @@ def check_keys(needed: Mapping[str, torch.Tensor], found: Mapping[str, torch.Ten
 
     >>> check_keys(model.state_dict(), read_weights([Path("model.safetensors")], "safetensors"), [])
     """
+    adapted = sorted(key for key in found if ADAPTED.search(key))
+    if adapted:
+        raise CheckpointError(f"an adapter of PEFT, such as LoRA, is beside the weights: {listed(adapted)}; {MERGE}")
     needed = {key: value for key, value in needed.items() if not key.endswith(LEGACY_BUFFERS)}
     missing, unexpected = sorted(set(needed) - set(found)), sorted(set(found) - set(needed) - set(unused))
     prefix = common_prefix(needed, found)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from cappy_engine.bulk.jsonl import open_lines
-from cappy_engine.bulk.rows import read_rows
+from cappy_engine.bulk.formats.json_lines import open_lines, read_rows
 from cappy_engine.errors import ExportError, InvalidLine
 from cappy_engine.pairs import Pair
 

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Collection, Iterable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from cappy_engine.batching import EncodedPairs
 from cappy_engine.bulk import windows
 from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.score_file import WINDOW_PAIRS, process_lines, score_lines
-from cappy_engine.bulk.tasks import RankTask
+from cappy_engine.bulk.tasks import RankTask, ScoreTask
 from cappy_engine.errors import InvalidLine, ScoringError
 from cappy_engine.testing import FakeSession, fake_scorer, score_of
 from cappy_engine.tokenizer import PairTokenizer
@@ -92,6 +93,22 @@ def test_a_pair_that_fails_in_the_model_is_its_lines_error(bad: list[int], score
     with pytest.raises(InvalidLine, match=f"^line {bad[0] + 1}: the model gave nan"):
         score_lines(failing, lines, output.append)
     assert [row["id"] for row in rows_in(output)] == list(range(bad[0]))
+
+
+@pytest.mark.parametrize("on_error", ["stop", pytest.param("skip", marks=pytest.mark.slow)])
+def test_any_number_of_pairs_of_a_window_may_fail_in_the_model(on_error: str, tokenizer: PairTokenizer) -> None:
+    """The longest pairs are scored first, and they are the first lines here: each line is found by itself."""
+    failing = FakeSession(lambda ids: float("nan") if len(set(ids)) > 1 else score_of(ids))  # all but a made-up pair
+    lines = [line_of(instruction=str(number), response="a " * (40 - number // 40)) for number in range(1200)]
+    output: list[bytes] = []
+    options = RowOptions(on_error, window=len(lines))
+    work = partial(process_lines, fake_scorer(failing, tokenizer=tokenizer), lines, output.append, ScoreTask(), options)
+    if on_error == "skip":
+        assert work().refused == len(lines)
+    else:
+        with pytest.raises(InvalidLine, match=r"^line 1: the model gave nan"):
+            work()
+    assert output == []
 
 
 def test_a_candidate_that_fails_in_the_model_leaves_the_other_rows_their_own_scores(tokenizer: PairTokenizer) -> None:

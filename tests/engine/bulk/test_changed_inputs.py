@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from cappy_engine import Scorer
-from cappy_engine.bulk.growing import Names
-from cappy_engine.bulk.identity import BLOCK_BYTES, BLOCKS, fingerprint
-from cappy_engine.bulk.row_options import RowOptions, Totals
+from cappy_engine.bulk.input_files import Files
+from cappy_engine.bulk.resume.identity import BLOCK_BYTES, BLOCKS, fingerprint
+from cappy_engine.bulk.resume.names import Names
+from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.runs import Target
 from cappy_engine.bulk.score_file import score_file, score_to
 from cappy_engine.bulk.tasks import ScoreTask
-from cappy_engine.bulk.working import Files
+from cappy_engine.bulk.totals import Totals
 from cappy_engine.errors import CappyError, OutputError
 from tests.support.bulk_files import run, stopped, write_rows
 

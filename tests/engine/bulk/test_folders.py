@@ -13,9 +13,10 @@ import pytest
 
 from cappy_engine import Scorer
 from cappy_engine.bulk.folders import RUN, Folder, files_of_folder, score_folder
-from cappy_engine.bulk.row_options import RowOptions, Totals
+from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.runs import Target
 from cappy_engine.bulk.tasks import ScoreTask
+from cappy_engine.bulk.totals import Totals
 from cappy_engine.errors import CappyError, OutputError
 from tests.support.bulk_files import WINDOW, pairs_of, write_rows
 

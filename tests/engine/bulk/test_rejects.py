@@ -9,8 +9,8 @@ import pytest
 
 from cappy_engine import Scorer
 from cappy_engine.bulk.folders import Folder, score_folder
-from cappy_engine.bulk.growing import Names
-from cappy_engine.bulk.jsonl import open_lines
+from cappy_engine.bulk.formats.json_lines import open_lines
+from cappy_engine.bulk.resume.names import Names
 from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.runs import Target
 from cappy_engine.errors import OutputError

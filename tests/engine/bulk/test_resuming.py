@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from cappy_engine import Scorer
-from cappy_engine.bulk import growing
-from cappy_engine.bulk.growing import Names
+from cappy_engine.bulk.resume import partial_file
+from cappy_engine.bulk.resume.names import Names
 from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.tasks import RankTask, ScoreTask
 from cappy_engine.errors import InvalidLine, OutputError
@@ -104,7 +104,7 @@ def test_a_kill_between_the_last_mark_and_the_rename_is_noticed(
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(growing.Growing, "finish", stop)
+        patch.setattr(partial_file.Growing, "finish", stop)
         with pytest.raises(Stop):
             run(scorer, source, out)
     assert not out.exists()

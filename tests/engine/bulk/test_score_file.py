@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cappy_engine import Scorer
-from cappy_engine.bulk.row_options import Totals
 from cappy_engine.bulk.score_file import WINDOW_PAIRS, score_lines
+from cappy_engine.bulk.totals import Totals
 from cappy_engine.errors import InvalidLine, ScoringError
 from cappy_engine.testing import FakeSession, fake_scorer
 from cappy_engine.tokenizer import PairTokenizer

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from cappy_engine import Scorer
-from cappy_engine.bulk import entries, windows
-from cappy_engine.bulk.entries import Position, Reading
+from cappy_engine.bulk import windows
+from cappy_engine.bulk.formats import entries
+from cappy_engine.bulk.formats.entries import Position, Reading
+from cappy_engine.bulk.formats.sources import open_source
 from cappy_engine.bulk.row_options import RowOptions
-from cappy_engine.bulk.sources import open_source
 from cappy_engine.bulk.tasks import ScoreTask
 from cappy_engine.bulk.windows import Window
 from tests.support.bulk_files import pairs_of, run, write_rows
@@ -96,7 +97,7 @@ def test_other_columns_of_parquet_count_in_the_size_of_a_window(
 
 
 def test_batches_of_large_rows_are_small(tmp_path: Path) -> None:
-    from cappy_engine.bulk import tables
+    from cappy_engine.bulk.formats import tables
 
     source = wide_table(tmp_path / "in.parquet", 40, [bytes([number]) * 2**17 for number in range(40)])
     with source.open("rb") as file:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from cappy_engine import Scorer, bulk
+from cappy_engine import Scorer
+from cappy_engine.bulk import formats
 from cappy_engine.cli.main import main
 from tests.support.bulk_files import pairs_of, write_rows
 from tests.support.command_line import CAPPY, in_shell, rows_in
@@ -284,8 +285,8 @@ def test_parquet_without_pyarrow_says_how_to_install_it(
 ) -> None:
     for name in ("pyarrow", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "cappy_engine.bulk.tables", raising=False)
-    monkeypatch.delattr(bulk, "tables", raising=False)
+    monkeypatch.delitem(sys.modules, "cappy_engine.bulk.formats.tables", raising=False)
+    monkeypatch.delattr(formats, "tables", raising=False)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     assert score(tmp_path / "a.parquet", "--bundle", bundle, "-o", tmp_path / "out.jsonl") == 1
     assert "a.parquet needs the package 'pyarrow'; in a clone of cappy-engine, run: " in capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cappy_engine.bulk.ray_pool import ClusterOptions
+from cappy_engine.bulk.ray.pool import ClusterOptions
 from cappy_engine.cli.main import main
 from tests.support.bulk_files import pairs_of, write_rows
 

@@ -135,7 +135,8 @@ def test_a_bundle_that_is_not_there_is_an_error_that_names_it(
     assert main([missing if argument == "BUNDLE" else argument for argument in arguments]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == f"cappy {arguments[0]}: no bundle at {missing}: it does not exist\n"
+    hint = "it does not exist; name the folder of one, or make it with 'cappy export'"
+    assert captured.err == f"cappy {arguments[0]}: no bundle at {missing}: {hint}\n"
 
 
 def test_a_command_is_verbose_for_itself_only(

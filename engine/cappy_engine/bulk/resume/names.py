@@ -1,0 +1,83 @@
+"""Name the files of a run, which lie beside its output while it is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cappy_engine.bulk.output.places import Input, check_output
+from cappy_engine.errors import OutputError
+
+
+def new_of(path: Path) -> Path:
+    """Name the file that takes the place of `path`.
+
+    >>> new_of(Path("scored.jsonl.settings.json")).name
+    'scored.jsonl.settings.json.new'
+    """
+    return path.with_name(f"{path.name}.new")
+
+
+@dataclass(frozen=True)
+class Names:
+    """The files of a run. `target` appears when all is complete; `settings` may stay beside it.
+
+    `status` is that of a target that is there and will be replaced, else None. `is_forced` if what a stopped run left
+    is removed.
+
+    >>> Names(Path("out.jsonl")).partial
+    PosixPath('out.jsonl.partial')
+    """
+
+    target: Path
+    status: os.stat_result | None = None
+    is_forced: bool = False
+
+    @property
+    def partial(self) -> Path:
+        """The file that grows."""
+        return self.target.with_name(self.target.name + ".partial")
+
+    @property
+    def settings(self) -> Path:
+        """The settings of the run, as JSON."""
+        return self.target.with_name(self.target.name + ".settings.json")
+
+    @property
+    def progress(self) -> Path:
+        """How far the run is, as JSON, where the file itself does not tell."""
+        return self.target.with_name(self.target.name + ".progress.json")
+
+    @property
+    def beside(self) -> tuple[Path, ...]:
+        """All but the partial file, and what a killed run may leave of them."""
+        return (self.settings, new_of(self.settings), self.progress, new_of(self.progress))
+
+    @property
+    def made(self) -> Path:
+        """The complete file while it is made, if it is not the partial one."""
+        return self.target.with_name(self.target.name + ".made")
+
+
+def find_names(out: Path, *, resume: bool = False, force: bool = False, inputs: Sequence[Input] = ()) -> Names:
+    """Name the files of a run that writes `out`; links are followed.
+
+        >>> find_names(Path("new.jsonl")).partial.name
+        'new.jsonl.partial'
+
+    Raises OutputError if a file would be overwritten without `force`, if `out` is one of the `inputs`, or not a file,
+    or if there is nothing to resume.
+    """
+    place = check_output(out, force=force, inputs=inputs)
+    if place.is_stream:
+        raise OutputError(f"{out} is not a file, and a run could not go on with it; name a file")
+    names = Names(place.path, place.status, force)
+    if resume and not names.partial.is_file():
+        raise OutputError(f"there is nothing to resume: {names.partial} does not exist; leave out --resume")
+    if not (resume or force) and os.path.lexists(names.partial):
+        raise OutputError(
+            f"{names.partial} holds what a stopped run left; go on with --resume, or replace it with --force"
+        )
+    return names
