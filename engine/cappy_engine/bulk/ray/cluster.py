@@ -1,7 +1,8 @@
-"""Score Parquet files or a Ray Dataset, by actors on a Ray cluster. Ray retries what is lost.
+"""Score Parquet files or a Ray Dataset, by actors on a Ray cluster.
 
-An actor has one GPU, or a group of cores, and its own scorer; each node checks that it has the bundle that was meant.
-Ray is imported when a function is called.
+Ray retries what is lost; `slice_folder.count_try` ends a job that lost the same slice too often. An actor has one GPU,
+or a group of cores, and its own scorer; each node checks that it has the bundle that was meant. Ray is imported when a
+function is called.
 """
 
 from __future__ import annotations

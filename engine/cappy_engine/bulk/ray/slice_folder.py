@@ -25,7 +25,7 @@ from cappy_engine.nodes import BundleOfNodes
 JOB, LOCK, TRIES, DONE = ".job.json", ".job.lock", ".tries", ".done.json"
 """Hidden files: which job a folder is of, who works on it, how often a slice was begun, and that it is done."""
 MOST_TRIES = 5
-"""How often a slice is begun: Ray would repeat one that kills every worker for ever."""
+"""A slice is begun at most this often. Ray would repeat one that kills its worker for ever."""
 MOST_DONE_BYTES = 2**16
 
 
