@@ -1,8 +1,8 @@
 """Write bf16: weights in bfloat16, which halves them, and products of bfloat16 values with sums in float32.
 
-A product with weights becomes an operator of `graphs/operators.py`, with the Gelu or the residual and layer norm behind
-it. Its activations are rounded to bfloat16 there, and its sum, layer norms, softmax and the head are in float32. Word
-embeddings are in float16 with a scale per row, which is as small and more exact.
+A product with weights becomes an operator of `graphs/operators.py`, with the Gelu, the residual, or residual and layer
+norm behind it. Its activations are rounded to bfloat16 there, and its sum, layer norms, softmax and the head are in
+float32. Word embeddings are in float16 with a scale per row, which is as small and more exact.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Rewrite a float32 graph's products in 8 bits, node by node.
 
-A product with a bias becomes one operator of `graphs/operators.py`, with the Gelu or the residual and layer norm behind
-it. Which products are rewritten, and how well, is decided in `int8.py`.
+A product with a bias becomes one operator of `graphs/operators.py`, with the Gelu, the residual, or residual and layer
+norm behind it. A layer norm or gate that only such products read is a part of their rounding. Which products are
+rewritten, and how well, is decided in `int8.py`.
 """
 
 from __future__ import annotations
