@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cappy_engine.bulk.formats.compression import unpacked
+from cappy_engine.bulk.formats.file_format import format_of
 from cappy_engine.bulk.formats.lines import numbered
 from cappy_engine.checks import described, shown
-from cappy_engine.errors import InvalidLine
+from cappy_engine.errors import CappyError, InvalidLine
 from cappy_engine.pairs import Pair, text_problem
 
 
@@ -78,10 +79,17 @@ def open_lines(path: str | Path) -> Iterator[BinaryIO]:
         >>> with open_lines("pairs.jsonl.gz") as lines:
         ...     first = next(lines)
 
-    Raises OSError if it cannot be read, and CappyError if a packed file is damaged, empty or not complete.
+    Raises OSError if it cannot be read, and CappyError if its name is that of another format, or if a packed file is
+    damaged, empty or not complete.
     """
-    with Path(path).open("rb") as plain, unpacked(plain, path) as lines:
-        yield lines
+    with Path(path).open("rb") as plain:
+        if (found := format_of(path)).kind != "jsonl":
+            raise CappyError(
+                f"{path} is {found}, and JSON Lines are read here; convert it first, as with pandas: "
+                "to_json('rows.jsonl', orient='records', lines=True)"
+            )
+        with unpacked(plain, path) as lines:
+            yield lines
 
 
 def read_row(line: bytes, number: int) -> Row | None:
