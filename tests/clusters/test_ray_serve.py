@@ -27,7 +27,7 @@ PAIRS = [("Is the sky blue?", "Yes"), ("Is the sky blue?", "No")]
 
 
 @pytest.fixture(scope="module")
-def handle(cluster: Any) -> Iterator[Any]:
+def handle(connection: None) -> Iterator[Any]:
     """Serve cappy-mini by one replica, on a port that is free."""
     from ray import serve
 
@@ -55,11 +55,3 @@ def test_a_deployment_scores_over_http_and_by_its_handle(handle: Any) -> None:
     assert [row[0]["score"] for row in found] == pytest.approx(expected.tolist(), abs=1e-5)
     status, found = post("/predict", {"inputs": 3})
     assert status == 422
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"min_replicas": 0}, {"min_replicas": 3, "max_replicas": 2}, {"target_requests": 300}, {"cores": 0}]
-)
-def test_options_that_cannot_be_are_refused(wrong: Any) -> None:
-    with pytest.raises(ValueError, match=r"min_replicas|target_requests|cores"):
-        ReplicaOptions(**wrong)
