@@ -73,7 +73,7 @@ class Scorer:
         What is asked for by name is what runs, or an error is raised. `info` says what "auto" chose, and why.
 
         Raises BundleError, PrecisionUnavailable, DeviceUnavailable, InstallationError, ScoringError where a GPU fails
-        on its first batches, and ValueError for options out of range.
+        on its first batches or no thread can be started, and ValueError for options out of range.
         """
         return cls.open_with(
             bundle,

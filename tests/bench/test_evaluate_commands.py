@@ -11,7 +11,6 @@ from cappy_engine.cli.main import main
 from cappy_export import ExportOptions, export
 from cappy_export.adaptation.samples import read_samples
 from tests.support.absent import EXPORTER, run_without
-from tests.support.places import MINI
 from tests.support.protocol_rows import GOOD, choice, samples, write
 
 
@@ -99,27 +98,6 @@ def test_verbose_may_stand_before_and_after_the_protocol(
     assert "batches of up to" in capsys.readouterr().err
     assert main(["evaluate", "promptsource", str(some_file)]) == 0
     assert "batches of up to" not in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv.gz", "rows.parquet"])
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["evaluate", "promptsource", "FILE"],
-        ["tune", "--pairs", "FILE"],
-        ["export", str(MINI), "out", "--pairs", "FILE"],
-        ["adapt", str(MINI), "FILE", "out", "--from-samples"],
-    ],
-    ids=lambda words: words[0],
-)
-def test_a_file_that_its_name_says_is_not_json_lines_is_told_as_what_it_is(
-    command: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path(name).write_text("instruction,response\nIs the sky blue?,Yes\n")
-    assert main([word.replace("FILE", name) for word in command]) == 1
-    kind = {"rows.csv": "CSV", "rows.tsv.gz": "TSV", "rows.parquet": "Parquet"}[name]
-    assert f"{name} is {kind}, and JSON Lines are read here; convert it first" in capsys.readouterr().err
 
 
 def test_an_empty_file_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -199,8 +199,8 @@ def _quantization_problem(
 def _rows_problem(library: NativeLibrary, name: str, shape: tuple[int, int, int], random: np.random.Generator) -> str:
     rows, half, _ = shape
     x = random.standard_normal((rows, 2 * half + 1)).astype(np.float32)
-    wide, plain = x[: MOST_GELUS // half + 1, 1:], x[:, :half]
-    gated = reference.gate_rows(wide)
+    wide = x[: MOST_GELUS // half + 1, 1:]
+    plain, gated = wide[:, :half], reference.gate_rows(wide)
     if not _are_close(library.gate_rows(name, wide), gated):
         return "GeGlu differs from numpy"
     gamma, beta, factors, offsets = random.uniform(0.1, 2, (4, half)).astype(np.float32)
@@ -225,13 +225,13 @@ def _linear_problem(library: NativeLibrary, name: str, shape: tuple[int, int, in
     floats = [random.standard_normal(columns).astype(np.float32) for _ in range(3)]
     residual = random.standard_normal((rows, columns)).astype(np.float32)
     gentle = np.where(np.arange(inner)[:, None] % 2, weights // 2, 0).astype(np.int8)  # pairs that cannot saturate
-    for what, matrix in (("Linear", weights), ("Linear with small weights", gentle)):
+    for what, matrix, added in (("Linear", weights, residual), ("Linear with small weights", gentle, None)):
         plain = Layer(matrix, column_scales.astype(np.float32), floats[0])
         gelu = Layer(matrix, column_scales.astype(np.float32), floats[0], zero_point=16, is_gelu=True)
         norm = Layer(matrix, column_scales.astype(np.float32), floats[0], gamma=floats[1], beta=floats[2])
-        layers = ((plain, None), (plain, residual), (norm, residual), (gelu, None))
-        for layer, added in layers if rows * columns <= MOST_GELUS else layers[:3]:
-            takes = (layer, values, scales.astype(np.float32), added)
+        layers = ((plain, added), (norm, residual), (gelu, None))
+        for layer, taken in layers if rows * columns <= MOST_GELUS else layers[:2]:
+            takes = (layer, values, scales.astype(np.float32), taken)
             found, wanted = library.linear(name, *takes), reference.linear(*takes)
             if not (np.array_equal(found, wanted) if layer is plain else _are_close(found, wanted)):
                 return f"{what} differs from numpy"
@@ -249,8 +249,8 @@ def _bf16_problem(library: NativeLibrary, name: str, shape: tuple[int, int, int]
     norm = Bf16Layer(packed, floats[0], gamma=floats[1], beta=floats[2])
     gelu = Bf16Layer(packed, floats[0], is_gelu=True)
     plain = Bf16Layer(packed, floats[0])
-    layers = ((plain, None), (plain, residual), (norm, residual), (gelu, None))
-    for layer, added in layers if rows * columns <= MOST_GELUS else layers[:3]:
+    layers = ((plain, residual if rows < PANEL else None), (norm, residual), (gelu, None))
+    for layer, added in layers if rows * columns <= MOST_GELUS else layers[:2]:
         takes = (layer, x, added)
         if not _are_close(library.bf16_linear(name, *takes), reference.bf16_linear(*takes)):
             return "Bf16Linear differs from numpy"

@@ -22,7 +22,7 @@ struct CountTo<0, R...> {
   using Type = Counts<R...>;
 };
 
-constexpr int64_t ROWS_AHEAD = 8;  // of those that are read, so many are brought closer
+constexpr int64_t ROWS_AHEAD = 8;  // a row is brought closer while the one so many rows before it is read
 
 template <class L>
 void copy(const float* from, float* to, int64_t count) {

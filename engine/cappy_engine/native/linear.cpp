@@ -190,7 +190,7 @@ void Linear::run_part(const Parts& parts, size_t task) const {
 Error read_row(const Node& node, size_t input, size_t columns, const float** row) {
   Tensor tensor;
   if (Error found = node.constant(input, &tensor)) return found;
-  if (!tensor.is({static_cast<int64_t>(columns)})) return error("input %zu of Linear must have %zu values", input, columns);
+  if (!tensor.is({static_cast<int64_t>(columns)})) return error("input %zu must have %zu values", input, columns);
   *row = tensor.as<float>();
   return {};
 }

@@ -31,7 +31,7 @@ TOKENIZER_FILES = tuple(
 )
 
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model", "spm.model")
-"""Files without all of which there is no tokenizer; the others say more of one."""
+"""A tokenizer has one of these files. The other files of a tokenizer only say more about it."""
 
 ADAPTER = "adapter_config.json"
 """The file by which PEFT knows an adapter, such as LoRA's."""

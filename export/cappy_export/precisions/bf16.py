@@ -50,7 +50,7 @@ def convert_to_bf16(source: Path, out: Path) -> dict[str, Any]:
 
 
 class _Bf16Rewriter(ProductRewriter):
-    """Writes bfloat16 products in place of a graph's; `counts` those that were replaced, by operator."""
+    """Write bfloat16 products in place of a graph's. `counts` tells how many of each operator were replaced."""
 
     def __init__(self, model: onnx.ModelProto, products: list[str]) -> None:
         super().__init__(model, products)
