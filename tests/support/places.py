@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / "export" / "cappy_mini" / "checkpoint"
 """The checkpoint of cappy-mini: small, with really trained weights."""
-TINY = ROOT / "tests" / "support" / "tiny-bundle"
+SUPPORT = ROOT / "tests" / "support"
+TINY = SUPPORT / "tiny-bundle"
 """A bundle of random weights, for every device. Read-only; `make_tiny_bundle.py` made it."""
 TINY_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 """The CPU's precisions in it: it is older than bf16."""

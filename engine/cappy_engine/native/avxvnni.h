@@ -15,9 +15,9 @@ constexpr size_t ROWS = 6;  // 12 vectors of sums, 2 of weights, and 16 register
 struct MultiplyAdd {
   inline __attribute__((always_inline)) void operator()(__m256i& sums, __m256i unsigned_bytes, __m256i signed_bytes) const {
 #if defined(CAPPY_EVEX)
-    __asm__("vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(unsigned_bytes), "x"(signed_bytes));
+    sums = _mm256_dpbusd_epi32(sums, unsigned_bytes, signed_bytes);
 #else
-    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(unsigned_bytes), "x"(signed_bytes));
+    sums = _mm256_dpbusd_avx_epi32(sums, unsigned_bytes, signed_bytes);
 #endif
   }
 };

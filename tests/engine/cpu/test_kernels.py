@@ -23,9 +23,9 @@ from cappy_engine.native.build import LIBRARY, SOURCES
 from cappy_engine.native.library import ChosenSet, NativeLibrary
 from cappy_engine.native.operands import AFTER_GELU, Distances, Floats, Ids, Layer, Rounding
 from cappy_engine.session import load_runtime, open_session
-from tests.support.places import ROOT, TINY
+from tests.support.places import SUPPORT, TINY
 
-MODEL = ROOT / "tests" / "support" / "kernels.onnx"
+MODEL = SUPPORT / "kernels.onnx"
 """Four operators in a row, written by make_kernels_model.py, which has the weights' seed too."""
 
 
