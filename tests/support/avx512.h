@@ -1,4 +1,4 @@
-// AVX-512's instructions that the kernels use, in plain C++: their code runs, and is watched by sanitizers, on processors
+// Instructions of AVX-512 and AVX-VNNI that the kernels use, in plain C++: their code runs, and is watched by sanitizers, on processors
 // that have none. Included before a kernel's file; the names are found in its namespace before those of immintrin.h.
 #pragma once
 #include <immintrin.h>
@@ -7,7 +7,7 @@
 #include <string.h>
 
 // A compiler may have these as macros.
-#undef _mm256_dpbusd_epi32
+#undef _mm256_dpbusd_avx_epi32
 #undef _mm512_cmp_ps_mask
 #undef _mm512_insertf32x4
 #undef _mm512_permute_ps
@@ -181,7 +181,7 @@ inline __m512i _mm512_dpbusd_epi32(__m512i sums, __m512i unsigned_bytes, __m512i
   for (int i = 0; i < 64; i++) found.at[i / 4] += x.at[i] * y.at[i];
   return found;
 }
-inline __m256i _mm256_dpbusd_epi32(__m256i sums, __m256i unsigned_bytes, __m256i signed_bytes) {
+inline __m256i _mm256_dpbusd_avx_epi32(__m256i sums, __m256i unsigned_bytes, __m256i signed_bytes) {
   const Lanes<uint8_t, __m256i> x = unsigned_bytes;
   const Lanes<int8_t, __m256i> y = signed_bytes;
   Lanes<int32_t, __m256i> found = sums;

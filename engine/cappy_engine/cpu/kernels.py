@@ -35,9 +35,9 @@ from cappy_engine.native.operands import (
 )
 
 VARIABLE = "CAPPY_KERNELS"
-BY_NAME_ONLY = ("scalar", "avxvnni_evex", "avx512bf16_emulated", "amx_emulated")
+BY_NAME_ONLY = ("scalar", "amx_emulated")
 """Sets that are slower than ONNX Runtime's operators, and there for tests."""
-MULTIPLY_BF16 = ("amx", "avx512bf16", "avx512bf16_emulated", "amx_emulated")
+MULTIPLY_BF16 = ("amx", "avx512bf16", "amx_emulated")
 """Sets that multiply bfloat16; the others widen the weights to float32 as they read them."""
 WIDENED = "bf16 is computed in float32, for this processor does not multiply bfloat16"
 SHAPES = ((1, 4, 16), (13, 70, 40), (6, 2048, 16), (64, 64, 64), (40, 512, 128), (150, 256, 64))

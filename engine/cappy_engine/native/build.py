@@ -35,7 +35,6 @@ SETS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "x86_64": {
         "avx2": ("-mavx2", "-mfma"),
         "avxvnni": ("-mavx2", "-mfma", "-mavxvnni"),
-        "avxvnnievex": (*_AVX512, "-mavx512vnni"),
         "avx512": _AVX512,
         "avx512vnni": (*_AVX512, "-mavx512vnni"),
         "avx512bf16": (*_AVX512, "-mavx512bf16"),

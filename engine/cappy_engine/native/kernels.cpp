@@ -22,10 +22,6 @@ const InstructionSet SETS[] = {  // the best first
     {"neon", [] { return true; }, &LINEAR_NEON, &BF16_NEON, attention_neon},
 #endif
     {"scalar", [] { return true; }, &LINEAR_SCALAR, &BF16_SCALAR, attention_scalar},
-#if defined(__x86_64__)
-    {"avxvnni_evex", has_avx512vnni, &LINEAR_AVXVNNI_EVEX, &BF16_AVX2, attention_avx2},  // that for AVX-VNNI, on a processor with AVX-512
-    {"avx512bf16_emulated", has_avx512vnni, &LINEAR_AVX512VNNI, &BF16_AVX512BF16_EMULATED, attention_avx512},
-#endif
     {"amx_emulated", [] { return true; }, &LINEAR_AMX_EMULATED, &BF16_AMX_EMULATED, attention_scalar},  // that for AMX, slowly
 };
 

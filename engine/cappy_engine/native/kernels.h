@@ -106,8 +106,8 @@ struct Bf16Kernels {
 extern const LinearKernels LINEAR_SCALAR, LINEAR_AMX_EMULATED;
 extern const Bf16Kernels BF16_SCALAR, BF16_AMX_EMULATED;
 #if defined(__x86_64__)
-extern const LinearKernels LINEAR_AVX2, LINEAR_AVXVNNI, LINEAR_AVXVNNI_EVEX, LINEAR_AVX512VNNI, LINEAR_AMX;
-extern const Bf16Kernels BF16_AVX2, BF16_AVX512, BF16_AVX512BF16, BF16_AVX512BF16_EMULATED, BF16_AMX;
+extern const LinearKernels LINEAR_AVX2, LINEAR_AVXVNNI, LINEAR_AVX512VNNI, LINEAR_AMX;
+extern const Bf16Kernels BF16_AVX2, BF16_AVX512, BF16_AVX512BF16, BF16_AMX;
 #elif defined(__aarch64__)
 extern const LinearKernels LINEAR_NEON, LINEAR_DOTPROD, LINEAR_I8MM;
 extern const Bf16Kernels BF16_NEON;

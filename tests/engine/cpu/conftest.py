@@ -21,7 +21,7 @@ def library() -> NativeLibrary:
 
 SETS = [
     *("amx", "avx512bf16", "avx512", "avxvnni", "avx2", "i8mm", "dotprod", "neon"),
-    *("scalar", "avxvnni_evex", "avx512bf16_emulated", "amx_emulated"),
+    *("scalar", "amx_emulated"),
 ]
 
 
