@@ -40,6 +40,8 @@ def install(fault: str, trigger: Path) -> None:
         return run(self, inputs)
 
     OrtSession.run = faulty  # type: ignore[method-assign]
+    if fault == "open-bug":
+        Scorer.open_with = lambda *asked: 1 // 0  # type: ignore[method-assign,assignment]
     if fault == "slow-open":
         open_with = Scorer.open_with
 

@@ -61,6 +61,11 @@ class Server:
 
     def connect(self) -> socket.socket:
         """Open a connection."""
+        if self.url.startswith("unix:"):
+            client = socket.socket(socket.AF_UNIX)
+            client.settimeout(SECONDS)
+            client.connect(self.url.removeprefix("unix:"))
+            return client
         address = httpx.URL(self.url)
         return socket.create_connection((address.host, address.port or 80), timeout=SECONDS)
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import click
 
-from cappy_engine.cli.arguments import bundle_option, command, takes
+from cappy_engine.cli.arguments import EXIT_ERROR, bundle_option, command, takes
 from cappy_engine.cli.extras import extra
 from cappy_engine.cli.streams import complain, tell
 from cappy_engine.cli.values import PATH
+from cappy_engine.errors import CappyError
 from cappy_engine.options import ScorerOptions
 from cappy_engine.serving.server_options import ServerOptions
 from cappy_engine.serving.triton import TritonOptions, write_repository
+
+log = logging.getLogger("cappy.server")
 
 
 @command(
@@ -39,7 +43,14 @@ def serve(bundle: Path, server: ServerOptions, options: ScorerOptions) -> None:
         from cappy_engine.serving.logs import start_logging
 
     start_logging(server.log_format)
-    run_server(bundle, options, server)
+    try:
+        run_server(bundle, options, server)
+    except Exception as error:
+        if server.log_format == "text":
+            raise
+        is_told = isinstance(error, (CappyError, OSError))
+        log.error("%s", error, exc_info=None if is_told else error)  # noqa: TRY400 - an object a line, the last one too
+        raise click.exceptions.Exit(EXIT_ERROR) from error
 
 
 @command(

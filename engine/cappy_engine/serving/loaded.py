@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from cappy_engine.batching import EncodedPairs, Ids, Scores
-from cappy_engine.bundle import EMBEDDED, open_bundle
+from cappy_engine.bundle import EMBEDDED
+from cappy_engine.canary import read_canary
 from cappy_engine.errors import (
     BundleError,
     CappyError,
@@ -25,7 +26,7 @@ from cappy_engine.scorer import Scorer
 from cappy_engine.serving.jobs import Job, Model, QueueLimits, Step
 from cappy_engine.serving.metrics import Metrics
 from cappy_engine.serving.queue import Reservation, ScoringQueue
-from cappy_engine.serving.ready_check import check_scores, find_canary
+from cappy_engine.serving.ready_check import check_scores
 from cappy_engine.serving.requests import ScoringRequest, ServedModel
 from cappy_engine.serving.server_options import ServerOptions
 
@@ -63,7 +64,10 @@ def scores_of_job(job: Job, place_of: Callable[[int], int]) -> Scores:
 
 
 class LoadedModel:
-    """A model at work: its scorer, which passed the canary, and its queue."""
+    """A model at work: its scorer, which passed the canary, and its queue.
+
+    `place` is where its bundle lies, without links, and `manifest_sha256` the digest that tells it from all others.
+    """
 
     def __init__(
         self,
@@ -74,6 +78,9 @@ class LoadedModel:
         on_broken: Callable[[LoadedModel, ModelBroken], None],
     ) -> None:
         self.scorer = Scorer.open_with(bundle, options)
+        self._bundle = self.scorer.exact.bundle
+        self.place = self.scorer.info.bundle if bundle == EMBEDDED else str(self._bundle.path)
+        self.manifest_sha256 = str(self._bundle.manifest.document["manifest_sha256"])
         self.max_text_chars = options.max_text_chars
         self._metrics = metrics
         self._tokens_per_char = 0.0
@@ -82,12 +89,12 @@ class LoadedModel:
         own_name = "cappy-mini" if bundle == EMBEDDED else Path(bundle).absolute().name
         self.card = ServedModel(server.model_names or (own_name,), info.device, info.precision, info.max_length)
         try:
-            self._canary = find_canary(open_bundle(bundle), info, self.scorer.encode)
+            self._canary = read_canary(self._bundle.manifest.document, info.device, info.precision)
             self._check()
         except CappyError:
             self.scorer.close()
             raise
-        workers = self.scorer.runner.workers
+        workers = self.scorer.dispatcher.workers
         batches = BATCHES_OF_A_WORKER * workers if workers > 1 else 1
         step_tokens = server.step_tokens or info.max_batch_tokens * batches
         most_tokens = server.max_queue_tokens or STEPS_THAT_WAIT * step_tokens
@@ -98,6 +105,11 @@ class LoadedModel:
             on_step=self._count,
             on_broken=partial(on_broken, self),
         )
+
+    def __str__(self) -> str:
+        card = self.card
+        digest = self.manifest_sha256[:12]
+        return f"{card.name}: {card.precision} on {card.device}, of {self.place}, manifest {digest}"
 
     def reserve(self, request: ScoringRequest, chars: int) -> Reservation:
         """Get room in the queue for a request, whose distinct texts have so many characters.
@@ -167,12 +179,12 @@ class LoadedModel:
     def _run(self, model: Model, encoded: EncodedPairs, is_alone: bool) -> Scores:
         if model == "exact":
             return self.scorer.exact.run(encoded)
-        runner = self.scorer.runner
-        return runner.run(encoded) if is_alone else runner.run_beside(encoded)
+        dispatcher = self.scorer.dispatcher
+        return dispatcher.run(encoded) if is_alone else dispatcher.run_beside(encoded)
 
     def _check(self) -> None:
         """Raise ModelBroken unless the model scores the canary right in all ways in which it runs, on every GPU."""
-        for run in self.scorer.runner.ways():
+        for run in self.scorer.dispatcher.ways():
             check_scores(self._canary, run)
 
     def _learn(self, request: ScoringRequest, distinct: EncodedPairs) -> None:
@@ -183,8 +195,8 @@ class LoadedModel:
             self._tokens_per_char += (share - self._tokens_per_char) * (0.1 if self._tokens_per_char else 1.0)
 
     def _count(self, step: Step) -> None:
-        runner = self.scorer.runner
+        dispatcher = self.scorer.dispatcher
         computed = int(step.lengths.sum())
-        if runner.grouping.padding == "allowed" or runner.grouping.buckets:
-            computed = sum(batch.padded_tokens for batch in runner.plan(step.lengths).batches)
+        if dispatcher.grouping.padding == "allowed" or dispatcher.grouping.buckets:
+            computed = sum(batch.padded_tokens for batch in dispatcher.plan(step.lengths).batches)
         self._metrics.stepped(step, self.scorer.info, computed)

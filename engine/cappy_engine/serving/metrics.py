@@ -7,9 +7,10 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from cappy_engine import __version__
 from cappy_engine.options import ScorerInfo
 from cappy_engine.serving.jobs import Step
-from cappy_engine.serving.requests import ScoringResult
+from cappy_engine.serving.requests import ScoringResult, ServedModel
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 NO_ROUTE = "other"
@@ -43,6 +44,8 @@ class Metrics:
         )
         self._truncated = self._counter("truncated_pairs", "pairs that were too long for the model")
         self._swaps = self._counter("swaps", "bundles opened again", "result")
+        labels = ("model", "manifest_sha256", "device", "precision", "version")
+        self._model = Gauge("cappy_model_info", "the model that answers", labels, registry=self._registry)
 
     def page(self) -> bytes:
         """Write the metrics as Prometheus reads them."""
@@ -52,6 +55,11 @@ class Metrics:
         """Begin to count for a model, so that its counters are there before its first run."""
         for counter in (self._pairs, self._tokens, self._computed):
             counter.labels(device, precision)
+
+    def answers_with(self, model: ServedModel, manifest_sha256: str) -> None:
+        """Name the model that answers from now on, and no other."""
+        self._model.clear()
+        self._model.labels(model.name, manifest_sha256, model.device, model.precision, __version__).set(1)
 
     def watch(self, name: str, help: str, read: Callable[[], float]) -> None:
         """Ask `read` for the value of a gauge, whenever the page is written."""

@@ -1,8 +1,8 @@
-"""Batch the requests of many clients for one model: a bounded queue, and the thread that owns the runner.
+"""Batch the requests of many clients for one model: a bounded queue, and the thread that owns the dispatcher.
 
 Requests wait as tokens. A step is cut the moment the model is free for it (`jobs`): no timer, no waiting when idle. A
 request may take several steps. If all that waits fits into one step, it runs alone, on everything there is. If more
-waits, each of the runner's workers gets a step of its own, and the next one as soon as it is free.
+waits, each of the dispatcher's workers gets a step of its own, and the next one as soon as it is free.
 
 A request leaves the queue when its client has gone or its deadline has passed. Knows nothing of HTTP.
 """

@@ -37,6 +37,8 @@ Done = TypeVar("Done")
 State = Literal["loading", "ready", "draining", "broken"]
 LONG_CHARS = 2**16
 """Requests of more characters are tokenised by a thread of their own, so that others do not wait for them."""
+HANGING = 10
+"""A run that takes so many times `request_seconds` hangs. Shorter ones may come to an end."""
 log = logging.getLogger(__name__)
 
 
@@ -57,7 +59,7 @@ class Service:
     ) -> None:
         self._state: State = "loading"
         self.metrics = metrics
-        self._bundle = bundle if bundle == EMBEDDED else Path(bundle).absolute()  # whoever changes the folder
+        self.bundle = bundle if bundle == EMBEDDED else Path(bundle).absolute()  # whoever changes the folder
         self._options = options
         self._server = server
         self.on_broken = on_broken
@@ -81,6 +83,14 @@ class Service:
             return "broken"
         return self._state
 
+    def find_hanging(self) -> ModelBroken | None:
+        """Find that a run of the model hangs: then nobody is answered any more."""
+        model, most = self._model, HANGING * self._server.request_seconds
+        if model is None or model.queue.running_seconds() <= most:
+            return None
+        self._state = "broken"
+        return ModelBroken(f"a run of the model has not ended in {most:g} seconds; the server must be started again")
+
     @property
     def model(self) -> LoadedModel:
         """Give the model that answers now. Raises NotReady."""
@@ -96,12 +106,13 @@ class Service:
         """
         for thread in self._leaving:  # so that two models are in memory, and not three
             thread.join(self._server.request_seconds)
-        fresh = LoadedModel(self._bundle, self._options, self._server, self.metrics, self._break)
+        fresh = LoadedModel(self.bundle, self._options, self._server, self.metrics, self._break)
         with self._changing:
             leaves = fresh if self._is_stopping else self._model
             if not self._is_stopping:
                 self._model = fresh
                 self._state = "ready"
+                self.metrics.answers_with(fresh.card, fresh.manifest_sha256)
             self._leaving = [thread for thread in self._leaving if thread.is_alive()]
             if leaves is not None:  # closed by a thread of its own: a run that hangs would keep this one
                 self._leaving.append(threading.Thread(target=leaves.close, name="cappy-leave", daemon=True))

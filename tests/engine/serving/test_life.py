@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import shutil
 import signal
 import socket
 import stat
@@ -16,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cappy_engine import __version__
 from cappy_engine.scorer import Scorer
 from tests.support.bundles import copy_bundle
 from tests.support.servers import COMMAND, SECONDS, Server, faulty, pairs_of, serving, started
@@ -59,6 +61,46 @@ def test_a_bundle_that_takes_the_place_of_another_answers_from_then_on(bundle: P
         assert statuses == {200}
         assert after == embedded.score([(SKY, "Yes")])[0] != before
         assert server.metric('cappy_swaps_total{result="done"}') == 1
+
+
+def test_information_log_and_metrics_tell_which_bundle_answers(bundle: Path, tmp_path: Path) -> None:
+    """A link stays the same when another bundle takes its place, and so does the name of the model."""
+    folders = [tmp_path / "first", tmp_path / "second"]
+    folders[0].symlink_to(bundle)
+    shutil.copytree(Path(Scorer.open.__globals__["EMBEDDED"]), folders[1])
+    digests = [json.loads((folder / "manifest.json").read_text())["manifest_sha256"] for folder in folders]
+    current = tmp_path / "current"
+    current.symlink_to(folders[0])
+    with serving("--bundle", str(current), "--precision", "int8") as server:
+        assert f"cappy {__version__} opens {current}" in server.log
+        server.wait_for_line(f"model current: int8 on cpu, of {bundle.resolve()}, manifest {digests[0][:12]}")
+        for folder, digest in zip(folders, digests, strict=True):
+            current.unlink()
+            current.symlink_to(folder)
+            server.process.send_signal(signal.SIGHUP)
+            told = server.wait_for_line(
+                f"from now on: current: int8 on cpu, of {folder.resolve()}, manifest {digest[:12]}"
+            )
+            assert "the bundle was opened again; its model answers" in told
+            found = server.get("/info").json()
+            assert (found["bundle"], found["manifest_sha256"]) == (str(folder.resolve()), digest)
+            labels = f'device="cpu",manifest_sha256="{digest}",model="current",precision="int8",version="{__version__}"'
+            assert server.metric(f"cappy_model_info{{{labels}}}") == 1
+            assert server.get("/metrics").text.count("cappy_model_info{") == 1
+
+
+def test_a_model_that_hangs_ends_the_process(bundle: Path, tmp_path: Path) -> None:
+    """It answers nobody any more, and only a new process helps."""
+    trigger = tmp_path / "trigger"
+    options = ["--request-seconds", "0.2", "--drain-seconds", "0.1"]
+    with serving("--bundle", str(bundle), *options, command=faulty("hangs", trigger)) as server:
+        assert server.post("/v1/score", ONE).status_code == 200
+        trigger.touch()
+        assert server.post("/v1/score", ONE).status_code == 503
+        server.wait_until(lambda: server.get("/ready").status_code == 503)
+        assert (server.get("/ready").json(), server.get("/health").status_code) == ({"status": "broken"}, 200)
+        assert server.wait() == 1
+        assert "a run of the model has not ended in 2 seconds" in server.log
 
 
 def test_a_bundle_that_cannot_be_opened_changes_nothing(bundle: Path, tmp_path: Path) -> None:
@@ -129,7 +171,7 @@ def test_a_port_that_is_taken_is_named(server: Server) -> None:
     port = str(httpx.URL(server.url).port)
     with started(["--port", port]) as second:
         assert second.wait() == 1
-        assert f"cannot listen on 127.0.0.1, port {port}: Address already in use" in second.log
+        assert second.log == f"cappy serve: cannot listen on 127.0.0.1, port {port}: Address already in use\n"
 
 
 def test_every_option_has_a_variable(bundle: Path) -> None:
@@ -187,6 +229,19 @@ def test_logs_are_json_for_a_collector_and_hold_no_text(bundle: Path) -> None:
     assert abs(told - datetime.datetime.now(datetime.UTC)) < datetime.timedelta(minutes=5)
     assert "secret" not in server.log
     assert "server process" not in server.log  # as uvicorn writes, if it may
+
+
+def test_what_ends_a_server_is_json_too(tmp_path: Path) -> None:
+    """A collector of JSON must not lose the one line that tells why there is no server."""
+    with started(["--bundle", str(tmp_path), "--log-format", "json"]) as server:
+        assert server.wait() == 1
+        last = json.loads(server.lines[-1])
+        assert (last["level"], "is not a bundle: it has no manifest.json" in last["message"]) == ("error", True)
+        assert [json.loads(line)["message"] for line in server.lines].count(last["message"]) == 1
+    with started(["--log-format", "json"], command=faulty("open-bug", tmp_path)) as server:
+        assert server.wait() == 1
+        last = json.loads(server.lines[-1])
+        assert "ZeroDivisionError" in last["traceback"]
 
 
 def test_a_full_disk_for_the_log_does_not_stop_the_server(bundle: Path) -> None:

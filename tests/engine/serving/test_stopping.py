@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
@@ -109,6 +110,50 @@ def test_a_second_signal_ends_a_server_at_once(bundle: Path, tmp_path: Path) -> 
         assert server.stop(signal.SIGINT) == 1
         assert "a second signal ends the server at once; requests that were cut off: 1" in server.log
         assert isinstance(asked.exception(), httpx.TransportError)
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(bundle: Path, tmp_path: Path) -> None:
+    """As from coreutils' timeout, which signals its command and then the group of which that is a part."""
+    trigger = tmp_path / "trigger"
+    trigger.touch()
+    with (
+        serving("--bundle", str(bundle), command=faulty("slow", trigger)) as server,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        asked = threads.submit(server.post, "/v1/score", ONE)
+        server.wait_until(lambda: server.metric("cappy_encoding_chars") == 0)
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for_line("the server stops when what it accepted is answered")
+        assert server.stop(signal.SIGTERM) == 0
+        assert asked.result().status_code == 200
+
+
+@pytest.mark.parametrize("is_path", [False, True])
+def test_connections_that_wait_when_a_server_stops_are_answered(bundle: Path, tmp_path: Path, is_path: bool) -> None:
+    """The system made them, and a server that has much to do had no time to take them."""
+    code = """
+import sys, time
+from cappy_engine.cli.main import main
+from cappy_engine.serving.http.listening import Listener
+
+def stop_late(self, stop=Listener.stop):
+    print("the time to take connections is over", file=sys.stderr, flush=True)
+    time.sleep(1)
+    return stop(self)
+
+Listener.stop = stop_late
+raise SystemExit(main())
+"""
+    place = ["--unix-socket", str(tmp_path / "socket")] if is_path else []
+    command = (sys.executable, "-c", code)
+    with serving("--bundle", str(bundle), *place, command=command) as server, contextlib.ExitStack() as open_ones:
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for_line("the time to take connections is over")
+        clients = [open_ones.enter_context(server.connect()) for _ in range(20)]
+        for client in clients:
+            client.sendall(b"GET /health HTTP/1.1\r\nhost: here\r\n\r\n")
+        assert [client.recv(15) for client in clients] == [b"HTTP/1.1 200 OK"] * 20
+        assert server.wait() == 0
 
 
 def test_a_server_without_time_to_end_ends_well_where_nobody_waits(bundle: Path) -> None:

@@ -123,7 +123,8 @@ def _info(gate: Gate, request: Request) -> dict[str, Any]:
         "model": model.card.name,
         "names": list(model.card.names),
         "version": __version__,
-        "bundle": info.bundle,
+        "bundle": model.place,
+        "manifest_sha256": model.manifest_sha256,
         **{
             name: getattr(info, name)
             for name in (

@@ -41,21 +41,42 @@ class Listener:
             listening = socket.create_server((host, server.port), family=family, backlog=BACKLOG)
         except (OSError, OverflowError) as error:
             where = str(path) if path is not None else f"{host}, port {server.port}"
-            raise ServingError(f"cannot listen on {where}: {getattr(error, 'strerror', None) or error}") from error
+            why = str(getattr(error, "strerror", None) or error).partition(" (while attempting to bind")[0]
+            raise ServingError(f"cannot listen on {where}: {why}") from error
         shown = f"[{host}]" if ":" in host else host
         return cls(listening, f"http://{shown}:{listening.getsockname()[1]}")
 
-    def close(self) -> None:
-        """Listen no more, and remove the unix socket's file, unless it is another server's by now.
+    def stop(self) -> list[socket.socket]:
+        """Listen no more; returns the connections that were made, and that nobody has taken yet.
 
-        The file goes first: while its socket is open, no other file can have its number.
+        Whoever just closes the socket resets them, though their clients may have sent requests. Here that can happen
+        only between the last two calls to the system.
         """
+        self._remove_file()
+        self.socket.setblocking(False)
+        waiting: list[socket.socket] = []
+        with contextlib.suppress(OSError):  # BlockingIOError: there are no more
+            while len(waiting) < BACKLOG:
+                waiting.append(self.socket.accept()[0])
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+        for connected in waiting:
+            connected.setblocking(False)
+        return waiting
+
+    def close(self) -> None:
+        """Listen no more, and remove the unix socket's file, unless it is another server's by now."""
+        self._remove_file()
+        self.socket.close()
+
+    def _remove_file(self) -> None:
+        """Remove the unix socket's file, while its socket is open: no other file can have its number then."""
         if self._path is not None:
             with contextlib.suppress(OSError):
                 if _identity(self._path) == self._file:
                     self._path.unlink()
             self._path = None
-        self.socket.close()
 
     def __enter__(self) -> Self:
         return self

@@ -11,11 +11,10 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -23,21 +22,23 @@ from typing import NoReturn
 import uvicorn
 import uvloop
 
+from cappy_engine import __version__
 from cappy_engine.errors import ServingError
 from cappy_engine.options import ScorerOptions
 from cappy_engine.serving.http.app import make_app
 from cappy_engine.serving.http.connections import connection_class
 from cappy_engine.serving.http.endpoint import Gate
 from cappy_engine.serving.http.listening import BACKLOG, Listener
+from cappy_engine.serving.http.web_server import GRACE_SECONDS, WebServer, wait_for
 from cappy_engine.serving.metrics import Metrics
 from cappy_engine.serving.server_options import ServerOptions
 from cappy_engine.serving.service import Service
 
 LINGER_SECONDS = 0.25
 """How long a server that stops still takes connections, whose answers say that they are closed."""
-GRACE_SECONDS = 0.4
-"""How long, when the time to end is over, the last answers (that requests were cut off) and threads may take."""
-TICK_SECONDS = 0.05
+TWICE_SECONDS = 0.2
+"""A signal that comes again so soon is the same one: some programs pass on what the system sent to us as well."""
+WATCH_SECONDS = 1.0
 SWITCH_SECONDS = 0.002
 """How long a thread may keep the interpreter while others want it: the event loop may wait for several in turn."""
 
@@ -71,8 +72,8 @@ class _Server:
         self._problem: BaseException | None = None
         self._loading: threading.Thread | None = None
         self._is_asked_again = False
-        self._is_signalled = False
-        self._web = _Web(
+        self._signalled_at: float | None = None
+        self._web = WebServer(
             uvicorn.Config(
                 make_app(gate),
                 http=connection_class(gate.options, gate.service.metrics),
@@ -97,11 +98,13 @@ class _Server:
             loop.add_signal_handler(number, self._signalled)
         loop.add_signal_handler(signal.SIGHUP, self._swap)
         self._begin(self._load_first)
+        watching = asyncio.ensure_future(self._watch())
         serving = asyncio.ensure_future(self._web.serve(sockets=[self._listener.socket]))
         await asyncio.wait(
             {serving, waiting := asyncio.ensure_future(self._stopped.wait())}, return_when=asyncio.FIRST_COMPLETED
         )
         waiting.cancel()
+        watching.cancel()
         self._web.deadline = time.monotonic() + self._gate.options.drain_seconds
         self._gate.is_closing = True
         self._service.drain()
@@ -119,6 +122,13 @@ class _Server:
         if error is not None:
             raise error
 
+    async def _watch(self) -> None:
+        """Stop where a run of the model hangs: only another process helps then."""
+        while not (error := self._service.find_hanging()):
+            await asyncio.sleep(WATCH_SECONDS)
+        log.error("%s", error)
+        self._stop(error)
+
     async def _close(self) -> bool:
         """Free what there is, until the deadline; tells if no thread of ours is left. A load is not waited for."""
         ends = max(self._web.deadline, time.monotonic() + GRACE_SECONDS)
@@ -130,7 +140,7 @@ class _Server:
 
         closing = threading.Thread(target=close, name="cappy-close", daemon=True)
         closing.start()
-        await _wait_for(
+        await wait_for(
             lambda: not closing.is_alive() and (self._loading is not None or not _has_threads()),
             ends,
         )
@@ -156,12 +166,15 @@ class _Server:
 
     def _signalled(self) -> None:
         """Stop at the first signal, and end at once at the second."""
-        if self._is_signalled:
+        now = time.monotonic()
+        if self._signalled_at is not None:
+            if now - self._signalled_at < TWICE_SECONDS:
+                return
             log.error(
                 "a second signal ends the server at once; requests that were cut off: %d", self._web.count_requests()
             )
             self._leave(1)
-        self._is_signalled = True
+        self._signalled_at = now
         log.info(
             "the server stops when what it accepted is answered, at the latest in %g seconds",
             self._gate.options.drain_seconds,
@@ -204,15 +217,15 @@ class _Server:
 
     def _load_first(self) -> None:
         """Load the first model; without one there is nothing to serve."""
+        log.info("cappy %s opens %s", __version__, self._service.bundle)
         try:
             is_used = self._service.load()
         except BaseException as error:
             self._tell(self._stop, error)
             return
         if is_used:
-            card = self._service.model.card
             log.info("serving on %s", self._listener.address)
-            log.info("model %s: %s on %s", card.name, card.precision, card.device)
+            log.info("model %s", self._service.model)
 
     def _load_again(self) -> None:
         """Load the bundle again; where that fails, the old model goes on."""
@@ -224,61 +237,9 @@ class _Server:
             return
         if is_used:
             self._service.metrics.swapped("done")
-            log.info("the bundle was opened again; its model answers from now on")
-
-
-class _Web(uvicorn.Server):
-    """uvicorn's server, which ends by our signals and our deadline.
-
-    `cut_off` counts the requests that were not answered before it.
-    """
-
-    def __init__(self, config: uvicorn.Config, listener: Listener) -> None:
-        super().__init__(config)
-        self.deadline = 0.0
-        self.cut_off = 0
-        self._listener = listener
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone."""
-        yield
-
-    def count_requests(self) -> int:
-        """Count the requests that are being answered."""
-        return len(self.server_state.tasks)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more connections, answer what came on those that there are, and cut them off at the deadline."""
-        self._listener.close()
-        for server in self.servers:
-            server.close()
-        connections = self.server_state.connections
-        while True:
-            here = set(connections)
-            await asyncio.sleep(TICK_SECONDS)  # what is on its way is read
-            for connection in here & connections:
-                connection.shutdown()
-            await asyncio.sleep(TICK_SECONDS)
-            if not connections or time.monotonic() >= self.deadline:
-                break
-        self.cut_off = sum(not connection.transport.is_closing() for connection in connections)
-        for task in self.server_state.tasks:
-            task.cancel()
-        await _wait_for(lambda: not connections, time.monotonic() + GRACE_SECONDS)
-        for connection in list(connections):
-            connection.transport.abort()
+            log.info("the bundle was opened again; its model answers from now on: %s", self._service.model)
 
 
 def _has_threads() -> bool:
     """Tell if a thread of ours runs; the names of all of them begin with cappy."""
     return any(thread.name.startswith("cappy") for thread in threading.enumerate())
-
-
-async def _wait_for(is_so: Callable[[], bool], ends: float) -> bool:
-    """Wait until something is so, at the latest until `ends` by the monotonic clock; tells if it is."""
-    while not is_so():
-        if time.monotonic() >= ends:
-            return False
-        await asyncio.sleep(TICK_SECONDS / 5)
-    return True
