@@ -6,11 +6,11 @@ import threading
 
 from cappy_engine.batching import EncodedPairs, Scores
 from cappy_engine.bundle import Bundle
+from cappy_engine.dispatcher import CLOSED, Dispatcher
 from cappy_engine.errors import ScoringError
 from cappy_engine.forking import tell_after_fork
-from cappy_engine.opening import open_runner
+from cappy_engine.opening import open_dispatcher
 from cappy_engine.options import ScorerInfo
-from cappy_engine.runner import CLOSED, Runner
 
 
 class ExactModel:
@@ -20,12 +20,12 @@ class ExactModel:
         self.bundle = bundle
         self._info = info
         self._lock = threading.Lock()
-        self._runner: Runner | None = None
+        self._dispatcher: Dispatcher | None = None
         self._is_closed = False
         tell_after_fork(self)
 
     def after_fork(self) -> None:
-        """Make the lock anew in a forked child; the runner cares for itself."""
+        """Make the lock anew in a forked child; the dispatcher cares for itself."""
         self._lock = threading.Lock()
 
     def reach(self) -> float:
@@ -38,15 +38,15 @@ class ExactModel:
         self.bundle.model("fp32", self._info.device)
         return 2 * self.bundle.largest_error(self._info.precision, self._info.device)
 
-    def open(self) -> Runner:
+    def open(self) -> Dispatcher:
         """Open the model, unless that was done. Raises BundleError if the bundle changed, ScoringError if closed."""
         with self._lock:
             if self._is_closed:
                 raise ScoringError(CLOSED)
-            if self._runner is None:
+            if self._dispatcher is None:
                 with self.bundle.used_again():
-                    self._runner, _ = open_runner(self.bundle, self._info.exact(), name=self._info.bundle)
-            return self._runner
+                    self._dispatcher, _ = open_dispatcher(self.bundle, self._info.exact(), name=self._info.bundle)
+            return self._dispatcher
 
     def run(self, encoded: EncodedPairs) -> Scores:
         """Score pairs in fp32. Raises what `open` raises, and ScoringError."""
@@ -56,6 +56,6 @@ class ExactModel:
         """Free the model; running afterwards raises ScoringError."""
         with self._lock:
             self._is_closed = True
-            if self._runner is not None:
-                self._runner.close()
-                self._runner = None
+            if self._dispatcher is not None:
+                self._dispatcher.close()
+                self._dispatcher = None

@@ -1,6 +1,7 @@
-"""Open what was asked for: device, precision, threads and mode become a runner. What cannot be delivered is an error.
+"""Open what was asked for: device, precision, threads and mode become a dispatcher.
 
-Nothing falls back: what is asked for by name is what runs. `ScorerInfo` says what "auto" chose, with the reason.
+What cannot be delivered is an error. Nothing falls back: what is asked for by name is what runs. `ScorerInfo` says what
+"auto" chose, with the reason.
 """
 
 from __future__ import annotations
@@ -15,24 +16,24 @@ from cappy_engine.cpu.cores import usable_cores
 from cappy_engine.cpu.execution import choose_execution
 from cappy_engine.cpu.kernels import COST, choose_kernels
 from cappy_engine.cpu.tuned import read_tuned, tuned_key, tuning_facts
+from cappy_engine.dispatcher import Dispatcher, LazySession
 from cappy_engine.errors import BundleError, DeviceUnavailable, PrecisionUnavailable
 from cappy_engine.gpu.plan import BATCH_TOKENS, plan_gpu
 from cappy_engine.gpu.start import find_machine, open_on_gpus
 from cappy_engine.native.library import ChosenSet
 from cappy_engine.options import ScorerInfo, ScorerOptions, choose_precision
-from cappy_engine.runner import LazySession, Runner
 from cappy_engine.session import PROVIDERS, Inputs, Session, load_runtime, open_session
 from cappy_engine.storage import cache_folder
 
 log = logging.getLogger(__name__)
 
 
-def open_runner(bundle: Bundle, options: ScorerOptions, *, name: str) -> tuple[Runner, ScorerInfo]:
+def open_dispatcher(bundle: Bundle, options: ScorerOptions, *, name: str) -> tuple[Dispatcher, ScorerInfo]:
     """Open what `options` ask for; `name` is the bundle's in the info. Raises what `Scorer.open` raises.
 
     A GPU is chosen by opening it: "auto" takes CUDA where that works, else the CPU.
 
-        >>> runner, info = open_runner(open_bundle("cappy-bundle"), ScorerOptions(), name="cappy-bundle")
+        >>> dispatcher, info = open_dispatcher(open_bundle("cappy-bundle"), ScorerOptions(), name="cappy-bundle")
     """
     if options.device == "cpu":
         return _open_on_cpu(bundle, options, name=name, reason="asked for")
@@ -51,7 +52,7 @@ def open_runner(bundle: Bundle, options: ScorerOptions, *, name: str) -> tuple[R
     return _open_on_cpu(bundle, options, name=name, reason=f"auto: {why_not}")
 
 
-def _open_on_cpu(bundle: Bundle, options: ScorerOptions, *, name: str, reason: str) -> tuple[Runner, ScorerInfo]:
+def _open_on_cpu(bundle: Bundle, options: ScorerOptions, *, name: str, reason: str) -> tuple[Dispatcher, ScorerInfo]:
     precision, precision_reason = choose_precision(options.precision, "cpu", bundle.manifest.precisions)
     threads = options.threads or usable_cores()
     execution = choose_execution(
@@ -79,10 +80,10 @@ def _open_on_cpu(bundle: Bundle, options: ScorerOptions, *, name: str, reason: s
     )
     cost = f" ({COST})" if precision == "int8" and not kernels.library else ""
     log.info("kernels for %s on the CPU: %s%s", precision, info.kernels, cost)
-    return _runner(bundle, info, session, narrow_session, callers=threads), info
+    return _dispatcher(bundle, info, session, narrow_session, callers=threads), info
 
 
-def _open_on_gpus(bundle: Bundle, options: ScorerOptions, *, name: str, reason: str) -> tuple[Runner, ScorerInfo]:
+def _open_on_gpus(bundle: Bundle, options: ScorerOptions, *, name: str, reason: str) -> tuple[Dispatcher, ScorerInfo]:
     device, gpus = options.device, options.gpus or (0,)
     machine = find_machine(device, gpus)
     precision, precision_reason = choose_precision(options.precision, device, bundle.manifest.precisions_for(device))
@@ -110,13 +111,13 @@ def _open_on_gpus(bundle: Bundle, options: ScorerOptions, *, name: str, reason: 
         gpus=gpus,
         buckets=model.grouping.buckets,
     )
-    return _runner(bundle, info, session, session if len(gpus) > 1 else None, callers=len(gpus)), info
+    return _dispatcher(bundle, info, session, session if len(gpus) > 1 else None, callers=len(gpus)), info
 
 
-def _runner(
+def _dispatcher(
     bundle: Bundle, info: ScorerInfo, session: Session, narrow_session: Session | None, *, callers: int
-) -> Runner:
-    return Runner(
+) -> Dispatcher:
+    return Dispatcher(
         session,
         Grouping(info.max_batch_tokens, info.padding, info.buckets),
         pad_token_id=bundle.manifest.pad_token_id,

@@ -42,16 +42,16 @@ def check_folder(out: Path, kind: Kind, *, force: bool, inputs: Sequence[Path] =
     found = Path(os.path.realpath(out))
     if not (found / kind.marker).is_file():
         raise OutputError(f"{out} exists and is not {kind.name} (it has no {kind.marker}); --force replaces no others")
-    check_apart(out, inputs)
+    check_apart_from_inputs(out, inputs)
     if storage.is_mounted(found):
         raise OutputError(f"{out} is mounted, and cannot be replaced; name a new folder in it")
     return found
 
 
-def check_apart(out: Path, inputs: Sequence[Path]) -> None:
+def check_apart_from_inputs(out: Path, inputs: Sequence[Path]) -> None:
     """Raise OutputError if the folder `out` is one of the `inputs`, holds one, or is in one; links are followed.
 
-    >>> check_apart(Path("new-bundle"), [Path("my-checkpoint")])
+    >>> check_apart_from_inputs(Path("new-bundle"), [Path("my-checkpoint")])
     """
     found = Path(os.path.realpath(out))
     for each in inputs:

@@ -15,14 +15,14 @@ from cappy_engine.activations import ACTIVATIONS, Activation, activated
 from cappy_engine.batching import Batch, EncodedPairs, Padding, Scores
 from cappy_engine.bundle import EMBEDDED, Bundle, open_bundle
 from cappy_engine.checks import check_flag, check_word, described
+from cappy_engine.dispatcher import CLOSED, Dispatcher
 from cappy_engine.errors import CappyError, ScoringError
 from cappy_engine.exact import ExactModel
-from cappy_engine.opening import open_runner
+from cappy_engine.opening import open_dispatcher
 from cappy_engine.options import Device, Mode, Precision, ScorerInfo, ScorerOptions
 from cappy_engine.pairs import MAX_TEXT_CHARS, Pair, Pairs, TooLong, candidate_pairs
 from cappy_engine.parts import PART_PAIRS, score_in_parts
 from cappy_engine.ranking import Candidate, near_best, ranked
-from cappy_engine.runner import CLOSED, Runner
 from cappy_engine.scored import Scored
 from cappy_engine.tokenizer import PairTokenizer
 
@@ -99,24 +99,24 @@ class Scorer:
         found, asked = open_bundle(bundle), ScorerOptions() if options is None else options
         if not isinstance(asked, ScorerOptions):
             raise ValueError(f"options must be ScorerOptions, got {described(asked)}")  # noqa: TRY004 - as for all
-        runner, info = open_runner(found, asked, name=EMBEDDED_NAME if bundle == EMBEDDED else str(bundle))
+        dispatcher, info = open_dispatcher(found, asked, name=EMBEDDED_NAME if bundle == EMBEDDED else str(bundle))
         tokenizer = PairTokenizer.from_bytes(
             found.read("tokenizer.json"), max_length=info.max_length, max_text_chars=asked.max_text_chars
         )
-        return cls(tokenizer, runner, bundle=found, info=info, options=asked)
+        return cls(tokenizer, dispatcher, bundle=found, info=info, options=asked)
 
     def __init__(
         self,
         tokenizer: PairTokenizer,
-        runner: Runner,
+        dispatcher: Dispatcher,
         *,
         bundle: Bundle | None = None,
         info: ScorerInfo | None = None,
         options: ScorerOptions | None = None,
     ) -> None:
-        """Score with a tokenizer and a runner that are open; `bundle`, `info`, `options` say where they come from."""
+        """Score with a tokenizer and a dispatcher that are open; the others say where they come from."""
         self.tokenizer = tokenizer
-        self._runner = runner
+        self._dispatcher = dispatcher
         self._bundle = bundle
         self._info = info
         self._options = options
@@ -140,9 +140,9 @@ class Scorer:
         return self._info
 
     @property
-    def runner(self) -> Runner:
-        """Give the runner, which plans and runs batches."""
-        return self._runner
+    def dispatcher(self) -> Dispatcher:
+        """Give the dispatcher, which plans and runs batches."""
+        return self._dispatcher
 
     @property
     def exact(self) -> ExactModel:
@@ -187,7 +187,7 @@ class Scorer:
             array([10])
         """
         score = partial(self.score_encoded, max_batch_tokens=max_batch_tokens, padding=padding, progress=progress)
-        count = PART_PAIRS * self._runner.workers if self._runner.is_apart else None
+        count = PART_PAIRS * self._dispatcher.workers if self._dispatcher.is_apart else None
         return score_in_parts(self.tokenizer, pairs, score, too_long=too_long, count=count)
 
     def encode(self, pairs: Pairs, *, too_long: TooLong = "truncate") -> EncodedPairs:
@@ -225,9 +225,9 @@ class Scorer:
             times = repeats[batch.rows]
             progress(int(times.sum()), int((times * distinct.lengths[batch.rows]).sum()))
 
-        grouping = self._runner.grouping.changed(max_batch_tokens=max_batch_tokens, padding=padding)
+        grouping = self._dispatcher.grouping.changed(max_batch_tokens=max_batch_tokens, padding=padding)
         try:
-            found = self._runner.run(distinct, grouping=grouping, progress=report)
+            found = self._dispatcher.run(distinct, grouping=grouping, progress=report)
         except ScoringError as error:
             if error.index is None:
                 raise
@@ -275,7 +275,7 @@ class Scorer:
         self._is_closed = True
         if self._exact is not None:
             self._exact.close()
-        self._runner.close()
+        self._dispatcher.close()
 
     def __enter__(self) -> Self:
         return self

@@ -17,8 +17,8 @@ import numpy as np
 
 from cappy_engine.batching import Grouping, Scores
 from cappy_engine.bundle import EMBEDDED
+from cappy_engine.dispatcher import Dispatcher
 from cappy_engine.errors import ScoringError
-from cappy_engine.runner import Runner
 from cappy_engine.scorer import Scorer
 from cappy_engine.session import Inputs, Session
 from cappy_engine.tokenizer import PairTokenizer
@@ -94,4 +94,4 @@ def fake_scorer(
         [(2, 10)]
     """
     found = tokenizer or PairTokenizer.from_file(EMBEDDED / "tokenizer.json", max_length=512)
-    return Scorer(found, Runner(session or FakeSession(), Grouping(max_batch_tokens), pad_token_id=PAD_TOKEN_ID))
+    return Scorer(found, Dispatcher(session or FakeSession(), Grouping(max_batch_tokens), pad_token_id=PAD_TOKEN_ID))

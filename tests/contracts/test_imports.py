@@ -29,7 +29,7 @@ errors, storage, checks, forking, external_data, json_values, native/
 < columns, activations, overlap
 < pairs, batching, buckets, session, bundle_files, ranking, publish
 < bundle, canary
-< tokenizer, runner, scored, cpu/, gpu/
+< tokenizer, dispatcher, scored, cpu/, gpu/
 < parts, options < opening < exact < scorer < nodes
 < tuning, slim
 < bulk/, serving/, testing

@@ -10,9 +10,9 @@ import pytest
 
 from cappy_engine import Scorer
 from cappy_engine.batching import Scores, full_batch
+from cappy_engine.dispatcher import LazySession
 from cappy_engine.errors import ScoringError
 from cappy_engine.gpu.sessions import SharedSession
-from cappy_engine.runner import LazySession
 from cappy_engine.session import Inputs, open_session
 from cappy_engine.testing import FakeSession
 from tests.support.places import TINY

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from cappy_engine.batching import Grouping, Scores
+from cappy_engine.dispatcher import Dispatcher
 from cappy_engine.errors import InvalidLine, InvalidPair, ParityError, ScoringError
 from cappy_engine.gpu.sessions import BucketedSession, SharedSession
-from cappy_engine.runner import Runner
 from cappy_engine.scorer import Scorer
 from cappy_engine.session import Inputs
 from cappy_engine.testing import FakeSession, fake_scorer, score_of
@@ -48,9 +48,9 @@ def test_the_guilty_pair_of_a_failing_batch_is_named(
     tokenizer: PairTokenizer, at: int, callers: int, budget: int
 ) -> None:
     session = failing_on(tokenizer, GUILTY)
-    runner = Runner(session, Grouping(budget), pad_token_id=1, narrow_session=session, callers=callers)
+    dispatcher = Dispatcher(session, Grouping(budget), pad_token_id=1, narrow_session=session, callers=callers)
     pairs = [*PAIRS[:at], GUILTY, *PAIRS[at:], GUILTY]
-    with Scorer(tokenizer, runner) as scorer, pytest.raises(ScoringError) as caught:
+    with Scorer(tokenizer, dispatcher) as scorer, pytest.raises(ScoringError) as caught:
         scorer.score([PAIRS[0], PAIRS[0], *pairs])  # what comes twice is computed once: places are those of the input
     assert caught.value.index == at + 2
     assert str(caught.value) == f"pair {at + 2}: id out of range"
@@ -91,9 +91,9 @@ def test_no_pair_is_blamed_for_a_broken_gpu_beside_a_right_one(
     tokenizer: PairTokenizer, rows: int, broken: int
 ) -> None:
     shared = SharedSession({gpu: FakeSession(fails_at=0 if gpu == broken else None) for gpu in (0, 1)}, device="cuda")
-    runner = Runner(shared, Grouping(10**6), pad_token_id=1, narrow_session=shared, callers=2)
+    dispatcher = Dispatcher(shared, Grouping(10**6), pad_token_id=1, narrow_session=shared, callers=2)
     errors = []
-    with Scorer(tokenizer, runner) as scorer:
+    with Scorer(tokenizer, dispatcher) as scorer:
         for _ in range(2):  # at least one of them runs on the broken GPU
             try:
                 scorer.score(PAIRS[:rows])
@@ -105,8 +105,8 @@ def test_no_pair_is_blamed_for_a_broken_gpu_beside_a_right_one(
 
 def test_the_guilty_pair_is_named_whichever_gpu_finds_it(tokenizer: PairTokenizer) -> None:
     shared = SharedSession({gpu: failing_on(tokenizer, GUILTY) for gpu in (0, 1)}, device="cuda")
-    runner = Runner(shared, Grouping(200), pad_token_id=1, narrow_session=shared, callers=2)
-    with Scorer(tokenizer, runner) as scorer:
+    dispatcher = Dispatcher(shared, Grouping(200), pad_token_id=1, narrow_session=shared, callers=2)
+    with Scorer(tokenizer, dispatcher) as scorer:
         for _ in range(4):
             with pytest.raises(ScoringError, match=r"^pair 17: id out of range$"):
                 scorer.score([*PAIRS[:17], GUILTY, *PAIRS[17:]])
@@ -115,8 +115,11 @@ def test_the_guilty_pair_is_named_whichever_gpu_finds_it(tokenizer: PairTokenize
 @pytest.mark.parametrize("pairs", [1, 3])
 def test_no_pair_is_blamed_for_a_broken_engine_of_its_length(tokenizer: PairTokenizer, pairs: int) -> None:
     bucketed = BucketedSession({16: FakeSession(), 512: FakeSession(fails_at=0)}, {16: 4, 512: 4}, device="tensorrt")
-    runner = Runner(bucketed, Grouping(2048, "avoided", (16, 512)), pad_token_id=1)
-    with Scorer(tokenizer, runner) as scorer, pytest.raises(ScoringError, match=r"^this session was told") as caught:
+    dispatcher = Dispatcher(bucketed, Grouping(2048, "avoided", (16, 512)), pad_token_id=1)
+    with (
+        Scorer(tokenizer, dispatcher) as scorer,
+        pytest.raises(ScoringError, match=r"^this session was told") as caught,
+    ):
         scorer.score(PAIRS[-pairs:])
     assert caught.value.index is None
 
@@ -156,8 +159,8 @@ def test_no_pair_is_blamed_for_a_fault_that_passes(tokenizer: PairTokenizer, pai
 def test_with_buckets_the_made_up_pair_has_a_length_that_an_engine_takes(tokenizer: PairTokenizer) -> None:
     session = failing_on(tokenizer, GUILTY)
     bucketed = BucketedSession({16: session, 512: session}, {16: 4, 512: 1}, device="tensorrt")
-    runner = Runner(bucketed, Grouping(64, "avoided", (16, 512)), pad_token_id=1)
-    with Scorer(tokenizer, runner) as scorer, pytest.raises(ScoringError) as caught:
+    dispatcher = Dispatcher(bucketed, Grouping(64, "avoided", (16, 512)), pad_token_id=1)
+    with Scorer(tokenizer, dispatcher) as scorer, pytest.raises(ScoringError) as caught:
         scorer.score([PAIRS[0], GUILTY])
     assert caught.value.index == 1
 

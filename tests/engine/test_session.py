@@ -19,7 +19,7 @@ from cappy_engine.batching import position_ids
 from cappy_engine.bundle import MODEL_FILES
 from cappy_engine.cpu.kernels import find_kernels
 from cappy_engine.errors import BundleError, DeviceUnavailable, InstallationError, ScoringError
-from cappy_engine.gpu.placement import check_placement
+from cappy_engine.gpu.operator_providers import check_operator_providers
 from cappy_engine.native.library import NativeLibrary
 from cappy_engine.session import (
     INPUTS,
@@ -289,4 +289,4 @@ def test_what_onnx_runtime_tells_is_counted(tmp_path: Path) -> None:
     placed = census(session.get_provider_graph_assignment_info())
     assert placed == {PROVIDERS["cpu"]: Counter({"MatMul": 1, "Softmax": 1, "Shape": 1})}
     with pytest.raises(DeviceUnavailable, match="CPUExecutionProvider runs 1 MatMul, 1 Softmax"):
-        check_placement("cuda", placed)
+        check_operator_providers("cuda", placed)

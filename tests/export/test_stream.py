@@ -143,6 +143,16 @@ def test_no_file_of_a_folder_is_left_out_and_none_comes_twice(tmp_path: Path) ->
         find_shards(tmp_path / "rows")
 
 
+def test_hidden_files_of_a_folder_are_left_out_and_told(tmp_path: Path) -> None:
+    expected = write_shards(tmp_path / "rows")
+    write_shards(tmp_path / "rows" / ".ipynb_checkpoints")
+    said: list[str] = []
+    found = find_shards(tmp_path / "rows", say=said.append)
+    assert [(each.pair, each.label) for each in read_all(found)] == expected
+    (note,) = said
+    assert note.startswith(f"note: hidden files of rows are not read: {tmp_path}/rows/.ipynb_checkpoints/0.jsonl and ")
+
+
 def test_a_file_of_every_kind_is_read_from_any_row_on(tmp_path: Path) -> None:
     write_shards(tmp_path / "rows")
     for shard in find_shards(tmp_path / "rows"):

@@ -29,7 +29,7 @@ def most_pairs_of(scorer: Scorer, options: RowOptions) -> int:
     >>> most_pairs_of(scorer, RowOptions())
     2048
     """
-    by_batches = BATCHES_OF_A_WINDOW * scorer.runner.grouping.max_batch_tokens // 32
+    by_batches = BATCHES_OF_A_WINDOW * scorer.dispatcher.grouping.max_batch_tokens // 32
     return options.window or max(FILE_WINDOW_PAIRS, by_batches)
 
 

@@ -1,7 +1,7 @@
 """Score or rank many files, each into a file of its name in a folder.
 
-FOLDER/cappy.run.json lists the files that are complete, until all are. A run that goes on leaves these alone, and goes
-on within the file that was not complete.
+FOLDER/cappy.run.json lists the files that are complete, until all are (`run_list`). A run that goes on leaves these
+alone, and goes on within the file that was not complete.
 """
 
 from __future__ import annotations
@@ -9,31 +9,28 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import json
 import logging
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cappy_engine import storage
 from cappy_engine.bulk.formats.file_format import format_of, is_known
 from cappy_engine.bulk.input_files import Files
-from cappy_engine.bulk.resume.names import Names
+from cappy_engine.bulk.resume.names import Names, find_names
+from cappy_engine.bulk.resume.run_list import RUN, Complete, RunList, read_complete
 from cappy_engine.bulk.resume.settings import changes
+from cappy_engine.bulk.resume.side_files import forget
 from cappy_engine.bulk.row_options import RowOptions
-from cappy_engine.bulk.runs import Say, Target
+from cappy_engine.bulk.runs import Say, Target, finished
 from cappy_engine.bulk.score_file import score_file, settings_of
 from cappy_engine.bulk.tasks import ScoreTask, Task
 from cappy_engine.bulk.totals import Progress, Totals
 from cappy_engine.errors import CappyError, OutputError
 from cappy_engine.scorer import Scorer
-
-RUN = "cappy.run.json"
-MOST_RUN_BYTES = 64 * 2**20
 
 log = logging.getLogger(__name__)
 
@@ -52,16 +49,18 @@ class Folder:
     options: RowOptions = field(default_factory=RowOptions)
 
 
-def files_of_folder(folder: Path, outputs: Sequence[Path] = ()) -> list[tuple[Path, Path]]:
+def files_of_folder(folder: Path, outputs: Sequence[Path] = (), *, say: Say = log.warning) -> list[tuple[Path, Path]]:
     """List the files of rows in a folder and below, with their names there.
 
         >>> files_of_folder(Path("samples"))[0]
         (PosixPath('samples/part-0001.parquet'), PosixPath('part-0001.parquet'))
 
-    Files that a run keeps beside an output are left out. Links are followed. Raises CappyError if there is no such
-    file, or one cannot be read, and OutputError if one of the `outputs` would be one of them the next time.
+    Files that a run keeps beside an output are left out, and so are files whose name, or that of a folder they are in,
+    begins with a dot: `say` is told of these. Links are followed. Raises CappyError if there is no such file, or one
+    cannot be read, and OutputError if one of the `outputs` would be one of them the next time.
     """
     found: list[Path] = []
+    hidden: list[Path] = []
     left = [(folder, tuple(each.stat() for each in folder.resolve().parents))]
     while left:
         inner, above = left.pop()
@@ -72,13 +71,20 @@ def files_of_folder(folder: Path, outputs: Sequence[Path] = ()) -> list[tuple[Pa
         if any(os.path.samestat(status, each) for each in above):
             raise CappyError(f"{inner} leads back to a folder that it is in; remove the link")
         for path in entries:
+            if path.name.startswith("."):
+                hidden += _rows_at(path)
+                continue
             with _readable(path):
                 if path.is_dir():
                     left.append((path, (*above, status)))
                 elif is_known(path) and not _is_ours(path):
                     found.append(path)
+    left_out = f"{min(hidden)}{f' and {len(hidden) - 1} more' * (len(hidden) > 1)}" if hidden else ""
     if not found:
-        raise CappyError(f"{folder} holds no file of rows (.jsonl, .csv, .parquet, packed or not)")
+        but = f" but hidden ones, which are not read: {left_out}" if hidden else ""
+        raise CappyError(f"{folder} holds no file of rows (.jsonl, .csv, .parquet, packed or not){but}")
+    if hidden:
+        say(f"note: hidden files of rows are not read: {left_out}; one that is given by its name is")
     return [(path, path.relative_to(folder)) for path in checked_files(found)]
 
 
@@ -104,6 +110,12 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CappyError(f"{path} cannot be read: {error.strerror}; mend it, or move it away") from error
+
+
+def _rows_at(path: Path) -> list[Path]:
+    """List a file of rows, or those in a folder that is not read itself: what cannot be listed there is no error."""
+    below = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+    return [each for each in below or [path] if is_known(each) and not _is_ours(each)]
 
 
 def _check_outside(folder: Path, outputs: Sequence[Path]) -> None:
@@ -132,39 +144,44 @@ def score_folder(
     if twice:
         raise CappyError(f"two inputs are called {twice[0]}; give them in two commands")
     if target.rejects is not None:
-        _check_apart(folder, target.rejects)
-    found = _read_done(folder)  # a file of that name which is not of such a run is not written over
-    done = found if target.resume else {}
+        _check_rejects_are_no_outputs(folder, target.rejects)
+    found = read_complete(folder.out)  # a file of that name which is not of such a run is not written over
+    listed = RunList(folder.out, found if target.resume else {})
     if not (target.resume or target.force):
         there = next((folder.out / name for _, name in folder.files if (folder.out / name).exists()), None)
         if there is not None:
             raise OutputError(f"{there} exists; choose another folder, go on with --resume, or replace it with --force")
     totals = Totals(bytes_total=sum(path.stat().st_size for path, _ in folder.files))
     for path, name in folder.files:
-        out = folder.out / name
         files = Files([path], folder.task, folder.options, are_named=True)
-        own = settings_of(scorer, files, format_of(out))
-        before = done.get(str(name))
-        if before is not None and _is_as_written(out, before, own, say):
-            totals.add(Totals.going_on(before["totals"]))
-            continue
-
-        def note(found: Totals, name: str = str(name), own: dict[str, Any] = own, out: Path = out) -> None:
-            done[name] = {"settings": own, "totals": found.marked(), "bytes": out.stat().st_size}
-            storage.write_json(folder.out / RUN, {"done": done})
-
         rejects = None if target.rejects is None else _rejects_of(name, target.rejects)
-        one = dataclasses.replace(target, out=out, rejects=rejects, done=note)
-        totals.add(score_file(scorer, files, one, say=say, progress=_adding(totals, progress)))
-    (folder.out / RUN).unlink(missing_ok=True)
+        one = dataclasses.replace(target, out=folder.out / name, rejects=rejects)
+        totals.add(_score_listed(scorer, files, one, listed, str(name), say, _adding(totals, progress)))
+    listed.remove()
     return totals
+
+
+def _score_listed(
+    scorer: Scorer, files: Files, target: Target, listed: RunList, name: str, say: Say, progress: Progress
+) -> Totals:
+    """Score a file, and list it by its name once it is complete. One that is listed, and there, is not scored again."""
+    settings = settings_of(scorer, files, format_of(target.out))
+    before = listed.complete.get(name)
+    if before is not None and _is_as_written(target.out, before, settings, say):
+        _forget_killed(target, settings)
+        return Totals.going_on(before.totals)
+
+    def done(totals: Totals) -> None:
+        listed.add(name, Complete(settings, totals.marked(), target.out.stat().st_size))
+
+    return score_file(scorer, files, dataclasses.replace(target, done=done), say=say, progress=progress)
 
 
 def _rejects_of(name: Path, rejects: Path) -> Path:
     return rejects / f"{name}.rejects.jsonl"
 
 
-def _check_apart(folder: Folder, rejects: Path) -> None:
+def _check_rejects_are_no_outputs(folder: Folder, rejects: Path) -> None:
     """Raise OutputError if the bad rows of one file would go to the output of another."""
     outputs = {folder.out.resolve() / name for _, name in folder.files}
     found = next(
@@ -186,9 +203,16 @@ def _adding(so_far: Totals, progress: Progress) -> Progress:
     return tell
 
 
-def _is_as_written(out: Path, before: dict[str, Any], settings: dict[str, Any], say: Say) -> bool:
+def _forget_killed(target: Target, settings: Mapping[str, Any]) -> None:
+    """Remove what a run left beside a listed file, if it was killed between listing it and forgetting it."""
+    target = dataclasses.replace(target, out=find_names(target.out, force=True).target)
+    if finished(target, settings):
+        forget(Names(target.out))
+
+
+def _is_as_written(out: Path, before: Complete, settings: Mapping[str, Any], say: Say) -> bool:
     """True if a listed file is there as it was written. False if it is gone. Raises OutputError."""
-    changed = changes(before["settings"], settings)
+    changed = changes(before.settings, settings)
     if changed:
         raise OutputError(f"{out} was written with other settings or from another input ({changed}); start anew")
     try:
@@ -196,19 +220,6 @@ def _is_as_written(out: Path, before: dict[str, Any], settings: dict[str, Any], 
     except FileNotFoundError:
         say(f"{out} was complete, and is gone; it is written again")
         return False
-    if size != before["bytes"]:
-        raise OutputError(f"{out} has {size} bytes, and {before['bytes']} were written; remove it, and go on")
+    if size != before.bytes:
+        raise OutputError(f"{out} has {size} bytes, and {before.bytes} were written; remove it, and go on")
     return True
-
-
-def _read_done(folder: Folder) -> dict[str, dict[str, Any]]:
-    path = folder.out / RUN
-    try:
-        found: dict[str, dict[str, Any]] = json.loads(storage.read_regular(path, limit=MOST_RUN_BYTES))["done"]
-        if not all(each.keys() >= {"settings", "totals", "bytes"} for each in found.values()):
-            raise ValueError("it is not of such a run")
-        return found
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise OutputError(f"{path} cannot be read ({error}); move or remove it, and start anew") from error

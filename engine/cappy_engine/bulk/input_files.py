@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from cappy_engine.errors import CappyError
 
 State = tuple[int, ...]
 """What tells that a file is the same, and was not written to: its place, size and time; empty for a pipe."""
+TICK_SECONDS = 0.02
+"""Two writes within a tick of the clock of a file system may leave one time. Linux's has 10 ms at most."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,21 @@ class Files:
 
     def states(self) -> list[State]:
         """Note how all files are, before they are read. `FileWindows` tells if one has changed since."""
-        return [state_of(path.stat()) for path in self.paths]
+        return [state_of(settled(path)) for path in self.paths]
+
+
+def settled(path: Path) -> os.stat_result:
+    """Give the status of a file once the next write would give it another time: a new one may have to wait a tick.
+
+    >>> settled(Path("pairs.jsonl")).st_size
+    1042
+    """
+    status = path.stat()
+    left = status.st_mtime + TICK_SECONDS - time.time()
+    if not stat.S_ISREG(status.st_mode) or not 0 < left <= TICK_SECONDS:  # more: the clocks differ
+        return status
+    time.sleep(left)
+    return path.stat()
 
 
 def state_of(status: os.stat_result) -> State:

@@ -89,29 +89,35 @@ class Run:
         """
         names = None if target.rejects is None else find_names(target.rejects, force=True, inputs=target.inputs)
         packing = packing_of(target.rejects or "")
-        before, before_packing = self.marked.get("rejects"), self.marked.get("rejects_packing", "")
-        if before is not None and (before, before_packing) != (names and self._from_out(names), packing):
-            path = os.path.normpath(self.growing.names.target.parent / before)
-            raise OutputError(f"the bad rows of this run are in {path}; give it as --rejects, or start anew")
+        self._check_same_rejects(names, packing)
         if target.rejects is None or names is None:
             return
         self._packing, self._packed = packing, packer(packing, target.rejects)
-        is_there = os.path.lexists(names.partial)
-        if before is not None and not is_there:
+        had_rejects, is_there = "rejects" in self.marked, os.path.lexists(names.partial)
+        if had_rejects and not is_there:
             if self.marked.get("made") and names.target.is_file():
                 return  # it has its name already
             if self.marked.get("rejected_bytes"):
                 raise OutputError(f"{names.partial} is missing; restore it, or start anew")
-        is_ours = is_there and (before is not None or _is_empty(names.partial))
+        is_ours = is_there and (had_rejects or _is_empty(names.partial))
         if is_there and not is_ours and not target.force:
             raise OutputError(
                 f"{names.partial} holds the bad rows of another run; choose another name, or replace it with --force"
             )
         names = find_names(target.rejects, resume=is_ours, force=target.force, inputs=target.inputs)
         self.rejects = stack.enter_context(open_growing(names, resume=is_ours))
-        if self.marked and before is None:
+        if self.marked and not had_rejects:
             self.marked |= self._rejects_named()
             mark(self.growing.names, self.marked)
+
+    def _check_same_rejects(self, names: Names | None, packing: Packing) -> None:
+        """Raise OutputError if this run has another file of rejects. One without any may get one."""
+        if "rejects" not in self.marked:
+            return
+        before = self.marked["rejects"]
+        if names is None or (before, self.marked.get("rejects_packing", "")) != (self._from_out(names), packing):
+            path = os.path.normpath(self.growing.names.target.parent / before)
+            raise OutputError(f"the bad rows of this run are in {path}; give it as --rejects, or start anew")
 
     def _rejects_named(self) -> dict[str, str]:
         """Name the file of rejects from the output on: both may be moved together."""
@@ -188,10 +194,10 @@ class Run:
         return dataclasses.replace(self.growing, file=file, is_written_over=is_written_over)
 
 
-def check_apart(rejects: Path, out: Path | Place) -> None:
+def check_rejects_apart(rejects: Path, out: Path | Place) -> None:
     """Raise OutputError if results and bad rows would be written to one file.
 
-    >>> check_apart(Path("bad.jsonl"), Path("scored.jsonl"))
+    >>> check_rejects_apart(Path("bad.jsonl"), Path("scored.jsonl"))
     """
     bad, good = check_output(rejects, force=True), out if isinstance(out, Place) else check_output(out, force=True)
     is_one = bad.path == good.path or (bad.descriptor is not None and bad.descriptor == good.descriptor)
@@ -222,7 +228,7 @@ def open_run(
     unless that is nothing. Raises OutputError.
     """
     if target.rejects is not None:
-        check_apart(target.rejects, target.out)
+        check_rejects_apart(target.rejects, target.out)
     is_there = target.resume and os.path.lexists(find_names(target.out, force=True).partial)
     names = find_names(target.out, resume=is_there, force=target.force, inputs=target.inputs)
     with contextlib.ExitStack() as stack:

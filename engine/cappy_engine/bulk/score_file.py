@@ -92,12 +92,8 @@ def process_lines(
     writer = LineWriter(task, keeps_bytes=True)
     for window in windows(source, Position(), most_pairs=options.window or WINDOW_PAIRS, stops=options.stops):
         ended = dataclasses.replace(window, bytes_done=window.end.done)
-        scored, rows = work.score(encode(scorer, ended, too_long=options.too_long, stops=options.stops))
-        if rows:
-            write(writer.rows(rows))
-        if reject is not None and scored.refused:
-            reject(rejects(scored))
-        work.check(scored)
+        encoded = encode(scorer, ended, too_long=options.too_long, stops=options.stops)
+        _write_scored(work, encoded, writer, write, reject)
     return work.totals
 
 
@@ -166,12 +162,7 @@ def score_to(
         write(begun)
     with ahead(reader.since(Position())) as ready:
         for window in ready:
-            scored, rows = work.score(window)
-            if rows:
-                write(writer.rows(rows))
-            if reject is not None and scored.refused:
-                reject(rejects(scored))
-            work.check(scored)
+            _write_scored(work, window, writer, write, reject)
     return work.totals
 
 
@@ -198,6 +189,22 @@ def _end(target: Target, totals: Totals) -> Totals:
     target.done(totals)
     forget(Names(target.out))
     return totals
+
+
+def _write_scored(
+    work: Work,
+    window: Window,
+    writer: LineWriter | PackedWriter,
+    write: Callable[[bytes], object],
+    reject: Callable[[bytes], object] | None,
+) -> None:
+    """Score a window that was tokenised, and write it to a stream. Raises what ended the input behind it."""
+    scored, rows = work.score(window)
+    if rows:
+        write(writer.rows(rows))
+    if reject is not None and scored.refused:
+        reject(rejects(scored))
+    work.check(scored)
 
 
 def _prepare(

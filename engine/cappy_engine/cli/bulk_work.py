@@ -21,7 +21,7 @@ from cappy_engine.bulk.input_files import Files
 from cappy_engine.bulk.output.places import Input, Place, check_output, files_in
 from cappy_engine.bulk.ray.pool import check_address
 from cappy_engine.bulk.row_options import RowOptions
-from cappy_engine.bulk.runs import Target, check_apart
+from cappy_engine.bulk.runs import Target, check_rejects_apart
 from cappy_engine.bulk.score_file import process_lines, score_file, score_to
 from cappy_engine.bulk.tasks import Task
 from cappy_engine.bulk.totals import Totals
@@ -157,7 +157,7 @@ def _from_files(
             check_output(out, force=bulk.force, inputs=[*paths, *kept])
         if not out.parent.is_dir():
             raise OutputError(f"{out} cannot be written: the folder {out.parent} does not exist; make it first")
-        _check_apart(bulk)
+        _check_rejects_apart(bulk)
         with opened() as (scorer, progress):
             return score_file(scorer, files, _target(bulk, kept), say=complain, progress=progress)
     if bulk.resume:
@@ -172,7 +172,7 @@ def _outputs(
     bulk: BulkOptions, inputs: Sequence[Input]
 ) -> Iterator[tuple[Callable[[bytes], None], Callable[[bytes], None] | None]]:
     """Open what a stream of rows, and one of rejects, is written to."""
-    _check_apart(bulk)
+    _check_rejects_apart(bulk)
     with contextlib.ExitStack() as stack:
         written = stack.enter_context(open_output(bulk.output, force=bulk.force, inputs=inputs))
         if bulk.rejects is None:
@@ -182,14 +182,14 @@ def _outputs(
         yield _flushing(written), _flushing(rejected)
 
 
-def _check_apart(bulk: BulkOptions) -> None:
+def _check_rejects_apart(bulk: BulkOptions) -> None:
     """Raise OutputError if bad rows would be mixed into the results, or written over them."""
     if bulk.rejects is None:
         return
     if bulk.output not in (None, STDOUT):
-        check_apart(bulk.rejects, bulk.output)
+        check_rejects_apart(bulk.rejects, bulk.output)
     elif not is_closed(1):
-        check_apart(bulk.rejects, Place(STDOUT, os.fstat(1), 1))
+        check_rejects_apart(bulk.rejects, Place(STDOUT, os.fstat(1), 1))
 
 
 def _flushing(file: BinaryIO) -> Callable[[bytes], None]:
@@ -220,7 +220,7 @@ def found_files(inputs: Sequence[str], outputs: Sequence[Path] = ()) -> list[tup
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            found += files_of_folder(path, outputs)
+            found += files_of_folder(path, outputs, say=complain)
         elif _is_pattern(name):
             names = glob.iglob(name, recursive=True)  # noqa: PTH207 - a pattern may be absolute
             matches = checked_files(path for path in map(Path, names) if not path.is_dir())

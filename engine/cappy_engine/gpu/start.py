@@ -1,8 +1,8 @@
 """Open a bundle's model on GPUs, and refuse whatever would be wrong later.
 
 In this order: is everything installed (preflight), does the session open, does the device's own provider run the model
-(placement), are the scores right (canary). TensorRT runs one engine for each bucket, built at first and kept in a
-private folder (engines). Nothing here falls back.
+(operator_providers), are the scores right (canary). TensorRT runs one engine for each bucket, built at first and kept
+in a private folder (engines). Nothing here falls back.
 
 CUDA ran on one H200 (docs/gpu.md). TensorRT was written from documented facts, and its decisions are tested with fakes.
 """
@@ -25,7 +25,7 @@ from cappy_engine.canary import check_canary, read_canary
 from cappy_engine.errors import BundleError, DeviceUnavailable
 from cappy_engine.gpu.engines import EngineCache, engine_folder
 from cappy_engine.gpu.installation import TENSORRT_LIBRARIES, Installation, inspect_installation
-from cappy_engine.gpu.placement import check_placement, warn_if_slow
+from cappy_engine.gpu.operator_providers import check_operator_providers, warn_if_slow
 from cappy_engine.gpu.plan import GpuModel, batch_flops, canary_batches
 from cappy_engine.gpu.preflight import require_device
 from cappy_engine.gpu.providers import cuda_options, tensorrt_options
@@ -121,7 +121,7 @@ def tensorrt_version(load: Callable[[str], Any] = ctypes.CDLL) -> str:
 def _open_cuda(model: GpuModel, gpu: int, machine: Machine) -> Session:
     path = model.bundle.model(model.precision, "cuda")
     session = machine.open_model(path, [("CUDAExecutionProvider", cuda_options(gpu=gpu))])
-    check_placement("cuda", session.placed)
+    check_operator_providers("cuda", session.placed)
     return session
 
 
@@ -150,7 +150,7 @@ def _open_bucket(model: GpuModel, bucket: int, gpu: int, machine: Machine) -> Se
     }
     log.info("opening the engine for %d x %d tokens; the first time takes minutes", rows, bucket)
     session = machine.engines.open(facts, make)
-    check_placement("tensorrt", session.placed)
+    check_operator_providers("tensorrt", session.placed)
     return session
 
 

@@ -1,42 +1,14 @@
-"""Check that a model scores as its bundle says, before it answers anybody, and again when something failed.
-
-The canary is a few pairs whose scores the manifest records. Bundles of older exports have none for the CPU: then it is
-the pairs with the largest errors of the proof.
-"""
+"""Check that a model scores as its bundle says, before it answers anybody, and again when something failed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
 from cappy_engine.batching import EncodedPairs, Scores
-from cappy_engine.bundle import Bundle
-from cappy_engine.canary import Canary, read_canary
-from cappy_engine.errors import BundleError, ModelBroken
-from cappy_engine.json_values import number, size
-from cappy_engine.options import ScorerInfo
-from cappy_engine.pairs import Pair
-
-LEAST_TOLERANCE = 1e-3
-
-
-def find_canary(bundle: Bundle, info: ScorerInfo, encode: Callable[[list[Pair]], EncodedPairs]) -> Canary:
-    """Read the canary for the model that `info` tells of. Raises BundleError where the manifest has none.
-
-    >>> canary = find_canary(bundle, scorer.info, scorer.encode)
-    """
-    document = bundle.manifest.document
-    if info.device in document.get("canary", {}).get("tolerance", {}):
-        return read_canary(document, info.device, info.precision)
-    try:
-        return _canary_of_old_bundle(document["parity"]["precisions"][info.precision], encode)
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(
-            f"bundle {bundle.path} records no score for {info.precision} on {info.device} ({error!r}), so nothing "
-            "could tell whether it scores right here; export it again"
-        ) from error
+from cappy_engine.canary import Canary
+from cappy_engine.errors import ModelBroken
 
 
 def check_scores(canary: Canary, run: Callable[[EncodedPairs], Scores]) -> float:
@@ -60,17 +32,3 @@ def check_scores(canary: Canary, run: Callable[[EncodedPairs], Scores]) -> float
             "bundle again"
         )
     return float(errors[worst])
-
-
-def _canary_of_old_bundle(row: Mapping[str, Any], encode: Callable[[list[Pair]], EncodedPairs]) -> Canary:
-    """Take the pairs that the proof of a model names, with the scores that it gave them.
-
-    Long texts are cut in the manifest: they have other tokens now, and are left out.
-    """
-    worst = row["worst"]
-    encoded = encode([(pair["instruction"], pair["response"]) for pair in worst])
-    whole = [place for place, pair in enumerate(worst) if pair["tokens"] == encoded.lengths[place]]
-    if not whole:
-        raise ValueError("all its pairs are cut")
-    scores = np.array([number(worst[place]["score"]) for place in whole], dtype=np.float32)
-    return Canary(encoded.chosen(whole), scores, max(2 * size(row["max_error"]), LEAST_TOLERANCE))

@@ -15,13 +15,13 @@ from typing import Any, cast
 import numpy as np
 
 from cappy_engine.batching import EncodedPairs
-from cappy_engine.bundle import open_bundle
+from cappy_engine.canary import read_canary
 from cappy_engine.errors import InvalidPair, ScoringError
 from cappy_engine.options import ScorerOptions
 from cappy_engine.pairs import TooLong
 from cappy_engine.scored import Scored
 from cappy_engine.scorer import Scorer
-from cappy_engine.serving.ready_check import check_scores, find_canary
+from cappy_engine.serving.ready_check import check_scores
 
 BUNDLE_FOLDER = "bundle"
 OPTIONS, TOO_LONG = "options", "too_long"
@@ -44,7 +44,8 @@ class TritonPythonModel:
         self._too_long = cast(TooLong, config[TOO_LONG]["string_value"])
         bundle = Path(args["model_repository"]) / args["model_version"] / BUNDLE_FOLDER
         self._scorer = Scorer.open_with(bundle, options)
-        check_scores(find_canary(open_bundle(bundle), self._scorer.info, self._scorer.encode), self._scorer.runner.run)
+        info, manifest = self._scorer.info, self._scorer.exact.bundle.manifest
+        check_scores(read_canary(manifest.document, info.device, info.precision), self._scorer.dispatcher.run)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Score requests together, and answer each; a bad one has an error of its own, and the others their scores."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,11 @@ from cappy_engine.bulk.tasks import ScoreTask
 from cappy_engine.errors import AdaptError, CappyError, InvalidLine, OutputError
 from cappy_engine.pairs import Pair
 from cappy_export.adaptation.examples import Examples, check_label
+from cappy_export.options import Say
 
 LABEL = "label"
+
+log = logging.getLogger(__name__)
 
 
 class Labelled(NamedTuple):
@@ -128,19 +132,19 @@ def paths_of(source: str | Path) -> list[Path]:
     return found
 
 
-def find_shards(source: str | Path, *, outputs: Sequence[Path] = ()) -> list[Shard]:
+def find_shards(source: str | Path, *, outputs: Sequence[Path] = (), say: Say = log.warning) -> list[Shard]:
     """List the files that `source` names: one, those in a folder and below it, or those that fit a pattern.
 
     >>> [shard.name for shard in find_shards("docs/examples/train.jsonl")]
     ['train.jsonl']
 
-    Links are followed. Raises AdaptError if there is none, and if one cannot be read, and OutputError if one of the
-    `outputs` would be in such a folder.
+    Links are followed. Hidden files of a folder are left out, and `say` is told so. Raises AdaptError if there is none,
+    and if one cannot be read, and OutputError if one of the `outputs` would be in such a folder.
     """
     paths: list[Path] = []
     for path in paths_of(source):
         try:
-            paths += [each for each, _ in files_of_folder(path, outputs)] if path.is_dir() else [path]
+            paths += [each for each, _ in files_of_folder(path, outputs, say=say)] if path.is_dir() else [path]
         except OutputError:
             raise
         except CappyError as error:

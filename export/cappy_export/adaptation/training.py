@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from cappy_engine.errors import AdaptError
-from cappy_engine.publish import check_apart, check_folder
+from cappy_engine.publish import check_apart_from_inputs, check_folder
 from cappy_export.adaptation import state
 from cappy_export.adaptation.examples import Examples, make_examples
 from cappy_export.adaptation.launch import agree, finish, join, not_alone, together
@@ -73,7 +73,7 @@ def adapt(
     show = progress if accelerator.is_main_process else _keep_quiet
     with not_alone(accelerator):
         place, opened, shards, kept = together(
-            accelerator, lambda: _prepare(checkpoint, train, held_out, Path(out), recipe, options)
+            accelerator, lambda: _prepare(checkpoint, train, held_out, Path(out), recipe, options, tell)
         )
         settings = _settings(opened, recipe)
         facts = {"shards": [shard.name for shard in shards], "options": dataclasses.asdict(options)}
@@ -107,19 +107,20 @@ def state_of(place: Path) -> Path:
 
 
 def _prepare(
-    checkpoint: str | Path, train: Source, held_out: Source | None, out: Path, recipe: Recipe, options: AdaptOptions
-) -> tuple[Path, Checkpoint, list[Shard], Examples | None]:
+    checkpoint: str | Path, train: Source, held_out: Source | None, out: Path, recipe: Recipe, options: AdaptOptions,
+    say: Say,
+) -> tuple[Path, Checkpoint, list[Shard], Examples | None]:  # fmt: skip
     """Find where `out` leads, the checkpoint, the shards, and the held-out examples if they have files of their own."""
     files = [path for source in (train, held_out) if isinstance(source, (str, Path)) for path in paths_of(source)]
     inputs = [Path(checkpoint), *files]
     place = check_folder(out, ADAPTED, force=options.force, inputs=inputs)
     if state_of(place).exists():
-        check_apart(state_of(place), inputs)
+        check_apart_from_inputs(state_of(place), inputs)
     state.look(state_of(place), force=options.force, resume=options.resume)
     opened = open_checkpoint(checkpoint, revision=options.revision, needs_head=False)
     check_folder(place, ADAPTED, force=options.force, inputs=[opened.folder])
-    kept = None if held_out is None else _read_whole(_shards(held_out, place, options, recipe.seed))
-    return place, opened, _shards(train, place, options, recipe.seed), kept
+    kept = None if held_out is None else _read_whole(_shards(held_out, place, options, recipe.seed, say))
+    return place, opened, _shards(train, place, options, recipe.seed, say), kept
 
 
 def _keep_quiet(_: object) -> None:
@@ -131,7 +132,7 @@ def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("torch", "transformers", "accelerate", "tokenizers")}
 
 
-def _shards(source: Source, place: Path, options: AdaptOptions, seed: int) -> list[Shard]:
+def _shards(source: Source, place: Path, options: AdaptOptions, seed: int, say: Say) -> list[Shard]:
     """Find the shards of examples in the form that `options` say, unless `source` is the examples.
 
     `place`, where the result will be, is not in their folder: the next time it would be read as examples.
@@ -140,7 +141,7 @@ def _shards(source: Source, place: Path, options: AdaptOptions, seed: int) -> li
         return [HeldShard(source)]
     if options.from_samples:
         return [HeldShard(examples_from_samples(read_samples(source), negatives=options.negatives, seed=seed))]
-    return find_shards(source, outputs=[place])
+    return find_shards(source, outputs=[place], say=say)
 
 
 def _read_whole(shards: Sequence[Shard]) -> Examples:

@@ -98,8 +98,8 @@ def score_in_shapes(
         scored = scorer.score_pairs([pairs[row] for row in rows], max_batch_tokens=budget, padding=padding)
         total.scores[rows] = scored.scores
         total.token_counts[rows], total.truncated[rows] = scored.token_counts, scored.truncated
-        grouping = scorer.runner.grouping.changed(max_batch_tokens=budget, padding=padding)
-        batches = scorer.runner.plan(scored.token_counts, grouping).batches
+        grouping = scorer.dispatcher.grouping.changed(max_batch_tokens=budget, padding=padding)
+        batches = scorer.dispatcher.plan(scored.token_counts, grouping).batches
         seen.update((len(batch.rows), batch.length) for batch in batches)
     return total, len(seen)
 

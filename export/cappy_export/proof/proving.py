@@ -19,9 +19,9 @@ import numpy as np
 from cappy_engine.batching import Grouping, Scores
 from cappy_engine.bundle import open_bundle
 from cappy_engine.cpu.cores import usable_cores
+from cappy_engine.dispatcher import Dispatcher
 from cappy_engine.options import Precision, ScorerOptions
 from cappy_engine.pairs import Pair
-from cappy_engine.runner import Runner
 from cappy_engine.scorer import Scorer
 from cappy_engine.session import open_session
 from cappy_engine.tokenizer import PairTokenizer
@@ -79,7 +79,7 @@ def _measure(folder: Path, target: str, precision: str, proof: Proof) -> dict[st
     """Measure one model's parity: a row of the report. Where kernels run, the operators' functions are measured too."""
     with _open_for_proof(folder, target, precision) as scorer:
         scored, shapes = score_in_shapes(scorer, proof.pairs)
-        kernels, grouping = scorer.info.kernels if target == "cpu" else "", scorer.runner.grouping
+        kernels, grouping = scorer.info.kernels if target == "cpu" else "", scorer.dispatcher.grouping
     require_same_token_counts(scored, proof.reference, proof.pairs)
     row = {
         **_compared(proof, scored.scores),
@@ -121,7 +121,7 @@ def _open_bare(folder: Path, target: str, precision: str, grouping: Grouping) ->
         if target != "cpu":
             model = runnable_on_cpu(model, target, Path(temporary))
         session, pad_token_id = open_session(model, threads=usable_cores()), bundle.manifest.pad_token_id
-        runner = Runner(session, grouping, pad_token_id=pad_token_id)
+        dispatcher = Dispatcher(session, grouping, pad_token_id=pad_token_id)
         tokenizer = PairTokenizer.from_file(bundle.file("tokenizer.json"), max_length=bundle.manifest.max_length)
-        with Scorer(tokenizer, runner) as scorer:
+        with Scorer(tokenizer, dispatcher) as scorer:
             yield scorer

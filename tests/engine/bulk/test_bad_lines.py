@@ -137,7 +137,7 @@ class _Failing(Scorer):
     """A scorer that fails for some instructions, at any of them, as a model that gives no number for some pairs."""
 
     def __init__(self, scorer: Scorer, bad: Collection[str]) -> None:
-        super().__init__(scorer.tokenizer, scorer.runner)
+        super().__init__(scorer.tokenizer, scorer.dispatcher)
         self._bad = [scorer.encode([(text, "")]).token_ids[0].tolist()[:-1] for text in bad]  # all but the last token
 
     def score_encoded(self, encoded: EncodedPairs, **options: Any) -> Scored:

@@ -22,7 +22,7 @@ from cappy_engine.bulk.score_file import score_file, score_to
 from cappy_engine.bulk.tasks import ScoreTask
 from cappy_engine.bulk.totals import Totals
 from cappy_engine.errors import CappyError, OutputError
-from tests.support.bulk_files import run, stopped, write_rows
+from tests.support.bulk_files import run, stopped, write_in_tick, write_rows
 
 ROWS = [{"instruction": f"Is it {number}?", "response": "yes", "note": os.urandom(3000).hex()} for number in range(200)]
 """Long rows: few of them are read ahead."""
@@ -54,6 +54,15 @@ def write_over(path: Path) -> None:
     with path.open("r+b") as file:
         file.write(path.read_bytes()[:1])
     os.utime(path, ns=(0, 0))
+
+
+def test_a_file_that_is_written_again_within_a_tick_of_the_clock_has_another_state(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    for _ in range(10):
+        write_in_tick(source, b"{}")
+        before = Files([source], ScoreTask()).states()
+        write_in_tick(source, b"[]")
+        assert Files([source], ScoreTask()).states() != before
 
 
 @pytest.mark.slow

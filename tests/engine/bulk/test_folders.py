@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-from collections.abc import Iterator
+import random
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
-from cappy_engine import Scorer
-from cappy_engine.bulk.folders import RUN, Folder, files_of_folder, score_folder
+from cappy_engine import Scorer, storage
+from cappy_engine.bulk import score_file
+from cappy_engine.bulk.folders import Folder, files_of_folder, score_folder
+from cappy_engine.bulk.resume.run_list import RUN
 from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.runs import Target
 from cappy_engine.bulk.tasks import ScoreTask
 from cappy_engine.bulk.totals import Totals
 from cappy_engine.errors import CappyError, OutputError
-from tests.support.bulk_files import WINDOW, pairs_of, write_rows
+from cappy_engine.tokenizer import PairTokenizer
+from tests.support.bulk_files import WINDOW, Stop, killed, pairs_of, slow_scorer, write_rows
 
 
 @pytest.fixture
@@ -35,6 +37,19 @@ def run_folder(
 ) -> Totals:
     folder = Folder(files_of_folder(source), out, ScoreTask(), RowOptions(window=window))
     return score_folder(scorer, folder, Target(out, **target), say=print if said is None else said.append)
+
+
+def folder_of(folder: Path, files: int) -> Path:
+    """Make a folder of files with a row each."""
+    folder.mkdir()
+    for number in range(files):
+        write_rows(folder / f"{number:04}.jsonl", pairs_of(number + 1)[-1:])
+    return folder
+
+
+def listed(out: Path) -> list[dict[str, Any]]:
+    """Read the list of complete files."""
+    return [json.loads(line) for line in (out / RUN).read_bytes().splitlines()]
 
 
 @pytest.fixture
@@ -92,75 +107,107 @@ def test_a_file_of_the_user_with_the_name_of_the_list_is_not_lost(
 
 
 def test_the_list_is_there_until_all_are_complete(scorer: Scorer, source: Path, stopped_out: Path) -> None:
-    assert list(json.loads((stopped_out / RUN).read_text())["done"]) == ["a.jsonl"]
+    assert [entry["file"] for entry in listed(stopped_out)] == ["a.jsonl"]
     assert run_folder(scorer, source, stopped_out, resume=True).pairs_before == 2 * WINDOW
     assert not (stopped_out / RUN).exists()
 
 
-def test_files_beside_outputs_are_not_taken_for_rows(source: Path) -> None:
-    write_rows(source / "c.settings.json", pairs_of(2))
-    for name in ("a.jsonl.settings.json", "b.jsonl.progress.json", "gone.csv.gz.settings.json", RUN):
-        (source / name).write_text("{}")
-    assert [str(name) for _, name in files_of_folder(source)] == ["a.jsonl", "b.jsonl", "c.settings.json"]
+def test_the_list_grows_by_a_line_a_file_and_is_not_written_again(scorer: Scorer, tmp_path: Path) -> None:
+    source, out = folder_of(tmp_path / "in", 12), tmp_path / "out"
+    seen: list[tuple[int, bytes]] = []
+
+    def look(totals: Totals) -> None:
+        if (out / RUN).exists():
+            seen.append(((out / RUN).stat().st_ino, (out / RUN).read_bytes()))
+
+    score_folder(scorer, Folder(files_of_folder(source), out), Target(out), progress=look)
+    assert [content.count(b"\n") for _, content in seen] == list(range(1, 12))
+    assert len({number for number, _ in seen}) == 1
+    assert all(late.startswith(early) for (_, early), (_, late) in pairwise(seen))
 
 
-@pytest.mark.parametrize("name", ["in", "in/out", "in/deep/out", "link/out"])
-def test_outputs_in_the_folder_that_is_read_are_refused(name: str, source: Path, tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to("in")
-    with pytest.raises(OutputError, match=f"{name} is in the input folder .*/in; choose a folder beside it"):
-        files_of_folder(source, [tmp_path / name])
-    assert files_of_folder(source, [tmp_path / "in2"])
+def test_a_list_that_another_run_took_away_has_all_files_again(scorer: Scorer, tmp_path: Path) -> None:
+    source, out = folder_of(tmp_path / "in", 4), tmp_path / "out"
+    (source / "0003.jsonl").write_bytes(b"oops\n")
+
+    def take_away(totals: Totals) -> None:
+        if totals.pairs == 2:
+            (out / RUN).unlink()
+
+    with pytest.raises(CappyError, match="not JSON"):
+        score_folder(scorer, Folder(files_of_folder(source), out), Target(out), progress=take_away)
+    assert [entry["file"] for entry in listed(out)] == ["0000.jsonl", "0001.jsonl", "0002.jsonl"]
 
 
-def test_linked_folders_and_files_are_read_under_the_names_of_their_links(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "ext" / "deep").mkdir(parents=True)
-    write_rows(tmp_path / "ext" / "deep" / "c.jsonl", pairs_of(2))
-    for name in ("one", "two"):
-        (source / name).symlink_to("../ext")
-    (source / "d.jsonl").symlink_to("../ext/deep/c.jsonl")
-    names = [str(name) for _, name in files_of_folder(source)]
-    assert names == ["a.jsonl", "b.jsonl", "d.jsonl", "one/deep/c.jsonl", "two/deep/c.jsonl"]
+def test_a_list_that_was_one_object_is_gone_on_with(scorer: Scorer, source: Path, stopped_out: Path) -> None:
+    """It was written so before, again for every file."""
+    done = {entry.pop("file"): entry for entry in listed(stopped_out)}
+    storage.write_json(stopped_out / RUN, {"done": done})
+    written = (stopped_out / "a.jsonl").stat().st_mtime_ns
+    assert run_folder(scorer, source, stopped_out, resume=True).pairs_before == 2 * WINDOW
+    assert (stopped_out / "a.jsonl").stat().st_mtime_ns == written
+    assert sorted(path.name for path in stopped_out.iterdir()) == ["a.jsonl", "b.jsonl"]
 
 
-def test_an_output_in_a_linked_folder_is_refused(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "ext").mkdir()
-    (source / "link").symlink_to("../ext")
-    with pytest.raises(OutputError, match=r"ext/out is in the input folder .*/in/link; choose a folder beside it"):
-        files_of_folder(source, [tmp_path / "ext" / "out"])
+@pytest.mark.parametrize("kept", [0, 1, 100, -1])
+def test_a_kill_while_a_file_is_listed_loses_nothing(
+    kept: int, scorer: Scorer, source: Path, stopped_out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line is torn, or there as a whole; what the run knew of the file is still beside it."""
+
+    def add_a_part(file: BinaryIO, content: bytes) -> None:
+        if content.startswith(b'{"file": "c.jsonl"'):
+            appended(file, content[:kept])
+            raise Stop
+        appended(file, content)
+
+    appended = storage.append
+    write_rows(source / "c.jsonl", pairs_of(WINDOW))
+    write_rows(source / "d.jsonl", pairs_of(WINDOW))
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "append", add_a_part)
+        with pytest.raises(Stop):
+            run_folder(scorer, source, stopped_out, resume=True)
+    written = (stopped_out / "c.jsonl").stat().st_mtime_ns
+    totals = run_folder(scorer, source, stopped_out, resume=True)
+    assert (totals.pairs, totals.pairs_before) == (6 * WINDOW, 5 * WINDOW)
+    assert (stopped_out / "c.jsonl").stat().st_mtime_ns == written
+    assert sorted(path.name for path in stopped_out.iterdir()) == ["a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl"]
 
 
-@pytest.mark.parametrize("target", [".", "..", "../in"])
-def test_a_link_that_leads_back_is_an_error(target: str, source: Path) -> None:
-    (source / "deep").mkdir()
-    (source / "deep" / "link").symlink_to(target if target == "." else f"../{target}")
-    with pytest.raises(CappyError, match=r"in/deep/\S*link leads back to a folder that it is in; remove the link"):
-        files_of_folder(source)
+def test_a_kill_behind_the_list_leaves_nothing_beside_the_file(
+    scorer: Scorer, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(names: object) -> None:
+        raise Stop
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(score_file, "forget", stop)
+        with pytest.raises(Stop):
+            run_folder(scorer, source, out)
+    assert (out / "a.jsonl.progress.json").exists()
+    assert run_folder(scorer, source, out, resume=True).pairs_before == 2 * WINDOW
+    assert sorted(path.name for path in out.iterdir()) == ["a.jsonl", "b.jsonl"]
 
 
-@pytest.mark.parametrize("target", ["nowhere.jsonl", "c.jsonl"])
-def test_a_link_that_leads_nowhere_is_an_error(target: str, source: Path) -> None:
-    (source / "notes.txt").symlink_to("nowhere")
-    assert len(files_of_folder(source)) == 2
-    (source / "c.jsonl").symlink_to(target)
-    with pytest.raises(CappyError, match=r"in/c\.jsonl cannot be read: .*; mend it, or move it away"):
-        files_of_folder(source)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_a_folder_killed_at_random_moments_ends_with_the_same_files(
+    seed: int, tmp_path: Path, tokenizer: PairTokenizer
+) -> None:
+    source, out, whole = folder_of(tmp_path / "in", 40), tmp_path / "out", tmp_path / "whole"
+    run_folder(slow_scorer(tokenizer), source, whole)
+    chance = random.Random(seed)
 
+    def go_on() -> None:
+        run_folder(slow_scorer(tokenizer, 0.001), source, out, said=[], resume=True)
 
-def test_what_is_no_file_and_has_the_name_of_one_is_an_error(source: Path) -> None:
-    os.mkfifo(source / "c.jsonl")
-    with pytest.raises(CappyError, match=r"in/c\.jsonl cannot be read: it is not a file; mend it, or move it away"):
-        files_of_folder(source)
-
-
-def test_a_folder_that_cannot_be_read_is_an_error(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (source / "closed").mkdir()
-    listed = Path.iterdir
-
-    def refused(path: Path) -> Iterator[Path]:  # root, who runs this in containers, reads every folder
-        if path.name == "closed":
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return listed(path)
-
-    monkeypatch.setattr(Path, "iterdir", refused)
-    with pytest.raises(CappyError, match=r"in/closed cannot be read: Permission denied; mend it, or move it away"):
-        files_of_folder(source)
+    kills = 0
+    while killed(go_on, chance.uniform(0.05, 0.4)) and kills < 30:
+        kills += 1
+    assert kills > 3
+    if (out / RUN).exists():
+        go_on()
+    left = {path.name: path.read_bytes() for path in out.iterdir() if not path.name.startswith(".cappy")}
+    assert left == {path.name: path.read_bytes() for path in whole.iterdir()}

@@ -28,14 +28,17 @@ def score(*arguments: str | Path) -> int:
 # Several files
 
 
-def test_a_folder_is_scored_into_a_folder_of_the_same_names(bundle: Path, tmp_path: Path) -> None:
+def test_a_folder_is_scored_into_a_folder_of_the_same_names(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "in" / "deep").mkdir(parents=True)
-    for name in ("a.jsonl", "b.csv", "deep/a.jsonl.gz"):
+    for name in ("a.jsonl", "b.csv", "deep/a.jsonl.gz", "deep/.a.jsonl"):
         write_rows(tmp_path / "in" / name, pairs_of(5))
     (tmp_path / "in" / "README.md").write_text("not rows")
     assert score(tmp_path / "in", "-o", tmp_path / "out", "--bundle", bundle) == 0
     found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert found == ["a.jsonl", "b.csv", "deep/a.jsonl.gz"]
+    assert f"note: hidden files of rows are not read: {tmp_path}/in/deep/.a.jsonl;" in capsys.readouterr().err
     assert len(rows_in((tmp_path / "out" / "a.jsonl").read_bytes())) == 5
 
 

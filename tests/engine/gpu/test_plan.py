@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from cappy_engine.batching import Grouping, Ids, Padding, full_batch
 from cappy_engine.bundle import EMBEDDED, TARGETS, Bundle, open_bundle
+from cappy_engine.dispatcher import Dispatcher
 from cappy_engine.errors import BundleError, DeviceUnavailable, PrecisionUnavailable
 from cappy_engine.gpu.plan import GpuModel, batch_flops, canary_batches
-from cappy_engine.runner import Runner
 from cappy_engine.session import INPUTS
 from tests.support.bundles import Manifest, remove_file, with_value, without
 from tests.support.gpus import (
@@ -138,9 +138,9 @@ def test_whatever_is_asked_of_a_call_every_batch_fits_an_engine(
 ) -> None:
     lengths, buckets = case
     session, grouping = PlacedSession("tensorrt"), Grouping(budget, "avoided", buckets)
-    runner = Runner(session, grouping, pad_token_id=1, narrow_session=session, callers=callers)
-    batches = runner.plan(lengths, grouping.changed(max_batch_tokens=asked, padding=padding)).batches
-    runner.close()
+    dispatcher = Dispatcher(session, grouping, pad_token_id=1, narrow_session=session, callers=callers)
+    batches = dispatcher.plan(lengths, grouping.changed(max_batch_tokens=asked, padding=padding)).batches
+    dispatcher.close()
     assert sorted(int(row) for batch in batches for row in batch.rows) == list(range(len(lengths)))
     for batch in batches:
         assert batch.length in buckets
@@ -174,7 +174,7 @@ def test_without_buckets_the_canary_is_planned_as_the_scorer_plans(
 ) -> None:
     lengths, _ = case
     grouping = Grouping(budget, padding)
-    planned = Runner(PlacedSession("cuda"), grouping, pad_token_id=1).plan(lengths)
+    planned = Dispatcher(PlacedSession("cuda"), grouping, pad_token_id=1).plan(lengths)
     one, other = (
         [(batch.rows.tolist(), batch.length) for batch in batches]
         for batches in (canary_batches(lengths, grouped(grouping)), planned.batches)

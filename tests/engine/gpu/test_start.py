@@ -12,11 +12,11 @@ import pytest
 
 from cappy_engine.batching import Grouping, Scores
 from cappy_engine.bundle import TARGETS, Bundle
+from cappy_engine.dispatcher import Dispatcher
 from cappy_engine.errors import BundleError, DeviceUnavailable, InvalidPair, ScoringError
 from cappy_engine.gpu.plan import batch_flops, plan_gpu
 from cappy_engine.gpu.sessions import SharedSession
 from cappy_engine.parts import PART_PAIRS
-from cappy_engine.runner import Runner
 from cappy_engine.scorer import Scorer
 from cappy_engine.session import INPUTS, Inputs
 from cappy_engine.testing import real_tokens, score_of
@@ -64,8 +64,8 @@ def test_the_canary_is_run_in_the_batches_of_the_scorer_after_a_full_batch_twice
     runtime = FakeRuntime()
     open_faked(sealed, root, runtime, device=device, precision=precision)
     model = plan_gpu(sealed, device, precision, gpus=[0], max_batch_tokens=BUDGET, there=[H100])
-    runner = Runner(PlacedSession(device), model.grouping, pad_token_id=1)
-    expected = [(len(batch.rows), batch.length) for batch in runner.plan(np.array(list(map(len, TOKENS)))).batches]
+    dispatcher = Dispatcher(PlacedSession(device), model.grouping, pad_token_id=1)
+    expected = [(len(batch.rows), batch.length) for batch in dispatcher.plan(np.array(list(map(len, TOKENS)))).batches]
     assert len(expected) > 1
     if device == "cuda":
         (session,) = runtime.sessions
@@ -195,8 +195,8 @@ def test_several_gpus_are_all_proven_and_share_the_work(sealed: Bundle, root: Pa
     assert runtime.sessions[0].shapes == runtime.sessions[1].shapes
     pairs = [("word " * count, "yes") for count in range(1, 40)]
     model = plan_gpu(sealed, "cuda", "fp16", gpus=[0, 1], max_batch_tokens=BUDGET, there=[H100] * 2)
-    runner = Runner(session, model.grouping, pad_token_id=1, narrow_session=session, callers=2)
-    with Scorer(tokenizer, runner) as scorer:
+    dispatcher = Dispatcher(session, model.grouping, pad_token_id=1, narrow_session=session, callers=2)
+    with Scorer(tokenizer, dispatcher) as scorer:
         scores = scorer.score(pairs)
     np.testing.assert_allclose(scores, [score_of(ids.tolist()) for ids in tokenizer.encode(pairs).token_ids], atol=1e-6)
 
@@ -205,7 +205,7 @@ def scorer_beside(tokenizer: PairTokenizer, session: PlacedSession, *, gpus: int
     """A scorer on GPUs that are faked, whose CPU is free while they compute."""
     shared = SharedSession(dict.fromkeys(range(gpus), session), device="cuda") if gpus > 1 else None
     return Scorer(
-        tokenizer, Runner(shared or session, Grouping(BUDGET), pad_token_id=1, narrow_session=shared, callers=gpus)
+        tokenizer, Dispatcher(shared or session, Grouping(BUDGET), pad_token_id=1, narrow_session=shared, callers=gpus)
     )
 
 
@@ -218,7 +218,7 @@ def test_parts_that_are_tokenised_beside_the_gpu_give_what_one_call_gives(tokeni
     with scorer_beside(tokenizer, PlacedSession("cuda"), gpus=gpus) as scorer:
         generator = (pair for pair in pairs)
         apart = scorer.score_pairs(generator, progress=lambda count, tokens: seen.append((count, tokens)))
-    with Scorer(tokenizer, Runner(PlacedSession("cpu"), Grouping(BUDGET), pad_token_id=1)) as scorer:
+    with Scorer(tokenizer, Dispatcher(PlacedSession("cpu"), Grouping(BUDGET), pad_token_id=1)) as scorer:
         whole = scorer.score_pairs(pairs)
     for name in ("scores", "token_counts", "truncated", "without_instruction"):
         np.testing.assert_array_equal(getattr(apart, name), getattr(whole, name))

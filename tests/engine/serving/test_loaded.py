@@ -15,10 +15,10 @@ import pytest
 
 from cappy_engine.batching import Grouping
 from cappy_engine.bundle import open_bundle
+from cappy_engine.dispatcher import Dispatcher
 from cappy_engine.errors import InvalidRequest, ModelBroken, NotReady, QueueClosed, QueueFull, ScoringError
 from cappy_engine.gpu.sessions import SharedSession
 from cappy_engine.options import ScorerOptions
-from cappy_engine.runner import Runner
 from cappy_engine.scorer import Scorer
 from cappy_engine.serving.loaded import LoadedModel
 from cappy_engine.serving.metrics import Metrics
@@ -82,9 +82,9 @@ def test_a_queue_is_bounded_also_where_no_bound_was_asked_for(bundle: Path, thre
 def test_padding_is_counted_where_the_model_computes_it(
     bundle: Path, grouping: Grouping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner = Runner(FakeSession(), grouping, pad_token_id=1)
+    dispatcher = Dispatcher(FakeSession(), grouping, pad_token_id=1)
     monkeypatch.setattr(LoadedModel, "_check", lambda model: None)  # made-up scores are not the canary's
-    monkeypatch.setattr(Scorer, "runner", property(lambda scorer: runner))
+    monkeypatch.setattr(Scorer, "dispatcher", property(lambda scorer: dispatcher))
     metrics = Metrics()
     model = LoadedModel(bundle, INT8, ServerOptions(), metrics, lambda model, error: None)
     pairs = [(SKY, "Yes"), (SKY, "Yes, it is blue, as blue as can be."), (SKY, "word " * 70)]
@@ -127,8 +127,8 @@ def test_a_model_is_broken_where_one_of_several_gpus_is(bundle: Path, monkeypatc
     shared = SharedSession(
         {**dict.fromkeys(range(7), session), 7: last}, device="cpu"
     )  # more than the canary has pairs
-    runner = Runner(shared, Grouping(4096), pad_token_id=1, narrow_session=shared, callers=8)
-    monkeypatch.setattr(Scorer, "runner", property(lambda scorer: runner))
+    dispatcher = Dispatcher(shared, Grouping(4096), pad_token_id=1, narrow_session=shared, callers=8)
+    monkeypatch.setattr(Scorer, "dispatcher", property(lambda scorer: dispatcher))
     broken: Queue[ModelBroken] = Queue()
     model = LoadedModel(
         bundle, ScorerOptions(precision="fp32"), ServerOptions(), Metrics(), lambda model, error: broken.put(error)
@@ -163,17 +163,17 @@ def test_an_fp32_model_that_is_gone_is_an_error_of_the_server(copy: Path) -> Non
 def test_a_model_that_does_not_score_its_canary_right_is_freed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else each bundle that is refused at SIGHUP would stay in memory."""
     opened: list[Scorer] = []
-    open_with, run = Scorer.open_with, Runner.run
+    open_with, run = Scorer.open_with, Dispatcher.run
 
     def open_noted(bundle: Path, options: ScorerOptions) -> Scorer:
         opened.append(open_with(bundle, options))
         return opened[-1]
 
     monkeypatch.setattr(Scorer, "open_with", open_noted)
-    monkeypatch.setattr(Runner, "run", lambda runner, encoded: run(runner, encoded) + np.float32(0.5))
+    monkeypatch.setattr(Dispatcher, "run", lambda dispatcher, encoded: run(dispatcher, encoded) + np.float32(0.5))
     with pytest.raises(ModelBroken, match="wrong scores"):
         LoadedModel(bundle, INT8, ServerOptions(), Metrics(), lambda model, error: None)
-    monkeypatch.setattr(Runner, "run", run)
+    monkeypatch.setattr(Dispatcher, "run", run)
     with pytest.raises(ScoringError, match="closed"):
         opened[0].score([(SKY, "Yes")])
 

@@ -10,9 +10,9 @@ import pytest
 
 from cappy_engine.batching import Grouping
 from cappy_engine.bundle import open_bundle
+from cappy_engine.dispatcher import Dispatcher
 from cappy_engine.errors import DeadlinePassed
 from cappy_engine.options import ScorerOptions
-from cappy_engine.runner import Runner
 from cappy_engine.scorer import Scorer
 from cappy_engine.serving.metrics import Metrics
 from cappy_engine.serving.requests import ScoringRequest, ScoringResult
@@ -26,8 +26,8 @@ from tests.support.gated import SECONDS, Gate
 def gate(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """Give the gate of the model that services load."""
     found = Gate(open_session(open_bundle(bundle).model("fp32", "cpu"), threads=1))
-    runner = Runner(found, Grouping(512, "removed"), pad_token_id=1)
-    monkeypatch.setattr(Scorer, "runner", property(lambda scorer: runner))
+    dispatcher = Dispatcher(found, Grouping(512, "removed"), pad_token_id=1)
+    monkeypatch.setattr(Scorer, "dispatcher", property(lambda scorer: dispatcher))
     yield found
     found.is_open.set()
 

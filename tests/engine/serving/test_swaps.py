@@ -13,9 +13,9 @@ import pytest
 
 from cappy_engine.batching import Grouping
 from cappy_engine.bundle import open_bundle
+from cappy_engine.dispatcher import Dispatcher
 from cappy_engine.errors import ModelBroken, QueueClosed, ScoringError
 from cappy_engine.options import ScorerOptions
-from cappy_engine.runner import Runner
 from cappy_engine.scorer import Scorer
 from cappy_engine.serving.loaded import LoadedModel
 from cappy_engine.serving.metrics import Metrics
@@ -44,9 +44,9 @@ class Opened:
         self.asked += 1
         assert self.may_open.wait(SECONDS)
         self.gates.append(Gate(open_session(self._bundle.model("fp32", "cpu"), threads=1)))
-        runner = Runner(self.gates[-1], Grouping(512, "removed"), pad_token_id=1)
+        dispatcher = Dispatcher(self.gates[-1], Grouping(512, "removed"), pad_token_id=1)
         found = self._open_with(bundle, options)
-        return Scorer(found.tokenizer, runner, bundle=self._bundle, info=found.info, options=options)
+        return Scorer(found.tokenizer, dispatcher, bundle=self._bundle, info=found.info, options=options)
 
     def let(self) -> None:
         self.may_open.set()

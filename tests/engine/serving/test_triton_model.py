@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cappy_engine.dispatcher import Dispatcher
 from cappy_engine.errors import BundleError, DeviceUnavailable, ModelBroken, ScoringError
 from cappy_engine.options import ScorerOptions
-from cappy_engine.runner import Runner
 from cappy_engine.scorer import Scorer
 from cappy_engine.serving.triton import TritonOptions, write_repository
 
@@ -177,8 +177,8 @@ def test_a_model_whose_scores_are_off_is_not_served(
     bundle: Path, tmp_path: Path, triton: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts, _ = write_repository(bundle, tmp_path, OPTIONS, TritonOptions())
-    run = Runner.run
-    monkeypatch.setattr(Runner, "run", lambda runner, encoded: run(runner, encoded) + np.float32(0.5))
+    run = Dispatcher.run
+    monkeypatch.setattr(Dispatcher, "run", lambda dispatcher, encoded: run(dispatcher, encoded) + np.float32(0.5))
     with pytest.raises(ModelBroken, match="wrong scores"):
         load(texts)
 

@@ -26,7 +26,7 @@ from cappy_engine.bulk.ray.pool import (
 )
 from cappy_engine.bulk.ray.slice_folder import (
     SliceDone,
-    check_apart,
+    check_folders_apart,
     describe_job,
     finish_folder,
     open_folder,
@@ -78,7 +78,7 @@ def score_on_cluster(
     target = folder.out.absolute()
     rejected = None if rejected is None else rejected.absolute()
     if rejected is not None:
-        check_apart(rejected, target)
+        check_folders_apart(rejected, target)
     elif not folder.options.stops:
         raise ValueError("on a cluster bad rows are left out with a folder to list them in only; name it as rejected")
     slices = cut_slices(folder, cluster.slice_rows)

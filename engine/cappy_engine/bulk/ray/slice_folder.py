@@ -41,10 +41,10 @@ class SliceDone:
     totals: Mapping[str, int]
 
 
-def check_apart(rejected: Path, target: Path) -> None:
+def check_folders_apart(rejected: Path, target: Path) -> None:
     """Raise OutputError if the folders of results and of bad rows are in one another.
 
-    >>> check_apart(Path("bad"), Path("scored"))
+    >>> check_folders_apart(Path("bad"), Path("scored"))
     """
     bad = rejected.resolve()
     for out in (target.resolve(), _unfinished(target).resolve()):

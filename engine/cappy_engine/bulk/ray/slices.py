@@ -22,7 +22,7 @@ from cappy_engine.bulk.formats.entries import Position, Reading
 from cappy_engine.bulk.formats.file_format import Format, format_of
 from cappy_engine.bulk.formats.sources import TableSource
 from cappy_engine.bulk.formats.writers import writer_of
-from cappy_engine.bulk.input_files import check_unchanged, state_of
+from cappy_engine.bulk.input_files import check_unchanged, settled, state_of
 from cappy_engine.bulk.totals import Totals
 from cappy_engine.bulk.windows import Window, encode, windows
 from cappy_engine.bulk.work import Work, rejects
@@ -74,6 +74,7 @@ def cut_slices(folder: Folder, slice_rows: int = SLICE_ROWS) -> list[Slice]:
             raise CappyError(
                 f"{path} is {form}, and a cluster takes Parquet only; leave it out, or score it without Ray"
             )
+        settled(path)  # else a change at once might leave the time that the digest has
         with path.open("rb") as file:
             source = TableSource(path, file, Reading(folder.task))
             total, digest, size = source.total or 0, _digest(source, file), source.size

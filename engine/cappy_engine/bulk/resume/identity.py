@@ -67,12 +67,12 @@ def scorer_settings(scorer: Scorer) -> dict[str, Any]:
     >>> scorer_settings(scorer)["precision"]
     'int8'
     """
-    grouping = scorer.runner.grouping
+    grouping = scorer.dispatcher.grouping
     found: dict[str, Any] = {
         "padding": grouping.padding,
         "max_batch_tokens": grouping.max_batch_tokens,
         "buckets": list(grouping.buckets),
-        "workers": scorer.runner.workers,
+        "workers": scorer.dispatcher.workers,
     }
     try:
         info, bundle = scorer.info, scorer.exact.bundle

@@ -34,7 +34,7 @@ from cappy_engine.nodes import BundleOfNodes
 from cappy_engine.options import Precision, ScorerOptions
 from cappy_engine.testing import FakeSession, fake_scorer
 from cappy_engine.tokenizer import PairTokenizer
-from tests.support.bulk_files import run
+from tests.support.bulk_files import run, write_in_tick
 
 pa: Any = pytest.importorskip("pyarrow")
 pq: Any = pytest.importorskip("pyarrow.parquet")
@@ -181,6 +181,17 @@ def test_a_file_that_was_changed_behind_the_same_footer_is_not_scored(tmp_path: 
     assert source.read_bytes()[-500:] == content[-500:]
     with pytest.raises(CappyError, match=r"a.parquet is not the file that the job began with: it has .*, and had .*"):
         score_slice(scorer, part, folder)
+
+
+def test_a_file_that_is_written_again_within_a_tick_of_the_clock_is_not_scored(tmp_path: Path, scorer: Scorer) -> None:
+    source = write(tmp_path / "a.parquet", 4)
+    folder, content = folder_of(source), source.read_bytes()
+    for _ in range(10):
+        write_in_tick(source, content)
+        part = cut_slices(folder, 4)[0]
+        write_in_tick(source, content)
+        with pytest.raises(CappyError, match=r"a.parquet is not the file that the job began with: it has .*, and had"):
+            score_slice(scorer, part, folder)
 
 
 def test_a_file_that_is_written_to_while_a_slice_is_read_is_an_error(tmp_path: Path, tokenizer: PairTokenizer) -> None:

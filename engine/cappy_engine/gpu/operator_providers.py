@@ -28,14 +28,14 @@ HEAVY_OPERATORS = frozenset(
 """Operators with products of matrices, where nearly all of the time goes; a device that runs none of them is idle."""
 SPEED_FLOOR = 1e12
 """Floating-point operations per second. A GPU of the last ten years does several times that on a full batch, in fp32
-too; a few cores do not. Many server cores may: what runs on a CPU is for `check_placement` to find."""
+too; a few cores do not. Many server cores may: what runs on a CPU is for `check_operator_providers` to find."""
 LEAST_JUDGED_SECONDS = 0.02
 """A batch that takes a GPU at the floor less than this is mostly launches and copies, and tells nothing."""
 
 log = logging.getLogger(__name__)
 
 
-def check_placement(device: str, placed: Mapping[str, Counter[str]]) -> None:
+def check_operator_providers(device: str, placed: Mapping[str, Counter[str]]) -> None:
     """Raise DeviceUnavailable, with operators and counts, unless `device` runs the model; `placed` is from `census`.
 
     It runs it if some of HEAVY_OPERATORS are on its own provider, and others run no more than SHAPE_OPERATORS.

@@ -60,7 +60,7 @@ class LazySession:
         return session.run(inputs)
 
 
-class Runner:
+class Dispatcher:
     """Scores encoded pairs, in batches. Any number of threads may call it.
 
     `session` runs one batch on all threads. `narrow_session`, if any, runs `callers` batches at once, one thread each;
@@ -99,7 +99,7 @@ class Runner:
     def plan(self, lengths: Ids, grouping: Grouping | None = None) -> Plan:
         """Plan batches for pairs of these `lengths`, (n,) int64 in tokens, and how they run.
 
-        `grouping` replaces the runner's own.
+        `grouping` replaces the dispatcher's own.
         """
         grouping = grouping or self.grouping
         if self.workers > 1:
@@ -124,7 +124,7 @@ class Runner:
     ) -> Scores:
         """Score n pairs: (n,) float32, in their order.
 
-        `grouping` replaces the runner's own. `progress` is called after every batch. Raises ScoringError, with the
+        `grouping` replaces the dispatcher's own. `progress` is called after every batch. Raises ScoringError, with the
         index of a pair that fails in the model; the index is None where no single pair is at fault.
         """
         plan = self.plan(encoded.lengths, grouping)
@@ -147,7 +147,7 @@ class Runner:
     def ways(self) -> list[Callable[[EncodedPairs], Scores]]:
         """List all ways in which pairs are run: `run`, and `run_beside` on each of the sessions that are shared out.
 
-        >>> [run(encoded) for run in runner.ways()]
+        >>> [run(encoded) for run in dispatcher.ways()]
         """
         session = self._narrow or self._session
         if session is None:
@@ -179,7 +179,7 @@ class Runner:
             with starting():
                 return zip(plan.batches, self._callers.map(score, plan.batches), strict=True)
         except ScoringError as error:
-            if self._session is None:  # another thread closed the runner meanwhile
+            if self._session is None:  # another thread closed the dispatcher meanwhile
                 raise ScoringError(CLOSED) from error
             raise
 

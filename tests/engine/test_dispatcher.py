@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cappy_engine.batching import EncodedPairs, Grouping, Padding, Scores, keeps_busy
+from cappy_engine.dispatcher import Dispatcher, LazySession
 from cappy_engine.errors import ScoringError
-from cappy_engine.runner import LazySession, Runner
 from cappy_engine.scorer import Scorer
 from cappy_engine.session import Inputs
 from cappy_engine.testing import FakeSession, fake_scorer
@@ -45,12 +45,12 @@ def test_uneven_batches_run_one_after_the_other_though_larger_ones_would_be_even
     Those look even; when the decision was taken again from them, they ran beside each other.
     """
     wide, narrow = ThreadsSession(), ThreadsSession()
-    runner = Runner(wide, Grouping(512, "removed"), pad_token_id=1, narrow_session=narrow, callers=4)
+    dispatcher = Dispatcher(wide, Grouping(512, "removed"), pad_token_id=1, narrow_session=narrow, callers=4)
     pairs = encoded([481, 378, 364, 253, 229, 226, 192, 174, 130, 36])
-    plan = runner.plan(pairs.lengths)
+    plan = dispatcher.plan(pairs.lengths)
     assert not plan.is_shared
-    scores = runner.run(pairs)
-    runner.close()
+    scores = dispatcher.run(pairs)
+    dispatcher.close()
     assert (len(wide.batches), len(narrow.batches)) == (len(plan.batches), 0)
     assert scores.tolist() == pairs.lengths.tolist()
 
@@ -68,12 +68,12 @@ def test_a_run_does_what_its_plan_says(
 ) -> None:
     narrow = ThreadsSession()
     wide = ThreadsSession() if has_wide else narrow
-    runner = Runner(wide, Grouping(budget, padding), pad_token_id=1, narrow_session=narrow, callers=callers)
+    dispatcher = Dispatcher(wide, Grouping(budget, padding), pad_token_id=1, narrow_session=narrow, callers=callers)
     pairs = encoded(lengths)
-    plan = runner.plan(pairs.lengths)
+    plan = dispatcher.plan(pairs.lengths)
     told: list[int] = []
-    scores = runner.run(pairs, progress=lambda batch: told.append(len(batch.rows)))
-    runner.close()
+    scores = dispatcher.run(pairs, progress=lambda batch: told.append(len(batch.rows)))
+    dispatcher.close()
     assert scores.tolist() == lengths
     assert told == [len(batch.rows) for batch in plan.batches]
     own = {name for name in narrow.threads if name.startswith("cappy")}
@@ -90,19 +90,19 @@ def test_a_session_that_is_opened_late_is_opened_once() -> None:
         opened.append(ThreadsSession())
         return opened[-1]
 
-    runner = Runner(LazySession(open_now, device="cpu"), Grouping(100), pad_token_id=1)
+    dispatcher = Dispatcher(LazySession(open_now, device="cpu"), Grouping(100), pad_token_id=1)
     assert not opened
     for _ in range(2):
-        runner.run(encoded([3, 4]))
+        dispatcher.run(encoded([3, 4]))
     assert [len(session.batches) for session in opened] == [2]
 
 
 def test_a_closed_runner_runs_nothing() -> None:
     session = ThreadsSession()
-    runner = Runner(session, Grouping(100), pad_token_id=1, narrow_session=session, callers=2)
-    runner.close()
+    dispatcher = Dispatcher(session, Grouping(100), pad_token_id=1, narrow_session=session, callers=2)
+    dispatcher.close()
     with pytest.raises(ScoringError, match="was closed"):
-        runner.run(encoded([3] * 100))
+        dispatcher.run(encoded([3] * 100))
     assert session.batches == []
 
 
@@ -163,7 +163,7 @@ class Recorder(FakeSession):
 
 
 def with_callers(tokenizer: PairTokenizer, wide: FakeSession, narrow: FakeSession) -> Scorer:
-    return Scorer(tokenizer, Runner(wide, Grouping(100), pad_token_id=1, narrow_session=narrow, callers=3))
+    return Scorer(tokenizer, Dispatcher(wide, Grouping(100), pad_token_id=1, narrow_session=narrow, callers=3))
 
 
 def test_several_batches_run_beside_each_other_and_one_alone_has_all_threads(tokenizer: PairTokenizer) -> None:

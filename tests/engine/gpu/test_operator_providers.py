@@ -7,11 +7,11 @@ from collections import Counter
 import pytest
 
 from cappy_engine.errors import DeviceUnavailable
-from cappy_engine.gpu.placement import (
+from cappy_engine.gpu.operator_providers import (
     HEAVY_OPERATORS,
     SHAPE_OPERATORS,
     SPEED_FLOOR,
-    check_placement,
+    check_operator_providers,
     warn_if_slow,
 )
 
@@ -25,49 +25,51 @@ LAYERS = Counter({"MatMul": 48, "LayerNormalization": 8, "Softmax": 4, "Gather":
 
 @pytest.mark.parametrize("device", OWN)
 def test_a_model_that_is_all_on_its_device_is_in_place(device: str) -> None:
-    check_placement(device, {OWN[device]: LAYERS})
+    check_operator_providers(device, {OWN[device]: LAYERS})
 
 
 @pytest.mark.parametrize("device", OWN)
 @pytest.mark.parametrize("operator", sorted(SHAPE_OPERATORS))
 def test_arithmetic_on_shapes_may_stay_on_the_cpu(device: str, operator: str) -> None:
-    check_placement(device, {OWN[device]: LAYERS, CPU: Counter({operator: 5})})
+    check_operator_providers(device, {OWN[device]: LAYERS, CPU: Counter({operator: 5})})
 
 
 @pytest.mark.parametrize("device", OWN)
 @pytest.mark.parametrize("operator", [*sorted(HEAVY_OPERATORS), "LayerNormalization", "Softmax", "Gelu", "GatherND"])
 def test_no_other_operator_may_run_on_the_cpu(device: str, operator: str) -> None:
     with pytest.raises(DeviceUnavailable, match=f"CPUExecutionProvider runs 1 {operator}: {OWN[device]}"):
-        check_placement(device, {OWN[device]: LAYERS, CPU: Counter({operator: 1, "Shape": 2})})
+        check_operator_providers(device, {OWN[device]: LAYERS, CPU: Counter({operator: 1, "Shape": 2})})
 
 
 @pytest.mark.parametrize("operator", sorted(SHAPE_OPERATORS))
 def test_cuda_may_count_positions_for_tensorrt(operator: str) -> None:
-    check_placement("tensorrt", {TENSORRT: LAYERS, CUDA: Counter({operator: 1})})
+    check_operator_providers("tensorrt", {TENSORRT: LAYERS, CUDA: Counter({operator: 1})})
 
 
 @pytest.mark.parametrize("operator", ["MatMul", "Gelu", "LayerNormalization", "SkipLayerNormalization"])
 def test_a_part_that_tensorrt_refused_is_found(operator: str) -> None:
     with pytest.raises(DeviceUnavailable, match=f"CUDAExecutionProvider runs 24 {operator}"):
-        check_placement("tensorrt", {TENSORRT: LAYERS, CUDA: Counter({operator: 24})})
+        check_operator_providers("tensorrt", {TENSORRT: LAYERS, CUDA: Counter({operator: 24})})
 
 
 def test_everything_that_runs_elsewhere_is_in_one_error() -> None:
     with pytest.raises(DeviceUnavailable, match="CUDAExecutionProvider runs 2 Gelu and CPUExecutionProvider runs 9 Q"):
-        check_placement("tensorrt", {TENSORRT: LAYERS, CUDA: Counter({"Gelu": 2}), CPU: Counter({"QAttention": 9})})
+        check_operator_providers(
+            "tensorrt", {TENSORRT: LAYERS, CUDA: Counter({"Gelu": 2}), CPU: Counter({"QAttention": 9})}
+        )
 
 
 @pytest.mark.parametrize("device", OWN)
 def test_a_device_without_matrix_products_does_not_run_the_model(device: str) -> None:
     idle = {OWN[device]: Counter({"Gather": 3, "Softmax": 4})}
     with pytest.raises(DeviceUnavailable, match=f"{OWN[device]} has none of the model's matrix products"):
-        check_placement(device, idle)
+        check_operator_providers(device, idle)
 
 
 @pytest.mark.parametrize("device", OWN)
 def test_a_session_that_tells_nothing_is_no_proof(device: str) -> None:
     with pytest.raises(DeviceUnavailable, match="no node at all"):
-        check_placement(device, {})
+        check_operator_providers(device, {})
 
 
 # Speed
