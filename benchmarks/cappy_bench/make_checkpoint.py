@@ -131,17 +131,13 @@ def save_weights(weights: dict[str, torch.Tensor], out: Path, name: str) -> None
     elif name == "bin":
         torch.save(dict(weights), out / "pytorch_model.bin")
     elif name == "msgpack":
-        (out / "flax_model.msgpack").write_bytes(flax_bytes(weights))
+        (out / "flax_model.msgpack").write_bytes(_flax_bytes(weights))
     else:
         raise ValueError(f"unknown format {name!r}; choose from {', '.join(FORMATS)}")
 
 
-def flax_bytes(weights: dict[str, torch.Tensor]) -> bytes:
-    """Write these weights as `flax.serialization.to_bytes` does, under Flax's parameter names.
-
-    >>> flax_bytes({"classifier.out_proj.bias": torch.zeros(1)})[:1]
-    b'\\x81'
-    """
+def _flax_bytes(weights: dict[str, torch.Tensor]) -> bytes:
+    """Write these weights as `flax.serialization.to_bytes` does, under Flax's parameter names."""
     tree: dict[str, Any] = {}
     for key, value in weights.items():
         *parents, leaf = key.split(".")

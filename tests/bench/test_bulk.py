@@ -11,7 +11,6 @@ import pytest
 from cappy_bench.bulk.bulk_measure import rows, run_score, write_pairs
 from cappy_bench.bulk.bulk_options import BulkBenchOptions
 from cappy_engine.cli.main import main
-from cappy_engine.options import ScorerOptions
 
 
 @pytest.mark.slow
@@ -42,7 +41,7 @@ def test_the_command_is_stopped_for_what_comes_between_and_its_seconds_are_its_o
         stops.append(scored.exists())
 
     begun = time.perf_counter()
-    seconds, _ = run_score(source, scored, options, ScorerOptions(threads=1), between)
+    seconds, _ = run_score(source, scored, options, ["--threads", "1"], between)
     assert seconds < time.perf_counter() - begun - 0.1 * len(stops)
     assert stops
     assert len(scored.read_bytes().splitlines()) == 50

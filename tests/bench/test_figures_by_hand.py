@@ -63,7 +63,7 @@ def test_figures_are_medians_of_rounds_and_percentiles_of_all_their_requests() -
     made = result(runner("cappy", ROUNDS))
     found = figures(made, made["runners"][0], made["workloads"][0])
     assert found is not None
-    assert (found.rounds, found.requests) == (3, 9)
+    assert found.requests == 9
     assert found.pairs_per_second == pytest.approx(12 / 6.5)
     assert found.tokens_per_second == pytest.approx(600 / 6.5)
     assert found.spread == pytest.approx((600 / 11, 600 / 6)), "the slowest round, and then the fastest"
@@ -85,7 +85,7 @@ def test_a_share_is_of_the_peak_in_that_precision(precision: str, peak: float) -
 
 def test_a_ratio_is_the_median_of_the_rounds_ratios_and_not_the_ratio_of_medians() -> None:
     made = result(runner("cappy", one_request(1, 4, 3)), runner("torch", one_request(2, 4, 9)))
-    assert compare_with_peer(made, made["runners"][1], "rerank") == Ratio("cappy", "torch", "rerank", 2.0, 1.0, 3.0)
+    assert compare_with_peer(made, made["runners"][1], "rerank") == Ratio("cappy", 2.0, 1.0, 3.0)
     assert paired_ratios([2.0, 4.0, 9.0], [1.0, 4.0, 2.0]) == [2.0, 1.0, 4.5]
     assert paired_ratios([6.0], [1.0, 2.0, 3.0]) == [6.0, 3.0, 2.0]
     assert paired_ratios([1.0, 2.0, 12.0], [2.0]) == [0.5, 1.0, 6.0]

@@ -20,7 +20,7 @@ from cappy_bench.gpu.questions import time_doubling
 from cappy_bench.gpu.results import make_cell, summary
 from cappy_bench.gpu.throughput import score_in_rows, time_in_turns
 from cappy_bench.gpu.watching import FACTS, attention_kernels, first_gpu, gpu_facts, watched
-from cappy_bench.peers.torch_model import runs
+from cappy_bench.peers.pytorch import runs
 from cappy_engine import Scorer
 from cappy_engine.batching import full_batch
 from cappy_engine.bundle import EMBEDDED, open_bundle

@@ -13,36 +13,16 @@ import pytest
 from cappy_bench.load.connections import BadAnswer, Client, post, read_answer
 from cappy_bench.load.driving import HUNG, Exchange, Room, Target, closed_loop, exchange, open_loop
 from cappy_bench.load.outcomes import count_outcomes
+from tests.support.http_answers import Handle, answer, answering
 
 T = TypeVar("T")
-Handle = Callable[[bytes], Awaitable[bytes]]
-"""What a server answers to the body of a request: the bytes of an answer, none to close the connection."""
-
-
-def answer(status: int, body: bytes = b"ok", more: str = "") -> bytes:
-    return f"HTTP/1.1 {status} Any\r\ncontent-length: {len(body)}\r\n{more}\r\n".encode() + body
 
 
 def with_server(handle: Handle, ask: Callable[[Client, tuple[str, int]], Awaitable[T]]) -> T:
     """Run `ask` against a server on the loopback that answers by `handle`."""
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-                found = await handle(await reader.readexactly(length))
-                if not found:
-                    break
-                writer.write(found)
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass  # the client has gone, or the test is over
-        finally:
-            writer.close()
-
     async def run() -> T:
-        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-            address = server.sockets[0].getsockname()[:2]
+        async with answering(handle) as address:
             client = Client(*address)
             try:
                 return await ask(client, address)

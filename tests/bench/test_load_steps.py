@@ -8,8 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +28,7 @@ from cappy_bench.load.offline import Offline
 from cappy_bench.load.server_process import find_server, read_info, start_server
 from cappy_engine.cli.main import main
 from cappy_engine.errors import BenchmarkError
+from tests.support.http_answers import Handle, answer, answering
 from tests.support.places import ROOT
 
 pytestmark = pytest.mark.slow
@@ -70,25 +70,14 @@ class FakeServer:
         return 200, {"results": [{"index": place, "score": other} for place, _ in enumerate(body["candidates"])]}
 
 
-@asynccontextmanager
-async def served(handle: Callable[[dict[str, Any]], Awaitable[tuple[int, Any]]]) -> AsyncIterator[tuple[str, int]]:
-    """Serve JSON on the loopback."""
+def in_json(handle: Callable[[dict[str, Any]], Awaitable[tuple[int, Any]]]) -> Handle:
+    """Give what answers bytes, from what answers documents."""
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-                status, found = await handle(json.loads(await reader.readexactly(length)))
-                body = json.dumps(found).encode()
-                writer.write(f"HTTP/1.1 {status} Any\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.close()
+    async def answer_bytes(body: bytes) -> bytes:
+        status, found = await handle(json.loads(body))
+        return answer(status, json.dumps(found).encode())
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[:2]
+    return answer_bytes
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +89,7 @@ def measured() -> dict[str, Any]:
     asked = Asked(options, load, cast(Offline, FakeOffline(load)), TOKENS_PER_SECOND, lambda line: None)
 
     async def run() -> dict[str, Any]:
-        async with served(FakeServer(most=3).answer) as address:
+        async with answering(in_json(FakeServer(most=3).answer)) as address:
             client = Client(*address)
             bodies = [post(address, NATIVE.path, NATIVE.body(pairs)) for pairs in requests]
             target = Target(client, bodies, deadline_seconds=5.0)
@@ -170,7 +159,8 @@ SERVER = """
 import http.server, json, sys
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        body = json.dumps({"device": "cpu", "precision": "int8", "threads": 2, "mode": "both"}).encode()
+        scorer = {"device": "cpu", "precision": "int8", "threads": 2, "mode": "both", "max_batch_tokens": 512}
+        body = json.dumps({**scorer, "limits": {}}).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -221,7 +211,7 @@ def test_infinity_without_its_environment_says_how_to_make_it(tmp_path: Path) ->
 def test_the_script_for_wrk_sends_all_requests_in_turn_and_sums_up_as_json(tmp_path: Path) -> None:
     asked: list[str] = []
 
-    async def answer(body: dict[str, Any]) -> tuple[int, Any]:
+    async def scored(body: dict[str, Any]) -> tuple[int, Any]:
         asked.append(body["instruction"])
         await asyncio.sleep(0.02)
         return (429 if len(asked) % 4 == 0 else 200), {"results": []}
@@ -230,7 +220,7 @@ def test_the_script_for_wrk_sends_all_requests_in_turn_and_sums_up_as_json(tmp_p
     bodies.write_bytes(b"".join(NATIVE.body([(name, "Yes")]) + b"\n" for name in ("one", "two", "three")))
 
     async def run() -> dict[str, Any]:
-        async with served(answer) as (host, port):
+        async with answering(in_json(scored)) as (host, port):
             words = ["wrk", "-t1", "-c1", "-d1s", "--script", str(ROOT / "docs/examples/load/rank.lua")]
             process = await asyncio.create_subprocess_exec(
                 *words, f"http://{host}:{port}", stdout=subprocess.PIPE, env={**os.environ, "BODIES": str(bodies)}

@@ -17,7 +17,7 @@ import pytest
 
 import cappy_bench.peers
 from cappy_bench.make_checkpoint import make_family
-from cappy_bench.peers import optimum_onnx, reference, torch_eager
+from cappy_bench.peers import optimum_onnx, pytorch, reference
 from cappy_bench.peers.batches import Batched, Inputs
 from cappy_bench.peers.peer import Model, Pair, Scores
 from cappy_bench.peers.process import (
@@ -91,7 +91,7 @@ def test_a_runner_whose_environment_is_missing_says_where_it_is_told_how_to_make
 
 
 def test_a_runner_whose_package_is_missing_says_which(tmp_path: Path) -> None:
-    missing = Spec("one", "torch_eager", "fp32", "a fake", ("no-such-package", "numpy"))
+    missing = Spec("one", "pytorch", "fp32", "a fake", ("no-such-package", "numpy"))
     with pytest.raises(RunnerFailed, match=r"not installed here: no-such-package; .*\.\[bench\]"):
         start_worker(missing, Model(tmp_path, tmp_path, threads=1), tools=tmp_path)
 
@@ -206,6 +206,32 @@ def test_tokens_of_batches_count_with_their_padding(pad_to: int | None, tmp_path
     assert sum(rows for rows, _ in shapes) == 20
 
 
+def test_a_tool_that_computes_no_padding_counts_none_and_refuses_to_pad(tmp_path: Path) -> None:
+    model = Model(EMBEDDED, tmp_path, 1)
+    pairs = [("a", "b"), ("one two three four five", "six")]
+
+    def run(inputs: Inputs) -> Scores:
+        return np.zeros(len(inputs["input_ids"]), np.float32)
+
+    runner = Batched(model, run, pad_token_id=1, is_padded=False)
+    runner.score(pairs)
+    assert runner.computed_tokens == sum(map(len, runner.token_ids(pairs)))
+    with pytest.raises(NotImplementedError, match="nothing for padding"):
+        runner.score(pairs, pad_to=512)
+
+
+def test_a_runner_may_pad_every_pair_unasked(tmp_path: Path) -> None:
+    lengths: list[int] = []
+
+    def run(inputs: Inputs) -> Scores:
+        lengths.append(inputs["input_ids"].shape[1])
+        return np.zeros(len(inputs["input_ids"]), np.float32)
+
+    runner = Batched(Model(EMBEDDED, tmp_path, 1), run, pad_token_id=1, batch_tokens=1024, pad_to=512)
+    runner.score([("a", "b")] * 3)
+    assert (lengths, runner.computed_tokens) == ([512, 512], 3 * 512)
+
+
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_batches_side_by_side_give_each_pair_its_own_score(at_once: int, tmp_path: Path) -> None:
     """The sum of a pair's token ids stands for its score; the first batches end last."""
@@ -237,7 +263,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tool", [reference, torch_eager, optimum_onnx], ids=lambda tool: tool.__name__)
+@pytest.mark.parametrize("tool", [reference, pytorch, optimum_onnx], ids=lambda tool: tool.__name__)
 def test_a_model_that_tells_the_two_texts_apart_is_told(tool: Any, bert: tuple[Path, Path], tmp_path: Path) -> None:
     """BERT's token types are 1 for the response; the embeddings of a made-up one's types differ much."""
     checkpoint, bundle = bert
@@ -254,5 +280,9 @@ def test_every_runner_has_a_program_and_a_name_of_its_own() -> None:
     assert len({one.name for one in SPECS}) == len(SPECS)
     for one in SPECS:
         path = folder / (one.module if "." in one.module else f"{one.module}.py")
-        assert path.suffix == ".mjs" or path.read_text(encoding="utf-8").count("\n    serve(open_runner") == 1
+        text = path.read_text(encoding="utf-8")
+        assert (
+            path.suffix == ".mjs" or text.count(f"\n    serve({'WAYS[sys.argv[1]]' if one.way else 'open_runner'}") == 1
+        )
+        assert not one.way or f'"{one.way}": open_' in text
         assert one.environment in ("main", "node") or (ENVIRONMENTS / f"{one.environment}.txt").exists()

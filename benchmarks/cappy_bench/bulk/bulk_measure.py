@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,10 @@ WARMING = 200
 Say = Callable[[str], object]
 
 
-def measure_bulk(options: BulkBenchOptions, scorer_options: ScorerOptions, *, say: Say) -> dict[str, Any]:
-    """Measure `cappy score` on a file; the result as a JSON document.
+def measure_bulk(
+    options: BulkBenchOptions, scorer_options: ScorerOptions, words: Sequence[str], *, say: Say
+) -> dict[str, Any]:
+    """Measure `cappy score` on a file; `words` say as flags what `scorer_options` say. Gives a JSON document.
 
     Raises BenchmarkError if the command fails, and OutputError if the result would be written over a file.
     """
@@ -57,9 +59,9 @@ def measure_bulk(options: BulkBenchOptions, scorer_options: ScorerOptions, *, sa
         write_pairs(source, options)
         say(f"scoring {source} with cappy score, and samples of {options.sample} pairs in memory")
         with Scorer.open_with(options.bundle, scorer_options) as scorer:
-            alone = Alone(scorer, options)
+            alone = _Alone(scorer, options)
             alone.take()
-            seconds, peak = run_score(source, scored, options, scorer_options, alone.take)
+            seconds, peak = run_score(source, scored, options, words, alone.take)
             alone.take()
         sizes = source.stat().st_size, scored.stat().st_size
     own = alone.pairs / sum(alone.seconds)
@@ -115,10 +117,10 @@ def write_pairs(path: Path, options: BulkBenchOptions) -> None:
                 file.write(pack("".join(json.dumps(row) + "\n" for row in part).encode()))
 
 
-class Alone:
+class _Alone:
     """The scorer alone, which gets one sample of the pairs after another.
 
-    >>> Alone(scorer, BulkBenchOptions()).take()
+    >>> _Alone(scorer, BulkBenchOptions()).take()
     """
 
     def __init__(self, scorer: Scorer, options: BulkBenchOptions) -> None:
@@ -145,23 +147,20 @@ class Alone:
 
 
 def run_score(
-    source: Path, scored: Path, options: BulkBenchOptions, scorer_options: ScorerOptions, between: Callable[[], None]
+    source: Path, scored: Path, options: BulkBenchOptions, words: Sequence[str], between: Callable[[], None]
 ) -> tuple[float, int]:
     """Run the command, and stop it now and then for what comes `between`.
 
     Gives its own seconds, and its peak of memory in bytes. Raises BenchmarkError if it fails.
     """
-    words = [sys.executable, "-m", "cappy_engine", "score", str(source), "-o", str(scored), "--bundle"]
-    words += [str(options.bundle), "--quiet", "--force"]
-    for name, value in json.loads(scorer_options.to_json()).items():
-        if value not in (None, "auto") and name in ("device", "precision", "threads", "mode", "max_batch_tokens"):
-            words += [f"--{name.replace('_', '-')}", str(value)]
+    command = [sys.executable, "-m", "cappy_engine", "score", str(source), "-o", str(scored)]
+    command += ["--bundle", str(options.bundle), "--quiet", "--force", *words]
     if options.window is not None:
-        words += ["--window", str(options.window)]
+        command += ["--window", str(options.window)]
     peak, seconds = 0, 0.0
     went_on = time.perf_counter()
     with tempfile.TemporaryFile() as errors:
-        with subprocess.Popen(words, stderr=errors) as process:  # noqa: S603 - our own command
+        with subprocess.Popen(command, stderr=errors) as process:  # noqa: S603 - our own command
             while process.poll() is None:
                 peak = max(peak, peak_bytes_of(process.pid))  # at its end its parent counts, too
                 time.sleep(LOOK_SECONDS)

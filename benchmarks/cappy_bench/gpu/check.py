@@ -39,7 +39,7 @@ from cappy_bench.gpu.resuming import kept_steps, what_is_measured
 from cappy_bench.gpu.steps import measuring_steps
 from cappy_bench.gpu.watching import attention_kernels, first_gpu, gpu_facts, watched
 from cappy_bench.machine import describe_machine
-from cappy_bench.peers.process import in_short
+from cappy_bench.peers.process import in_short, last_lines
 from cappy_engine.bulk.output.places import check_output
 from cappy_engine.bundle import Bundle, open_bundle
 from cappy_engine.errors import BenchmarkError, CappyError
@@ -71,12 +71,8 @@ class Order:
     resume: bool = False
 
 
-def run_all(order: Order, check: Check, bundle: Bundle, say: Say) -> Entry:
-    """Run every step that was asked for, write the document after each, and return it.
-
-    >>> run_all(Order("GPU check", Path("result.json"), 7200.0, sys.argv[1:]), check, bundle, print)["is_complete"]
-    True
-    """
+def _run_all(order: Order, check: Check, bundle: Bundle, say: Say) -> Entry:
+    """Run every step that was asked for, write the document after each, and return it."""
     began, started = time.monotonic(), datetime.now(UTC)
     installation = check.machine.inspect()  # before anything imports PyTorch, which brings CUDA's libraries with it
     facts = gpu_facts()
@@ -125,12 +121,8 @@ def run_all(order: Order, check: Check, bundle: Bundle, say: Say) -> Entry:
     return found
 
 
-def run_one(name: str, check: Check, bundle: Bundle) -> Entry:
-    """Run the step of that name in this process; return status, reason and figures.
-
-    >>> run_one("open/cuda/fp16", check, bundle)["status"]
-    'ok'
-    """
+def _run_one(name: str, check: Check, bundle: Bundle) -> Entry:
+    """Run the step of that name in this process; return status, reason and figures."""
     step = next(step for step in all_steps(bundle) if step.name == name)
     try:
         return _entry(name, "ok", None, step.run(check))
@@ -210,8 +202,7 @@ def _in_child(step: Step, check: Check, order: Order, seconds: float) -> Entry:
     if child.status == 0 and file.exists():
         return {**entry, "seconds": took}
     ended = f"was ended after {seconds:.0f} s" if child.status is None else f"ended with status {child.status}"
-    last = in_short(" | ".join(child.output.strip().splitlines()[-3:]))
-    reason = "; ".join(filter(None, (entry["reason"], f"its process {ended}: {last}")))
+    reason = "; ".join(filter(None, (entry["reason"], f"its process {ended}: {last_lines(child.output)}")))
     return {**entry, "status": "failed", "reason": reason, "seconds": took}
 
 
@@ -264,7 +255,7 @@ def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -
     except CappyError as error:
         sys.exit(f"error: {error}")
     if options.step:
-        write_json(check.work / f"{options.step.replace('/', '-')}.json", run_one(options.step, check, bundle))
+        write_json(check.work / f"{options.step.replace('/', '-')}.json", _run_one(options.step, check, bundle))
         if options.step.startswith("profile/") and machine is None:
             sys.stdout.flush()
             os._exit(0)  # CUPTI and ONNX Runtime free something twice when the process ends (seen with 1.31.1)
@@ -283,7 +274,7 @@ def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -
     if not (order.keep_engines or order.resume):
         shutil.rmtree(check.cache, ignore_errors=True)
     try:
-        document = run_all(order, check, bundle, _say)
+        document = _run_all(order, check, bundle, _say)
     except (BenchmarkError, OSError) as error:
         sys.exit(f"error: {error}")
     print(summary(document), "\n")

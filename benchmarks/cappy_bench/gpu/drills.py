@@ -55,8 +55,8 @@ def drill_steps() -> list[Step]:
 def change_model_byte(check: Check) -> Figures:
     """A model file with one other byte is not opened."""
     names = open_bundle(check.bundle).model_files(PRECISION, "cuda")
-    with copied_bundle(check, names) as folder:
-        flip_byte(max((folder / name for name in names), key=lambda path: path.stat().st_size))
+    with _copied_bundle(check, names) as folder:
+        _flip_byte(max((folder / name for name in names), key=lambda path: path.stat().st_size))
         return expect(BundleError, "is not the file that was exported", lambda: _open(check, folder, "cuda"))
 
 
@@ -66,8 +66,8 @@ def change_canary(check: Check) -> Figures:
     def spoil(document: dict[str, Any]) -> None:
         document["canary"]["pairs"][0]["score"] += FAR
 
-    with copied_bundle(check) as folder:
-        reseal(folder, spoil)
+    with _copied_bundle(check) as folder:
+        _reseal(folder, spoil)
         return expect(DeviceUnavailable, "gives wrong scores", lambda: _open(check, folder, "cuda"))
 
 
@@ -106,8 +106,8 @@ def swap_weights(check: Check) -> Figures:
     names = open_bundle(check.bundle).model_files(PRECISION, "tensorrt")
     with _one_bucket(check, names) as folder:
         _open(check, folder, "tensorrt")
-        shift_bias(folder / names[0])
-        reseal(folder, lambda document: None, changed=names)
+        _shift_bias(folder / names[0])
+        _reseal(folder, lambda document: None, changed=names)
         found = expect(DeviceUnavailable, "gives wrong scores", lambda: _open(check, folder, "tensorrt"))
         if not kept_engines(folder, PRECISION):
             raise CheckFailed("the scores changed, but no engine of these weights was kept", found)
@@ -122,7 +122,7 @@ def change_engine_byte(check: Check) -> Figures:
         if engine is None:
             raise CheckFailed(f"no engine of this model is kept in {engine_folder()}")
         changed = max(engine.iterdir(), key=lambda path: path.stat().st_size)
-        flip_byte(changed)
+        _flip_byte(changed)
         spoilt = sha256_of(changed)
         _open(check, folder, "tensorrt")
         if not engine.exists():
@@ -150,12 +150,8 @@ def expect(error: type[Exception], fragment: str, act: Callable[[], object]) -> 
 
 
 @contextlib.contextmanager
-def copied_bundle(check: Check, copied: Collection[str] = ()) -> Iterator[Path]:
-    """Copy the bundle for a while; files but the manifest and `copied` are links.
-
-    >>> with copied_bundle(check) as folder:
-    ...     flip_byte(folder / "onnx/model.onnx")
-    """
+def _copied_bundle(check: Check, copied: Collection[str] = ()) -> Iterator[Path]:
+    """Copy the bundle for a while; files but the manifest and `copied` are links."""
     with tempfile.TemporaryDirectory(dir=check.work) as temporary:
         folder = Path(temporary, "bundle")
         for name in (*open_bundle(check.bundle).manifest.files, MANIFEST):
@@ -165,11 +161,8 @@ def copied_bundle(check: Check, copied: Collection[str] = ()) -> Iterator[Path]:
         yield folder
 
 
-def reseal(folder: Path, change: Callable[[dict[str, Any]], None], changed: Collection[str] = ()) -> None:
-    """Change the manifest, with the digests of `changed` files, and seal it again.
-
-    >>> reseal(folder, lambda document: document.pop("canary"))
-    """
+def _reseal(folder: Path, change: Callable[[dict[str, Any]], None], changed: Collection[str] = ()) -> None:
+    """Change the manifest, with the digests of `changed` files, and seal it again."""
     document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     change(document)
     for name in changed:
@@ -177,20 +170,14 @@ def reseal(folder: Path, change: Callable[[dict[str, Any]], None], changed: Coll
     write_json(folder / MANIFEST, seal(document))
 
 
-def flip_byte(path: Path) -> None:
-    """Change one byte in the middle of the file.
-
-    >>> flip_byte(Path("onnx/model.onnx"))
-    """
+def _flip_byte(path: Path) -> None:
+    """Change one byte in the middle of the file."""
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
         content[len(content) // 2] ^= 0xFF
 
 
-def shift_bias(model: Path) -> None:
-    """Add FAR to the model's last bias, and so to every score; no name changes.
-
-    >>> shift_bias(Path("tensorrt/model_fp16.onnx"))
-    """
+def _shift_bias(model: Path) -> None:
+    """Add FAR to the model's last bias, and so to every score; no name changes."""
     import onnx
     from onnx import numpy_helper
 
@@ -214,8 +201,8 @@ def _one_bucket(check: Check, copied: Collection[str] = ()) -> Iterator[Path]:
     def keep_last(document: dict[str, Any]) -> None:
         document["targets"]["tensorrt"]["buckets"] = [document["model"]["max_length"]]
 
-    with copied_bundle(check, copied) as folder:
-        reseal(folder, keep_last)
+    with _copied_bundle(check, copied) as folder:
+        _reseal(folder, keep_last)
         yield folder
 
 

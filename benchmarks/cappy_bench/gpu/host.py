@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from cappy_bench.peers.peer import Pair
 from cappy_engine.bundle import Bundle, open_bundle
+from cappy_engine.dispatcher import Dispatcher
 from cappy_engine.gpu.installation import Installation, inspect_installation
-from cappy_engine.gpu.placement import check_placement
+from cappy_engine.gpu.operator_providers import check_operator_providers
 from cappy_engine.gpu.plan import BATCH_TOKENS, GpuModel, plan_gpu
 from cappy_engine.gpu.providers import cuda_options
 from cappy_engine.gpu.start import find_machine, open_on_gpus
 from cappy_engine.options import Device, Precision
-from cappy_engine.runner import Runner
 from cappy_engine.scorer import Scorer
 from cappy_engine.session import Session, load_runtime
 from cappy_engine.tokenizer import PairTokenizer
@@ -70,7 +70,7 @@ class TorchSession:
     device = "cuda"
 
     def __init__(self, module: Any) -> None:
-        from cappy_bench.peers.torch_model import runs
+        from cappy_bench.peers.pytorch import runs
 
         self.run = runs(module)
 
@@ -89,7 +89,7 @@ def scorer_of(session: Session, model: GpuModel) -> Scorer:
 
     >>> scorer_of(*machine.open_session(Path("bundle"), "cuda", "fp16")).score([("Is the sky blue?", "Yes")])
     """
-    return Scorer(tokenizer_of(model.bundle), Runner(session, model.grouping, pad_token_id=model.pad_token_id))
+    return Scorer(tokenizer_of(model.bundle), Dispatcher(session, model.grouping, pad_token_id=model.pad_token_id))
 
 
 def tokenizer_of(bundle: Bundle) -> PairTokenizer:
@@ -137,7 +137,7 @@ def _open_session(bundle: Path, device: str, precision: str) -> tuple[Session, G
 
 def _open_file(model: Path) -> Session:
     session = find_machine("cuda").open_model(model, [("CUDAExecutionProvider", cuda_options())])
-    check_placement("cuda", session.placed)
+    check_operator_providers("cuda", session.placed)
     return session
 
 

@@ -49,7 +49,7 @@ def profile_batches(check: Check, *, name: str) -> Figures:
         rows, length, wall = cell["rows"], cell["length"], cell["seconds"]
         trace = check.work / f"trace-{name.replace(' ', '-')}-{rows}x{length}.json"
         check.machine.trace(partial(_repeat, session, random_batch(check, rows, length)), trace)
-        figures = summarise_trace(read_events(trace), runs=RUNS)
+        figures = _summarise_trace(_read_events(trace), runs=RUNS)
         if not figures["kernels"]:
             raise CheckFailed(f"the profiler saw no kernel of {rows} x {length}; is CUPTI there?")
         share = figures["busy_seconds"] / wall
@@ -67,26 +67,18 @@ def _repeat(session: Session, inputs: Inputs) -> None:
         session.run(inputs)
 
 
-def read_events(trace: Path) -> list[Mapping[str, Any]]:
-    """Read the events of a trace in Chrome's format that the GPU ran.
-
-    >>> read_events(Path("trace.json"))[0]["dur"]
-    4.2
-    """
+def _read_events(trace: Path) -> list[Mapping[str, Any]]:
+    """Read the events of a trace in Chrome's format that the GPU ran."""
     events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
     return [event for event in events if event.get("cat") in ON_GPU]
 
 
-def summarise_trace(events: Sequence[Mapping[str, Any]], *, runs: int) -> Figures:
-    """Tell what the GPU did in one of `runs` equal runs: seconds in all, by kind, and of the longest kernels.
-
-    >>> summarise_trace([{"name": "gemm", "ts": 0.0, "dur": 2.0}], runs=1)["by_kind"]
-    {'matrix products': 2e-06}
-    """
+def _summarise_trace(events: Sequence[Mapping[str, Any]], *, runs: int) -> Figures:
+    """Tell what the GPU did in one of `runs` equal runs: seconds in all, by kind, and of the longest kernels."""
     kinds: Counter[str] = Counter()
     names: Counter[str] = Counter()
     for event in events:
-        kinds[kind_of(event["name"])] += event["dur"]
+        kinds[_kind_of(event["name"])] += event["dur"]
         names[event["name"]] += event["dur"]
     scale = 1e-6 / runs
     return {
@@ -97,12 +89,8 @@ def summarise_trace(events: Sequence[Mapping[str, Any]], *, runs: int) -> Figure
     }
 
 
-def kind_of(kernel: str) -> str:
-    """Tell what a kernel does by its name.
-
-    >>> kind_of("void flash_fwd_kernel<...>")
-    'attention'
-    """
+def _kind_of(kernel: str) -> str:
+    """Tell what a kernel does by its name."""
     lower = kernel.lower()
     return next((kind for kind, words in KINDS if any(word in lower for word in words)), "other")
 

@@ -18,11 +18,11 @@ import numpy as np
 from cappy_bench.gpu.host import tokenizer_of
 from cappy_bench.gpu.plan import Check, CheckFailed
 from cappy_bench.gpu.results import Figures, make_cell
-from cappy_bench.gpu.throughput import read_texts, score_in_rows
+from cappy_bench.gpu.throughput import score_in_rows
 from cappy_bench.peers.peer import Pair
 from cappy_bench.peers.process import in_short
 from cappy_bench.shapes import read_shape
-from cappy_bench.speed.texts import read_pairs_file
+from cappy_bench.speed.texts import choose_pool
 from cappy_bench.speed.workloads import Pool, question_lengths
 from cappy_engine.batching import Scores
 from cappy_engine.tokenizer import PairTokenizer
@@ -38,7 +38,7 @@ def measure_questions(check: Check, *, name: str) -> Figures:
     """
     session, model = check.open(name)
     tokenizer = tokenizer_of(model.bundle)
-    pairs, source = question_pairs(check, tokenizer)
+    pairs, source = _question_pairs(check, tokenizer)
     lengths = tokenizer.encode(pairs).lengths
     shape = read_shape(check.bundle)
 
@@ -86,15 +86,11 @@ def time_doubling(
     return found, f"all pairs are one batch of {most}"
 
 
-def question_pairs(check: Check, tokenizer: PairTokenizer) -> tuple[list[Pair], str]:
-    """Take the pairs, and say where they are from: a file of the real ones, or texts of the lengths that are assumed.
-
-    >>> question_pairs(check, tokenizer)[1]
-    "made of words of the package's parity pairs, in the lengths assumed for Natural Questions"
-    """
+def _question_pairs(check: Check, tokenizer: PairTokenizer) -> tuple[list[Pair], str]:
+    """Take the pairs, and say where they are from: a file, or texts of the lengths that are assumed."""
+    texts, source = choose_pool(check.questions, check.data, seed=0, made=check.effort.pool)
     if check.questions is not None:
-        return read_pairs_file(check.questions)[: check.effort.pairs], f"the file {check.questions.name}"
-    texts, source = read_texts(check)
+        return texts[: check.effort.pairs], source
     random = np.random.default_rng(0)
     lengths = question_lengths(random, min(check.effort.pairs, len(texts) // 2))
     return Pool(texts, tokenizer).take(lengths), f"{source}, in the lengths assumed for Natural Questions"

@@ -45,10 +45,10 @@ def measuring_steps(buckets: Sequence[int]) -> list[Step]:
     """
     *longer, shortest = sorted(buckets, reverse=True)
     return [
-        *(Step(f"open/cuda/{name}", "cuda", partial(time_opening, device="cuda", precision=name)) for name in FLOATS),
+        *(Step(f"open/cuda/{name}", "cuda", partial(_time_opening, device="cuda", precision=name)) for name in FLOATS),
         Step("attention/kernels", "cuda", run_attention, {"ORT_ENABLE_ATTENTION_KERNEL_DEBUG_INFO": "1"}),
         Step("throughput/cuda/mixed", "cuda", partial(measure_mixed, names=ON_CUDA)),
-        Step("parity/reference", "cuda", score_reference),
+        Step("parity/reference", "cuda", _score_reference),
         *(_parity_step("cuda", precision) for precision in FLOATS),
         Step(f"throughput/cuda/{shortest}", "cuda", partial(measure_length, length=shortest, names=ON_CUDA)),
         *(_profile_step(name) for name in ON_CUDA[:2]),
@@ -67,7 +67,7 @@ def _tensorrt_steps(buckets: Sequence[int]) -> list[Step]:
     """List TensorRT's: engines are opened first, since the first opening of each builds it."""
     steps = []
     for precision in (*FLOATS, "int8"):
-        run, environment = partial(time_opening, device="tensorrt", precision=precision), _environment(precision)
+        run, environment = partial(_time_opening, device="tensorrt", precision=precision), _environment(precision)
         steps.append(Step(f"open/tensorrt/{precision}/first", "tensorrt", partial(run, is_first=True), environment))
         steps.append(Step(f"open/tensorrt/{precision}/again", "tensorrt", run, environment))
     steps += [_parity_step("tensorrt", precision) for precision in (*FLOATS, "int8")]
@@ -82,7 +82,7 @@ def _tensorrt_steps(buckets: Sequence[int]) -> list[Step]:
 def _parity_step(device: str, precision: str) -> Step:
     needed = "cuda" if device == "pytorch" else device
     environment = _environment(precision) if device == "tensorrt" else {}
-    run = partial(measure_parity, device=device, precision=precision)
+    run = partial(_measure_parity, device=device, precision=precision)
     return Step(f"parity/{device}/{precision}", needed, run, environment)
 
 
@@ -95,12 +95,10 @@ def _questions_step(name: str) -> Step:
     return Step(f"questions/{name.replace(' ', '-')}", "cuda", partial(measure_questions, name=name))
 
 
-def time_opening(check: Check, *, device: str, precision: str, is_first: bool = False) -> Figures:
+def _time_opening(check: Check, *, device: str, precision: str, is_first: bool = False) -> Figures:
     """Time `Scorer.open` in a fresh process.
 
     TensorRT's first opening must build an engine for every length, the others none. All must be kept.
-
-    >>> time_opening(check, device="cuda", precision="fp16")["opened_seconds"]
     """
     before = kept_engines(check.bundle, precision)
     began = time.perf_counter()
@@ -139,12 +137,8 @@ def kept_engines(folder: Path, precision: str) -> set[Path]:
     return found
 
 
-def score_reference(check: Check) -> Figures:
-    """Score the parity pairs with PyTorch in fp32 on the CPU, for the other steps.
-
-    >>> score_reference(check)["pairs"]
-    279
-    """
+def _score_reference(check: Check) -> Figures:
+    """Score the parity pairs with PyTorch in fp32 on the CPU, for the other steps."""
     (check.work / REFERENCE).unlink(missing_ok=True)  # of an earlier run, maybe of another checkpoint
     pairs = default_pairs()
     reference = check.machine.score_reference(check.checkpoint, pairs, open_bundle(check.bundle).manifest.max_length)
@@ -153,12 +147,10 @@ def score_reference(check: Check) -> Figures:
     return {"pairs": len(pairs), "outcome": f"{len(pairs)} pairs, {reference.description}"}
 
 
-def measure_parity(check: Check, *, device: str, precision: str) -> Figures:
+def _measure_parity(check: Check, *, device: str, precision: str) -> Figures:
     """Measure how far a model's scores are from PyTorch's.
 
     Raises CheckFailed beyond `default_limits`, which PyTorch's own fp16 need not keep.
-
-        >>> measure_parity(check, device="cuda", precision="fp16")["max_error"]
     """
     if device == "pytorch":
         scorer = scorer_of(*check.open(f"pytorch {precision}"))

@@ -14,14 +14,13 @@ from cappy_bench.gpu.results import IN_USUAL_ROWS, TORCH, USUAL_ROWS, Figures, m
 from cappy_bench.peers.peer import Pair
 from cappy_bench.peers.process import in_short
 from cappy_bench.shapes import read_shape
-from cappy_bench.speed.texts import make_pool_like, read_pool
+from cappy_bench.speed.texts import choose_pool
 from cappy_bench.speed.workloads import Sizes, make_workloads
 from cappy_engine.batching import Batch, Ids, Scores, full_batch, model_inputs
 from cappy_engine.bundle import open_bundle
 from cappy_engine.gpu.plan import GpuModel
 from cappy_engine.session import Session
 from cappy_engine.tokenizer import PairTokenizer
-from cappy_export.proof.pairs import default_pairs
 
 ROWS = (1, 8, 32, 128)
 WARM_UPS = 3
@@ -36,7 +35,7 @@ def measure_length(check: Check, *, length: int, names: Sequence[str]) -> Figure
 
     >>> measure_length(check, length=128, names=["cuda fp16", "pytorch fp16"])["cells"][0]["pairs_per_second"]
     """
-    opened, failed = open_contestants(check, names)
+    opened, failed = _open_contestants(check, names)
     most = min(model.max_rows(length) for _, model in opened.values())
     sessions = {name: opened[name][0] if name in opened else None for name in names}
     cells, broken = time_shapes(check, sessions, [(rows, length) for rows in ROWS if rows <= most])
@@ -70,10 +69,10 @@ def measure_mixed(check: Check, *, names: Sequence[str]) -> Figures:
 
     >>> measure_mixed(check, names=["cuda fp16", "pytorch fp16"])["cells"][0]["pairs_per_second"]
     """
-    shape, (opened, failed) = read_shape(check.bundle), open_contestants(check, names)
+    shape, (opened, failed) = read_shape(check.bundle), _open_contestants(check, names)
     scorers = {name: scorer_of(session, model) for name, (session, model) in opened.items()}
     tokenizer = tokenizer_of(open_bundle(check.bundle))
-    pairs, source = mixed_pairs(check, tokenizer)
+    pairs, source = _mixed_pairs(check, tokenizer)
     lengths = tokenizer.encode(pairs).lengths.tolist()
     runs: dict[str, Run] = {name: partial(scorer.score, pairs) for name, scorer in scorers.items()}
     for name in (name for name in TORCH if name in opened):
@@ -102,11 +101,8 @@ def score_in_rows(
     return scores
 
 
-def open_contestants(check: Check, names: Sequence[str]) -> tuple[dict[str, tuple[Session, GpuModel]], dict[str, str]]:
-    """Open every contestant that opens, and say why the others do not. Raises CheckFailed if none does.
-
-    >>> opened, failed = open_contestants(check, ["cuda fp16", "pytorch fp16"])
-    """
+def _open_contestants(check: Check, names: Sequence[str]) -> tuple[dict[str, tuple[Session, GpuModel]], dict[str, str]]:
+    """Open every contestant that opens, and say why the others do not. Raises CheckFailed if none does."""
     opened: dict[str, tuple[Session, GpuModel]] = {}
     failed: dict[str, str] = {}
     for name in names:
@@ -157,26 +153,9 @@ def random_batch(check: Check, rows: int, length: int) -> dict[str, Ids]:
     return {**full_batch(rows, length, pad_token_id=pad_token_id), "input_ids": ids}
 
 
-def read_texts(check: Check) -> tuple[list[Pair], str]:
-    """Read real pairs, if there are some, or make up others, and say what they are.
-
-    >>> read_texts(check)[1]
-    "made of words of the package's parity pairs"
-    """
-    pairs = read_pool(check.data, seed=0) if check.data else []
-    if pairs:
-        return pairs, "PromptSource's and BIG-Bench's tasks"
-    made = make_pool_like(default_pairs(), seed=0, count=check.effort.pool)
-    return made, "made of words of the package's parity pairs"
-
-
-def mixed_pairs(check: Check, tokenizer: PairTokenizer) -> tuple[list[Pair], str]:
-    """Take the pairs of the benchmarks' workload "bulk", and say where they are from.
-
-    >>> mixed_pairs(check, tokenizer)[1]
-    "made of words of the package's parity pairs"
-    """
-    pairs, source = read_texts(check)
+def _mixed_pairs(check: Check, tokenizer: PairTokenizer) -> tuple[list[Pair], str]:
+    """Take the pairs of the benchmarks' workload "bulk", and say where they are from."""
+    pairs, source = choose_pool(None, check.data, seed=0, made=check.effort.pool)
     sizes = Sizes(interactive=1, lengths=1, rerank=1, bulk=check.effort.pairs, long=1, padded=1)
     bulk = next(found for found in make_workloads(pairs, tokenizer, sizes, seed=0) if found.name == "bulk")
     return bulk.pairs, source

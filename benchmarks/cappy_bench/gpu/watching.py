@@ -91,15 +91,11 @@ def watched(gpu: str | None) -> Iterator[dict[str, Any]]:
             sampler.terminate()
             sampler.wait()
             file.seek(0)
-            seen |= summarise(file.read())
+            seen |= _summarise(file.read())
 
 
-def summarise(samples: str) -> dict[str, Any]:
-    """Summarise nvidia-smi's lines: medians of clock and power, the highest temperature and memory.
-
-    >>> summarise("1980, 412.5, 61, 9421\\n")["watts"]
-    412.5
-    """
+def _summarise(samples: str) -> dict[str, Any]:
+    """Summarise nvidia-smi's lines: medians of clock and power, the highest temperature and memory."""
     rows = [fields for line in samples.splitlines() if len(fields := line.split(",")) == len(STATE)]
     if not rows:
         return {}

@@ -10,11 +10,12 @@ import asyncio
 import re
 import time
 from dataclasses import dataclass
-from typing import cast
 
 HEAD_END = b"\r\n\r\n"
 LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)[ \t]*\r\n", re.IGNORECASE)
 CLOSES = re.compile(rb"\r\nconnection:[ \t]*close[ \t]*\r\n", re.IGNORECASE)
+PIECE_BYTES = 2**16
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class BadAnswer(Exception):
@@ -28,79 +29,6 @@ class Answer:
     status: int
     body: bytes
     ended: float
-
-
-class Connection(asyncio.Protocol):
-    """One connection; `is_fresh` until its first answer is complete."""
-
-    def __init__(self) -> None:
-        self.is_open = self.is_fresh = True
-        self.has_begun = False
-        self._transport: asyncio.Transport | None = None
-        self._received = bytearray()
-        self._waiter: asyncio.Future[Answer] | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport, which asyncio passes."""
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        """Take bytes in; the request that waits gets its answer when it is complete."""
-        self.has_begun = True
-        self._received += data
-        if self._waiter is None or self._waiter.done():
-            self.close()  # nothing was asked
-            return
-        try:
-            found = read_answer(self._received)
-        except BadAnswer as error:
-            self.close()
-            self._waiter.set_exception(error)
-            return
-        if found is not None:
-            answer, is_last = found
-            self._received.clear()
-            self.is_fresh = False
-            if is_last:
-                self.close()
-            self._waiter.set_result(answer)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """Fail the request that waits."""
-        self.is_open = False
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(BadAnswer("connection closed"))
-
-    async def ask(self, request: bytes, deadline_seconds: float) -> Answer:
-        """Send a whole request and wait for the answer. Raises BadAnswer, and TimeoutError at the deadline.
-
-        >>> await connection.ask(b"GET /ready HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n", 5.0)
-        """
-        if self._transport is None or not self.is_open:
-            raise BadAnswer("connection closed")
-        loop = asyncio.get_running_loop()
-        self._waiter, self.has_begun = loop.create_future(), False
-        timer = loop.call_later(deadline_seconds, self._give_up)
-        self._transport.write(request)
-        try:
-            return await self._waiter
-        finally:
-            timer.cancel()
-            self._waiter = None
-
-    def close(self) -> None:
-        """Close the connection at once.
-
-        >>> connection.close()
-        """
-        self.is_open = False
-        if self._transport is not None:
-            self._transport.abort()
-
-    def _give_up(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(TimeoutError())
-        self.close()
 
 
 class Client:
@@ -123,19 +51,20 @@ class Client:
         >>> (await client.ask(b"GET /ready HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n", 5.0)).status
         200
         """
-        while True:
-            connection = await self._take(deadline_seconds)
-            was_used = not connection.is_fresh
-            try:
-                answer = await connection.ask(request, deadline_seconds)
-            except BadAnswer:
-                if was_used and not connection.has_begun:
-                    self.sent_again += 1
+        async with asyncio.timeout(deadline_seconds):
+            while self._idle:
+                connection, received = self._idle.pop(), bytearray()
+                if connection[0].at_eof():
+                    connection[1].close()
                     continue
-                raise
-            if connection.is_open:
-                self._idle.append(connection)
-            return answer
+                try:
+                    return await self._ask(connection, request, received)
+                except BadAnswer:
+                    if received:
+                        raise
+                    self.sent_again += 1
+            connection = await asyncio.open_connection(self._host, self._port)
+            return await self._ask(connection, request, bytearray())
 
     def close(self) -> None:
         """Close the connections that are not in use.
@@ -143,16 +72,29 @@ class Client:
         >>> client.close()
         """
         while self._idle:
-            self._idle.pop().close()
+            self._idle.pop()[1].close()
 
-    async def _take(self, deadline_seconds: float) -> Connection:
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.is_open:
-                return connection
-        loop = asyncio.get_running_loop()
-        connecting = loop.create_connection(Connection, self._host, self._port)
-        return (await asyncio.wait_for(connecting, deadline_seconds))[1]
+    async def _ask(self, connection: Connection, request: bytes, received: bytearray) -> Answer:
+        """Take the answer into `received`; a connection that cannot be used again is closed."""
+        reader, writer = connection
+        is_kept = False
+        try:
+            writer.write(request)
+            while (found := read_answer(received)) is None:
+                more = await reader.read(PIECE_BYTES)
+                if not more:
+                    raise BadAnswer("connection closed")
+                received += more
+            answer, is_last = found
+            if not is_last:
+                self._idle.append(connection)
+                is_kept = True
+            return answer
+        except ConnectionError as error:
+            raise BadAnswer("connection closed") from error
+        finally:
+            if not is_kept:
+                writer.transport.abort()
 
 
 def read_answer(received: bytes | bytearray) -> tuple[Answer, bool] | None:

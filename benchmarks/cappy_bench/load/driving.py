@@ -11,8 +11,12 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cappy_bench.load.arrivals import Times
+import numpy as np
+import numpy.typing as npt
+
 from cappy_bench.load.connections import BadAnswer, Client
+
+Times = npt.NDArray[np.float64]
 
 REFUSED = 429
 AGAIN_SECONDS = 0.05
@@ -69,6 +73,22 @@ async def exchange(target: Target, place: int, *, due: float | None = None) -> E
     except (BadAnswer, OSError) as error:
         return Exchange(place, begin, sent, time.perf_counter(), 0, problem=str(error) or type(error).__name__)
     return Exchange(place, begin, sent, answer.ended, answer.status, answer.body)
+
+
+def poisson_times(rate: float, seconds: float, *, seed: int) -> Times:
+    """Draw the arrivals of a Poisson process: seconds from its start, ascending, on average `rate` a second.
+
+    The gaps are independent and exponential, as those of many users who do not know of each other. The same arguments
+    give the same times.
+
+        >>> len(poisson_times(20.0, 60.0, seed=0))
+        1196
+    """
+    random = np.random.default_rng(seed)
+    times = np.cumsum(random.exponential(1 / rate, int(rate * seconds) + 1))
+    while times[-1] < seconds:
+        times = np.concatenate([times, times[-1] + np.cumsum(random.exponential(1 / rate, len(times)))])
+    return np.asarray(times[times < seconds])
 
 
 async def open_loop(target: Target, places: Iterable[int], times: Times) -> list[Exchange]:

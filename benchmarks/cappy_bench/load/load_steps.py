@@ -11,14 +11,13 @@ import contextlib
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from cappy_bench.load.arrivals import poisson_times
 from cappy_bench.load.bodies import Dialect
-from cappy_bench.load.driving import Exchange, Room, Target, closed_loop, exchange, open_loop
+from cappy_bench.load.driving import Exchange, Room, Target, closed_loop, exchange, open_loop, poisson_times
 from cappy_bench.load.load_options import LoadOptions
 from cappy_bench.load.mix import Load
 from cappy_bench.load.offline import Offline
@@ -71,7 +70,7 @@ async def measure_server(server: Server, asked: Asked, *, beside_offline: bool) 
     options = asked.options
     warm_up = range(min(WARM_UP_REQUESTS, len(asked.load.requests)))
     await closed_loop(server.target, warm_up, connections=1)
-    result: Result = {"unloaded": await unloaded(server, asked, beside_offline=beside_offline)}
+    result: Result = {"unloaded": await _unloaded(server, asked, beside_offline=beside_offline)}
     asked.say(f"{server.name}: unloaded, p50 {result['unloaded']['accepted']['p50']} ms")
     result["saturation"] = await saturation(server, asked, beside_offline=beside_offline)
     capacity = result["saturation"]["requests_per_second"]
@@ -89,19 +88,16 @@ async def measure_server(server: Server, asked: Asked, *, beside_offline: bool) 
     return result
 
 
-async def unloaded(server: Server, asked: Asked, *, beside_offline: bool) -> Result:
+async def _unloaded(server: Server, asked: Asked, *, beside_offline: bool) -> Result:
     """Send one request at a time; after about a second of them the scorer gets the same ones, one at a time.
 
     `overhead_ms` are the differences between the two, request by request.
-
-        >>> (await unloaded(server, asked, beside_offline=True))["overhead_ms"]["p50"]
-        0.9
     """
     found: list[Exchange] = []
     alone: list[float] = []
     until = time.perf_counter() + asked.options.seconds
     places = itertools.cycle(range(len(asked.load.requests)))
-    async with watched(server, asked.options.seconds) as usage:
+    async with _watched(server, asked.options.seconds) as usage:
         while time.perf_counter() < until or not found:
             block: list[int] = []
             end = time.perf_counter() + min(BLOCK_SECONDS, asked.options.seconds / 4)
@@ -112,7 +108,7 @@ async def unloaded(server: Server, asked: Asked, *, beside_offline: bool) -> Res
                 await asyncio.sleep(PAUSE_SECONDS)
                 alone += await asyncio.to_thread(asked.offline.each, block)
                 await asyncio.sleep(PAUSE_SECONDS)
-    result = _outcome(server, asked, found) | usage.describe()
+    result = _outcome(server, asked, found) | usage
     if beside_offline:
         sizes = np.array([asked.load.sizes[one.place] for one in found])
         more = np.array([one.seconds for one in found]) - np.array(alone)
@@ -142,7 +138,7 @@ async def saturation(server: Server, asked: Asked, *, beside_offline: bool) -> R
     places = itertools.cycle(range(len(load.requests)))
     goal = asked.offline_tokens_per_second * min(ROUND_SECONDS, options.seconds / 6)
     until = time.perf_counter() + options.seconds
-    async with watched(server, options.seconds) as usage:
+    async with _watched(server, options.seconds) as usage:
         while not rounds or time.perf_counter() < until:
             chunk, last = _take(places, load, goal), []
             seconds: dict[str, float] = {}
@@ -161,7 +157,7 @@ async def saturation(server: Server, asked: Asked, *, beside_offline: bool) -> R
             if len(done) < len(chunk):  # some failed or hung: there is no capacity to measure
                 rounds[-1].pop("scorer", None)  # it scored them all, so the two did not do the same
                 break
-    return _outcome(server, asked, found) | _throughput(rounds, asked) | usage.describe()
+    return _outcome(server, asked, found) | _throughput(rounds, asked) | usage
 
 
 async def random_load(server: Server, asked: Asked, *, rate: float, seconds: float, seed: int) -> Result:
@@ -171,7 +167,7 @@ async def random_load(server: Server, asked: Asked, *, rate: float, seconds: flo
     611
     """
     times = poisson_times(rate, seconds, seed=seed)
-    async with watched(server, seconds) as usage:
+    async with _watched(server, seconds) as usage:
         found = await open_loop(server.target, itertools.cycle(range(len(asked.load.requests))), times)
         await asyncio.sleep(min(5.0, seconds / 10))
     tokens = int(sum(asked.load.tokens[one.place] for one in found if one.status == ANSWERED))
@@ -182,48 +178,31 @@ async def random_load(server: Server, asked: Asked, *, rate: float, seconds: flo
         "rate": round(rate, 3),
         "tokens_per_second": round(tokens / took, 1) if took else None,
         **_outcome(server, asked, found),
-        **usage.describe(),
+        **usage,
     }
 
 
-@dataclass
-class Usage:
-    """What a step takes: the samples of the server's process, and our own CPU time."""
-
-    samples: list[Sample] = field(default_factory=list)
-    generator_cpu_seconds: float = 0.0
-
-    def describe(self) -> Result:
-        """Give what the result has of it.
-
-        >>> usage.describe()["generator_cpu_seconds"]
-        0.31
-        """
-        return {
-            "server": describe_samples(self.samples),
-            "generator_cpu_seconds": round(self.generator_cpu_seconds, 2),
-        }
-
-
 @contextlib.asynccontextmanager
-async def watched(server: Server, seconds: float) -> AsyncIterator[Usage]:
+async def _watched(server: Server, seconds: float) -> AsyncIterator[Result]:
     """Watch the server's process, and our own CPU time, while a step of some seconds runs.
 
-    >>> async with watched(server, 60.0) as usage:
-    ...     await closed_loop(server.target, range(100), connections=8)
+    What was seen is in the dict in the end.
     """
-    usage, began = Usage(), time.process_time()
+    usage: Result = {}
+    samples: list[Sample] = []
+    began = time.process_time()
     every = min(5.0, max(0.05, seconds / 60))
-    task = None if server.pid is None else asyncio.create_task(watch(server.pid, usage.samples, every_seconds=every))
+    task = None if server.pid is None else asyncio.create_task(watch(server.pid, samples, every_seconds=every))
     try:
         await asyncio.sleep(0)  # the first sample is taken before the first request
         yield usage
     finally:
-        usage.generator_cpu_seconds = time.process_time() - began
+        took = time.process_time() - began
         if task is not None:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        usage |= {"server": describe_samples(samples), "generator_cpu_seconds": round(took, 2)}
 
 
 def _take(places: itertools.cycle[int], load: Load, tokens: float) -> list[int]:

@@ -26,18 +26,14 @@ def load_tables(result: Mapping[str, Any]) -> str:
         if server["status"] != "ok":
             parts.append(f"{server['name']}: {server['status']}, {server['reason']}")
             continue
-        parts += [heading(server), outcome_table(server), latency_table(server), resource_table(server)]
+        parts += [_heading(server), outcome_table(server), latency_table(server), resource_table(server)]
         if server.get("bounds"):
             parts.append(bound_table(server))
     return "\n\n".join(parts)
 
 
-def heading(server: Step) -> str:
-    """Say which server it is, and how fast it is at most.
-
-    >>> heading(server)
-    'cappy serve (cpu, int8, 2 threads), 14 connections: 14,100 tokens/s, 25.1 requests/s; ready after 0.9 s'
-    """
+def _heading(server: Step) -> str:
+    """Say which server it is, and how fast it is at most."""
     info, saturation = server.get("info"), server["saturation"]
     setting = f"{info['device']}, {info['precision']}, {info['threads']} threads" if info else server.get("setting", "")
     ready = server["ready_seconds"]
@@ -105,18 +101,8 @@ def latency_table(server: Step) -> str:
             above = step.get("overhead_ms_by_pairs", {}).get(pairs, {})
             latencies = [found[share] for share in ("sent", "count", "p50", "p90", "p99", "max")]
             rows.append((name, pairs, *map(_or_dash, latencies), _or_dash(above.get("p50"))))
-    columns = (
-        "step",
-        "pairs",
-        "sent",
-        "accepted",
-        "p50 ms",
-        "p90 ms",
-        "p99 ms",
-        "max ms",
-        "p50 above Scorer.score, ms",
-    )
-    return markdown(columns, rows)
+    columns = ("step", "pairs", "sent", "accepted", "p50 ms", "p90 ms", "p99 ms", "max ms")
+    return markdown((*columns, "p50 above Scorer.score, ms"), rows)
 
 
 def bound_table(server: Step) -> str:

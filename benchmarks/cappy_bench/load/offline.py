@@ -11,10 +11,8 @@ It runs in a process of its own, with the options that the server chose, and ans
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ import numpy.typing as npt
 from cappy_bench.load.mix import Load
 from cappy_bench.peers.peer import Pair
 from cappy_bench.peers.process import RunnerFailed, WorkerProcess
+from cappy_bench.peers.worker import answer_lines
 from cappy_engine.errors import BenchmarkError
 from cappy_engine.options import ScorerOptions
 from cappy_engine.scorer import Scorer
@@ -92,18 +91,6 @@ class _Scoring:
         return time.perf_counter() - begin
 
 
-def main() -> None:
-    """Answer the lines on stdin until it ends."""
-    bundle, options = sys.argv[1:]
-    scoring = _Scoring(Path(bundle), ScorerOptions.from_json(options))
-    for line in sys.stdin:
-        try:
-            answer = scoring.answer(json.loads(line))
-        except Exception as error:
-            traceback.print_exc()
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    bundle, options = sys.argv[1:]
+    answer_lines(_Scoring(Path(bundle), ScorerOptions.from_json(options)).answer)

@@ -89,9 +89,4 @@ def compare_scores(
         difference = float(np.abs(found - expected[one.place]).max(initial=0.0))
         different += difference > 0
         largest = max(largest, difference)
-    return {
-        "compared": len(accepted),
-        "different": different,
-        "unreadable": unreadable,
-        "max_difference": largest,
-    }
+    return {"compared": len(accepted), "different": different, "unreadable": unreadable, "max_difference": largest}

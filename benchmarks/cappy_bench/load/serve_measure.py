@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import uvloop
 
@@ -23,6 +23,7 @@ from cappy_bench.load.load_steps import Asked, Say, Server, measure_server
 from cappy_bench.load.mix import Load, make_load
 from cappy_bench.load.offline import Offline
 from cappy_bench.load.server_process import (
+    CHOSEN,
     Running,
     find_server,
     free_port,
@@ -32,12 +33,12 @@ from cappy_bench.load.server_process import (
 )
 from cappy_bench.machine import current_commit, describe_machine
 from cappy_bench.peers.worker import installed
-from cappy_bench.speed.texts import choose_pool, pool_files
+from cappy_bench.speed.texts import choose_pool, read_files
 from cappy_engine.bulk.output.output_file import open_output
-from cappy_engine.bulk.output.places import check_output, files_in
+from cappy_engine.bulk.output.places import check_output
 from cappy_engine.bundle import MANIFEST, Bundle, open_bundle
 from cappy_engine.errors import BenchmarkError
-from cappy_engine.options import Device, Mode, Precision, ScorerOptions
+from cappy_engine.options import ScorerOptions
 from cappy_engine.storage import json_bytes, sha256_of
 from cappy_engine.tokenizer import PairTokenizer
 
@@ -62,11 +63,11 @@ def measure_load(options: LoadOptions, served: Sequence[str], *, say: Say) -> Re
     bundle = open_bundle(options.bundle)
     name = Path(bundle.manifest.document.get("source", {}).get("name") or os.path.realpath(bundle.path)).name
     out = options.out or RESULTS / f"{name}.json"
-    read = _inputs(options)
+    read = read_files(options.pairs, options.data, options.bundle, options.infinity)
     for path in filter(None, (out, options.bodies)):
         check_output(path, force=options.force, inputs=read)
         path.parent.mkdir(parents=True, exist_ok=True)
-    load = take_load(options, bundle)
+    load = _take_load(options, bundle)
     if options.bodies is not None:
         with open_output(options.bodies, force=options.force, say=say) as file:
             file.writelines(NATIVE.body(pairs) + b"\n" for pairs in load.requests)
@@ -91,41 +92,11 @@ def measure_load(options: LoadOptions, served: Sequence[str], *, say: Say) -> Re
     return result
 
 
-def _inputs(options: LoadOptions) -> list[Path]:
-    """List the files that are read, of which none is written."""
-    return [
-        *([options.pairs] if options.pairs else []),
-        *(pool_files(options.data) if options.data else []),
-        *files_in(options.bundle, MANIFEST),
-        *(files_in(options.infinity, "config.json") if options.infinity else []),
-    ]
-
-
-def take_load(options: LoadOptions, bundle: Bundle) -> Load:
-    """Make the requests that `options` ask for. Raises BenchmarkError if there are too few texts, and InvalidLine.
-
-    >>> take_load(LoadOptions(requests=10), open_bundle(EMBEDDED)).describe()["requests"]
-    10
-    """
+def _take_load(options: LoadOptions, bundle: Bundle) -> Load:
+    """Make the requests that `options` ask for. Raises BenchmarkError if there are too few texts, and InvalidLine."""
     tokenizer = PairTokenizer.from_bytes(bundle.read("tokenizer.json"), max_length=bundle.manifest.max_length)
     texts = choose_pool(options.pairs, options.data, seed=options.seed)
     return make_load(texts, tokenizer, sizes=options.sizes, count=options.requests, seed=options.seed)
-
-
-def scorer_options(info: Result) -> ScorerOptions:
-    """Make the options with which a scorer runs as a server says it does.
-
-    >>> scorer_options({"device": "cpu", "precision": "int8", "threads": 2, "mode": "both"}).precision
-    'int8'
-    """
-    return ScorerOptions(
-        device=cast(Device, info["device"]),
-        precision=cast(Precision, info["precision"]),
-        threads=info["threads"],
-        mode=cast(Mode, info["mode"]),
-        max_batch_tokens=info.get("max_batch_tokens"),
-        gpus=tuple(info.get("gpus") or ()) or None,
-    )
 
 
 def queue_rooms(load: Load, limits: Result) -> list[Room]:
@@ -134,8 +105,7 @@ def queue_rooms(load: Load, limits: Result) -> list[Room]:
     >>> queue_rooms(load, {"max_queue_pairs": 8192, "max_queue_tokens": 16384})[1].most
     16384
     """
-    takes = {"max_queue_pairs": load.sizes, "max_queue_tokens": load.tokens.tolist()}
-    return [Room(counts, limits[name]) for name, counts in takes.items() if limits.get(name)]
+    return [Room(load.sizes, limits["max_queue_pairs"]), Room(load.tokens.tolist(), limits["max_queue_tokens"])]
 
 
 def _servers(options: LoadOptions, served: Sequence[str], load: Load, *, logs: Path, say: Say) -> Result:
@@ -149,12 +119,13 @@ def _servers(options: LoadOptions, served: Sequence[str], load: Load, *, logs: P
         at_the_end.callback(running.stop)
         info = read_info(running.address)
         say(f"cappy serve is ready: {info['device']}, {info['precision']}, {info['threads']} threads")
-        offline = Offline(options.bundle, scorer_options(info), load, log=logs / "offline.log")
+        scorer = ScorerOptions(**{name: info[name] for name in CHOSEN})
+        offline = Offline(options.bundle, scorer, load, log=logs / "offline.log")
         at_the_end.callback(offline.close)
         seconds = offline.all(range(len(load.requests)))
         per_second = int(load.tokens.sum()) / seconds
         say(f"Scorer.score: {per_second:,.0f} tokens/s")
-        batch_ms = (info.get("max_batch_tokens") or 0) / per_second * 1e3
+        batch_ms = info["max_batch_tokens"] / per_second * 1e3
         asked = Asked(options, load, offline, per_second, say)
         servers = [_ours(running, info, asked, batch_ms=batch_ms)]
         if options.infinity is not None:
@@ -171,7 +142,7 @@ def _servers(options: LoadOptions, served: Sequence[str], load: Load, *, logs: P
 
 
 def _ours(running: Running, info: Result, asked: Asked, *, batch_ms: float) -> Result:
-    rooms = () if asked.options.connections else queue_rooms(asked.load, info.get("limits") or {})
+    rooms = () if asked.options.connections else queue_rooms(asked.load, info["limits"])
     found = _measure("cappy serve", running, NATIVE, asked, rooms=rooms)
     return {**found, "info": info, "bounds": judge(found, batch_ms=batch_ms), "end_status": running.stop()}
 

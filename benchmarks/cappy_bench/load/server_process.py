@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cappy_bench.peers.process import in_short
+from cappy_bench.peers.process import last_lines
 from cappy_engine.bundle import EMBEDDED
 from cappy_engine.errors import BenchmarkError
 
 READY_SECONDS = 120.0
 STOP_SECONDS = 60.0
+CHOSEN = ("device", "precision", "threads", "mode", "max_batch_tokens")
+"""What a server says of the scorer that it opened."""
 SERVING = re.compile(r"serving on (http://\S+)")
 """What `cappy serve` prints to stderr once it listens: the port was chosen by the system."""
 
@@ -103,7 +105,7 @@ def start_server(
             if process.poll() is not None:
                 raise BenchmarkError(f"the server ended with status {process.returncode}: {_last_lines(log)}")
             address = address or _told_address(log)
-            if address is not None and is_ready(address, ready):
+            if address is not None and _is_ready(address, ready):
                 return Running(address, process, time.perf_counter() - begin)
             time.sleep(0.01)
         raise BenchmarkError(f"the server was not ready within {READY_SECONDS:.0f} s: {_last_lines(log)}")
@@ -128,17 +130,13 @@ def find_server(url: str) -> Running:
     if parts.scheme != "http" or not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
         raise BenchmarkError(problem)
     address = (parts.hostname, port)
-    if not is_ready(address, "/ready"):
+    if not _is_ready(address, "/ready"):
         raise BenchmarkError(f"{url}/ready does not answer 200; start the server, or wait until it is ready")
     return Running(address)
 
 
-def is_ready(address: tuple[str, int], path: str) -> bool:
-    """Tell whether a path answers 200.
-
-    >>> is_ready(("127.0.0.1", 8000), "/ready")
-    True
-    """
+def _is_ready(address: tuple[str, int], path: str) -> bool:
+    """Tell whether a path answers 200."""
     try:
         return _get(address, path)[0] == http.client.OK
     except (OSError, http.client.HTTPException):
@@ -155,7 +153,7 @@ def read_info(address: tuple[str, int]) -> dict[str, Any]:
     try:
         status, body = _get(address, "/info")
         info: dict[str, Any] = json.loads(body)
-        if status != http.client.OK or not info.keys() >= {"device", "precision", "threads", "mode"}:
+        if status != http.client.OK or not info.keys() >= {*CHOSEN, "limits"}:
             raise BenchmarkError(f"http://{host}:{port}/info answers {status}: it is not a server of cappy's")
         return info
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -189,5 +187,4 @@ def _told_address(log: Path) -> tuple[str, int] | None:
 
 
 def _last_lines(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return in_short(" | ".join(lines[-3:])) or "it printed nothing"
+    return last_lines(log.read_text(encoding="utf-8", errors="replace")) or "it printed nothing"

@@ -21,22 +21,37 @@ Run = Callable[[Inputs], Scores]
 
 
 class Batched:
-    """A runner that sorts pairs into batches of at most `batch_tokens`; `run` scores one, in `at_once` threads."""
+    """A runner that sorts pairs into batches of at most `batch_tokens`; `run` scores one, in `at_once` threads.
+
+    Without `is_padded` the tool computes nothing for padding, and cannot be made to. With `pad_to` every pair has that
+    length, also where `score` asks for none.
+    """
 
     def __init__(
-        self, model: Model, run: Run, *, pad_token_id: int, batch_tokens: int = BATCH_TOKENS, at_once: int = 1
+        self,
+        model: Model,
+        run: Run,
+        *,
+        pad_token_id: int,
+        batch_tokens: int = BATCH_TOKENS,
+        at_once: int = 1,
+        is_padded: bool = True,
+        pad_to: int | None = None,
     ) -> None:
-        self.computed_tokens: int | None = 0
+        self.computed_tokens = 0
         self._tokenizer = PairTokenizer.from_file(model.bundle / "tokenizer.json", max_length=model.max_length)
         self._run = run
         self._pad_token_id = pad_token_id
         self._batch_tokens = batch_tokens
         self._at_once = at_once
+        self._is_padded, self._pad_to = is_padded, pad_to
         self._map = map if at_once == 1 else ThreadPoolExecutor(at_once).map
 
     def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:
         """Raw scores of n pairs: (n,) float32, in input order."""
-        encoded = self._tokenizer.encode(pairs)
+        if pad_to is not None and not self._is_padded:
+            raise NotImplementedError("this tool computes nothing for padding")
+        encoded, pad_to = self._tokenizer.encode(pairs), pad_to or self._pad_to
         lengths = encoded.lengths if pad_to is None else np.full_like(encoded.lengths, pad_to)
         scores = np.empty(len(lengths), dtype=np.float32)
         batches = plan_batches(lengths, max_batch_tokens=self._batch_tokens, workers=self._at_once)
@@ -46,7 +61,7 @@ class Batched:
 
         for batch, found in zip(batches, self._map(run, batches), strict=True):
             scores[batch.rows] = found
-            self.computed_tokens = (self.computed_tokens or 0) + batch.padded_tokens
+            self.computed_tokens += batch.padded_tokens if self._is_padded else int(lengths[batch.rows].sum())
         return scores
 
     def token_ids(self, pairs: Sequence[Pair]) -> list[list[int]]:

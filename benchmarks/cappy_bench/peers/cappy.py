@@ -15,7 +15,7 @@ class CappyRunner:
     """Our scorer, with the tokens counted."""
 
     def __init__(self, model: Model, precision: str) -> None:
-        self.computed_tokens: int | None = 0
+        self.computed_tokens = 0
         self._scorer = Scorer.open(
             model.bundle, device="cpu", precision=cast(Precision, precision), threads=model.threads
         )
@@ -25,7 +25,7 @@ class CappyRunner:
         if pad_to is not None:
             raise NotImplementedError("the engine computes nothing for padding")
         scored = self._scorer.score_pairs(pairs)
-        self.computed_tokens = (self.computed_tokens or 0) + int(scored.token_counts.sum())
+        self.computed_tokens += int(scored.token_counts.sum())
         return scored.scores
 
     def token_ids(self, pairs: Sequence[Pair]) -> list[list[int]]:

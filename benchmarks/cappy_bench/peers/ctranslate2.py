@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ import numpy.typing as npt
 from safetensors import safe_open
 
 from cappy_bench.peers.batches import Batched, Inputs
-from cappy_bench.peers.peer import Model, Pair, Scores
+from cappy_bench.peers.peer import Model, Scores
 from cappy_bench.peers.worker import serve
 
 COMPUTE_TYPES = {"fp32": "float32", "int8": "int8_float32"}
@@ -36,31 +36,6 @@ COMPUTE_TYPES = {"fp32": "float32", "int8": "int8_float32"}
 Floats = npt.NDArray[np.float32]
 Head = Callable[[Floats], Scores]
 """first tokens' hidden states (batch, hidden) to scores (batch,)"""
-
-
-class EncoderRunner:
-    """`Encoder.forward_batch` on sorted batches; `computed_tokens` are those of the linear layers."""
-
-    def __init__(self, model: Model, encoder: ctranslate2.Encoder, head: Head, *, pad_token_id: int) -> None:
-        self.computed_tokens: int | None = 0
-        self._batched = Batched(model, self._run, pad_token_id=pad_token_id)
-        self._encoder, self._head = encoder, head
-
-    def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:
-        """Raw scores of n pairs: (n,) float32, in input order."""
-        if pad_to is not None:
-            raise NotImplementedError("CTranslate2 takes padding out before it computes")
-        return self._batched.score(pairs)
-
-    def token_ids(self, pairs: Sequence[Pair]) -> list[list[int]]:
-        """The token ids, without padding, that `score` gives the model for each pair."""
-        return self._batched.token_ids(pairs)
-
-    def _run(self, inputs: Inputs) -> Scores:
-        lengths = inputs["attention_mask"].sum(axis=1)
-        output = self._encoder.forward_batch(_view(inputs["input_ids"]), _view(lengths))  # RoBERTa's types are all 0
-        self.computed_tokens = (self.computed_tokens or 0) + int(lengths.sum())
-        return self._head(np.asarray(output.last_hidden_state)[:, 0])  # only the first tokens are copied
 
 
 def prepare(model: Model, precision: str) -> None:
@@ -74,7 +49,7 @@ def prepare(model: Model, precision: str) -> None:
     making.rename(folder)
 
 
-def open_runner(model: Model, precision: str) -> EncoderRunner:
+def open_runner(model: Model, precision: str) -> Batched:
     """Load what `prepare` made, and the head from the checkpoint."""
     encoder = ctranslate2.Encoder(
         str(model.folder / precision),
@@ -84,11 +59,17 @@ def open_runner(model: Model, precision: str) -> EncoderRunner:
         compute_type=COMPUTE_TYPES[precision],
     )
     config = json.loads((model.require_checkpoint() / "config.json").read_text(encoding="utf-8"))
-    head = load_head(model.require_checkpoint() / "model.safetensors")
-    return EncoderRunner(model, encoder, head, pad_token_id=int(config["pad_token_id"]))
+    head = _load_head(model.require_checkpoint() / "model.safetensors")
+
+    def run(inputs: Inputs) -> Scores:
+        lengths = inputs["attention_mask"].sum(axis=1)
+        output = encoder.forward_batch(_view(inputs["input_ids"]), _view(lengths))  # RoBERTa's types are all 0
+        return head(np.asarray(output.last_hidden_state)[:, 0])  # only the first tokens are copied
+
+    return Batched(model, run, pad_token_id=int(config["pad_token_id"]), is_padded=False)
 
 
-def load_head(path: Path) -> Head:
+def _load_head(path: Path) -> Head:
     """Read RobertaClassificationHead, in float32."""
     names = ("dense.weight", "dense.bias", "out_proj.weight", "out_proj.bias")
     with safe_open(path, framework="numpy") as weights:

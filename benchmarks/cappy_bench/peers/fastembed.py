@@ -48,7 +48,7 @@ class TextCrossEncoderRunner:
         self._session = encoder.model.model = CountedSession(encoder.model.model)
 
     @property
-    def computed_tokens(self) -> int | None:
+    def computed_tokens(self) -> int:
         """Tokens computed so far, padding included."""
         return self._session.tokens
 

@@ -28,7 +28,7 @@ class InfinityRunner:
     """An engine, and the event loop that it runs in."""
 
     def __init__(self, engine: AsyncEmbeddingEngine) -> None:
-        self.computed_tokens: int | None = 0
+        self.computed_tokens = 0
         self._engine = engine
         self._encoder: Any = engine._model_replicas[0]  # the public face shows neither its tokens nor its batches
         self._counter = _TokenCounter(self._encoder.model)

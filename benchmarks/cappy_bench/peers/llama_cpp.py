@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file
 
 from cappy_bench.peers.batches import BATCH_TOKENS, Batched, Inputs
-from cappy_bench.peers.peer import Model, Pair, Scores
+from cappy_bench.peers.peer import Model, Scores
 from cappy_bench.peers.worker import serve
 
 Kind = gguf.GGMLQuantizationType
@@ -71,51 +71,33 @@ def prepare(model: Model, precision: str) -> None:
     making.rename(path)
 
 
-class PackedRunner:
-    """`llama_encode` on sorted batches; `computed_tokens` are those of the linear layers."""
+def open_runner(model: Model, precision: str) -> Batched:
+    """Load what `prepare` made."""
+    config = json.loads((model.require_checkpoint() / "config.json").read_text(encoding="utf-8"))
+    context = _open_context(model.folder / f"{precision}.gguf", model.threads)
+    batch = llama_cpp.llama_batch_init(BATCH_TOKENS, 0, 1)
 
-    def __init__(self, model: Model, precision: str) -> None:
-        config = json.loads((model.require_checkpoint() / "config.json").read_text(encoding="utf-8"))
-        self.computed_tokens: int | None = 0
-        self._batched = Batched(model, self._run, pad_token_id=int(config["pad_token_id"]))
-        self._context = _open_context(model.folder / f"{precision}.gguf", model.threads)
-        self._tokens = llama_cpp.llama_batch_init(BATCH_TOKENS, 0, 1)
-
-    def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:
-        """Raw scores of n pairs: (n,) float32, in input order."""
-        if pad_to is not None:
-            raise NotImplementedError("llama.cpp packs pairs, and computes nothing for padding")
-        return self._batched.score(pairs)
-
-    def token_ids(self, pairs: Sequence[Pair]) -> list[list[int]]:
-        """The token ids, without padding, that `score` gives the model for each pair."""
-        return self._batched.token_ids(pairs)
-
-    def _run(self, inputs: Inputs) -> Scores:
-        self._fill(inputs)
-        self.computed_tokens = (self.computed_tokens or 0) + self._tokens.n_tokens
-        if llama_cpp.llama_encode(self._context, self._tokens):
-            raise RuntimeError(f"llama.cpp cannot encode {self._tokens.n_tokens} tokens")
-        found = [llama_cpp.llama_get_embeddings_seq(self._context, row)[0] for row in range(len(inputs["input_ids"]))]
+    def run(inputs: Inputs) -> Scores:
+        _fill(batch, inputs)
+        if llama_cpp.llama_encode(context, batch):
+            raise RuntimeError(f"llama.cpp cannot encode {batch.n_tokens} tokens")
+        found = [llama_cpp.llama_get_embeddings_seq(context, row)[0] for row in range(len(inputs["input_ids"]))]
         return np.array(found, np.float32)
 
-    def _fill(self, inputs: Inputs) -> None:
-        """Write the batch's tokens, without padding; each pair is a sequence."""
-        is_token = inputs["attention_mask"].astype(bool)
-        rows, places = np.nonzero(is_token)
-        batch, count = self._tokens, len(rows)
-        batch.n_tokens = count
-        np.ctypeslib.as_array(batch.token, (count,))[:] = inputs["input_ids"][is_token]
-        np.ctypeslib.as_array(batch.pos, (count,))[:] = places
-        np.ctypeslib.as_array(batch.n_seq_id, (count,))[:] = 1
-        np.ctypeslib.as_array(batch.logits, (count,))[:] = 1
-        for token, row in enumerate(rows.tolist()):
-            batch.seq_id[token][0] = row
+    return Batched(model, run, pad_token_id=int(config["pad_token_id"]), is_padded=False)
 
 
-def open_runner(model: Model, precision: str) -> PackedRunner:
-    """Load what `prepare` made."""
-    return PackedRunner(model, precision)
+def _fill(batch: Any, inputs: Inputs) -> None:
+    """Write the tokens without padding into llama.cpp's batch; each pair is a sequence."""
+    is_token = inputs["attention_mask"].astype(bool)
+    rows, places = np.nonzero(is_token)
+    batch.n_tokens = count = len(rows)
+    np.ctypeslib.as_array(batch.token, (count,))[:] = inputs["input_ids"][is_token]
+    np.ctypeslib.as_array(batch.pos, (count,))[:] = places
+    np.ctypeslib.as_array(batch.n_seq_id, (count,))[:] = 1
+    np.ctypeslib.as_array(batch.logits, (count,))[:] = 1
+    for token, row in enumerate(rows.tolist()):
+        batch.seq_id[token][0] = row
 
 
 def _open_context(path: Path, threads: int) -> int:
@@ -142,7 +124,7 @@ def _write_shape(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_layer_norm_eps(config["layer_norm_eps"])
-    writer.add_context_length(_positions(config))
+    writer.add_context_length(config["max_position_embeddings"] - config["pad_token_id"] - 1)
     writer.add_vocab_size(config["vocab_size"])
     writer.add_token_type_count(config["type_vocab_size"])
     writer.add_causal_attention(False)
@@ -160,10 +142,6 @@ def _tensors(weights: Mapping[str, Floats], config: Mapping[str, Any]) -> Iterat
             if (values := weights.get(f"{theirs}.{part}")) is not None:
                 values = values[config["pad_token_id"] + 1 :] if ours == "position_embd" else values
                 yield f"{ours}.{part}", np.ascontiguousarray(values, np.float32)
-
-
-def _positions(config: Mapping[str, Any]) -> int:
-    return int(config["max_position_embeddings"] - config["pad_token_id"] - 1)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 Where a CPU has bfloat16, OpenVINO computes in it unless told otherwise (INFERENCE_PRECISION_HINT), also in the parts of
 a quantised model that stay in floating point. So fp32 is asked for, bf16 is OpenVINO's own choice, and fails on a CPU
-where it chooses something else. One stream (LATENCY) with all threads is optimum-intel's own default;
-`openvino_streams` has as many streams as threads.
+where it chooses something else. One stream (LATENCY) with all threads is optimum-intel's own default; with as many
+streams as threads each batch has one thread, and batches run side by side.
 
 Int8 is what sentence-transformers' `export_static_quantized_openvino_model` makes: weights and activations, by
 OVQuantizationConfig's defaults (SmoothQuant, fast bias correction, 128 samples in random order), calibrated here on the
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from queue import SimpleQueue
@@ -60,14 +61,18 @@ def prepare(model: Model, precision: str) -> None:
 
 def open_runner(model: Model, precision: str) -> Batched:
     """Compile what `prepare` made, for one batch at a time on all threads."""
-    return open_streams(model, precision, streams=1)
+    return _open(model, precision, streams=1)
 
 
-def open_streams(model: Model, precision: str, *, streams: int) -> Batched:
-    """Compile what `prepare` made, for `streams` batches at a time, which share the threads.
+def open_streams(model: Model, precision: str) -> Batched:
+    """Compile what `prepare` made, for as many batches at a time as threads."""
+    return _open(model, precision, streams=model.threads)
 
-    >>> open_streams(model, "int8", streams=2).score([("Is the sky blue?", "Yes")])
-    """
+
+WAYS = {"one-stream": open_runner, "streams": open_streams}
+
+
+def _open(model: Model, precision: str, *, streams: int) -> Batched:
     folder = model.folder / MODELS[precision]
     options: dict[str, Any] = {
         "INFERENCE_NUM_THREADS": model.threads,
@@ -117,4 +122,4 @@ def _calibration(model: Model, names: Iterable[str]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    serve(open_runner, prepare)
+    serve(WAYS[sys.argv[1]], prepare)

@@ -6,7 +6,8 @@ in an environment of its own:
     prepare(model, precision)                convert what the tool needs into `model.folder`, once; not timed
     open_runner(model, precision) -> Runner  load it, ready to score
 
-`prepare` may be missing where the tool reads a checkpoint or a bundle as it is.
+`prepare` may be missing where the tool reads a checkpoint or a bundle as it is. A module that opens its tool in several
+ways has them by name in WAYS.
 """
 
 from __future__ import annotations

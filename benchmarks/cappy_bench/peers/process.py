@@ -25,7 +25,6 @@ from cappy_engine.errors import install_hint
 ENVIRONMENTS = Path(cappy_bench.__path__[0]) / "environments"
 """What each environment holds: NAME.txt for pip, or NAME/package.json for npm, with how to install it."""
 LONGEST_ANSWER_SECONDS = 1800.0
-LAST_LINES = 3
 
 Message = Mapping[str, Any]
 
@@ -111,8 +110,7 @@ class WorkerProcess:
         self._answers.put("")
 
     def _last_lines(self) -> str:
-        lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return in_short(" | ".join(lines[-LAST_LINES:]))
+        return last_lines(self._log.read_text(encoding="utf-8", errors="replace"))
 
 
 def in_short(reason: str) -> str:
@@ -122,6 +120,15 @@ def in_short(reason: str) -> str:
     'no such model'
     """
     return " ".join(reason.replace(f"{Path.cwd()}{os.sep}", "").split())[:600]
+
+
+def last_lines(printed: str) -> str:
+    """Shorten what a process printed to its last lines, as `in_short` does.
+
+    >>> last_lines("one\\ntwo\\nthree\\nfour\\n")
+    'two | three | four'
+    """
+    return in_short(" | ".join(printed.strip().splitlines()[-3:]))
 
 
 def start_worker(spec: Spec, model: Model, *, tools: Path) -> WorkerProcess:
@@ -145,13 +152,13 @@ def start_worker(spec: Spec, model: Model, *, tools: Path) -> WorkerProcess:
 
 
 def program(spec: Spec, tools: Path) -> list[str]:
-    """The command that runs a runner's module, without its arguments. Raises RunnerFailed if it is not installed.
+    """The command that runs a runner's module, without precision and model. Raises RunnerFailed if it is not installed.
 
     >>> program(SPECS[0], Path())
     ['/usr/bin/python3', '-P', '-m', 'cappy_bench.peers.cappy']
     """
     # -P: what lies in the current folder must not be imported in place of a package.
-    module = ["-P", "-m", f"cappy_bench.peers.{spec.module}"]
+    module = ["-P", "-m", f"cappy_bench.peers.{spec.module}", *([spec.way] if spec.way else [])]
     if spec.environment == "main":
         missing = [name for name in spec.packages if not _is_installed(name)]
         if missing:

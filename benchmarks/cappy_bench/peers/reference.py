@@ -12,7 +12,7 @@ import torch
 
 from cappy_bench.peers.batches import Batched
 from cappy_bench.peers.peer import Model, Pair, Scores
-from cappy_bench.peers.torch_model import pad_token_id, runs
+from cappy_bench.peers.pytorch import pad_token_id, runs
 from cappy_bench.peers.worker import serve
 from cappy_export.checkpoints.checkpoint import load_model, open_checkpoint
 from cappy_export.checkpoints.fast_tokenizer import load_tokenizer

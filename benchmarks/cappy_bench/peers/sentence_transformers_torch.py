@@ -24,7 +24,7 @@ class CrossEncoderRunner:
     """`CrossEncoder.predict`, with the tokens of every forward pass counted."""
 
     def __init__(self, encoder: CrossEncoder) -> None:
-        self.computed_tokens: int | None = 0
+        self.computed_tokens = 0
         self._encoder = encoder
         encoder.register_forward_pre_hook(self._count)
 
@@ -37,14 +37,10 @@ class CrossEncoderRunner:
 
     def token_ids(self, pairs: Sequence[Pair]) -> list[list[int]]:
         """The token ids, without padding, that `score` gives the model for each pair."""
-        rows = []
-        for pair in pairs:
-            features = self._encoder.preprocess([pair])
-            rows.append([int(token) for token in features["input_ids"][0]])
-        return rows
+        return [[int(token) for token in self._encoder.preprocess([pair])["input_ids"][0]] for pair in pairs]
 
     def _count(self, module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
-        self.computed_tokens = (self.computed_tokens or 0) + arguments[0]["input_ids"].numel()
+        self.computed_tokens += arguments[0]["input_ids"].numel()
 
 
 def open_runner(model: Model, precision: str) -> CrossEncoderRunner:

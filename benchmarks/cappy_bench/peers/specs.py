@@ -13,9 +13,9 @@ class Spec:
 
     `module` is a file of this package (a `.mjs` for Node) and `environment` the virtual environment that it runs in.
     `packages` must be installed there, and their versions are reported. `setting` is the report's text about it, and
-    `can_pad` says that it can pad every pair to one length.
+    `can_pad` says that it can pad every pair to one length. `way` chooses one of the module's WAYS, if it has some.
 
-        >>> Spec("torch", "torch_eager", "fp32", "eager, SDPA", ("torch", "transformers")).is_ours
+        >>> Spec("torch", "pytorch", "fp32", "eager, SDPA", ("torch", "transformers")).is_ours
         False
     """
 
@@ -26,6 +26,7 @@ class Spec:
     packages: tuple[str, ...]
     environment: str = "main"
     can_pad: bool = True
+    way: str = ""
 
     @property
     def is_ours(self) -> bool:
@@ -34,7 +35,12 @@ class Spec:
 
 
 SORTED = "pairs sorted by length, at most 512 tokens a batch (our planner)"
-
+ENGINE = ("onnxruntime", "tokenizers")
+TORCH = ("torch", "transformers")
+OPTIMUM = ("optimum-onnx", "onnxruntime")
+NODE = ("@huggingface/transformers", "onnxruntime-node")
+SORTED_BY_TOOL = "identity activation, batches of 2 sorted by characters"
+ENCODER = f"Encoder.forward_batch, which takes padding out, head in numpy; {SORTED}"
 OPENVINO = (
     ("", "fp32", "optimum-intel's export, float32 forced", ()),
     ("-bf16", "bf16", "optimum-intel's export, the default precision of a CPU that has bfloat16", ()),
@@ -48,39 +54,42 @@ OPENVINO = (
 """Names, precisions and how they are made; each is measured with one stream and with several."""
 
 SPECS = (
-    Spec("cappy", OURS, "fp32", "Scorer, default settings", ("onnxruntime", "tokenizers"), can_pad=False),
-    Spec("cappy-fp16", OURS, "fp16", "Scorer, default settings", ("onnxruntime", "tokenizers"), can_pad=False),
-    Spec("cappy-bf16", OURS, "bf16", "Scorer, default settings", ("onnxruntime", "tokenizers"), can_pad=False),
-    Spec("cappy-int8", OURS, "int8", "Scorer, default settings", ("onnxruntime", "tokenizers"), can_pad=False),
-    Spec("torch", "torch_eager", "fp32", f"eager, SDPA; {SORTED}", ("torch", "transformers")),
-    Spec("torch-compile", "torch_compile", "fp32", f"inductor, dynamic shapes; {SORTED}", ("torch", "transformers")),
-    Spec("torch-bf16", "torch_eager", "bf16", f"weights in bfloat16, eager, SDPA; {SORTED}", ("torch", "transformers")),
+    Spec("cappy", OURS, "fp32", "Scorer, default settings", ENGINE, can_pad=False),
+    Spec("cappy-fp16", OURS, "fp16", "Scorer, default settings", ENGINE, can_pad=False),
+    Spec("cappy-bf16", OURS, "bf16", "Scorer, default settings", ENGINE, can_pad=False),
+    Spec("cappy-int8", OURS, "int8", "Scorer, default settings", ENGINE, can_pad=False),
+    Spec("torch", "pytorch", "fp32", f"eager, SDPA; {SORTED}", TORCH, way="eager"),
+    Spec("torch-compile", "pytorch", "fp32", f"inductor, dynamic shapes; {SORTED}", TORCH, way="compiled"),
+    Spec("torch-bf16", "pytorch", "bf16", f"weights in bfloat16, eager, SDPA; {SORTED}", TORCH, way="eager"),
     Spec(
         "torch-compile-bf16",
-        "torch_compile",
+        "pytorch",
         "bf16",
         f"weights in bfloat16, inductor, dynamic shapes; {SORTED}",
-        ("torch", "transformers"),
+        TORCH,
+        way="compiled",
     ),
     Spec(
         "torch-autocast-bf16",
-        "torch_autocast",
+        "pytorch",
         "bf16",
         f"weights in float32, autocast to bfloat16, eager, SDPA; {SORTED}",
-        ("torch", "transformers"),
+        TORCH,
+        way="autocast",
     ),
     Spec(
         "torch-padded",
-        "torch_padded",
+        "pytorch",
         "fp32",
         "the authors' habit: every pair padded to 512, batches of 16",
-        ("torch", "transformers"),
+        TORCH,
+        way="padded",
     ),
     Spec(
         "sentence-transformers",
         "sentence_transformers_torch",
         "fp32",
-        "CrossEncoder.predict, identity activation, batches of 2 sorted by characters",
+        f"CrossEncoder.predict, {SORTED_BY_TOOL}",
         ("sentence-transformers", "torch"),
         can_pad=False,
     ),
@@ -88,40 +97,22 @@ SPECS = (
         "sentence-transformers-onnx",
         "sentence_transformers_onnx",
         "fp32",
-        "CrossEncoder.predict, its own ONNX export at O2, identity activation, batches of 2 sorted by characters",
-        ("sentence-transformers", "optimum-onnx", "onnxruntime"),
+        f"CrossEncoder.predict, its own ONNX export at O2, {SORTED_BY_TOOL}",
+        ("sentence-transformers", *OPTIMUM),
         can_pad=False,
     ),
     Spec(
-        "optimum",
-        "optimum_onnx",
-        "fp32",
-        f"ORTModelForSequenceClassification, its own export at O2; {SORTED}",
-        ("optimum-onnx", "onnxruntime"),
+        "optimum", "optimum_onnx", "fp32", f"ORTModelForSequenceClassification, its own export at O2; {SORTED}", OPTIMUM
     ),
     Spec(
         "optimum-int8",
         "optimum_onnx",
         "int8",
         f"ORTQuantizer's dynamic int8 for this CPU, per channel; {SORTED}",
-        ("optimum-onnx", "onnxruntime"),
+        OPTIMUM,
     ),
-    Spec(
-        "ctranslate2",
-        "ctranslate2",
-        "fp32",
-        f"Encoder.forward_batch, which takes padding out, head in numpy; {SORTED}",
-        ("ctranslate2",),
-        can_pad=False,
-    ),
-    Spec(
-        "ctranslate2-int8",
-        "ctranslate2",
-        "int8",
-        f"int8_float32, Encoder.forward_batch, which takes padding out, head in numpy; {SORTED}",
-        ("ctranslate2",),
-        can_pad=False,
-    ),
+    Spec("ctranslate2", "ctranslate2", "fp32", ENCODER, ("ctranslate2",), can_pad=False),
+    Spec("ctranslate2-int8", "ctranslate2", "int8", f"int8_float32, {ENCODER}", ("ctranslate2",), can_pad=False),
     Spec(
         "fastembed",
         "fastembed",
@@ -133,11 +124,12 @@ SPECS = (
     *(
         Spec(
             f"openvino{of}{streams}",
-            f"openvino{streams.replace('-', '_')}",
+            "openvino",
             precision,
             f"{how}; {'one batch on all threads' if not streams else 'a stream and a batch for each thread'}; {SORTED}",
             ("openvino", "optimum-intel", *needs),
             environment="openvino",
+            way="streams" if streams else "one-stream",
         )
         for of, precision, how, needs in OPENVINO
         for streams in ("", "-streams")
@@ -168,15 +160,15 @@ SPECS = (
         "transformersjs.mjs",
         "fp32",
         f"Node, optimum's export at O2, raw logits; {SORTED}",
-        ("@huggingface/transformers", "onnxruntime-node"),
-        environment="node",
+        NODE,
+        "node",
     ),
     Spec(
         "transformers.js-int8",
         "transformersjs.mjs",
         "int8",
         f"Node, optimum's dynamic int8 (dtype q8), raw logits; {SORTED}",
-        ("@huggingface/transformers", "onnxruntime-node"),
+        NODE,
         environment="node",
     ),
 )

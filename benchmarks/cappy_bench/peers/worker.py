@@ -2,7 +2,7 @@
 
 A runner's module ends by calling `serve`, and is started as a program:
 
-    python -m cappy_bench.peers.NAME PRECISION MODEL                MODEL: cappy_bench.peers.peer.Model as JSON
+    python -m cappy_bench.peers.NAME [WAY] PRECISION MODEL          MODEL: cappy_bench.peers.peer.Model as JSON
 
     {"do": "prepare"}                                 {"seconds": 1.5}
     {"do": "open"}                                    {}
@@ -82,22 +82,28 @@ def installed(package: str) -> tuple[str, str]:
 def serve(open_runner: Open, prepare: Prepare | None = None) -> None:
     """Answer the lines on standard input until it ends.
 
-    The program's arguments are the precision and the model.
+    The program's last arguments are the precision and the model.
 
     >>> serve(open_runner, prepare)
     """
-    precision, model = sys.argv[1:]
-    worker = Worker(Model.from_json(model), precision, open_runner, prepare)
+    precision, model = sys.argv[-2:]
+    answer_lines(Worker(Model.from_json(model), precision, open_runner, prepare).answer)
+
+
+def answer_lines(answer: Callable[[Message], Message]) -> None:
+    """Answer the lines of JSON on standard input until it ends; a failure is an answer, too.
+
+    >>> answer_lines(lambda message: {"seconds": 0.0})
+    """
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)  # what a library prints must not come between the answers
         for line in sys.stdin:
             try:
-                answer = worker.answer(json.loads(line))
+                answered = answer(json.loads(line))
             except Exception as error:  # whatever a tool raises is this runner's result
                 traceback.print_exc()
-                answer = {"error": f"{type(error).__name__}: {error}"}
-            answers.write(json.dumps(answer) + "\n")
-            answers.flush()
+                answered = {"error": f"{type(error).__name__}: {error}"}
+            print(json.dumps(answered), file=answers, flush=True)
 
 
 def _score(runner: Runner, message: Message) -> Message:

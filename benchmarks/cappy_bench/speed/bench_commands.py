@@ -22,7 +22,7 @@ from cappy_engine.cli.values import PATH
 from cappy_engine.options import ScorerOptions
 
 SERVED = ("precision", "threads", "mode", "max_batch_tokens")
-"""Options of the server that `cappy bench serve` starts."""
+"""Options of the server or the command that is started."""
 
 
 @group(
@@ -151,15 +151,9 @@ def serve(options: LoadOptions, scorer: ScorerOptions) -> None:
     given = flags_given(SERVED)
     if options.url and given:
         raise click.UsageError(f"{given[0]} is for a server that is started, and --url names one that runs already")
-    served = [
-        word
-        for name in SERVED
-        if (value := getattr(scorer, name)) not in (None, "auto")
-        for word in (f"--{name.replace('_', '-')}", str(value))
-    ]
     with extra("cpu,serve"):
         from cappy_bench.load.serve_measure import measure_load
-    result = measure_load(options, served, say=_say)
+    result = measure_load(options, _words(scorer), say=_say)
     show(load_tables(result))
     print_json(result, indent=None)
 
@@ -182,7 +176,7 @@ def bulk(options: BulkBenchOptions, scorer: ScorerOptions) -> None:
     """Measure `cappy score` on a file of short pairs, beside the scorer alone: pairs a second, and memory."""
     from cappy_bench.bulk.bulk_measure import bulk_table, measure_bulk
 
-    result = measure_bulk(options, scorer, say=_say)
+    result = measure_bulk(options, scorer, _words(scorer), say=_say)
     show(bulk_table(result))
     print_json(result, indent=None)
 
@@ -208,6 +202,13 @@ def curve(logs: Sequence[Path], plot: Path, force: bool) -> None:
     found = [read_log(path) for path in logs]
     plot_curves(dict(zip(names_of(logs), found, strict=True)), plot, force=force)
     show(str(plot))
+
+
+def _words(scorer: ScorerOptions) -> list[str]:
+    """Write the options of SERVED that were given as words of a command."""
+    values = {name: getattr(scorer, name) for name in SERVED}
+    given = {name: value for name, value in values.items() if value not in (None, "auto")}
+    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def _say(line: str) -> None:

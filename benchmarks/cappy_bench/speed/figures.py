@@ -25,7 +25,7 @@ Result = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Figures:
-    """One runner on one workload.
+    """One runner on a workload.
 
     Times are medians over rounds; `spread` is the slowest and the fastest round's useful tokens per second. Latencies
     (milliseconds) are of single requests, all rounds together. `padding_share` is the part of the computed tokens that
@@ -33,8 +33,6 @@ class Figures:
     """
 
     workload: str
-    runner: str
-    rounds: int
     pairs_per_second: float
     tokens_per_second: float
     spread: tuple[float, float]
@@ -68,8 +66,8 @@ def figures(result: Result, runner: Mapping[str, Any], workload: Mapping[str, An
     >>> figures(result, result["runners"][0], result["workloads"][0]).tokens_per_second
     1234.5
     """
-    cell = _cell(runner, workload["name"])
-    if runner["status"] != "ok" or cell is None or cell["status"] != "ok":
+    cell = good_cell(runner, workload["name"])
+    if cell is None:
         return None
     totals = [sum(seconds) for seconds in cell["seconds"]]
     total = statistics.median(totals)
@@ -80,8 +78,6 @@ def figures(result: Result, runner: Mapping[str, Any], workload: Mapping[str, An
     p50, p95, p99 = (float(np.percentile(singles, share)) for share in (50, 95, 99))
     return Figures(
         workload=workload["name"],
-        runner=runner["name"],
-        rounds=len(totals),
         pairs_per_second=workload["pairs"] / total,
         tokens_per_second=tokens / total,
         spread=(tokens / max(totals), tokens / min(totals)),
@@ -93,13 +89,21 @@ def figures(result: Result, runner: Mapping[str, Any], workload: Mapping[str, An
     )
 
 
+def good_cell(runner: Mapping[str, Any], workload: str) -> Mapping[str, Any] | None:
+    """Find what a runner did on a workload; None unless it ran there and is not wrong.
+
+    >>> good_cell(result["runners"][0], "bulk")["seconds"]
+    [[3.1], [3.0]]
+    """
+    cells = (cell for cell in runner["cells"] if cell["workload"] == workload and cell["status"] == "ok")
+    return next(cells, None) if runner["status"] == "ok" else None
+
+
 @dataclass(frozen=True)
 class Ratio:
     """How many times as fast one runner is as another, round by round."""
 
     ours: str
-    peer: str
-    workload: str
     median: float
     least: float
     greatest: float
@@ -127,7 +131,7 @@ def compare_with_peer(result: Result, peer: Mapping[str, Any], workload: str) ->
         return "none of ours is as right" if ours else None
     runner, seconds = min(fit, key=lambda entry: statistics.median(entry[1]))
     ratios = paired_ratios(theirs, seconds)
-    return Ratio(runner["name"], peer["name"], workload, statistics.median(ratios), min(ratios), max(ratios))
+    return Ratio(runner["name"], statistics.median(ratios), min(ratios), max(ratios))
 
 
 def is_as_right(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
@@ -181,11 +185,5 @@ def _peak(result: Result, precision: str) -> float:
 
 
 def _seconds(runner: Mapping[str, Any], workload: str) -> list[float] | None:
-    cell = _cell(runner, workload)
-    if runner["status"] != "ok" or cell is None or cell["status"] != "ok":
-        return None
-    return [sum(seconds) for seconds in cell["seconds"]]
-
-
-def _cell(runner: Mapping[str, Any], workload: str) -> Mapping[str, Any] | None:
-    return next((cell for cell in runner["cells"] if cell["workload"] == workload), None)
+    cell = good_cell(runner, workload)
+    return None if cell is None else [sum(seconds) for seconds in cell["seconds"]]

@@ -27,11 +27,11 @@ def name_ends(figure: Figure, axes: Axes, named: Sequence[Line | Point], ends: S
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     places = [(float(x), float(y)) for x, y in axes.transData.transform(ends)]
-    for column in into_columns([x for x, _ in places], [_text_width(axes, one) for one in named]):
+    for column in _into_columns([x for x, _ in places], [_text_width(axes, one) for one in named]):
         column.sort(key=lambda at: places[at][1])
         right = max(places[at][0] for at in column) + REACH
         wanted = [places[at][1] for at in column]
-        heights = spread_apart(wanted, gap=NAME_HEIGHT, low=axes.bbox.y0 + 6, high=axes.bbox.y1 - 6)
+        heights = _spread_apart(wanted, gap=NAME_HEIGHT, low=axes.bbox.y0 + 6, high=axes.bbox.y1 - 6)
         for at, height in zip(column, heights, strict=True):
             _name(axes, named[at], ends[at], (right - places[at][0], height - places[at][1]))
 
@@ -58,13 +58,10 @@ def _name(axes: Axes, of: Line | Point, end: Place, offset: Place) -> None:
     )
 
 
-def into_columns(ends: Sequence[float], widths: Sequence[float]) -> list[list[int]]:
+def _into_columns(ends: Sequence[float], widths: Sequence[float]) -> list[list[int]]:
     """Group names into columns.
 
     Each column stands `REACH` right of its last end, and before the next column's ends.
-
-    >>> into_columns([10.0, 12.0, 300.0], [50.0, 50.0, 50.0])
-    [[0, 1], [2]]
     """
     columns: list[list[int]] = []
     limit = 0.0
@@ -76,12 +73,8 @@ def into_columns(ends: Sequence[float], widths: Sequence[float]) -> list[list[in
     return columns
 
 
-def spread_apart(wanted: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
-    """Find heights from `low` to `high`, `gap` apart, nearest to the ascending `wanted` ones.
-
-    >>> spread_apart([10.0, 12.0], gap=10, low=0, high=100)
-    [6.0, 16.0]
-    """
+def _spread_apart(wanted: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
+    """Find heights from `low` to `high`, `gap` apart, nearest to the ascending `wanted` ones."""
     blocks: list[list[float]] = []
     for place, height in enumerate(wanted):
         blocks.append([height - place * gap])

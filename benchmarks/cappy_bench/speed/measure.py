@@ -24,14 +24,10 @@ from cappy_bench.shapes import count_parameters, read_shape
 from cappy_bench.speed.figures import SCHEMA, useful_flops
 from cappy_bench.speed.run_options import ENVIRONMENTS, RESULTS, SUITES, RunOptions
 from cappy_bench.speed.suite import Plan, Say, measure_peak, run_suite
-from cappy_bench.speed.texts import choose_pool, pool_files
-from cappy_bench.speed.workloads import (
-    MAX_LENGTH,
-    Workload,
-    make_workloads,
-)
+from cappy_bench.speed.texts import choose_pool, read_files
+from cappy_bench.speed.workloads import MAX_LENGTH, Workload, make_workloads
 from cappy_engine.bulk.output.output_file import open_output
-from cappy_engine.bulk.output.places import check_output, files_in
+from cappy_engine.bulk.output.places import check_output
 from cappy_engine.bundle import MANIFEST, Bundle, open_bundle
 from cappy_engine.cpu.cores import usable_cores
 from cappy_engine.errors import BenchmarkError
@@ -60,15 +56,16 @@ def measure(options: RunOptions, *, say: Say) -> Result:
     described = describe_model(bundle, options.checkpoint)
     model = Model(
         bundle=bundle.path,
-        folder=options.work / model_folder(described, options.checkpoint),
+        folder=options.work / _model_folder(described, options.checkpoint),
         threads=options.threads or usable_cores(),
         checkpoint=options.checkpoint,
         max_length=min(MAX_LENGTH, bundle.manifest.max_length),
     )
     out = options.out or RESULTS / f"{described['name']}-{file_word(cpu_kind(machine))}.json"
-    check_output(out, force=options.force, inputs=_inputs(options))
-    workloads, source = take_workloads(options, model)
-    plan = make_plan(options, bundle, model, workloads, described["weights_bytes"])
+    read = read_files(options.pairs, options.data, options.bundle, options.checkpoint)
+    check_output(out, force=options.force, inputs=read)
+    workloads, source = _take_workloads(options, model)
+    plan = _make_plan(options, bundle, model, workloads, described["weights_bytes"])
     others = {name: environment_versions(name, options.tools) for name in ENVIRONMENTS if name != "main"}
     notes = options.work / f"notes-{_key(machine, model, described, workloads, others)}.jsonl"
     options.work.mkdir(parents=True, exist_ok=True)
@@ -105,24 +102,10 @@ def measure(options: RunOptions, *, say: Say) -> Result:
     return result
 
 
-def _inputs(options: RunOptions) -> list[Path]:
-    """List the files that are read, of which none is written."""
-    return [
-        *([options.pairs] if options.pairs else []),
-        *(pool_files(options.data) if options.data else []),
-        *files_in(options.bundle, MANIFEST),
-        *(files_in(options.checkpoint, "config.json") if options.checkpoint else []),
-    ]
-
-
-def make_plan(
+def _make_plan(
     options: RunOptions, bundle: Bundle, model: Model, workloads: Sequence[Workload], weights_bytes: int
 ) -> Plan:
-    """Plan the runners that were asked for, with the suite's rounds.
-
-    >>> make_plan(RunOptions(), bundle, model, workloads, 15_000_000).rounds
-    3
-    """
+    """Plan the runners that were asked for, with the suite's rounds."""
     exported = bundle.manifest.document.get("parity", {})
     pairs = exported.get("pairs", {}).get("count")
     return Plan(
@@ -188,25 +171,18 @@ def describe_model(bundle: Bundle, checkpoint: Path | None) -> dict[str, Any]:
     }
 
 
-def model_folder(described: dict[str, Any], checkpoint: Path | None) -> str:
-    """Name the folder for what tools convert: one for each model, so that no tool scores with another one's weights.
-
-    >>> model_folder(describe_model(open_bundle(EMBEDDED), None), None)
-    'cappy-mini-2ed32a07d51c'
-    """
+def _model_folder(described: dict[str, Any], checkpoint: Path | None) -> str:
+    """Name the folder for what tools convert: one for each model, so that no tool scores with another one's weights."""
     small = () if checkpoint is None else sorted(path for path in checkpoint.iterdir() if path.suffix in SMALL)
     read = {path.name: sha256_of(path) for path in small}
     return f"{described['name']}-{digest_of_files({'weights': described['weights_sha256'], **read})[:12]}"
 
 
-def take_workloads(options: RunOptions, model: Model) -> tuple[list[Workload], str]:
+def _take_workloads(options: RunOptions, model: Model) -> tuple[list[Workload], str]:
     """Take the workloads that were asked for, and say from which texts.
 
     Raises BenchmarkError if there are too few texts, or the suite has no such workload, and InvalidLine for a line of a
     file that holds no pair.
-
-        >>> take_workloads(RunOptions(suite="smoke"), Model(EMBEDDED, Path("bench"), 2))[1]
-        "made of words of the package's parity pairs"
     """
     tokenizer = PairTokenizer.from_file(model.bundle / "tokenizer.json", max_length=model.max_length)
     pairs, source = choose_pool(options.pairs, options.data, seed=options.seed)

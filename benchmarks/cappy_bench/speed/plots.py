@@ -22,6 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from cappy_bench.speed.figures import EXACT
 from cappy_bench.speed.labels import name_ends
+from cappy_bench.speed.markdown import number
 from cappy_bench.speed.marks import COLOURS, GREY, INK, PALE, SOFT, Bar, Line, Point, colour_of
 from cappy_engine.bulk.output.output_file import open_output
 
@@ -155,7 +156,7 @@ def _draw_bars(axes: Axes, rows: Sequence[Bar], *, room: int) -> None:
 def _label_bar(axes: Axes, place: int, row: Bar) -> None:
     """Write the speed right of its bar, or that it counts for nothing."""
     axes.annotate(
-        "wrong" if row.is_wrong else _rounded(row.tokens_per_second),
+        "wrong" if row.is_wrong else number(row.tokens_per_second),
         (0 if row.is_wrong else max(row.tokens_per_second, row.spread[1]), place),
         (4, 0),
         textcoords="offset points",
@@ -200,11 +201,6 @@ def _set_error_axes(axes: Axes, points: Sequence[Point]) -> None:
 def _shown_error(point: Point) -> float:
     """Keep the error within `ERRORS`; NaN is as bad as the largest."""
     return float(np.clip(np.nan_to_num(point.max_error, nan=ERRORS[1]), *ERRORS))
-
-
-def _rounded(value: float) -> str:
-    """Write a whole number, or three digits: 1,234 and 56.7."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _grouped(value: float, _: object = None) -> str:

@@ -8,17 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from cappy_bench.machine import cpu_kind
-from cappy_bench.speed.figures import Result, figures, read_result
+from cappy_bench.speed.figures import Result, figures, good_cell, read_result
 from cappy_bench.speed.marks import Bar, Line, Point
 from cappy_bench.speed.plots import draw_error_speed, draw_latency, draw_throughput
-from cappy_bench.speed.tables import (
-    NOT_COMPARED,
-    missing_table,
-    ratio_table,
-    runner_table,
-    share_table,
-    workload_table,
-)
+from cappy_bench.speed.tables import NOT_COMPARED, missing_table, ratio_table, runner_table, share_table, workload_table
 from cappy_bench.speed.workloads import LENGTHS
 from cappy_engine.bulk.output.output_file import open_output
 from cappy_engine.bulk.output.places import check_output
@@ -121,7 +114,7 @@ def section(result: Result, stem: str) -> str:
 
 
 def _against_peers(result: Result, cpu: str) -> list[str]:
-    if result.get("reference", True) is None:
+    if result["reference"] is None:
         return [f"{NOT_COMPARED}\n"]
     return [
         f"### Ours against each peer, on {cpu}\n",
@@ -187,8 +180,7 @@ def _lines(result: Result) -> list[Line]:
     found_steps = (entry.get("steps", LENGTHS) for entry in result["workloads"] if entry["name"] == "lengths")
     tokens = next(found_steps, LENGTHS)
     for runner in result["runners"]:
-        cell = next((cell for cell in runner["cells"] if cell["workload"] == "lengths"), None)
-        if runner["status"] == "ok" and cell is not None and cell["status"] == "ok":
+        if (cell := good_cell(runner, "lengths")) is not None:
             seconds = np.median(np.array(cell["seconds"]), axis=0)
             groups = np.array_split(seconds, len(LENGTHS))
             found = {length: 1000 * float(np.median(group)) for length, group in zip(tokens, groups, strict=True)}

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cappy_bench.peers.peer import Model, Pair
-from cappy_bench.peers.process import RunnerFailed, Start, Worker, in_short
+from cappy_bench.peers.process import RunnerFailed, Start, Worker, last_lines
 from cappy_bench.peers.specs import Spec
 from cappy_bench.speed.notes import Notes
 from cappy_bench.speed.verdicts import Cell, Parity, Reference, good_cells, judge_runner
@@ -114,8 +114,7 @@ def measure_peak(threads: int) -> dict[str, Any]:
     command = [sys.executable, "-P", "-m", "cappy_bench.speed.peak", "--threads", str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603, the command is ours
     if done.returncode:
-        last = in_short(" | ".join(done.stderr.splitlines()[-3:]))
-        raise BenchmarkError(f"the machine's peak cannot be measured: {last}")
+        raise BenchmarkError(f"the machine's peak cannot be measured: {last_lines(done.stderr)}")
     peak: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return peak
 
@@ -154,18 +153,14 @@ def _prepare(plan: Plan, spec: Spec, start: Start, reference: Reference | None) 
         worker = start(spec, runner_model(plan.model, spec))
     except RunnerFailed as error:
         return {**result, "status": "skipped", "reason": str(error)}
+    pairs = [pair for workload in plan.workloads for pair in workload.pairs]
     try:
         result["versions"] = worker.ask({"do": "versions", "packages": list(spec.packages)})["versions"]
-    except RunnerFailed as error:
-        worker.close()
-        return {**result, "status": "skipped", "reason": str(error)}
-    try:
         result["seconds"] = worker.ask({"do": "prepare"})["seconds"]
         worker.ask({"do": "open"})
-        pairs = [pair for workload in plan.workloads for pair in workload.pairs]
         found = worker.ask({"do": "token_ids", "pairs": pairs})["token_ids"]
     except RunnerFailed as error:
-        return {**result, "status": "failed", "reason": str(error)}
+        return {**result, "status": "failed" if result["versions"] else "skipped", "reason": str(error)}
     finally:
         worker.close()
     token_ids = found if reference is None else reference.token_ids

@@ -13,19 +13,8 @@ from cappy_bench.speed.markdown import Row, error, markdown, number, size
 from cappy_engine.errors import BenchmarkError
 
 WORKLOAD_COLUMNS = (
-    "runner",
-    "precision",
-    "pairs/s",
-    "useful tokens/s",
-    "p50 ms",
-    "p95 ms",
-    "p99 ms",
-    "padding",
-    "of peak",
-    "memory",
-    "max error",
-    "Spearman",
-    "ours against it",
+    *("runner", "precision", "pairs/s", "useful tokens/s", "p50 ms", "p95 ms", "p99 ms", "padding", "of peak"),
+    *("memory", "max error", "Spearman", "ours against it"),
 )
 SINGLE = ("interactive", "rerank")
 """Workloads of like requests, whose latencies mean something."""
@@ -43,7 +32,7 @@ def result_tables(result: Result) -> str:
     >>> print(result_tables(read_result(Path("bench/results/cappy-mini.json"))))
     """
     parts = [f"{result['title']}: {cpu_kind(result['machine'])}, {result['settings']['threads']} threads"]
-    if result.get("reference", True) is None:
+    if result["reference"] is None:
         parts.append(NOT_COMPARED)
     for workload in result["workloads"]:
         size_of = f"{workload['pairs']} pairs, {workload['tokens']} tokens"
@@ -67,7 +56,7 @@ def change_tables(before: Result, after: Result, *, names: tuple[str, str]) -> s
         raise BenchmarkError(
             f"{names[0]} and {names[1]} have no workload in common: measure both with the same texts, suite and seed"
         )
-    parts = [f"useful tokens/s of {names[1]} over those of {names[0]}", change_table(before, after)]
+    parts = [f"useful tokens/s of {names[1]} over those of {names[0]}", _change_table(before, after)]
     if shared != every:
         left_out = sorted({name for name, _ in every - shared})
         parts.append(f"Not compared, since only one has them or their texts differ: {', '.join(left_out)}.")
@@ -144,7 +133,7 @@ def _row(result: Result, runner: Mapping[str, Any], found: Figures) -> Row:
 def verdict(ratio: Ratio | str | None) -> str:
     """Say who is faster: one wins if every round says so, else they are even.
 
-    >>> verdict(Ratio("cappy", "torch", "bulk", median=1.5, least=1.2, greatest=1.6))
+    >>> verdict(Ratio("cappy", median=1.5, least=1.2, greatest=1.6))
     '1.50x (1.20 to 1.60) cappy'
     """
     if not isinstance(ratio, Ratio):
@@ -219,18 +208,8 @@ def runner_table(result: Result) -> str:
                 "" if runner["status"] == "ok" else f"**wrong**: {runner['reason']}",
             )
         )
-    columns = (
-        "runner",
-        "precision",
-        "setting",
-        "versions",
-        "load s",
-        "max error",
-        "mean error",
-        "Spearman",
-        "winners kept",
-    )
-    return markdown((*columns, ""), rows)
+    columns = ("runner", "precision", "setting", "versions", "load s", "max error", "mean error", "Spearman")
+    return markdown((*columns, "winners kept", ""), rows)
 
 
 def _parity_cells(parity: Mapping[str, Any] | None) -> Row:
@@ -259,12 +238,10 @@ def missing_table(result: Result) -> str:
     return markdown(("runner", "precision", "status", "reason"), rows) if rows else ""
 
 
-def change_table(before: Result, after: Result) -> str:
+def _change_table(before: Result, after: Result) -> str:
     """Write how each runner's useful tokens per second changed, on workloads that both share.
 
     A runner that one of them lacks, or that was wrong or failed in one, has a dash.
-
-    >>> print(change_table(before, after))
     """
     shared = {entry["sha256"]: entry for entry in before["workloads"]}
     workloads = [entry for entry in after["workloads"] if entry["sha256"] in shared]

@@ -13,18 +13,20 @@ import numpy as np
 from cappy_bench.peers.peer import Pair
 from cappy_engine.bulk.formats.json_lines import open_lines, read_fields, read_rows
 from cappy_engine.bulk.formats.lines import numbered
+from cappy_engine.bulk.output.places import files_in
+from cappy_engine.bundle import MANIFEST
 from cappy_engine.checks import shown
 from cappy_engine.errors import BenchmarkError, InvalidLine
 from cappy_engine.pairs import text_problem
 from cappy_export.proof.pairs import default_pairs
 
 USUAL = "promptsource_test.jsonl.gz"
-POOL = 12_000
-"""Pairs that are looked at, of those that a pool has."""
+POOL, MADE = 12_000, 4000
+"""Pairs that are looked at, of those that a pool has, and pairs that are made up where there are none."""
 
 
-def choose_pool(pairs: Path | None, data: Path | None, *, seed: int) -> tuple[list[Pair], str]:
-    """Read the texts of a file, or of the tasks in a folder, or make some up; also say what to call them.
+def choose_pool(pairs: Path | None, data: Path | None, *, seed: int, made: int = MADE) -> tuple[list[Pair], str]:
+    """Read the texts of a file, or of the tasks in a folder, or make so many pairs up; also say what to call them.
 
     Raises BenchmarkError with the line of a file that is not of that form, and OSError.
 
@@ -32,11 +34,13 @@ def choose_pool(pairs: Path | None, data: Path | None, *, seed: int) -> tuple[li
         "made of words of the package's parity pairs"
     """
     if pairs is not None:
-        return read_pairs_file(pairs), f"the file {pairs.name}"
+        return _read_pairs_file(pairs), f"the file {pairs.name}"
     found = read_pool(data, seed=seed) if data is not None else []
     if found:
         return found, "PromptSource's and BIG-Bench's tasks"
-    return make_pool_like(default_pairs(), seed=seed), "made of words of the package's parity pairs"
+    words = {word for pair in default_pairs() for text in pair for word in text.split() if len(word) < 20}
+    words = {word for word in words if "<" not in word}  # "<pad>" in a text is something else to every tool
+    return make_pool(sorted(words), seed=seed, count=made), "made of words of the package's parity pairs"
 
 
 def read_pool(folder: Path, *, seed: int) -> list[Pair]:
@@ -64,6 +68,19 @@ def read_pool(folder: Path, *, seed: int) -> list[Pair]:
     return _distinct(pairs)
 
 
+def read_files(pairs: Path | None, data: Path | None, bundle: Path, checkpoint: Path | None) -> list[Path]:
+    """List the files that a benchmark reads, of which none may be written.
+
+    >>> read_files(None, None, EMBEDDED, None)
+    """
+    return [
+        *([pairs] if pairs else []),
+        *(pool_files(data) if data else []),
+        *files_in(bundle, MANIFEST),
+        *(files_in(checkpoint, "config.json") if checkpoint else []),
+    ]
+
+
 def pool_files(folder: Path) -> list[Path]:
     """List the files that `read_pool` reads, of those that `folder` has.
 
@@ -74,7 +91,7 @@ def pool_files(folder: Path) -> list[Path]:
     return [*([usual] if usual.exists() else []), *sorted(folder.glob("bigbench/*_train.jsonl.gz"))]
 
 
-def make_pool(words: Sequence[str], *, seed: int, count: int = 4000) -> list[Pair]:
+def make_pool(words: Sequence[str], *, seed: int, count: int = MADE) -> list[Pair]:
     """Make pairs of random words: first a quarter of everyday lengths, then longer ones.
 
     >>> make_pool(["sky", "blue"], seed=0, count=1)
@@ -90,23 +107,8 @@ def make_pool(words: Sequence[str], *, seed: int, count: int = 4000) -> list[Pai
     )
 
 
-def make_pool_like(pairs: Iterable[Pair], *, seed: int, count: int = 4000) -> list[Pair]:
-    """Make pairs as `make_pool` does, of the words of `pairs`.
-
-    >>> make_pool_like([("Is the sky blue?", "Yes")], seed=0, count=1)
-    """
-    words = {word for pair in pairs for text in pair for word in text.split() if len(word) < 20}
-    words = {word for word in words if "<" not in word}  # "<pad>" in a text is something else to every tool
-    return make_pool(sorted(words), seed=seed, count=count)
-
-
-def read_pairs_file(path: Path) -> list[Pair]:
-    """Read the distinct pairs of a JSON Lines file with `instruction` and `response`, stripped.
-
-    Raises BenchmarkError with the line, and OSError.
-
-        >>> read_pairs_file(Path("pairs.jsonl"))
-    """
+def _read_pairs_file(path: Path) -> list[Pair]:
+    """Read the distinct pairs of a JSON Lines file, stripped. Raises BenchmarkError with the line."""
     try:
         return _distinct((first.strip(), second.strip()) for first, second in _read_pairs(path))
     except InvalidLine as error:

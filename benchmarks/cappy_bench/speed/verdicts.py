@@ -75,17 +75,13 @@ def judge_runner(
     if reference is None:
         return Verdict("ok", parity=exported.get(spec.precision))
     spread = float(np.std(np.concatenate([reference.scores[workload.name] for workload in scored])))
-    reason = judge_parity(spec.precision, _parity(scored, found, reference), spread=spread)
+    reason = _judge_parity(spec.precision, _parity(scored, found, reference), spread=spread)
     shared = [workload for workload in scored if workload.pad_to is None] or scored
     return Verdict("wrong" if reason else "ok", reason, _parity(shared, found, reference))
 
 
-def judge_parity(precision: str, parity: Parity, *, spread: float = 1.0) -> str | None:
-    """Say why scores with this parity are wrong, by our bundles' limits for scores of this `spread`, if they are.
-
-    >>> judge_parity("fp32", {"max_error": 0.0002, "spearman": 1.0})
-    'max error 0.0002, limit 0.0001'
-    """
+def _judge_parity(precision: str, parity: Parity, *, spread: float) -> str | None:
+    """Say why scores with this parity are wrong, by our bundles' limits for scores of this `spread`, if they are."""
     limits = default_limits(spread)[precision]
     if limits.max_error is not None and parity["max_error"] > limits.max_error:
         return f"max error {parity['max_error']:.2g}, limit {limits.max_error:g}"

@@ -73,7 +73,7 @@ def runner_model(model: Model, spec: Spec) -> Model:
     """Give the runner a folder, which it shares with others of its module.
 
     >>> runner_model(Model(Path("bundle"), Path("bench"), 2), SPECS[3]).folder
-    PosixPath('bench/torch_eager')
+    PosixPath('bench/cappy')
     """
     folder = model.folder / Path(spec.module).stem
     folder.mkdir(parents=True, exist_ok=True)

@@ -25,11 +25,8 @@ from cappy_engine.bulk.formats.json_lines import read_rows
 from cappy_engine.scorer import Scorer
 
 
-def read_groups(path: Path) -> dict[str, list[str]]:
-    """Read the distinct candidates of each instruction that has two or more.
-
-    >>> read_groups(Path("pairs.jsonl"))
-    """
+def _read_groups(path: Path) -> dict[str, list[str]]:
+    """Read the distinct candidates of each instruction that has two or more."""
     groups: dict[str, dict[str, None]] = {}
     with path.open("rb") as lines:
         for row in read_rows(lines):
@@ -81,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("candidates", type=Path)
     parser.add_argument("--count", type=int, default=300, help="rank about so many of the groups")
     options = parser.parse_args(argv)
-    groups = read_groups(options.candidates)
+    groups = _read_groups(options.candidates)
     step = max(1, len(groups) // options.count)
     found = compare(options.bundle, dict(list(groups.items())[::step]))
     print(f"{found['groups']} groups, {found['candidates']} candidates")

@@ -36,8 +36,8 @@ import onnxruntime
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from cappy_engine.batching import Grouping
+from cappy_engine.dispatcher import Dispatcher
 from cappy_engine.pairs import Pair
-from cappy_engine.runner import Runner
 from cappy_engine.scorer import Scorer
 from cappy_engine.session import open_session
 from cappy_engine.tokenizer import PairTokenizer
@@ -46,12 +46,7 @@ from cappy_export.checkpoints.fast_tokenizer import load_tokenizer
 from cappy_export.graphs.build import build_graph
 from cappy_export.graphs.files import head_nodes, quiet
 from cappy_export.precisions import int8
-from cappy_export.precisions.calibration import (
-    CALIBRATION_PAIRS,
-    INT8_CALIBRATION_PAIRS,
-    CalibrationPairs,
-    Inputs,
-)
+from cappy_export.precisions.calibration import CALIBRATION_PAIRS, INT8_CALIBRATION_PAIRS, CalibrationPairs, Inputs
 from cappy_export.precisions.embeddings import Bits, quantize_embeddings
 from cappy_export.precisions.int8 import products_with_weights, quantize_products
 from cappy_export.precisions.int8_graph import Int8Options
@@ -75,17 +70,17 @@ def _nearest(bits: int) -> Callable[[Floats], tuple[Int8, Floats]]:
     return rounded
 
 
-def _ours(options: Int8Options, *, corrects_bias: bool = True, words: Bits | None = 12) -> Make:
+def _ours(options: Int8Options, *, words: Bits | None = 12) -> Make:
     def make(fp32: Path, out: Path, calibration: Sequence[Inputs]) -> None:
         every = 1 if options.needs_spread else max(1, len(calibration) // CALIBRATION_PAIRS)
-        quantize_products(fp32, out, options, calibration[::every] if corrects_bias else ())
+        quantize_products(fp32, out, options, calibration[::every])
         if words is not None:
             quantize_embeddings(out, words)
 
     return make
 
 
-def _runtimes(weight_type: QuantType, *, reduce_range: bool) -> Make:
+def _runtimes(weight_type: QuantType) -> Make:
     """ONNX Runtime's dynamic quantisation, per channel, of the same products."""
 
     def make(fp32: Path, out: Path, calibration: Sequence[Inputs]) -> None:
@@ -96,7 +91,6 @@ def _runtimes(weight_type: QuantType, *, reduce_range: bool) -> Make:
                 out,
                 op_types_to_quantize=["MatMul"],
                 per_channel=True,
-                reduce_range=reduce_range,
                 weight_type=weight_type,
                 nodes_to_exclude=sorted({*head, *(f"{name}_MatMul" for name in head)}),
                 extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
@@ -112,17 +106,15 @@ OPTIONS: dict[str, Make] = {
     "weights not compensated": _ours(Int8Options(rotates=True)),
     "not rotated": _ours(Int8Options(compensates=True)),
     "neither": _ours(Int8Options()),
-    "neither, without bias correction": _ours(Int8Options(), corrects_bias=False),
     "word embeddings in 8 bits": _ours(int8.CHOSEN, words=8),
     "word embeddings in fp32": _ours(int8.CHOSEN, words=None),
     "layer 0 in fp32": _ours(replace(int8.CHOSEN, float32_products=["layer.0/"])),
-    "quantize_dynamic, signed": _runtimes(QuantType.QInt8, reduce_range=False),
-    "quantize_dynamic, signed, 7 bits": _runtimes(QuantType.QInt8, reduce_range=True),
-    "quantize_dynamic, unsigned": _runtimes(QuantType.QUInt8, reduce_range=False),
+    "quantize_dynamic, signed": _runtimes(QuantType.QInt8),
+    "quantize_dynamic, unsigned": _runtimes(QuantType.QUInt8),
 }
 
 
-def compare(
+def _compare(
     checkpoint: str,
     pairs: Sequence[Pair],
     rounds: int,
@@ -130,10 +122,7 @@ def compare(
     chosen: Sequence[str] = tuple(OPTIONS),
     is_each_product: bool = False,
 ) -> dict[str, Any]:
-    """Quantise, score and time the `chosen` options; return one row per option, float32 first.
-
-    >>> compare("my-checkpoint", pairs, rounds=3, chosen=["chosen"])["options"]["chosen"]["max_error"]
-    """
+    """Quantise, score and time the `chosen` options; return one row per option, float32 first."""
     opened = open_checkpoint(checkpoint)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -158,7 +147,7 @@ def compare(
             sizes[option] = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))
             session = open_session(path, device="cpu")
             scorers[option] = Scorer(
-                tokenizer, Runner(session, Grouping(1, "removed"), pad_token_id=int(saved.pad_token_id))
+                tokenizer, Dispatcher(session, Grouping(1, "removed"), pad_token_id=int(saved.pad_token_id))
             )
             print(f"ready: {option}", file=sys.stderr, flush=True)
         return _rows(scorers, sizes, pairs, rounds)
@@ -196,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     pairs = default_pairs() if options.pairs is None else read_pairs(options.pairs)
     pairs = pairs[:: max(1, len(pairs) // options.count)]
-    result = compare(
+    result = _compare(
         options.checkpoint,
         pairs,
         options.rounds,

@@ -60,29 +60,19 @@ def make_long_pairs(
         yield _split(drawn[:low])
 
 
-def measure(bundle: Path, precision: str, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Open the bundle and score `pairs` in one call; returns the scores, seconds, and this process's peak of memory.
-
-    >>> measure(Path("bundle"), "fp32", [("Is the sky blue?", "Yes")])["peak_bytes"]
-    """
+def _measure(bundle: Path, precision: str, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Open the bundle and score `pairs` in one call; returns the scores, seconds, and this process's peak of memory."""
     forget_peak()
     with Scorer.open_with(bundle, ScorerOptions(device="cpu", precision=cast(Precision, precision))) as scorer:
         started = time.perf_counter()
         scores = scorer.score(pairs)
-        return {
-            "scores": scores,
-            "seconds": round(time.perf_counter() - started, 1),
-            "peak_bytes": peak_bytes(),
-        }
+        return {"scores": scores, "seconds": round(time.perf_counter() - started, 1), "peak_bytes": peak_bytes()}
 
 
-def score_by_torch(
+def _score_by_torch(
     checkpoint: Path, pairs: Sequence[Pair], *, max_length: int, attention: str, kept: Path | None
 ) -> npt.NDArray[np.float32]:
-    """Score pairs with PyTorch, (n,) float32; those whose scores lie in the file `kept` are not scored again.
-
-    >>> score_by_torch(Path("checkpoint"), pairs, max_length=512, attention="eager", kept=Path("kept.jsonl"))
-    """
+    """Score pairs with PyTorch, (n,) float32; those whose scores lie in the file `kept` are not scored again."""
     # Not imported before the engine's memory is measured.
     from cappy_export.checkpoints.checkpoint import digest_of_files, open_checkpoint
     from cappy_export.proof.reference import each_score
@@ -122,12 +112,12 @@ def compare(
     max_length = opened.manifest.max_length
     tokenizer = PairTokenizer.from_file(opened.file("tokenizer.json"), max_length=max_length)
     pairs = list(make_long_pairs(tokenizer, count=count, shortest=shortest, longest=longest or max_length))
-    found = {precision: measure(bundle, precision, pairs) for precision in opened.manifest.precisions}
+    found = {precision: _measure(bundle, precision, pairs) for precision in opened.manifest.precisions}
 
     from cappy_export.proof.parity import spearman  # PyTorch, too, now that the engine's memory is measured
 
     started = time.perf_counter()
-    wanted = score_by_torch(checkpoint, pairs, max_length=max_length, attention=attention, kept=kept)
+    wanted = _score_by_torch(checkpoint, pairs, max_length=max_length, attention=attention, kept=kept)
     for each in found.values():
         scores = each.pop("scores")
         each["max_error"] = float(np.abs(scores - wanted).max())

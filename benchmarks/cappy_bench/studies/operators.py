@@ -31,13 +31,10 @@ SECONDS = 0.5
 """How long each operator is measured."""
 
 
-def product_nodes(weights: npt.NDArray[np.float32]) -> dict[str, tuple[list[Any], Arrays, bool]]:
+def _product_nodes(weights: npt.NDArray[np.float32]) -> dict[str, tuple[list[Any], Arrays, bool]]:
     """Make nodes that multiply by `weights` (inputs, outputs), by name.
 
     With each come its constants, and whether the input is uint8.
-
-    >>> list(product_nodes(np.ones((256, 8), np.float32)))[0]
-    'float32, Gemm'
     """
     node, (inputs, outputs) = helper.make_node, weights.shape
     scales = (np.abs(weights).max(axis=0) / 127).astype(np.float32)
@@ -76,12 +73,8 @@ def product_nodes(weights: npt.NDArray[np.float32]) -> dict[str, tuple[list[Any]
     }
 
 
-def pointwise_nodes(hidden: int) -> dict[str, tuple[list[Any], Arrays]]:
-    """Make nodes on x and a residual r, both (tokens, hidden), by name, with constants.
-
-    >>> "BiasGelu" in pointwise_nodes(8)
-    True
-    """
+def _pointwise_nodes(hidden: int) -> dict[str, tuple[list[Any], Arrays]]:
+    """Make nodes on x and a residual r, both (tokens, hidden), by name, with constants."""
     node = helper.make_node
     constants = {name: np.linspace(0.5, 1.5, hidden, dtype=np.float32) for name in ("g", "b", "c")}
     return {
@@ -103,11 +96,8 @@ def pointwise_nodes(hidden: int) -> dict[str, tuple[list[Any], Arrays]]:
     }
 
 
-def time_nodes(nodes: Sequence[Any], constants: Arrays, inputs: Arrays, threads: int) -> float:
-    """Time a run of the nodes: median seconds, after a first run.
-
-    >>> time_nodes(nodes, constants, {"x": np.ones((384, 1024), np.float32)}, threads=1)
-    """
+def _time_nodes(nodes: Sequence[Any], constants: Arrays, inputs: Arrays, threads: int) -> float:
+    """Time a run of the nodes: median seconds, after a first run."""
     read = {name for node in nodes for name in node.input}
     graph = helper.make_graph(
         nodes,
@@ -153,11 +143,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     whole = random.integers(0, 256, (tokens, hidden)).astype(np.uint8)
     weights = (0.02 * random.standard_normal((hidden, 4 * hidden))).astype(np.float32)
     found: dict[str, dict[str, float]] = {"products, Gop/s": {}, "between products, ns a value": {}}
-    for name, (nodes, constants, is_whole) in product_nodes(weights).items():
-        seconds = time_nodes(nodes, constants, {"x": whole if is_whole else activations}, threads)
+    for name, (nodes, constants, is_whole) in _product_nodes(weights).items():
+        seconds = _time_nodes(nodes, constants, {"x": whole if is_whole else activations}, threads)
         found["products, Gop/s"][name] = 2 * tokens * weights.size / seconds / 1e9
-    for name, (nodes, constants) in pointwise_nodes(hidden).items():
-        seconds = time_nodes(nodes, constants, {"x": activations, "r": activations[::-1].copy()}, threads)
+    for name, (nodes, constants) in _pointwise_nodes(hidden).items():
+        seconds = _time_nodes(nodes, constants, {"x": activations, "r": activations[::-1].copy()}, threads)
         found["between products, ns a value"][name] = seconds / activations.size * 1e9
     for title, rows in found.items():
         print(f"{title} ({tokens} tokens, hidden {hidden}, {threads} threads)")

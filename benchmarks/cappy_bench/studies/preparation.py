@@ -26,11 +26,8 @@ from cappy_engine.bulk.tasks import ScoreTask
 from cappy_engine.testing import fake_scorer
 
 
-def measure(options: BulkBenchOptions, rounds: int) -> dict[str, float]:
-    """Read and tokenise the pairs; rows and pairs a second, by what is done, and the tokens of a pair.
-
-    >>> measure(BulkBenchOptions(pairs=1000), rounds=1)["tokenise"]
-    """
+def _measure(options: BulkBenchOptions, rounds: int) -> dict[str, float]:
+    """Read and tokenise the pairs; rows and pairs a second, by what is done, and the tokens of a pair."""
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for form in FORMATS:
@@ -65,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(argv)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    found = measure(BulkBenchOptions(pairs=options.pairs), options.rounds)
+    found = _measure(BulkBenchOptions(pairs=options.pairs), options.rounds)
     for name, rate in found.items():
         print(f"{name:<16} {rate:>12,.1f}")
     print(json.dumps({"pairs": options.pairs, **found, "machine": describe_machine()}))

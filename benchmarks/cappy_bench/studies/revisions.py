@@ -53,11 +53,8 @@ def commit_of(revision: str) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()  # noqa: S603
 
 
-def take_commit(commit: str, folder: Path) -> Path:
-    """Write a commit's files into a folder, once, and compile its kernels.
-
-    >>> take_commit("2d385c069a0b", Path("bench/revisions/2d385c069a0b/source"))
-    """
+def _take_commit(commit: str, folder: Path) -> Path:
+    """Write a commit's files into a folder, once, and compile its kernels."""
     if not (folder / "taken").exists():
         folder.mkdir(parents=True, exist_ok=True)
         packed = subprocess.run(["git", "-C", HERE, "archive", commit], check=True, stdout=subprocess.PIPE)  # noqa: S603, S607
@@ -67,12 +64,8 @@ def take_commit(commit: str, folder: Path) -> Path:
     return folder
 
 
-def environment_of(source: Path) -> dict[str, str]:
-    """The environment in which Python imports the packages of `source`.
-
-    >>> environment_of(Path("/src"))["PYTHONPATH"]
-    '/src/engine:/src/export:/src/benchmarks'
-    """
+def _environment_of(source: Path) -> dict[str, str]:
+    """The environment in which Python imports the packages of `source`."""
     threads = str(usable_cores())
     return {
         "PYTHONPATH": os.pathsep.join(str(source.resolve() / name) for name in PACKAGES),
@@ -80,15 +73,12 @@ def environment_of(source: Path) -> dict[str, str]:
     }
 
 
-def export(source: Path, checkpoint: Path, bundle: Path, precisions: Sequence[str]) -> None:
-    """Export the checkpoint with the code of `source`, unless there is a bundle. Raises subprocess.CalledProcessError.
-
-    >>> export(HERE, Path("export/cappy_mini/checkpoint"), Path("bench/revisions/now/bundle"), ["fp32"])
-    """
+def _export(source: Path, checkpoint: Path, bundle: Path, precisions: Sequence[str]) -> None:
+    """Export the checkpoint with the code of `source`, unless there is a bundle."""
     if not (bundle / "manifest.json").exists():
         chosen = [word for precision in precisions for word in ("--precision", precision)]
         command = [sys.executable, "-P", "-m", "cappy_engine", "export", str(checkpoint), str(bundle), *chosen]
-        subprocess.run(command, check=True, env={**os.environ, **environment_of(source)}, stdout=sys.stderr)  # noqa: S603
+        subprocess.run(command, check=True, env={**os.environ, **_environment_of(source)}, stdout=sys.stderr)  # noqa: S603
 
 
 def open_worker(source: Path, bundle: Path, precision: str) -> Worker:
@@ -98,7 +88,7 @@ def open_worker(source: Path, bundle: Path, precision: str) -> Worker:
     """
     model = Model(bundle=bundle, folder=bundle.parent, threads=usable_cores())
     command = [*program(SPECS[0], Path()), precision, model.to_json()]
-    worker = WorkerProcess(command, environment=environment_of(source), log=bundle.parent / f"{precision}.log")
+    worker = WorkerProcess(command, environment=_environment_of(source), log=bundle.parent / f"{precision}.log")
     worker.ask({"do": "open"})
     return worker
 
@@ -139,12 +129,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     precisions = options.precision or ["fp32", "int8"]
     commit = commit_of(options.revision)
-    sources = {"before": take_commit(commit, options.work / commit / "source"), "now": HERE}
+    sources = {"before": _take_commit(commit, options.work / commit / "source"), "now": HERE}
     name = "-".join([options.checkpoint.resolve().name, *precisions])
     bundles = {"before": options.work / commit / name / "bundle", "now": options.work / "now" / name / "bundle"}
     shutil.rmtree(bundles["now"], ignore_errors=True)
     for name, source in sources.items():
-        export(source, options.checkpoint, bundles[name], precisions)
+        _export(source, options.checkpoint, bundles[name], precisions)
     tokenizer = PairTokenizer.from_file(bundles["now"] / "tokenizer.json", max_length=512)
     pairs, texts = choose_pool(None, options.data, seed=0)
     sizes = Sizes(options.interactive, 0, 0, options.bulk, 0, 0)

@@ -32,11 +32,8 @@ from cappy_engine.tokenizer import PairTokenizer
 MEMORY = ("resident", "peak", "working", "counted", "tokenizer")
 
 
-def measure(bundle: Path, precision: str, started: float) -> dict[str, float]:
-    """Open the bundle and score one pair; `started` is the time.time() of the process.
-
-    >>> measure(EMBEDDED, "int8", time.time())["open_seconds"]
-    """
+def _measure(bundle: Path, precision: str, started: float) -> dict[str, float]:
+    """Open the bundle and score one pair; `started` is the time.time() of the process."""
     before = time.perf_counter()
     scorer = Scorer.open(bundle, device="cpu", precision=cast(Precision, precision))
     opened = time.perf_counter() - before
@@ -68,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--measure", nargs=2, metavar=("PRECISION", "STARTED"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.measure:
-        print(json.dumps(measure(options.bundle, options.measure[0], float(options.measure[1]))))
+        print(json.dumps(_measure(options.bundle, options.measure[0], float(options.measure[1]))))
         return
     found: dict[str, dict[str, float]] = {}
     for precision in open_bundle(options.bundle).manifest.precisions:

@@ -46,12 +46,8 @@ def made_up_pairs(count: int, seed: int) -> Iterator[Pair]:
         yield _text(choose, words, lengths[0]), _text(choose, words, lengths[1])
 
 
-def differing(tokenizer: Any, engine: PairTokenizer, pairs: Sequence[Pair]) -> list[Pair]:
-    """List the pairs whose ids, or token types where the model takes them, are not transformers'.
-
-    >>> differing(tokenizer, PairTokenizer.from_file(Path("tokenizer.json"), max_length=512), [("a", "b")])
-    []
-    """
+def _differing(tokenizer: Any, engine: PairTokenizer, pairs: Sequence[Pair]) -> list[Pair]:
+    """List the pairs whose ids, or token types where the model takes them, are not transformers'."""
     found, types = engine.encode(pairs), "token_type_ids" in tokenizer.model_input_names
     wanted = tokenizer(list(pairs), truncation=True, max_length=engine.max_length, return_token_type_ids=types)
     return [
@@ -72,7 +68,7 @@ def compare(family: str, folder: Path, count: int, seed: int) -> list[Pair]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     engine = PairTokenizer.from_file(folder / "tokenizer.json", max_length=512)
     pairs = list(made_up_pairs(count, seed))
-    return [pair for at in range(0, count, CHUNK) for pair in differing(tokenizer, engine, pairs[at : at + CHUNK])]
+    return [pair for at in range(0, count, CHUNK) for pair in _differing(tokenizer, engine, pairs[at : at + CHUNK])]
 
 
 def _text(choose: random.Random, words: Sequence[str], pieces: int) -> str:

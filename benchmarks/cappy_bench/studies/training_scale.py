@@ -40,11 +40,8 @@ STEPS = 20
 WORDS = "shop bicycle question answer river stone early window number garden paper light".split()
 
 
-def write_shards(folder: Path, rows: int) -> None:
-    """Write `rows` rows into SHARDS files of JSON Lines: four candidates to each instruction, about 60 tokens a pair.
-
-    >>> write_shards(Path("shards"), 50_000)
-    """
+def _write_shards(folder: Path, rows: int) -> None:
+    """Write `rows` rows into SHARDS files: four candidates to each instruction, about 60 tokens a pair."""
     for shard in range(SHARDS):
         with (folder / f"rows-{shard:03}.jsonl").open("wb") as file:
             for row in range(shard * rows // SHARDS, (shard + 1) * rows // SHARDS):
@@ -57,11 +54,8 @@ def write_shards(folder: Path, rows: int) -> None:
                 file.write(json_line(fields))
 
 
-def read_as_training(folder: Path, checkpoint: Path) -> dict[str, Any]:
-    """Read the shards in `folder` as a training does; returns the peak of this process, examples and seconds.
-
-    >>> read_as_training(Path("shards"), Path("export/cappy_mini/checkpoint"))["peak_bytes"]
-    """
+def _read_as_training(folder: Path, checkpoint: Path) -> dict[str, Any]:
+    """Read the shards in `folder` as a training does; returns the peak of this process, examples and seconds."""
     from cappy_export.adaptation.model_setup import pair_tokenizer
     from cappy_export.adaptation.scanning import Counted, choose, count
     from cappy_export.adaptation.schedule import plan_parts
@@ -91,15 +85,12 @@ def read_as_training(folder: Path, checkpoint: Path) -> dict[str, Any]:
     }
 
 
-def measure_memory(rows: Sequence[int], checkpoint: Path) -> dict[str, Any]:
-    """Measure the peaks of processes that read so many rows.
-
-    >>> measure_memory([50_000, 500_000], Path("export/cappy_mini/checkpoint"))["difference_bytes"]
-    """
+def _measure_memory(rows: Sequence[int], checkpoint: Path) -> dict[str, Any]:
+    """Measure the peaks of processes that read so many rows."""
     found: dict[str, Any] = {}
     for size in rows:
         with tempfile.TemporaryDirectory() as folder:
-            write_shards(Path(folder), size)
+            _write_shards(Path(folder), size)
             command = [sys.executable, "-m", "cappy_bench.studies.training_scale", "read", folder]
             done = subprocess.run(  # noqa: S603
                 [*command, "--checkpoint", str(checkpoint)], capture_output=True, text=True, check=True
@@ -110,10 +101,8 @@ def measure_memory(rows: Sequence[int], checkpoint: Path) -> dict[str, Any]:
     return {"rows": found, "difference_bytes": max(peaks) - min(peaks)}
 
 
-def compare_processes(checkpoint: str, train: Path, rows: int, processes: int, words: Sequence[str]) -> dict[str, Any]:
+def _compare_processes(checkpoint: str, train: Path, rows: int, processes: int, words: Sequence[str]) -> dict[str, Any]:
     """Train with one process and with several on the first rows of `train`; compare what their logs say.
-
-    >>> compare_processes("export/cappy_mini/checkpoint", Path("train.jsonl.gz"), 2000, 2, [])["loss"]
 
     Raises BenchmarkError if one of them fails.
     """
@@ -132,14 +121,11 @@ def compare_processes(checkpoint: str, train: Path, rows: int, processes: int, w
                 raise BenchmarkError(f"the training with {count} processes failed: {done.stderr.strip()}")
             print(done.stderr.strip())
             logs.append([json.loads(line) for line in (out / LOG).read_bytes().splitlines()])
-    return compare_logs(*logs)
+    return _compare_logs(*logs)
 
 
-def compare_logs(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Compare two logs: the largest relative differences in the first steps, and the held-out figures of both.
-
-    >>> compare_logs([{"step": 1, "loss": 1.0, "gradient_norm": 1.0}], [{"step": 1, "loss": 1.1, "gradient_norm": 1.0}])
-    """
+def _compare_logs(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Compare two logs: the largest relative differences in the first steps, and the held-out figures of both."""
     found: dict[str, Any] = {}
     for name in ("loss", "gradient_norm"):
         steps = [[entry[name] for entry in log if "gradient_norm" in entry][:STEPS] for log in (one, other)]
@@ -168,13 +154,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     with extra("cpu,export,train"):
         if options.command == "read":
-            print(json.dumps(read_as_training(options.folder, options.checkpoint)))
+            print(json.dumps(_read_as_training(options.folder, options.checkpoint)))
             return
         if options.command == "memory":
-            found = measure_memory(options.rows, options.checkpoint)
+            found = _measure_memory(options.rows, options.checkpoint)
         else:
             words = shlex.split(options.options)
-            found = compare_processes(options.checkpoint, options.train, options.rows, options.processes, words)
+            found = _compare_processes(options.checkpoint, options.train, options.rows, options.processes, words)
     print(json.dumps({"machine": describe_machine(), **found}))
 
 
