@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
 
 import cappy_bench.peers
 from cappy_bench.make_checkpoint import make_family
@@ -273,6 +275,15 @@ def test_a_model_that_tells_the_two_texts_apart_is_told(tool: Any, bert: tuple[P
     pairs = default_pairs()[:20]
     with Scorer.open(bundle, threads=1) as scorer:
         np.testing.assert_allclose(tool.open_runner(model, "fp32").score(pairs), scorer.score(pairs), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_run_in_place_of_the_module(bert: tuple[Path, Path], tmp_path: Path) -> None:
+    """By torch's own interpreter: inductor takes minutes."""
+    module = AutoModelForSequenceClassification.from_pretrained(bert[0]).eval()
+    run = pytorch.runs(module, torch.compile(module, backend="eager"))
+    pairs, runner = default_pairs()[:2], Batched(Model(bert[1], tmp_path, 1), run, pad_token_id=0)
+    np.testing.assert_allclose(runner.score(pairs), Scorer.open(bert[1]).score(pairs), atol=1e-5)
 
 
 def test_every_runner_has_a_program_and_a_name_of_its_own() -> None:

@@ -75,14 +75,14 @@ def pad_token_id(module: torch.nn.Module) -> int:
 
 def runs(module: torch.nn.Module, forward: Callable[..., Any] | None = None) -> Run:
     """Return a function that runs the module, or `forward` (its compiled form), on one batch, where the weights are."""
-    device = next(module.parameters()).device
+    called, device = module if forward is None else forward, next(module.parameters()).device
     names = ["input_ids", "attention_mask"]
     if getattr(module.config, "type_vocab_size", 0) > 1:
         names.append("token_type_ids")
 
     def run(inputs: Inputs) -> Scores:
         with torch.inference_mode():
-            output = (forward or module)(**{name: torch.from_numpy(inputs[name]).to(device) for name in names})
+            output = called(**{name: torch.from_numpy(inputs[name]).to(device) for name in names})
         scores: Scores = output.logits[:, 0].float().cpu().numpy()
         return scores
 
