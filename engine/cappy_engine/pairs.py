@@ -7,7 +7,7 @@ It is gone through once, and never indexed: a pandas Series looks up `series[0]`
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
@@ -20,7 +20,7 @@ from cappy_engine.errors import InvalidPair
 
 Pair = tuple[str, str]
 """(instruction, response), both taken as they are: nothing is stripped or normalised."""
-Pairs = Iterable[Sequence[str]] | Table
+Pairs = Iterable[Sequence[str] | Mapping[str, object]] | Table
 """Pairs in any collection, or a table with the columns `instruction` and `response`."""
 TooLong = Literal["truncate", "refuse"]
 """What happens to a pair with more tokens than the model takes."""
@@ -62,9 +62,9 @@ def read_pairs(pairs: Pairs, *, max_text_chars: int = MAX_TEXT_CHARS) -> PairTex
         >>> read_pairs([("Is the sky blue?", "Yes"), ("Is the sky blue?", "No")]).texts
         ['Is the sky blue?', 'Yes', 'No']
 
-    A pair is a tuple, a list, or another row of two: of an array, a Series. Raises InvalidPair (with the index) for
-    anything that is not two strings of at most `max_text_chars` characters, and for a string that is not valid Unicode
-    (a lone surrogate): no tokenizer could see it.
+    A pair is a tuple, a list, or another row of two: of an array, a Series; or a dict that has `instruction` and
+    `response`. Raises InvalidPair (with the index) for anything that is not two strings of at most `max_text_chars`
+    characters, and for a string that is not valid Unicode (a lone surrogate): no tokenizer could see it.
     """
     places, found = dict[str, int](), array("q")
     for index, pair in enumerate(_rows(pairs)):
@@ -166,6 +166,8 @@ def _two(index: int, pair: object) -> Sequence[object]:
     if type(pair) in (tuple, list) and len(cast(Sized, pair)) == 2:
         return cast(Sequence[object], pair)
     row = plain(pair)
+    if isinstance(row, Mapping):
+        return _two_fields(index, row)
     length = _length(row)
     if length == 2:
         return _in_order(index, row)
@@ -173,6 +175,17 @@ def _two(index: int, pair: object) -> Sequence[object]:
     if isinstance(row, str):
         raise InvalidPair(index, f"{problem}; one pair alone is [(instruction, response)]")
     raise InvalidPair(index, problem if length is None else f"{problem} of length {length}")
+
+
+def _two_fields(index: int, row: Mapping[object, object]) -> list[object]:
+    """Return the two parts of a dict, such as a line of JSON: by their names, whatever else it holds."""
+    if INSTRUCTION in row and RESPONSE in row:
+        return [row[INSTRUCTION], row[RESPONSE]]
+    raise InvalidPair(
+        index,
+        f"expected a tuple (instruction, response), got {type(row).__name__} with the fields {shown(list(row))}; name "
+        f"two of them {INSTRUCTION!r} and {RESPONSE!r}",
+    )
 
 
 def _in_order(index: int, row: object) -> list[object]:

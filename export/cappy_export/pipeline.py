@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -122,12 +123,19 @@ def _write(
     staging: Path, checkpoint: Checkpoint, files: Mapping[str, str], options: ExportOptions, proof: Proof, say: Say
 ) -> dict[str, Any]:
     """Write all of the bundle but its parity into `staging`; return the manifest so far."""
-    tokenizer = load_tokenizer(checkpoint, max_length=options.max_length)
-    if tokenizer.model_max_length < options.max_length:
+    tokenizer = load_tokenizer(checkpoint, max_length=sys.maxsize)
+    longest = tokenizer.model_max_length
+    if longest < options.max_length:
         say(
-            f"note: pairs are cut at {tokenizer.model_max_length} tokens, not at {options.max_length}: "
+            f"note: pairs are cut at {longest} tokens, not at {options.max_length}: "
             f"{checkpoint.name} and its tokenizer take no longer ones"
         )
+    elif longest > options.max_length:
+        say(
+            f"note: pairs are cut at {options.max_length} tokens; {checkpoint.name} takes up to {longest}, "
+            f"with --max-length {longest}"
+        )
+        tokenizer.model_max_length = options.max_length  # which leaves a pair some text: PyTorch's scores needed it
     if doubt := doubt_of(checkpoint, tokenizer):
         say(doubt)
     write_json(staging / "config.json", bundle_config(checkpoint.config))

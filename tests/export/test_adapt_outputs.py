@@ -31,6 +31,14 @@ def test_what_exists_is_not_replaced(checkpoint: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_who_may_read_the_config_may_read_the_weights(checkpoint: Path, tmp_path: Path) -> None:
+    adapt(checkpoint, colour_examples(20), tmp_path / "out", dataclasses.replace(RECIPE, max_steps=1))
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert {path.stat().st_mode for path in (tmp_path / "out").iterdir()} == {plain.stat().st_mode}
+
+
+@pytest.mark.slow
 def test_force_replaces_a_checkpoint_of_adapt_when_the_new_one_is_complete(checkpoint: Path, tmp_path: Path) -> None:
     recipe, forced = dataclasses.replace(RECIPE, max_steps=1), AdaptOptions(force=True)
     old, state = tmp_path / "out", tmp_path / "out.training"

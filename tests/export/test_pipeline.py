@@ -90,23 +90,6 @@ def test_only_what_was_asked_for_is_in_the_bundle(checkpoint: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_smaller_max_length_is_kept_in_the_bundle(checkpoint: Path, tmp_path: Path) -> None:
-    export(checkpoint, tmp_path / "bundle", ExportOptions(max_length=64))
-    with Scorer.open(tmp_path / "bundle") as scorer:
-        scored = scorer.score_pairs([("word " * 500, "yes")])
-    assert scored.token_counts.tolist() == [64]
-    assert scored.truncated.tolist() == [True]
-    assert json.loads((tmp_path / "bundle" / "tokenizer_config.json").read_text())["model_max_length"] == 64
-
-
-@pytest.mark.slow
-def test_a_bundle_says_if_its_pairs_are_shorter_than_was_asked(checkpoint: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    export(checkpoint, tmp_path / "bundle", ExportOptions(max_length=1024), say=said.append)
-    assert "note: pairs are cut at 512 tokens, not at 1024: tiny and its tokenizer take no longer ones" in said
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "notes"), [(3300, 0), (8000, 1)])
 def test_a_tokenizer_of_another_model_is_suspected(checkpoint: Path, tmp_path: Path, rows: int, notes: int) -> None:
     """Parity cannot see it: PyTorch's reference has the same tokenizer. Tables are rounded up by a few rows."""

@@ -46,9 +46,9 @@ class EvaluateOptions:
         None
     )
     revision: Annotated[str | None, Asked("hub revision of CHECKPOINT: a branch, tag or commit")] = None
-    examples: Annotated[
-        int | None, Asked("only so many of each dataset, the first ones (with all templates)", least=1)
-    ] = None
+    examples: Annotated[int | None, Asked("only so many examples of each dataset or task, the first ones", least=1)] = (
+        None
+    )
 
     def __post_init__(self) -> None:
         check_asked(self)
@@ -166,8 +166,15 @@ def evaluate_bigbench(
 )
 @click.argument("protocol", type=click.Choice(["promptsource"]))
 @click.option("--task", "tasks", multiple=True, metavar="NAME", help="repeatable (default: all 11)")
-@click.option("--examples", type=POSITIVE, help="at most so many of each task, drawn by --seed")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="of the examples that are drawn")
+@click.option("--examples", type=POSITIVE, metavar="NUMBER", help="at most so many of each task, drawn by --seed")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    metavar="NUMBER",
+    default=0,
+    show_default=True,
+    help="of the examples that are drawn",
+)
 @click.option(
     "--file",
     "files",

@@ -106,6 +106,12 @@ class Command(click.Command):
 class Group(click.Group):
     """Commands of a command, such as `cappy evaluate promptsource`."""
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List all commands with the whole first sentence of their help, in as many lines as it takes."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, made.get_short_help_str(limit=200)) for name, made in found if made])
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples without wrapping their lines."""
         if self.epilog:

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from cappy_engine import __version__
-from cappy_engine.cli.arguments import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
+from cappy_engine.cli.arguments import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Group
 from cappy_engine.cli.standard import Terminated, ended_by, raised_signals, silence, standard_streams
 from cappy_engine.cli.streams import CleanFormatter, complain
 from cappy_engine.errors import CappyError, InstallationError, ParityError
@@ -86,7 +86,7 @@ class _Explained:
         return True
 
 
-class Cappy(click.Group):
+class Cappy(Group):
     """The commands of all installed packages, found by their entry points."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -99,12 +99,6 @@ class Cappy(click.Group):
             group=COMMANDS, name=cmd_name
         )
         return next(map(_load, found), None)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List all commands with the whole first sentence of their help, in as many lines as it takes."""
-        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, made.get_short_help_str(limit=200)) for name, made in found if made])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error of ours, of a file, or Ctrl-C becomes a line on stderr and an exit status."""

@@ -141,6 +141,7 @@ def write_checkpoint(
         config = {**checkpoint.config, **RAW_SCORES, **origin, "torch_dtype": "float32"}
         storage.write_json(staging / "config.json", config)
         save_file(weights, staging / "model.safetensors", {"format": "pt"})
+        shutil.copymode(staging / "config.json", staging / "model.safetensors")  # safetensors: for its owner alone
         shutil.copyfile(folder / LOG, staging / LOG)
         storage.write_json(staging / ADAPTED.marker, document)
         publish(staging, out, ADAPTED, force=force)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cappy_engine import __version__
+from cappy_engine.cli.arguments import command, group
 from cappy_engine.cli.main import main
 from cappy_engine.errors import install_hint
 from tests.support.absent import EXPORTER, run_without
@@ -47,6 +48,22 @@ def test_help_lists_every_command_with_its_first_sentence(
     out = capsys.readouterr().out
     assert all(f"\n  {command} " in out for command in COMMANDS)
     assert "Rank the candidates of one instruction, best first." in out
+
+
+def test_help_of_a_group_lists_its_commands_with_whole_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+    @group("examples:\n  cappy pets bark")
+    def pets() -> None:
+        """Keep pets."""
+
+    sentence = "Bark at pairs for as long as there are pairs that nobody has barked at, and at some others, too."
+
+    @command("examples:\n  cappy pets bark", of=pets)
+    def bark() -> None:
+        pass
+
+    bark.help = f"{sentence}\n\nAnd more."
+    pets.main(["--help"], "cappy pets", standalone_mode=False)
+    assert sentence in " ".join(capsys.readouterr().out.split())
 
 
 def test_python_m_is_cappy() -> None:
