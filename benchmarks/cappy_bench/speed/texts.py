@@ -21,8 +21,10 @@ from cappy_engine.pairs import text_problem
 from cappy_export.proof.pairs import default_pairs
 
 USUAL = "promptsource_test.jsonl.gz"
-POOL, MADE = 12_000, 4000
-"""Pairs that are looked at, of those that a pool has, and pairs that are made up where there are none."""
+POOL = 12_000
+"""How many pairs of a pool are looked at."""
+MADE = 4000
+"""How many pairs are made up where no texts are given."""
 
 
 def choose_pool(pairs: Path | None, data: Path | None, *, seed: int, made: int = MADE) -> tuple[list[Pair], str]:

@@ -113,7 +113,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _rows_at(path: Path) -> list[Path]:
-    """List a file of rows, or those in a folder that is not read itself: what cannot be listed there is no error."""
+    """List a hidden file of rows, or those in a hidden folder. What cannot be listed there is left out."""
     below = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
     return [each for each in below or [path] if is_known(each) and not _is_ours(each)]
 

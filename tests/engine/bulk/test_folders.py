@@ -139,16 +139,6 @@ def test_a_list_that_another_run_took_away_has_all_files_again(scorer: Scorer, t
     assert [entry["file"] for entry in listed(out)] == ["0000.jsonl", "0001.jsonl", "0002.jsonl"]
 
 
-def test_a_list_that_was_one_object_is_gone_on_with(scorer: Scorer, source: Path, stopped_out: Path) -> None:
-    """It was written so before, again for every file."""
-    done = {entry.pop("file"): entry for entry in listed(stopped_out)}
-    storage.write_json(stopped_out / RUN, {"done": done})
-    written = (stopped_out / "a.jsonl").stat().st_mtime_ns
-    assert run_folder(scorer, source, stopped_out, resume=True).pairs_before == 2 * WINDOW
-    assert (stopped_out / "a.jsonl").stat().st_mtime_ns == written
-    assert sorted(path.name for path in stopped_out.iterdir()) == ["a.jsonl", "b.jsonl"]
-
-
 @pytest.mark.parametrize("kept", [0, 1, 100, -1])
 def test_a_kill_while_a_file_is_listed_loses_nothing(
     kept: int, scorer: Scorer, source: Path, stopped_out: Path, monkeypatch: pytest.MonkeyPatch
@@ -201,12 +191,12 @@ def test_a_folder_killed_at_random_moments_ends_with_the_same_files(
     chance = random.Random(seed)
 
     def go_on() -> None:
-        run_folder(slow_scorer(tokenizer, 0.001), source, out, said=[], resume=True)
+        run_folder(slow_scorer(tokenizer, 0.03), source, out, said=[], resume=True)
 
     kills = 0
     while killed(go_on, chance.uniform(0.05, 0.4)) and kills < 30:
         kills += 1
-    assert kills > 3
+    assert kills >= 2  # 40 files take 1.2 s
     if (out / RUN).exists():
         go_on()
     left = {path.name: path.read_bytes() for path in out.iterdir() if not path.name.startswith(".cappy")}

@@ -232,7 +232,7 @@ def test_logs_are_json_for_a_collector_and_hold_no_text(bundle: Path) -> None:
 
 
 def test_what_ends_a_server_is_json_too(tmp_path: Path) -> None:
-    """A collector of JSON must not lose the one line that tells why there is no server."""
+    """The line that tells why there is no server is for a collector of JSON, too."""
     with started(["--bundle", str(tmp_path), "--log-format", "json"]) as server:
         assert server.wait() == 1
         last = json.loads(server.lines[-1])

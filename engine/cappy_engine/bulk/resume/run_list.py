@@ -20,8 +20,6 @@ from cappy_engine.errors import InvalidLine, OutputError
 
 RUN = "cappy.run.json"
 MOST_LINE_BYTES = 2**20
-OLD_BEGIN, MOST_OLD_BYTES = b"{\n", 64 * 2**20
-"""How a list begins that is one object, {"done": {FILE: ...}}: it was written again for every file."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +88,6 @@ def read_complete(folder: Path) -> dict[str, Complete]:
 
 
 def _read(file: BinaryIO) -> dict[str, Complete]:
-    if file.read(len(OLD_BEGIN)) == OLD_BEGIN:
-        document = json.loads(OLD_BEGIN + file.read(MOST_OLD_BYTES))
-        return {name: Complete(**each) for name, each in document["done"].items()}
-    file.seek(0)
     found: dict[str, Complete] = {}
     for _, line in numbered(file, MOST_LINE_BYTES):
         if line.endswith(b"\n"):

@@ -41,7 +41,7 @@ class WebServer(uvicorn.Server):
         return len(self.server_state.tasks)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more connections, answer what came on those that there are, and cut them off at the deadline."""
+        """Take no more connections, and answer what came on the others. At the deadline they are cut off."""
         waiting = self._listener.stop()
         for server in self.servers:
             server.close()
@@ -64,7 +64,7 @@ class WebServer(uvicorn.Server):
             connection.transport.abort()
 
     def _connection(self) -> BoundedConnection:
-        """Make a connection, as uvicorn does for those that it takes itself."""
+        """Make a connection of the class that uvicorn makes."""
         kind = cast("type[BoundedConnection]", self.config.http_protocol_class)
         return kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
