@@ -71,7 +71,7 @@ def test_what_a_tool_prints_does_not_come_between_the_answers(tmp_path: Path) ->
     with pytest.raises(RunnerFailed, match="RuntimeError: out of luck"):
         worker.ask({"do": "open"})
     with pytest.raises(RunnerFailed, match="the runner is not open"):
-        worker.ask({"do": "score", "requests": [], "pad_to": None})
+        worker.ask({"do": "score", "requests": []})
     worker.close()
     assert {"hello", "from a child"} <= set((tmp_path / "log").read_text().splitlines())
 
@@ -132,7 +132,7 @@ def test_what_lies_in_the_current_folder_is_not_imported(tmp_path: Path, monkeyp
     worker = start_worker(ours, Model(EMBEDDED, tmp_path, threads=1), tools=tmp_path)
     try:
         worker.ask({"do": "open"})
-        answer = worker.ask({"do": "score", "requests": [[("Is the sky blue?", "Yes")]], "pad_to": None})
+        answer = worker.ask({"do": "score", "requests": [[("Is the sky blue?", "Yes")]]})
     finally:
         worker.close()
     with Scorer.open(threads=1) as scorer:
@@ -144,10 +144,10 @@ class Padding:
 
     def __init__(self) -> None:
         self.computed_tokens: int | None = 1000  # of an earlier call
-        self.asked: list[tuple[int, int | None]] = []
+        self.asked: list[int] = []
 
-    def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:
-        self.asked.append((len(pairs), pad_to))
+    def score(self, pairs: Sequence[Pair]) -> Scores:
+        self.asked.append(len(pairs))
         self.computed_tokens = (self.computed_tokens or 0) + 100 * len(pairs)
         time.sleep(0.01 * len(pairs))
         return np.arange(len(pairs), dtype=np.float32)
@@ -161,15 +161,15 @@ def test_each_request_is_one_timed_call_and_the_tokens_are_those_of_this_message
     worker = Worker(Model(tmp_path, tmp_path, 1), "fp32", lambda model, precision: runner, None)
     worker.answer({"do": "open"})
     requests = [[["a", "b"]] * count for count in (3, 1)]
-    for pad_to in (None, 512):
-        found = worker.answer({"do": "score", "requests": requests, "pad_to": pad_to})
+    for _ in range(2):
+        found = worker.answer({"do": "score", "requests": requests})
         assert found["computed_tokens"] == 400
         assert found["scores"] == [[0.0, 1.0, 2.0], [0.0]]
         assert found["seconds"][0] >= 0.03 > 0.02 > found["seconds"][1] >= 0.01
-    assert runner.asked == [(3, None), (1, None), (3, 512), (1, 512)]
+    assert runner.asked == [3, 1, 3, 1]
     runner.computed_tokens = None
-    runner.score = lambda pairs, *, pad_to=None: np.zeros(len(pairs), np.float32)  # type: ignore[method-assign]
-    assert worker.answer({"do": "score", "requests": requests, "pad_to": None})["computed_tokens"] is None
+    runner.score = lambda pairs: np.zeros(len(pairs), np.float32)  # type: ignore[method-assign]
+    assert worker.answer({"do": "score", "requests": requests})["computed_tokens"] is None
 
 
 def test_a_package_for_gpus_stands_in_for_the_one_of_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -200,15 +200,15 @@ def test_tokens_of_batches_count_with_their_padding(pad_to: int | None, tmp_path
         assert inputs["attention_mask"].sum() <= sizes[-1]
         return np.zeros(len(inputs["input_ids"]), np.float32)
 
-    runner = Batched(Model(EMBEDDED, tmp_path, 1), run, pad_token_id=1, batch_tokens=1024)
+    runner = Batched(Model(EMBEDDED, tmp_path, 1), run, pad_token_id=1, batch_tokens=1024, pad_to=pad_to)
     pairs = [(f"word {'and so on ' * (place % 7)}", str(place)) for place in range(20)]
-    runner.score(pairs, pad_to=pad_to)
+    runner.score(pairs)
     assert runner.computed_tokens == sum(sizes)
     assert (sum(sizes) == 20 * 512) == (pad_to == 512)
     assert sum(rows for rows, _ in shapes) == 20
 
 
-def test_a_tool_that_computes_no_padding_counts_none_and_refuses_to_pad(tmp_path: Path) -> None:
+def test_a_tool_that_computes_no_padding_counts_none(tmp_path: Path) -> None:
     model = Model(EMBEDDED, tmp_path, 1)
     pairs = [("a", "b"), ("one two three four five", "six")]
 
@@ -218,20 +218,6 @@ def test_a_tool_that_computes_no_padding_counts_none_and_refuses_to_pad(tmp_path
     runner = Batched(model, run, pad_token_id=1, is_padded=False)
     runner.score(pairs)
     assert runner.computed_tokens == sum(map(len, runner.token_ids(pairs)))
-    with pytest.raises(NotImplementedError, match="nothing for padding"):
-        runner.score(pairs, pad_to=512)
-
-
-def test_a_runner_may_pad_every_pair_unasked(tmp_path: Path) -> None:
-    lengths: list[int] = []
-
-    def run(inputs: Inputs) -> Scores:
-        lengths.append(inputs["input_ids"].shape[1])
-        return np.zeros(len(inputs["input_ids"]), np.float32)
-
-    runner = Batched(Model(EMBEDDED, tmp_path, 1), run, pad_token_id=1, batch_tokens=1024, pad_to=512)
-    runner.score([("a", "b")] * 3)
-    assert (lengths, runner.computed_tokens) == ([512, 512], 3 * 512)
 
 
 @pytest.mark.parametrize("at_once", [1, 3])

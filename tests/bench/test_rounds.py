@@ -54,7 +54,7 @@ def test_every_runner_meets_pairs_of_all_lengths_before_it_is_timed(
 
 
 def test_memory_is_the_most_of_all_rounds_and_each_runner_has_its_own_loads_and_versions(measure: Measure) -> None:
-    peaks = iter([1, *[5_000_000] * 7, *[9_000_000] * 7, *[7_000_000] * 7])  # the first is the warm-up's
+    peaks = iter([1, *[5_000_000] * 6, *[9_000_000] * 6, *[7_000_000] * 6])  # the first is the warm-up's
     peer = told("peer", lambda answer, *_: {**answer, "peak_bytes": next(peaks)})
     result = measure(FakeTool(spec("cappy")), peer, run=Run(rounds=3))
     assert {cell["peak_bytes"] for cell in runner_of(result, "peer")["cells"]} == {9_000_000}
@@ -65,13 +65,13 @@ def test_memory_is_the_most_of_all_rounds_and_each_runner_has_its_own_loads_and_
 
 def test_a_workload_that_fails_in_a_later_round_has_no_speed_and_the_others_have(measure: Measure) -> None:
     def fail_later(answer: dict[str, Any], message: Mapping[str, Any], before: int) -> dict[str, Any]:
-        if before == 9:  # after the warm-up and the 7 workloads of a round: the second one of the next round
+        if before == 8:  # after the warm-up and the 6 workloads of a round: the second one of the next round
             raise RunnerFailed("no memory")
         return answer
 
     result = measure(FakeTool(spec("cappy")), told("peer", fail_later))
     peer = runner_of(result, "peer")
-    assert [cell["status"] for cell in peer["cells"]] == ["ok", "failed", *["ok"] * 5]
+    assert [cell["status"] for cell in peer["cells"]] == ["ok", "failed", *["ok"] * 4]
     assert row_of(workload_table(result, "lengths"), "peer")[-1] == "no memory"
     assert figures(result, peer, result["workloads"][1]) is None
 

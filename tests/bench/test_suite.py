@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from cappy_bench.peers.peer import Pair
-from cappy_bench.peers.specs import Spec
 from cappy_bench.speed.figures import Ratio, compare_with_peer, figures
 from cappy_bench.speed.suite import measure_peak
 from cappy_bench.speed.tables import missing_table, ratio_table, runner_table, workload_table
@@ -111,29 +110,6 @@ def test_a_runner_that_takes_too_long_for_a_workload_does_it_once(measure: Measu
     assert {len(cell["seconds"]) for cell in slow["cells"]} == {1}
     assert {len(cell["seconds"]) for cell in quick["cells"]} == {3}
     assert isinstance(compare_with_peer(result, slow, "bulk"), Ratio)
-
-
-def test_a_tool_that_cannot_pad_is_left_out_of_that_workload_only(measure: Measure) -> None:
-    peer = Spec("peer", "fake", "fp32", "a fake", ("fake",), can_pad=False)
-    result = measure(FakeTool(spec("cappy")), FakeTool(peer))
-    assert row_of(workload_table(result, "padded"), "peer")[-1] == "cannot be made to pad to one length"
-    assert runner_of(result, "peer")["status"] == "ok"
-
-
-def test_parities_are_of_the_same_pairs_where_one_tool_cannot_pad(measure: Measure, workloads: list[Workload]) -> None:
-    """Ours computes nothing for padding; what a peer makes of padded pairs must not be held against it."""
-    padded = next(set(workload.pairs) for workload in workloads if workload.pad_to is not None)
-
-    def score(pair: Pair) -> float:
-        return true_score(pair) + (1e-5 if pair in padded else 0.0)
-
-    ours_alone = Spec("cappy", "cappy", "fp32", "a fake", ("fake",), can_pad=False)
-    result = measure(FakeTool(ours_alone), FakeTool(spec("peer"), score=score))
-    ours, theirs = (runner_of(result, name)["parity"] for name in ("cappy", "peer"))
-    assert ours["pairs"] == theirs["pairs"]
-    assert theirs["max_error"] == 0
-    wrong = runner_of(measure(FakeTool(spec("peer"), score=lambda pair: score(pair) + (pair in padded))), "peer")
-    assert wrong["status"] == "wrong", "what is padded is judged all the same"
 
 
 def test_the_order_of_runners_is_reversed_from_round_to_round_of_a_workload(

@@ -43,7 +43,7 @@ def test_workloads_are_the_same_from_the_same_seed_and_others_from_another(token
 @pytest.mark.slow
 def test_workloads_have_the_lengths_they_promise(tokenizer: PairTokenizer) -> None:
     pool = make_pool([f"word{place}" for place in range(50)], seed=0)
-    sizes = Sizes(interactive=20, lengths=3, rerank=3, bulk=400, long=10, padded=4, questions=20)
+    sizes = Sizes(interactive=20, lengths=3, rerank=3, bulk=400, long=10, questions=20)
     found = {workload.name: workload for workload in make_workloads(pool, tokenizer, sizes, seed=0)}
     assert list(found) == list(DESCRIPTIONS)
     encoded = {name: tokenizer.encode(workload.pairs) for name, workload in found.items()}
@@ -92,25 +92,21 @@ def test_lengths_are_drawn_as_the_report_says() -> None:
     assert np.percentile(bulk_lengths(np.random.default_rng(0), 50_000), (50, 95)) == pytest.approx((70, 300), rel=0.03)
 
 
-def test_a_workload_tells_its_counts_and_padding_counts_only_where_it_is_asked_for(
-    workloads: list[Workload], tokenizer: PairTokenizer
-) -> None:
+def test_a_workload_tells_its_counts(workloads: list[Workload], tokenizer: PairTokenizer) -> None:
     for workload in workloads:
         counts = tokenizer.encode([pair for request in workload.requests for pair in request]).lengths.tolist()
         found = workload.describe()
-        worked = [512] * len(counts) if workload.name == "padded" else counts
         hundredths = statistics.quantiles(counts, n=100, method="inclusive")
-        assert workload.worked_lengths.tolist() == worked
-        assert (found["pairs"], found["tokens"]) == (len(counts), sum(worked))
+        assert workload.token_counts.tolist() == counts
+        assert (found["pairs"], found["tokens"]) == (len(counts), sum(counts))
         assert found["requests"] == len(workload.requests)
-        assert found["pad_to"] == (512 if workload.name == "padded" else None)
         expected = {"p5": hundredths[4], "p50": hundredths[49], "p95": hundredths[94], "max": max(counts)}
         assert found["lengths"] == pytest.approx(expected)
 
 
 def test_candidates_of_a_request_are_distinct_and_have_one_instruction(tokenizer: PairTokenizer) -> None:
     pairs = [(f"Is it {place}?", f"answer {place}") for place in range(17)]
-    (rerank,) = make_workloads(pairs, tokenizer, Sizes(0, 0, 3, 0, 0, 0), seed=0)
+    (rerank,) = make_workloads(pairs, tokenizer, Sizes(0, 0, 3, 0, 0), seed=0)
     for request in rerank.requests:
         assert len({instruction for instruction, _ in request}) == 1
         assert len({response for _, response in request}) == len(request) == 16

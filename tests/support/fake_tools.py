@@ -22,7 +22,7 @@ from cappy_bench.speed.workloads import Sizes, Workload, make_workloads
 from cappy_engine.bundle import EMBEDDED
 from cappy_engine.tokenizer import PairTokenizer
 
-SIZES = Sizes(interactive=6, lengths=2, rerank=2, bulk=24, long=3, padded=2, questions=4)
+SIZES = Sizes(interactive=6, lengths=2, rerank=2, bulk=24, long=3, questions=4)
 SECONDS_PER_CHARACTER = 1e-3
 SHAPE = {"hidden_size": 8, "intermediate_size": 32, "layers": 2}
 
@@ -108,7 +108,7 @@ def run_on_fakes(
         start=lambda asked, model: by_name[asked.name],
     )
     for entry, workload in zip(measured["workloads"], workloads, strict=True):
-        entry["flops"] = useful_flops(SHAPE, workload.worked_lengths.tolist())
+        entry["flops"] = useful_flops(SHAPE, workload.token_counts.tolist())
     return {
         "schema": SCHEMA,
         "title": "fakes",

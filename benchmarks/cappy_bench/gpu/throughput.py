@@ -156,7 +156,7 @@ def random_batch(check: Check, rows: int, length: int) -> dict[str, Ids]:
 def _mixed_pairs(check: Check, tokenizer: PairTokenizer) -> tuple[list[Pair], str]:
     """Take the pairs of the benchmarks' workload "bulk", and say where they are from."""
     pairs, source = choose_pool(None, check.data, seed=0, made=check.effort.pool)
-    sizes = Sizes(interactive=1, lengths=1, rerank=1, bulk=check.effort.pairs, long=1, padded=1)
+    sizes = Sizes(interactive=1, lengths=1, rerank=1, bulk=check.effort.pairs, long=1)
     bulk = next(found for found in make_workloads(pairs, tokenizer, sizes, seed=0) if found.name == "bulk")
     return bulk.pairs, source
 

@@ -23,8 +23,7 @@ Run = Callable[[Inputs], Scores]
 class Batched:
     """A runner that sorts pairs into batches of at most `batch_tokens`; `run` scores one, in `at_once` threads.
 
-    Without `is_padded` the tool computes nothing for padding, and cannot be made to. With `pad_to` every pair has that
-    length, also where `score` asks for none.
+    Without `is_padded` the tool computes nothing for padding. With `pad_to` every pair has that length.
     """
 
     def __init__(
@@ -47,12 +46,10 @@ class Batched:
         self._is_padded, self._pad_to = is_padded, pad_to
         self._map = map if at_once == 1 else ThreadPoolExecutor(at_once).map
 
-    def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:
+    def score(self, pairs: Sequence[Pair]) -> Scores:
         """Raw scores of n pairs: (n,) float32, in input order."""
-        if pad_to is not None and not self._is_padded:
-            raise NotImplementedError("this tool computes nothing for padding")
-        encoded, pad_to = self._tokenizer.encode(pairs), pad_to or self._pad_to
-        lengths = encoded.lengths if pad_to is None else np.full_like(encoded.lengths, pad_to)
+        encoded = self._tokenizer.encode(pairs)
+        lengths = encoded.lengths if self._pad_to is None else np.full_like(encoded.lengths, self._pad_to)
         scores = np.empty(len(lengths), dtype=np.float32)
         batches = plan_batches(lengths, max_batch_tokens=self._batch_tokens, workers=self._at_once)
 

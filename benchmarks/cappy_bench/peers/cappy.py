@@ -20,10 +20,8 @@ class CappyRunner:
             model.bundle, device="cpu", precision=cast(Precision, precision), threads=model.threads
         )
 
-    def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:
+    def score(self, pairs: Sequence[Pair]) -> Scores:
         """Raw scores of n pairs: (n,) float32, in input order."""
-        if pad_to is not None:
-            raise NotImplementedError("the engine computes nothing for padding")
         scored = self._scorer.score_pairs(pairs)
         self.computed_tokens += int(scored.token_counts.sum())
         return scored.scores

@@ -52,10 +52,8 @@ class TextCrossEncoderRunner:
         """Tokens computed so far, padding included."""
         return self._session.tokens
 
-    def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:
+    def score(self, pairs: Sequence[Pair]) -> Scores:
         """Raw scores of n pairs: (n,) float32, in input order."""
-        if pad_to is not None:
-            raise NotImplementedError("TextCrossEncoder pads to the longest pair of a batch and to nothing else")
         return np.fromiter(self._encoder.rerank_pairs(list(pairs), batch_size=BATCH), dtype=np.float32)
 
     def token_ids(self, pairs: Sequence[Pair]) -> list[list[int]]:

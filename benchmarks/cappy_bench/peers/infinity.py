@@ -36,10 +36,8 @@ class InfinityRunner:
         self._loop.run(engine.astart())
         weakref.finalize(self, _stop, self._loop, engine)
 
-    def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:
+    def score(self, pairs: Sequence[Pair]) -> Scores:
         """Raw scores of n pairs: (n,) float32, in input order."""
-        if pad_to is not None:
-            raise NotImplementedError("infinity pads to the longest pair of a batch and to nothing else")
         scores = self._loop.run(self._score(pairs))
         self.computed_tokens = self._counter.tokens
         return scores

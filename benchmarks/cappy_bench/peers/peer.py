@@ -76,8 +76,8 @@ class Runner(Protocol):
     def computed_tokens(self) -> int | None:
         """Tokens that were computed so far, padding included; None where the tool hides it."""
 
-    def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:
-        """Return raw scores of n pairs: (n,) float32, in input order. With `pad_to` every pair has that length.
+    def score(self, pairs: Sequence[Pair]) -> Scores:
+        """Return raw scores of n pairs: (n,) float32, in input order.
 
         >>> runner.score([("Is the sky blue?", "Yes")])
         """

@@ -32,16 +32,16 @@ def open_runner(model: Model, precision: str) -> Batched:
 def open_compiled(model: Model, precision: str) -> Batched:
     """Load the checkpoint with its weights in `precision`, for torch.compile (inductor) with dynamic shapes.
 
-    Compiling is part of it: a batch of one pair and one of several, at two lengths, so that no shape is special. The
-    compiled kernels are kept in `model.folder`.
+    Compiling is part of it: a batch of one pair and one of several, at two lengths, and the longest pair, so that no
+    shape is special. The compiled kernels are kept in `model.folder`.
     """
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(model.folder.resolve() / "inductor")
     module = _load(model, precision)
     compiled = torch.compile(module, dynamic=True)
     runner = Batched(model, runs(module, compiled), pad_token_id=pad_token_id(module))
-    for pairs in (WARM_UP, WARM_UP[:1], WARM_UP[1:], WARM_UP * 3):
+    longest = [("a " * model.max_length, "b")]
+    for pairs in (WARM_UP, WARM_UP[:1], WARM_UP[1:], WARM_UP * 3, longest):
         runner.score(pairs)
-    runner.score(WARM_UP[:1], pad_to=model.max_length)
     return runner
 
 

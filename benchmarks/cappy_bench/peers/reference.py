@@ -29,8 +29,8 @@ class ReferenceRunner:
         self._tokenizer = load_tokenizer(checkpoint, max_length=model.max_length)
         self._batched = Batched(model, runs(module), pad_token_id=pad_token_id(module), batch_tokens=1)
 
-    def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:
-        """Raw scores of n pairs: (n,) float32, in input order; `pad_to` changes nothing."""
+    def score(self, pairs: Sequence[Pair]) -> Scores:
+        """Raw scores of n pairs: (n,) float32, in input order."""
         return self._batched.score(pairs)
 
     def token_ids(self, pairs: Sequence[Pair]) -> list[list[int]]:

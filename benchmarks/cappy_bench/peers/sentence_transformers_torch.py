@@ -28,10 +28,8 @@ class CrossEncoderRunner:
         self._encoder = encoder
         encoder.register_forward_pre_hook(self._count)
 
-    def score(self, pairs: Sequence[Pair], *, pad_to: int | None = None) -> Scores:
+    def score(self, pairs: Sequence[Pair]) -> Scores:
         """Raw scores of n pairs: (n,) float32, in input order."""
-        if pad_to is not None:
-            raise NotImplementedError("CrossEncoder pads to the longest pair of a batch and to nothing else")
         found = self._encoder.predict(list(pairs), batch_size=BATCH, activation_fn=torch.nn.Identity())
         return np.asarray(found, dtype=np.float32)
 

@@ -12,8 +12,8 @@ class Spec:
     """Describe a tool in one setting.
 
     `module` is a file of this package (a `.mjs` for Node) and `environment` the virtual environment that it runs in.
-    `packages` must be installed there, and their versions are reported. `setting` is the report's text about it, and
-    `can_pad` says that it can pad every pair to one length. `way` chooses one of the module's WAYS, if it has some.
+    `packages` must be installed there, and their versions are reported. `setting` is the report's text about it. `way`
+    chooses one of the module's WAYS, if it has some.
 
         >>> Spec("torch", "pytorch", "fp32", "eager, SDPA", ("torch", "transformers")).is_ours
         False
@@ -25,7 +25,6 @@ class Spec:
     setting: str
     packages: tuple[str, ...]
     environment: str = "main"
-    can_pad: bool = True
     way: str = ""
 
     @property
@@ -54,10 +53,10 @@ OPENVINO = (
 """Names, precisions and how they are made; each is measured with one stream and with several."""
 
 SPECS = (
-    Spec("cappy", OURS, "fp32", "Scorer, default settings", ENGINE, can_pad=False),
-    Spec("cappy-fp16", OURS, "fp16", "Scorer, default settings", ENGINE, can_pad=False),
-    Spec("cappy-bf16", OURS, "bf16", "Scorer, default settings", ENGINE, can_pad=False),
-    Spec("cappy-int8", OURS, "int8", "Scorer, default settings", ENGINE, can_pad=False),
+    Spec("cappy", OURS, "fp32", "Scorer, default settings", ENGINE),
+    Spec("cappy-fp16", OURS, "fp16", "Scorer, default settings", ENGINE),
+    Spec("cappy-bf16", OURS, "bf16", "Scorer, default settings", ENGINE),
+    Spec("cappy-int8", OURS, "int8", "Scorer, default settings", ENGINE),
     Spec("torch", "pytorch", "fp32", f"eager, SDPA; {SORTED}", TORCH, way="eager"),
     Spec("torch-compile", "pytorch", "fp32", f"inductor, dynamic shapes; {SORTED}", TORCH, way="compiled"),
     Spec("torch-bf16", "pytorch", "bf16", f"weights in bfloat16, eager, SDPA; {SORTED}", TORCH, way="eager"),
@@ -91,7 +90,6 @@ SPECS = (
         "fp32",
         f"CrossEncoder.predict, {SORTED_BY_TOOL}",
         ("sentence-transformers", "torch"),
-        can_pad=False,
     ),
     Spec(
         "sentence-transformers-onnx",
@@ -99,7 +97,6 @@ SPECS = (
         "fp32",
         f"CrossEncoder.predict, its own ONNX export at O2, {SORTED_BY_TOOL}",
         ("sentence-transformers", *OPTIMUM),
-        can_pad=False,
     ),
     Spec(
         "optimum", "optimum_onnx", "fp32", f"ORTModelForSequenceClassification, its own export at O2; {SORTED}", OPTIMUM
@@ -111,15 +108,14 @@ SPECS = (
         f"ORTQuantizer's dynamic int8 for this CPU, per channel; {SORTED}",
         OPTIMUM,
     ),
-    Spec("ctranslate2", "ctranslate2", "fp32", ENCODER, ("ctranslate2",), can_pad=False),
-    Spec("ctranslate2-int8", "ctranslate2", "int8", f"int8_float32, {ENCODER}", ("ctranslate2",), can_pad=False),
+    Spec("ctranslate2", "ctranslate2", "fp32", ENCODER, ("ctranslate2",)),
+    Spec("ctranslate2-int8", "ctranslate2", "int8", f"int8_float32, {ENCODER}", ("ctranslate2",)),
     Spec(
         "fastembed",
         "fastembed",
         "fp32",
         "TextCrossEncoder.rerank_pairs on optimum's export at O2, batches of 1",
         ("fastembed", "onnxruntime"),
-        can_pad=False,
     ),
     *(
         Spec(
@@ -142,7 +138,6 @@ SPECS = (
             f"GGUF in {kind}, rank pooling, GELU by tanh, nothing padded; {SORTED}",
             ("llama-cpp-python", "gguf"),
             environment="llamacpp",
-            can_pad=False,
         )
         for name, precision, kind in (("llama.cpp-f16", "fp16", "F16"), ("llama.cpp-int8", "int8", "Q8_0"))
     ),
@@ -153,7 +148,6 @@ SPECS = (
         "AsyncEmbeddingEngine.rerank in process, torch engine, raw scores, its own queue in batches of 8",
         ("infinity-emb", "torch"),
         environment="infinity",
-        can_pad=False,
     ),
     Spec(
         "transformers.js",

@@ -39,11 +39,11 @@ class Runner {
     Object.assign(this, { tokenizer, model, Tensor, maxLength });
   }
 
-  /** Raw scores of the pairs, in input order. With `padTo` every pair is computed at that length. */
-  async score(pairs, padTo) {
+  /** Raw scores of the pairs, in input order. */
+  async score(pairs) {
     const ids = this.tokenIds(pairs);
     const scores = new Array(ids.length);
-    const lengths = ids.map((row) => padTo ?? row.length);
+    const lengths = ids.map((row) => row.length);
     for (const { rows, length } of planBatches(lengths, BATCH_TOKENS)) {
       const found = await this.scoreBatch(rows.map((row) => ids[row]), length);
       rows.forEach((row, place) => (scores[row] = found[place]));
@@ -155,7 +155,7 @@ async function score(runner, message) {
   const [seconds, scores] = [[], []];
   for (const pairs of message.requests) {
     const started = performance.now();
-    scores.push(await runner.score(pairs, message.pad_to ?? undefined));
+    scores.push(await runner.score(pairs));
     seconds.push((performance.now() - started) / 1000);
   }
   return { seconds, scores, computed_tokens: runner.computedTokens - before, peak_bytes: peakBytes() };

@@ -8,8 +8,7 @@ A runner's module ends by calling `serve`, and is started as a program:
     {"do": "open"}                                    {}
     {"do": "versions", "packages": [...]}             {"versions": {"torch": "2.13.0"}}
     {"do": "token_ids", "pairs": [[a, b], ...]}       {"token_ids": [[0, 5, ...], ...]}
-    {"do": "score", "requests": [[[a, b], ...], ...], "pad_to": null}
-                                                      {"seconds": [...], "scores": [[...], ...],
+    {"do": "score", "requests": [[[a, b], ...], ...]} {"seconds": [...], "scores": [[...], ...],
                                                        "computed_tokens": 96, "peak_bytes": 123456}
 
 Each request of `score` is one call of the runner, timed alone. A failure answers {"error": "..."}. What the tool itself
@@ -112,7 +111,7 @@ def _score(runner: Runner, message: Message) -> Message:
     before, seconds, scores = runner.computed_tokens, [], []
     for pairs in requests:
         started = time.perf_counter()
-        found = runner.score(pairs, pad_to=message["pad_to"])
+        found = runner.score(pairs)
         seconds.append(time.perf_counter() - started)
         scores.append([float(score) for score in found])
     after = runner.computed_tokens

@@ -73,7 +73,7 @@ def measure(options: RunOptions, *, say: Say) -> Result:
     start = partial(start_worker, tools=options.tools)
     measured = run_suite(plan, notes=notes, peak=measure_peak, start=start, say=say)
     for entry, workload in zip(measured["workloads"], workloads, strict=True):
-        entry["flops"] = useful_flops(described["shape"], workload.worked_lengths.tolist())
+        entry["flops"] = useful_flops(described["shape"], workload.token_counts.tolist())
     result = {
         "schema": SCHEMA,
         "title": options.title or described["name"],

@@ -18,7 +18,7 @@ from cappy_engine.bulk.output.places import check_output
 from cappy_engine.errors import BenchmarkError
 
 PAGE = "README.md"
-PLOTTED = ("bulk", "rerank", "interactive", "long", "padded")
+PLOTTED = ("bulk", "rerank", "interactive", "long")
 
 OF_OTHERS = ("gpu-", "serve-", "amx-")
 """How the names of other measurements begin. They have no runners, so nothing of them is in the report."""
@@ -27,11 +27,10 @@ INTRODUCTION = """# Benchmarks
 Parity and speed of this engine beside what one would use instead, from the JSON files in this folder; made by
 `cappy bench report --results benchmarks/results`. How to read it:
 
-- *Useful tokens* are those of the pairs; what a runner pads counts for nothing (but in `padded`, where padding is asked
-  for). Texts go in and scores come out: tokenisation is part of every time, loading is not.
+- *Useful tokens* are those of the pairs; what a runner pads counts for nothing. Texts go in and scores come out:
+  tokenisation is part of every time, loading is not.
 - Every runner scores the same pairs, and gives the model the same token ids (checked). Scores are compared with PyTorch
-  in float32, eager, one pair at a time; max error is the greatest over all rounds and all pairs, but for those of
-  `padded`, which not every tool can score.
+  in float32, eager, one pair at a time; max error is the greatest over all rounds and all pairs.
 - **A runner whose scores are wrong has no speed**: its row reads "wrong", everywhere. Wrong is an error above 1e-4 in
   fp32 or 5e-3 in fp16 (times the standard deviation of the scores, where that is above 1), a Spearman correlation
   below 0.995 in bf16 or 0.97 in int8, another tokenisation, or a score that is not a number.

@@ -139,7 +139,7 @@ def _ask_reference(worker: Worker, requests: Sequence[Sequence[Pair]]) -> tuple[
     """Ask for the scores by request, and the token ids of all pairs."""
     try:
         worker.ask({"do": "open"})
-        scores = worker.ask({"do": "score", "requests": requests, "pad_to": None})["scores"]
+        scores = worker.ask({"do": "score", "requests": requests})["scores"]
         pairs = [pair for request in requests for pair in request]
         return scores, worker.ask({"do": "token_ids", "pairs": pairs})["token_ids"]
     finally:
@@ -190,11 +190,8 @@ def _is_due(plan: Plan, notes: Notes, spec: Spec, workload: Workload, round_: in
 
 
 def _cell(workers: Workers, spec: Spec, workload: Workload) -> Cell:
-    if workload.pad_to is not None and not spec.can_pad:
-        return {"status": "unable", "reason": "cannot be made to pad to one length"}
-    message = {"do": "score", "requests": workload.requests, "pad_to": workload.pad_to}
     try:
-        return {"status": "ok", **workers.get(spec).ask(message)}
+        return {"status": "ok", **workers.get(spec).ask({"do": "score", "requests": workload.requests})}
     except RunnerFailed as error:
         workers.drop(spec)
         return {"status": "failed", "reason": str(error)}

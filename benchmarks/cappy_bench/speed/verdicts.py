@@ -50,9 +50,6 @@ def judge_runner(
 ) -> Verdict:
     """Judge all scores of a runner: `cells` has those of every round, by workload.
 
-    Its parity is that of the pairs that every tool can score, so that two parities are comparable: without workloads
-    that pad to one length.
-
     Without a reference the parity is the one that was measured at the export, by precision (`exported`); that all
     scores are there, and are numbers, is checked all the same.
 
@@ -75,9 +72,9 @@ def judge_runner(
     if reference is None:
         return Verdict("ok", parity=exported.get(spec.precision))
     spread = float(np.std(np.concatenate([reference.scores[workload.name] for workload in scored])))
-    reason = _judge_parity(spec.precision, _parity(scored, found, reference), spread=spread)
-    shared = [workload for workload in scored if workload.pad_to is None] or scored
-    return Verdict("wrong" if reason else "ok", reason, _parity(shared, found, reference))
+    parity = _parity(scored, found, reference)
+    reason = _judge_parity(spec.precision, parity, spread=spread)
+    return Verdict("wrong" if reason else "ok", reason, parity)
 
 
 def _judge_parity(precision: str, parity: Parity, *, spread: float) -> str | None:

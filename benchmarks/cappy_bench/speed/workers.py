@@ -28,7 +28,7 @@ class Workers:
     def get(self, spec: Spec) -> Worker:
         """Return the runner, loaded and warm. Raises RunnerFailed.
 
-        >>> workers.get(SPECS[0]).ask({"do": "score", "requests": [[("Is the sky blue?", "Yes")]], "pad_to": None})
+        >>> workers.get(SPECS[0]).ask({"do": "score", "requests": [[("Is the sky blue?", "Yes")]]})
         """
         if spec.name in self._open:
             self._open[spec.name] = self._open.pop(spec.name)
@@ -41,7 +41,7 @@ class Workers:
             worker.ask({"do": "open"})
             self.load_seconds.setdefault(spec.name, []).append(time.perf_counter() - started)
             requests = [*([pair] for pair in self._warm_up), self._warm_up]  # one by one, and all at once
-            worker.ask({"do": "score", "requests": requests, "pad_to": None})
+            worker.ask({"do": "score", "requests": requests})
         except RunnerFailed:
             worker.close()
             raise

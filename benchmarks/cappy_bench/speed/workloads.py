@@ -31,14 +31,13 @@ DESCRIPTIONS: Mapping[str, str] = {
     "rerank": f"one instruction with {CANDIDATES} candidates in each request",
     "bulk": "all pairs in one request, their lengths drawn lognormal (median 70 tokens, 95th percentile 300)",
     "long": "all pairs in one request, all of 480 to 512 tokens or the nearest there are",
-    "padded": "pairs of bulk's lengths, every one computed at 512 tokens; here padding counts as work, equal for all",
     "questions": "all pairs in one request, in the lengths assumed for questions and answers of Natural Questions",
 }
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many requests (interactive, rerank), pairs (bulk, long, padded, questions) or pairs of each length (lengths).
+    """How many requests (interactive, rerank), pairs (bulk, long, questions) or pairs of each length (lengths).
 
     A workload of size 0 is left out.
     """
@@ -48,7 +47,6 @@ class Sizes:
     rerank: int
     bulk: int
     long: int
-    padded: int
     questions: int = 0
 
 
@@ -62,7 +60,6 @@ class Workload:
     name: str
     requests: tuple[tuple[Pair, ...], ...]
     token_counts: npt.NDArray[np.int64]
-    pad_to: int | None = None
 
     @property
     def pairs(self) -> list[Pair]:
@@ -70,25 +67,19 @@ class Workload:
         return [pair for request in self.requests for pair in request]
 
     @property
-    def worked_lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each pair that count as work: its own, or `pad_to` if set."""
-        return self.token_counts if self.pad_to is None else np.full_like(self.token_counts, self.pad_to)
-
-    @property
     def sha256(self) -> str:
         """Of the requests as JSON."""
         return hashlib.sha256(json.dumps(self.requests, ensure_ascii=True).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """Counts and lengths, for the report; `tokens` are those that count as work."""
+        """Counts and lengths, for the report."""
         low, middle, high = (float(np.percentile(self.token_counts, share)) for share in (5, 50, 95))
         return {
             "name": self.name,
             "description": DESCRIPTIONS[self.name],
             "requests": len(self.requests),
             "pairs": len(self.token_counts),
-            "tokens": int(self.worked_lengths.sum()),
-            "pad_to": self.pad_to,
+            "tokens": int(self.token_counts.sum()),
             "lengths": {"p5": low, "p50": middle, "p95": high, "max": int(self.token_counts.max())},
             **({"steps": self.steps} if self.name == "lengths" else {}),
             "sha256": self.sha256,
@@ -138,7 +129,7 @@ def make_workloads(pairs: Sequence[Pair], tokenizer: PairTokenizer, sizes: Sizes
     BenchmarkError if there are too few pairs.
 
         >>> [one.name for one in make_workloads(pairs, tokenizer, sizes, seed=0)]
-        ['interactive', 'lengths', 'rerank', 'bulk', 'long', 'padded']
+        ['interactive', 'lengths', 'rerank', 'bulk', 'long']
     """
     random = np.random.default_rng(seed)
     pool = Pool(pairs, tokenizer)
@@ -150,7 +141,6 @@ def make_workloads(pairs: Sequence[Pair], tokenizer: PairTokenizer, sizes: Sizes
     many = {
         "bulk": pool.take(bulk_lengths(random, sizes.bulk)),
         "long": pool.take(random.integers(480, MAX_LENGTH + 1, sizes.long)),
-        "padded": pool.take(bulk_lengths(random, sizes.padded)),
         "questions": pool.take(question_lengths(random, sizes.questions)),
     }
     requests = {name: [[pair] for pair in found] for name, found in singles.items()}
@@ -197,4 +187,4 @@ def _rerank_requests(pool: Pool, random: np.random.Generator, count: int) -> lis
 def _workload(name: str, requests: Sequence[Sequence[Pair]], tokenizer: PairTokenizer) -> Workload:
     frozen = tuple(tuple(request) for request in requests)
     counts = tokenizer.encode([pair for request in frozen for pair in request]).lengths
-    return Workload(name, frozen, counts, pad_to=MAX_LENGTH if name == "padded" else None)
+    return Workload(name, frozen, counts)

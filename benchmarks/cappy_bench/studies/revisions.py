@@ -84,7 +84,7 @@ def _export(source: Path, checkpoint: Path, bundle: Path, precisions: Sequence[s
 def open_worker(source: Path, bundle: Path, precision: str) -> Worker:
     """Open the bundle with the code of `source`, in a process of its own. Raises RunnerFailed.
 
-    >>> open_worker(HERE, EMBEDDED, "int8").ask({"do": "score", "requests": [[["a", "b"]]], "pad_to": None})
+    >>> open_worker(HERE, EMBEDDED, "int8").ask({"do": "score", "requests": [[["a", "b"]]]})
     """
     model = Model(bundle=bundle, folder=bundle.parent, threads=usable_cores())
     command = [*program(SPECS[0], Path()), precision, model.to_json()]
@@ -101,9 +101,11 @@ def compare(workers: Mapping[str, Worker], workload: Workload, rounds: int) -> d
     """
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     scores: dict[str, list[list[float]]] = {}
+    # workers of earlier revisions read "pad_to"; those of today do not
+    message = {"do": "score", "requests": workload.requests, "pad_to": None}
     for turn in range(rounds + 1):
         for name in sorted(workers, reverse=turn % 2 == 1):
-            found = workers[name].ask({"do": "score", "requests": workload.requests, "pad_to": None})
+            found = workers[name].ask(message)
             scores[name] = found["scores"]
             if turn:
                 seconds[name].append(statistics.median(found["seconds"]))
@@ -137,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _export(source, options.checkpoint, bundles[name], precisions)
     tokenizer = PairTokenizer.from_file(bundles["now"] / "tokenizer.json", max_length=512)
     pairs, texts = choose_pool(None, options.data, seed=0)
-    sizes = Sizes(options.interactive, 0, 0, options.bulk, 0, 0)
+    sizes = Sizes(options.interactive, 0, 0, options.bulk, 0)
     workloads = make_workloads(pairs, tokenizer, sizes, seed=0)
     rows = []
     for precision in precisions:
