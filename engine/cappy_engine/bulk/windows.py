@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cappy_engine.batching import EncodedPairs
-from cappy_engine.bulk.formats.entries import BLANK, Entry, Position, Refused, ScoredRow, Source
+from cappy_engine.bulk.formats.entries import BLANK, Blank, Entry, Position, Refused, ScoredRow, Source
 from cappy_engine.errors import InvalidLine, InvalidPair, ScoringError
 from cappy_engine.pairs import TooLong
 from cappy_engine.scorer import Scorer
@@ -52,43 +52,52 @@ def windows(source: Source, start: Position, *, most_pairs: int, stops: bool) ->
         >>> [len(window.entries) for window in windows(source, Position(), most_pairs=2, stops=True)]
         [2, 1]
     """
-    entries: list[Entry] = []
-    refused: list[Refused] = []
-    blank_lines = pairs = size = 0
-
-    def cut(end: Position | None, error: Exception | None = None) -> Window:
-        nonlocal entries, refused, blank_lines, pairs, size
-        window = Window(entries, refused, blank_lines, end or start, error)
-        entries, refused, blank_lines, pairs, size = [], [], 0, 0, 0
-        return window
-
+    rows = _Rows()
     try:
         for row in source.rows(start):
-            if row is None:
-                if entries or refused:
-                    yield cut(source.position())
-                continue
-            if row == BLANK:
-                blank_lines += 1
-                continue
-            if isinstance(row, Refused):
-                if stops:
+            if row is None:  # a pause
+                if not (rows.entries or rows.refused):
+                    continue
+            else:
+                if stops and isinstance(row, Refused):
                     raise row.error
-                refused.append(row)
-                size += len(row.raw)
-                pairs += 1  # so many errors do not fill the memory either
-            elif isinstance(row, Entry):
-                entries.append(row)
-                pairs += len(row.pairs)
-                size += row.size
-            if pairs >= most_pairs or size >= WINDOW_BYTES:
+                rows.take(row)
+                if rows.pairs < most_pairs and rows.size < WINDOW_BYTES:
+                    continue
                 source.pass_over()  # else many rows that are too long would fill the memory
-                yield cut(source.position())
+            yield rows.window(source.position() or start)
+            rows = _Rows()
     except Exception as error:  # whatever ends the input: those before it come first
-        yield cut(None, error)
+        yield rows.window(start, error)
         return
-    if entries or refused or blank_lines:
-        yield cut(source.position())
+    if rows.entries or rows.refused or rows.blank_lines:
+        yield rows.window(source.position() or start)
+
+
+@dataclass
+class _Rows:
+    """The rows of a window that is not cut yet; how many pairs and bytes they have."""
+
+    entries: list[Entry] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    blank_lines: int = 0
+    pairs: int = 0
+    size: int = 0
+
+    def take(self, row: Entry | Refused | Blank) -> None:
+        if row == BLANK:
+            self.blank_lines += 1
+        elif isinstance(row, Refused):
+            self.refused.append(row)
+            self.pairs += 1  # so many errors do not fill the memory either
+            self.size += len(row.raw)
+        elif isinstance(row, Entry):
+            self.entries.append(row)
+            self.pairs += len(row.pairs)
+            self.size += row.size
+
+    def window(self, end: Position, error: Exception | None = None) -> Window:
+        return Window(self.entries, self.refused, self.blank_lines, end, error)
 
 
 def refuse_entries(window: Window, problems: Mapping[int, str], *, stops: bool) -> Window:
