@@ -29,8 +29,8 @@ def test_adapting_to_the_pages_example_raises_its_held_out_accuracy_stopped_or_n
         )
 
     def keep(progress: Progress) -> None:
-        """What a crash would leave here; test_training.py has a real SIGKILL."""
-        if progress.step == 12:
+        """What a crash would leave here; test_stopped_training.py has a real SIGKILL."""
+        if progress.step == progress.steps - 2:
             shutil.copytree(tmp_path / "whole.training", tmp_path / "parts.training")
 
     before, *_, after = train("whole", progress=keep)["log"]
