@@ -23,7 +23,7 @@ LONGEST = (
     "contracts/test_gpu_environment.py",
     "export/test_publish.py",
     "bench/test_gpu_check.py",
-    "export/test_training.py",
+    "export/test_stopped_training.py",
     "export/test_architectures.py",
     "export/test_families.py",
     "export/test_hub.py",

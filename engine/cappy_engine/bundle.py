@@ -30,7 +30,7 @@ from cappy_engine.bundle_files import (
     read_checked,
 )
 from cappy_engine.checks import described
-from cappy_engine.errors import BundleError, CappyError, PrecisionUnavailable
+from cappy_engine.errors import BundleError, CappyError, PrecisionUnavailable, reason_of
 from cappy_engine.json_values import size, text, whole
 from cappy_engine.overlap import beside
 from cappy_engine.publish import Kind
@@ -235,7 +235,7 @@ def _read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError as error:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; make one with 'cappy export'") from error
     except (ValueError, RecursionError, OSError) as error:
-        raise BundleError(f"{path} cannot be read ({error}); export the bundle again") from error
+        raise BundleError(f"{path} cannot be read ({reason_of(error)}); export the bundle again") from error
     version = document.get("schema_version") if isinstance(document, dict) else None
     if type(version) is not int:
         raise BundleError(f"{path} is not a bundle's manifest: it has no schema_version")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
-from cappy_engine.errors import BundleError, ScoringError
+from cappy_engine.errors import BundleError, ScoringError, reason_of
 from cappy_engine.external_data import external_locations
 from cappy_engine.storage import open_regular
 
@@ -97,7 +97,7 @@ def check_is_folder(folder: Path) -> None:
     try:
         problem = "" if folder.is_dir() else "not a folder" if folder.exists() else MISSING
     except OSError as error:  # the name is too long, or a folder above it is closed to this user
-        problem = str(error.strerror)
+        problem = reason_of(error)
     if problem:
         raise BundleError(f"no bundle at {folder}: {problem}")
 
@@ -107,7 +107,7 @@ def check_size(folder: Path, name: str, entry: FileEntry) -> None:
     try:
         status = (folder / name).stat()
     except OSError as error:
-        raise BundleError(f"bundle {folder} lacks {name} ({error.strerror}); export it again") from error
+        raise BundleError(f"bundle {folder} lacks {name} ({reason_of(error)}); export it again") from error
     except UnicodeEncodeError as error:
         raise BundleError(f"the manifest of bundle {folder} names a file outside of the bundle: {name!r}") from error
     if not stat.S_ISREG(status.st_mode):
@@ -142,7 +142,7 @@ def _open(folder: Path, name: str) -> BufferedReader:
     try:
         return open_regular(folder / name)
     except OSError as error:
-        raise BundleError(f"{name} in bundle {folder} cannot be read ({error})") from error
+        raise BundleError(f"{name} in bundle {folder} cannot be read ({reason_of(error)})") from error
 
 
 def _check_digest(folder: Path, name: str, entry: FileEntry, found: str) -> None:

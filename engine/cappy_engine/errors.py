@@ -27,6 +27,7 @@ CappyError
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 
@@ -46,6 +47,25 @@ def is_failure(error: BaseException) -> bool:
     (True, False)
     """
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def reason_of(error: BaseException) -> str:
+    """Say why a file or address cannot be used, where the message names it: the system's words, without its number.
+
+    >>> reason_of(FileNotFoundError(2, "No such file or directory", "pairs.jsonl"))
+    'No such file or directory'
+    """
+    return getattr(error, "strerror", None) or str(error)
+
+
+def message_of(error: BaseException) -> str:
+    """Say what failed: an error's message, or the file that the system refused, and why.
+
+    >>> message_of(FileNotFoundError(2, "No such file or directory", "pairs.jsonl"))
+    'pairs.jsonl: No such file or directory'
+    """
+    path = getattr(error, "filename", None)
+    return str(error) if path is None else f"{os.fsdecode(path)}: {reason_of(error)}"
 
 
 class CappyError(Exception):

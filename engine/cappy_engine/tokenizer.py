@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from cappy_engine.batching import EncodedPairs, Ids
 from cappy_engine.bundle_files import MAX_SMALL_BYTES
 from cappy_engine.checks import check_word, described
-from cappy_engine.errors import BundleError, CappyError, InvalidPair, ScoringError, is_failure
+from cappy_engine.errors import BundleError, CappyError, InvalidPair, ScoringError, is_failure, reason_of
 from cappy_engine.forking import tell_after_fork
 from cappy_engine.pairs import MAX_TEXT_CHARS, TOO_LONG, Pairs, PairTexts, TooLong, read_pairs
 from cappy_engine.storage import read_regular
@@ -96,7 +96,7 @@ class PairTokenizer:
         try:
             content = read_regular(path, limit=MAX_SMALL_BYTES)
         except OSError as error:
-            raise BundleError(f"{path} cannot be read ({error})") from error
+            raise BundleError(f"{path} cannot be read ({reason_of(error)})") from error
         return cls.from_bytes(content, max_length=max_length, max_text_chars=max_text_chars)
 
     @classmethod

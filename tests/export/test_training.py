@@ -1,29 +1,21 @@
-"""Training: it learns, goes on after a kill as if nothing had happened, and refuses what it cannot do."""
+"""Training: it learns, is what PyTorch does, and refuses what it cannot do."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-import os
-import shutil
-import signal
-import subprocess
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from cappy_bench.make_checkpoint import make_family
 from cappy_engine.cli.main import main
 from cappy_engine.errors import AdaptError
 from cappy_export import export
-from cappy_export.adaptation.examples import make_examples
 from cappy_export.adaptation.recipe import AdaptOptions
 from cappy_export.adaptation.training import adapt
 from cappy_export.proof.reference import score_checkpoint
@@ -31,11 +23,9 @@ from tests.support.checkpoints import copy
 from tests.support.colours import (
     COLOURS,
     RECIPE,
-    StoppedError,
     colour_examples,
     same_weights,
     weights_of,
-    write_examples,
 )
 
 
@@ -101,103 +91,6 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(checkpoin
         adapt(checkpoint, colour_examples(60), tmp_path / name, recipe=dataclasses.replace(recipe, seed=seed))
     assert same_weights(tmp_path / "one", tmp_path / "same")
     assert not same_weights(tmp_path / "one", tmp_path / "other")
-
-
-@pytest.mark.slow
-def test_a_training_that_stopped_goes_on_to_the_same_weights(checkpoint: Path, tmp_path: Path) -> None:
-    recipe = dataclasses.replace(RECIPE, epochs=3, dropout=0.1)
-    examples = colour_examples(60)
-
-    def stop(progress: Any) -> None:
-        if progress.step == 11:
-            raise StoppedError
-
-    def run(name: str, *, resume: bool = False, **options: Any) -> dict[str, Any]:
-        every = AdaptOptions(save_every=4, evaluate_every=3, resume=resume)
-        return adapt(checkpoint, examples, tmp_path / name, recipe, every, **options)
-
-    whole = run("whole")
-    with pytest.raises(StoppedError):
-        run("parts", progress=stop)
-    assert not (tmp_path / "parts").exists()
-    folder = tmp_path / "parts.training"
-    assert [path.name for path in folder.glob("step-*")] == ["step-8"]  # and not that of step 4
-    shutil.copytree(folder / "step-8", folder / "step-4")  # as a kill between the new state and the old one leaves it
-    resumed = run("parts", resume=True)
-    assert same_weights(tmp_path / "whole", tmp_path / "parts")
-    for log in (whole["log"], resumed["log"]):
-        for entry in log:
-            entry.pop("seconds", None)
-    assert [entry["step"] for entry in resumed["log"]] == [entry["step"] for entry in whole["log"]]
-    assert resumed["log"][-1]["held_out_loss"] == whole["log"][-1]["held_out_loss"]
-
-
-@pytest.mark.slow
-def test_killed_with_sigkill_and_resumed_the_command_ends_with_the_same_weights(
-    checkpoint: Path, preloaded: Path, tmp_path: Path
-) -> None:
-    train = write_examples(tmp_path / "train.jsonl", colour_examples(200))
-    options = ["--batch-size", "16", "--epochs", "4", "--learning-rate", "1e-3", "--save-every", "5"]
-
-    def command(out: str, *more: str) -> list[str]:
-        return [str(preloaded / "cappy"), "adapt", str(checkpoint), str(train), str(tmp_path / out), *options, *more]
-
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command("whole"), check=True, capture_output=True, env=environment)
-    killed = subprocess.Popen(command("parts"), stderr=subprocess.PIPE, env=environment)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "parts.training").glob("step-1?")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()  # until it has ended, and with it the program that it stands for
-    assert killed.returncode == -signal.SIGKILL
-    done = subprocess.run(command("parts", "--resume"), check=True, capture_output=True, env=environment, text=True)
-    assert "going on after step" in done.stderr
-    assert same_weights(tmp_path / "whole", tmp_path / "parts")
-
-
-def test_another_training_is_not_resumed(checkpoint: Path, tmp_path: Path) -> None:
-    examples = colour_examples(20)
-    stopped, again = dataclasses.replace(RECIPE, max_steps=3), AdaptOptions(resume=True)
-
-    def stop(progress: Any) -> None:
-        raise StoppedError
-
-    with pytest.raises(StoppedError):
-        adapt(checkpoint, examples, tmp_path / "out", recipe=stopped, progress=stop)
-    with pytest.raises(AdaptError, match="go on with --resume, or replace it with --force"):
-        adapt(checkpoint, examples, tmp_path / "out", recipe=stopped)
-    with pytest.raises(AdaptError, match=r"another training \(.*recipe\.seed was 0, is 5"):
-        adapt(checkpoint, examples, tmp_path / "out", dataclasses.replace(stopped, seed=5), again)
-    with pytest.raises(AdaptError, match=r"another training \(.*train\.sha256 was "):
-        adapt(checkpoint, colour_examples(21), tmp_path / "out", stopped, again)
-    with pytest.raises(AdaptError, match="nothing to resume"):
-        adapt(checkpoint, examples, tmp_path / "elsewhere", stopped, again)
-
-
-def test_a_training_is_not_resumed_with_other_labels_weights_or_held_out_examples(
-    checkpoint: Path, tmp_path: Path
-) -> None:
-    train, held_out = colour_examples(20), colour_examples(5)
-    recipe, again = dataclasses.replace(RECIPE, max_steps=3), AdaptOptions(resume=True)
-
-    def stop(progress: Any) -> None:
-        raise StoppedError
-
-    with pytest.raises(StoppedError):
-        adapt(checkpoint, train, tmp_path / "out", recipe, held_out=held_out, progress=stop)
-    other = copy(checkpoint, tmp_path / "same-name" / checkpoint.name)
-    weights = weights_of(other)
-    weights["classifier.out_proj.bias"] += 1
-    save_file(weights, other / "model.safetensors")
-    relabelled, remeasured = (make_examples(each.pairs, 1 - each.labels) for each in (train, held_out))
-    for source, examples, measured, changed in (
-        (checkpoint, relabelled, held_out, "train"),
-        (checkpoint, train, remeasured, "held_out"),
-        (other, train, held_out, "checkpoint"),
-    ):
-        with pytest.raises(AdaptError, match=rf"another training \({changed}\.sha256 was "):
-            adapt(source, examples, tmp_path / "out", recipe, again, held_out=measured)
 
 
 @pytest.mark.parametrize(("steps", "loss"), [(None, "the loss of step 2"), (1, "the held-out loss after step 1")])

@@ -23,7 +23,7 @@ from cappy_engine.bulk.formats.json_lines import json_line, open_lines, read_fie
 from cappy_engine.bulk.formats.lines import numbered
 from cappy_engine.bulk.resume.names import Names, find_names
 from cappy_engine.bulk.resume.partial_file import open_growing
-from cappy_engine.errors import CappyError, InvalidLine, OutputError, SampleError
+from cappy_engine.errors import CappyError, InvalidLine, OutputError, SampleError, message_of
 
 FIELDS = ("samples", "decodings", "log_likelihoods", "token_counts", "cut", "prompt_cut")
 """The fields that are added to each line."""
@@ -106,7 +106,7 @@ def read_prompts(source: str | Path | Iterable[bytes]) -> Prompts:
     except InvalidLine as error:
         raise SampleError(f"{name}, {error}") from error
     except (OSError, CappyError) as error:
-        raise SampleError(f"the instructions cannot be read: {error}") from error
+        raise SampleError(f"the instructions cannot be read: {message_of(error)}") from error
     if not examples:
         raise SampleError(f"{name} holds no instructions")
     return Prompts(examples, digest.hexdigest())

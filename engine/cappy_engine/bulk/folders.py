@@ -29,7 +29,7 @@ from cappy_engine.bulk.runs import Say, Target, finished
 from cappy_engine.bulk.score_file import score_file, settings_of
 from cappy_engine.bulk.tasks import ScoreTask, Task
 from cappy_engine.bulk.totals import Progress, Totals
-from cappy_engine.errors import CappyError, OutputError
+from cappy_engine.errors import CappyError, OutputError, reason_of
 from cappy_engine.scorer import Scorer
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CappyError(f"{path} cannot be read: {error.strerror}; mend it, or move it away") from error
+        raise CappyError(f"{path} cannot be read: {reason_of(error)}; mend it, or move it away") from error
 
 
 def _rows_at(path: Path) -> list[Path]:
@@ -165,13 +165,14 @@ def _score_listed(
     scorer: Scorer, files: Files, target: Target, listed: RunList, name: str, say: Say, progress: Progress
 ) -> Totals:
     """Score a file, and list it by its name once it is complete. One that is listed, and there, is not scored again."""
-    settings = settings_of(scorer, files, format_of(target.out))
     before = listed.complete.get(name)
-    if before is not None and _is_as_written(target.out, before, settings, say):
-        _forget_killed(target, settings)
-        return Totals.going_on(before.totals)
+    if before is not None:
+        settings = settings_of(scorer, files, format_of(target.out))
+        if _is_as_written(target.out, before, settings, say):
+            _forget_killed(target, settings)
+            return Totals.going_on(before.totals)
 
-    def done(totals: Totals) -> None:
+    def done(totals: Totals, settings: Mapping[str, Any]) -> None:
         listed.add(name, Complete(settings, totals.marked(), target.out.stat().st_size))
 
     return score_file(scorer, files, dataclasses.replace(target, done=done), say=say, progress=progress)

@@ -3,6 +3,13 @@
 OUT.partial and the rejects grow, window by window; OUT.progress.json says how far they are, and where in the input the
 next window begins. It is replaced once both are on the disk. A run that goes on first removes what was written behind
 that mark, so every row is there once. Knows nothing of rows.
+
+The mark says what a run that goes on finds, in this order:
+
+- `bytes` and `rejected_bytes`: the rows so far. What is behind them is cut off.
+- `making`: the complete file is made beside the partial one, where the two differ (Parquet). It is made anew.
+- `made`, the complete file's fingerprint: only the names are missing. The rejects get theirs first, then OUT.
+- no mark: OUT has its name, and the run is forgotten.
 """
 
 from __future__ import annotations
@@ -27,7 +34,7 @@ from cappy_engine.bulk.resume.names import Names, find_names
 from cappy_engine.bulk.resume.partial_file import Growing, open_growing
 from cappy_engine.bulk.resume.settings import changes
 from cappy_engine.bulk.resume.side_files import in_the_way, mark, read_mark
-from cappy_engine.errors import OutputError
+from cappy_engine.errors import OutputError, reason_of
 
 Say = Callable[[str], object]
 Make = Callable[[BinaryIO, int, BinaryIO], None]
@@ -38,8 +45,8 @@ Make = Callable[[BinaryIO, int, BinaryIO], None]
 class Target:
     """The files that a run writes: `out`, and `rejects` if bad rows are listed. Both are packed as their names say.
 
-    `force` replaces what is there; `resume` goes on with a run that was stopped. `done` is called when the file has its
-    name, before the run is forgotten.
+    `force` replaces what is there; `resume` goes on with a run that was stopped. `done` is called with the run's totals
+    and settings when the file has its name, before the run is forgotten.
     """
 
     out: Path
@@ -47,7 +54,7 @@ class Target:
     resume: bool = False
     force: bool = False
     inputs: Sequence[Input] = ()
-    done: Callable[[Any], object] = lambda totals: None
+    done: Callable[[Any, Mapping[str, Any]], object] = lambda totals, settings: None
 
 
 @dataclass
@@ -189,7 +196,7 @@ class Run:
             file.flush()
             os.fsync(file.fileno())
         except OSError as error:
-            problem = f"{names.made} cannot be written: {error}; go on with --resume once that is mended"
+            problem = f"{names.made} cannot be written: {reason_of(error)}; go on with --resume once that is mended"
             raise OutputError(problem) from error
         return dataclasses.replace(self.growing, file=file, is_written_over=is_written_over)
 

@@ -120,7 +120,7 @@ def score_file(
     marked = finished(target, settings) if target.resume else {}
     if marked:
         say(f"{target.out} is complete already")
-        return _end(target, Totals.going_on(marked["totals"]))
+        return _end(target, Totals.going_on(marked["totals"]), settings)
     reader, writer = _prepare(scorer, files, states, form, target.out)
     target = dataclasses.replace(target, inputs=[*target.inputs, *files.paths])
     make = tables_for(target.out).write_parquet_of if form.kind == "parquet" else None
@@ -131,7 +131,7 @@ def score_file(
         if not run.is_made:
             _run(work, reader, run, writer)
         run.finish()
-        return _end(target, totals)
+        return _end(target, totals, settings)
 
 
 def score_to(
@@ -185,8 +185,8 @@ def settings_of(scorer: Scorer, files: Files, form: Format) -> dict[str, Any]:
     }
 
 
-def _end(target: Target, totals: Totals) -> Totals:
-    target.done(totals)
+def _end(target: Target, totals: Totals, settings: Mapping[str, Any]) -> Totals:
+    target.done(totals, settings)
     forget(Names(target.out))
     return totals
 

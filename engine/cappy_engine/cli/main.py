@@ -19,7 +19,7 @@ from cappy_engine import __version__
 from cappy_engine.cli.arguments import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Group
 from cappy_engine.cli.standard import Terminated, ended_by, raised_signals, silence, standard_streams
 from cappy_engine.cli.streams import CleanFormatter, complain
-from cappy_engine.errors import CappyError, InstallationError, ParityError
+from cappy_engine.errors import CappyError, InstallationError, ParityError, message_of
 
 COMMANDS = "cappy.commands"
 DISTRIBUTION = "cappy-engine"
@@ -70,7 +70,7 @@ class _Explained:
 
             complain(describe_parity(error.report))
         if isinstance(error, (CappyError, OSError)):
-            complain(f"{self._command()}: {error}")
+            complain(f"{self._command()}: {message_of(error)}")
         elif isinstance(error, KeyboardInterrupt):
             complain(f"{self._command()}: interrupted")
             self.status = EXIT_INTERRUPTED

@@ -11,7 +11,7 @@ from cappy_engine.cli.arguments import EXIT_ERROR, bundle_option, command, takes
 from cappy_engine.cli.extras import extra
 from cappy_engine.cli.streams import complain, tell
 from cappy_engine.cli.values import PATH
-from cappy_engine.errors import CappyError
+from cappy_engine.errors import CappyError, message_of
 from cappy_engine.options import ScorerOptions
 from cappy_engine.serving.server_options import ServerOptions
 from cappy_engine.serving.triton import TritonOptions, write_repository
@@ -49,7 +49,7 @@ def serve(bundle: Path, server: ServerOptions, options: ScorerOptions) -> None:
         if server.log_format == "text":
             raise
         is_told = isinstance(error, (CappyError, OSError))
-        log.error("%s", error, exc_info=None if is_told else error)  # noqa: TRY400 - an object a line, the last one too
+        log.error("%s", message_of(error), exc_info=None if is_told else error)  # noqa: TRY400 - an object a line, the last one too
         raise click.exceptions.Exit(EXIT_ERROR) from error
 
 

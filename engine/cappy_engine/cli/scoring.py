@@ -20,7 +20,7 @@ from cappy_engine.cli.arguments import EXIT_OK, bundle_option, command, flags_gi
 from cappy_engine.cli.bulk_work import BulkOptions, run_bulk
 from cappy_engine.cli.cluster_work import run_on_cluster
 from cappy_engine.cli.streams import is_verbose, open_stdin, print_json, say, show
-from cappy_engine.errors import CappyError
+from cappy_engine.errors import CappyError, reason_of
 from cappy_engine.options import Asked, ScorerOptions, check_asked
 from cappy_engine.scorer import Scorer
 
@@ -236,7 +236,7 @@ def _read(flag: str, word: str, max_text_chars: int, take: Callable[[BinaryIO, i
                 texts.append(content.decode("utf-8" if texts else "utf-8-sig").rstrip("\r\n"))
     except OSError as error:
         raise CappyError(
-            f"{flag} {word}: {word[1:]} cannot be read ({error.strerror}); with --literal {word} is taken as a text"
+            f"{flag} {word}: {word[1:]} cannot be read ({reason_of(error)}); with --literal {word} is taken as a text"
         ) from error
     except UnicodeDecodeError as error:
         raise CappyError(f"{flag} {word} is not UTF-8: {error}") from error

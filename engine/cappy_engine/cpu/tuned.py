@@ -15,7 +15,7 @@ from cappy_engine.bundle import Bundle
 from cappy_engine.cpu.cores import cpu_name
 from cappy_engine.cpu.execution import MODES, Execution
 from cappy_engine.cpu.kernels import choose_kernels
-from cappy_engine.errors import OutputError
+from cappy_engine.errors import OutputError, reason_of
 from cappy_engine.json_values import text, whole
 from cappy_engine.session import load_runtime
 from cappy_engine.storage import read_regular, write_json
@@ -72,7 +72,7 @@ def check_kept(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise OutputError(
-            f"the answer cannot be kept in {folder} ({error.strerror}); name another folder in CAPPY_CACHE"
+            f"the answer cannot be kept in {folder} ({reason_of(error)}); name another folder in CAPPY_CACHE"
         ) from error
 
 

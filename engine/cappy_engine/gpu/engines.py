@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cappy_engine.bundle import MANIFEST, MAX_MANIFEST_BYTES
-from cappy_engine.errors import DeviceUnavailable
+from cappy_engine.errors import DeviceUnavailable, reason_of
 from cappy_engine.storage import cache_folder, locked, read_regular, sha256_of, sync, whole_file
 
 log = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ def _check_engine(folder: Path, facts: Facts) -> None:
     try:
         found = json.loads(read_regular(folder / MANIFEST, limit=MAX_MANIFEST_BYTES))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"its {MANIFEST} cannot be read ({error})") from error
+        raise ValueError(f"its {MANIFEST} cannot be read ({reason_of(error)})") from error
     if found != wanted:
         raise ValueError(f"a file in it, or its {MANIFEST}, was changed, added or removed")
 
@@ -228,7 +228,8 @@ def _translated(root: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         raise DeviceUnavailable(
-            f"engines cannot be kept in {root} ({error}); mend it, or set CAPPY_CACHE to a folder of your own"
+            f"engines cannot be kept in {root} ({reason_of(error)}); mend it, or set CAPPY_CACHE to a folder of your "
+            "own"
         ) from error
 
 

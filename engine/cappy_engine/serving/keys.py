@@ -7,7 +7,7 @@ import hmac
 from collections.abc import Iterable
 from pathlib import Path
 
-from cappy_engine.errors import ServingError
+from cappy_engine.errors import ServingError, reason_of
 from cappy_engine.storage import read_regular
 
 LEAST_KEY_CHARS = 16
@@ -44,7 +44,7 @@ def read_keys(path: Path) -> ApiKeys:
     try:
         lines = read_regular(path, limit=MAX_FILE_BYTES).decode("ascii").splitlines()
     except OSError as error:
-        raise ServingError(f"the API keys of {path} cannot be read ({error})") from error
+        raise ServingError(f"the API keys of {path} cannot be read ({reason_of(error)})") from error
     except UnicodeDecodeError as error:
         raise ServingError(f"the API keys of {path} must be ASCII, since HTTP's headers are ({error})") from error
     found = {number: line.strip() for number, line in enumerate(lines, start=1)}

@@ -16,7 +16,7 @@ from typing import Any
 
 from cappy_engine.bulk.formats.json_lines import open_lines, read_fields
 from cappy_engine.bulk.formats.lines import numbered
-from cappy_engine.errors import AdaptError, InvalidLine
+from cappy_engine.errors import AdaptError, InvalidLine, message_of
 from cappy_engine.pairs import Pair, text_problem
 from cappy_export.adaptation.examples import Examples, make_examples
 from cappy_export.adaptation.rouge import has_words, rouge_l
@@ -52,7 +52,7 @@ def read_samples(path: str | Path) -> list[Sampled]:
     except InvalidLine as error:
         raise AdaptError(f"{path}, {error}") from error
     except OSError as error:
-        raise AdaptError(f"the samples cannot be read: {error}") from error
+        raise AdaptError(f"the samples cannot be read: {message_of(error)}") from error
     if not sampled:
         raise AdaptError(f"{path} holds no samples")
     return sampled

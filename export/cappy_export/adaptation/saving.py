@@ -22,7 +22,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from cappy_engine import storage
-from cappy_engine.errors import AdaptError
+from cappy_engine.errors import AdaptError, reason_of
 from cappy_engine.publish import Kind, publish, staging_folder
 from cappy_export.adaptation import state
 from cappy_export.adaptation.log import LOG
@@ -71,8 +71,8 @@ class Trained:
                     shutil.rmtree(folder / UNFINISHED)
                 kept = f"the state of step {max(before)} is kept" if before else "none was saved before"
                 raise AdaptError(
-                    f"the state of step {number} cannot be saved to {folder} ({error}); {kept}: make room, and go on "
-                    "with --resume"
+                    f"the state of step {number} cannot be saved to {folder} ({reason_of(error)}); {kept}: make room, "
+                    "and go on with --resume"
                 ) from error
             for old in before.values():
                 shutil.rmtree(old)
@@ -95,7 +95,8 @@ class Trained:
             return found
         except (OSError, RuntimeError, SafetensorError, ValueError, KeyError) as error:
             raise AdaptError(
-                f"the saved state {saved} cannot be read ({error}); several machines need a common disk to go on"
+                f"the saved state {saved} cannot be read ({reason_of(error)}); several machines need a common disk to "
+                "go on"
             ) from error
 
     def _write(self, folder: Path, number: int, place: Mapping[str, Any]) -> None:

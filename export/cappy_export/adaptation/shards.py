@@ -19,7 +19,7 @@ from cappy_engine.bulk.formats.entries import Entry, Position, Reading, Refused,
 from cappy_engine.bulk.formats.file_format import format_of
 from cappy_engine.bulk.formats.sources import open_source
 from cappy_engine.bulk.tasks import ScoreTask
-from cappy_engine.errors import AdaptError, CappyError, InvalidLine, OutputError
+from cappy_engine.errors import AdaptError, CappyError, InvalidLine, OutputError, message_of
 from cappy_engine.pairs import Pair
 from cappy_export.adaptation.examples import Examples, check_label
 from cappy_export.options import Say
@@ -94,7 +94,7 @@ class FileShard:
         except InvalidLine as error:
             raise AdaptError(f"{self.path}, {error}") from error
         except OSError as error:
-            raise AdaptError(f"the examples cannot be read: {error}") from error
+            raise AdaptError(f"the examples cannot be read: {message_of(error)}") from error
 
 
 @dataclass(frozen=True)

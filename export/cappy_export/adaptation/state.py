@@ -79,6 +79,18 @@ def states(folder: Path) -> dict[int, Path]:
     return {int(path.name.removeprefix(STEP)): path for path in folder.glob(f"{STEP}*")}
 
 
+def tell_what_is_kept(folder: Path) -> str:
+    """Tell how to go on with a training that was stopped.
+
+    >>> tell_what_is_kept(Path("my-cappy.training"))
+    'the state of step 200 is kept in my-cappy.training; go on with --resume'
+    """
+    kept = states(folder)
+    if not kept:
+        return f"no state was saved yet; {folder} can be removed, or the training starts again with --resume"
+    return f"the state of step {max(kept)} is kept in {folder}; go on with --resume"
+
+
 def _lock(folder: Path) -> BinaryIO:
     """Open and lock a folder's settings. Raises AdaptError if another process holds the lock."""
     file = (folder / SETTINGS).open("rb")

@@ -91,7 +91,11 @@ def adapt(
         )
         with contextlib.closing(run):
             run.start(settings)
-            run.train(show)
+            try:
+                run.train(show)
+            except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or a signal of the system
+                tell(state.tell_what_is_kept(state_of(place)))
+                raise
             document = {**settings, "log": run.history()}
             run.write(place, document, force=options.force)
     return document

@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-from cappy_engine.errors import CheckpointError
+from cappy_engine.errors import CheckpointError, reason_of
 from cappy_export.checkpoints import modernbert
 from cappy_export.checkpoints.known_keys import kept_keys
 from cappy_export.checkpoints.naming import listed, shown
@@ -269,4 +269,4 @@ def read_any_json(path: Path) -> Any:
             raise CheckpointError(f"{path} must be a file of at most {MAX_JSON_BYTES} bytes")
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {reason_of(error)}") from error

@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from cappy_engine.bulk.formats.json_lines import open_lines, read_rows
-from cappy_engine.errors import ExportError, InvalidLine
+from cappy_engine.errors import ExportError, InvalidLine, message_of
 from cappy_engine.pairs import Pair
 
 MIN_PAIRS = 256
@@ -51,7 +51,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
     except InvalidLine as error:
         raise ExportError(f"{path}, {error}") from error
     except OSError as error:
-        raise ExportError(f"the parity pairs cannot be read: {error}") from error
+        raise ExportError(f"the parity pairs cannot be read: {message_of(error)}") from error
     if len(set(pairs)) < MIN_PAIRS:
         raise ExportError(f"{path} has {len(set(pairs))} different pairs; parity needs at least {MIN_PAIRS}")
     return pairs

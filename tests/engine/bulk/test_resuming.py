@@ -123,7 +123,7 @@ def test_a_kill_behind_the_rename_leaves_a_complete_file_that_resume_accepts(
 ) -> None:
     source, out = source_of(tmp_path, form), tmp_path / f"out.{form}"
 
-    def stop(totals: object) -> None:
+    def stop(*args: object) -> None:
         raise Stop
 
     with pytest.raises(Stop):
@@ -144,7 +144,7 @@ def test_a_complete_file_of_another_run_is_not_taken_for_this_one(
 ) -> None:
     source, out = source_of(tmp_path, "jsonl"), tmp_path / "out.jsonl"
 
-    def stop(totals: object) -> None:
+    def stop(*args: object) -> None:
         raise Stop
 
     with pytest.raises(Stop):

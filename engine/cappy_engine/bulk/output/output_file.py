@@ -20,7 +20,7 @@ from cappy_engine import storage
 from cappy_engine.bulk.formats.file_format import packing_of
 from cappy_engine.bulk.output import replacement
 from cappy_engine.bulk.output.places import Input, Place, check_output
-from cappy_engine.errors import OutputError
+from cappy_engine.errors import OutputError, reason_of
 
 log = logging.getLogger(__name__)
 Say = Callable[[str], object]
@@ -72,7 +72,7 @@ def _open_stream(place: Place) -> int:
             os.write(place.descriptor, b"")  # an error, if it was opened for reading only
         return os.dup(place.descriptor)
     except OSError as error:
-        raise OutputError(f"{place.path} cannot be written: {error.strerror}") from error
+        raise OutputError(f"{place.path} cannot be written: {reason_of(error)}") from error
 
 
 @contextlib.contextmanager
@@ -95,7 +95,7 @@ def _begin(place: Place, *, force: bool, say: Say) -> tuple[BinaryIO, bool]:
     except FileExistsError as error:
         raise _taken(partial) from error
     except OSError as error:
-        raise OutputError(f"{partial} cannot be written: {error.strerror}") from error
+        raise OutputError(f"{partial} cannot be written: {reason_of(error)}") from error
     try:
         is_locked = True
         with contextlib.suppress(OSError):  # a file system without locks: it was made exclusively all the same

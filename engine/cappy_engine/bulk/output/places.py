@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from cappy_engine.errors import OutputError
+from cappy_engine.errors import OutputError, reason_of
 
 MOST_LINKS = 40
 """Links that are followed one after another, as on Linux."""
@@ -51,7 +51,7 @@ def check_output(path: Path, *, force: bool, inputs: Sequence[Input] = ()) -> Pl
     try:
         place = _follow(path)
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+        raise OutputError(f"{path} cannot be written: {reason_of(error)}") from error
     if not place.is_stream:
         check_not_read(
             place.partial, _status(place.partial), inputs, "has the name of our unfinished output; rename it"

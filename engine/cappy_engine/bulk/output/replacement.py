@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cappy_engine import storage
-from cappy_engine.errors import OutputError
+from cappy_engine.errors import OutputError, reason_of
 
 
 def prepare(descriptor: int, path: Path, status: os.stat_result | None) -> bool:
@@ -48,7 +48,7 @@ def prepare(descriptor: int, path: Path, status: os.stat_result | None) -> bool:
             raise OutputError(f"{path} can neither be replaced nor written ({error.strerror})") from error
     except OSError as error:
         if is_written_over:
-            raise OutputError(f"{path} can neither be replaced nor written ({error.strerror})") from error
+            raise OutputError(f"{path} can neither be replaced nor written ({reason_of(error)})") from error
     return is_written_over
 
 
@@ -89,7 +89,7 @@ def _can_rename(folder: Path) -> str | None:
         os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600))
         probe.replace(renamed)
     except OSError as error:
-        return error.strerror or str(error)
+        return reason_of(error)
     finally:
         for path in (probe, renamed):
             with contextlib.suppress(OSError):

@@ -22,7 +22,7 @@ from cappy_engine.bulk.tasks import ScoreTask
 from cappy_engine.bulk.totals import Totals
 from cappy_engine.checks import shown
 from cappy_engine.columns import INSTRUCTION, RESPONSE
-from cappy_engine.errors import CappyError, InvalidPair, ScoringError
+from cappy_engine.errors import CappyError, InvalidPair, ScoringError, message_of
 from cappy_engine.nodes import BundleOfNodes
 from cappy_engine.pairs import TooLong
 from cappy_engine.scorer import Scorer
@@ -48,8 +48,9 @@ class SliceActor:
             count_try(self._job.out, part)
             done = note_done(self._job.out, part, score_slice(self._scorer, part, self._job, self._rejected))
         except (CappyError, OSError) as error:
-            is_ours = isinstance(error, CappyError)
-            done, problem = SliceDone(0, Totals().marked()), str(error) if is_ours else f"node {node_name()}: {error}"
+            done, problem = SliceDone(0, Totals().marked()), message_of(error)
+            if isinstance(error, OSError):
+                problem = f"node {node_name()}: {problem}"
         else:
             problem = ""
         return {"out": part.out, "problem": problem, **dataclasses.asdict(done)}

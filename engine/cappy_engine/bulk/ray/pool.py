@@ -17,7 +17,7 @@ from typing import Any
 from cappy_engine.bulk.ray.slices import SLICE_ROWS
 from cappy_engine.bundle import open_bundle
 from cappy_engine.checks import check_count, shown
-from cappy_engine.errors import CappyError, InstallationError, install_hint
+from cappy_engine.errors import CappyError, InstallationError, install_hint, reason_of
 from cappy_engine.options import ScorerOptions
 
 MOST_CORES = 8
@@ -218,7 +218,7 @@ def _connect(ray: Any, address: str) -> None:
             socket.create_connection((place["host"].strip("[]"), int(place["port"])), CONNECT_SECONDS).close()
         ray.init(address=address, **settings)
     except (OSError, RuntimeError, ValueError, OverflowError) as error:
-        told = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        told = reason_of(error) or type(error).__name__
         if "AuthToken" in f"{error}{error.__cause__}":
             told = "it asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
         raise CappyError(

@@ -19,7 +19,7 @@ from cappy_engine import storage
 from cappy_engine.bulk.folders import Folder
 from cappy_engine.bulk.ray.slices import Slice
 from cappy_engine.bulk.totals import Totals
-from cappy_engine.errors import CappyError, OutputError
+from cappy_engine.errors import CappyError, OutputError, reason_of
 from cappy_engine.nodes import BundleOfNodes
 
 JOB, LOCK, TRIES, DONE = ".job.json", ".job.lock", ".tries", ".done.json"
@@ -185,7 +185,9 @@ def _check_job(unfinished: Path, job: Mapping[str, Any]) -> None:
     try:
         before = dict(json.loads((unfinished / JOB).read_bytes()))
     except (OSError, ValueError, TypeError) as error:
-        raise OutputError(f"{unfinished} is not of a job that can be resumed ({error}); remove it") from error
+        raise OutputError(
+            f"{unfinished} is not of a job that can be resumed ({reason_of(error)}); remove it"
+        ) from error
     if before.get("rejects", "") is None and job["rejects"] is not None:
         _check_rejects(job)
         before["rejects"] = job["rejects"]

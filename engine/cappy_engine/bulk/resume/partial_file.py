@@ -22,7 +22,7 @@ from cappy_engine.bulk.output.output_file import clear_partial
 from cappy_engine.bulk.resume.names import Names
 from cappy_engine.bulk.resume.settings import changes
 from cappy_engine.bulk.resume.side_files import MARKS, MOST_SETTINGS_BYTES, check_ours, forget, write_alone
-from cappy_engine.errors import InvalidLine, OutputError
+from cappy_engine.errors import InvalidLine, OutputError, reason_of
 
 MOST_LINE_BYTES = 16 * MAX_LINE_BYTES
 """A line holds one of the input, and what was made of it."""
@@ -49,7 +49,7 @@ def open_growing(names: Names, *, resume: bool) -> Iterator[Growing]:
             clear_partial(names.partial, force=True, say=log.warning)
         file = cast(BinaryIO, os.fdopen(os.open(names.partial, flags, 0o666), "r+b"))
     except OSError as error:
-        raise OutputError(f"{names.partial} cannot be written: {error}") from error
+        raise OutputError(f"{names.partial} cannot be written: {reason_of(error)}") from error
     with contextlib.ExitStack() as stack:
         stack.callback(_close, file)
         try:
@@ -58,7 +58,7 @@ def open_growing(names: Names, *, resume: bool) -> Iterator[Growing]:
             if not resume:
                 names.partial.unlink()
             raise OutputError(
-                f"{names.partial} cannot be locked: {error}; choose a folder on a file system that has locks"
+                f"{names.partial} cannot be locked: {reason_of(error)}; choose a folder on a file system that has locks"
             ) from error
         if not is_ours:
             raise OutputError(f"another run writes to {names.partial}; wait for it, or stop it")
@@ -137,7 +137,7 @@ class Growing:
             storage.append(self.file, lines)
         except OSError as error:
             raise OutputError(
-                f"{self.names.partial} cannot be written: {error}; go on with --resume once that is mended"
+                f"{self.names.partial} cannot be written: {reason_of(error)}; go on with --resume once that is mended"
             ) from error
 
     @property
@@ -173,7 +173,7 @@ class Growing:
         try:
             write_alone(self.names.settings, document)
         except (OSError, ValueError) as error:
-            raise OutputError(f"{self.names.settings} cannot be written: {error}") from error
+            raise OutputError(f"{self.names.settings} cannot be written: {reason_of(error)}") from error
 
 
 def _close(file: BinaryIO) -> None:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from cappy_engine import storage
 from cappy_engine.bulk.formats.lines import numbered
-from cappy_engine.errors import InvalidLine, OutputError
+from cappy_engine.errors import InvalidLine, OutputError, reason_of
 
 RUN = "cappy.run.json"
 MOST_LINE_BYTES = 2**20
@@ -84,7 +84,7 @@ def read_complete(folder: Path) -> dict[str, Complete]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidLine) as error:
-        raise OutputError(f"{path} cannot be read ({error}); move or remove it, and start anew") from error
+        raise OutputError(f"{path} cannot be read ({reason_of(error)}); move or remove it, and start anew") from error
 
 
 def _read(file: BinaryIO) -> dict[str, Complete]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from cappy_engine import storage
 from cappy_engine.bulk.resume.names import Names, new_of
-from cappy_engine.errors import OutputError
+from cappy_engine.errors import OutputError, reason_of
 
 MOST_SETTINGS_BYTES = 2**20
 MARKS = ("bytes", "rejected_bytes")
@@ -69,7 +69,7 @@ def mark(names: Names, progress: Mapping[str, Any]) -> None:
         write_alone(names.progress, progress)
     except (OSError, ValueError) as error:
         raise OutputError(
-            f"{names.progress} cannot be written: {error}; go on with --resume once that is mended"
+            f"{names.progress} cannot be written: {reason_of(error)}; go on with --resume once that is mended"
         ) from error
 
 
@@ -89,7 +89,7 @@ def read_mark(names: Names) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        problem = f"{names.progress} cannot be read ({error}); remove {names.partial} and start anew"
+        problem = f"{names.progress} cannot be read ({reason_of(error)}); remove {names.partial} and start anew"
         raise OutputError(problem) from error
 
 

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import Self
 
-from cappy_engine.errors import ServingError
+from cappy_engine.errors import ServingError, reason_of
 from cappy_engine.serving.server_options import ServerOptions
 
 BACKLOG = 2048
@@ -41,7 +41,7 @@ class Listener:
             listening = socket.create_server((host, server.port), family=family, backlog=BACKLOG)
         except (OSError, OverflowError) as error:
             where = str(path) if path is not None else f"{host}, port {server.port}"
-            why = str(getattr(error, "strerror", None) or error).partition(" (while attempting to bind")[0]
+            why = reason_of(error).partition(" (while attempting to bind")[0]
             raise ServingError(f"cannot listen on {where}: {why}") from error
         shown = f"[{host}]" if ":" in host else host
         return cls(listening, f"http://{shown}:{listening.getsockname()[1]}")

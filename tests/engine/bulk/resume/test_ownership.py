@@ -119,7 +119,7 @@ def test_an_output_through_a_link_leaves_nothing_beside_it(
     (tmp_path / "bad.jsonl").symlink_to("real/bad.jsonl")
     stopped(monkeypatch, 2, lambda: run(scorer, source, out, rejects=tmp_path / "bad.jsonl"))
 
-    def stop(totals: object) -> None:
+    def stop(*args: object) -> None:
         raise Stop
 
     with pytest.raises(Stop):
