@@ -101,6 +101,7 @@ def test_operations_are_those_that_pytorch_counts(checkpoint: Path) -> None:
         assert useful_flops(shape, [length]) + head == counter.get_total_flops()
 
 
+@pytest.mark.slow
 def test_operations_of_a_gated_model_are_those_that_pytorch_counts(tmp_path: Path) -> None:
     """But for its rotations by positions, which are small."""
     import torch

@@ -115,6 +115,7 @@ def test_a_step_that_crashes_stops_no_other(gpu_check: Callable[..., Ran]) -> No
     assert ran.status == 1
 
 
+@pytest.mark.slow
 def test_without_a_gpu_all_is_skipped_with_the_reason_and_nothing_was_measured(gpu_check: Callable[..., Ran]) -> None:
     ran = gpu_check(installation=NO_GPU)
     preflight, *others = ran.document["steps"]

@@ -61,6 +61,7 @@ def test_what_cannot_be_compared_is_not_gone_on_with(gpu_check: Callable[..., Ra
         gpu_check("--resume", only=["open"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("option", ["--data", "--questions"])
 def test_real_texts_and_made_up_ones_do_not_stand_in_one_result(

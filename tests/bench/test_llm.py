@@ -121,6 +121,7 @@ def test_plain_sampling_leaves_all_tokens_in_and_top_k_only_40(folders: dict[str
     assert len(set(values[300:])) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_the_same_seed_gives_the_same_candidates_and_leaves_torchs_own_alone(
     kind: str, llms: dict[str, LocalLLM], found: dict[str, list[Candidates]]
@@ -149,6 +150,7 @@ SHIPPED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "version"), [("t5", "4.57.6"), ("gpt2", "4.57.6"), ("llama", "4.30.0")])
 def test_generation_settings_of_the_checkpoint_change_nothing(
     kind: str, version: str, folders: dict[str, Path], found: dict[str, list[Candidates]], tmp_path: Path

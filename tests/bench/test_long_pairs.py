@@ -48,6 +48,7 @@ def test_what_pytorch_scored_is_kept_and_not_scored_again(bundle: Path, checkpoi
     assert kept.read_text(encoding="utf-8").splitlines()[1:] == lines[1:]
 
 
+@pytest.mark.slow
 def test_pytorchs_other_attention_gives_the_same_scores(bundle: Path, checkpoint: Path) -> None:
     found = compare(bundle, checkpoint, count=3, shortest=64, attention="sdpa")
     assert found["attention"] == "sdpa"

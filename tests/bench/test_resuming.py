@@ -87,6 +87,7 @@ def test_a_run_does_not_go_on_with_what_was_measured_otherwise(begin: Begin, oth
     assert begin(**{**asked, **other})[1] != notes
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_on_another_machine_or_with_another_bundle(
     begin: Begin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -114,6 +115,7 @@ def write_package(tools: Path, environment: str, name: str, version: str) -> Non
     (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "name"),
     [

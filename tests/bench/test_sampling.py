@@ -64,6 +64,7 @@ def test_a_line_is_the_inputs_fields_and_the_candidates(tmp_path: Path) -> None:
     assert not (tmp_path / "out.jsonl.partial").exists()
 
 
+@pytest.mark.slow
 def test_adaptation_reads_what_was_written(llm: LocalLLM, tmp_path: Path) -> None:
     sample(LINES, tmp_path / "out.jsonl", llm, decodings=PAPER)
     sampled = read_samples(tmp_path / "out.jsonl")

@@ -79,6 +79,7 @@ def test_sampling_is_repeatable_and_never_overwrites(
     assert f"{tmp_path / 'a.jsonl'} exists" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_candidates_come_from_an_endpoint(prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     out = tmp_path / "samples.jsonl"

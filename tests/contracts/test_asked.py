@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 
+import pytest
+
 from tests.support.sources import every_source, none
 
 
+@pytest.mark.slow
 def test_every_class_with_asked_fields_checks_them() -> None:
     classes = [
         (source, node) for source in every_source() for node in ast.walk(source.tree) if isinstance(node, ast.ClassDef)

@@ -19,6 +19,7 @@ PAIRS = default_pairs()[:60] + default_pairs()[-8:]
 FILES = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_quantized.onnx"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", FILES)
 def test_optimum_gives_our_scores(bundle: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
     """As ours are without kernels: with them, a last bit of a scale moves the rounding of values between two steps."""

@@ -61,6 +61,7 @@ def ours_behind(beginning: str) -> dict[str, Any]:
     return names
 
 
+@pytest.mark.slow
 def test_the_lines_for_sentence_transformers_give_its_scores_and_its_best_passage(
     raw: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -127,6 +127,7 @@ def has_old_characters(text: str) -> bool:
 # RoBERTa
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [*NASTY, LONG], ids=lambda text: ascii(text[:20]))
 def test_roberta_ids_of_nasty_texts_are_those_of_transformers(roberta: Family, text: str) -> None:
     pairs = [(text, "Yes"), ("Yes", text), (text, "")] + ([(text, text)] if text != LONG else [])
@@ -152,6 +153,7 @@ def test_roberta_keeps_a_control_character_before_mask_as_the_fast_tokenizer_doe
     assert_same_as(roberta.fast, roberta.engine, [("a\x1c<mask>", "\x1f <mask>")])
 
 
+@pytest.mark.slow
 def test_roberta_ids_of_the_parity_pairs_are_those_of_transformers(roberta: Family) -> None:
     pairs = default_pairs()
     assert_same_as(roberta.fast, roberta.engine, pairs)

@@ -96,6 +96,7 @@ def test_a_published_form_is_exported_with_parity_up_to_its_longest_pair(publish
         np.testing.assert_allclose([scorer.score([pair])[0] for pair in pairs], together, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_training_drops_out_what_was_asked_for_and_nothing_else(published: Path) -> None:
     """In attention, too, and whatever the config's own rates are: 0.1 in most families, 0 in ModernBERT's."""
     opened = open_checkpoint(published)
@@ -114,6 +115,7 @@ def test_a_training_drops_out_what_was_asked_for_and_nothing_else(published: Pat
         assert numbers | modules == {asked}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", KINDS)
 def test_token_ids_of_made_up_pairs_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     assert compare(family, tmp_path, 400, seed=1) == []

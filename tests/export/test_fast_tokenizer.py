@@ -203,6 +203,7 @@ def test_token_types_without_a_row_in_the_table_are_refused(checkpoint: Path, tm
     assert "makes token types up to 1, and the model's table of types has 1 rows" in refusal(folder)
 
 
+@pytest.mark.slow
 def test_token_types_that_transformers_would_leave_out_are_refused(tmp_path: Path) -> None:
     folder = make_family(tmp_path / "bert", "ms-marco-MiniLM-L6-v2", is_tiny=True)
     edit(

@@ -44,6 +44,7 @@ def test_weights_beside_a_graph_are_written_once_and_readable_by_who_reads_the_g
         assert data.stat().st_mode == graph.stat().st_mode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_weights_beside_a_graph_give_the_same_scores(bundle: Path, large_bundle: Path, precision: Precision) -> None:
     pairs = [("Is the sky blue?", "Yes"), ("Name a fruit.", "A pear")]

@@ -151,6 +151,7 @@ def test_sigterm_leaves_nothing_at_all(checkpoint: Path, preloaded: Path, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_existing_bundle_is_kept_without_force(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     copy = copy_bundle(tmp_path / "bundle", source=bundle)
     before = tree(copy)

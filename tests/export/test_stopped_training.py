@@ -82,6 +82,7 @@ def test_killed_with_sigkill_and_resumed_the_command_ends_with_the_same_weights(
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("save_every", "told"),
     [

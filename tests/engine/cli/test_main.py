@@ -178,6 +178,7 @@ def test_every_command_is_listed_whatever_is_installed(tmp_path: Path) -> None:
     assert "cannot be loaded" not in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "package", "extras"),
     [

@@ -104,6 +104,7 @@ def test_rejects_are_not_written_to_stdout(output: str, tmp_path: Path, capsys: 
     assert captured.out == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["bad.jsonl", "- < bad.jsonl"])
 @pytest.mark.parametrize(
     "outputs",

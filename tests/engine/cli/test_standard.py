@@ -19,6 +19,7 @@ from cappy_engine.errors import BundleError
 from tests.support.command_line import CAPPY, cappy, in_shell, rows_in
 
 
+@pytest.mark.slow
 def test_without_a_stderr_the_results_are_all_that_is_on_stdout(bundle: Path, pairs_file: Path) -> None:
     done = in_shell(f"{CAPPY} score pairs.jsonl --bundle {bundle} --verbose 2>&-", pairs_file.parent)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -43,6 +44,7 @@ def test_without_a_stdin_reading_it_is_an_error(bundle: Path, tmp_path: Path) ->
     assert done.stderr == b"cappy rank: stdin is closed, so there is nothing to read from it; name a file\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.parametrize(
     ("words", "status"), [("inspect >/dev/full", 1), ("--help >/dev/full", 1), ("tune x 2>/dev/full", 1)]

@@ -50,6 +50,7 @@ def test_any_lengths_heads_and_sizes(
         np.testing.assert_allclose(found, wanted, rtol=CLOSE, atol=CLOSE, err_msg=name)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 200), min_size=1, max_size=4),
@@ -101,6 +102,7 @@ def some_distances(
     return Distances(keys, queries, rows, scale=0.7 / head_size**0.5)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 150), min_size=1, max_size=4),
