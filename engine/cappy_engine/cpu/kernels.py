@@ -26,13 +26,18 @@ from cappy_engine.native.operands import (
     BF16_GROUP,
     PANEL,
     Bf16Layer,
-    Distances,
-    Floats,
     Layer,
     Norm,
     Rotation,
     Rounding,
+    draw_angles,
+    draw_attention,
+    draw_distances,
+    draw_halves,
+    draw_product,
+    draw_rows,
 )
+from cappy_engine.native.reference import are_close, are_equal
 
 VARIABLE = "CAPPY_KERNELS"
 BY_NAME_ONLY = ("scalar", "amx_emulated")
@@ -40,25 +45,28 @@ BY_NAME_ONLY = ("scalar", "amx_emulated")
 MULTIPLY_BF16 = ("amx", "avx512bf16", "amx_emulated")
 """Sets that multiply bfloat16; the others widen the weights to float32 as they read them."""
 WIDENED = "bf16 is computed in float32, for this processor does not multiply bfloat16"
-SHAPES = ((1, 4, 16), (13, 70, 40), (6, 2048, 16), (64, 64, 64), (40, 512, 128), (150, 256, 64))
-"""Rows, inner size and columns of the products that test a set: blocks of rows and of columns, full and in part, few
-rows and many. The last two come in tasks: by columns, and by rows."""
+Shape = tuple[int, int, int, int]
+SHAPES: tuple[Shape, ...] = (
+    (13, 71, 45, 1),
+    (6, 2048, 16, 8),
+    (64, 64, 64, 16),
+    (40, 512, 128, 32),
+    (150, 256, 64, 64),
+)
+"""Rows, inner size and columns of the products that test a set, and how many values of a row are rotated together: rows
+that end anywhere, long ones, many, and the last two in tasks: by columns, and by rows."""
+BOTH = (96, 512, 96)
+"""A product whose tasks are some of the rows and some of the columns."""
+COUNTS = (*range(1, 13), 17, 31)
+"""Rows of a block, and tokens of short pairs: some sets have code of its own for each count."""
 MOST_STEPS = 0.01
 """The mean difference of bytes that were rounded behind a layer norm or a Gelu, which are not equal to the last bit."""
 MOST_GELUS = 1000
 """How many values of a product numpy takes the Gelu of, which is slow."""
-LARGEST_BLOCK = 64
-"""The channels that exported models rotate together, at most."""
-LENGTHS, HEAD_SIZES, WINDOW = (1, 7, 33, 61), (32, 64), 5
-"""The pairs and heads that test attention: a panel of keys that is full, one in part, and rows of each kind."""
-BUCKETS = 20
-"""How many distances to one side the test of attention tells apart."""
-LONG = 513
-"""The length of a pair whose keys come in two blocks, and its queries in tasks."""
+LONG, ODD = 513, 58
+"""The length of a pair whose keys come in two blocks, and its queries in tasks; and the size of its head."""
 NO_OPERATORS = "the model has none of their operators"
 COST = "int8 takes two to three times as long without them"
-CLOSE = 1e-5
-"""How near floats after a Gelu or a layer norm must be to numpy's, relative to the largest."""
 
 log = logging.getLogger(__name__)
 
@@ -172,129 +180,121 @@ def self_test(library: NativeLibrary, name: str) -> str:
         for shape in SHAPES:
             for find_problem in (_quantization_problem, _rows_problem, _linear_problem, _bf16_problem):
                 if problem := find_problem(library, name, shape, random):
-                    return f"{problem}, {' x '.join(map(str, shape))}"
-        return _attention_problem(library, name, random)
+                    return f"{problem}, {' x '.join(map(str, shape[:3]))}"
+        return _blocks_problem(library, name, random) or _attention_problem(library, name, random)
     except (ValueError, OSError) as error:
         return str(error)
 
 
-def _quantization_problem(
-    library: NativeLibrary, name: str, shape: tuple[int, int, int], random: np.random.Generator
-) -> str:
-    sizes = 10.0 ** random.integers(-3, 4, (shape[0], 1))
-    x = (random.standard_normal(shape[:2]) * sizes).astype(np.float32)
-    for rounding in (Rounding(), AFTER_GELU):
-        found, wanted = library.quantize_rows(name, x, rounding), reference.quantize_rows(x, rounding)
-        if not (np.array_equal(found[0], wanted[0]) and np.array_equal(found[1], wanted[1])):
-            return "QuantizeRows differs from numpy"
-    factors, offsets = random.uniform(0.1, 2, (2, shape[1])).astype(np.float32)
-    rotation = Rotation(factors, offsets, min(shape[1] & -shape[1], LARGEST_BLOCK))
-    found = library.quantize_rows(name, x, Rounding(), rotation)
-    wanted = reference.quantize_rows(reference.rotate_rows(x, rotation), Rounding())
-    if not (np.array_equal(found[0], wanted[0]) and np.array_equal(found[1], wanted[1])):
-        return "QuantizeRotatedRows differs from numpy"
-    return ""
-
-
-def _rows_problem(library: NativeLibrary, name: str, shape: tuple[int, int, int], random: np.random.Generator) -> str:
-    rows, half, _ = shape
-    x = random.standard_normal((rows, 2 * half + 1)).astype(np.float32)
-    wide = x[: MOST_GELUS // half + 1, 1:]
-    plain, gated = wide[:, :half], reference.gate_rows(wide)
-    if not _are_close(library.gate_rows(name, wide), gated):
-        return "GeGlu differs from numpy"
-    gamma, beta, factors, offsets = random.uniform(0.1, 2, (4, half)).astype(np.float32)
-    norm, turns = Norm(gamma, beta), Rotation(factors, offsets, min(half & -half, LARGEST_BLOCK))
-    for what, prepared, found in (
-        ("Normed", reference.normalize_rows(plain, norm), library.quantize_rows(name, plain, Rounding(), turns, norm)),
-        ("Gated", gated, library.quantize_rows(name, wide, Rounding(), turns, is_gated=True)),
+def _quantization_problem(library: NativeLibrary, name: str, shape: Shape, random: np.random.Generator) -> str:
+    rows, inner, _, block = shape
+    x, (factors, offsets) = draw_rows(random, rows, inner), random.uniform(0.1, 2, (2, inner)).astype(np.float32)
+    rotation = Rotation(factors, offsets, block)
+    for what, prepared, rounding, given in (
+        *(("", x, Rounding(), None), ("", x, AFTER_GELU, None)),
+        ("Rotated", reference.rotate_rows(x, rotation), Rounding(), rotation),
     ):
-        rounded, scales = reference.quantize_rows(reference.rotate_rows(prepared, turns), Rounding())
-        steps = np.abs(found[0].astype(np.int16) - rounded)  # of what lies between two, either may be right
-        if steps.max() > 1 or steps.mean() > MOST_STEPS or not _are_close(found[1], scales):
+        found, wanted = library.quantize_rows(name, x, rounding, given), reference.quantize_rows(prepared, rounding)
+        if not (are_equal(found[0], wanted[0]) and are_equal(found[1], wanted[1])):
             return f"Quantize{what}Rows differs from numpy"
     return ""
 
 
-def _linear_problem(library: NativeLibrary, name: str, shape: tuple[int, int, int], random: np.random.Generator) -> str:
-    rows, inner, columns = shape
-    values = random.integers(0, 256, (rows, inner)).astype(np.uint8)
-    weights = random.integers(-127, 128, (inner, columns)).astype(np.int8)
-    values[0], weights[:, 0] = 255, 127  # the largest sum
-    scales, column_scales = random.uniform(0.01, 0.02, (rows, 1)), random.uniform(1e-4, 1e-3, columns)
-    floats = [random.standard_normal(columns).astype(np.float32) for _ in range(3)]
-    residual = random.standard_normal((rows, columns)).astype(np.float32)
-    gentle = np.where(np.arange(inner)[:, None] % 2, weights // 2, 0).astype(np.int8)  # pairs that cannot saturate
-    for what, matrix, added in (("Linear", weights, residual), ("Linear with small weights", gentle, None)):
-        plain = Layer(matrix, column_scales.astype(np.float32), floats[0])
-        gelu = Layer(matrix, column_scales.astype(np.float32), floats[0], zero_point=16, is_gelu=True)
-        norm = Layer(matrix, column_scales.astype(np.float32), floats[0], gamma=floats[1], beta=floats[2])
-        layers = ((plain, added), (norm, residual), (gelu, None))
-        for layer, taken in layers if rows * columns <= MOST_GELUS else layers[:2]:
-            takes = (layer, values, scales.astype(np.float32), taken)
-            found, wanted = library.linear(name, *takes), reference.linear(*takes)
-            if not (np.array_equal(found, wanted) if layer is plain else _are_close(found, wanted)):
-                return f"{what} differs from numpy"
+def _rows_problem(library: NativeLibrary, name: str, shape: Shape, random: np.random.Generator) -> str:
+    rows, half, _, block = shape
+    x = random.standard_normal((min(rows, MOST_GELUS // half + 1), 2 * half)).astype(np.float32)
+    x[-1, half // 2] = np.nan
+    plain, gated, times = x[:, :half], reference.gate_rows(x), 20 if half < 100 else 1  # some rows of gates are tasks
+    if not are_close(library.gate_rows(name, np.tile(x, (times, 1))), np.tile(gated, (times, 1))):
+        return "GeGlu differs from numpy"
+    gamma, beta, factors, offsets = random.uniform(0.1, 2, (4, half)).astype(np.float32)
+    norm, turns = Norm(gamma, beta, epsilon=0.5), Rotation(factors, offsets, max(1, block // 2))
+    for what, prepared, found in (
+        ("Normed", reference.normalize_rows(plain, norm), library.quantize_rows(name, plain, Rounding(), turns, norm)),
+        ("Gated", gated, library.quantize_rows(name, x, Rounding(), turns, is_gated=True)),
+    ):
+        rounded, scales = reference.quantize_rows(reference.rotate_rows(prepared, turns), Rounding())
+        steps = np.abs(found[0].astype(np.int16) - rounded)  # of what lies between two, either may be right
+        if steps.max() > 1 or steps.mean() > MOST_STEPS or not are_close(found[1], scales):
+            return f"Quantize{what}Rows differs from numpy"
     return ""
 
 
-def _bf16_problem(library: NativeLibrary, name: str, shape: tuple[int, int, int], random: np.random.Generator) -> str:
-    rows, inner, columns = shape
-    inner, columns = inner // BF16_GROUP * BF16_GROUP, columns // PANEL * PANEL
-    x = random.standard_normal((rows, inner)).astype(np.float32)
-    weights = reference.bf16_bits(random.standard_normal((inner, columns)).astype(np.float32))
-    packed = reference.pack(weights, BF16_GROUP)
-    floats = [random.standard_normal(columns).astype(np.float32) for _ in range(3)]
-    residual = random.standard_normal((rows, columns)).astype(np.float32)
-    norm = Bf16Layer(packed, floats[0], gamma=floats[1], beta=floats[2])
-    gelu = Bf16Layer(packed, floats[0], is_gelu=True)
-    plain = Bf16Layer(packed, floats[0])
-    layers = ((plain, residual if rows < PANEL else None), (norm, residual), (gelu, None))
-    for layer, added in layers if rows * columns <= MOST_GELUS else layers[:2]:
-        takes = (layer, x, added)
-        if not _are_close(library.bf16_linear(name, *takes), reference.bf16_linear(*takes)):
+def _linear_problem(library: NativeLibrary, name: str, shape: Shape, random: np.random.Generator) -> str:
+    drawn = draw_product(random, *shape[:3])
+    given, norm = (drawn.values, drawn.scales), drawn.norm
+    plain = Layer(drawn.weights["gentle"], drawn.column_scales, drawn.bias)
+    wanted = reference.linear(plain, *given, drawn.residual)
+    if not are_equal(library.linear(name, plain, *given, drawn.residual), wanted):
+        return "Linear differs from numpy"
+    normed = replace(plain, gamma=norm.gamma, beta=norm.beta, epsilon=norm.epsilon)
+    found = library.linear(name, normed, *given, drawn.residual)
+    if not are_close(found, reference.normalize_rows(wanted, norm)):
+        return "LinearNorm differs from numpy"
+    if wanted.size > MOST_GELUS:
+        return ""
+    other = replace(plain, weights=drawn.weights["any"], zero_point=16)
+    wanted = reference.linear(other, *given)
+    if not are_equal(library.linear(name, other, *given), wanted):
+        return "Linear differs from numpy"
+    found = library.linear(name, replace(other, is_gelu=True), *given)
+    return "" if are_close(found, reference.gelu(wanted)) else "LinearGelu differs from numpy"
+
+
+def _bf16_problem(library: NativeLibrary, name: str, shape: Shape, random: np.random.Generator) -> str:
+    rows, inner, columns = shape[0], shape[1] // BF16_GROUP * BF16_GROUP, shape[2] // PANEL * PANEL
+    x, drawn = draw_halves(random, rows, inner), draw_product(random, rows, inner, columns)
+    weights = drawn.weights["any"] * np.float32(0.03 / inner**0.5)
+    plain, norm = Bf16Layer(reference.pack(reference.bf16_bits(weights), BF16_GROUP), drawn.bias), drawn.norm
+    normed = replace(plain, gamma=norm.gamma, beta=norm.beta, epsilon=norm.epsilon)
+    product = reference.bf16_linear(plain, x)
+    added = product + drawn.residual
+    cases = [(plain, True, added), (normed, True, reference.normalize_rows(added, norm))]
+    if product.size <= MOST_GELUS:
+        cases += [(plain, False, product), (replace(plain, is_gelu=True), False, reference.gelu(product))]
+    for layer, is_added, wanted in cases:
+        if not are_close(library.bf16_linear(name, layer, x, drawn.residual if is_added else None), wanted):
             return "Bf16Linear differs from numpy"
     return ""
 
 
+def _blocks_problem(library: NativeLibrary, name: str, random: np.random.Generator) -> str:
+    """Multiply as many rows as a block may have, by packed weights; and by some that saturate just so."""
+    drawn = draw_product(random, COUNTS[-1], 20, 48)
+    for kind, counts in (("gentle", COUNTS), ("any", COUNTS), ("above", (2,)), ("below", (2,))):
+        layer = Layer(reference.pack(drawn.weights[kind]), drawn.column_scales, drawn.bias)
+        wanted = reference.linear(layer, drawn.values, drawn.scales)
+        for count in counts:
+            if not are_equal(library.linear(name, layer, drawn.values[:count], drawn.scales[:count]), wanted[:count]):
+                return f"Linear differs from numpy, {count} rows"
+    halves = reference.bf16_bits(drawn.weights["any"].astype(np.float32))
+    x, narrow = draw_halves(random, COUNTS[-1], 20), Bf16Layer(reference.pack(halves, BF16_GROUP), drawn.bias)
+    wanted = reference.bf16_linear(narrow, x)
+    for count in COUNTS:
+        if not are_close(library.bf16_linear(name, narrow, x[:count]), wanted[:count]):
+            return f"Bf16Linear differs from numpy, {count} rows"
+    drawn = draw_product(random, *BOTH)
+    layer = Layer(drawn.weights["gentle"], drawn.column_scales, drawn.bias, gamma=drawn.bias, beta=drawn.norm.beta)
+    given = layer, drawn.values, drawn.scales, drawn.residual
+    is_right = are_close(library.linear(name, *given), reference.linear(*given))
+    return "" if is_right else "LinearNorm differs from numpy, in parts"
+
+
 def _attention_problem(library: NativeLibrary, name: str, random: np.random.Generator) -> str:
-    lengths = np.array(LENGTHS)
-    for head_size in HEAD_SIZES:
-        packed = random.standard_normal((lengths.sum(), 3 * 2 * head_size)).astype(np.float32)
-        found, wanted = library.attention(name, packed, lengths, 2), reference.attention(packed, lengths, 2)
-        if not _are_close(found, wanted):
-            return f"Attention differs from numpy, heads of {head_size}"
-        near = library.attention(name, packed, lengths, 2, WINDOW)
-        if not _are_close(near, reference.attention(packed, lengths, 2, WINDOW)):
-            return f"LocalAttention differs from numpy, heads of {head_size}"
-        distances = _some_distances(head_size, random)
-        found = library.attention(name, packed, lengths, 2, distances=distances)
-        if not _are_close(found, reference.attention(packed, lengths, 2, distances=distances)):
-            return f"DisentangledAttention differs from numpy, heads of {head_size}"
-        radians = random.uniform(0, 6, (lengths.max(), head_size // 2)).astype(np.float32)
-        angles = (np.cos(radians), np.sin(radians))
-        found = library.attention(name, packed, lengths, 2, WINDOW, angles=angles)
-        if not _are_close(found, reference.attention(packed, lengths, 2, WINDOW, angles=angles)):
-            return f"LocalRotaryAttention differs from numpy, heads of {head_size}"
-        queries, rest = np.split(packed, [2 * head_size], axis=1)
-        given = (queries[: len(lengths)], rest, lengths, 2)
-        if not _are_close(library.first_attention(name, *given), reference.first_attention(*given)):
-            return f"FirstAttention differs from numpy, heads of {head_size}"
-    packed = random.standard_normal((LONG, 3 * head_size)).astype(np.float32)
-    queries, rest = np.split(packed, [head_size], axis=1)
-    found, some = library.attention(name, packed, np.array([LONG]), 1), slice(None, None, LONG // 8)
-    count = len(queries[some])  # as many pairs of one query: numpy would take long for all
-    wanted = reference.first_attention(queries[some], np.tile(rest, (count, 1)), np.full(count, LONG), 1)
-    return "" if _are_close(found[some], wanted) else f"Attention differs from numpy, a pair of {LONG} tokens"
-
-
-def _some_distances(head_size: int, random: np.random.Generator) -> Distances:
-    """Draw keys and queries of distances for two heads; far distances share them, as DeBERTa's do."""
-    keys, queries = random.standard_normal((2, 2, 2 * BUCKETS + 1, head_size)).astype(np.float32)
-    apart = np.arange(-max(LENGTHS), max(LENGTHS) + 1)
-    rows = np.where(np.abs(apart) < BUCKETS // 2, apart, np.sign(apart) * (BUCKETS // 4 + np.abs(apart) // 2))
-    return Distances(keys, queries, np.clip(rows, -BUCKETS, BUCKETS) + BUCKETS, scale=0.1)
-
-
-def _are_close(found: Floats, wanted: Floats) -> bool:
-    return bool(np.abs(found - wanted).max() <= CLOSE * max(1.0, float(np.abs(wanted).max())))
+    for pairs in draw_attention(random):
+        width, firsts = pairs.packed.shape[1] // 3, pairs.lengths.cumsum() - pairs.lengths
+        given, how = (pairs.lengths, pairs.heads), (pairs.distances, pairs.angles)
+        wanted = reference.attention(pairs.packed, *given, pairs.window, *how)
+        if not are_close(library.attention(name, pairs.packed, *given, pairs.window, *how), wanted):
+            return f"{pairs.kind}Attention differs from numpy, heads of {width // pairs.heads}"
+        first = pairs.packed[firsts, :width], pairs.packed[:, width:]
+        if pairs.window is None and not are_close(library.first_attention(name, *first, *given, *how), wanted[firsts]):
+            return f"First{pairs.kind}Attention differs from numpy, heads of {width // pairs.heads}"
+    packed, few = (random.standard_normal(size).astype(np.float32) for size in ((LONG, 3 * ODD), (sum(COUNTS), 3 * 96)))
+    packed[-1, ODD : 2 * ODD] *= -3  # a key of the last block, that some queries choose
+    how = draw_distances(random, LONG, 1, ODD), draw_angles(random, LONG, ODD)
+    found, places = library.attention(name, packed, np.array([LONG]), 1, None, *how), np.arange(0, LONG, LONG // 8)
+    if not are_close(found[places], reference.attention_at(places, packed, 1, *how)):
+        return f"Attention differs from numpy, a pair of {LONG} tokens"
+    lengths, problem = np.array(COUNTS), "Attention differs from numpy, short pairs"
+    return "" if are_close(library.attention(name, few, lengths, 3), reference.attention(few, lengths, 3)) else problem

@@ -31,6 +31,8 @@ from cappy_engine.native.operands import (
 Doubles = npt.NDArray[np.float64]
 Stored = TypeVar("Stored", SignedBytes, Halves)
 """Weights as a file has them: 8 bits, or the bits of bfloat16."""
+CLOSE = 1e-5
+"""How near floats must be after a Gelu or a layer norm, or where their sums are taken in another order."""
 
 
 def quantize_rows(x: Floats, rounding: Rounding) -> tuple[Bytes, Floats]:
@@ -159,6 +161,19 @@ def first_attention(
     return np.concatenate([np.empty((0, queries.shape[1])), *found]).astype(np.float32)
 
 
+def attention_at(
+    places: Ids, packed: Floats, heads: int, distances: Distances | None = None, angles: Angles | None = None
+) -> Floats:
+    """Attend with the queries at some places of `packed`, which is one pair's; returns (places, hidden).
+
+    >>> attention_at(np.array([1]), np.float32([[1, 0, 5], [1, 0, 7]]), heads=1)
+    array([[6.]], dtype=float32)
+    """
+    queries, keys, values = np.split(packed.astype(np.float64), 3, axis=1)
+    queries, keys = (_turned(part, np.array([len(packed)]), angles) for part in (queries, keys))
+    return _attend(queries[places], keys, values, heads, None, distances, places).astype(np.float32)
+
+
 def _turned(x: Doubles, lengths: Ids, angles: Angles | None) -> Doubles:
     """Turn points in each head: values i and half + i are the coordinates of one, turned by angle i of its place."""
     if angles is None:
@@ -184,21 +199,24 @@ def _attend(
     heads: int,
     window: int | None = None,
     distances: Distances | None = None,
+    at: Ids | None = None,
 ) -> Doubles:
-    """Attend inside one pair; each array is (tokens, hidden), and there may be fewer queries."""
+    """Attend inside one pair; each array is (tokens, hidden). Queries may be fewer: the first, or those `at` places."""
     by_head = [
         array.reshape(len(array), heads, array.shape[1] // heads).swapaxes(0, 1) for array in (queries, keys, values)
     ]
     places = np.arange(len(keys))
-    apart = places - places[: len(queries), None]
+    apart = places - (places[: len(queries)] if at is None else at)[:, None]
     with np.errstate(invalid="ignore", over="ignore"):
         scores = by_head[0] @ by_head[1].swapaxes(1, 2)
         if distances is None:
             scores /= sqrt(by_head[0].shape[2])
         else:
             rows = distances.rows[len(distances.rows) // 2 + apart]
-            scores += np.einsum("hqd,hqkd->hqk", by_head[0], distances.keys[:, rows], dtype=np.float64)
-            scores += np.einsum("hkd,hqkd->hqk", by_head[1], distances.queries[:, rows], dtype=np.float64)
+            of_queries = by_head[0] @ distances.keys.swapaxes(1, 2).astype(np.float64)
+            of_keys = by_head[1] @ distances.queries.swapaxes(1, 2).astype(np.float64)
+            scores += np.take_along_axis(of_queries, rows[None], axis=2)
+            scores += np.take_along_axis(of_keys, rows.T[None], axis=2).swapaxes(1, 2)
             scores *= distances.scale
         if window is not None:
             scores[:, np.abs(apart) > window] = -np.inf
@@ -215,6 +233,22 @@ def gelu(x: Floats) -> Floats:
     """
     integrals = [0.5 * (1 + erf(value / sqrt(2))) for value in x.ravel().tolist()]
     return np.asarray(x * np.reshape(integrals, x.shape), np.float32)
+
+
+def are_close(found: Floats, wanted: Floats) -> bool:
+    """Tell whether each value is near, relative to the largest or to 1, or is no number in both.
+
+    >>> are_close(np.float32([np.nan, 100]), np.float32([np.nan, 100.0001]))
+    True
+    """
+    bound = CLOSE * max(1.0, float(np.fmax.reduce(np.abs(wanted), axis=None)))
+    is_near = np.abs(found - wanted) <= bound
+    return bool(is_near.all() or (is_near | np.isnan(wanted) & np.isnan(found)).all())
+
+
+def are_equal(found: Floats | Bytes, wanted: Floats | Bytes) -> bool:
+    """Tell whether each value is the same, or no number in both."""
+    return np.array_equal(found, wanted, equal_nan=True)
 
 
 def pack(weights: Stored, group: int = GROUP) -> Stored:

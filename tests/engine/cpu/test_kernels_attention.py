@@ -50,7 +50,6 @@ def test_any_lengths_heads_and_sizes(
         np.testing.assert_allclose(found, wanted, rtol=CLOSE, atol=CLOSE, err_msg=name)
 
 
-@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 200), min_size=1, max_size=4),
