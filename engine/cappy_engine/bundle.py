@@ -170,15 +170,16 @@ class Bundle:
     def largest_error(self, precision: str, target: str = "cpu") -> float:
         """Tell how far this model's scores may be from PyTorch's, by the bundle's own proof.
 
-        For the CPU, the largest error over the parity pairs; for GPUs, what the canary tolerates. Raises BundleError if
-        the manifest does not say, or says what cannot be.
+        For the CPU, the largest error over the parity pairs, with kernels or without; for GPUs, what the canary
+        tolerates. Raises BundleError if the manifest does not say, or says what cannot be.
         """
         document = self.manifest.document
         try:
             if target == "cpu":
-                return size(document["parity"]["precisions"][precision]["max_error"])
+                row = document["parity"]["precisions"][precision]
+                return max(size(each["max_error"]) for each in (row, row.get("without_kernels", row)))
             return size(document["canary"]["tolerance"][target][precision])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BundleError(
                 f"bundle {self.path} says nothing of {precision}'s errors on {target} ({error!r}); export it again"
             ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -58,6 +59,19 @@ def test_sealing_twice_changes_nothing_and_any_change_breaks_the_seal(bundle: Pa
     assert seal(document) == document
     for key in document.keys() - {"manifest_sha256"}:
         assert seal({**document, key: "something else"}) != {**document, key: "something else"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_neither_sealed_nor_read(copy: Path, value: float) -> None:
+    document = {**read_manifest(copy), "x": value}
+    with pytest.raises(ValueError, match="JSON"):
+        seal(document)
+    del document["manifest_sha256"]
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    forged = {**document, "manifest_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    (copy / MANIFEST).write_text(json.dumps(forged), encoding="utf-8")
+    with pytest.raises(BundleError, match=r"manifest\.json was changed after the export"):
+        open_bundle(copy)
 
 
 # Paths that are no bundle
@@ -216,6 +230,17 @@ def test_lengths_and_ids_that_cannot_be_are_refused(copy: Path, key: str, value:
     change_manifest(copy, lambda document: document["model"].update({key: value}))
     with pytest.raises(BundleError, match=f"{key} {value}"):
         open_bundle(copy)
+
+
+def test_the_first_token_may_be_the_one_for_padding(copy: Path) -> None:
+    change_manifest(copy, with_value(0, "model", "pad_token_id"))
+    assert open_bundle(copy).manifest.pad_token_id == 0
+
+
+@pytest.mark.parametrize("value", ["false", 1, [False], None])
+def test_only_true_says_that_a_graph_computes_nothing_for_padding(copy: Path, value: object) -> None:
+    change_manifest(copy, with_value({"unpadded": value}, "graphs", "fp32"))
+    assert ("cpu", "fp32") not in open_bundle(copy).manifest.unpadded
 
 
 def test_a_name_that_is_not_unicode_is_refused(copy: Path) -> None:

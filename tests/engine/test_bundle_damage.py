@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cappy_engine import Scorer
 from cappy_engine.bundle import MANIFEST, MODEL_FILES, TARGETS, open_bundle
-from cappy_engine.errors import BundleError
+from cappy_engine.errors import BundleError, ScoringError
 from cappy_engine.options import Precision
 from tests.support.bundles import MODELS, SMALL_FILES, flip_byte
 from tests.support.places import TINY_PRECISIONS
@@ -40,6 +40,36 @@ def test_a_flipped_byte_in_a_model_is_found_when_that_precision_is_opened(copy: 
     other: Precision = "fp16" if precision == "fp32" else "fp32"
     with Scorer.open(copy, precision=other) as scorer:
         assert scorer.info.precision == other
+
+
+def test_a_model_that_cannot_be_loaded_is_named_as_changed(copy: Path) -> None:
+    model = copy / MODEL_FILES["fp32"]
+    model.write_bytes(bytes(model.stat().st_size))
+    with pytest.raises(BundleError, match=rf"{MODEL_FILES['fp32']} .*is not the file that was exported"):
+        Scorer.open(copy, precision="fp32")
+
+
+@pytest.mark.parametrize("change", [lambda path: os.utime(path, ns=(1, 1)), Path.unlink], ids=["written", "removed"])
+def test_a_model_that_changes_while_it_is_loaded_is_not_used(copy: Path, change: Callable[[Path], object]) -> None:
+    """Though the bytes that are checked are right: others may have been loaded."""
+
+    def load() -> None:
+        with open_bundle(copy).checked("int8"):
+            change(copy / MODEL_FILES["int8"])
+
+    with pytest.raises(BundleError, match=rf"{MODEL_FILES['int8']} .*was changed while it was opened"):
+        load()
+
+
+def test_a_model_of_another_size_is_noticed_while_it_runs_whatever_its_time(copy: Path) -> None:
+    """A copy in place may keep the time, as rsync's does."""
+    path, files = copy / MODEL_FILES["int8"], open_bundle(copy).open_model("int8")
+    files.check_in_place()
+    before = path.stat()
+    path.write_bytes(path.read_bytes() + b"x")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ScoringError, match="was written over while it was in use"):
+        files.check_in_place()
 
 
 def test_a_damaged_model_does_not_make_auto_take_another_precision(copy: Path) -> None:

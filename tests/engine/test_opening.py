@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +14,16 @@ import onnxruntime
 import pytest
 
 from cappy_engine import Scorer
-from cappy_engine.bundle import MODEL_FILES
+from cappy_engine.bundle import MODEL_FILES, open_bundle
+from cappy_engine.cpu import kernels
+from cappy_engine.cpu.built import why_no_library
 from cappy_engine.cpu.cores import usable_cores
-from cappy_engine.cpu.kernels import VARIABLE, find_kernels
+from cappy_engine.cpu.kernels import VARIABLE, Kernels, find_kernels
 from cappy_engine.errors import BundleError, PrecisionUnavailable
+from cappy_engine.native.build import LIBRARY, SOURCES
 from cappy_engine.native.library import NativeLibrary
 from cappy_engine.options import Mode, Precision
-from tests.support.bundles import copy_bundle, keep_precisions
+from tests.support.bundles import change_manifest, copy_bundle, keep_precisions, with_value
 from tests.support.places import TINY_PRECISIONS, parity_pairs
 
 TOLERANCE = 1e-5
@@ -124,6 +128,36 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
 def test_a_bundle_from_before_the_operators_runs_without_kernels_and_says_so(bundle: Path) -> None:
     with Scorer.open(bundle, device="cpu", precision="int8") as opened:
         assert opened.info.kernels == "none: the model was exported before there were any; export it again"
+
+
+def test_a_model_without_operators_takes_no_kernels_and_says_so(tmp_path: Path) -> None:
+    copy = copy_bundle(tmp_path / "copy")
+    change_manifest(copy, with_value({"operators": {}}, "graphs", "fp16"))
+    with Scorer.open(copy, device="cpu", precision="fp16") as opened:
+        assert opened.info.kernels == "none: the model has none of their operators"
+
+
+def test_bf16_tells_why_a_better_set_is_not_used_and_that_it_is_widened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = copy_bundle(tmp_path / "copy")
+    change_manifest(copy, with_value({"operators": {"Bf16Linear": 1}}, "graphs", "bf16"))
+    problem = "avx512 failed its test: it does"
+    for used, told in (("avx2", f"avx2 ({problem}; {kernels.WIDENED})"), ("amx", f"amx ({problem})")):
+        monkeypatch.setattr(kernels, "find_kernels", lambda used=used: Kernels(tmp_path / LIBRARY, used, problem))
+        assert kernels.choose_kernels(open_bundle(copy), "bf16").told == told
+
+
+def test_a_library_of_other_sources_is_there_but_not_used_which_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if reason := why_no_library():
+        pytest.skip(f"needs the native library: {reason}")
+    for name in ("build.json", LIBRARY):
+        shutil.copy(SOURCES / name, tmp_path)
+    (tmp_path / "changed.cpp").touch()
+    assert "sources changed" in kernels._find("auto", tmp_path / LIBRARY).told
+    assert "the kernels are there but are not used" in caplog.text
 
 
 @pytest.mark.slow

@@ -50,7 +50,9 @@ def test_what_is_read_is_not_replaced_by_any_name(tmp_path: Path) -> None:
     (out / "rows.jsonl").write_text("")
     (tmp_path / "link").symlink_to(out)
     (other / "weights").symlink_to(out / "rows.jsonl")
-    made(out / "inner")
+    deep = made(out / "inner" / "deep")
+    with pytest.raises(OutputError, match="is, holds or lies in the input"):
+        check_folder(deep, KIND, force=True, inputs=[out])
     for each in (out, tmp_path / "link", out / "rows.jsonl", out / "inner", tmp_path, other):
         with pytest.raises(OutputError, match="is, holds or lies in the input"):
             check_folder(out, KIND, force=True, inputs=[each])

@@ -172,6 +172,17 @@ def test_an_exact_winner_may_be_second_in_int8(tmp_path: Path, scorer: Scorer) -
     assert found
 
 
+def test_an_exact_winner_reckons_with_the_larger_error_of_kernels_and_of_none(tmp_path: Path) -> None:
+    """The bundle runs on either, and its proof measured both."""
+    folder = with_error(tmp_path / "copy", 0.0)
+    for error, is_exact in ((0.0, False), (100.0, True)):
+        row = {"max_error": error}
+        change_manifest(folder, with_value(row, "parity", "precisions", "int8", "without_kernels"))
+        with Scorer.open(folder, device="cpu", precision="int8") as opened:
+            ranked = opened.rank("Is the sky blue?", CANDIDATES, exact_winner=True)
+        assert {candidate.is_exact for candidate in ranked} == {is_exact}
+
+
 def test_a_candidate_that_fails_in_fp32_alone_is_named(
     monkeypatch: pytest.MonkeyPatch, open_with_near: Callable[[str, Sequence[str], int], Scorer]
 ) -> None:

@@ -17,11 +17,14 @@ from cappy_engine.bundle import open_bundle
 from cappy_engine.canary import read_canary
 from cappy_engine.cli.main import main
 from cappy_engine.errors import BundleError, DeviceUnavailable, ParityError, PrecisionUnavailable
+from cappy_engine.tokenizer import PairTokenizer
 from cappy_export import ExportOptions, VerifyOptions, export, verify
 from cappy_export.graphs.tensorrt import plain_model
-from cappy_export.proof.canary import CANARY_PAIRS
+from cappy_export.proof.canary import CANARY_PAIRS, canary_rows, canary_tolerance
 from cappy_export.proof.limits import LIMITS
 from cappy_export.proof.pairs import default_pairs
+from tests.support.bundles import copy_bundle, flip_byte
+from tests.support.places import write_short_parity_pairs
 
 GPU_MODELS = [("cuda", "fp32"), ("cuda", "fp16"), ("tensorrt", "fp32"), ("tensorrt", "fp16"), ("tensorrt", "int8")]
 
@@ -69,6 +72,27 @@ def test_the_canary_is_of_pytorchs_scores(gpu_bundle: Path, target: str, precisi
     limit = LIMITS[precision].max_error
     row = document_of(gpu_bundle)["parity"]["targets"][target][precision]
     assert canary.tolerance == (limit or pytest.approx(max(2 * row["max_error"], 1e-3)))
+
+
+def test_the_canary_has_the_tokens_of_its_pairs(gpu_bundle: Path) -> None:
+    canary = read_canary(document_of(gpu_bundle), "cuda", "fp32").pairs
+    encoded = PairTokenizer.from_file(gpu_bundle / "tokenizer.json", max_length=512).encode(default_pairs())
+    known = {ids.tobytes(): types for ids, types in zip(encoded.token_ids, encoded.type_ids, strict=True)}
+    for ids, types in zip(canary.token_ids, canary.type_ids, strict=True):
+        np.testing.assert_array_equal(types, known[ids.tobytes()])
+
+
+def test_a_canary_of_pairs_of_one_length_still_has_many() -> None:
+    scores = np.linspace(0, 1, 20, dtype=np.float32)
+    rows = canary_rows(scores, np.full(20, 7))
+    assert len(rows) >= CANARY_PAIRS - 1
+    assert {0, 19} <= set(rows)
+
+
+@pytest.mark.parametrize(("error", "tolerance"), [(0.01, 0.04), (0.05, 0.1)])
+def test_the_canary_tolerates_what_was_proven_with_kernels_and_without(error: float, tolerance: float) -> None:
+    row = {"max_error": 0.02, "without_kernels": {"max_error": error}}
+    assert canary_tolerance(row, LIMITS["int8"]) == tolerance
 
 
 @pytest.mark.parametrize("target", ["cuda", "tensorrt"])
@@ -157,6 +181,15 @@ def test_verify_measures_the_models_for_gpus_too(gpu_bundle: Path, checkpoint: P
     assert parity["targets"].keys() == {"cuda", "tensorrt"}
     with pytest.raises(ParityError, match="fp16 of cuda"):
         verify(gpu_bundle, checkpoint, VerifyOptions(limits=("fp16.max_error=1e-9",)))
+
+
+@pytest.mark.slow
+def test_verify_refuses_a_damaged_model_for_a_gpu(gpu_bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """However little the damage changes the scores."""
+    copy = copy_bundle(tmp_path / "b", source=gpu_bundle)
+    flip_byte(copy / "cuda" / "model.onnx", (copy / "cuda" / "model.onnx").stat().st_size // 2)
+    with pytest.raises(BundleError, match=r"cuda/model\.onnx .*is not the file that was exported"):
+        verify(copy, checkpoint, VerifyOptions(pairs=write_short_parity_pairs(tmp_path / "pairs.jsonl")))
 
 
 def test_the_command_shows_every_model(gpu_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

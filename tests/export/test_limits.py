@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from cappy_engine.errors import ExportError
 from cappy_export.proof.limits import LIMITS, Limits, default_limits, parse_limits
+from tests.support.places import ROOT
+
+
+def test_the_default_limits_are_those_that_the_page_names() -> None:
+    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| (max error|Spearman) (\S+) \|", page, re.MULTILINE)
+    names = {"max error": "max_error", "Spearman": "min_spearman"}
+    assert {precision: Limits(**{names[name]: float(value)}) for precision, name, value in rows} == LIMITS
 
 
 def test_limits_are_parsed_on_top_of_the_defaults() -> None:

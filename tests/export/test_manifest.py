@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cappy_engine.bundle import open_bundle
-from cappy_engine.errors import ExportError
+from cappy_engine import Scorer
+from cappy_engine.bundle import MODEL_FILES, open_bundle
+from cappy_engine.errors import BundleError, ExportError
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export import ExportOptions, export
 from cappy_export.proof.limits import LIMITS
 from cappy_export.proof.pairs import default_pairs
+from tests.support.bundles import flip_byte
+from tests.support.places import write_short_parity_pairs
 
 
 def test_the_manifest_tells_all(bundle: Path, checkpoint: Path) -> None:
@@ -54,3 +57,18 @@ def test_only_what_is_kept_is_written_but_all_of_it_is_proven(checkpoint: Path, 
     assert open_bundle(tmp_path / "bundle").manifest.document == manifest
     with pytest.raises(ExportError, match="cannot keep fp16 of fp32; name it as a precision too"):
         ExportOptions(keep=("fp16",))
+
+
+@pytest.mark.slow
+def test_a_model_that_changes_after_its_proof_is_never_served(checkpoint: Path, tmp_path: Path) -> None:
+    """The manifest has the digests of what was proven, not of what was there in the end."""
+
+    def say(text: str) -> None:
+        if text.endswith("pairs in int8"):
+            (model,) = tmp_path.glob(f".bundle.*/{MODEL_FILES['fp32']}")
+            flip_byte(model, model.stat().st_size // 2)
+
+    pairs = write_short_parity_pairs(tmp_path / "pairs.jsonl")
+    export(checkpoint, tmp_path / "bundle", ExportOptions(precisions=("fp32", "int8"), pairs=pairs), say=say)
+    with pytest.raises(BundleError, match=rf"{MODEL_FILES['fp32']} .*is not the file that was exported"):
+        Scorer.open(tmp_path / "bundle", precision="fp32")

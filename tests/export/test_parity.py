@@ -10,8 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from cappy_engine.batching import Grouping
+from cappy_engine.dispatcher import Dispatcher
 from cappy_engine.errors import ParityError
+from cappy_engine.scorer import Scorer
 from cappy_engine.testing import FakeSession, fake_scorer
+from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.proof.limits import LIMITS, Limits
 from cappy_export.proof.pairs import default_pairs
 from cappy_export.proof.parity import (
@@ -23,6 +27,7 @@ from cappy_export.proof.parity import (
     violations,
     winner_agreement,
 )
+from tests.support.places import TINY
 
 SCORES = st.lists(st.sampled_from([-1.0, 0.0, 0.25, 0.5, 0.75, 1.0, 3.0]), min_size=3, max_size=40)
 
@@ -81,6 +86,7 @@ def parity_of(**row: float | None) -> dict[str, object]:
         ({"max_error": 1.1e-4}, Limits(max_error=1e-4), 1),
         ({"max_error": float("nan")}, Limits(max_error=1e-4), 1),
         ({"spearman": 0.94, "winner_agreement": 0.5}, Limits(min_spearman=0.95, min_winner_agreement=0.6), 2),
+        ({"spearman": 0.95, "winner_agreement": 0.6}, Limits(min_spearman=0.95, min_winner_agreement=0.6), 0),
         ({"spearman": float("nan")}, Limits(min_spearman=0.95), 1),
         ({"winner_agreement": None}, Limits(min_winner_agreement=1.0), 0),
         ({"max_error": 9.0, "spearman": -1.0}, Limits(), 0),
@@ -128,6 +134,14 @@ def test_pairs_are_scored_once_alone_together_and_padded() -> None:
     padded = [batch for batch in ran if not batch["attention_mask"].all()]
     assert len(alone) >= len(pairs) // 3
     assert max(batch["input_ids"].size for batch in padded) > 1024
+
+
+def test_padding_is_measured_where_the_scorer_avoids_it() -> None:
+    session = FakeSession()
+    tokenizer = PairTokenizer.from_file(TINY / "tokenizer.json", max_length=512)
+    with Scorer(tokenizer, Dispatcher(session, Grouping(512, "avoided"), pad_token_id=1)) as scorer:
+        score_in_shapes(scorer, default_pairs()[:60])
+    assert any(not batch["attention_mask"].all() for batch in session.batches)
 
 
 def test_a_violation_is_a_parity_error_that_holds_the_report() -> None:

@@ -128,3 +128,14 @@ def test_a_checkpoint_whose_scores_are_no_numbers_in_pytorch_is_refused(checkpoi
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"PyTorch itself gives -?(inf|nan) for \d+ pairs, first \("):
         export(folder, tmp_path / "bundle")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_whose_scores_are_all_infinite_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy(checkpoint, tmp_path / "copy")
+    weights = weights_of(folder)
+    for name, value in (("dense.weight", 0), ("dense.bias", 10), ("out_proj.weight", 3e38)):
+        weights[f"classifier.{name}"].fill_(value)
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"PyTorch itself gives inf for 279 pairs, first \("):
+        export(folder, tmp_path / "bundle")

@@ -15,6 +15,7 @@ from cappy_engine.bundle import open_bundle
 from cappy_engine.cli.main import main
 from cappy_engine.errors import OutputError, ParityError
 from cappy_export import ExportOptions, export, pipeline
+from cappy_export.checkpoints.checkpoint import open_checkpoint
 from tests.support.bundles import copy_bundle
 
 
@@ -81,6 +82,18 @@ def test_a_checkpoint_is_never_replaced_by_its_own_bundle(checkpoint: Path, tmp_
         (target / "manifest.json").write_text("{}")
         with pytest.raises(OutputError, match="is, holds or lies in the input"):
             export(copy, target, force=True)
+    assert (copy / "model.safetensors").exists()
+
+
+def test_a_checkpoint_in_the_hubs_cache_is_never_replaced_by_its_bundle(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    copy = Path(shutil.copytree(checkpoint, cache / "tiny"))
+    (cache / "manifest.json").write_text("{}")
+    monkeypatch.setattr(pipeline, "open_checkpoint", lambda source, revision: open_checkpoint(copy))
+    with pytest.raises(OutputError, match="is, holds or lies in the input"):
+        export("someone/tiny", cache, force=True)
     assert (copy / "model.safetensors").exists()
 
 

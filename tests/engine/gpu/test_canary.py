@@ -5,11 +5,14 @@ from __future__ import annotations
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from cappy_engine.batching import Batch
 from cappy_engine.bundle import Bundle
+from cappy_engine.canary import check_canary, read_canary
 from cappy_engine.errors import BundleError, DeviceUnavailable
-from cappy_engine.testing import score_of
+from cappy_engine.testing import FakeSession, score_of
 from tests.support.bundles import Change, Manifest
 from tests.support.gpus import (
     BUCKETS,
@@ -32,6 +35,10 @@ WRONG: dict[str, tuple[Score, str]] = {
         lambda ids: score_of(ids) + 0.003 * (ids == MIDDLE),  # by mean, all would be well
         rf"{score_of(MIDDLE) + 0.003:.5f} for a pair .* whose score is {RIGHT}, and 0\.001 is allowed",
     ),
+    "one score too low": (
+        lambda ids: score_of(ids) - 0.003 * (ids == MIDDLE),
+        rf"{score_of(MIDDLE) - 0.003:.5f} for a pair .* whose score is {RIGHT}, and 0\.001 is allowed",
+    ),
     "no number": (
         lambda ids: float("nan") if ids == MIDDLE else score_of(ids),
         rf"nan for a pair .* whose score is {RIGHT}, and 0\.001 is allowed",
@@ -53,6 +60,13 @@ def test_a_wrong_score_of_the_canary_stops_the_start(sealed: Bundle, root: Path,
         DeviceUnavailable, match=f"device '{device}' gives wrong scores: {problem}, at .*; nothing was scored"
     ):
         open_faked(sealed, root, runtime, device=device)
+
+
+def test_the_largest_difference_of_all_batches_is_told(sealed: Bundle) -> None:
+    canary = read_canary(sealed.manifest.document, "tensorrt", "int8")
+    session = FakeSession(lambda ids: score_of(ids) - 0.003 * (ids == TOKENS[0]))
+    batches = [Batch(np.array([row]), len(TOKENS[row])) for row in (0, 1)]
+    assert check_canary(session, canary, batches, pad_token_id=1) == pytest.approx(0.003, abs=1e-6)
 
 
 def test_a_wrong_engine_of_a_bucket_that_no_pair_of_the_canary_needs_stops_the_start(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,17 +34,18 @@ def test_scores_that_are_off_or_fail_are_a_broken_model(bundle: Path) -> None:
     with Scorer.open(bundle, precision="fp32") as scorer:
         canary = canary_of(scorer)
 
-        def one_is_off(encoded: EncodedPairs) -> Scores:
+        def one_is_off(encoded: EncodedPairs, sign: int) -> Scores:
             scores = scorer.score_encoded(encoded).scores.copy()
-            scores[-1] += 2 * canary.tolerance
+            scores[-1] += sign * 2 * canary.tolerance
             return scores
 
         def fails(encoded: EncodedPairs) -> Scores:
             raise ScoringError("no device")
 
         assert canary.tolerance == 1e-4  # far above fp32's error: other processors round otherwise
-        with pytest.raises(ModelBroken, match="wrong scores"):
-            check_scores(canary, one_is_off)
+        for sign in (1, -1):
+            with pytest.raises(ModelBroken, match="wrong scores"):
+                check_scores(canary, partial(one_is_off, sign=sign))
         with pytest.raises(ModelBroken, match="wrong scores: nan"):
             check_scores(canary, lambda encoded: np.full(len(encoded), np.nan, dtype=np.float32))
         with pytest.raises(ModelBroken, match="fails on pairs that it scored when it was exported: no device"):
