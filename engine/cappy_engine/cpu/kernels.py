@@ -119,8 +119,8 @@ def find_kernels() -> Kernels:
     >>> find_kernels().used
     'avx512'
 
-    The answer is kept for the life of the process; the test takes some milliseconds. A library that is there but cannot
-    be used is a warning. Raises InstallationError if CAPPY_KERNELS names a set that cannot be used.
+    The answer is kept for the life of the process; the test takes 50 to 100 milliseconds. A library that is there but
+    cannot be used is a warning. Raises InstallationError if CAPPY_KERNELS names a set that cannot be used.
     """
     return _find(os.environ.get(VARIABLE) or "auto", SOURCES / LIBRARY)
 

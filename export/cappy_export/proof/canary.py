@@ -64,10 +64,10 @@ def canary_rows(scores: Scores, counts: npt.NDArray[np.int64]) -> list[int]:
 def canary_tolerance(row: Mapping[str, Any], limits: Limits) -> float:
     """Say how far a score may be from PyTorch's: the absolute limit, else twice the largest measured error.
 
-    >>> canary_tolerance({"max_error": 0.02}, Limits(min_spearman=0.97))
-    0.04
+        >>> canary_tolerance({"max_error": 0.02}, Limits(min_spearman=0.97))
+        0.04
 
-    It is the larger error of those with kernels and without: the bundle runs on either.
+    A bundle runs with kernels and without, so the larger of the two errors counts.
     """
     if limits.max_error is not None:
         return limits.max_error

@@ -45,7 +45,7 @@ def prepare(descriptor: int, path: Path, status: os.stat_result | None) -> bool:
         os.close(os.open(path, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)))
     except PermissionError as error:
         if is_written_over or error.errno == errno.EPERM:  # EPERM: nobody may change it
-            raise OutputError(f"{path} can neither be replaced nor written ({error.strerror})") from error
+            raise OutputError(f"{path} can neither be replaced nor written ({reason_of(error)})") from error
     except OSError as error:
         if is_written_over:
             raise OutputError(f"{path} can neither be replaced nor written ({reason_of(error)})") from error
