@@ -81,6 +81,8 @@ LOOKS = (
     ),
 )
 """What the server answers to GET, but for its pages."""
+PROBES = {look.path for look in LOOKS if not look.needs_key}
+"""What a supervisor asks, such as Kubernetes."""
 
 ERRORS = {
     400: "The body is not JSON.",

@@ -22,7 +22,7 @@ from cappy_engine.serving.dialects.kserve import ModelReady, ServerReady, descri
 from cappy_engine.serving.dialects.routes import ROUTES
 from cappy_engine.serving.http.endpoint import Gate, ScoringEndpoint, encoded, failure_reply
 from cappy_engine.serving.metrics import CONTENT_TYPE, NO_ROUTE, Metrics
-from cappy_engine.serving.openapi import LOOKS, describe
+from cappy_engine.serving.openapi import PROBES, describe
 from cappy_engine.serving.service import Service
 from cappy_engine.serving.statuses import Failure, failure_of
 
@@ -52,8 +52,7 @@ def make_app(gate: Gate) -> ASGIApp:
         "/v2/models/{name}": partial(_kserve_model, service),
         "/v2/models/{name}/ready": partial(_kserve_ready, service),
     }
-    probes = {look.path for look in LOOKS if not look.needs_key}
-    gets = [Path(path, _answer(gate, read, needs_key=path not in probes)) for path, read in reads.items()]
+    gets = [Path(path, _answer(gate, read, needs_key=path not in PROBES)) for path, read in reads.items()]
     app = Starlette(
         routes=[*posts, *gets, *pages],
         exception_handlers={HTTPException: _http_error, Exception: _server_error},

@@ -7,29 +7,36 @@ after a body. It forgets the time limit when a byte comes at the wrong moment.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import httptools
 from starlette.types import Message, Receive, Scope, Send
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from cappy_engine.serving.http.endpoint import failure_reply
-from cappy_engine.serving.http.transports import BoundedTransport
+from cappy_engine.serving.http.refusals import (
+    LONG_HEAD,
+    MAX_HEADER_BYTES,
+    NOT_HTTP,
+    Refused,
+    bytes_of,
+    too_many_connections,
+)
+from cappy_engine.serving.http.transports import BoundedFlow, BoundedTransport
 from cappy_engine.serving.metrics import NO_ROUTE, Metrics
+from cappy_engine.serving.openapi import PROBES
 from cappy_engine.serving.server_options import ServerOptions
 from cappy_engine.serving.statuses import Failure
 
-MAX_HEADER_BYTES = 64 * 2**10
 MAX_WAITING = 64
 """The requests that may wait on a connection behind the one that is answered. What comes after them is not read."""
-REFUSED_AT_ONCE = 64
-"""The connections above the limit that hear why they are closed; any more are closed without a word."""
-
-NOT_HTTP = Failure(400, "what was sent is not valid HTTP/1.1; the server speaks neither HTTP/2 nor TLS")
-LONG_HEAD = Failure(400, f"the headers have more than {MAX_HEADER_BYTES} bytes; send fewer, or shorter ones")
+SPARE_CONNECTIONS = 64
+"""The connections above the limit on which probes are answered; any more are closed without a word."""
+SPARE_SECONDS = 1.0
+"""How long such a connection may take to ask."""
+ALWAYS_ANSWERED = {path.encode() for path in (*PROBES, "/metrics")}
 
 
 def connection_class(options: ServerOptions, counters: Metrics) -> type[BoundedConnection]:
@@ -44,24 +51,8 @@ def connection_class(options: ServerOptions, counters: Metrics) -> type[BoundedC
     return Connection
 
 
-class _LongHead(Exception):
-    """A request's head, or the fields behind its body, are too long."""
-
-
 class _TooMany(Exception):
     """A request comes behind too many others."""
-
-
-class _Flow(FlowControl):
-    """uvicorn's flow control, which reads no more while `is_full`."""
-
-    def __init__(self, transport: asyncio.Transport, is_full: Callable[[], bool]) -> None:
-        super().__init__(transport)
-        self._is_full = is_full
-
-    def resume_reading(self) -> None:
-        if not self._is_full():
-            super().resume_reading()
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -73,6 +64,8 @@ class BoundedConnection(HttpToolsProtocol):
     _unanswered: deque[Any]
     """uvicorn's cycles: the request that is answered, and those that wait behind it."""
     _was_asked = False
+    _is_spare = False
+    """It is above the limit: probes are answered, one on a connection."""
     _until_head: asyncio.TimerHandle | None = None
     _is_in_message = False
     _is_in_head = False
@@ -85,18 +78,16 @@ class BoundedConnection(HttpToolsProtocol):
     # What happens to the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn's
-        """Begin to wait for the first request, or refuse it where there are too many connections."""
+        """Begin to wait for the first request."""
         self._out = BoundedTransport(transport, self.loop, self.bounds.idle_seconds, self._has_unread)
         self._unanswered = deque()
         super().connection_made(self._out)
         self.app = self._answer
-        self.flow = _Flow(self._out, self._is_full)
-        limit = self.bounds.max_connections
-        if len(self.connections) <= limit:
+        self.flow = BoundedFlow(self._out, self._is_full)
+        above = len(self.connections) - self.bounds.max_connections
+        self._is_spare = above > 0
+        if above <= SPARE_CONNECTIONS:
             self._wait_for_head()
-        elif len(self.connections) <= limit + REFUSED_AT_ONCE:
-            problem = f"{limit} connections are open, which is max_connections; close some, or come again later"
-            self._refuse(Failure(503, problem, headers={"retry-after": "1"}))
         else:
             self._out.abort()
 
@@ -114,13 +105,14 @@ class BoundedConnection(HttpToolsProtocol):
                 self._loose_bytes = loose
                 self._count(len(data))
         except httptools.HttpParserError as error:
-            if isinstance(error.__context__, _TooMany):
+            cause = error.__context__
+            if isinstance(cause, _TooMany):
                 self._is_deaf = True
                 self._unanswered[-1].keep_alive = False
             else:
-                self._refuse(LONG_HEAD if isinstance(error.__context__, _LongHead) else NOT_HTTP)
-        except _LongHead:
-            self._refuse(LONG_HEAD)
+                self._refuse(cause.failure if isinstance(cause, Refused) else NOT_HTTP)
+        except Refused as error:
+            self._refuse(error.failure)
         self._wait_if_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -160,6 +152,8 @@ class BoundedConnection(HttpToolsProtocol):
         """Wait no longer: the head is there."""
         if self._is_offer():
             return
+        if self._is_spare and self.url.partition(b"?")[0] not in ALWAYS_ANSWERED:
+            raise Refused(too_many_connections(self.bounds.max_connections))
         self._is_in_head = False
         self._step()
         self._stop_waiting()
@@ -188,7 +182,7 @@ class BoundedConnection(HttpToolsProtocol):
         cycle = self._unanswered[0]
 
         async def send_on(message: Message) -> None:
-            if cycle.more_body and message["type"] == "http.response.start":
+            if (cycle.more_body or self._is_spare) and message["type"] == "http.response.start":
                 cycle.keep_alive = False
             await send(message)
 
@@ -222,10 +216,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self._unanswered and self._unanswered[-1] is not wrong:
             self._unanswered[-1].keep_alive = False
             return
-        body, headers = failure_reply(failure)
-        headers.update({"content-length": str(len(body)), "connection": "close"})
-        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self._out.write(STATUS_LINE[failure.status] + lines.encode() + b"\r\n" + body)
+        self._out.write(bytes_of(failure))
         self.metrics.answered(NO_ROUTE, failure.status)
         self._out.close()
 
@@ -263,7 +254,7 @@ class BoundedConnection(HttpToolsProtocol):
     def _count(self, size: int) -> None:
         self._loose_bytes += size
         if self._loose_bytes > MAX_HEADER_BYTES:
-            raise _LongHead
+            raise Refused(LONG_HEAD)
 
     def _has_unread(self) -> bool:
         return self._is_in_message or self._is_deaf
@@ -283,7 +274,8 @@ class BoundedConnection(HttpToolsProtocol):
             )
 
     def _wait_for_head(self) -> None:
-        self._until_head = self.loop.call_later(self.bounds.body_seconds, self._close_if_waiting)
+        seconds = min(self.bounds.body_seconds, SPARE_SECONDS if self._is_spare else math.inf)
+        self._until_head = self.loop.call_later(seconds, self._close_if_waiting)
 
     def _stop_waiting(self) -> None:
         if self._until_head is not None:
@@ -294,5 +286,7 @@ class BoundedConnection(HttpToolsProtocol):
         """Close the connection, but not before the request before on it is answered."""
         if self._unanswered:
             self._wait_for_head()
+        elif self._is_spare and not self._is_deaf:
+            self._refuse(too_many_connections(self.bounds.max_connections))
         elif not self._out.is_closing():
             self._out.close_now()

@@ -1,10 +1,12 @@
-"""How a connection ends: its client hears the last answer, and one that does not read is given up."""
+"""How a connection is read and ends: its client hears the last answer, and one that does not read is given up."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 from typing import Any
+
+from uvicorn.protocols.http.flow_control import FlowControl
 
 LINGER_SECONDS = 2.0
 MAX_UNREAD_BYTES = 64 * 2**20
@@ -106,3 +108,16 @@ class BoundedTransport(asyncio.Transport):
             self.abort()
         else:
             self._watch_from(self._taken())
+
+
+class BoundedFlow(FlowControl):
+    """uvicorn's flow control, which reads no more while `is_full`."""
+
+    def __init__(self, transport: asyncio.Transport, is_full: Callable[[], bool]) -> None:
+        super().__init__(transport)
+        self._is_full = is_full
+
+    def resume_reading(self) -> None:
+        """Read on, if there is room."""
+        if not self._is_full():
+            super().resume_reading()

@@ -1,0 +1,43 @@
+"""Say why a connection takes no more: what is wrong before there is a request that an endpoint could answer."""
+
+from __future__ import annotations
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from cappy_engine.serving.http.endpoint import failure_reply
+from cappy_engine.serving.statuses import Failure
+
+MAX_HEADER_BYTES = 64 * 2**10
+
+NOT_HTTP = Failure(400, "what was sent is not valid HTTP/1.1; the server speaks neither HTTP/2 nor TLS")
+LONG_HEAD = Failure(400, f"the headers have more than {MAX_HEADER_BYTES} bytes; send fewer, or shorter ones")
+
+
+class Refused(Exception):
+    """What a client sends is not taken, because of `failure`."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+
+def too_many_connections(limit: int) -> Failure:
+    """Make the failure of a connection that is one too many.
+
+    >>> too_many_connections(4096).status
+    503
+    """
+    problem = f"{limit} connections are open, which is max_connections; close some, or come again later"
+    return Failure(503, problem, headers={"retry-after": "1"})
+
+
+def bytes_of(failure: Failure) -> bytes:
+    """Write the answer of HTTP/1.1 that tells a failure, the last one of its connection.
+
+    >>> bytes_of(NOT_HTTP)[:12]
+    b'HTTP/1.1 400'
+    """
+    body, headers = failure_reply(failure)
+    headers.update({"content-length": str(len(body)), "connection": "close"})
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return STATUS_LINE[failure.status] + lines.encode() + b"\r\n" + body
