@@ -23,9 +23,9 @@ from cappy_export.manifest import describe_export, keep_chosen, list_files, writ
 from cappy_export.options import ExportOptions, Say, VerifyOptions
 from cappy_export.precisions.calibration import CalibrationPairs
 from cappy_export.proof.canary import make_canary
-from cappy_export.proof.limits import check_measured
+from cappy_export.proof.limits import check_measured, parse_limits
 from cappy_export.proof.pairs import parity_pairs
-from cappy_export.proof.parity import require
+from cappy_export.proof.parity import check_winners, require
 from cappy_export.proof.proving import Proof, prove
 from cappy_export.proof.reference import score_with_torch
 
@@ -54,6 +54,7 @@ def export(
     inputs = [Path(checkpoint), *([options.pairs] if options.pairs else [])]
     place = check_folder(Path(out), BUNDLE, force=force, inputs=inputs)
     name, pairs = parity_pairs(options.pairs)
+    check_winners(parse_limits(options.limits), pairs)
     opened = open_checkpoint(checkpoint, revision=options.revision)
     check_folder(place, BUNDLE, force=force, inputs=[opened.folder])
     files = opened.files
@@ -87,6 +88,7 @@ def verify(
     models = all_models if options.precisions is None else {"cpu": options.precisions}
     check_measured(options.limits, {precision for precisions in models.values() for precision in precisions})
     name, pairs = parity_pairs(options.pairs)
+    check_winners(parse_limits(options.limits), pairs)
     opened = open_checkpoint(checkpoint, revision=options.revision)
     if digest_of_files(opened.files) != manifest.document["source"]["sha256"]:
         say(f"note: {checkpoint} is not, file for file, the checkpoint that the bundle was exported from")

@@ -88,7 +88,8 @@ def parity_of(**row: float | None) -> dict[str, object]:
         ({"spearman": 0.94, "winner_agreement": 0.5}, Limits(min_spearman=0.95, min_winner_agreement=0.6), 2),
         ({"spearman": 0.95, "winner_agreement": 0.6}, Limits(min_spearman=0.95, min_winner_agreement=0.6), 0),
         ({"spearman": float("nan")}, Limits(min_spearman=0.95), 1),
-        ({"winner_agreement": None}, Limits(min_winner_agreement=1.0), 0),
+        ({"winner_agreement": None}, Limits(min_winner_agreement=1.0), 1),
+        ({"winner_agreement": None}, Limits(min_spearman=1.0), 0),
         ({"max_error": 9.0, "spearman": -1.0}, Limits(), 0),
     ],
 )

@@ -239,6 +239,18 @@ def test_verify_refuses_a_limit_of_what_it_does_not_measure(checkpoint: Path, bu
         verify(bundle, checkpoint, VerifyOptions(precisions=("fp32",), limits=("int8.max_error=1",)))
 
 
+def test_a_limit_of_winners_needs_pairs_that_compete(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.jsonl"
+    rows = ({"instruction": f"Is it {number}?", "response": "Yes"} for number in range(300))
+    alone.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    limits, problem = ("int8.min_winner_agreement=0.9",), "min_winner_agreement of int8 cannot be checked: .* 300 pairs"
+    with pytest.raises(ExportError, match=problem):
+        export(checkpoint, tmp_path / "new", ExportOptions(precisions=("int8",), pairs=alone, limits=limits))
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ExportError, match=problem):
+        verify(bundle, checkpoint, VerifyOptions(precisions=("int8",), pairs=alone, limits=limits))
+
+
 @pytest.mark.slow
 def test_verify_refuses_a_damaged_bundle(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     copy = copy_bundle(tmp_path / "bundle", source=bundle)

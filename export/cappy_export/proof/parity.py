@@ -130,6 +130,19 @@ def candidate_groups(pairs: Sequence[Pair]) -> list[list[int]]:
     return [rows for rows in groups.values() if len(rows) > 1]
 
 
+def check_winners(limits: Mapping[str, Limits], pairs: Sequence[Pair]) -> None:
+    """Raise ExportError for a limit of winners where no pairs compete.
+
+    >>> check_winners({"fp32": Limits(min_winner_agreement=1.0)}, [("a", "1"), ("a", "2")])
+    """
+    limited = [name for name, allowed in limits.items() if allowed.min_winner_agreement is not None]
+    if limited and not candidate_groups(pairs):
+        raise ExportError(
+            f"the limit min_winner_agreement of {', '.join(limited)} cannot be checked: each of the {len(pairs)} pairs "
+            "has another instruction, so none wins over another; leave it out, or give pairs that share one"
+        )
+
+
 def winner_agreement(reference: Scores, scores: Scores, groups: Sequence[Sequence[int]]) -> float | None:
     """Compute the share of groups in which the same candidate wins; None without groups.
 
@@ -191,7 +204,9 @@ def violations(parity: Mapping[str, Any], limits: Mapping[str, Limits]) -> list[
         if allowed.max_error is not None and not row["max_error"] <= allowed.max_error:
             found.append(f"{name_of_model}: max error {row['max_error']:.3g} is above {allowed.max_error:g}")
         for name, least in (("spearman", allowed.min_spearman), ("winner_agreement", allowed.min_winner_agreement)):
-            if least is not None and row[name] is not None and not row[name] >= least:
+            if least is not None and row[name] is None:
+                found.append(f"{name_of_model}: {name.replace('_', ' ')} was not measured, and {least:g} is the limit")
+            elif least is not None and not row[name] >= least:
                 found.append(f"{name_of_model}: {name.replace('_', ' ')} {row[name]:.4f} is below {least:g}")
     return found
 
