@@ -93,7 +93,7 @@ def test_exact_scores_are_told() -> None:
         ),
         (
             {"pairs": [{"instruction": "a", "response": "b", "id": 1}]},
-            "$.pairs[0]: object contains unknown field `id`",
+            "$.pairs[0]: object contains unknown field `id`; it may have instruction, response",
         ),
         (
             {"pairs": [{"instruction": "a", "response": "b"}], "too_long": "cut"},

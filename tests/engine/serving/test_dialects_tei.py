@@ -70,7 +70,11 @@ def test_more_texts_than_its_own_limit_are_fine() -> None:
         ({"query": DEEP, "texts": ["a", None]}, "$.texts[1]: expected `str`, got `null`"),
         ({"texts": ["a"]}, "the body: object missing required field `query`"),
         ({"query": DEEP}, "the body: needs `texts` (text-embeddings-inference) or `documents` (Cohere, Jina, vLLM)"),
-        ({"query": DEEP, "texts": ["a"], "documents": ["b"]}, "the body: object contains unknown field `documents`"),
+        (
+            {"query": DEEP, "texts": ["a"], "documents": ["b"]},
+            "the body: object contains unknown field `documents`; it may have query, texts, truncate, "
+            "truncation_direction, raw_scores, return_text",
+        ),
     ],
 )
 def test_what_has_another_shape_is_refused(body: object, why: str) -> None:

@@ -44,7 +44,8 @@ def full(bundle: Path) -> Iterator[Server]:
 def test_probes_are_answered_above_the_limit_too(full: Server, path: str) -> None:
     answer = exchanged(full, looked_at(path) * 2)
     assert answer.startswith(b"HTTP/1.1 200 ")
-    assert answer.count(b"HTTP/1.1") == 1, "one answer, and the connection is closed"
+    assert b"\r\nconnection: close\r\n" in answer
+    assert answer.count(b"HTTP/1.1") == 1
 
 
 REFUSED = (RANK + BODY, looked_at("/info"), looked_at("/health-of"), looked_at("/v1/rank?/health"), "GET /hea", "")

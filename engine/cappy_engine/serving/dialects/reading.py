@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Set
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -42,7 +42,7 @@ def decoded(body: bytes, shape: type[Shape]) -> Shape:
     >>> decoded(b"[1, 2]", list[int])
     [1, 2]
     """
-    with _refusing():
+    with _refusing(shape):
         found = msgspec.json.decode(body, type=shape)
         FIELDS_ONCE.decode(body.decode())
     return found
@@ -59,12 +59,12 @@ def field_names(body: bytes) -> Set[str]:
 
 
 @contextlib.contextmanager
-def _refusing() -> Iterator[None]:
-    """Translate the errors of parsers."""
+def _refusing(shape: object = None) -> Iterator[None]:
+    """Translate the errors of parsers; one of a field that `shape` does not have lists those that it has."""
     try:
         yield
     except msgspec.ValidationError as error:
-        raise InvalidRequest(_placed(str(error))) from error
+        raise InvalidRequest(_placed(str(error), shape)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the body is not JSON: {error}", 400) from error
     except RecursionError as error:
@@ -146,8 +146,33 @@ def refuse_others(name: str, value: object, harmless: Iterable[object], why: str
         )
 
 
-def _placed(problem: str) -> str:
+def _placed(problem: str, shape: object) -> str:
     """Write where it is wrong first: "$.pairs[3].response: expected `str`, got `int`"."""
     found = re.fullmatch(r"(.*) - at (?:`key` in )?`(.*)`", problem, re.DOTALL)
     what, where = found.groups() if found else (problem, "the body")
-    return f"{where}: {what[:1].lower()}{what[1:]}"
+    known = _fields_at(where, shape) if "contains unknown field" in what else []
+    return f"{where}: {what[:1].lower()}{what[1:]}{'; it may have ' * bool(known)}{', '.join(known)}"
+
+
+def _fields_at(where: str, shape: object) -> list[str]:
+    """List the fields that the object at a place such as `$.pairs[0]` may have."""
+    found: Any = [msgspec.inspect.type_info(shape)]
+    for name, _ in re.findall(r"\.(\w+)|(\[[^\]]*\])", where if where.startswith("$") else ""):
+        found = [inner for each in found for inner in _inner(each, name)]
+    return [field.encode_name for each in found for kind in _kinds(each) for field in getattr(kind, "fields", ())]
+
+
+def _inner(shape: Any, name: str) -> Iterator[Any]:
+    """Yield the types of a field, or without a name of the values of a list or an object."""
+    for kind in _kinds(shape):
+        if name:
+            yield from (field.type for field in getattr(kind, "fields", ()) if field.encode_name == name)
+        else:
+            yield from (getattr(kind, part) for part in ("item_type", "value_type") if hasattr(kind, part))
+
+
+def _kinds(shape: Any) -> Iterable[Any]:
+    """List what a value may be, without what is said about it."""
+    while isinstance(shape, msgspec.inspect.Metadata):
+        shape = shape.type
+    return getattr(shape, "types", (shape,))
