@@ -22,7 +22,7 @@ from cappy_export.proof.limits import LIMITS
 from cappy_export.proof.pairs import default_pairs
 from cappy_export.proof.parity import candidate_groups, spearman, winner_agreement
 from cappy_mini.mixture import EASY
-from tests.support.places import MINI, ROOT, data_rows, short_parity_pairs
+from tests.support.places import MINI, ROOT, data_rows
 
 NEWS = (ROOT / "docs" / "examples" / "news.txt").read_text(encoding="utf-8")
 """The news article of the pages, and its question."""
@@ -37,9 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("mini")
     whole = set(list(dict.fromkeys(instruction for instruction, _ in default_pairs()))[::16])
-    pairs = [
-        pair if pair[0] in whole else short for pair, short in zip(default_pairs(), short_parity_pairs(), strict=True)
-    ]
+    pairs = [pair if pair[0] in whole else (pair[0][:80], pair[1][:40]) for pair in default_pairs()]
     rows = [{"instruction": instruction, "response": response} for instruction, response in pairs]
     (folder / "pairs.jsonl").write_bytes(b"".join(map(json_line, rows)))
     options = ExportOptions(precisions=PRECISIONS, targets=tuple(TARGETS), pairs=folder / "pairs.jsonl")

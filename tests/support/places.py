@@ -32,14 +32,9 @@ def parity_pairs() -> list[tuple[str, str]]:
     return [(row["instruction"], row["response"]) for row in rows]
 
 
-def short_parity_pairs() -> list[tuple[str, str]]:
-    """Cut the parity pairs to 200 and 100 characters, for an export that is to be proven sooner."""
-    return [(instruction[:200], response[:100]) for instruction, response in parity_pairs()]
-
-
 def write_short_parity_pairs(path: Path) -> Path:
-    """Write `short_parity_pairs` as JSON Lines; returns `path`."""
-    rows = [{"instruction": instruction, "response": response} for instruction, response in short_parity_pairs()]
+    """Write the parity pairs, cut for an export that is to be proven sooner, as JSON Lines; returns `path`."""
+    rows = [{"instruction": pair[0][:200], "response": pair[1][:100]} for pair in parity_pairs()]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
