@@ -20,10 +20,11 @@ from tests.support.gpu_checks import NO_GPU, CacheByName, CacheOfHalf, FakeMachi
 from tests.support.installations import NO_DRIVER, changed
 from tests.support.places import MINI
 
+pytestmark = pytest.mark.slow
+
 NO_TENSORRT = changed(missing_libraries={"libonnxruntime_providers_tensorrt.so": ("libnvinfer.so.10",)})
 
 
-@pytest.mark.slow
 def test_where_all_is_well_every_step_is_ok_and_every_figure_is_there(gpu_check: Callable[..., Ran]) -> None:
     ran = gpu_check()
     assert {step["name"]: (step["status"], step["reason"]) for step in ran.document["steps"]} == {
@@ -52,7 +53,6 @@ def test_where_all_is_well_every_step_is_ok_and_every_figure_is_there(gpu_check:
     assert "What is missing" not in ran.printed
 
 
-@pytest.mark.slow
 def test_scores_that_the_canary_does_not_show_fail_the_parity_with_their_error(gpu_check: Callable[..., Ran]) -> None:
     ran = gpu_check(only=["parity"], error=0.25)
     step = ran.step("parity/cuda/fp32")
@@ -66,7 +66,6 @@ def test_scores_that_the_canary_does_not_show_fail_the_parity_with_their_error(g
     assert ran.status == 1
 
 
-@pytest.mark.slow
 def test_drills_alone_end_in_their_errors(gpu_check: Callable[..., Ran]) -> None:
     ran = gpu_check(only=["drill"])
     assert ran.status == 0, ran.printed
@@ -86,7 +85,6 @@ def test_drills_alone_end_in_their_errors(gpu_check: Callable[..., Ran]) -> None
     }
 
 
-@pytest.mark.slow
 def test_a_machine_that_refuses_nothing_fails_its_drills(gpu_check: Callable[..., Ran]) -> None:
     ran = gpu_check(only=["drill"], is_careless=True)
     drills = [step for step in ran.document["steps"] if step["name"].startswith("drill/")]
@@ -95,7 +93,6 @@ def test_a_machine_that_refuses_nothing_fails_its_drills(gpu_check: Callable[...
     assert ran.status == 1
 
 
-@pytest.mark.slow
 def test_engines_that_are_found_by_name_fail_their_drills(gpu_check: Callable[..., Ran]) -> None:
     ran = gpu_check(only=["drill"], cache=CacheByName)
     assert ran.step("drill/swapped-weights")["status"] == "failed"
@@ -104,7 +101,6 @@ def test_engines_that_are_found_by_name_fail_their_drills(gpu_check: Callable[..
     assert ran.step("drill/wrong-canary")["status"] == "ok"
 
 
-@pytest.mark.slow
 def test_a_step_that_crashes_stops_no_other(gpu_check: Callable[..., Ran]) -> None:
     ran = gpu_check(only=["drill"], crashes_at="drill/model-byte")
     crashed = ran.step("drill/model-byte")
@@ -115,7 +111,6 @@ def test_a_step_that_crashes_stops_no_other(gpu_check: Callable[..., Ran]) -> No
     assert ran.status == 1
 
 
-@pytest.mark.slow
 def test_without_a_gpu_all_is_skipped_with_the_reason_and_nothing_was_measured(gpu_check: Callable[..., Ran]) -> None:
     ran = gpu_check(installation=NO_GPU)
     preflight, *others = ran.document["steps"]
@@ -157,7 +152,6 @@ def test_when_the_time_is_used_up_the_rest_is_skipped_and_says_so(gpu_check: Cal
     assert ran.status == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_engines_that_were_kept_are_no_first_opening(gpu_check: Callable[..., Ran], tmp_path: Path, lost: int) -> None:
     assert gpu_check(only=["open"]).step("open/tensorrt/fp16/first")["figures"]["opened_seconds"] > 0
@@ -170,7 +164,6 @@ def test_engines_that_were_kept_are_no_first_opening(gpu_check: Callable[..., Ra
     assert (kept["status"], kept["figures"]) == ("ok", {"opened_seconds": None, "engines_built": lost, "note": note})
 
 
-@pytest.mark.slow
 def test_engines_that_are_not_kept_fail_their_openings_whatever_others_are_there(gpu_check: Callable[..., Ran]) -> None:
     ran = gpu_check(only=["open"], cache=CacheOfHalf)
     for step in ran.document["steps"]:
@@ -180,14 +173,12 @@ def test_engines_that_are_not_kept_fail_their_openings_whatever_others_are_there
             assert (step["status"], step["reason"]) == ("ok" if is_kept else "failed", reason)
 
 
-@pytest.mark.slow
 def test_drills_end_in_their_errors_with_engines_of_an_earlier_check(gpu_check: Callable[..., Ran]) -> None:
     gpu_check(only=["drill"])
     ran = gpu_check("--keep-engines", "--force", only=["drill"])
     assert ran.status == 0, ran.printed
 
 
-@pytest.mark.slow
 def test_the_command_on_a_machine_without_a_gpu_names_the_driver(tmp_path: Path) -> None:
     try:
         ctypes.CDLL("libcuda.so.1")
@@ -220,7 +211,6 @@ def test_two_checks_share_no_folder_of_work(
     assert {path.name for path in tmp_path.iterdir()} == {"first.json", "first-work", "second.json", "second-work"}
 
 
-@pytest.mark.slow
 def test_a_profile_says_what_ran_and_fails_where_nothing_was_seen(gpu_check: Callable[..., Ran]) -> None:
     ran = gpu_check(only=["profile"])
     assert ran.step("profile/cuda-fp16")["reason"] is None

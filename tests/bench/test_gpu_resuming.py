@@ -13,8 +13,9 @@ import pytest
 from cappy_bench.gpu.check import NOT_ASKED
 from tests.support.gpu_checks import NO_GPU, Ran
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_a_check_goes_on_with_what_went_well(gpu_check: Callable[..., Ran]) -> None:
     first = gpu_check(only=["drill"])
     assert first.step("open/cuda/fp16")["reason"] == NOT_ASKED
@@ -27,7 +28,6 @@ def test_a_check_goes_on_with_what_went_well(gpu_check: Callable[..., Ran]) -> N
     assert third.step("open/tensorrt/fp16/first") == second.step("open/tensorrt/fp16/first")
 
 
-@pytest.mark.slow
 def test_a_check_goes_on_where_its_engines_were_removed(gpu_check: Callable[..., Ran], tmp_path: Path) -> None:
     gpu_check(only=["open"], crashes_at="open/tensorrt/fp16/again")
     shutil.rmtree(tmp_path / "work" / "cache")
@@ -36,7 +36,6 @@ def test_a_check_goes_on_where_its_engines_were_removed(gpu_check: Callable[...,
     assert ran.step("open/tensorrt/fp16/first")["figures"]["engines_built"] == 4
 
 
-@pytest.mark.slow
 def test_what_is_kept_is_not_lost_where_a_check_is_stopped(
     gpu_check: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,7 +51,6 @@ def test_what_is_kept_is_not_lost_where_a_check_is_stopped(
     assert first.step("drill/hidden-gpu") in left["steps"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model", "versions"])
 def test_what_cannot_be_compared_is_not_gone_on_with(gpu_check: Callable[..., Ran], tmp_path: Path, name: str) -> None:
     first = gpu_check(only=["drill"])
@@ -61,7 +59,6 @@ def test_what_cannot_be_compared_is_not_gone_on_with(gpu_check: Callable[..., Ra
         gpu_check("--resume", only=["open"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("option", ["--data", "--questions"])
 def test_real_texts_and_made_up_ones_do_not_stand_in_one_result(

@@ -19,6 +19,8 @@ from cappy_export.proof.pairs import default_pairs
 from tests.support.exported import made_once
 from tests.support.pages import blocks
 
+pytestmark = pytest.mark.slow
+
 PAGE = "docs/migration.md"
 NAMED = Path("cross-encoder", "ms-marco-MiniLM-L6-v2")
 """The checkpoint that the page names. A folder of this name in the current one is taken before the hub's."""
@@ -61,7 +63,6 @@ def ours_behind(beginning: str) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.slow
 def test_the_lines_for_sentence_transformers_give_its_scores_and_its_best_passage(
     raw: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,7 +76,6 @@ def test_the_lines_for_sentence_transformers_give_its_scores_and_its_best_passag
     assert float(found[1]) == pytest.approx(float(score), abs=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", [RAW, SIGMOID])
 def test_scores_are_those_of_a_cross_encoder_with_the_activation_that_the_page_tells(
     family: str, tmp_path_factory: pytest.TempPathFactory
