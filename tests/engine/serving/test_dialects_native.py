@@ -99,6 +99,10 @@ def test_exact_scores_are_told() -> None:
             {"pairs": [{"instruction": "a", "response": "b"}], "too_long": "cut"},
             "$.too_long: invalid enum value 'cut'",
         ),
+        (
+            {"pairs": [{"instruction": "a", "response": "b"}], "too_long": "contains unknown field"},
+            "$.too_long: invalid enum value 'contains unknown field'",
+        ),
     ],
 )
 def test_what_has_another_shape_is_refused_with_its_place(body: object, why: str) -> None:

@@ -60,7 +60,7 @@ def field_names(body: bytes) -> Set[str]:
 
 @contextlib.contextmanager
 def _refusing(shape: object = None) -> Iterator[None]:
-    """Translate the errors of parsers; one of a field that `shape` does not have lists those that it has."""
+    """Translate the errors of parsers. If a field is unknown, the error lists the fields of `shape`."""
     try:
         yield
     except msgspec.ValidationError as error:
@@ -150,7 +150,7 @@ def _placed(problem: str, shape: object) -> str:
     """Write where it is wrong first: "$.pairs[3].response: expected `str`, got `int`"."""
     found = re.fullmatch(r"(.*) - at (?:`key` in )?`(.*)`", problem, re.DOTALL)
     what, where = found.groups() if found else (problem, "the body")
-    known = _fields_at(where, shape) if "contains unknown field" in what else []
+    known = _fields_at(where, shape) if what.startswith("Object contains unknown field") else []
     return f"{where}: {what[:1].lower()}{what[1:]}{'; it may have ' * bool(known)}{', '.join(known)}"
 
 

@@ -7,7 +7,6 @@ after a body. It forgets the time limit when a byte comes at the wrong moment.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
 from typing import Any
 
@@ -274,7 +273,9 @@ class BoundedConnection(HttpToolsProtocol):
             )
 
     def _wait_for_head(self) -> None:
-        seconds = min(self.bounds.body_seconds, SPARE_SECONDS if self._is_spare else math.inf)
+        seconds = self.bounds.body_seconds
+        if self._is_spare:
+            seconds = min(seconds, SPARE_SECONDS)
         self._until_head = self.loop.call_later(seconds, self._close_if_waiting)
 
     def _stop_waiting(self) -> None:
