@@ -64,7 +64,7 @@ PIP_INSTALL := pip install --quiet --no-compile
 # torch comes first and by its exact version, so that nothing else chooses another build of it.
 .venv-%/ready: pyproject.toml constraints.txt hatch_build.py | native
 	rm -rf .venv-$*
-	$(PYTHON) -m venv .venv-$*
+	$(PYTHON) -m venv --upgrade-deps .venv-$*
 	.venv-$*/bin/$(PIP_INSTALL) --constraint constraints.txt torch==2.13.0
 	.venv-$*/bin/$(PIP_INSTALL) --constraint constraints.txt --editable '.[cpu,export,train$(if $(filter test,$*),$(comma)dev)]'
 	touch $@
@@ -93,7 +93,7 @@ types: .venv-test/ready
 # What production installs, the server too, and what the engine's tests need.
 .venv-engine/ready: pyproject.toml constraints.txt hatch_build.py | native
 	rm -rf .venv-engine
-	$(PYTHON) -m venv .venv-engine
+	$(PYTHON) -m venv --upgrade-deps .venv-engine
 	$(ENGINE)/$(PIP_INSTALL) --constraint constraints.txt --editable '.[cpu,files,serve,tracing]' pytest hypothesis pytest-xdist httpx
 	touch $@
 
@@ -104,7 +104,7 @@ engine-tests: .venv-engine/ready
 # Clients of other servers have an environment of their own; `cappy serve` runs in the engine's.
 .venv-clients/ready: tests/clients/requirements.txt
 	rm -rf .venv-clients
-	$(PYTHON) -m venv .venv-clients
+	$(PYTHON) -m venv --upgrade-deps .venv-clients
 	.venv-clients/bin/$(PIP_INSTALL) --requirement $<
 	touch $@
 
@@ -117,7 +117,7 @@ clients: .venv-engine/ready .venv-clients/ready
 # Packages that people have beside ours: some need newer versions than constraints.txt has.
 .venv-others/ready: tests/support/others.txt pyproject.toml hatch_build.py | native
 	rm -rf .venv-others
-	$(PYTHON) -m venv .venv-others
+	$(PYTHON) -m venv --upgrade-deps .venv-others
 	.venv-others/bin/$(PIP_INSTALL) --requirement $< --editable '.[cpu,files,ray,serve]'
 	touch $@
 
@@ -127,7 +127,7 @@ others: .venv-others/ready
 # Tools that cannot be installed beside the others have environments of their own.
 .venv-bench-%/ready: benchmarks/cappy_bench/environments/%.txt
 	rm -rf .venv-bench-$*
-	$(PYTHON) -m venv .venv-bench-$*
+	$(PYTHON) -m venv --upgrade-deps .venv-bench-$*
 	$(if $(shell grep ^torch $<),.venv-bench-$*/bin/$(PIP_INSTALL) torch==2.13.0)
 	.venv-bench-$*/bin/$(PIP_INSTALL) --requirement $<
 	touch $@
@@ -174,7 +174,7 @@ bench-micro: .venv-test/ready
 # ziglang is a compiler that makes libraries for other machines, too.
 .venv-wheel/ready: constraints.txt
 	rm -rf .venv-wheel
-	$(PYTHON) -m venv .venv-wheel
+	$(PYTHON) -m venv --upgrade-deps .venv-wheel
 	.venv-wheel/bin/$(PIP_INSTALL) --constraint constraints.txt build hatchling ziglang
 	touch $@
 
@@ -188,7 +188,7 @@ wheel: .venv-wheel/ready .venv-test/ready
 # With onnxruntime-gpu, which cannot be installed beside onnxruntime, and the TensorRT that it is linked with.
 .venv-gpu/ready: pyproject.toml constraints.txt hatch_build.py | native
 	rm -rf .venv-gpu
-	$(PYTHON) -m venv .venv-gpu
+	$(PYTHON) -m venv --upgrade-deps .venv-gpu
 	.venv-gpu/bin/$(PIP_INSTALL) --constraint constraints.txt torch==2.13.0
 	.venv-gpu/bin/$(PIP_INSTALL) --constraint constraints.txt --editable '.[gpu,export]' 'tensorrt-cu13<11'
 	touch $@
