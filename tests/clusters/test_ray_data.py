@@ -15,7 +15,7 @@ import ray
 from cappy_engine.activations import ACTIVATIONS, Activation
 from cappy_engine.bulk.folders import Folder, files_of_folder
 from cappy_engine.bulk.ray.cluster import score_dataset, score_on_cluster
-from cappy_engine.bulk.ray.pool import VARIABLES, ClusterOptions, connected
+from cappy_engine.bulk.ray.pool import VARIABLES, ClusterOptions, connected, make_pool
 from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.tasks import ScoreTask
 from cappy_engine.bulk.totals import Totals
@@ -142,12 +142,27 @@ def test_a_node_with_another_bundle_is_refused(
 
 def test_a_cluster_without_room_is_told(connection: None, samples: Path, tmp_path: Path) -> None:
     folder = Folder(files_of_folder(samples), tmp_path / "scored")
-    with pytest.raises(
-        CappyError, match=r"no node .* has 64 cores for an actor; its nodes have \[1, 1\] cores, 0 GPUs"
-    ):
+    nodes = "its nodes have 1 core and 0 GPUs, 1 core and 0 GPUs"
+    with pytest.raises(CappyError, match=f"no node of this Ray cluster has 64 cores for an actor; {nodes}"):
         score_on_cluster(folder, options=ScorerOptions(threads=64))
-    with pytest.raises(CappyError, match="no node of this Ray cluster has a GPU for an actor"):
+    with pytest.raises(CappyError, match=f"has 1 core and a GPU for an actor; {nodes}"):
         score_on_cluster(folder, options=ScorerOptions(device="cuda"))
     with pytest.raises(BundleError):
         score_on_cluster(folder, tmp_path / "no-bundle")
     assert not (tmp_path / "scored.partial").exists()
+
+
+def test_actors_share_the_cores_of_a_node_with_several_gpus(cluster: Any, connection: None) -> None:
+    """Ray takes our word for what a node has."""
+    node = cluster.add_node(num_cpus=5, num_gpus=2)
+    try:
+        wanted = [(None, None), (3, None), (1, None), (1, 1)]
+        pools = [
+            make_pool(ray, EMBEDDED, ScorerOptions(device="cuda", threads=threads), ClusterOptions(actors=actors))
+            for threads, actors in wanted
+        ]
+        assert [(pool.cores, pool.gpus, pool.actors) for pool in pools] == [(2, 1, 2), (3, 1, 1), (1, 1, 2), (1, 1, 1)]
+        with pytest.raises(CappyError, match=r"has 6 cores and a GPU for an actor; .* 5 cores and 2 GPUs"):
+            make_pool(ray, EMBEDDED, ScorerOptions(device="cuda", threads=6), ClusterOptions())
+    finally:
+        cluster.remove_node(node)

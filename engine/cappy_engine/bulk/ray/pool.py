@@ -64,7 +64,7 @@ class Pool:
 
     def __str__(self) -> str:
         """Say it in a few words."""
-        each = f"{self.cores} core{'s' * (self.cores > 1)}" + " and a GPU" * bool(self.gpus)
+        each = _cores(self.cores) + " and a GPU" * bool(self.gpus)
         return f"{self.options.device} on up to {self.actors} actor{'s' * (self.actors > 1)} with {each}"
 
     def arguments(self, ray: Any) -> dict[str, Any]:
@@ -98,32 +98,39 @@ def check_address(address: str) -> str:
 def make_pool(ray: Any, bundle: str | Path, options: ScorerOptions, cluster: ClusterOptions) -> Pool:
     """Fit the actors to the nodes that there are now. Raises CappyError for a cluster without room for one.
 
-    An actor has `options.threads` cores; without them all of the smallest node, and at most 8.
+    An actor has `options.threads` cores; without them all of the smallest node, and at most 8. On GPUs it has one, and
+    without `options.threads` its share of the node's cores.
 
         >>> make_pool(ray, "cappy-bundle", ScorerOptions(threads=4), ClusterOptions("auto")).actors
         16
     """
     if options.gpus is not None:
         raise ValueError("gpus cannot be chosen by number on a cluster: Ray gives one to each actor")
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = sorted(int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1)
-    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = sorted((int(found.get("CPU", 0)), int(found.get("GPU", 0))) for found in resources)
     device = options.device
     if device == "auto":
-        device = "cuda" if gpus and open_bundle(bundle).manifest.precisions_for("cuda") else "cpu"
-    cores = options.threads or min([*cpus[:1], MOST_CORES])
-    room = gpus if device != "cpu" else sum(found // cores for found in cpus)
+        has_gpus = any(gpus for _, gpus in nodes)
+        device = "cuda" if has_gpus and open_bundle(bundle).manifest.precisions_for("cuda") else "cpu"
+    is_gpu = device != "cpu"
+    usable = [(cpus, gpus if is_gpu else 1) for cpus, gpus in nodes if cpus and (gpus or not is_gpu)]
+    smallest = min((max(1, cpus // parts) for cpus, parts in usable), default=1)
+    cores = options.threads or min(smallest, MOST_CORES)
+    room = sum(min(cpus // cores, gpus) if is_gpu else cpus // cores for cpus, gpus in usable)
     if not room:
-        wanted = f"{cores} cores" if device == "cpu" else "a GPU"
-        raise CappyError(
-            f"no node of this Ray cluster has {wanted} for an actor; its nodes have {cpus} cores, {gpus} GPUs"
-        )
+        wanted = _cores(cores) + " and a GPU" * is_gpu
+        found = ", ".join(f"{_cores(cpus)} and {gpus} GPU{'s' * (gpus != 1)}" for cpus, gpus in nodes)
+        raise CappyError(f"no node of this Ray cluster has {wanted} for an actor; its nodes have {found}")
     return Pool(
         cores=cores,
-        gpus=int(device != "cpu"),
+        gpus=int(is_gpu),
         actors=min(room, cluster.actors or room),
         options=replace(options, device=device, threads=cores),
     )
+
+
+def _cores(count: int) -> str:
+    return f"{count} core{'s' * (count != 1)}"
 
 
 def node_name() -> str:
