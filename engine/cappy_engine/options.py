@@ -155,7 +155,7 @@ class ScorerOptions:
     mode: Annotated[
         Mode,
         Asked(
-            "all threads on one batch, one for each of several, or both with the weights held twice",
+            "all threads on one batch, one for each of several, or both with two sessions",
             choices=("auto", *MODES),
         ),
     ] = "auto"

@@ -64,8 +64,8 @@ class Scorer:
         - "latency": all threads on one batch.
         - "throughput": one thread for each of several batches.
         - "both": two sessions, each for what it does best. The second is opened when there first are several batches,
-          and holds the weights again.
-        - "auto": what `cappy tune` measured here, else "both" for models up to 512 MB and "latency" for larger ones.
+          and holds the weights again; sessions share those of more than 128 MiB.
+        - "auto": what `cappy tune` measured here, else "both" for models up to 512 MiB and "latency" for larger ones.
 
         With one thread, or off the CPU, the modes are one. A batch holds at most `max_batch_tokens` tokens (None: as
         tuned, else 512 on the CPU and 16,384 on GPUs). A text of more than `max_text_chars` characters is refused.

@@ -59,7 +59,8 @@ def serve(bundle: Path, server: ServerOptions, options: ScorerOptions) -> None:
       cappy triton cappy-bundle models --precision int8
       cappy triton cappy-bundle models --device cuda --gpu 0 --gpu 1 --name cappy-large
 
-    models/cappy takes texts and needs cappy-engine where Triton runs; models/cappy-onnx takes token ids
+    models/cappy takes texts and needs cappy-engine where Triton runs; models/cappy-onnx takes token ids;
+    here --device auto is the CPU
     """
 )
 @click.argument("bundle", type=PATH, metavar="BUNDLE")
