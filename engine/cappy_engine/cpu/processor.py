@@ -69,5 +69,5 @@ def _advice(flags: frozenset[str]) -> str:
     if flags & MULTIPLY_INT8:
         return "int8 (with kernels 3.1 to 4.0 times as fast as fp32 on 2 cores with VNNI); fp16 is slow on a CPU"
     if flags:
-        return "int8 (with kernels 1.6 to 2.0 times as fast as fp32 on 2 cores without VNNI); fp16 is slow on a CPU"
+        return "int8 (with kernels 1.3 to 2.0 times as fast as fp32 on 2 cores without VNNI); fp16 is slow on a CPU"
     return "unknown, as the instructions are; compare int8 with fp32"
