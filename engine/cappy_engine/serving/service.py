@@ -159,7 +159,9 @@ class Service:
         self.drain()
         if self._model is not None:
             self._model.close(wait_seconds)
-        for thread in self._leaving:
+        with self._changing:  # all of them are started then
+            leaving = list(self._leaving)
+        for thread in leaving:
             thread.join()
         for threads in (self._reader, self._encoder, self._long_encoder):
             threads.shutdown(wait=False, cancel_futures=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cappy_engine import __version__
-from cappy_engine.errors import InstallationError, install_hint
+from cappy_engine.errors import InstallationError, ServingError, install_hint
 from cappy_engine.serving.requests import ScoringResult
 
 STAGES = ("tokenize", "queue", "score")
@@ -16,7 +16,8 @@ STAGES = ("tokenize", "queue", "score")
 class Tracer:
     """Makes spans of requests that ended; they go where `OTEL_EXPORTER_OTLP_ENDPOINT` says.
 
-    A `provider` of the caller's own is used as it is. Raises InstallationError without the packages.
+    A `provider` of the caller's own is used as it is. Raises InstallationError without the packages, and ServingError
+    for variables that OpenTelemetry does not take.
     """
 
     def __init__(self, provider: Any = None) -> None:
@@ -26,14 +27,19 @@ class Tracer:
             from opentelemetry.sdk.resources import OTELResourceDetector, Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+            if provider is None:
+                asked = OTELResourceDetector().detect()  # by OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
+                provider = TracerProvider(resource=Resource.create({"service.name": "cappy"}).merge(asked))
+                provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         except ModuleNotFoundError as error:
             raise InstallationError(
                 f"tracing needs the package {error.name!r}; {install_hint('serve,tracing')}"
             ) from error
-        if provider is None:
-            asked = OTELResourceDetector().detect()  # by OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
-            provider = TracerProvider(resource=Resource.create({"service.name": "cappy"}).merge(asked))
-            provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        except ValueError as error:  # already an import reads variables
+            raise ServingError(
+                f"tracing cannot begin: {str(error).rstrip('.')}; mend the variables OTEL_..."
+            ) from error
         self._provider = provider
         self._tracer = provider.get_tracer("cappy_engine.serving", __version__)
         self._trace = trace

@@ -40,6 +40,12 @@ def test_a_body_that_announces_to_be_too_large_is_refused_unread(server: Server)
         assert b" 413 " in received(connection)
 
 
+def test_zeros_before_an_announced_length_do_not_make_it_larger(server: Server) -> None:
+    with server.connect() as connection:
+        connection.sendall(f"{HEAD}connection: close\r\ncontent-length: {len(BODY):030}\r\n\r\n{BODY}".encode())
+        assert b" 200 " in received(connection)
+
+
 def test_a_request_may_be_as_large_as_the_limits_say(server: Server) -> None:
     most = json.dumps(pairs_of(*[(SKY, "Yes")] * 50)).ljust(100_000).encode()
     headers = {"content-type": "application/json"}
@@ -157,6 +163,37 @@ def test_the_work_of_a_client_that_hangs_up_is_not_done(slow: Server, more: int)
     assert slow.post("/v1/score", pairs_of((SKY, "Yes"))).status_code == 200
     assert slow.metric(labels) - before < 10
     assert 'status="0"' not in slow.get("/metrics").text  # what nobody was told is no answer
+
+
+def memory(server: Server) -> int:
+    """Give the bytes of memory that the server holds."""
+    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{server.process.pid}/status").read_text())
+    assert found
+    return int(found[1]) * 1024
+
+
+@pytest.mark.slow
+def test_half_heads_of_many_fields_cost_little_memory(slow: Server) -> None:
+    """A field without a text takes five bytes on the way, and a hundred in memory."""
+    before = memory(slow)
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            connection = stack.enter_context(slow.connect())
+            with contextlib.suppress(OSError):  # it is refused
+                connection.sendall(HEAD.encode() + b"a:\r\n" * 12_000)
+        assert slow.get("/health").status_code == 200  # by then it has read them
+        assert memory(slow) - before < 16 * 2**20
+
+
+@pytest.mark.slow
+def test_heads_of_many_fields_may_not_all_wait(slow: Server) -> None:
+    body = json.dumps({"instruction": SKY, "candidates": [str(number) for number in range(40)]})
+    head = "GET /health HTTP/1.1\r\nhost: here\r\n" + "a:\r\n" * 1900 + "\r\n"
+    with slow.connect() as connection:
+        connection.sendall(f"{HEAD}content-length: {len(body)}\r\n\r\n{body}{head * 60}".encode())
+        answer = received(connection)
+    assert 2 <= answer.count(b'{"status":"alive"}') <= 8
+    assert answer.count(b"connection: close") == 1
 
 
 @pytest.mark.slow

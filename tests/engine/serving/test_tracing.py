@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
@@ -15,8 +17,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from cappy_engine import __version__
+from cappy_engine.scored import Scored
+from cappy_engine.serving.requests import ScoringResult, ServedModel, Stages
 from cappy_engine.serving.tracing import Tracer
-from tests.support.servers import pairs_of, serving
+from tests.support.servers import faulty, pairs_of, serving, started
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -95,6 +100,47 @@ def test_a_request_is_a_span_with_its_stages(bundle: Path, collector: Collector)
     assert [item.value.int_value for item in refused[0].attributes if item.key.endswith("status_code")] == [422]
     assert "POST /v2/models/{name}/infer" in [span.name for span in spans]
     assert not any(b"secret" in body for body in collector.bodies)
+    scopes = [each.scope for found in collector.resource_spans() for each in found.scope_spans]
+    assert {(scope.name, scope.version) for scope in scopes} == {("cappy_engine.serving", __version__)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variable", "value", "part"),
+    [
+        ("OTEL_PROPAGATORS", "tracecontext,b3", "Propagator b3 not found"),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT must be a non-negative integer"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "100000", "max_export_batch_size must be less than"),
+    ],
+)
+def test_a_variable_that_opentelemetry_does_not_take_is_told_in_a_line(
+    bundle: Path, variable: str, value: str, part: str
+) -> None:
+    with started(["--bundle", str(bundle), "--tracing"], variables={variable: value}) as server:
+        assert server.wait() == 1
+    assert server.log.startswith("cappy serve: tracing cannot begin: ")
+    assert part in server.log
+    assert server.log.endswith("; mend the variables OTEL_...\n")
+
+
+@pytest.mark.slow
+def test_a_request_whose_client_went_away_is_a_span_too(bundle: Path, collector: Collector, tmp_path: Path) -> None:
+    """It is the one of which its operator wants to know where the time went."""
+    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}"}
+    (tmp_path / "trigger").touch()
+    options = "--threads 1 --step-tokens 16 --tracing".split()
+    slow = faulty("slow", tmp_path / "trigger")
+    with serving("--bundle", str(bundle), *options, variables=variables, command=slow) as server:
+        body = json.dumps(pairs_of(*[("a", str(number)) for number in range(60)]))
+        head = f"POST /v1/score HTTP/1.1\r\nhost: here\r\ncontent-length: {len(body)}\r\n\r\n"
+        with server.connect() as connection:
+            connection.sendall((head + body).encode())
+            server.wait_until(lambda: server.metric("cappy_queue_pairs") > 0)
+        server.wait_until(lambda: server.metric("cappy_abandoned_requests_total") == 1)
+        assert server.stop() == 0
+    spans = [span for found in collector.resource_spans() for scope in found.scope_spans for span in scope.spans]
+    assert [span.name for span in spans] == ["POST /v1/score"]
+    assert [item.value.int_value for item in spans[0].attributes if item.key.endswith("status_code")] == [499]
 
 
 @pytest.mark.parametrize(("status", "is_error"), [(200, False), (422, False), (429, False), (500, True), (503, True)])
@@ -107,6 +153,18 @@ def test_a_span_is_an_error_where_the_server_is_at_fault(status: int, is_error: 
     assert span.start_time is not None
     assert span.end_time is not None
     assert span.end_time - span.start_time == 500_000_000
+
+
+def test_the_stages_stand_at_the_end_of_a_request_whose_body_came_slowly() -> None:
+    kept, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    scored = Scored(np.ones(1, np.float32), np.ones(1, np.int64), np.zeros(1, np.bool_), ())
+    stages = Stages(tokenize=0.1, queue=0.2, score=0.3, total=0.6)
+    result = ScoringResult(scored, ServedModel(("tiny",), "cpu", "fp32", 512), "1", 0, stages=stages)
+    Tracer(provider).trace("/v1/score", {}, 200, 2.0, result)
+    *_, last, whole = kept.get_finished_spans()
+    assert (last.name, whole.name) == ("score", "POST /v1/score")
+    assert last.end_time == whole.end_time
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,8 @@ async def read_body(
         ...     body = await read_body(receive, None, max_bytes=2**20, seconds=20, take=take)
     """
     too_large = f"the body has more than {max_bytes} bytes, which is max_body_bytes; send several requests"
-    if announced is not None and announced.isdecimal() and (len(announced) > 18 or int(announced) > max_bytes):
+    length = (announced or "").lstrip("0")
+    if length.isdecimal() and (len(length) > 18 or int(length) > max_bytes):
         raise InvalidRequest(too_large, 413)
     parts: list[bytes] = []
     size = 0

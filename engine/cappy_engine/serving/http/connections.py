@@ -16,10 +16,15 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cappy_engine.serving.http.refusals import (
+    FIELD_BYTES,
+    HEAD_BYTES,
     LONG_HEAD,
     MAX_HEADER_BYTES,
+    MAX_WAITING,
+    MAX_WAITING_HEADS,
     NOT_HTTP,
     Refused,
+    TooMany,
     bytes_of,
     too_many_connections,
 )
@@ -29,8 +34,6 @@ from cappy_engine.serving.openapi import PROBES
 from cappy_engine.serving.server_options import ServerOptions
 from cappy_engine.serving.statuses import Failure
 
-MAX_WAITING = 64
-"""The requests that may wait on a connection behind the one that is answered. What comes after them is not read."""
 SPARE_CONNECTIONS = 64
 """The connections above the limit on which probes are answered; any more are closed without a word."""
 SPARE_SECONDS = 1.0
@@ -48,10 +51,6 @@ def connection_class(options: ServerOptions, counters: Metrics) -> type[BoundedC
         bounds, metrics = options, counters
 
     return Connection
-
-
-class _TooMany(Exception):
-    """A request comes behind too many others."""
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -101,11 +100,10 @@ class BoundedConnection(HttpToolsProtocol):
         try:
             self._parse(data)
             if self._steps == steps:  # not all of it is told to `on_header`: what is not at its end is not
-                self._loose_bytes = loose
-                self._count(len(data))
+                self._count(max(0, loose + len(data) - self._loose_bytes))
         except httptools.HttpParserError as error:
             cause = error.__context__
-            if isinstance(cause, _TooMany):
+            if isinstance(cause, TooMany):
                 self._is_deaf = True
                 self._unanswered[-1].keep_alive = False
             else:
@@ -128,8 +126,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin to wait for the rest of a request's head."""
-        if len(self.pipeline) >= MAX_WAITING:
-            raise _TooMany
+        if len(self.pipeline) >= MAX_WAITING or self._waiting_heads() > MAX_WAITING_HEADS:
+            raise TooMany
         super().on_message_begin()
         self._is_in_message = self._is_in_head = True
         self._step()
@@ -143,7 +141,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; fields behind a body are counted only."""
-        self._count(len(name) + len(value) + len(b": \r\n"))
+        self._count(len(name) + len(value) + FIELD_BYTES)
         if self._is_in_head:
             super().on_header(name, value)
 
@@ -154,6 +152,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self._is_spare and self.url.partition(b"?")[0] not in ALWAYS_ANSWERED:
             raise Refused(too_many_connections(self.bounds.max_connections))
         self._is_in_head = False
+        self.scope["state"][HEAD_BYTES] = self._loose_bytes
         self._step()
         self._stop_waiting()
         super().on_headers_complete()
@@ -259,8 +258,11 @@ class BoundedConnection(HttpToolsProtocol):
         return self._is_in_message or self._is_deaf
 
     def _is_full(self) -> bool:
-        """Tell if the requests that wait hold more than they may."""
+        """Tell if the bodies that wait hold more than they may."""
         return sum(len(cycle.body) for cycle, _ in self.pipeline) > HIGH_WATER_LIMIT
+
+    def _waiting_heads(self) -> int:
+        return sum(cycle.scope["state"][HEAD_BYTES] for cycle, _ in self.pipeline)
 
     # How long it stays
 

@@ -95,7 +95,7 @@ class ScoringEndpoint:
             extra = {**extra, **cost_headers(result)}
         except ClientGone:
             self._gate.service.metrics.abandoned()
-            self._log(CLIENT_GONE, request_id, started, result)
+            self._told(CLIENT_GONE, request_id, started, headers, result)
             return
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError):  # by the server, whose time to end is over
@@ -110,9 +110,7 @@ class ScoringEndpoint:
         await respond(send, status, body, {**extra, "x-request-id": request_id})
         if result is not None:
             self._gate.service.metrics.scored(result)
-        self._log(status, request_id, started, result)
-        if self._gate.tracer is not None:
-            self._gate.tracer.trace(self._route.path, headers, status, time.monotonic() - started, result)
+        self._told(status, request_id, started, headers, result)
 
     async def _read(self, scope: Scope, headers: Headers, receive: Receive) -> ScoringRequest:
         options = self._gate.options
@@ -147,7 +145,12 @@ class ScoringEndpoint:
         async with cancelled_when_gone(receive):
             return await self._gate.service.score(request, request_id)
 
-    def _log(self, status: int, request_id: str, started: float, result: ScoringResult | None) -> None:
+    def _told(
+        self, status: int, request_id: str, started: float, headers: Headers, result: ScoringResult | None
+    ) -> None:
+        """Log and trace a request that was answered, or whose client went away."""
+        if self._gate.tracer is not None:
+            self._gate.tracer.trace(self._route.path, headers, status, time.monotonic() - started, result)
         if not self._gate.options.log_requests:
             return
         fields: dict[str, object] = {"route": self._route.path, "status": status, "request_id": request_id}

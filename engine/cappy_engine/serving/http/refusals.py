@@ -8,9 +8,24 @@ from cappy_engine.serving.http.endpoint import failure_reply
 from cappy_engine.serving.statuses import Failure
 
 MAX_HEADER_BYTES = 64 * 2**10
+FIELD_BYTES = 32
+"""What each header is counted for beside its text: an empty one takes memory, too."""
 
 NOT_HTTP = Failure(400, "what was sent is not valid HTTP/1.1; the server speaks neither HTTP/2 nor TLS")
-LONG_HEAD = Failure(400, f"the headers have more than {MAX_HEADER_BYTES} bytes; send fewer, or shorter ones")
+LONG_HEAD = Failure(
+    400,
+    f"the headers have more than {MAX_HEADER_BYTES} bytes, with {FIELD_BYTES} for each; send fewer, or shorter ones",
+)
+HEAD_BYTES = "cappy.head_bytes"
+"""The key of a request's state for the bytes of its head."""
+MAX_WAITING = 64
+"""The requests that may wait on a connection behind the one that is answered. What comes after them is not read."""
+MAX_WAITING_HEADS = 4 * MAX_HEADER_BYTES
+"""The bytes of their heads, likewise."""
+
+
+class TooMany(Exception):
+    """A request comes behind too many others."""
 
 
 class Refused(Exception):
