@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cappy_engine.cli import text
-from cappy_engine.cli.arguments import command, takes
+from cappy_engine.cli.arguments import command, flags_given, takes
 from cappy_engine.cli.extras import extra
 from cappy_engine.cli.progress import progress_bar
 from cappy_engine.cli.streams import print_json, say, show, tell, words_given
@@ -48,6 +48,12 @@ def export(checkpoint: str, bundle: Path, options: ExportOptions, force: bool) -
         from cappy_export import pipeline
     manifest = pipeline.export(checkpoint, bundle, options, force=force, say=say)
     tell(f"{text.describe_parity(manifest['parity'])}\nwrote {bundle}")
+
+
+def _refuse_given(name: str, problem: str) -> None:
+    """Refuse, as wrong usage, an option that would change nothing, if it was given."""
+    for flag in flags_given([name]):
+        raise click.UsageError(f"{flag} {problem}")
 
 
 def _take_defaults(ctx: click.Context, param: click.Parameter, name: str) -> None:
@@ -110,6 +116,12 @@ def adapt(
     Lines, CSV or Parquet, packed or not, a folder of such files, or a pattern in quotes. OUT is the checkpoint to
     write.
     """
+    if not options.from_samples:
+        _refuse_given("negatives", "goes with --from-samples")
+    if held_out is not None:
+        _refuse_given(
+            "held_out_fraction", "is of TRAIN, of which nothing is held out with --held-out; give one of the two"
+        )
     launched = os.environ.get("WORLD_SIZE") if os.environ.get("LOCAL_RANK") else None
     if processes is not None and launched not in (None, str(processes)):
         raise AdaptError(f"--processes is {processes}, but a launcher started {launched} processes; leave it out")

@@ -11,7 +11,7 @@ from cappy_bench.candidates.decodings import Candidates, choose_decodings
 from cappy_bench.candidates.endpoint import Endpoint
 from cappy_bench.candidates.sample_options import EndpointOptions
 from cappy_engine.errors import SampleError
-from tests.support.small_endpoint import Server, answered, serving
+from tests.support.small_endpoint import Server, answered, refused, serving
 
 
 @pytest.fixture
@@ -81,6 +81,22 @@ def test_an_error_within_an_answer_is_told(server: Server) -> None:
         ask(server)
     server.answer = lambda body: (200, {"error": "busy"})
     with pytest.raises(SampleError, match=r"no choice for instruction 1 \(greedy\): busy"):
+        ask(server)
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"choices": [', b"[" * 100_000, b'{"choices": "\xff"}'], ids=lambda each: ascii(each[:12])
+)
+def test_an_answer_that_is_not_json_is_an_error(content: bytes, server: Server) -> None:
+    server.answer = lambda body: (200, content)
+    with pytest.raises(SampleError, match=r"failed on instruction 1 \(greedy; 1 characters\): "):
+        ask(server)
+
+
+@pytest.mark.parametrize("words", ["Too long", "Too long."])
+def test_advice_is_a_sentence_of_its_own(words: str, server: Server) -> None:
+    server.answer = lambda body: refused(words)
+    with pytest.raises(SampleError, match=r"Error code: 400 - Too long\. If it is the prompt"):
         ask(server)
 
 

@@ -46,6 +46,7 @@ def test_a_mixed_precision_that_the_device_lacks_is_an_error(asked: str, device:
         {"mixed_precision": "int8"},
         {"seed": -1},
         {"seed": 1.5},
+        {"seed": 2**64},
         {"epochs": True},
         {"batch_size": 2.5},
         {"max_length": "512"},

@@ -147,3 +147,18 @@ def test_a_training_is_not_resumed_with_other_labels_weights_or_held_out_example
     ):
         with pytest.raises(AdaptError, match=rf"another training \({changed}\.sha256 was "):
             adapt(source, examples, tmp_path / "out", recipe, again, held_out=measured)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("content", [b"", b"[1, 2, 3]"])
+def test_a_saved_state_that_is_damaged_is_named(content: bytes, checkpoint: Path, tmp_path: Path) -> None:
+    def stop(progress: Any) -> None:
+        if progress.step == 2:
+            raise StoppedError
+
+    recipe, options = dataclasses.replace(RECIPE, max_steps=3), AdaptOptions(save_every=1)
+    with pytest.raises(StoppedError):
+        adapt(checkpoint, colour_examples(20), tmp_path / "out", recipe, options, progress=stop)
+    (tmp_path / "out.training" / "step-1" / "optimizer.pt").write_bytes(content)
+    with pytest.raises(AdaptError, match=r"step-1 cannot be read \(optimizer\.pt is damaged\)"):
+        adapt(checkpoint, colour_examples(20), tmp_path / "out", recipe, dataclasses.replace(options, resume=True))

@@ -103,6 +103,29 @@ def test_a_loss_that_is_no_number_stops_the_training(
     assert not (tmp_path / "out").exists()
 
 
+def test_weights_that_are_no_numbers_are_not_written_though_nothing_is_held_out(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    recipe = dataclasses.replace(RECIPE, learning_rate=1e39, warmup_fraction=0.0, max_steps=1)
+    with pytest.raises(AdaptError, match=r"NaN or infinite weights in .*; lower the learning rate"):
+        adapt(checkpoint, colour_examples(8), tmp_path / "out", recipe, AdaptOptions(held_out_fraction=0.0))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--negatives", "3"], "--negatives goes with --from-samples"),
+        (["--held-out", "b.jsonl", "--held-out-fraction", "0.1"], "--held-out-fraction is of TRAIN"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_wrong_usage(
+    words: list[str], problem: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["adapt", str(checkpoint), "a.jsonl", str(tmp_path / "out"), *words]) == 2
+    assert problem in capsys.readouterr().err
+
+
 def test_the_command_trains_from_samples(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         {"instruction": f"Say {word}.", "references": [word], "samples": [word, f"I say {word}", "no"]}

@@ -101,7 +101,7 @@ class Endpoint:
             extra = self._extra | ({"top_k": decoding.top_k} if decoding.top_k is not None else {})
             try:
                 answer = self._request(instruction, fields, extra)
-            except (openai.OpenAIError, ValueError) as error:  # ValueError: the answer is not JSON
+            except (openai.OpenAIError, ValueError, RecursionError) as error:  # the last two: it is no JSON
                 raise SampleError(self._explained(error, instruction, place, decoding)) from error
             choices = _choices(answer)
             if not choices:
@@ -171,6 +171,7 @@ class Endpoint:
         if isinstance(error, openai.BadRequestError) and not hint:
             hint = " If it is the prompt that it does not take, take its line out of PROMPTS."
         cause = f" ({error.__cause__})" if isinstance(error, openai.APIConnectionError) and error.__cause__ else ""
+        hint = f".{hint}" if hint and not f"{message}{cause}".endswith((".", "!", "?")) else hint
         return (
             f"{self.facts['base_url']} failed on instruction {place} ({decoding.name}; {len(instruction)} characters): "
             f"{message}{cause}{hint}"

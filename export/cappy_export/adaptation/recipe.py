@@ -57,6 +57,8 @@ class Recipe:
         for name in ("learning_rate", "max_gradient_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number above 0, got {getattr(self, name)}")
+        if self.seed >= 2**64:
+            raise ValueError(f"seed must be less than 2**64, which is the most that PyTorch takes, got {self.seed}")
         if not 0 <= self.warmup_fraction <= 1:
             raise ValueError(f"warmup_fraction must be 0 to 1, got {self.warmup_fraction}")
         if self.dropout is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,13 +23,14 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from cappy_engine import storage
-from cappy_engine.errors import AdaptError, reason_of
+from cappy_engine.errors import AdaptError, CheckpointError, reason_of
 from cappy_engine.publish import Kind, publish, staging_folder
 from cappy_export.adaptation import state
 from cappy_export.adaptation.log import LOG
 from cappy_export.checkpoints.checkpoint import Checkpoint
 from cappy_export.checkpoints.config import RAW_SCORES, read_json
 from cappy_export.checkpoints.hub import TOKENIZER_FILES
+from cappy_export.checkpoints.weights import check_finite
 from cappy_export.options import Say
 
 ADAPTED = Kind("a checkpoint of 'cappy adapt'", "training.json")
@@ -53,9 +55,16 @@ class Trained:
 
         >>> trained.weights()["classifier.out_proj.bias"].shape
         torch.Size([1])
+
+        Raises AdaptError for NaN or infinity in them: they would be of no use, and take the place of a good state.
         """
         plain = self.accelerator.unwrap_model(self.model)
-        return {name: value.detach().cpu().contiguous() for name, value in plain.state_dict().items()}
+        found = {name: value.detach().cpu().contiguous() for name, value in plain.state_dict().items()}
+        try:
+            check_finite(found)
+        except CheckpointError as error:
+            raise AdaptError(f"{error}; lower the learning rate, or look at the examples") from error
+        return found
 
     def save(self, folder: Path, number: int, place: Mapping[str, Any]) -> None:
         """Save the state after step `number`; the one before is removed only when this one is complete.
@@ -86,7 +95,7 @@ class Trained:
         """
         try:
             self.accelerator.unwrap_model(self.model).load_state_dict(load_file(saved / WEIGHTS))
-            moments = torch.load(saved / MOMENTS, map_location="cpu", weights_only=True)
+            moments = _read_moments(saved / MOMENTS)
             self.optimizer.load_state_dict(moments["optimizer"])
             self.schedule.load_state_dict(moments["schedule"])
             if self.accelerator.scaler is not None and moments["scaler"] is not None:
@@ -115,6 +124,15 @@ class Trained:
         shutil.copyfile(folder / LOG, staging / LOG)
         storage.sync_tree(staging)
         storage.rename(staging, folder / f"{state.STEP}{number}")
+
+
+def _read_moments(path: Path) -> dict[str, Any]:
+    """Read the optimiser's moments. Raises ValueError for a damaged file: PyTorch's words say to trust it."""
+    try:
+        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path.name} is damaged") from error
+    return found
 
 
 def write_checkpoint(
