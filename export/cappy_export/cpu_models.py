@@ -10,8 +10,9 @@ from typing import Any
 from cappy_engine.bundle import MODEL_FILES
 from cappy_export.checkpoints.checkpoint import Checkpoint
 from cappy_export.graphs.build import build_graph, model_shape
+from cappy_export.graphs.families import family_of
 from cappy_export.graphs.operators import operators_of
-from cappy_export.graphs.optimum import build_fused_graph
+from cappy_export.graphs.optimum import build_fused_graph, check_exportable
 from cappy_export.options import ExportOptions, Say
 from cappy_export.precisions.bf16 import convert_to_bf16
 from cappy_export.precisions.calibration import (
@@ -21,6 +22,15 @@ from cappy_export.precisions.calibration import (
 )
 from cappy_export.precisions.fp16 import convert_to_half
 from cappy_export.precisions.int8 import quantize
+
+
+def check_cpu_models(checkpoint: Checkpoint, options: ExportOptions) -> None:
+    """Raise GraphError for what cannot be made for CPUs of this checkpoint: it is known before any work.
+
+    >>> check_cpu_models(open_checkpoint("my-checkpoint"), ExportOptions(precisions=("fp16",)))
+    """
+    if "fp16" in options.for_cpus or (options.for_cpus and family_of(checkpoint.config) is None):
+        check_exportable(checkpoint)
 
 
 def write_cpu_models(

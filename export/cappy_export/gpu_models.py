@@ -20,10 +20,11 @@ import onnx
 from cappy_engine.buckets import choose_buckets, default_buckets
 from cappy_engine.bundle import TARGETS
 from cappy_engine.errors import GraphError
-from cappy_export.checkpoints.checkpoint import Checkpoint
+from cappy_export.checkpoints.checkpoint import Checkpoint, shape_model
 from cappy_export.graphs.build import build_direct_graph
 from cappy_export.graphs.cuda import packed_model, packing_counts
 from cappy_export.graphs.files import MAX_BYTES, save
+from cappy_export.graphs.optimum import check_size
 from cappy_export.graphs.stand_ins import emulated
 from cappy_export.graphs.tensorrt import check_operators, check_shapes, plain_model
 from cappy_export.graphs.writer import is_written_directly
@@ -34,6 +35,19 @@ from cappy_export.precisions.int8_tensorrt import quantize_explicitly
 
 BUCKETS = 4
 """The most lengths that TensorRT gets where no other number is asked for."""
+
+
+def check_gpu_models(checkpoint: Checkpoint, options: ExportOptions) -> None:
+    """Raise GraphError for what cannot be made for GPUs of this checkpoint: it is known before any work.
+
+    >>> check_gpu_models(open_checkpoint("my-checkpoint"), ExportOptions(targets=("cuda",)))
+    """
+    for target in options.for_gpus:
+        if not is_written_directly(checkpoint.config):
+            kind = checkpoint.config["model_type"]
+            raise GraphError(f"models for {target} are written for BERT and RoBERTa; {checkpoint.name} is a {kind}")
+    if options.for_gpus:
+        check_size(shape_model(checkpoint), checkpoint, MAX_BYTES)
 
 
 def write_gpu_models(
@@ -48,8 +62,8 @@ def write_gpu_models(
 
     >>> write_gpu_models(checkpoint, staging, ExportOptions(targets=("cuda",)), calibration, [64, 512], print)
 
-    Raises GraphError for an architecture whose graph is not written directly, and for a graph that the device would
-    not run as it is meant: all operators fused for CUDA, and all shapes known for TensorRT at every one of `buckets`.
+    The checkpoint is one that `check_gpu_models` takes. Raises GraphError for a graph that the device would not run as
+    it is meant: all operators fused for CUDA, and all shapes known for TensorRT at every one of `buckets`.
     """
     found: dict[str, Any] = {}
     for target, precisions in options.for_gpus.items():
@@ -98,17 +112,12 @@ def _write_target(
     buckets: Sequence[int],
 ) -> dict[str, Any]:
     """Write the models of `precisions` for one target; return the facts of each."""
-    if not is_written_directly(checkpoint.config):
-        kind = checkpoint.config["model_type"]
-        raise GraphError(f"models for {target} are written for BERT and RoBERTa; {checkpoint.name} is a {kind}")
     files = {name: staging / file for name, file in TARGETS[target].items()}
     files["fp32"].parent.mkdir()
     with tempfile.TemporaryDirectory(dir=staging) as temporary:
         folder = Path(temporary)
         steps = {name: file if name in precisions else folder / file.name for name, file in files.items()}
-        shape = build_direct_graph(
-            checkpoint, steps["fp32"], packed_model if target == "cuda" else plain_model, most_bytes=MAX_BYTES
-        )
+        shape = build_direct_graph(checkpoint, steps["fp32"], packed_model if target == "cuda" else plain_model)
         facts: dict[str, dict[str, Any]] = {"fp32": {}}
         if {"fp16", "int8"} & set(precisions):
             runnable = runnable_on_cpu(steps["fp32"], target, folder)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cappy_engine.bundle import BUNDLE, Manifest, open_bundle
-from cappy_engine.errors import BundleError, ExportError
+from cappy_engine.errors import BundleError, ExportError, OutputError
 from cappy_engine.publish import check_folder, publish, staging_folder
 from cappy_engine.storage import write_json
 from cappy_engine.tokenizer import PairTokenizer
-from cappy_export.checkpoints.checkpoint import Checkpoint, digest_of_files, open_checkpoint
+from cappy_export.checkpoints.checkpoint import Checkpoint, digest_of_files, open_checkpoint, shape_model
 from cappy_export.checkpoints.config import bundle_config
 from cappy_export.checkpoints.fast_tokenizer import doubt_of, load_tokenizer
 from cappy_export.checkpoints.refusals import refusing
-from cappy_export.cpu_models import write_cpu_models
-from cappy_export.gpu_models import BUCKETS, choose_lengths, write_gpu_models
+from cappy_export.cpu_models import check_cpu_models, write_cpu_models
+from cappy_export.gpu_models import BUCKETS, check_gpu_models, choose_lengths, write_gpu_models
 from cappy_export.manifest import describe_export, keep_chosen, list_files, write_manifest
 from cappy_export.options import ExportOptions, Say, VerifyOptions
 from cappy_export.precisions.calibration import CalibrationPairs
@@ -48,8 +49,8 @@ def export(
     nothing is written. A bundle that exists is kept unless `force` is set, and then replaced only by a proven one.
     `say` is told of every step.
 
-    Raises ExportError (CheckpointError, GraphError, ParityError), OutputError if `out` must not be written,
-    ScoringError where a model gives no number, and OSError where files cannot be written.
+    Raises ExportError (CheckpointError, GraphError, ParityError), OutputError if `out` must not be written or has
+    no space, ScoringError where a model gives no number, and OSError where files cannot be written.
     """
     inputs = [Path(checkpoint), *([options.pairs] if options.pairs else [])]
     place = check_folder(Path(out), BUNDLE, force=force, inputs=inputs)
@@ -57,8 +58,11 @@ def export(
     check_winners(parse_limits(options.limits), pairs)
     opened = open_checkpoint(checkpoint, revision=options.revision)
     check_folder(place, BUNDLE, force=force, inputs=[opened.folder])
+    check_gpu_models(opened, options)
+    check_cpu_models(opened, options)
     files = opened.files
     with staging_folder(place, say) as staging:  # a place where nothing can be written is found first
+        _check_space(staging, opened)
         say(f"scoring {len(pairs)} pairs with PyTorch")
         reference = score_with_torch(opened, pairs, max_length=options.max_length)
         proof = Proof(name, pairs, reference, options.parity_limits(reference.spread))
@@ -119,6 +123,17 @@ def _check_told(manifest: Manifest, checkpoint: Checkpoint, subject: str) -> Non
     ]
     if wrong:
         raise BundleError(f"the manifest of {subject} has {'; '.join(wrong)}; export it again from this checkpoint")
+
+
+def _check_space(staging: Path, checkpoint: Checkpoint) -> None:
+    """Raise OutputError if there is no space for the fp32 model, which is always written: others are made from it."""
+    needed = sum(parameter.nbytes for parameter in shape_model(checkpoint).parameters())
+    disk = shutil.disk_usage(staging)
+    if disk.total and disk.free < needed:  # some network file systems do not tell
+        raise OutputError(
+            f"the file system of {staging.parent} has {disk.free / 1e6:,.1f} MB left, and the fp32 model alone takes "
+            f"{needed / 1e6:,.1f} MB; free some space, or write the bundle elsewhere"
+        )
 
 
 def _write(

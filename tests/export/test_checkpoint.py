@@ -48,6 +48,27 @@ def test_config_keys_that_fetch_or_run_code_are_refused(checkpoint: Path, tmp_pa
         open_checkpoint(folder)
 
 
+def test_quantised_weights_are_refused_with_what_to_give_instead(checkpoint: Path, tmp_path: Path) -> None:
+    """Without the key, the weights would still be quantised."""
+    folder = copy(checkpoint, tmp_path / "copy")
+    quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    edit(folder / "config.json", lambda config: config.update(quantization_config=quantised))
+    with pytest.raises(
+        CheckpointError, match=r"'quantization_config'.*the weights are quantised.*dequantize\(\)"
+    ) as caught:
+        open_checkpoint(folder)
+    assert "remove the key" not in str(caught.value)
+
+
+def test_a_model_with_code_of_its_own_is_refused_in_one_step(checkpoint: Path, tmp_path: Path) -> None:
+    """Without the key, transformers would still not know the model."""
+    folder = copy(checkpoint, tmp_path / "copy")
+    change = {"auto_map": {"AutoConfig": "configuration.NewConfig"}, "model_type": "new"}
+    edit(folder / "config.json", lambda config: config.update(change))
+    with pytest.raises(CheckpointError, match=r"type 'new', which .* not know; its own code \(auto_map\) is never run"):
+        open_checkpoint(folder)
+
+
 def test_a_tokenizer_config_with_code_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     folder = copy(checkpoint, tmp_path / "copy")
     edit(
@@ -171,6 +192,28 @@ def test_a_checkpoint_without_tokenizer_is_refused(checkpoint: Path, tmp_path: P
         load_tokenizer(open_checkpoint(folder), max_length=512)
 
 
+def test_a_vocabulary_without_its_merges_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy(checkpoint, tmp_path / "copy")
+    for name in ("tokenizer.json", "merges.txt"):
+        (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=r"^copy has a vocab\.json without its merges\.txt; save the tokenizer.*"):
+        load_tokenizer(open_checkpoint(folder), max_length=512)
+
+
+def test_a_sentencepiece_model_alone_needs_its_package(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cappy_export.checkpoints.fast_tokenizer.is_sentencepiece_available", lambda: False)
+    folder = copy(checkpoint, tmp_path / "copy")
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    (folder / "sentencepiece.bpe.model").write_bytes(b"")
+    with pytest.raises(
+        CheckpointError, match=r"of copy is in sentencepiece\.bpe\.model alone.*pip install sentencepiece"
+    ):
+        load_tokenizer(open_checkpoint(folder), max_length=512)
+
+
 @pytest.mark.parametrize("left_out", [(), ("config.json", "model.safetensors"), ("model.safetensors",)])
 def test_an_adapter_is_refused_also_beside_its_model(
     checkpoint: Path, tmp_path: Path, left_out: tuple[str, ...]
@@ -216,6 +259,25 @@ def test_a_limit_under_its_older_name_counts(checkpoint: Path, tmp_path: Path) -
     edit(path, lambda config: config.update(max_len=config.pop("model_max_length") // 4))
     assert AutoTokenizer.from_pretrained(folder).model_max_length == 128
     assert load_tokenizer(open_checkpoint(folder), max_length=512).model_max_length == 128
+
+
+@pytest.mark.parametrize("name", ["model_max_length", "max_len"])
+@pytest.mark.parametrize("limit", [float("nan"), "128", 0, -1, True, [128]])
+def test_a_limit_that_is_no_number_of_tokens_is_refused(
+    checkpoint: Path, tmp_path: Path, name: str, limit: object
+) -> None:
+    folder = copy(checkpoint, tmp_path / "copy")
+    path = folder / "tokenizer_config.json"
+    edit(path, lambda config: (config.pop("model_max_length"), config.update({name: limit})))
+    with pytest.raises(CheckpointError, match=rf"tokenizer_config\.json: '{name}' must be a number of tokens, or null"):
+        load_tokenizer(open_checkpoint(folder), max_length=512)
+
+
+@pytest.mark.parametrize("limit", [float("inf"), 10**30, 1e30, None])
+def test_a_limit_that_says_nothing_leaves_the_models_own(checkpoint: Path, tmp_path: Path, limit: object) -> None:
+    folder = copy(checkpoint, tmp_path / "copy")
+    edit(folder / "tokenizer_config.json", lambda config: config.update(model_max_length=limit))
+    assert load_tokenizer(open_checkpoint(folder), max_length=10**6).model_max_length == 512
 
 
 @pytest.mark.parametrize("longest", [6, 7])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from cappy_engine.errors import GraphError
+from cappy_export import ExportOptions, pipeline
 from cappy_export.checkpoints.checkpoint import open_checkpoint
 from cappy_export.graphs.build import build_graph
 from cappy_export.graphs.optimum import build_fused_graph, check_fusions, demanded_fusions
-from tests.support.checkpoints import random_inputs
+from tests.support.checkpoints import copy, edit, random_inputs
 
 
 @pytest.mark.slow
@@ -84,6 +87,56 @@ def test_weights_beyond_one_file_are_refused_where_optimum_makes_one(
     ):
         build_fused_graph(open_checkpoint(checkpoint), tmp_path / "fused.onnx")
     build_graph(open_checkpoint(checkpoint), tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "message"),
+    [
+        ({"precisions": ("fp32", "fp16")}, {}, r"copy has 0\.0 GB of float32 weights; more than 0\.0 GB"),
+        ({"targets": ("cuda",)}, {}, r"copy has 0\.0 GB of float32 weights; more than 0\.0 GB"),
+        ({}, {"hidden_act": "gelu_new"}, r"copy has 0\.0 GB of float32 weights; more than 0\.0 GB"),
+        ({"targets": ("cpu", "tensorrt")}, {"hidden_act": "gelu_new"}, "models for tensorrt are written for BERT and"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_made_is_told_before_pytorch_scores(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    monkeypatch.setattr(pipeline, "score_with_torch", lambda *_, **__: pytest.fail("minutes of work come first"))
+    for module in ("graphs.optimum", "gpu_models"):
+        monkeypatch.setattr(f"cappy_export.{module}.MAX_BYTES", 1000)
+    folder = copy(checkpoint, tmp_path / "copy")
+    edit(folder / "config.json", lambda config: config.update(change))
+    with pytest.raises(GraphError, match=message):
+        pipeline.export(folder, tmp_path / "bundle", ExportOptions(**options))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_an_architecture_that_optimum_does_not_know_is_told_before_pytorch_scores(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "score_with_torch", lambda *_, **__: pytest.fail("minutes of work come first"))
+    folder = copy(checkpoint, tmp_path / "copy")
+    other = {"model_type": "roberta-prelayernorm", "architectures": ["RobertaPreLayerNormForSequenceClassification"]}
+    edit(folder / "config.json", lambda config: config.update(other))
+    with pytest.raises(GraphError, match=r"optimum cannot export copy \(model type roberta-prelayernorm\)"):
+        pipeline.export(folder, tmp_path / "bundle")
+
+
+def test_a_full_disk_is_not_a_fault_of_optimum(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("optimum.exporters.onnx.convert.export", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        build_fused_graph(open_checkpoint(checkpoint), tmp_path / "fused.onnx")
 
 
 def test_a_large_models_weights_lie_beside_its_graph(

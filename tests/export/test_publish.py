@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from cappy_engine.cli.main import main
 from cappy_engine.errors import OutputError, ParityError
 from cappy_export import ExportOptions, export, pipeline
 from cappy_export.checkpoints.checkpoint import open_checkpoint
+from cappy_export.checkpoints.refusals import refusing
 from tests.support.bundles import copy_bundle
 
 
@@ -138,6 +140,28 @@ def test_a_place_where_nothing_can_be_written_is_found_before_pytorch_scores(
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         export(checkpoint, tmp_path / "file" / "bundle")
+
+
+def test_a_full_disk_is_found_before_pytorch_scores(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=300_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(pipeline, "score_with_torch", lambda *_, **__: pytest.fail("minutes of work come first"))
+    with pytest.raises(
+        OutputError, match=r"has 0\.3 MB left, and the fp32 model alone takes 0\.\d MB; free some space"
+    ):
+        export(checkpoint, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), Exception("No space left on device (os error 28)")]
+)
+def test_a_disk_that_is_full_later_is_not_the_tokenizers_fault(error: Exception) -> None:
+    """The second is what the tokenizers library raises."""
+    with pytest.raises(OSError, match="No space left on device"), refusing("the tokenizer cannot be put into a bundle"):
+        raise error
 
 
 @pytest.mark.slow

@@ -120,6 +120,20 @@ def load_model(checkpoint: Checkpoint, *, is_quiet: bool = False, attention: str
     return load_with_head(checkpoint, is_quiet=is_quiet, attention=attention)[0]
 
 
+def shape_model(checkpoint: Checkpoint) -> PreTrainedModel:
+    """Build the checkpoint's model without its weights: it has shapes, and takes neither time nor memory.
+
+    >>> shape_model(open_checkpoint("export/cappy_mini/checkpoint")).device
+    device(type='meta')
+
+    Raises CheckpointError if the config describes no model.
+    """
+    with refusing(f"config.json of {checkpoint.name} describes no model"):
+        config = model_config(checkpoint.config)
+        check_counts(config, ())
+        return build_model(config, is_hollow=True)
+
+
 def load_with_head(
     checkpoint: Checkpoint, *, is_quiet: bool = False, attention: str = "eager", dropout: float | None = None
 ) -> tuple[PreTrainedModel, list[str]]:

@@ -39,6 +39,10 @@ COUNTS_FROM_PADDING = frozenset(
 
 REFUSED_PARTS = ("auto_map", "attn_implementation", "kernel", "quantization", "custom_", "trust_remote", "_hub")
 
+UNQUANTISED = (
+    "the weights are quantised: give the checkpoint that they were made from, or save the model and the tokenizer "
+    "after model.dequantize()"
+)
 
 RAW_SCORES: Mapping[str, Any] = {
     "problem_type": "regression",
@@ -72,12 +76,13 @@ def read_config(
         found = listed(sorted(entry.name for entry in folder.iterdir())) or "nothing"
         raise CheckpointError(f"{name} is not a checkpoint: it has no config.json; found {found}")
     config = read_json(path)
-    refuse_code(config, path)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        own_code = "; its own code (auto_map) is never run" if "auto_map" in config else ""
         raise CheckpointError(
-            f"{path} names the model type {shown(repr(model_type))}, which this transformers does not know"
+            f"{path} names the model type {shown(repr(model_type))}, which this transformers does not know{own_code}"
         )
+    refuse_code(config, path)
     if head is not None:
         config = with_head(config, name) | dict(head)
     elif needs_head or has_head(config):
@@ -238,9 +243,10 @@ def refuse_code(config: Mapping[str, Any], path: Path) -> None:
         found = waiting.pop()
         for key, value in found.items() if isinstance(found, dict) else ():
             if any(part in key for part in REFUSED_PARTS) and not isinstance(value, (int, float, type(None))):
+                instead = UNQUANTISED if "quantization" in key else "remove the key"
                 raise CheckpointError(
                     f"{path} has {shown(repr(key))}: {shown(repr(value))}, which can make transformers fetch or run "
-                    "code; remove the key"
+                    f"code; {instead}"
                 )
         children = found.values() if isinstance(found, dict) else found
         waiting += [child for child in children if isinstance(child, (dict, list))]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, __version__
+from transformers.utils import is_sentencepiece_available
 
 from cappy_engine.bundle import MIN_LENGTH
 from cappy_engine.errors import CheckpointError
@@ -75,7 +76,7 @@ def load_tokenizer(checkpoint: Checkpoint, *, max_length: int) -> PreTrainedToke
         check_tables(checkpoint, tokenizer)
     limits = [max_length, max_positions(checkpoint.config)]
     if isinstance(tokenizer.model_max_length, (int, float)):
-        limits.append(int(tokenizer.model_max_length))
+        limits.append(int(min(tokenizer.model_max_length, max_length)))  # which may be infinite
     tokenizer.model_max_length = min(limits)
     least = max(tokenizer.num_special_tokens_to_add(pair=True) + 2, MIN_LENGTH)
     if tokenizer.model_max_length < least:
@@ -145,6 +146,33 @@ def doubt_of(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> str 
     )
 
 
+def _check_vocabulary(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError unless there is what reading the vocabulary needs: its merges, or a package."""
+    vocabularies = [name for name in VOCABULARIES if (checkpoint.folder / name).is_file()]
+    if vocabularies == ["vocab.json"] and not (checkpoint.folder / "merges.txt").is_file():
+        raise CheckpointError(
+            f"{checkpoint.name} has a vocab.json without its merges.txt; save the tokenizer that the model was trained "
+            "with there: tokenizer.save_pretrained(folder)"
+        )
+    if all(name.endswith(".model") for name in vocabularies) and not is_sentencepiece_available():
+        raise CheckpointError(
+            f"the tokenizer of {checkpoint.name} is in {listed(vocabularies)} alone, which transformers reads with "
+            "another package: pip install sentencepiece; or save it as a tokenizer.json where that is installed"
+        )
+
+
+def _check_limit(found: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError if the longest text, by either of its names, is no number of tokens."""
+    for key in ("model_max_length", "max_len"):
+        value = found.get(key)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+        if value is not None and not is_number:
+            raise CheckpointError(
+                f"{checkpoint.folder / 'tokenizer_config.json'}: {key!r} must be a number of tokens, or null, found "
+                f"{shown(repr(value))}"
+            )
+
+
 def _load(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """Load the tokenizer from copies of its files, with a config that holds nothing but what is known."""
     from_newer = False
@@ -152,6 +180,7 @@ def _load(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     def translate(found: dict[str, Any]) -> dict[str, Any]:
         nonlocal from_newer
         from_newer = _is_from_newer(found, checkpoint)
+        _check_limit(found, checkpoint)
         if found.get("split_special_tokens"):
             raise CheckpointError(
                 f"the tokenizer of {checkpoint.name} has split_special_tokens, which the engine does not know; train "
@@ -167,6 +196,7 @@ def _load(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         tokenizer_config = read_tokenizer_config(
             checkpoint.folder, checkpoint.name, checkpoint.config, translate=translate
         )
+        _check_vocabulary(checkpoint)
         tokenizer_config.setdefault("tokenizer_class", checkpoint.config.get("tokenizer_class"))
         Path(folder, "config.json").write_text(json.dumps(config))
         Path(folder, "tokenizer_config.json").write_text(json.dumps(tokenizer_config))

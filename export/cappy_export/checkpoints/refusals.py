@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 from collections.abc import Iterator
 
 from cappy_engine.errors import BundleError, CappyError, CheckpointError, is_failure
 from cappy_export.checkpoints.naming import shown
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""How a system says that nothing more can be written. Libraries in Rust put it into the text of their errors, too."""
 
 
 @contextlib.contextmanager
@@ -17,13 +22,15 @@ def refusing(problem: str) -> Iterator[None]:
     ...     AutoTokenizer.from_pretrained("my-checkpoint")
 
     A panic in Rust is one of these errors, though Python does not count it as an Exception. Errors of our own pass, but
-    for BundleError, since a checkpoint's file is at fault.
+    for BundleError, since a checkpoint's file is at fault. A full disk stays an OSError: no checkpoint is at fault.
     """
     try:
         yield
     except BaseException as error:
         is_ours = isinstance(error, CappyError) and not isinstance(error, BundleError)
-        if is_ours or not is_failure(error):
+        if is_ours or not is_failure(error) or getattr(error, "errno", None) in FULL:
             raise
+        if f"(os error {errno.ENOSPC})" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         reason = str(error) if isinstance(error, (BundleError, OSError, ValueError)) else repr(error)
         raise CheckpointError(f"{problem}: {shown(' '.join(reason.split()), 400)}") from error

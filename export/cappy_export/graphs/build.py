@@ -14,7 +14,7 @@ import onnx
 from cappy_export.checkpoints.checkpoint import Checkpoint, load_model
 from cappy_export.graphs.families import family_of
 from cappy_export.graphs.files import check_graph, save
-from cappy_export.graphs.optimum import build_fused_graph, check_size, shape_of
+from cappy_export.graphs.optimum import build_fused_graph, shape_of
 from cappy_export.graphs.writer import OPSET, Weights
 
 
@@ -34,22 +34,14 @@ def build_graph(checkpoint: Checkpoint, path: Path) -> tuple[dict[str, int], dic
 
 
 def build_direct_graph(
-    checkpoint: Checkpoint,
-    path: Path,
-    write: Callable[[Any, Weights], onnx.ModelProto],
-    *,
-    most_bytes: int | None = None,
+    checkpoint: Checkpoint, path: Path, write: Callable[[Any, Weights], onnx.ModelProto]
 ) -> dict[str, int]:
     """Write to `path` the graph that `write` makes of the checkpoint's config and weights; return its shape.
 
-        >>> build_direct_graph(checkpoint, Path("model.onnx"), encoder_model)["layers"]
-        6
-
-    Raises GraphError if the weights have more than `most_bytes` in float32.
+    >>> build_direct_graph(checkpoint, Path("model.onnx"), encoder_model)["layers"]
+    6
     """
     model = load_model(checkpoint, is_quiet=True)  # the reference's was loaded before
-    if most_bytes is not None:
-        check_size(model, checkpoint, most_bytes)
     shape, config = shape_of(model), model.config
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     del model

@@ -5,9 +5,10 @@ fp16 is made from it, since its operators have half-precision versions on GPUs; 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import onnx
 from transformers import PreTrainedModel
 
 from cappy_engine.errors import GraphError
-from cappy_export.checkpoints.checkpoint import Checkpoint, load_model
+from cappy_export.checkpoints.checkpoint import Checkpoint, load_model, shape_model
 from cappy_export.graphs.files import MAX_BYTES, check_graph, quiet, save
 from cappy_export.graphs.writer import MICROSOFT, OPSET
 
@@ -88,6 +89,19 @@ def check_size(model: PreTrainedModel, checkpoint: Checkpoint, most_bytes: int) 
         )
 
 
+def check_exportable(checkpoint: Checkpoint) -> None:
+    """Raise GraphError if the model is too large for one file, or of an architecture that optimum does not know.
+
+    >>> check_exportable(open_checkpoint("export/cappy_mini/checkpoint"))
+
+    Takes seconds, and no weights.
+    """
+    model = shape_model(checkpoint)
+    check_size(model, checkpoint, MAX_BYTES)
+    with _explained(checkpoint):
+        _exporter_config(model)
+
+
 def shape_of(model: PreTrainedModel) -> dict[str, int]:
     """Count layers, heads, hidden size and parameters."""
     return {
@@ -100,22 +114,37 @@ def shape_of(model: PreTrainedModel) -> dict[str, int]:
 
 def _export_with_optimum(checkpoint: Checkpoint, path: Path) -> dict[str, int]:
     """Write the unfused graph, and return the model's shape. The model is freed on return: fusing needs the memory."""
-    import optimum.exporters.onnx.model_configs  # noqa: F401  (registers the architectures)
-    from optimum.exporters.onnx.convert import export
-    from optimum.exporters.tasks import TasksManager
+    from optimum.exporters.onnx import convert
 
     model = load_model(checkpoint, is_quiet=True)
     check_size(model, checkpoint, MAX_BYTES)
+    with _explained(checkpoint):
+        convert.export(model, _exporter_config(model), path, opset=OPSET)
+    return shape_of(model)
+
+
+def _exporter_config(model: PreTrainedModel) -> Any:
+    """Take what optimum knows of the architecture; raises whatever it raises where it knows nothing."""
+    import optimum.exporters.onnx.model_configs  # noqa: F401  (registers the architectures)
+    from optimum.exporters.tasks import TasksManager
+
+    make_config = TasksManager.get_exporter_config_constructor(
+        "onnx", model, task="text-classification", library_name="transformers"
+    )
+    return make_config(model.config)
+
+
+@contextlib.contextmanager
+def _explained(checkpoint: Checkpoint) -> Iterator[None]:
+    """Silence optimum, and raise GraphError for what it raises, but for the system's errors, such as a full disk."""
     try:
         with quiet():
-            make_config = TasksManager.get_exporter_config_constructor(
-                "onnx", model, task="text-classification", library_name="transformers"
-            )
-            export(model, make_config(model.config), path, opset=OPSET)
+            yield
     except Exception as error:  # optimum, torch and onnx raise whatever they like
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         kind = checkpoint.config["model_type"]
         raise GraphError(f"optimum cannot export {checkpoint.name} (model type {kind}): {error}") from error
-    return shape_of(model)
 
 
 def _fuse(source: Path, out: Path, *, heads: int, hidden_size: int) -> dict[str, int]:
