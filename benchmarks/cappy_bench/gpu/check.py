@@ -11,7 +11,8 @@ Exit status: 0 if every step that was asked for is ok, else 1. What the bundle h
 
 With little time, run one group after the other (`--only open`, then `--only parity --resume`, ...): `--resume` keeps
 the steps in --out that went well, and the engines, whose building takes minutes. It refuses a result of another bundle,
-machine, commit, effort, packages or texts. `--keep-engines` keeps the engines alone. Two checks at once need an --out each.
+machine, commit, effort, packages or texts. `--keep-engines` keeps the engines alone. Two checks at once need an --out
+each.
 """
 
 from __future__ import annotations
