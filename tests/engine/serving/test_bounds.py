@@ -165,6 +165,16 @@ def test_the_work_of_a_client_that_hangs_up_is_not_done(slow: Server, more: int)
     assert 'status="0"' not in slow.get("/metrics").text  # what nobody was told is no answer
 
 
+def test_a_head_that_comes_in_parts_may_be_as_long_as_one_that_comes_at_once(server: Server) -> None:
+    with server.connect() as connection:
+        connection.sendall(HEAD.encode() + b"x: ")
+        for _ in range(40):
+            connection.sendall(b"x" * 1000)
+            time.sleep(0.002)
+        connection.sendall(f"\r\nconnection: close\r\ncontent-length: {len(BODY)}\r\n\r\n{BODY}".encode())
+        assert b" 200 " in received(connection)
+
+
 def memory(server: Server) -> int:
     """Give the bytes of memory that the server holds."""
     found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{server.process.pid}/status").read_text())

@@ -72,6 +72,8 @@ class BoundedConnection(HttpToolsProtocol):
     _steps = 0
     _loose_bytes = 0
     """The bytes since the last step that are not of a body: of a head, of the fields behind a body, of chunk sizes."""
+    _told_bytes = 0
+    """What the path and the fields count that the parser told since then: each of them once it is whole."""
 
     # What happens to the connection
 
@@ -96,11 +98,11 @@ class BoundedConnection(HttpToolsProtocol):
         if self._is_deaf or self._out.is_closing():
             return
         self._unset_keepalive_if_required()
-        steps, loose = self._steps, self._loose_bytes
+        steps = self._steps
         try:
             self._parse(data)
             if self._steps == steps:  # not all of it is told to `on_header`: what is not at its end is not
-                self._count(max(0, loose + len(data) - self._loose_bytes))
+                self._count(loose=len(data))
         except httptools.HttpParserError as error:
             cause = error.__context__
             if isinstance(cause, TooMany):
@@ -136,12 +138,12 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         """Take a part of the request's path."""
-        self._count(len(url))
+        self._count(told=len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; fields behind a body are counted only."""
-        self._count(len(name) + len(value) + FIELD_BYTES)
+        self._count(told=len(name) + len(value) + FIELD_BYTES)
         if self._is_in_head:
             super().on_header(name, value)
 
@@ -152,7 +154,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self._is_spare and self.url.partition(b"?")[0] not in ALWAYS_ANSWERED:
             raise Refused(too_many_connections(self.bounds.max_connections))
         self._is_in_head = False
-        self.scope["state"][HEAD_BYTES] = self._loose_bytes
+        self.scope["state"][HEAD_BYTES] = self._told_bytes
         self._step()
         self._stop_waiting()
         super().on_headers_complete()
@@ -247,11 +249,12 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _step(self) -> None:
         self._steps += 1
-        self._loose_bytes = 0
+        self._loose_bytes = self._told_bytes = 0
 
-    def _count(self, size: int) -> None:
-        self._loose_bytes += size
-        if self._loose_bytes > MAX_HEADER_BYTES:
+    def _count(self, *, loose: int = 0, told: int = 0) -> None:
+        self._loose_bytes += loose
+        self._told_bytes += told
+        if max(self._loose_bytes, self._told_bytes) > MAX_HEADER_BYTES:
             raise Refused(LONG_HEAD)
 
     def _has_unread(self) -> bool:
