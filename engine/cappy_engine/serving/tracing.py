@@ -38,7 +38,7 @@ class Tracer:
             ) from error
         except ValueError as error:  # already an import reads variables
             raise ServingError(
-                f"tracing cannot begin: {str(error).rstrip('.')}; mend the variables OTEL_..."
+                f"tracing cannot begin: {str(error).rstrip('.')}; correct the variables OTEL_..."
             ) from error
         self._provider = provider
         self._tracer = provider.get_tracer("cappy_engine.serving", __version__)

@@ -69,12 +69,12 @@ class Trained:
     def save(self, folder: Path, number: int, place: Mapping[str, Any]) -> None:
         """Save the state after step `number`; the one before is removed only when this one is complete.
 
-        `place` is the next step's place in the data. Raises AdaptError if the disk is full.
+        `place` is the next step's place in the data. Raises AdaptError if the disk is full, and what `weights` raises.
         """
         if self.accelerator.is_main_process:
-            before = state.states(folder)
+            before, weights = state.states(folder), self.weights()
             try:
-                self._write(folder, number, place)
+                self._write(folder, number, place, weights)
             except (OSError, RuntimeError, SafetensorError) as error:
                 with contextlib.suppress(OSError):
                     shutil.rmtree(folder / UNFINISHED)
@@ -108,11 +108,11 @@ class Trained:
                 "go on"
             ) from error
 
-    def _write(self, folder: Path, number: int, place: Mapping[str, Any]) -> None:
+    def _write(self, folder: Path, number: int, place: Mapping[str, Any], weights: dict[str, torch.Tensor]) -> None:
         staging = folder / UNFINISHED
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
-        save_file(self.weights(), staging / WEIGHTS, {"format": "pt"})
+        save_file(weights, staging / WEIGHTS, {"format": "pt"})
         scaler = self.accelerator.scaler
         moments = {
             "optimizer": self.optimizer.state_dict(),

@@ -41,7 +41,7 @@ REFUSED_PARTS = ("auto_map", "attn_implementation", "kernel", "quantization", "c
 
 UNQUANTISED = (
     "the weights are quantised: give the checkpoint that they were made from, or save the model and the tokenizer "
-    "after model.dequantize()"
+    "after model.dequantize(), where transformers has it for this kind"
 )
 
 RAW_SCORES: Mapping[str, Any] = {

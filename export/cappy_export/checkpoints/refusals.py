@@ -30,7 +30,8 @@ def refusing(problem: str) -> Iterator[None]:
         is_ours = isinstance(error, CappyError) and not isinstance(error, BundleError)
         if is_ours or not is_failure(error) or getattr(error, "errno", None) in FULL:
             raise
-        if f"(os error {errno.ENOSPC})" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        for number in FULL:
+            if f"(os error {number})" in str(error):
+                raise OSError(number, os.strerror(number)) from error
         reason = str(error) if isinstance(error, (BundleError, OSError, ValueError)) else repr(error)
         raise CheckpointError(f"{problem}: {shown(' '.join(reason.split()), 400)}") from error

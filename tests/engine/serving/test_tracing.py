@@ -120,7 +120,7 @@ def test_a_variable_that_opentelemetry_does_not_take_is_told_in_a_line(
         assert server.wait() == 1
     assert server.log.startswith("cappy serve: tracing cannot begin: ")
     assert part in server.log
-    assert server.log.endswith("; mend the variables OTEL_...\n")
+    assert server.log.endswith("; correct the variables OTEL_...\n")
 
 
 @pytest.mark.slow

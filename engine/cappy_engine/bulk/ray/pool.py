@@ -110,7 +110,7 @@ def make_pool(ray: Any, bundle: str | Path, options: ScorerOptions, cluster: Clu
     nodes = sorted((int(found.get("CPU", 0)), int(found.get("GPU", 0))) for found in resources)
     device = options.device
     if device == "auto":
-        has_gpus = any(gpus for _, gpus in nodes)
+        has_gpus = any(cpus and gpus for cpus, gpus in nodes)
         device = "cuda" if has_gpus and open_bundle(bundle).manifest.precisions_for("cuda") else "cpu"
     is_gpu = device != "cpu"
     usable = [(cpus, gpus if is_gpu else 1) for cpus, gpus in nodes if cpus and (gpus or not is_gpu)]

@@ -14,7 +14,8 @@ FIELD_BYTES = 32
 NOT_HTTP = Failure(400, "what was sent is not valid HTTP/1.1; the server speaks neither HTTP/2 nor TLS")
 LONG_HEAD = Failure(
     400,
-    f"the headers have more than {MAX_HEADER_BYTES} bytes, with {FIELD_BYTES} for each; send fewer, or shorter ones",
+    f"the headers have more than {MAX_HEADER_BYTES} bytes, with {FIELD_BYTES} more for each header; send fewer, or "
+    "shorter ones",
 )
 HEAD_BYTES = "cappy.head_bytes"
 """The key of a request's state for the bytes of its head."""
