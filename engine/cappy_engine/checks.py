@@ -8,6 +8,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+MOST_COUNT = 2**62
+"""The largest whole number of an option: larger ones, or twice as much, fit into no integer of the system."""
+
 
 def check_word(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise ValueError unless `value` is one of the words `choices`.
@@ -18,8 +21,8 @@ def check_word(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"unknown {name} {shown(value)}; choose from {', '.join(choices)}")
 
 
-def check_count(name: str, value: object, *, least: int = 1) -> int:
-    """Return a whole number of at least `least` as an int; numpy's integers are taken too.
+def check_count(name: str, value: object, *, least: int = 1, most: int = MOST_COUNT) -> int:
+    """Return a whole number from `least` to `most` as an int; numpy's integers are taken too.
 
         >>> check_count("threads", 4)
         4
@@ -34,6 +37,8 @@ def check_count(name: str, value: object, *, least: int = 1) -> int:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {described(value)}")
     if count < least:
         raise ValueError(f"{name} must be at least {least}, got {shown(value)}")
+    if count > most:
+        raise ValueError(f"{name} must be at most {most}, got {shown(value)}")
     return count
 
 
@@ -47,7 +52,10 @@ def check_number(name: str, value: object, *, least: float | None = None) -> flo
     """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise ValueError(f"{name} must be a number, got {described(value)}")  # noqa: TRY004 - as for all options
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number that no float holds
+        number = math.inf if value > 0 else -math.inf
     if math.isnan(number) or (least is not None and math.isinf(number)):
         raise ValueError(f"{name} must be finite, got {number}")
     if least is not None and number < least:

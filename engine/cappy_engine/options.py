@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from cappy_engine.batching import Padding
 from cappy_engine.bundle import PRECISIONS, TARGETS
-from cappy_engine.checks import check_count, check_flag, check_number, check_word, described
+from cappy_engine.checks import MOST_COUNT, check_count, check_flag, check_number, check_word, described
 from cappy_engine.cpu.execution import MODES
 from cappy_engine.errors import DeviceUnavailable, PrecisionUnavailable
 from cappy_engine.pairs import MAX_TEXT_CHARS
@@ -47,9 +47,9 @@ class Asked:
 
     `cli.arguments.takes` makes an option of a command of it, `check_asked` checks the field. `flag` is the option's
     name, or several with spaces between (empty: the field's). `choices` are the words that it takes, `least` is the
-    smallest number (without it a whole one is 0 or more). A field whose type is a tuple takes the option several times.
-    `alone` is the value if the option is given bare. `check` raises ValueError for a wrong word; it is not asked where
-    there are `choices`.
+    smallest number (without it a whole one is 0 or more), `most` the largest whole one. A field whose type is a tuple
+    takes the option several times. `alone` is the value if the option is given bare. `check` raises ValueError for a
+    wrong word; it is not asked where there are `choices`.
 
         >>> @dataclass(frozen=True)
         ... class Options:
@@ -61,6 +61,7 @@ class Asked:
     choices: tuple[str, ...] = ()
     metavar: str = ""
     least: float | None = None
+    most: int = MOST_COUNT
     alone: str = ""
     check: Callable[[str], str] | None = None
 
@@ -124,7 +125,7 @@ def _check_one(name: str, value: Any, question: Question) -> Any:
         check_flag(name, value)
         return bool(value)
     if kind is int:
-        return check_count(name, value, least=math.ceil(how.least or 0))
+        return check_count(name, value, least=math.ceil(how.least or 0), most=how.most)
     if kind is float:
         return check_number(name, value, least=how.least)
     if how.choices:
@@ -151,7 +152,9 @@ class ScorerOptions:
         Asked("a GPU's number; repeat to share the work (default: 0)", flag="--gpu", metavar="NUMBER"),
     ] = None
     precision: Annotated[Precision, Asked("auto: fp32, if the bundle has it", choices=("auto", *PRECISIONS))] = "auto"
-    threads: Annotated[int | None, Asked("CPU threads (default: one for each usable core)", least=1)] = None
+    threads: Annotated[
+        int | None, Asked("CPU threads (default: one for each usable core)", least=1, most=MOST_THREADS)
+    ] = None
     mode: Annotated[
         Mode,
         Asked(
@@ -166,8 +169,6 @@ class ScorerOptions:
 
     def __post_init__(self) -> None:
         check_asked(self)
-        if self.threads is not None and self.threads > MOST_THREADS:
-            raise ValueError(f"threads must be at most {MOST_THREADS}, got {self.threads}")
         if self.gpus == ():
             raise ValueError("gpus must name at least one GPU, as in [0], got an empty list")
         if self.gpus is not None and self.device not in ("cuda", "tensorrt"):

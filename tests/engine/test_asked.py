@@ -78,5 +78,19 @@ def test_a_number_with_a_bound_is_finite() -> None:
             Meal(share=share)
 
 
+def test_a_number_is_not_larger_than_what_counts_with_it() -> None:
+    Meal(guests=2**62, seats=(2**62,))
+    for wrong in ({"guests": 2**62 + 1}, {"guests": 10**30}, {"seats": (10**30,)}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be at most 4611686018427387904, got"):
+            Meal(**wrong)
+    with pytest.raises(ValueError, match="port must be at most 65535, got 100000000000000000000"):
+        ServerOptions(port=10**20)
+    with pytest.raises(ValueError, match="threads must be at most 4096, got 100000000000000000000"):
+        ScorerOptions(threads=10**20)
+    for share in (10**400, -(10**400)):
+        with pytest.raises(ValueError, match="share must be finite, got"):
+            Meal(share=share)
+
+
 def test_a_field_that_is_not_asked_for_is_not_checked() -> None:
     assert Meal(price="free").price == "free"  # type: ignore[arg-type, comparison-overlap]

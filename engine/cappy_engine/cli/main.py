@@ -100,6 +100,11 @@ class Cappy(Group):
         )
         return next(map(_load, found), None)
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Find the command, and note its name before it is imported: a signal may come meanwhile."""
+        ctx.invoked_subcommand = args[0]
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error of ours, of a file, or Ctrl-C becomes a line on stderr and an exit status."""
         with _Explained(lambda: f"cappy {ctx.invoked_subcommand}") as explained:

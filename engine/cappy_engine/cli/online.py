@@ -9,6 +9,7 @@ import click
 
 from cappy_engine.cli.arguments import EXIT_ERROR, bundle_option, command, takes
 from cappy_engine.cli.extras import extra
+from cappy_engine.cli.standard import held_signals
 from cappy_engine.cli.streams import complain, tell
 from cappy_engine.cli.values import PATH
 from cappy_engine.errors import CappyError, message_of
@@ -38,6 +39,11 @@ log = logging.getLogger("cappy.server")
 @takes(ScorerOptions, section="Scorer")
 def serve(bundle: Path, server: ServerOptions, options: ScorerOptions) -> None:
     """Answer scoring requests over HTTP."""
+    with held_signals():
+        _serve(bundle, server, options)
+
+
+def _serve(bundle: Path, server: ServerOptions, options: ScorerOptions) -> None:
     with extra("cpu,serve"):
         from cappy_engine.serving.http.running import run_server
         from cappy_engine.serving.logs import start_logging

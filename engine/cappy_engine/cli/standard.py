@@ -116,6 +116,23 @@ def raised_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+@contextlib.contextmanager
+def held_signals() -> Iterator[None]:
+    """Hold back what asks the process to end or to load again, until whoever serves lets it through, or the block ends.
+
+    >>> with held_signals():
+    ...     run_server("cappy-bundle", ScorerOptions(), ServerOptions())
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _ClosedStdout(io.RawIOBase):
     """Stands for a stdout that is closed: nothing is lost unseen."""
 

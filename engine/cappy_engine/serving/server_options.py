@@ -25,7 +25,7 @@ class ServerOptions:
     """
 
     host: Annotated[str, Asked("address to listen on; any but the loopback needs an API key")] = "127.0.0.1"
-    port: Annotated[int, Asked("0: any that is free", least=0)] = 8000
+    port: Annotated[int, Asked("0: any that is free", least=0, most=65535)] = 8000
     unix_socket: Annotated[Path | None, Asked("listen on this socket instead of a port", metavar="PATH")] = None
     model_names: Annotated[
         tuple[str, ...],
@@ -59,8 +59,6 @@ class ServerOptions:
 
     def __post_init__(self) -> None:
         check_asked(self)
-        if self.port > 65535:
-            raise ValueError(f"port must be at most 65535, got {self.port}")
         for name in ("body_seconds", "request_seconds", "idle_seconds", "drain_seconds"):
             if getattr(self, name) > MOST_SECONDS:
                 raise ValueError(f"{name} must be at most {MOST_SECONDS:.0f}, a day, got {getattr(self, name):g}")

@@ -38,6 +38,8 @@ __all__ = ["TritonPythonModel"]
 '''
 ONNX_PAIRS = 64
 """Pairs that the ONNX model gets at once: they are padded to one length, and all in memory."""
+INT32, UINT32 = 2**31 - 1, 2**32 - 1
+"""The largest numbers of config.pbtxt, by their types in model_config.proto."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -51,12 +53,14 @@ class TritonOptions:
     """
 
     name: Annotated[str, Asked("the model's name; the ONNX model is NAME-onnx")] = "cappy"
-    max_pairs: Annotated[int, Asked("pairs that are scored together, and of a request", least=1)] = 1024
-    max_queue: Annotated[int, Asked("requests that may wait; more are refused", least=1)] = 8192
+    max_pairs: Annotated[int, Asked("pairs that are scored together, and of a request", least=1, most=INT32)] = 1024
+    max_queue: Annotated[int, Asked("requests that may wait; more are refused", least=1, most=UINT32)] = 8192
     delay_microseconds: Annotated[
         int, Asked("how long a request waits for others; 0: until the model is free", least=0)
     ] = 0
-    request_seconds: Annotated[int, Asked("seconds that a request may wait, else it is refused", least=1)] = 60
+    request_seconds: Annotated[
+        int, Asked("seconds that a request may wait, else it is refused", least=1, most=10**9)
+    ] = 60
     too_long: Annotated[
         TooLong, Asked("what to do with a pair of more tokens than the model takes", choices=TOO_LONG)
     ] = "truncate"

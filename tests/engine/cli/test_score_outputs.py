@@ -11,6 +11,8 @@ from cappy_engine.cli.main import main
 from tests.support.bundles import copy_bundle
 from tests.support.command_line import CAPPY, expected_rows, in_shell, rows_in, write_bad_pairs
 
+ONE_LINE = '{"instruction": "q", "response": "a"}\n'
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -93,6 +95,18 @@ def test_a_line_beyond_the_limit_is_a_bad_line(
     assert b"cappy score: line 7: is longer than 1000 bytes (max_line_bytes)" in capfdbinary.readouterr().err
     assert main([*arguments, "--on-error", "skip"]) == 3
     assert len(rows_in(capfdbinary.readouterr().out)) == 5
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.csv"])
+def test_the_limit_of_a_line_may_be_as_large_as_options_are(
+    name: str, bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text("instruction,response\nq,a\n" if name.endswith("csv") else ONE_LINE)
+    arguments = ["score", str(tmp_path / name), "--bundle", str(bundle), "--max-line-bytes"]
+    assert main([*arguments, str(2**62)]) == 0
+    assert "q" in capfd.readouterr().out
+    assert main([*arguments, str(2**62 + 1)]) == 2
+    assert "max_line_bytes must be at most 4611686018427387904, got 4611686018427387905" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("output", ["", "-o out.jsonl", "-o -"])

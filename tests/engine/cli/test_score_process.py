@@ -108,3 +108,23 @@ def test_an_interrupt_ends_with_130_and_without_a_traceback(bundle: Path) -> Non
         process.wait(timeout=120)  # communicate would close its input at once, which may come before the signal
         _, err = process.communicate()
     assert (process.returncode, err) == (130, b"cappy score: interrupted\n")
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_command_that_is_ended_while_it_is_imported_has_a_name(name: str, status: int) -> None:
+    code = f"""
+import os, signal, sys
+from cappy_engine.cli.main import main
+
+class Signals:
+    def find_spec(self, module, path=None, target=None):
+        if module == "cappy_engine.cli.scoring":
+            os.kill(os.getpid(), signal.{name})
+
+sys.meta_path.insert(0, Signals())
+raise SystemExit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code, "score", "-"], capture_output=True, timeout=60, check=False)
+    assert done.returncode == status
+    said = {130: "interrupted", 143: "ended by SIGTERM"}[status]
+    assert done.stderr.decode() == f"cappy score: {said}\n"

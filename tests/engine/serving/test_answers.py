@@ -18,6 +18,9 @@ from tests.support.servers import Server, pairs_of, serving
 
 SKY = "Is the sky blue?"
 LONG = "word " * 800
+TENSORS = {
+    "inputs": [{"name": name, "shape": [1], "datatype": "BYTES", "data": [SKY]} for name in ("instruction", "response")]
+}
 
 
 def test_scores_are_the_scorers(server: Server, scorer: Scorer) -> None:
@@ -147,6 +150,13 @@ def test_a_body_that_is_not_what_it_must_be_is_refused(server: Server, body: byt
     assert response.status_code == status
 
 
+def test_a_request_without_a_body_hears_so(server: Server) -> None:
+    for path in ("/v1/rank", "/rerank", "/v2/models/tiny/infer"):
+        for content in (b"", b" \n"):
+            response = server.client.post(path, content=content)
+            assert (response.status_code, response.json()["error"]) == (400, "the body is empty; send a JSON object")
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -172,6 +182,30 @@ def test_methods_and_paths_that_are_not_there(server: Server) -> None:
         connection.request("POST", path, body="{}", headers={"content-type": "application/json"})
         assert connection.getresponse().status == 404, path
         connection.close()
+
+
+@pytest.mark.slow
+def test_a_name_with_a_slash_stands_in_kserves_paths(bundle: Path) -> None:
+    with serving("--bundle", str(bundle), "--model-name", "org/model") as server:
+        for name in ("org/model", "org%2Fmodel", "org%2fmodel"):
+            path = f"/v2/models/{name}"
+            assert server.get(path).json()["name"] == "org/model"
+            assert server.get(f"{path}/ready").json() == {"name": "org/model", "ready": True}
+            assert server.post(f"{path}/infer", TENSORS).json()["model_name"] == "org/model"
+        for name in ("org", "model", "org/model/x"):
+            for answer in (server.get(f"/v2/models/{name}"), server.post(f"/v2/models/{name}/infer", TENSORS)):
+                assert answer.status_code == 404
+                assert answer.json()["error"].startswith(f"model {name!r} is not served here, only org/model;")
+        version = "/v2/models/org/model/versions/1"
+        for answer in (
+            *(server.get(path) for path in ("/v2/models/", version, f"{version}/ready")),
+            *(server.post(path, TENSORS) for path in ("/v2/models//infer", f"{version}/infer")),
+        ):
+            assert answer.json()["error"].startswith("there is nothing at '/v2/models/")
+        assert server.get("/v2/models/org/model/infer").headers["allow"] == "POST"
+        assert server.post("/v2/models/org/model/ready", TENSORS).status_code == 405
+        assert server.metric('cappy_requests_total{route="/v2/models/{name}/infer",status="200"}') == 3
+        assert server.metric('cappy_requests_total{route="/v2/models/{name}",status="404"}') >= 3
 
 
 def test_health_and_information(server: Server) -> None:

@@ -75,6 +75,13 @@ def send_for(connection: socket.socket, block: bytes, size: int) -> None:
             connection.sendall(block)
 
 
+def test_only_a_client_of_http_1_1_is_told_to_go_on(narrow: Server) -> None:
+    head = HEAD + f"expect: 100-continue\r\nconnection: close\r\ncontent-length: {len(BODY)}\r\n\r\n"
+    assert exchanged(narrow, head, BODY, pause=0.1).startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n")
+    old = exchanged(narrow, head.replace("HTTP/1.1", "HTTP/1.0"), BODY, pause=0.1)
+    assert old.startswith(b"HTTP/1.1 200 OK\r\n")
+
+
 @pytest.mark.parametrize("kind", ["small posts", "large posts", "gets with bodies", "trailers", "one trailer"])
 def test_a_connection_that_sends_without_end_costs_little_memory(narrow: Server, kind: str) -> None:
     body = '{"pairs":[]' + " " * 40000 + "}"

@@ -164,6 +164,41 @@ def test_a_server_without_time_to_end_ends_well_where_nobody_waits(bundle: Path)
         assert "ancel" not in server.log
 
 
+SIGNALS = [signal.SIGHUP, signal.SIGTERM, signal.SIGINT]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_before_the_bundle_is_opened_is_no_other_than_later_ones(bundle: Path, number: int) -> None:
+    code = f"""
+import os, sys
+from cappy_engine.cli.main import main
+
+class Signals:
+    def find_spec(self, name, path=None, target=None):
+        if name == "uvicorn":
+            os.kill(os.getpid(), {int(number)})
+
+sys.meta_path.insert(0, Signals())
+raise SystemExit(main())
+"""
+    with started(["--bundle", str(bundle)], command=(sys.executable, "-c", code)) as server:
+        if number == signal.SIGHUP:
+            server.wait_until_ready()
+            server.wait_for_line("its model answers from now on")
+            server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert "all requests are answered; the server stops" in server.log
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_when_all_is_answered_changes_nothing(bundle: Path, number: int) -> None:
+    with serving("--bundle", str(bundle)) as server:
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for_line("all requests are answered; the server stops")
+        assert server.stop(number) == 0
+        assert server.lines[-1] == "all requests are answered; the server stops\n"
+
+
 def test_a_server_that_loads_ends_at_once(bundle: Path, tmp_path: Path) -> None:
     trigger = tmp_path / "trigger"
     trigger.write_text("60")

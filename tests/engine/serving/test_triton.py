@@ -137,6 +137,17 @@ def test_names_that_are_no_folders_are_refused(name: str) -> None:
         TritonOptions(name=name)
 
 
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("max_pairs", 2**31 - 1), ("max_queue", 2**32 - 1), ("request_seconds", 10**9), ("delay_microseconds", 2**62)],
+)
+def test_numbers_that_tritons_configuration_cannot_hold_are_refused(name: str, most: int) -> None:
+    """Its max_batch_size is an int32, max_queue_size a uint32, and times are uint64 of microseconds."""
+    assert getattr(TritonOptions(**{name: most}), name) == most  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"{name} must be at most {most}, got {most + 1}"):
+        TritonOptions(**{name: most + 1})  # type: ignore[arg-type]
+
+
 def test_texts_are_quoted() -> None:
     message = {"a": 'say "é\n"', "b": [1, 2], "c": {"d": True}}
     assert pbtxt(message) == 'a: "say \\"\\u00e9\\n\\""\nb: 1\nb: 2\nc {\n  d: true\n}\n'

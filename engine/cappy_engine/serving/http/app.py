@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -39,7 +40,9 @@ def make_app(gate: Gate) -> ASGIApp:
     service = gate.service
     description = msgspec.json.encode(describe(ROUTES, __version__, needs_key=gate.keys is not None))
     pages: list[BaseRoute] = [Path(path, partial(_show, asset)) for path, asset in read_assets().items()]
-    posts: list[BaseRoute] = [Path(route.path, ScoringEndpoint(route, gate), methods=["POST"]) for route in ROUTES]
+    posts: list[BaseRoute] = [
+        Path(_pattern(route.path), ScoringEndpoint(route, gate), methods=["POST"]) for route in ROUTES
+    ]
     reads: dict[str, Callable[[Request], Any]] = {
         "/health": lambda request: {"status": "alive"},
         "/ready": partial(_ready, service),
@@ -52,7 +55,7 @@ def make_app(gate: Gate) -> ASGIApp:
         "/v2/models/{name}": partial(_kserve_model, service),
         "/v2/models/{name}/ready": partial(_kserve_ready, service),
     }
-    gets = [Path(path, _answer(gate, read, needs_key=path not in PROBES)) for path, read in reads.items()]
+    gets = [Path(_pattern(path), _answer(gate, read, needs_key=path not in PROBES)) for path, read in reads.items()]
     app = Starlette(
         routes=[*posts, *gets, *pages],
         exception_handlers={HTTPException: _http_error, Exception: _server_error},
@@ -61,12 +64,31 @@ def make_app(gate: Gate) -> ASGIApp:
     return _counted(app, service.metrics)
 
 
+class _ModelName(Convertor[str]):
+    """The name of a model within a path, which may have slashes, as org/model has: some clients encode them."""
+
+    regex = "(?:(?!/versions/|/(?:infer|ready)$).)+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("model", _ModelName())
+
+
+def _pattern(path: str) -> str:
+    return path.replace("{name}", "{name:model}")
+
+
 def _counted(app: Starlette, metrics: Metrics) -> ASGIApp:
     """Count every answer by the path of its route, never by the one that was asked for: anybody can make up those.
 
     What is to be scored goes to its endpoint at once: Starlette tries the routes one after the other.
     """
-    paths: dict[object, str] = {route.endpoint: route.path for route in app.routes if isinstance(route, Path)}
+    paths: dict[object, str] = {route.endpoint: route.path_format for route in app.routes if isinstance(route, Path)}
     posts = {path: endpoint for endpoint, path in paths.items() if isinstance(endpoint, ScoringEndpoint)}
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:

@@ -157,6 +157,8 @@ class BoundedConnection(HttpToolsProtocol):
         self.scope["state"][HEAD_BYTES] = self._told_bytes
         self._step()
         self._stop_waiting()
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False
         super().on_headers_complete()
         self._unanswered.append(self.cycle)
         self._was_asked = True

@@ -125,6 +125,8 @@ class ScoringEndpoint:
                 seconds=options.body_seconds,
                 take=take,
             )
+            if not body.strip():
+                raise InvalidRequest("the body is empty; send a JSON object", 400)
             if (name := scope.get("path_params", {}).get("name")) is not None:
                 model.check_name(name)
             read = partial(self._route.read, body, model)

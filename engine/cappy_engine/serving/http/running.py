@@ -53,8 +53,10 @@ def run_server(bundle: str | Path, options: ScorerOptions, server: ServerOptions
         >>> run_server("cappy-bundle", ScorerOptions(precision="int8"), ServerOptions(port=9000))
 
     Raises ServingError where it cannot begin (the options' keys, the bundle, the address) or requests were cut off,
-    ModelBroken if the model gives no right scores any more, and what `Scorer.open` raises. At a second signal, and
-    where something still runs when the time to end is over, it ends the process.
+    ModelBroken if the model gives no right scores any more, and what `Scorer.open` raises. Otherwise it ends the
+    process: with status 0 when all is answered, so that a signal in the last moment changes nothing, and with 1 at a
+    second signal, and where something still runs when the time to end is over. Signals that were blocked before come
+    through as soon as it can take them.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     gate = Gate.of(Service(bundle, options, server, metrics=Metrics()), server)
@@ -94,9 +96,10 @@ class _Server:
         self._loop = loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
         self._service.on_broken = partial(self._tell, self._stop)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled)
-        loop.add_signal_handler(signal.SIGHUP, self._swap)
+        does = {signal.SIGTERM: self._signalled, signal.SIGINT: self._signalled, signal.SIGHUP: self._swap}
+        for number, do in does.items():
+            loop.add_signal_handler(number, do)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, does)
         self._begin(self._load_first)
         watching = asyncio.ensure_future(self._watch())
         serving = asyncio.ensure_future(self._web.serve(sockets=[self._listener.socket]))
@@ -115,12 +118,11 @@ class _Server:
         error = self._problem or self._cut_off()
         if error is None:
             log.info("all requests are answered; the server stops")
+            self._leave(0)
         if not is_quiet:
-            if error is not None:
-                log.error("%s", error)
-            self._leave(0 if error is None else 1)
-        if error is not None:
-            raise error
+            log.error("%s", error)
+            self._leave(1)
+        raise error
 
     async def _watch(self) -> None:
         """Stop where a run of the model hangs: only another process helps then."""
