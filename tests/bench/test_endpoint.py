@@ -146,7 +146,7 @@ def test_an_answer_without_choices_is_an_error(content: Any, server: Server) -> 
 
 
 @pytest.mark.parametrize(
-    "message", [{"role": "assistant", "content": None}, {"role": "assistant", "content": ""}, None], ids=str
+    "message", [{"role": "assistant", "content": None}, {"role": "assistant", "content": ""}], ids=str
 )
 def test_an_answer_without_text_is_an_empty_candidate(message: Any, server: Server) -> None:
     server.answer = lambda body: answered(body, message=message, logprobs=None)

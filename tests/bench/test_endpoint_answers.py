@@ -62,6 +62,50 @@ def test_a_completion_that_is_not_a_text_is_an_error(text: Any, server: Server) 
         ask(server, api="completions")
 
 
+@pytest.mark.parametrize(
+    ("message", "what"),
+    [
+        ({}, "has no message, but finish_reason, index, logprobs$"),
+        ({"message": None}, "has a message that is no object, but NoneType None$"),
+        ({"message": "It is 5."}, r"has a message that is no object, but str 'It is 5\.'$"),
+        ({"message": []}, r"has a message that is no object, but list \[\]$"),
+        ({"delta": {"content": "It is 5."}}, "has no message, but delta, finish_reason, index, logprobs$"),
+    ],
+    ids=str,
+)
+def test_an_answer_without_a_message_is_an_error_that_says_what_came(message: Any, what: str, server: Server) -> None:
+    def answer(body: dict[str, Any]) -> tuple[int, Any]:
+        status, document = answered(body)
+        del document["choices"][0]["message"]
+        document["choices"][0] |= message
+        return status, document
+
+    server.answer = answer
+    with pytest.raises(SampleError, match=f"the endpoint's answer to instruction 1 {what}"):
+        ask(server)
+
+
+def test_an_answer_of_the_other_api_is_an_error(server: Server) -> None:
+    asked = {"chat": "completions", "completions": "chat"}
+    for api, other in asked.items():
+        server.answer = lambda body: answered(
+            {"n": 1, "model": "small"} | ({"prompt": "a"} if "messages" in body else {"messages": [{"content": "a"}]})
+        )
+        lacks = "message" if api == "chat" else "text"
+        with pytest.raises(SampleError, match=f"instruction 1 has no {lacks}, but .*; is it one for --api {other}"):
+            ask(server, api=api)
+
+
+def test_an_empty_answer_is_an_empty_text(server: Server) -> None:
+    """A model may say nothing, or think until it ends; OpenAI writes null."""
+    server.answer = lambda body: answered(body, message={"role": "assistant", "content": None}, logprobs=None)
+    assert [sample.text for sample in ask(server).samples] == [""]
+    server.answer = lambda body: answered(body, message=None, finish_reason="content_filter", logprobs=None)
+    assert [sample.text for sample in ask(server).samples] == [""]
+    server.answer = lambda body: answered(body, text="", logprobs=None)
+    assert [sample.text for sample in ask(server, api="completions").samples] == [""]
+
+
 @pytest.mark.parametrize("api", ["chat", "completions"])
 @pytest.mark.parametrize("reason", ["error", "abort", "cancelled", "timeout"])
 def test_an_answer_that_the_server_gave_up_is_an_error(reason: str, api: str, server: Server) -> None:

@@ -179,11 +179,15 @@ def test_a_table_without_labels_or_with_a_bad_one_is_named(tmp_path: Path) -> No
     pq.write_table(pa.Table.from_pylist([{**good, "label": 1.0}, {**good, "label": 2.0}]), tmp_path / "bad.parquet")
     (tmp_path / "bad.csv").write_text("instruction,response,label\na,b,yes\n")
     (tmp_path / "empty.csv").write_text("instruction,response,label\na,b,\n")
+    (tmp_path / "python.csv").write_text("instruction,response,label\na,b, 0.5\na,b,0_1\n")
+    (tmp_path / "digits.csv").write_text("instruction,response,label\na,b,\u0661\n", encoding="utf-8")
     for name, problem in [
         ("none.parquet", r"none\.parquet has no column 'label'"),
         ("bad.parquet", r"bad\.parquet, row 2: has the label 2\.0; labels go from"),
         ("empty.csv", r"empty\.csv, line 2: has the label '', which is not a number"),
         ("bad.csv", r"bad\.csv, line 2: has the label 'yes', which is not a number"),
+        ("python.csv", r"python\.csv, line 3: has the label '0_1', which is not a number"),
+        ("digits.csv", r"digits\.csv, line 2: has the label '\u0661', which is not a number"),
     ]:
         with pytest.raises(AdaptError, match=problem):
             list(FileShard(tmp_path / name).read(Position()))

@@ -22,6 +22,7 @@ import openai
 from cappy_bench.candidates.decodings import Candidates, Decoding, Sample, derive_seed
 from cappy_bench.candidates.sample_options import EndpointOptions, check_new_tokens
 from cappy_bench.candidates.threads import run_all
+from cappy_engine.checks import described
 from cappy_engine.errors import SampleError
 from cappy_engine.pairs import text_problem
 
@@ -126,6 +127,7 @@ class Endpoint:
                 f"the endpoint did not finish its answer to instruction {place}: {problems[0]}; once that is mended, "
                 "go on with --resume"
             )
+        self._check_there(choice, place)
         message = getattr(choice, "message", None)
         found = getattr(message, "content", None) if self._is_chat else getattr(choice, "text", None)
         called = getattr(message, "tool_calls", None) or getattr(message, "function_call", None)
@@ -137,6 +139,21 @@ class Endpoint:
         total = None if values is None else math.fsum(values)
         is_cut = choice.finish_reason in ("length", "content_filter")
         return Sample(text, decoding.name, total, None if values is None else len(values), is_cut)
+
+    def _check_there(self, choice: Any, place: int) -> None:
+        """Raise SampleError for a choice without what its api has: it would be an empty text, silently."""
+        name, other, api = ("message", "text", "completions") if self._is_chat else ("text", "message", "chat")
+        came, found = {*choice.model_fields_set, *(choice.model_extra or ())}, getattr(choice, name, None)
+        if choice.finish_reason == "content_filter":  # which is warned of
+            return
+        if name not in came:
+            what = f"has no {name}, but {', '.join(sorted(came))[:300]}"
+        elif self._is_chat and not isinstance(found, openai.BaseModel):
+            what = f"has a message that is no object, but {described(found)}"
+        else:
+            return
+        hint = f"; is it one for --api {api}?" if other in came else ""
+        raise SampleError(f"the endpoint's answer to instruction {place} {what}{hint}")
 
     def _values(self, choice: Any, text: str, place: int) -> list[float] | None:
         """log p of every token; None for a response that has none, such as a refusal."""

@@ -186,7 +186,8 @@ def _labels(path: Path, source: Source) -> Callable[[Entry], float]:
 
 
 def _number(text: str) -> float | str:
+    """Read a number as other programs write it: for Python 0_1 is 1."""
     try:
-        return float(text)
+        return float(text) if text.isascii() and "_" not in text else text
     except ValueError:
         return text
