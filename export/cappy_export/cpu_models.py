@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from cappy_engine.bundle import MODEL_FILES
 from cappy_export.checkpoints.checkpoint import Checkpoint
 from cappy_export.graphs.build import build_graph, model_shape
@@ -24,13 +26,13 @@ from cappy_export.precisions.fp16 import convert_to_half
 from cappy_export.precisions.int8 import quantize
 
 
-def check_cpu_models(checkpoint: Checkpoint, options: ExportOptions) -> None:
+def check_cpu_models(checkpoint: Checkpoint, model: PreTrainedModel, options: ExportOptions) -> None:
     """Raise GraphError for what cannot be made for CPUs of this checkpoint: it is known before any work.
 
-    >>> check_cpu_models(open_checkpoint("my-checkpoint"), ExportOptions(precisions=("fp16",)))
+    >>> check_cpu_models(checkpoint, shape_model(checkpoint), ExportOptions(precisions=("fp16",)))
     """
     if "fp16" in options.for_cpus or (options.for_cpus and family_of(checkpoint.config) is None):
-        check_exportable(checkpoint)
+        check_exportable(checkpoint, model)
 
 
 def write_cpu_models(

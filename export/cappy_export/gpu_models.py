@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from transformers import PreTrainedModel
 
 from cappy_engine.buckets import choose_buckets, default_buckets
 from cappy_engine.bundle import TARGETS
 from cappy_engine.errors import GraphError
-from cappy_export.checkpoints.checkpoint import Checkpoint, shape_model
+from cappy_export.checkpoints.checkpoint import Checkpoint
 from cappy_export.graphs.build import build_direct_graph
 from cappy_export.graphs.cuda import packed_model, packing_counts
 from cappy_export.graphs.files import MAX_BYTES, save
@@ -37,17 +38,17 @@ BUCKETS = 4
 """The most lengths that TensorRT gets where no other number is asked for."""
 
 
-def check_gpu_models(checkpoint: Checkpoint, options: ExportOptions) -> None:
+def check_gpu_models(checkpoint: Checkpoint, model: PreTrainedModel, options: ExportOptions) -> None:
     """Raise GraphError for what cannot be made for GPUs of this checkpoint: it is known before any work.
 
-    >>> check_gpu_models(open_checkpoint("my-checkpoint"), ExportOptions(targets=("cuda",)))
+    >>> check_gpu_models(checkpoint, shape_model(checkpoint), ExportOptions(targets=("cuda",)))
     """
     for target in options.for_gpus:
         if not is_written_directly(checkpoint.config):
             kind = checkpoint.config["model_type"]
             raise GraphError(f"models for {target} are written for BERT and RoBERTa; {checkpoint.name} is a {kind}")
     if options.for_gpus:
-        check_size(shape_model(checkpoint), checkpoint, MAX_BYTES)
+        check_size(model, checkpoint, MAX_BYTES)
 
 
 def write_gpu_models(

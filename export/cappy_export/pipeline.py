@@ -14,7 +14,13 @@ from cappy_engine.errors import BundleError, ExportError, OutputError
 from cappy_engine.publish import check_folder, publish, staging_folder
 from cappy_engine.storage import write_json
 from cappy_engine.tokenizer import PairTokenizer
-from cappy_export.checkpoints.checkpoint import Checkpoint, digest_of_files, open_checkpoint, shape_model
+from cappy_export.checkpoints.checkpoint import (
+    Checkpoint,
+    digest_of_files,
+    float32_bytes,
+    open_checkpoint,
+    shape_model,
+)
 from cappy_export.checkpoints.config import bundle_config
 from cappy_export.checkpoints.fast_tokenizer import doubt_of, load_tokenizer
 from cappy_export.checkpoints.refusals import refusing
@@ -58,11 +64,12 @@ def export(
     check_winners(parse_limits(options.limits), pairs)
     opened = open_checkpoint(checkpoint, revision=options.revision)
     check_folder(place, BUNDLE, force=force, inputs=[opened.folder])
-    check_gpu_models(opened, options)
-    check_cpu_models(opened, options)
+    model = shape_model(opened)
+    check_gpu_models(opened, model, options)
+    check_cpu_models(opened, model, options)
     files = opened.files
     with staging_folder(place, say) as staging:  # a place where nothing can be written is found first
-        _check_space(staging, opened)
+        _check_space(staging, float32_bytes(opened, model))
         say(f"scoring {len(pairs)} pairs with PyTorch")
         reference = score_with_torch(opened, pairs, max_length=options.max_length)
         proof = Proof(name, pairs, reference, options.parity_limits(reference.spread))
@@ -125,9 +132,8 @@ def _check_told(manifest: Manifest, checkpoint: Checkpoint, subject: str) -> Non
         raise BundleError(f"the manifest of {subject} has {'; '.join(wrong)}; export it again from this checkpoint")
 
 
-def _check_space(staging: Path, checkpoint: Checkpoint) -> None:
+def _check_space(staging: Path, needed: int) -> None:
     """Raise OutputError if there is no space for the fp32 model, which is always written: others are made from it."""
-    needed = sum(parameter.nbytes for parameter in shape_model(checkpoint).parameters())
     disk = shutil.disk_usage(staging)
     if disk.total and disk.free < needed:  # some network file systems do not tell
         raise OutputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from cappy_engine.errors import AdaptError, OutputError
+from cappy_export.adaptation.log import Progress
 from cappy_export.adaptation.recipe import AdaptOptions
 from cappy_export.adaptation.training import adapt
 from cappy_export.checkpoints.checkpoint import open_checkpoint
@@ -127,3 +129,25 @@ def test_a_folder_in_place_of_the_state_is_kept(checkpoint: Path, tmp_path: Path
     with pytest.raises(AdaptError, match="is in the way, and not of a training"):
         adapt(checkpoint, colour_examples(20), tmp_path / "out", options=AdaptOptions(force=True))
     assert (tmp_path / "out.training").is_dir()
+
+
+@pytest.mark.slow
+def test_a_full_disk_at_the_end_leaves_the_saved_state_and_says_how_to_go_on(checkpoint: Path, tmp_path: Path) -> None:
+    """A limit of the size of files stands for the full disk: the system and safetensors say both alike."""
+    recipe, options = dataclasses.replace(RECIPE, max_steps=2), AdaptOptions(save_every=1)
+    said: list[str] = []
+
+    def fill_at_the_end(progress: Progress) -> None:
+        if progress.step == progress.steps:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            adapt(checkpoint, colour_examples(20), tmp_path / "out", recipe, options, say=said.append,
+                  progress=fill_at_the_end)  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert said[-1] == f"the state of step 1 is kept in {tmp_path / 'out.training'}; go on with --resume"
+    adapt(checkpoint, colour_examples(20), tmp_path / "out", recipe, dataclasses.replace(options, resume=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

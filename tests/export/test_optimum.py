@@ -128,14 +128,23 @@ def test_an_architecture_that_optimum_does_not_know_is_told_before_pytorch_score
         pipeline.export(folder, tmp_path / "bundle")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at file.cc] write failed: No space left on device"),
+        ValueError("I/O error: File too large (os error 27)"),
+    ],
+    ids=str,
+)
 def test_a_full_disk_is_not_a_fault_of_optimum(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     monkeypatch.setattr("optimum.exporters.onnx.convert.export", fail)
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(OSError, match=r"No space left on device|File too large"):
         build_fused_graph(open_checkpoint(checkpoint), tmp_path / "fused.onnx")
 
 

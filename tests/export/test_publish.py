@@ -14,11 +14,12 @@ import pytest
 
 from cappy_engine.bundle import open_bundle
 from cappy_engine.cli.main import main
-from cappy_engine.errors import OutputError, ParityError
+from cappy_engine.errors import CheckpointError, OutputError, ParityError
 from cappy_export import ExportOptions, export, pipeline
 from cappy_export.checkpoints.checkpoint import open_checkpoint
 from cappy_export.checkpoints.refusals import refusing
 from tests.support.bundles import copy_bundle
+from tests.support.checkpoints import copy, edit
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -153,6 +154,14 @@ def test_a_full_disk_is_found_before_pytorch_scores(
     ):
         export(checkpoint, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_that_asks_for_more_than_the_disk_has_is_said_not_to_fit(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy(checkpoint, tmp_path / "copy")
+    edit(folder / "config.json", lambda config: config.update(vocab_size=2**31 - 1))
+    for options in (ExportOptions(), ExportOptions(precisions=("fp16",)), ExportOptions(targets=("cuda",))):
+        with pytest.raises(CheckpointError, match=r"the weights do not fit config\.json"):
+            export(folder, tmp_path / "bundle", options)
 
 
 @pytest.mark.parametrize(

@@ -150,8 +150,21 @@ def test_a_training_is_not_resumed_with_other_labels_weights_or_held_out_example
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("content", [b"", b"[1, 2, 3]"])
-def test_a_saved_state_that_is_damaged_is_named(content: bytes, checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "content", "problem"),
+    [
+        ("optimizer.pt", b"", r"optimizer\.pt is damaged"),
+        ("optimizer.pt", b"[1, 2, 3]", r"optimizer\.pt is damaged"),
+        ("log.jsonl", b'{"step": 0, "held', r"log\.jsonl is damaged"),
+        ("log.jsonl", b"7\n", r"log\.jsonl is damaged"),
+        ("place.json", b"{", r"place\.json is damaged"),
+        ("place.json", b"[7]", r"place\.json is damaged"),
+        ("place.json", b'{"step": "x"}', r"place\.json is damaged"),
+    ],
+)
+def test_a_saved_state_that_is_damaged_is_named(
+    file: str, content: bytes, problem: str, checkpoint: Path, tmp_path: Path
+) -> None:
     def stop(progress: Any) -> None:
         if progress.step == 2:
             raise StoppedError
@@ -159,6 +172,6 @@ def test_a_saved_state_that_is_damaged_is_named(content: bytes, checkpoint: Path
     recipe, options = dataclasses.replace(RECIPE, max_steps=3), AdaptOptions(save_every=1)
     with pytest.raises(StoppedError):
         adapt(checkpoint, colour_examples(20), tmp_path / "out", recipe, options, progress=stop)
-    (tmp_path / "out.training" / "step-1" / "optimizer.pt").write_bytes(content)
-    with pytest.raises(AdaptError, match=r"step-1 cannot be read \(optimizer\.pt is damaged\)"):
+    (tmp_path / "out.training" / "step-1" / file).write_bytes(content)
+    with pytest.raises(AdaptError, match=rf"step-1 cannot be read \({problem}\)"):
         adapt(checkpoint, colour_examples(20), tmp_path / "out", recipe, dataclasses.replace(options, resume=True))

@@ -103,11 +103,19 @@ def test_a_loss_that_is_no_number_stops_the_training(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
+def test_nothing_is_said_of_what_is_not_measured(checkpoint: Path, tmp_path: Path) -> None:
+    recipe, options = dataclasses.replace(RECIPE, max_steps=1), AdaptOptions(held_out_fraction=0.0)
+    said: list[str] = []
+    adapt(checkpoint, colour_examples(8), tmp_path / "out", recipe, options, say=said.append)
+    assert [text.split(",")[0].split(": ")[0] for text in said] == ["16 examples to train on", "step 1 of 1"]
+
+
 def test_weights_that_are_no_numbers_are_not_written_though_nothing_is_held_out(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     recipe = dataclasses.replace(RECIPE, learning_rate=1e39, warmup_fraction=0.0, max_steps=1)
-    with pytest.raises(AdaptError, match=r"NaN or infinite weights in .*; lower the learning rate"):
+    with pytest.raises(AdaptError, match=r"after step \d+: NaN or infinite weights in .*; lower the learning rate"):
         adapt(checkpoint, colour_examples(8), tmp_path / "out", recipe, AdaptOptions(held_out_fraction=0.0))
     assert not (tmp_path / "out").exists()
 

@@ -29,9 +29,9 @@ def test_all_formats_give_the_same_bytes(checkpoint: Path) -> None:
         assert all(found[key].numpy().tobytes() == expected[key].numpy().tobytes() for key in expected)
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "bin"])
-def test_shards_are_read_through_their_index(checkpoint: Path, tmp_path: Path, kind: str) -> None:
-    folder = copy(checkpoint, tmp_path / "copy", weights=None)
+def write_shards(checkpoint: Path, folder: Path, kind: str) -> dict[str, torch.Tensor]:
+    """Make a copy of the checkpoint whose weights lie in two files with an index; return the weights."""
+    copy(checkpoint, folder, weights=None)
     weights = load_file(checkpoint / "model.safetensors")
     keys = sorted(weights)
     stem, ending = FILES[kind].rsplit(".", 1)
@@ -42,8 +42,28 @@ def test_shards_are_read_through_their_index(checkpoint: Path, tmp_path: Path, k
         save_file(shard, folder / name) if kind == "safetensors" else torch.save(shard, folder / name)
         weight_map |= dict.fromkeys(part, name)
     (folder / f"{FILES[kind]}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    model = load_model(open_checkpoint(folder))
-    assert all(torch.equal(model.state_dict()[key], weights[key]) for key in keys)
+    return weights
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_shards_are_read_through_their_index(checkpoint: Path, tmp_path: Path, kind: str) -> None:
+    weights = write_shards(checkpoint, tmp_path / "copy", kind)
+    model = load_model(open_checkpoint(tmp_path / "copy"))
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in weights.items())
+
+
+def test_an_index_that_does_not_fit_its_shards_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    write_shards(checkpoint, tmp_path / "copy", "safetensors")
+    index = tmp_path / "copy" / "model.safetensors.index.json"
+    first = json.loads(index.read_text())["weight_map"]
+    lost = [name for name in first if ".layer.1." in name]
+    for shard in sorted(set(first.values())):
+        kept = {name: value for name, value in load_file(tmp_path / "copy" / shard).items() if name not in lost}
+        save_file(kept, tmp_path / "copy" / shard)
+    with pytest.raises(
+        CheckpointError, match=rf"index\.json names {len(lost)} weights that its files do not have: rob"
+    ):
+        load_model(open_checkpoint(tmp_path / "copy"))
 
 
 def test_every_missing_unexpected_and_misshapen_key_is_in_one_error(checkpoint: Path, tmp_path: Path) -> None:

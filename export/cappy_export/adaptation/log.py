@@ -37,7 +37,7 @@ def append(folder: Path, entry: dict[str, Any]) -> None:
 
 
 def evaluations(folder: Path) -> list[dict[str, Any]]:
-    """List the evaluations in a folder's log.
+    """List the evaluations in a folder's log. Raises ValueError or TypeError for a damaged one.
 
     >>> evaluations(Path("my-cappy.training"))[0]["step"]
     0

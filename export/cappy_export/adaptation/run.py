@@ -150,7 +150,7 @@ class Run:
         """Publish the checkpoint as `out`, complete or not at all; then remove the state."""
         if self.accelerator.is_main_process:
             write_checkpoint(
-                self.trained.weights(), self.checkpoint, self.folder, out, document, force=force, say=self.say
+                self.trained.weights(self.steps), self.checkpoint, self.folder, out, document, force=force, say=self.say
             )
             shutil.rmtree(self.folder)
 
@@ -264,7 +264,8 @@ class Run:
     def _log(self, entry: dict[str, Any]) -> None:
         self._append(entry)
         shown = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in entry.items() if name != "step")
-        self.say(f"step {entry['step']} of {self.steps}: {shown}")
+        if shown:  # nothing before the first step, if nothing is held out
+            self.say(f"step {entry['step']} of {self.steps}: {shown}")
 
     def _append(self, entry: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
@@ -285,7 +286,7 @@ class Run:
             self.say("the training was stopped before its first state was saved: it starts again")
             return
         self.done = max(states)
-        self.cursor = Cursor.parse(self.trained.load(states[self.done]))
+        self.cursor = self.trained.load(states[self.done])
         if self.accelerator.is_main_process:
             shutil.copyfile(states[self.done] / LOG, self.folder / LOG)
         self.say(f"going on after step {self.done}")

@@ -9,7 +9,7 @@ import contextlib
 import json
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,12 @@ from cappy_engine import storage
 from cappy_engine.errors import AdaptError, CheckpointError, reason_of
 from cappy_engine.publish import Kind, publish, staging_folder
 from cappy_export.adaptation import state
-from cappy_export.adaptation.log import LOG
+from cappy_export.adaptation.log import LOG, evaluations
+from cappy_export.adaptation.stream import Cursor
 from cappy_export.checkpoints.checkpoint import Checkpoint
 from cappy_export.checkpoints.config import RAW_SCORES, read_json
 from cappy_export.checkpoints.hub import TOKENIZER_FILES
+from cappy_export.checkpoints.refusals import full_disk
 from cappy_export.checkpoints.weights import check_finite
 from cappy_export.options import Say
 
@@ -50,10 +52,10 @@ class Trained:
     optimizer: AcceleratedOptimizer
     schedule: LRScheduler
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Give the model's weights on the CPU, by name.
+    def weights(self, number: int) -> dict[str, torch.Tensor]:
+        """Give the model's weights after step `number`, on the CPU, by name.
 
-        >>> trained.weights()["classifier.out_proj.bias"].shape
+        >>> trained.weights(200)["classifier.out_proj.bias"].shape
         torch.Size([1])
 
         Raises AdaptError for NaN or infinity in them: they would be of no use, and take the place of a good state.
@@ -63,7 +65,9 @@ class Trained:
         try:
             check_finite(found)
         except CheckpointError as error:
-            raise AdaptError(f"{error}; lower the learning rate, or look at the examples") from error
+            raise AdaptError(
+                f"after step {number}: {error}; lower the learning rate, or look at the examples"
+            ) from error
         return found
 
     def save(self, folder: Path, number: int, place: Mapping[str, Any]) -> None:
@@ -72,36 +76,40 @@ class Trained:
         `place` is the next step's place in the data. Raises AdaptError if the disk is full, and what `weights` raises.
         """
         if self.accelerator.is_main_process:
-            before, weights = state.states(folder), self.weights()
+            before, weights = state.states(folder), self.weights(number)
             try:
                 self._write(folder, number, place, weights)
             except (OSError, RuntimeError, SafetensorError) as error:
                 with contextlib.suppress(OSError):
                     shutil.rmtree(folder / UNFINISHED)
                 kept = f"the state of step {max(before)} is kept" if before else "none was saved before"
+                reason = reason_of(full_disk(error) or error)
                 raise AdaptError(
-                    f"the state of step {number} cannot be saved to {folder} ({reason_of(error)}); {kept}: make room, "
-                    "and go on with --resume"
+                    f"the state of step {number} cannot be saved to {folder} ({reason}); {kept}: make room, and go on "
+                    "with --resume"
                 ) from error
             for old in before.values():
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
-    def load(self, saved: Path) -> dict[str, Any]:
-        """Take over a saved state; returns its `place`. Raises AdaptError if it cannot be read.
+    def load(self, saved: Path) -> Cursor:
+        """Take over a saved state; returns the next step's place in the data. Raises AdaptError if it cannot be read.
 
-        >>> trained.load(Path("my-cappy.training/step-200"))["step"]
-        200
+        >>> trained.load(Path("my-cappy.training/step-200")).epoch
+        0
         """
         try:
             self.accelerator.unwrap_model(self.model).load_state_dict(load_file(saved / WEIGHTS))
-            moments = _read_moments(saved / MOMENTS)
+            with _damaged(saved / MOMENTS):  # PyTorch's words say to trust it
+                moments: dict[str, Any] = torch.load(saved / MOMENTS, map_location="cpu", weights_only=True)
             self.optimizer.load_state_dict(moments["optimizer"])
             self.schedule.load_state_dict(moments["schedule"])
             if self.accelerator.scaler is not None and moments["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(moments["scaler"])
-            found: dict[str, Any] = json.loads((saved / PLACE).read_bytes())
-            return found
+            with _damaged(saved / LOG):
+                evaluations(saved)
+            with _damaged(saved / PLACE):
+                return Cursor.parse(json.loads((saved / PLACE).read_bytes()))
         except (OSError, RuntimeError, SafetensorError, ValueError, KeyError) as error:
             raise AdaptError(
                 f"the saved state {saved} cannot be read ({reason_of(error)}); several machines need a common disk to "
@@ -126,13 +134,13 @@ class Trained:
         storage.rename(staging, folder / f"{state.STEP}{number}")
 
 
-def _read_moments(path: Path) -> dict[str, Any]:
-    """Read the optimiser's moments. Raises ValueError for a damaged file: PyTorch's words say to trust it."""
+@contextlib.contextmanager
+def _damaged(path: Path) -> Iterator[None]:
+    """Raise ValueError for a file of a state that does not hold what it should."""
     try:
-        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (EOFError, pickle.UnpicklingError) as error:
+        yield
+    except (EOFError, pickle.UnpicklingError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path.name} is damaged") from error
-    return found
 
 
 def write_checkpoint(
@@ -149,7 +157,7 @@ def write_checkpoint(
 
     Its config says that scores are raw, whatever the checkpoint's said: the labels were learnt as the raw output.
 
-    >>> write_checkpoint(trained.weights(), checkpoint, folder, Path("my-cappy"), {"log": []}, force=False, say=print)
+    >>> write_checkpoint(trained.weights(9), checkpoint, folder, Path("my-cappy"), {"log": []}, force=False, say=print)
     """
     with staging_folder(out, say) as staging:
         for name in TOKENIZER_FILES:
@@ -159,7 +167,10 @@ def write_checkpoint(
         origin = {} if written_by is None else {"transformers_version": written_by}  # of the tokenizer's files
         config = {**checkpoint.config, **RAW_SCORES, **origin, "torch_dtype": "float32"}
         storage.write_json(staging / "config.json", config)
-        save_file(weights, staging / "model.safetensors", {"format": "pt"})
+        try:
+            save_file(weights, staging / "model.safetensors", {"format": "pt"})
+        except SafetensorError as error:
+            raise full_disk(error) or error from error
         shutil.copymode(staging / "config.json", staging / "model.safetensors")  # safetensors: for its owner alone
         shutil.copyfile(folder / LOG, staging / LOG)
         storage.write_json(staging / ADAPTED.marker, document)

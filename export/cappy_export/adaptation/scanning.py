@@ -115,8 +115,8 @@ def choose(parts: Sequence[Counted], fraction: float, *, source: str) -> Scan:
     wanted = math.ceil(fraction * instructions)
     if is_all and wanted >= instructions:
         raise AdaptError(
-            f"holding out {fraction:g} of {instructions} instructions leaves none to train on; give more examples, or "
-            "your own held-out file"
+            f"holding out {fraction:g} of {instructions} instructions leaves none to train on; give more instructions, "
+            "a file to measure on with --held-out, or --held-out-fraction 0 to measure nothing"
         )
     chosen = numbers[:wanted]
     held_out = sorted(kept for number in chosen for kept in smallest[number])

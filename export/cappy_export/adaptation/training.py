@@ -19,7 +19,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from cappy_engine.errors import AdaptError
+from cappy_engine.errors import AdaptError, OutputError
 from cappy_engine.publish import check_apart_from_inputs, check_folder
 from cappy_export.adaptation import state
 from cappy_export.adaptation.examples import Examples, make_examples
@@ -93,11 +93,11 @@ def adapt(
             run.start(settings)
             try:
                 run.train(show)
-            except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or a signal of the system
+                document = {**settings, "log": run.history()}
+                run.write(place, document, force=options.force)
+            except (KeyboardInterrupt, SystemExit, OSError, OutputError):  # a signal, a full disk, or OUT in the way
                 tell(state.tell_what_is_kept(state_of(place)))
                 raise
-            document = {**settings, "log": run.history()}
-            run.write(place, document, force=options.force)
     return document
 
 

@@ -62,6 +62,11 @@ class Checkpoint:
         return [self.folder / name for name in self.weight_files if not name.endswith(".index.json")]
 
     @property
+    def index(self) -> Path | None:
+        """Give the file that says which weight lies where, if the weights lie in several files."""
+        return next((self.folder / name for name in self.weight_files if name.endswith(".index.json")), None)
+
+    @property
     def files(self) -> dict[str, str]:
         """Compute the sha256 of every file that the export reads, by name."""
         names = (
@@ -134,6 +139,19 @@ def shape_model(checkpoint: Checkpoint) -> PreTrainedModel:
         return build_model(config, is_hollow=True)
 
 
+def float32_bytes(checkpoint: Checkpoint, model: PreTrainedModel) -> int:
+    """Count the bytes of a checkpoint's `model` in float32, or what its files can hold, if that is less.
+
+    >>> checkpoint = open_checkpoint("export/cappy_mini/checkpoint")
+    >>> float32_bytes(checkpoint, shape_model(checkpoint))
+
+    A weight takes two bytes or more in a file. If a config asks for more, it does not fit its weights, and `load_model`
+    says so.
+    """
+    described: int = sum(parameter.nbytes for parameter in model.parameters())
+    return min(described, 2 * sum(path.stat().st_size for path in checkpoint.weight_paths))
+
+
 def load_with_head(
     checkpoint: Checkpoint, *, is_quiet: bool = False, attention: str = "eager", dropout: float | None = None
 ) -> tuple[PreTrainedModel, list[str]]:
@@ -149,7 +167,7 @@ def load_with_head(
     with refusing(described):
         config = model_config(checkpoint.config)
     try:
-        weights = read_weights(checkpoint.weight_paths, checkpoint.format)
+        weights = read_weights(checkpoint.weight_paths, checkpoint.format, index=checkpoint.index)
         if checkpoint.modules:
             weights = with_head_weights(checkpoint.folder, checkpoint.modules, weights)
         check_counts(config, weights)

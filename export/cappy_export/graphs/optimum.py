@@ -16,7 +16,8 @@ import onnx
 from transformers import PreTrainedModel
 
 from cappy_engine.errors import GraphError
-from cappy_export.checkpoints.checkpoint import Checkpoint, load_model, shape_model
+from cappy_export.checkpoints.checkpoint import Checkpoint, float32_bytes, load_model
+from cappy_export.checkpoints.refusals import full_disk
 from cappy_export.graphs.files import MAX_BYTES, check_graph, quiet, save
 from cappy_export.graphs.writer import MICROSOFT, OPSET
 
@@ -81,7 +82,7 @@ def check_fusions(fused: Mapping[str, int], config: Mapping[str, Any], *, layers
 
 def check_size(model: PreTrainedModel, checkpoint: Checkpoint, most_bytes: int) -> None:
     """Raise GraphError if the weights have more than `most_bytes` in float32."""
-    size_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    size_bytes = float32_bytes(checkpoint, model)
     if size_bytes > most_bytes:
         raise GraphError(
             f"{checkpoint.name} has {size_bytes / 1e9:.1f} GB of float32 weights; more than {most_bytes / 1e9:.1f} GB "
@@ -89,14 +90,14 @@ def check_size(model: PreTrainedModel, checkpoint: Checkpoint, most_bytes: int) 
         )
 
 
-def check_exportable(checkpoint: Checkpoint) -> None:
+def check_exportable(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
     """Raise GraphError if the model is too large for one file, or of an architecture that optimum does not know.
 
-    >>> check_exportable(open_checkpoint("export/cappy_mini/checkpoint"))
+    >>> checkpoint = open_checkpoint("export/cappy_mini/checkpoint")
+    >>> check_exportable(checkpoint, shape_model(checkpoint))
 
     Takes seconds, and no weights.
     """
-    model = shape_model(checkpoint)
     check_size(model, checkpoint, MAX_BYTES)
     with _explained(checkpoint):
         _exporter_config(model)
@@ -143,6 +144,8 @@ def _explained(checkpoint: Checkpoint) -> Iterator[None]:
     except Exception as error:  # optimum, torch and onnx raise whatever they like
         if isinstance(error, OSError) and error.errno is not None:
             raise
+        if full := full_disk(error):
+            raise full from error
         kind = checkpoint.config["model_type"]
         raise GraphError(f"optimum cannot export {checkpoint.name} (model type {kind}): {error}") from error
 
