@@ -39,7 +39,7 @@ def test_a_check_goes_on_where_its_engines_were_removed(gpu_check: Callable[...,
 def test_what_is_kept_is_not_lost_where_a_check_is_stopped(
     gpu_check: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = gpu_check(only=["drill"])
+    first = gpu_check(only=["profile"])
 
     def stop(*_: object) -> object:
         raise KeyboardInterrupt
@@ -48,19 +48,18 @@ def test_what_is_kept_is_not_lost_where_a_check_is_stopped(
     with pytest.raises(KeyboardInterrupt):
         gpu_check("--resume", only=["parity"])
     left = json.loads((tmp_path / "result.json").read_text())
-    assert first.step("drill/hidden-gpu") in left["steps"]
+    assert first.step("profile/cuda-fp16") in left["steps"]
 
 
 @pytest.mark.parametrize("name", ["model", "versions"])
 def test_what_cannot_be_compared_is_not_gone_on_with(gpu_check: Callable[..., Ran], tmp_path: Path, name: str) -> None:
-    first = gpu_check(only=["drill"])
+    first = gpu_check(installation=NO_GPU)
     (tmp_path / "result.json").write_text(json.dumps({**first.document, name: {}}))
     with pytest.raises(SystemExit, match=f"differs in its {name}"):
-        gpu_check("--resume", only=["open"])
+        gpu_check("--resume", installation=NO_GPU)
 
 
-@pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("option", ["--data", "--questions"])
+@pytest.mark.parametrize(("option", "before"), [("--data", True), ("--questions", False)])
 def test_real_texts_and_made_up_ones_do_not_stand_in_one_result(
     gpu_check: Callable[..., Ran], tmp_path: Path, option: str, before: bool
 ) -> None:

@@ -8,12 +8,7 @@ import pytest
 import torch
 
 from cappy_bench.candidates.likelihoods import log_likelihoods
-from tests.support.small_llms import INSTRUCTIONS, KINDS, NEW, by_hand, make_llm, token_by_token
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {kind: make_llm(tmp_path_factory.mktemp("llms") / kind, kind) for kind in KINDS}
+from tests.support.small_llms import INSTRUCTIONS, KINDS, NEW, by_hand, token_by_token
 
 
 def test_a_t5s_log_likelihood_is_its_loss_times_tokens(folders: dict[str, Path]) -> None:

@@ -24,20 +24,9 @@ from tests.support.small_llms import (
     POSITIONS,
     by_hand,
     generated,
-    make_llm,
     open_small,
     token_by_token,
 )
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {kind: make_llm(tmp_path_factory.mktemp("llms") / kind, kind) for kind in KINDS}
-
-
-@pytest.fixture(scope="module")
-def llms(folders: dict[str, Path]) -> dict[str, LocalLLM]:
-    return {kind: open_small(folder) for kind, folder in folders.items()}
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,7 @@ from cappy_bench.candidates.checkpoint import load_llm, load_llm_config, open_ll
 from cappy_bench.candidates.decodings import DECODINGS, PAPER
 from cappy_engine.errors import CheckpointError, InstallationError
 from tests.support.places import ROOT
-from tests.support.small_llms import INSTRUCTIONS, KINDS, by_hand, make_llm, open_small
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {kind: make_llm(tmp_path_factory.mktemp("llms") / kind, kind) for kind in KINDS}
+from tests.support.small_llms import INSTRUCTIONS, by_hand, open_small
 
 
 def test_several_gpus_need_accelerate_and_the_error_says_how_to_install_it(

@@ -19,16 +19,6 @@ from cappy_engine.errors import SampleError
 from tests.support.small_llms import KINDS, NEW, POSITIONS, by_hand, generated, make_llm, open_small
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {kind: make_llm(tmp_path_factory.mktemp("llms") / kind, kind) for kind in KINDS}
-
-
-@pytest.fixture(scope="module")
-def llms(folders: dict[str, Path]) -> dict[str, LocalLLM]:
-    return {kind: open_small(folder) for kind, folder in folders.items()}
-
-
 def test_a_causal_response_keeps_its_first_space(folders: dict[str, Path], tmp_path: Path) -> None:
     """Also with SentencePiece, whose decoder drops the first space of what it is given."""
     folder = shutil.copytree(folders["llama"], tmp_path / "llama")

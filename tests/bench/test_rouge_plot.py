@@ -9,7 +9,8 @@ import pytest
 
 from cappy_bench.quality.evaluation import evaluate
 from cappy_bench.quality.picking import Example
-from cappy_bench.quality.rouge_plot import check_path, plot_evaluation
+from cappy_bench.quality.plot_files import check_path
+from cappy_bench.quality.rouge_plot import plot_evaluation
 from cappy_engine.errors import CappyError
 
 
@@ -17,7 +18,7 @@ def test_names_are_drawn_as_they_are_and_the_same_figures_give_the_same_file(tmp
     examples = [Example("cost_$5_to_$10_{", (0, 1), (1.0, 0.25)), Example("b", (2, 3), (0.5, 0.5))]
     found = evaluate("ROUGE-L", examples, {"fp32": np.array([0.9, 0.1, 0.2, 0.3])})
     for name in ("one.svg", "other.svg"):
-        plot_evaluation(found, tmp_path / name)
+        plot_evaluation(found, tmp_path / name, force=False)
     drawn = (tmp_path / "one.svg").read_text()
     assert drawn == (tmp_path / "other.svg").read_text()
     for text in ("cost_$5_to_$10_{", "fp32", "75.0", "56.2", "oracle"):

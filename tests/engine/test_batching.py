@@ -27,32 +27,6 @@ numbers_of_workers = st.integers(1, 9)
 
 
 @given(lengths=lengths_of_rows, budget=budgets)
-def test_every_row_is_in_exactly_one_batch(lengths: Ids, budget: int) -> None:
-    batches = plan_batches(lengths, max_batch_tokens=budget)
-    assert sorted(int(row) for batch in batches for row in batch.rows) == list(range(len(lengths)))
-    assert all(len(batch.rows) > 0 for batch in batches)
-
-
-@given(lengths=lengths_of_rows, budget=budgets)
-def test_no_batch_exceeds_the_budget_but_for_a_single_row(lengths: Ids, budget: int) -> None:
-    for batch in plan_batches(lengths, max_batch_tokens=budget):
-        assert batch.padded_tokens <= budget or len(batch.rows) == 1
-
-
-@given(lengths=lengths_of_rows, budget=budgets)
-def test_a_batch_is_as_long_as_its_longest_row(lengths: Ids, budget: int) -> None:
-    for batch in plan_batches(lengths, max_batch_tokens=budget):
-        assert batch.length == max(lengths[batch.rows])
-        assert batch.padded_tokens == len(batch.rows) * batch.length
-
-
-@given(lengths=lengths_of_rows, budget=budgets)
-def test_rows_run_longest_first(lengths: Ids, budget: int) -> None:
-    order = [int(row) for batch in plan_batches(lengths, max_batch_tokens=budget) for row in batch.rows]
-    assert order == sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-
-
-@given(lengths=lengths_of_rows, budget=budgets)
 def test_no_batch_could_take_the_next_row_too(lengths: Ids, budget: int) -> None:
     batches = plan_batches(lengths, max_batch_tokens=budget)
     for batch in batches[:-1]:

@@ -49,7 +49,14 @@ def test_a_model_that_cannot_be_loaded_is_named_as_changed(copy: Path) -> None:
         Scorer.open(copy, precision="fp32")
 
 
-@pytest.mark.parametrize("change", [lambda path: os.utime(path, ns=(1, 1)), Path.unlink], ids=["written", "removed"])
+def exchange(path: Path) -> None:
+    """Put the same bytes there: by now the loader may have read others."""
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("change", [lambda path: os.utime(path, ns=(1, 1)), Path.unlink, exchange])
 def test_a_model_that_changes_while_it_is_loaded_is_not_used(copy: Path, change: Callable[[Path], object]) -> None:
     """Though the bytes that are checked are right: others may have been loaded."""
 
@@ -127,13 +134,6 @@ def test_a_model_that_is_not_used_may_be_left_out(copy: Path, bundle: Path, dama
         Scorer.open(copy)
 
 
-def test_a_folder_in_place_of_a_file_is_refused(copy: Path) -> None:
-    (copy / "vocab.json").unlink()
-    (copy / "vocab.json").mkdir()
-    with pytest.raises(BundleError, match=r"vocab\.json"):
-        open_bundle(copy)
-
-
 @pytest.mark.parametrize("name", ["onnx/model.onnx.data", "onnx/weights/layer.bin", "onnx/.hidden"])
 def test_a_file_beside_the_models_that_the_manifest_does_not_name_is_refused(copy: Path, name: str) -> None:
     (copy / name).parent.mkdir(exist_ok=True)
@@ -163,11 +163,3 @@ def test_a_link_to_a_file_of_the_right_content_is_fine(copy: Path, tmp_path: Pat
     model.symlink_to(tmp_path / "blob")
     with Scorer.open(copy, precision="fp32"):
         pass
-
-
-def test_what_is_no_regular_file_is_refused(copy: Path) -> None:
-    model = copy / MODEL_FILES["fp32"]
-    model.unlink()
-    os.mkfifo(model)
-    with pytest.raises(BundleError, match=r"onnx/model\.onnx .* is not a regular file"):
-        use(copy, MODEL_FILES["fp32"])

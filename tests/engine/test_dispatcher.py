@@ -106,12 +106,6 @@ def test_a_closed_runner_runs_nothing() -> None:
     assert session.batches == []
 
 
-@pytest.mark.parametrize("budget", [0, -5])
-def test_a_budget_below_one_token_is_refused(budget: int) -> None:
-    with pytest.raises(ValueError, match=f"max_batch_tokens must be at least 1, got {budget}"):
-        Grouping(budget)
-
-
 def test_equal_pairs_are_kept_once_and_found_again() -> None:
     pairs = encoded([3, 5, 3, 5, 4])
     distinct, places = pairs.distinct()

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from cappy_engine import Scorer
@@ -24,14 +23,11 @@ from cappy_engine.native.build import LIBRARY, SOURCES
 from cappy_engine.native.library import NativeLibrary
 from cappy_engine.options import Mode, Precision
 from tests.support.bundles import change_manifest, copy_bundle, keep_precisions, with_value
+from tests.support.installations import needs_cpu_package
 from tests.support.places import TINY_PRECISIONS, parity_pairs
 
 TOLERANCE = 1e-5
 FEW = parity_pairs()[::6]
-
-needs_cpu_package = pytest.mark.skipif(
-    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="needs an ONNX Runtime without CUDA"
-)
 
 
 @needs_cpu_package

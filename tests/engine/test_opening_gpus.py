@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from cappy_engine import Scorer
@@ -26,23 +25,10 @@ from tests.support.bundles import (
     remove_file,
     write_manifest,
 )
+from tests.support.installations import PretendsToHaveGpus, needs_cpu_package
 from tests.support.places import parity_pairs
 
 FEW = parity_pairs()[::6]
-
-needs_cpu_package = pytest.mark.skipif(
-    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="needs an ONNX Runtime without CUDA"
-)
-
-
-class PretendsToHaveCuda:
-    """The real ONNX Runtime, but it lists CUDA where there is none, as onnxruntime-gpu does without a GPU."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(onnxruntime, name)
-
-    def get_available_providers(self) -> list[str]:
-        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
 class FakeGpus:
@@ -68,7 +54,7 @@ class FakeGpus:
 @pytest.fixture
 def fake_gpus(monkeypatch: pytest.MonkeyPatch) -> FakeGpus:
     gpus = FakeGpus()
-    monkeypatch.setattr("cappy_engine.opening.load_runtime", PretendsToHaveCuda)
+    monkeypatch.setattr("cappy_engine.opening.load_runtime", PretendsToHaveGpus)
     monkeypatch.setattr("cappy_engine.opening.find_machine", gpus.find_machine)
     monkeypatch.setattr("cappy_engine.opening.open_on_gpus", gpus.open_on_gpus)
     return gpus
@@ -179,10 +165,10 @@ def test_a_gpu_asked_for_by_name_does_not_fall_back(cpu_bundle: Path, gpu_bundle
 def test_cuda_that_is_listed_but_has_no_driver_is_refused_by_name_and_passed_over_by_auto(
     gpu_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    providers = tuple(PretendsToHaveCuda().get_available_providers())
+    providers = tuple(PretendsToHaveGpus().get_available_providers())
     without_driver = Installation({"onnxruntime-gpu": "9.9"}, providers, None, "no libcuda.so.1", (), {}, "9.9", {})
     for module in ("gpu.start", "opening"):
-        monkeypatch.setattr(f"cappy_engine.{module}.load_runtime", PretendsToHaveCuda)
+        monkeypatch.setattr(f"cappy_engine.{module}.load_runtime", PretendsToHaveGpus)
     monkeypatch.setattr("cappy_engine.gpu.start.inspect_installation", lambda **asked: without_driver)
     with pytest.raises(DeviceUnavailable, match=r"device 'cuda' cannot be used here:\n  driver: no libcuda\.so\.1\n"):
         Scorer.open(gpu_bundle, device="cuda")

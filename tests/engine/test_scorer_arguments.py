@@ -72,6 +72,7 @@ def test_a_text_of_too_many_characters_is_refused_before_it_is_tokenised(bundle:
         ({"padding": ""}, "unknown padding ''; choose from"),
         ({"padding": 7}, "unknown padding 7; choose from"),
         ({"padding": ["removed"]}, r"unknown padding \['removed'\]; choose from"),
+        ({"max_batch_tokens": 0}, "max_batch_tokens must be at least 1, got 0"),
         ({"max_batch_tokens": "512"}, "max_batch_tokens must be a whole number of at least 1, got str '512'"),
         ({"max_batch_tokens": True}, "max_batch_tokens must be a whole number of at least 1, got bool True"),
         ({"max_batch_tokens": 2.5}, "max_batch_tokens must be a whole number of at least 1, got float 2.5"),

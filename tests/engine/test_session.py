@@ -8,7 +8,6 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,12 +31,9 @@ from cappy_engine.session import (
     load_runtime,
     open_session,
 )
+from tests.support.installations import PretendsToHaveGpus, needs_cpu_package
 from tests.support.onnx_files import write_product_model, write_sum_model
 from tests.support.places import TINY
-
-needs_cpu_package = pytest.mark.skipif(
-    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="needs an ONNX Runtime without CUDA"
-)
 
 
 @pytest.fixture
@@ -123,16 +119,6 @@ OWN = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 def test_a_gpu_on_a_cpu_installation_is_refused_with_the_reason(model: Path, device: str) -> None:
     with pytest.raises(DeviceUnavailable, match=f"'{device}' needs {OWN[device]}.*has only .*CPUExecutionProvider"):
         open_session(model, device=device)
-
-
-class PretendsToHaveGpus:
-    """The real ONNX Runtime, but it lists providers where there are none, as onnxruntime-gpu does without a GPU."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(onnxruntime, name)
-
-    def get_available_providers(self) -> list[str]:
-        return [*OWN.values(), "CPUExecutionProvider"]
 
 
 @needs_cpu_package

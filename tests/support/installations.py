@@ -7,6 +7,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import onnxruntime
+import pytest
+
 from cappy_engine.errors import install_hint
 from cappy_engine.gpu.installation import Gpu, Installation
 from cappy_engine.gpu.preflight import Finding, diagnose
@@ -50,6 +53,21 @@ CLASH = dataclasses.replace(GOOD, runtime_packages={"onnxruntime": "1.32.0", "on
 DEVICES = tuple(PROVIDERS)
 INSTALL_CPU, INSTALL_GPU = (re.escape(install_hint(extra)) + "$" for extra in ("cpu", "gpu"))
 GPU_DEVICES = ("cuda", "tensorrt")
+
+
+needs_cpu_package = pytest.mark.skipif(
+    PROVIDERS["cuda"] in onnxruntime.get_available_providers(), reason="needs an ONNX Runtime without CUDA"
+)
+
+
+class PretendsToHaveGpus:
+    """The real ONNX Runtime, but it lists providers where there are none, as onnxruntime-gpu does without a GPU."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(onnxruntime, name)
+
+    def get_available_providers(self) -> list[str]:
+        return list(PROVIDERS.values())
 
 
 def changed(**changes: Any) -> Installation:

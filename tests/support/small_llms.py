@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -126,3 +127,14 @@ def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
         backend.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
     pad = {} if kind == "gpt2" else {"pad_token": "<pad>"}
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>", **pad)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Give the checkpoint of every kind; a test that changes one copies it."""
+    return {kind: make_llm(tmp_path_factory.mktemp("llms") / kind, kind) for kind in KINDS}
+
+
+@pytest.fixture(scope="session")
+def llms(folders: dict[str, Path]) -> dict[str, LocalLLM]:
+    return {kind: open_small(folder) for kind, folder in folders.items()}

@@ -24,7 +24,7 @@ from cappy_engine.gpu.providers import cuda_options
 from cappy_engine.gpu.start import find_machine, open_on_gpus
 from cappy_engine.options import Device, Precision
 from cappy_engine.scorer import Scorer
-from cappy_engine.session import Session, load_runtime
+from cappy_engine.session import Session
 from cappy_engine.tokenizer import PairTokenizer
 
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ def this_machine() -> Machine:
     >>> this_machine().inspect().gpus
     ()
     """
-    return Machine(_inspect, _open_scorer, _open_session, _open_file, _open_torch, _score_reference, _run_child, _trace)
+    return Machine(
+        inspect_installation, _open_scorer, _open_session, _open_file, _open_torch, _score_reference, _run_child, _trace
+    )
 
 
 def scorer_of(session: Session, model: GpuModel) -> Scorer:
@@ -115,13 +117,6 @@ def load_torch(checkpoint: Path, precision: str) -> Any:
 
     module: Any = load_model(open_checkpoint(checkpoint), attention="sdpa")
     return module.to({"fp16": torch.float16, "bf16": torch.bfloat16}[precision])
-
-
-def _inspect() -> Installation:
-    return inspect_installation(
-        available_providers=lambda: load_runtime().get_available_providers(),
-        preload=lambda: getattr(load_runtime(), "preload_dlls", lambda: None)(),
-    )
 
 
 def _open_scorer(bundle: Path, device: str, precision: str) -> Scorer:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cappy_bench.quality.rouge_plot import CAPPY, LIMIT, OTHER, PALE, STYLE, check_path
-from cappy_engine.bulk.output.output_file import open_output
+from cappy_bench.quality.plot_files import CAPPY, LIMIT, OTHER, PALE, write_plot
 from cappy_engine.errors import CappyError
 from cappy_export.adaptation.log import LOG
 
@@ -51,38 +49,29 @@ def names_of(sources: Sequence[Path]) -> list[str]:
     return [name if name and short.count(name) == 1 else str(path) for name, path in zip(short, sources, strict=True)]
 
 
-def plot_curves(logs: Mapping[str, Entries], path: Path, *, force: bool = False) -> None:
+def plot_curves(logs: Mapping[str, Entries], path: Path, *, force: bool) -> None:
     """Draw logs by name into `path`, whose ending says the format.
 
-    >>> plot_curves({"my-cappy": read_log(Path("my-cappy"))}, Path("curve.svg"))
+    >>> plot_curves({"my-cappy": read_log(Path("my-cappy"))}, Path("curve.svg"), force=False)
 
     Raises CappyError if it cannot be drawn or written.
     """
-    check_path(path, force=force)
-    try:
-        with open_output(path, force=force) as file:
-            _draw(logs, file, path.suffix)
-    except Exception as error:  # whatever Matplotlib raises: the figures were not at fault
-        raise CappyError(f"the plot {path} cannot be drawn: {error!r:.300}") from error
+    write_plot(partial(_draw, logs), path, force=force)
 
 
-def _draw(logs: Mapping[str, Entries], file: BinaryIO, ending: str) -> None:
-    with matplotlib.rc_context(dict(STYLE)):
-        figure = Figure(figsize=(7.5, 5), layout="constrained")
-        FigureCanvasAgg(figure)
-        panels = figure.subplots(len(PANELS), 1, height_ratios=[2, 1, 1], sharex=True)
-        for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
-            for place, (title, entries) in enumerate(logs.items()):
-                _draw_line(axes, entries, name, title, COLOURS[place % len(COLOURS)])
-            axes.set_ylabel(label)
-            axes.grid(color=PALE, linewidth=0.5)
-            axes.set_axisbelow(True)
-        panels[0].set_ylim(bottom=0)
-        panels[0].legend(frameon=False, ncols=2)
-        panels[-1].set_ylim(bottom=0)
-        panels[-1].set_xlabel("step")
-        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(ending, {})
-        figure.savefig(file, format=ending[1:], dpi=150, metadata=metadata)
+def _draw(logs: Mapping[str, Entries], figure: Figure) -> None:
+    figure.set_size_inches(7.5, 5)
+    panels = figure.subplots(len(PANELS), 1, height_ratios=[2, 1, 1], sharex=True)
+    for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
+        for place, (title, entries) in enumerate(logs.items()):
+            _draw_line(axes, entries, name, title, COLOURS[place % len(COLOURS)])
+        axes.set_ylabel(label)
+        axes.grid(color=PALE, linewidth=0.5)
+        axes.set_axisbelow(True)
+    panels[0].set_ylim(bottom=0)
+    panels[0].legend(frameon=False, ncols=2)
+    panels[-1].set_ylim(bottom=0)
+    panels[-1].set_xlabel("step")
 
 
 def _draw_line(axes: Axes, entries: Entries, name: str, title: str, colour: str) -> None:

@@ -134,9 +134,10 @@ def evaluate_bigbench(
         from cappy_bench.quality import bigbench
 
         if plot is not None:
-            from cappy_bench.quality import rouge_plot
+            from cappy_bench.quality.plot_files import check_path
+            from cappy_bench.quality.rouge_plot import plot_evaluation
 
-            rouge_plot.check_path(plot, force=force, inputs=[samples])
+            check_path(plot, force=force, inputs=[samples])
     tasks = bigbench.first_of_each(bigbench.read_tasks(samples, say=say), options.examples)
     pairs, examples = bigbench.examples_of(tasks)
     found = measure(
@@ -151,7 +152,7 @@ def evaluate_bigbench(
     else:
         show(describe_rouge(found))
     if plot is not None:
-        rouge_plot.plot_evaluation(found, plot, force=force)
+        plot_evaluation(found, plot, force=force)
         say(f"wrote {plot}")
 
 

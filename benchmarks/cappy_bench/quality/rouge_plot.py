@@ -5,87 +5,36 @@ Knows nothing of how the figures came about.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cappy_bench.quality.evaluation import BEST, CHANCE, Evaluation
 from cappy_bench.quality.picking import average_by_dataset, average_over_datasets
-from cappy_engine.bulk.output.output_file import open_output
-from cappy_engine.bulk.output.places import check_output
-from cappy_engine.errors import CappyError
+from cappy_bench.quality.plot_files import CAPPY, LIMIT, OTHER, PALE, write_plot
 
-ENDINGS = (".svg", ".png", ".pdf")
-CAPPY, OTHER, LIMIT, INK, PALE = "#0072b2", "#8a8a8a", "#d55e00", "#222222", "#dddddd"
-"""Colours that the colour-blind can tell apart, too: picked by Cappy, in another way, the best possible."""
-STYLE: Mapping[Any, Any] = {
-    "svg.hashsalt": "cappy",  # the same figures give the same file
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 8,
-    "text.parse_math": False,  # names are drawn as they are, with any $ in them
-    "text.color": INK,
-    "axes.edgecolor": OTHER,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-}
 ROW_INCHES = 0.2
 
 
-def check_path(path: Path, *, force: bool = False, inputs: Sequence[Path] = ()) -> None:
-    """Raise CappyError if a plot cannot be written to `path`: better before hours of scoring than after.
-
-    An existing file is replaced with `force` only, and none of the `inputs` ever is.
-
-        >>> check_path(Path("rouge.svg"))
-    """
-    if path.suffix not in ENDINGS:
-        raise CappyError(f"the plot {path} must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
-    if not path.parent.is_dir():
-        raise CappyError(f"the plot cannot be written: the folder {path.parent} does not exist")
-    check_output(path, force=force, inputs=inputs)
-    with contextlib.suppress(_Tried), open_output(path, force=force):
-        raise _Tried
-
-
-class _Tried(Exception):
-    """Ends an attempt to write, of which nothing is left."""
-
-
-def plot_evaluation(found: Evaluation, path: Path, *, force: bool = False) -> None:
+def plot_evaluation(found: Evaluation, path: Path, *, force: bool) -> None:
     """Draw the picture into `path`, whose ending says the format.
 
-        >>> plot_evaluation(found, Path("rouge.svg"))
+        >>> plot_evaluation(found, Path("rouge.svg"), force=False)
 
     Raises CappyError if it cannot be drawn or written.
     """
-    check_path(path, force=force)
-    try:
-        with open_output(path, force=force) as file:
-            _draw(found, file, path.suffix)
-    except Exception as error:  # whatever Matplotlib raises: the figures were not at fault
-        raise CappyError(f"the plot {path} cannot be drawn: {error!r:.300}") from error
+    write_plot(partial(_draw, found), path, force=force)
 
 
-def _draw(found: Evaluation, file: BinaryIO, ending: str) -> None:
+def _draw(found: Evaluation, figure: Figure) -> None:
     tasks = list(dict.fromkeys(example.dataset for example in found.examples))
     rows = (len(found.ways), len(tasks))
-    with matplotlib.rc_context(dict(STYLE)):
-        figure = Figure(figsize=(7.5, (sum(rows) + 5) * ROW_INCHES + 0.6), layout="constrained")
-        FigureCanvasAgg(figure)
-        above, below = figure.subplots(2, 1, height_ratios=[count + 1 for count in rows])
-        _draw_ways(above, found)
-        _draw_tasks(below, found, tasks)
-        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(ending, {})
-        figure.savefig(file, format=ending[1:], dpi=150, metadata=metadata)
+    figure.set_size_inches(7.5, (sum(rows) + 5) * ROW_INCHES + 0.6)
+    above, below = figure.subplots(2, 1, height_ratios=[count + 1 for count in rows])
+    _draw_ways(above, found)
+    _draw_tasks(below, found, tasks)
 
 
 def _draw_ways(axes: Axes, found: Evaluation) -> None:

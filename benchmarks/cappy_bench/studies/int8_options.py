@@ -119,8 +119,8 @@ def _compare(
     pairs: Sequence[Pair],
     rounds: int,
     *,
-    chosen: Sequence[str] = tuple(OPTIONS),
-    is_each_product: bool = False,
+    chosen: Sequence[str],
+    is_each_product: bool,
 ) -> dict[str, Any]:
     """Quantise, score and time the `chosen` options; return one row per option, float32 first."""
     opened = open_checkpoint(checkpoint)

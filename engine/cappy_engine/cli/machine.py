@@ -23,7 +23,7 @@ from cappy_engine.native.build import read_note
 from cappy_engine.options import ScorerOptions
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scorer
-from cappy_engine.session import DEVICES, load_runtime
+from cappy_engine.session import DEVICES
 from cappy_engine.storage import cache_folder
 from cappy_engine.tuning import forget
 from cappy_engine.tuning import tune as measure
@@ -118,11 +118,7 @@ def plan(file: Path, bundle: Path, options: ScorerOptions, task: ScoreTask, seco
 @click.option("--device", type=Words(DEVICES), help="tell all about devices; exit with 1 if this one cannot be used")
 def doctor(device: str | None) -> int:
     """Say what this machine offers, what a device lacks here, and how to get it."""
-    # ONNX Runtime may fail to be imported: then that is the finding.
-    installation = inspect_installation(
-        available_providers=lambda: load_runtime().get_available_providers(),
-        preload=lambda: getattr(load_runtime(), "preload_dlls", lambda: None)(),
-    )
+    installation = inspect_installation()  # ONNX Runtime may fail to be imported: then that is the finding
     findings = {name: diagnose(installation, name) for name in DEVICES}
     if device in (None, "cpu"):
         show(describe_processor(read_processor()))

@@ -1,7 +1,7 @@
 """Find what is installed on this machine for GPUs: packages, driver, devices and libraries.
 
-Asks the driver, and the loader for every library that the providers are linked with; imports no ONNX Runtime, decides
-nothing, and raises nothing.
+Asks ONNX Runtime for its providers, the driver, and the loader for every library that the providers are linked with.
+Decides nothing, and raises nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from cappy_engine.session import installed_packages
+from cappy_engine.session import installed_packages, load_runtime
 
 PROVIDER_LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "cpu": (),
@@ -75,27 +75,21 @@ class Installation:
     other_versions: tuple[str, ...] = ()
 
 
-def inspect_installation(
-    *,
-    device: str = "tensorrt",
-    available_providers: Callable[[], Sequence[str]],
-    preload: Callable[[], object],
-    load: Callable[[str], Any] = ctypes.CDLL,
-) -> Installation:
+def inspect_installation(*, device: str = "tensorrt", load: Callable[[str], Any] = ctypes.CDLL) -> Installation:
     """Gather all that `device` ("cuda" or "tensorrt") depends on. Never raises.
 
-    `available_providers` and `preload` are ONNX Runtime's get_available_providers and preload_dlls; where they raise,
-    there are no providers, and nothing is preloaded. Initialises CUDA and leaves the libraries that were found loaded.
+    Without an ONNX Runtime that can be imported there are no providers. Initialises CUDA and leaves the libraries that
+    were found loaded.
     """
     packages = installed_packages()
     providers: tuple[str, ...] = ()
     with contextlib.suppress(Exception):  # whatever a broken ONNX Runtime raises when it is imported
-        providers = tuple(available_providers())
+        providers = tuple(load_runtime().get_available_providers())
     folder = runtime_folder()
     needed = library_needs(folder, device) if folder else {}
     driver = read_driver(load)
     with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot load
-        preload()
+        load_runtime().preload_dlls()  # CUDA and cuDNN from site-packages; older ones have no such function
     tensorrt = tensorrt_folder() if device == "tensorrt" else None
     if tensorrt:
         preload_tensorrt(tensorrt)

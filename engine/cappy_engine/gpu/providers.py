@@ -49,11 +49,11 @@ def tensorrt_options(*, gpu: int = 0, max_rows: int, length: int, inputs: Sequen
         "trt_builder_optimization_level": str(OPTIMIZATION_LEVEL),
         "trt_max_workspace_size": str(WORKSPACE_BYTES),
         "trt_cuda_graph_enable": "False",
-        **profile_shapes(inputs, max_rows, length),
+        **_profile_shapes(inputs, max_rows, length),
     }
 
 
-def profile_shapes(inputs: Sequence[str], max_rows: int, length: int) -> dict[str, str]:
+def _profile_shapes(inputs: Sequence[str], max_rows: int, length: int) -> dict[str, str]:
     """List the options that name the shapes of every input, such as `input_ids:1x64,attention_mask:1x64`.
 
     TensorRT tunes for the largest batch: that is where the time goes. Without these options ONNX Runtime builds the

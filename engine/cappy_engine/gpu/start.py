@@ -63,12 +63,8 @@ class Machine:
 
 def find_machine(device: str, gpus: Sequence[int] = (0,)) -> Machine:
     """Look for all that `device` needs on this machine. Raises what `require_device` does unless it is there."""
-    runtime = load_runtime()
-    installation = inspect_installation(
-        device=device,
-        available_providers=runtime.get_available_providers,
-        preload=getattr(runtime, "preload_dlls", lambda: None),  # CUDA and cuDNN from site-packages
-    )
+    load_runtime()  # raises if it cannot be imported; inspect_installation never raises
+    installation = inspect_installation(device=device)
     require_device(installation, device, gpus)
     return Machine(
         installation,

@@ -54,11 +54,6 @@ def test_a_quota_is_max_divided_by_period(quota: int, period: int) -> None:
     assert parse_cpu_max(f"{quota} {period}\n") == quota / period
 
 
-@given(cpus=st.integers(1, 4096), period=microseconds)
-def test_a_quota_of_whole_cpus_is_exact(cpus: int, period: int) -> None:
-    assert parse_cpu_max(f"{cpus * period} {period}") == cpus
-
-
 @given(period=microseconds, no_limit=st.sampled_from(["max", "-1", "0"]))
 def test_max_is_no_limit_nor_is_what_is_not_positive(period: int, no_limit: str) -> None:
     assert parse_cpu_max(f"{no_limit} {period}\n") is None
@@ -74,12 +69,6 @@ def test_any_text_is_a_limit_or_none(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "max", "100000", "1 2 3", "1.5 1", f"{10**400} 1", f"{'9' * 5000} 1"])
 def test_what_no_kernel_writes_is_no_limit(text: str) -> None:
     assert parse_cpu_max(text) is None
-
-
-def test_in_a_container_the_limit_lies_at_the_top_of_the_mount(tmp_path: Path) -> None:
-    write(tmp_path, "proc/self/cgroup", "0::/\n")
-    write(tmp_path, "sys/fs/cgroup/cpu.max", "150000 100000\n")
-    assert quota_cores(root=tmp_path) == 1.5
 
 
 def test_a_path_of_the_host_leads_to_the_top_of_the_mount(tmp_path: Path) -> None:

@@ -14,13 +14,8 @@ import pytest
 
 from cappy_engine.errors import DeviceUnavailable
 from cappy_engine.gpu.engines import EngineCache
+from tests.support.bundles import flip_byte
 from tests.support.engines import ENGINE, FACTS, KEY, Runtime, kept
-
-
-def flip_a_byte(folder: Path) -> None:
-    content = bytearray((folder / ENGINE).read_bytes())
-    content[3] ^= 1
-    (folder / ENGINE).write_bytes(content)
 
 
 def replace_by_link(path: Path) -> None:
@@ -46,7 +41,7 @@ def truncate(path: Path) -> None:
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
-    "a byte of the engine": flip_a_byte,
+    "a byte of the engine": lambda folder: flip_byte(folder / ENGINE, 3),
     "an engine cut short": lambda folder: truncate(folder / ENGINE),
     "an added file": lambda folder: (folder / "plugin.so").write_bytes(b"native code"),
     "an added folder": lambda folder: (folder / "more").mkdir(),

@@ -29,13 +29,6 @@ def test_an_engine_is_built_once_and_then_reused(root: Path, caplog: pytest.LogC
     assert not caplog.records
 
 
-def test_swapped_weights_get_an_engine_of_their_own(root: Path) -> None:
-    swapped = {**FACTS, "model_sha256": ["ef" * 32, "cd" * 32]}
-    assert EngineCache(root).open(FACTS, Runtime("old").session) == "engine of old"
-    assert EngineCache(root).open(swapped, Runtime("new").session) == "engine of new"
-    assert kept(root) == {KEY, engine_key(swapped)}
-
-
 def test_what_tensorrt_adds_when_it_opens_an_engine_is_kept_too(
     root: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

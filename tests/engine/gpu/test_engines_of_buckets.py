@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +11,10 @@ import pytest
 from cappy_engine.bundle import MANIFEST, Bundle, open_bundle
 from cappy_engine.errors import BundleError
 from cappy_engine.session import INPUTS
-from tests.support.bundles import Manifest, flip_byte, with_value
+from tests.support.bundles import Manifest, with_value
 from tests.support.engines import ENGINE, kept
 from tests.support.gpus import (
     BUCKETS,
-    BUDGET,
     CUDA,
     HERE,
     ROWS,
@@ -31,7 +25,7 @@ from tests.support.gpus import (
     open_faked,
     write_gpu_bundle,
 )
-from tests.support.installations import H100, L4
+from tests.support.installations import H100
 
 # Engines of TensorRT
 
@@ -106,7 +100,6 @@ def test_other_weights_under_the_same_names_get_engines_of_their_own(
 @pytest.mark.parametrize(
     "other",
     [
-        pytest.param({"on": On(replace(HERE, gpus=(L4,)))}, id="another GPU"),
         pytest.param({"on": On(replace(HERE, gpus=(replace(H100, name="NVIDIA H200"),)))}, id="another name"),
         pytest.param({"on": On(replace(HERE, gpus=(replace(H100, compute_capability="9.1"),)))}, id="another sm"),
         pytest.param({"on": On(replace(HERE, gpus=(replace(H100, memory_bytes=94 * 2**30),)))}, id="another memory"),
@@ -127,19 +120,6 @@ def test_an_engine_of_another_machine_is_not_used(sealed: Bundle, root: Path, ot
     assert runtime.found[6:] == [[MANIFEST, ENGINE]] * 3
 
 
-def test_an_engine_with_a_changed_byte_is_built_again(
-    sealed: Bundle, root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    runtime = FakeRuntime()
-    open_faked(sealed, root, runtime, device="tensorrt")
-    changed = Path(runtime.options[1]["trt_engine_cache_path"]).name.split(".")[0]
-    flip_byte(root / changed / ENGINE, 3)
-    open_faked(sealed, root, runtime, device="tensorrt")
-    assert runtime.found[3:] == [[MANIFEST, ENGINE], [], [MANIFEST, ENGINE]]
-    assert runtime.engines[3:] == runtime.engines[:3]
-    assert f"the engine in {root / changed} is not used but built again" in caplog.text
-
-
 @pytest.mark.parametrize(
     "inputs",
     [[], "input_ids", ["a,b"], [""], ["input_ids"] * 2, ["input_ids", "pixels"], [["input_ids"]], 5, None, {}],
@@ -153,46 +133,3 @@ def test_a_bundle_that_does_not_name_the_inputs_is_refused_before_anything_is_op
     with pytest.raises(BundleError, match=r"does not name the inputs of its TensorRT model .*; export it again"):
         open_faked(write_gpu_bundle(tmp_path / "bundle", change=change), root, runtime, device="tensorrt")
     assert not runtime.opened
-
-
-KILLED = """
-import json, sys, time
-from pathlib import Path
-from cappy_engine.bundle import open_bundle
-from cappy_engine.gpu.engines import EngineCache
-from cappy_engine.gpu.plan import plan_gpu
-from cappy_engine.gpu.start import Machine, open_on_gpus
-from cappy_engine.gpu.installation import Gpu, Installation
-
-def open_model(model, providers):
-    folder = Path(dict(providers)["TensorrtExecutionProvider"]["trt_engine_cache_path"])
-    (folder / sys.argv[3]).write_text("half")
-    print("building", flush=True)
-    time.sleep(60)
-
-versions, gpu, budget = json.loads(sys.argv[4])
-here = Installation({}, (), "13.0", None, (Gpu(*gpu),), {}, None, {})
-bundle = open_bundle(sys.argv[1])
-model = plan_gpu(bundle, "tensorrt", "fp16", gpus=[0], max_batch_tokens=budget, there=here.gpus)
-open_on_gpus(model, Machine(here, open_model, EngineCache(Path(sys.argv[2])), versions, {}))
-"""
-
-
-def test_what_a_killed_build_left_is_not_used(sealed: Bundle, root: Path) -> None:
-    facts = json.dumps([VERSIONS, [H100.name, H100.compute_capability, H100.memory_bytes], BUDGET])
-    command = [sys.executable, "-c", KILLED, str(sealed.path), str(root), ENGINE, facts]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            assert process.stdout.readline() == "building\n"
-        finally:
-            os.kill(process.pid, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    (left,) = kept(root)
-    assert (root / left / ENGINE).read_text() == "half"
-    runtime = FakeRuntime()
-    open_faked(sealed, root, runtime, device="tensorrt")
-    assert runtime.found == [[], [], []]
-    assert left.split(".")[0] in kept(root)  # it is the engine that was asked for again
-    assert left not in kept(root)
-    assert all(engine.startswith(b"weights") for engine in runtime.engines)

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import onnxruntime
 import pytest
 
 from cappy_engine.bundle import MANIFEST, Bundle
@@ -65,32 +64,17 @@ def test_on_this_machine_tf32_is_looked_for_in_the_environment(sealed: Bundle, m
     open_on_gpus(model, find_machine("tensorrt"))
 
 
-@pytest.mark.skipif(
-    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="needs an ONNX Runtime without CUDA"
-)
-@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
-def test_where_onnx_runtime_has_no_provider_the_device_is_refused_with_it(device: str) -> None:
-    with pytest.raises(DeviceUnavailable, match=f"(?s)'{device}' cannot be used here:.* no {PROVIDERS[device]}:"):
-        find_machine(device)
-
-
-def test_the_libraries_of_pip_are_loaded_before_they_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, object]] = []
-
-    def inspect(
-        *, device: str, available_providers: Callable[[], object], preload: Callable[[], object]
-    ) -> Installation:
-        asked.append((device, preload()))
+@pytest.mark.usefixtures("runtime")
+def test_only_what_the_device_needs_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def inspect(*, device: str) -> Installation:
+        asked.append(device)
         return HERE
 
-    installed = SimpleNamespace(get_available_providers=lambda: list(HERE.providers), preload_dlls=lambda: "preloaded")
-    monkeypatch.setattr(gpu, "load_runtime", lambda: installed)
+    asked: list[str] = []
     monkeypatch.setattr(gpu, "inspect_installation", inspect)
-    monkeypatch.setattr(gpu, "tensorrt_version", lambda: "101303")
-    assert find_machine("cuda").installation is HERE
-    del installed.preload_dlls  # as in older ones
-    assert find_machine("tensorrt").installation is HERE
-    assert asked == [("cuda", "preloaded"), ("tensorrt", None)]
+    for device in ("cuda", "tensorrt"):
+        assert find_machine(device).installation is HERE
+    assert asked == ["cuda", "tensorrt"]
 
 
 def test_the_version_of_tensorrt_is_its_librarys() -> None:

@@ -225,17 +225,33 @@ def test_without_a_driver_the_message_of_the_loader_is_the_problem() -> None:
 # This machine
 
 
-def test_an_installation_is_inspected_with_what_it_is_given() -> None:
-    installation = inspect_installation(
-        available_providers=lambda: ["A", "B"], preload=lambda: None, load=fake_cuda([H100])
-    )
+def with_runtime(monkeypatch: pytest.MonkeyPatch, **functions: Callable[[], object]) -> None:
+    monkeypatch.setattr("cappy_engine.gpu.installation.load_runtime", lambda: SimpleNamespace(**functions))
+
+
+def test_the_libraries_of_pip_are_loaded_before_they_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: set[str] = set()
+    monkeypatch.setattr("cappy_engine.gpu.installation.library_needs", lambda folder, device: NEEDED)
+    preload = {"preload_dlls": lambda: loaded.update(NEEDED[CUDA])}
+    for functions, is_missing in ((preload, False), ({}, True)):  # an older ONNX Runtime does not load them
+        loaded.clear()
+        with_runtime(monkeypatch, get_available_providers=lambda: ["A"], **functions)
+        found = inspect_installation(load=lambda name: fake_load(*loaded)(name))
+        assert (CUDA in found.missing_libraries) == is_missing
+
+
+def test_an_installation_is_inspected_with_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_runtime(monkeypatch, get_available_providers=lambda: ["A", "B"])
+    installation = inspect_installation(load=fake_cuda([H100]))
     assert installation.providers == ("A", "B")
     assert (installation.driver, installation.gpus) == ("13.1", (H100,))
     assert installation.runtime_packages == installed_packages()
     assert installation.onnxruntime in installation.runtime_packages.values()
 
 
-def test_inspecting_raises_nothing_and_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspecting_raises_nothing_and_prints_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail() -> list[str]:
         raise ImportError("libonnxruntime.so: file too short")
 
@@ -243,16 +259,15 @@ def test_inspecting_raises_nothing_and_prints_nothing(capsys: pytest.CaptureFixt
         sys.stdout.write("Failed to load libcublas.so.13")  # as preload_dlls does, to where scores are printed
         raise RuntimeError("Invalid parameter")
 
-    installation = inspect_installation(available_providers=fail, preload=complain, load=fake_load())
+    with_runtime(monkeypatch, get_available_providers=fail, preload_dlls=complain)
+    installation = inspect_installation(load=fake_load())
     assert installation.providers == ()
     assert installation.driver_problem == NO_DRIVER
     assert capsys.readouterr().out == ""
 
 
 def test_this_machine_is_inspected_as_it_is() -> None:
-    installation = inspect_installation(
-        available_providers=onnxruntime.get_available_providers, preload=onnxruntime.preload_dlls
-    )
+    installation = inspect_installation()
     assert installation.onnxruntime == onnxruntime.__version__
     assert not problems(installation, "cpu")
     try:

@@ -8,7 +8,6 @@ import pytest
 
 from cappy_engine.errors import DeviceUnavailable
 from cappy_engine.gpu.operator_providers import (
-    HEAVY_OPERATORS,
     SHAPE_OPERATORS,
     SPEED_FLOOR,
     check_operator_providers,
@@ -23,33 +22,16 @@ LAYERS = Counter({"MatMul": 48, "LayerNormalization": 8, "Softmax": 4, "Gather":
 # Placement
 
 
-@pytest.mark.parametrize("device", OWN)
-def test_a_model_that_is_all_on_its_device_is_in_place(device: str) -> None:
-    check_operator_providers(device, {OWN[device]: LAYERS})
+@pytest.mark.parametrize(("device", "elsewhere"), [("cuda", CPU), ("tensorrt", CPU), ("tensorrt", CUDA)])
+def test_arithmetic_on_shapes_may_stay_elsewhere(device: str, elsewhere: str) -> None:
+    check_operator_providers(device, {OWN[device]: LAYERS, elsewhere: Counter(SHAPE_OPERATORS)})
 
 
 @pytest.mark.parametrize("device", OWN)
-@pytest.mark.parametrize("operator", sorted(SHAPE_OPERATORS))
-def test_arithmetic_on_shapes_may_stay_on_the_cpu(device: str, operator: str) -> None:
-    check_operator_providers(device, {OWN[device]: LAYERS, CPU: Counter({operator: 5})})
-
-
-@pytest.mark.parametrize("device", OWN)
-@pytest.mark.parametrize("operator", [*sorted(HEAVY_OPERATORS), "LayerNormalization", "Softmax", "Gelu", "GatherND"])
+@pytest.mark.parametrize("operator", ["MatMul", "QAttention", "LayerNormalization", "Softmax", "Gelu", "GatherND"])
 def test_no_other_operator_may_run_on_the_cpu(device: str, operator: str) -> None:
     with pytest.raises(DeviceUnavailable, match=f"CPUExecutionProvider runs 1 {operator}: {OWN[device]}"):
         check_operator_providers(device, {OWN[device]: LAYERS, CPU: Counter({operator: 1, "Shape": 2})})
-
-
-@pytest.mark.parametrize("operator", sorted(SHAPE_OPERATORS))
-def test_cuda_may_count_positions_for_tensorrt(operator: str) -> None:
-    check_operator_providers("tensorrt", {TENSORRT: LAYERS, CUDA: Counter({operator: 1})})
-
-
-@pytest.mark.parametrize("operator", ["MatMul", "Gelu", "LayerNormalization", "SkipLayerNormalization"])
-def test_a_part_that_tensorrt_refused_is_found(operator: str) -> None:
-    with pytest.raises(DeviceUnavailable, match=f"CUDAExecutionProvider runs 24 {operator}"):
-        check_operator_providers("tensorrt", {TENSORRT: LAYERS, CUDA: Counter({operator: 24})})
 
 
 def test_everything_that_runs_elsewhere_is_in_one_error() -> None:
@@ -73,14 +55,6 @@ def test_a_session_that_tells_nothing_is_no_proof(device: str) -> None:
 
 
 # Speed
-
-
-@pytest.mark.parametrize("device", OWN)
-def test_a_gpu_that_is_slower_than_any_gpu_is_warned_about_with_its_speed(
-    device: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    warn_if_slow(device, gpu=1, flops=SPEED_FLOOR, seconds=4.0)
-    assert f"GPU 1: device '{device}' computes 0.250 TFLOP/s on a full batch" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -164,19 +164,3 @@ def test_every_engine_scores_all_of_the_canary_that_it_can_take(case: tuple[Ids,
     for bucket in buckets:
         scored = [int(row) for batch in batches if batch.length == bucket for row in batch.rows]
         assert scored == [row for row, length in enumerate(lengths) if length <= bucket]
-
-
-@pytest.mark.slow
-@settings(deadline=None)
-@given(case=lengths_and_buckets(), budget=budgets, padding=paddings)
-def test_without_buckets_the_canary_is_planned_as_the_scorer_plans(
-    case: tuple[Ids, tuple[int, ...]], budget: int, padding: Padding
-) -> None:
-    lengths, _ = case
-    grouping = Grouping(budget, padding)
-    planned = Dispatcher(PlacedSession("cuda"), grouping, pad_token_id=1).plan(lengths)
-    one, other = (
-        [(batch.rows.tolist(), batch.length) for batch in batches]
-        for batches in (canary_batches(lengths, grouped(grouping)), planned.batches)
-    )
-    assert one == other

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hypothesis import given
-from hypothesis import strategies as st
-
-from cappy_engine.gpu.providers import cuda_options, profile_shapes, tensorrt_options
+from cappy_engine.gpu.providers import cuda_options, tensorrt_options
 
 INPUTS = ("input_ids", "attention_mask")
 CACHE = Path("/somewhere/engines")
-
-names = st.text(min_size=1).filter(lambda name: "," not in name)
-lists_of_names = st.lists(names, min_size=1, max_size=5, unique=True)
-sizes = st.integers(1, 10_000)
-
 
 # CUDA
 
@@ -58,12 +50,3 @@ def test_options_of_tensorrt_are_these_and_no_others() -> None:
 
 
 # Shapes
-
-
-@given(inputs=lists_of_names, max_rows=sizes, length=sizes)
-def test_every_input_has_the_shapes_of_the_profile(inputs: list[str], max_rows: int, length: int) -> None:
-    assert {name: text.split(",") for name, text in profile_shapes(inputs, max_rows, length).items()} == {
-        "trt_profile_min_shapes": [f"{name}:1x{length}" for name in inputs],
-        "trt_profile_opt_shapes": [f"{name}:{max_rows}x{length}" for name in inputs],
-        "trt_profile_max_shapes": [f"{name}:{max_rows}x{length}" for name in inputs],
-    }
