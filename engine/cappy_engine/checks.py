@@ -8,9 +8,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-MOST_COUNT = 2**62
-"""The largest whole number of an option: larger ones, or twice as much, fit into no integer of the system."""
-
 
 def check_word(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise ValueError unless `value` is one of the words `choices`.
@@ -21,8 +18,8 @@ def check_word(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"unknown {name} {shown(value)}; choose from {', '.join(choices)}")
 
 
-def check_count(name: str, value: object, *, least: int = 1, most: int = MOST_COUNT) -> int:
-    """Return a whole number from `least` to `most` as an int; numpy's integers are taken too.
+def check_count(name: str, value: object, *, least: int = 1, most: int | None = None) -> int:
+    """Return a whole number from `least` to `most` (any, if None) as an int; numpy's integers are taken too.
 
         >>> check_count("threads", 4)
         4
@@ -37,7 +34,7 @@ def check_count(name: str, value: object, *, least: int = 1, most: int = MOST_CO
         raise ValueError(f"{name} must be a whole number of at least {least}, got {described(value)}")
     if count < least:
         raise ValueError(f"{name} must be at least {least}, got {shown(value)}")
-    if count > most:
+    if most is not None and count > most:
         raise ValueError(f"{name} must be at most {most}, got {shown(value)}")
     return count
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from cappy_engine.batching import Padding
 from cappy_engine.bundle import PRECISIONS, TARGETS
-from cappy_engine.checks import MOST_COUNT, check_count, check_flag, check_number, check_word, described
+from cappy_engine.checks import check_count, check_flag, check_number, check_word, described
 from cappy_engine.cpu.execution import MODES
 from cappy_engine.errors import DeviceUnavailable, PrecisionUnavailable
 from cappy_engine.pairs import MAX_TEXT_CHARS
@@ -61,7 +61,7 @@ class Asked:
     choices: tuple[str, ...] = ()
     metavar: str = ""
     least: float | None = None
-    most: int = MOST_COUNT
+    most: int | None = None
     alone: str = ""
     check: Callable[[str], str] | None = None
 

@@ -79,10 +79,7 @@ def test_a_number_with_a_bound_is_finite() -> None:
 
 
 def test_a_number_is_not_larger_than_what_counts_with_it() -> None:
-    Meal(guests=2**62, seats=(2**62,))
-    for wrong in ({"guests": 2**62 + 1}, {"guests": 10**30}, {"seats": (10**30,)}):
-        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be at most 4611686018427387904, got"):
-            Meal(**wrong)
+    Meal(guests=10**30, seats=(10**30,))
     with pytest.raises(ValueError, match="port must be at most 65535, got 100000000000000000000"):
         ServerOptions(port=10**20)
     with pytest.raises(ValueError, match="threads must be at most 4096, got 100000000000000000000"):

@@ -153,6 +153,8 @@ def test_a_training_is_not_resumed_with_other_labels_weights_or_held_out_example
 @pytest.mark.parametrize(
     ("file", "content", "problem"),
     [
+        ("model.safetensors", b"", r"model\.safetensors is damaged"),
+        ("optimizer.pt", b"PK\x03\x04 cut", r"optimizer\.pt is damaged"),
         ("optimizer.pt", b"", r"optimizer\.pt is damaged"),
         ("optimizer.pt", b"[1, 2, 3]", r"optimizer\.pt is damaged"),
         ("log.jsonl", b'{"step": 0, "held', r"log\.jsonl is damaged"),

@@ -66,6 +66,16 @@ def test_an_index_that_does_not_fit_its_shards_is_named(checkpoint: Path, tmp_pa
         load_model(open_checkpoint(tmp_path / "copy"))
 
 
+def test_an_index_may_name_weights_that_the_model_does_not_need(checkpoint: Path, tmp_path: Path) -> None:
+    """As the hub's converter to safetensors writes it, where two weights were the same."""
+    write_shards(checkpoint, tmp_path / "copy", "safetensors")
+    index = tmp_path / "copy" / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["lm_head.decoder.weight"] = next(iter(content["weight_map"].values()))
+    index.write_text(json.dumps(content))
+    load_model(open_checkpoint(tmp_path / "copy"))
+
+
 def test_every_missing_unexpected_and_misshapen_key_is_in_one_error(checkpoint: Path, tmp_path: Path) -> None:
     folder = copy(checkpoint, tmp_path / "copy")
     weights = load_file(folder / "model.safetensors")

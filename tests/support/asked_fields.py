@@ -51,5 +51,5 @@ def _wrong(kind: Any, how: Asked) -> Iterator[tuple[Any, Any]]:
     if how.least is not None or kind is int:
         below = (how.least or 0) - 1
         yield (int(below), int(below)) if kind is int else (below, f"{below:g}")
-    if kind is int:
+    if how.most is not None:
         yield how.most + 1, how.most + 1

@@ -27,7 +27,9 @@ class RowOptions:
     too_long: Annotated[
         TooLong, Asked("what to do with a pair of more tokens than the model takes", choices=TOO_LONG)
     ] = "truncate"
-    max_line_bytes: Annotated[int, Asked("a longer line is a bad one, and takes no memory", least=1)] = MAX_LINE_BYTES
+    max_line_bytes: Annotated[int, Asked("a longer line is a bad one, and takes no memory", least=1, most=2**62)] = (
+        MAX_LINE_BYTES
+    )
     window: Annotated[
         int | None,
         Asked(f"pairs that are sorted by length together (default: {FILE_WINDOW_PAIRS} of a file, or more)", least=1),

@@ -39,18 +39,18 @@ log = logging.getLogger("cappy.server")
 @takes(ScorerOptions, section="Scorer")
 def serve(bundle: Path, server: ServerOptions, options: ScorerOptions) -> None:
     """Answer scoring requests over HTTP."""
-    with held_signals():
-        _serve(bundle, server, options)
+    with held_signals() as held:
+        _serve(bundle, server, options, held)
 
 
-def _serve(bundle: Path, server: ServerOptions, options: ScorerOptions) -> None:
+def _serve(bundle: Path, server: ServerOptions, options: ScorerOptions, held: list[int]) -> None:
     with extra("cpu,serve"):
         from cappy_engine.serving.http.running import run_server
         from cappy_engine.serving.logs import start_logging
 
     start_logging(server.log_format)
     try:
-        run_server(bundle, options, server)
+        run_server(bundle, options, server, held)
     except Exception as error:
         if server.log_format == "text":
             raise

@@ -117,20 +117,26 @@ def raised_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held_signals() -> Iterator[None]:
-    """Hold back what asks the process to end or to load again, until whoever serves lets it through, or the block ends.
+def held_signals() -> Iterator[list[int]]:
+    """Keep SIGTERM, SIGINT and SIGHUP in the list that it gives, for a server that takes them over later.
 
-    >>> with held_signals():
-    ...     run_server("cappy-bundle", ScorerOptions(), ServerOptions())
+        >>> with held_signals() as held:
+        ...     run_server("cappy-bundle", ScorerOptions(), ServerOptions(), held)
+
+    What is still in the list at the end is raised again. Handlers do this, and no mask: a mask is a thread's own, and
+    numpy's threads, which began before, would take the signal.
     """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    held: list[int] = []
+    names = ("SIGTERM", "SIGINT", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.signal(number, lambda number, frame: held.append(number)) for number in numbers}
     try:
-        yield
+        yield held
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in held:
+            signal.raise_signal(number)
 
 
 class _ClosedStdout(io.RawIOBase):

@@ -56,7 +56,7 @@ class TritonOptions:
     max_pairs: Annotated[int, Asked("pairs that are scored together, and of a request", least=1, most=INT32)] = 1024
     max_queue: Annotated[int, Asked("requests that may wait; more are refused", least=1, most=UINT32)] = 8192
     delay_microseconds: Annotated[
-        int, Asked("how long a request waits for others; 0: until the model is free", least=0)
+        int, Asked("how long a request waits for others; 0: until the model is free", least=0, most=2**62)
     ] = 0
     request_seconds: Annotated[
         int, Asked("seconds that a request may wait, else it is refused", least=1, most=10**9)

@@ -17,6 +17,8 @@ from cappy_export.options import Revision
 LAUNCHER = "CAPPY_LAUNCHER"
 """Where `cappy adapt --processes` puts its own process's number, so that the others end when it is killed."""
 MIXED_PRECISIONS = ("auto", "no", "bf16", "fp16")
+MOST_SEED = 2**64 - 1
+"""The largest that PyTorch takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +52,15 @@ class Recipe:
     mixed_precision: Annotated[
         str, Asked("auto: bf16 or fp16 where the GPU has it, none on a CPU", choices=MIXED_PRECISIONS)
     ] = "auto"
-    seed: Annotated[int, Asked("of shuffling, dropout and the choice of held-out examples (default: 0)")] = 0
+    seed: Annotated[
+        int, Asked("of shuffling, dropout and the choice of held-out examples (default: 0)", most=MOST_SEED)
+    ] = 0
 
     def __post_init__(self) -> None:
         check_asked(self)
         for name in ("learning_rate", "max_gradient_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number above 0, got {getattr(self, name)}")
-        if self.seed >= 2**64:
-            raise ValueError(f"seed must be less than 2**64, which is the most that PyTorch takes, got {self.seed}")
         if not 0 <= self.warmup_fraction <= 1:
             raise ValueError(f"warmup_fraction must be 0 to 1, got {self.warmup_fraction}")
         if self.dropout is not None:

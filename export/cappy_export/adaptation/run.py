@@ -147,12 +147,11 @@ class Run:
         return evaluations(self.folder) if self.accelerator.is_main_process else []
 
     def write(self, out: Path, document: Mapping[str, Any], *, force: bool) -> None:
-        """Publish the checkpoint as `out`, complete or not at all; then remove the state."""
+        """Publish the checkpoint as `out`, complete or not at all."""
         if self.accelerator.is_main_process:
             write_checkpoint(
                 self.trained.weights(self.steps), self.checkpoint, self.folder, out, document, force=force, say=self.say
             )
-            shutil.rmtree(self.folder)
 
     def close(self) -> None:
         """Let another process have the state."""

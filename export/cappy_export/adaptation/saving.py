@@ -99,7 +99,8 @@ class Trained:
         0
         """
         try:
-            self.accelerator.unwrap_model(self.model).load_state_dict(load_file(saved / WEIGHTS))
+            with _damaged(saved / WEIGHTS):
+                self.accelerator.unwrap_model(self.model).load_state_dict(load_file(saved / WEIGHTS))
             with _damaged(saved / MOMENTS):  # PyTorch's words say to trust it
                 moments: dict[str, Any] = torch.load(saved / MOMENTS, map_location="cpu", weights_only=True)
             self.optimizer.load_state_dict(moments["optimizer"])
@@ -139,7 +140,7 @@ def _damaged(path: Path) -> Iterator[None]:
     """Raise ValueError for a file of a state that does not hold what it should."""
     try:
         yield
-    except (EOFError, pickle.UnpicklingError, ValueError, KeyError, TypeError) as error:
+    except (EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path.name} is damaged") from error
 
 
@@ -170,7 +171,9 @@ def write_checkpoint(
         try:
             save_file(weights, staging / "model.safetensors", {"format": "pt"})
         except SafetensorError as error:
-            raise full_disk(error) or error from error
+            if full := full_disk(error):
+                raise full from error
+            raise
         shutil.copymode(staging / "config.json", staging / "model.safetensors")  # safetensors: for its owner alone
         shutil.copyfile(folder / LOG, staging / LOG)
         storage.write_json(staging / ADAPTED.marker, document)

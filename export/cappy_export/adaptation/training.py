@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -69,8 +70,7 @@ def adapt(
     Raises AdaptError, CheckpointError, and OutputError if `out` must not be written.
     """
     accelerator = join(recipe.mixed_precision, wait_seconds=options.wait_seconds)
-    tell = say if accelerator.is_main_process else _keep_quiet
-    show = progress if accelerator.is_main_process else _keep_quiet
+    tell, show = (say, progress) if accelerator.is_main_process else (_keep_quiet, _keep_quiet)
     with not_alone(accelerator):
         place, opened, shards, kept = together(
             accelerator, lambda: _prepare(checkpoint, train, held_out, Path(out), recipe, options, tell)
@@ -98,6 +98,8 @@ def adapt(
             except (KeyboardInterrupt, SystemExit, OSError, OutputError):  # a signal, a full disk, or OUT in the way
                 tell(state.tell_what_is_kept(state_of(place)))
                 raise
+            if accelerator.is_main_process:
+                shutil.rmtree(state_of(place))
     return document
 
 

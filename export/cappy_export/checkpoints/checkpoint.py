@@ -32,7 +32,14 @@ from cappy_export.checkpoints.models import build_model, fit_encoder, model_conf
 from cappy_export.checkpoints.naming import listed
 from cappy_export.checkpoints.refusals import refusing
 from cappy_export.checkpoints.score_modules import ScoreModules, with_head_weights
-from cappy_export.checkpoints.weights import check_counts, check_finite, check_keys, check_plain, read_weights
+from cappy_export.checkpoints.weights import (
+    check_counts,
+    check_finite,
+    check_keys,
+    check_plain,
+    explain_by_index,
+    read_weights,
+)
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +174,7 @@ def load_with_head(
     with refusing(described):
         config = model_config(checkpoint.config)
     try:
-        weights = read_weights(checkpoint.weight_paths, checkpoint.format, index=checkpoint.index)
+        weights = read_weights(checkpoint.weight_paths, checkpoint.format)
         if checkpoint.modules:
             weights = with_head_weights(checkpoint.folder, checkpoint.modules, weights)
         check_counts(config, weights)
@@ -183,7 +190,9 @@ def load_with_head(
         weights = {key: value for key, value in weights.items() if key in needed}
         check_finite(weights)
     except CheckpointError as error:
-        raise CheckpointError(f"{name} ({checkpoint.format} weights): {error}") from error
+        files, index = checkpoint.weight_paths, checkpoint.index
+        cause = "" if index is None else explain_by_index(index, files, checkpoint.format)
+        raise CheckpointError(f"{name} ({checkpoint.format} weights): {error}{cause}") from error
     if unused and not is_quiet:
         log.warning("%s: ignoring %d weights that its model does not use: %s", name, len(unused), listed(unused))
     with refusing(described):

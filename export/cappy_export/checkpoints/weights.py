@@ -39,30 +39,41 @@ PREFIXES = {"module.": "DataParallel's", "_orig_mod.": "torch.compile's"}
 """Prefixes of all names that come from a wrapper, with its name."""
 
 
-def read_weights(files: Iterable[Path], format_: str, *, index: Path | None = None) -> dict[str, torch.Tensor]:
+def read_weights(files: Iterable[Path], format_: str) -> dict[str, torch.Tensor]:
     """Read the weights in `files` by PyTorch's names, in the type of the file.
 
     >>> read_weights([Path("export/cappy_mini/checkpoint/model.safetensors")], "safetensors")
 
-    `format_` is "safetensors", "bin" or "msgpack". Raises CheckpointError if a file cannot be read safely, a name
-    occurs twice, or the `index` of the files names weights that none of them has.
+    `format_` is "safetensors", "bin" or "msgpack". Raises CheckpointError if a file cannot be read safely, or a name
+    occurs twice.
     """
     weights: dict[str, torch.Tensor] = {}
-    missing = set() if index is None else set(read_json(index)["weight_map"])
     for path in files:
         for key, value in _read_file(path, format_).items():
             name = _modern_name(key)
-            missing.discard(key)
             if name in weights:
                 raise CheckpointError(f"{path} has the weight {shown(name)} for the second time")
             if not key.endswith(LEGACY_BUFFERS):
                 weights[name] = value
-    if missing:
-        raise CheckpointError(
-            f"{index} names {len(missing)} weights that its files do not have: {listed(sorted(missing))}; copy or "
-            "download the index and its files again, all from one place"
-        )
     return weights
+
+
+def explain_by_index(index: Path, files: Iterable[Path], format_: str) -> str:
+    """Say which weights the `index` of `files` names and none of them has, if any: that explains others' errors.
+
+    >>> explain_by_index(folder / "model.safetensors.index.json", [folder / "a.safetensors"], "safetensors")
+    '; /m/model.safetensors.index.json names 1 weights that its files do not have: classifier.bias; copy or ...'
+    """
+    try:
+        lacking = set(read_json(index)["weight_map"]).difference(*(_read_file(path, format_) for path in files))
+    except CheckpointError:  # a file that cannot be read: that is the error to be told
+        return ""
+    if not lacking:
+        return ""
+    return (
+        f"; {index} names {len(lacking)} weights that its files do not have: {listed(sorted(lacking))}; copy or "
+        "download the index and its files again, all from one place"
+    )
 
 
 def check_plain(weights: Mapping[str, torch.Tensor]) -> None:

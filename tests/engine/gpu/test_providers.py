@@ -47,6 +47,3 @@ def test_options_of_tensorrt_are_these_and_no_others() -> None:
         "trt_profile_opt_shapes": "input_ids:32x128,attention_mask:32x128",
         "trt_profile_max_shapes": "input_ids:32x128,attention_mask:32x128",
     }
-
-
-# Shapes

@@ -170,8 +170,10 @@ SIGNALS = [signal.SIGHUP, signal.SIGTERM, signal.SIGINT]
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_before_the_bundle_is_opened_is_no_other_than_later_ones(bundle: Path, number: int) -> None:
     code = f"""
-import os, sys
+import os, sys, threading, time
 from cappy_engine.cli.main import main
+
+threading.Thread(target=time.sleep, args=(60,), daemon=True).start()  # as numpy's, which may take a signal, too
 
 class Signals:
     def find_spec(self, name, path=None, target=None):

@@ -125,7 +125,7 @@ class ScoringEndpoint:
                 seconds=options.body_seconds,
                 take=take,
             )
-            if not body.strip():
+            if not body or body.isspace():
                 raise InvalidRequest("the body is empty; send a JSON object", 400)
             if (name := scope.get("path_params", {}).get("name")) is not None:
                 model.check_name(name)

@@ -45,7 +45,9 @@ SWITCH_SECONDS = 0.002
 log = logging.getLogger("cappy.server")
 
 
-def run_server(bundle: str | Path, options: ScorerOptions, server: ServerOptions) -> None:
+def run_server(
+    bundle: str | Path, options: ScorerOptions, server: ServerOptions, held: list[int] | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT, and answer what was accepted.
 
     It listens at once, and is ready when the model is loaded and scored its canary. SIGHUP opens the bundle again.
@@ -55,13 +57,13 @@ def run_server(bundle: str | Path, options: ScorerOptions, server: ServerOptions
     Raises ServingError where it cannot begin (the options' keys, the bundle, the address) or requests were cut off,
     ModelBroken if the model gives no right scores any more, and what `Scorer.open` raises. Otherwise it ends the
     process: with status 0 when all is answered, so that a signal in the last moment changes nothing, and with 1 at a
-    second signal, and where something still runs when the time to end is over. Signals that were blocked before come
-    through as soon as it can take them.
+    second signal, and where something still runs when the time to end is over. Signals that came before, `held`, are
+    taken out of the list as soon as it listens to others.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     gate = Gate.of(Service(bundle, options, server, metrics=Metrics()), server)
     with Listener.open(server) as listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_Server(gate, listener).run())
+        runner.run(_Server(gate, listener).run([] if held is None else held))
 
 
 class _Server:
@@ -91,15 +93,17 @@ class _Server:
             listener,
         )
 
-    async def run(self) -> None:
-        """Serve until `_stop`; raises what made it stop."""
+    async def run(self, held: list[int]) -> None:
+        """Serve until `_stop`, and take over the signals `held`; raises what made it stop."""
         self._loop = loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
         self._service.on_broken = partial(self._tell, self._stop)
         does = {signal.SIGTERM: self._signalled, signal.SIGINT: self._signalled, signal.SIGHUP: self._swap}
         for number, do in does.items():
             loop.add_signal_handler(number, do)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, does)
+        for came in held:
+            loop.call_soon(does[signal.Signals(came)])
+        held.clear()
         self._begin(self._load_first)
         watching = asyncio.ensure_future(self._watch())
         serving = asyncio.ensure_future(self._web.serve(sockets=[self._listener.socket]))
