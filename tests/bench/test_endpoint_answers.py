@@ -66,9 +66,9 @@ def test_a_completion_that_is_not_a_text_is_an_error(text: Any, server: Server) 
     ("message", "what"),
     [
         ({}, "has no message, but finish_reason, index, logprobs$"),
-        ({"message": None}, "has a message that is no object, but NoneType None$"),
-        ({"message": "It is 5."}, r"has a message that is no object, but str 'It is 5\.'$"),
-        ({"message": []}, r"has a message that is no object, but list \[\]$"),
+        ({"message": None}, "has a message of a wrong kind: NoneType None$"),
+        ({"message": "It is 5."}, r"has a message of a wrong kind: str 'It is 5\.'$"),
+        ({"message": []}, r"has a message of a wrong kind: list \[\]$"),
         ({"delta": {"content": "It is 5."}}, "has no message, but delta, finish_reason, index, logprobs$"),
     ],
     ids=str,

@@ -141,7 +141,7 @@ class Endpoint:
         return Sample(text, decoding.name, total, None if values is None else len(values), is_cut)
 
     def _check_there(self, choice: Any, place: int) -> None:
-        """Raise SampleError for a choice without what its api has: it would be an empty text, silently."""
+        """Raise SampleError for a choice without the message, or the text, of its api: its candidate would be empty."""
         name, other, api = ("message", "text", "completions") if self._is_chat else ("text", "message", "chat")
         came, found = {*choice.model_fields_set, *(choice.model_extra or ())}, getattr(choice, name, None)
         if choice.finish_reason == "content_filter":  # which is warned of
@@ -149,7 +149,7 @@ class Endpoint:
         if name not in came:
             what = f"has no {name}, but {', '.join(sorted(came))[:300]}"
         elif self._is_chat and not isinstance(found, openai.BaseModel):
-            what = f"has a message that is no object, but {described(found)}"
+            what = f"has a message of a wrong kind: {described(found)}"
         else:
             return
         hint = f"; is it one for --api {api}?" if other in came else ""

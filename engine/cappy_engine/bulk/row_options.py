@@ -9,6 +9,8 @@ from cappy_engine.bulk.formats.lines import MAX_LINE_BYTES
 from cappy_engine.options import Asked, check_asked
 from cappy_engine.pairs import TOO_LONG, TooLong
 
+MOST_LINE_BYTES = 2**62
+"""Leaves room: more than the limit is read at a time, and Python counts these bytes in 64 bits, with a sign."""
 FILE_WINDOW_PAIRS = 2048
 """Pairs of a file that are scored together, and lost at most if the process is killed."""
 
@@ -27,9 +29,9 @@ class RowOptions:
     too_long: Annotated[
         TooLong, Asked("what to do with a pair of more tokens than the model takes", choices=TOO_LONG)
     ] = "truncate"
-    max_line_bytes: Annotated[int, Asked("a longer line is a bad one, and takes no memory", least=1, most=2**62)] = (
-        MAX_LINE_BYTES
-    )
+    max_line_bytes: Annotated[
+        int, Asked("a longer line is a bad one, and takes no memory", least=1, most=MOST_LINE_BYTES)
+    ] = MAX_LINE_BYTES
     window: Annotated[
         int | None,
         Asked(f"pairs that are sorted by length together (default: {FILE_WINDOW_PAIRS} of a file, or more)", least=1),

@@ -78,8 +78,8 @@ class Installation:
 def inspect_installation(*, device: str = "tensorrt", load: Callable[[str], Any] = ctypes.CDLL) -> Installation:
     """Gather all that `device` ("cuda" or "tensorrt") depends on. Never raises.
 
-    Without an ONNX Runtime that can be imported there are no providers. Initialises CUDA and leaves the libraries that
-    were found loaded.
+    If ONNX Runtime cannot be imported, there are no providers. CUDA is initialised, and the libraries that were found
+    stay loaded.
     """
     packages = installed_packages()
     providers: tuple[str, ...] = ()
