@@ -159,6 +159,10 @@ def test_the_commands_compare_list_and_report(
     assert "the peer wins" in capsys.readouterr().out
     assert main(["bench", "compare", before, after]) == 0
     assert row_of(capsys.readouterr().out, "cappy")[2:] == ["2.00x"] * len(DESCRIPTIONS)
+    (tmp_path / "other").mkdir()
+    same = shutil.copyfile(after, tmp_path / "other" / "before.json")
+    assert main(["bench", "compare", before, str(same)]) == 0
+    assert capsys.readouterr().out.startswith(f"useful tokens/s of {same} over those of {before}\n")
     assert main(["bench", "compare", before, after, before]) == 2
     assert main(["bench", "compare", str(tmp_path / "no.json")]) == 1
     assert "no.json" in capsys.readouterr().err

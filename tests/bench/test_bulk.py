@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from cappy_bench.bulk.bulk_measure import rows, run_score, write_pairs
 from cappy_bench.bulk.bulk_options import BulkBenchOptions
 from cappy_engine.cli.main import main
+from cappy_engine.errors import CappyError
 
 
 @pytest.mark.slow
@@ -45,6 +47,25 @@ def test_the_command_is_stopped_for_what_comes_between_and_its_seconds_are_its_o
     assert seconds < time.perf_counter() - begun - 0.1 * len(stops)
     assert stops
     assert len(scored.read_bytes().splitlines()) == 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", [KeyboardInterrupt, CappyError])
+def test_the_command_does_not_stay_stopped_when_what_comes_between_fails(
+    problem: type[BaseException], tmp_path: Path
+) -> None:
+    """It would hold its memory, and whoever waits for it would wait for ever."""
+    options = BulkBenchOptions(pairs=50, every=0)
+    source = tmp_path / "pairs.jsonl"
+    write_pairs(source, options)
+
+    def between() -> None:
+        raise problem
+
+    with pytest.raises(problem):
+        run_score(source, tmp_path / "scored.jsonl", options, ["--threads", "1"], between)
+    found = subprocess.run(["pgrep", "-f", f"score {source}"], capture_output=True, text=True, check=False)
+    assert found.stdout == ""
 
 
 def test_pairs_are_the_same_for_a_seed_and_no_two_are_alike() -> None:

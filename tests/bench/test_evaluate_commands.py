@@ -68,6 +68,19 @@ def test_pytorch_cuts_pairs_where_the_bundle_does(
     assert json.loads(capsys.readouterr().out)["agreement"]["fp32 against PyTorch"]["share"] == 1
 
 
+def test_examples_that_say_nothing_are_counted_below_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [choice("RTE", place // 2, int(place == 0), response=f"r {place}") for place in range(6)]
+    rows += [choice("RTE", 3, 1, response="a"), choice("RTE", 3, 1, response="b"), choice("RTE", 4, 1)]
+    write(tmp_path, rows, "some.jsonl")
+    assert main(["evaluate", "promptsource", str(tmp_path / "some.jsonl")]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "2 of 5 examples have no right candidate: they count as wrong",
+        "2 of 5 examples have only right candidates: they count as right",
+    ]
+
+
 def test_a_precision_that_the_bundle_lacks_is_found_before_anything_is_scored(
     some_file: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+from pathlib import Path
+
 import pytest
 
-from cappy_bench.studies.exact_winner import compare
+from cappy_bench.studies.exact_winner import compare, main
 from cappy_engine import Scorer
 from tests.support.places import TINY, parity_pairs
 
@@ -32,3 +36,17 @@ def test_winners_that_are_kept_and_candidates_that_are_scored_again_are_counted(
     assert found["candidates_scored_again"] == pytest.approx(again / found["candidates"])
     assert found["groups_scored_again"] == pytest.approx(groups_again / 12)
     assert all(seconds > 0 for seconds in found["seconds"].values())
+
+
+def test_candidates_are_read_packed_too_and_without_any_the_study_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"instruction": "Is it wet?", "response": response} for response in ("Yes", "No", "Yes")]
+    lines = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    (tmp_path / "some.jsonl.gz").write_bytes(gzip.compress(lines))
+    main([str(TINY), str(tmp_path / "some.jsonl.gz")])
+    assert capsys.readouterr().out.startswith("1 groups, 2 candidates\n")
+    (tmp_path / "none.jsonl").write_bytes(lines.splitlines(keepends=True)[0])
+    with pytest.raises(SystemExit):
+        main([str(TINY), str(tmp_path / "none.jsonl")])
+    assert "has two different candidates or more" in capsys.readouterr().err

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -118,6 +120,29 @@ def test_operations_of_a_gated_model_are_those_that_pytorch_counts(tmp_path: Pat
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(input_ids=torch.full((1, length), 5), attention_mask=torch.ones(1, length, dtype=torch.int64))
         assert useful_flops(shape, [length]) == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def without(parts: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    return [{each: value for each, value in part.items() if each != name} for part in parts]
+
+
+def test_a_result_in_which_something_is_missing_or_changed_is_no_result(measure: Measure, tmp_path: Path) -> None:
+    result, path = measure(FakeTool(spec("cappy"))), tmp_path / "result.json"
+    stopped = [{**cell, "seconds": [[0.0]]} for cell in result["runners"][0]["cells"]]
+    changed: list[dict[str, Any]] = [
+        {"runners": without(result["runners"], "parity")},
+        {"runners": [{**result["runners"][0], "cells": stopped}]},
+        {"runners": {"cappy": 1}},
+        {"workloads": without(result["workloads"], "sha256")},
+        {"peak": {}},
+        {"machine": None},
+    ]
+    for changes in changed:
+        path.write_text(json.dumps({**result, **changes}))
+        with pytest.raises(BenchmarkError, match=r"result\.json is not a whole result .* measure again"):
+            read_result(path)
+    path.write_text(json.dumps(result))
+    assert read_result(path) == json.loads(json.dumps(result))
 
 
 def test_what_is_not_a_result_is_refused_before_it_takes_memory(tmp_path: Path) -> None:

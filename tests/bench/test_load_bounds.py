@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 from typing import Any
 
 import pytest
@@ -42,6 +43,15 @@ def test_a_process_is_watched_from_outside_until_it_ends() -> None:
         return samples
 
     assert len(asyncio.run(watched())) >= 2
+
+
+def test_a_process_that_crashed_has_no_memory_of_zero_bytes() -> None:
+    """Its parent, who watches it, waits for it at the end of all steps only."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        assert sample(process.pid) is not None
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert sample(process.pid) is None
 
 
 # Bounds

@@ -128,23 +128,32 @@ def test_the_server_is_compared_with_the_scorer_request_by_request_and_round_by_
     assert measured["overload"]["rate"] == pytest.approx(6 * saturation["requests_per_second"], rel=1e-3)
 
 
-def test_the_tables_show_every_step_and_the_bounds(measured: dict[str, Any]) -> None:
+def tables_of(*servers: dict[str, Any]) -> str:
     server = {"name": "a fake", "status": "ok", "connections": 3, "ready_seconds": None, "setting": "made up"}
-    result = {
-        "load": {"requests": 4, "requests_by_pairs": {"1": 2, "2": 1}, "tokens": 80, "texts": "made up"},
-        "offline": {"tokens_per_second": 2000.0, "pairs_per_second": 200.0},
-        "servers": [
-            {**server, **measured, "bounds": judge(measured, batch_ms=10.0)},
-            {"name": "infinity", "status": "skipped", "reason": "not installed"},
-        ],
-    }
-    text = load_tables(result)
+    load = {"requests": 4, "requests_by_pairs": {"1": 2, "2": 1}, "tokens": 80, "texts": "made up"}
+    offline = {"tokens_per_second": 2000.0, "pairs_per_second": 200.0}
+    return load_tables({"load": load, "offline": offline, "servers": [{**server, **changes} for changes in servers]})
+
+
+def test_the_tables_show_every_step_and_the_bounds(measured: dict[str, Any]) -> None:
+    text = tables_of(
+        {**measured, "bounds": judge(measured, batch_ms=10.0)},
+        {"name": "infinity", "status": "skipped", "reason": "not installed"},
+    )
     assert "infinity: skipped, not installed" in text
     assert text.count("| overload ") == 1 + 3 + 1, "outcomes, by pairs, resources"
     assert "(by 0.25)" in text
     (row,) = [line for line in text.splitlines() if "other scores than" in line]
     assert "NO" in row
+    assert "ended with" not in text
     json.dumps(measured, allow_nan=False)
+
+
+def test_the_tables_say_why_requests_failed_and_that_the_server_crashed(measured: dict[str, Any]) -> None:
+    overload = {**measured["overload"], "failed": 12, "problems": {"status 503": 2, "connection closed": 10}}
+    lines = tables_of({**measured, "overload": overload, "end_status": -9}).splitlines()
+    assert "overload, failed: connection closed (10), status 503 (2)" in lines
+    assert "The server ended with status -9: its log, beside the result, may say why." in lines
 
 
 # The server's process

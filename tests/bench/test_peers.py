@@ -54,6 +54,16 @@ def test_a_process_that_fails_says_why(script: str, reason: str, tmp_path: Path)
     worker.close()
 
 
+@pytest.mark.parametrize("line", ['{"seconds": [0.1, 0', "[1]", "a warning of a library\\n"])
+def test_a_process_that_ends_within_an_answer_or_answers_something_else_says_so(line: str, tmp_path: Path) -> None:
+    """As one that is killed for its memory."""
+    script = f"import sys; input(); print('why', file=sys.stderr); sys.stdout.write('{line}')"
+    worker = WorkerProcess([sys.executable, "-c", script], environment={}, log=tmp_path / "log")
+    with pytest.raises(RunnerFailed, match=r"answered no whole object of JSON: .*; its last lines: why"):
+        worker.ask({"do": "open"})
+    worker.close()
+
+
 def test_what_a_tool_prints_does_not_come_between_the_answers(tmp_path: Path) -> None:
     noisy = tmp_path / "noisy.py"
     noisy.write_text(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cappy_bench.quality.evaluation import describe_accuracy, describe_rouge, evaluate
+from cappy_bench.quality.evaluation import describe_accuracy, describe_rouge, evaluate, evaluation_document
 from cappy_bench.quality.held_out import table
 from cappy_bench.quality.picking import Example, wilson
 
@@ -44,6 +44,20 @@ def test_rouge_is_shown_times_100_with_how_much_better_the_first_scorer_is() -> 
     assert "+45.8 (" in beam
     (best,) = [line for line in lines if line.startswith("oracle")]
     assert "-16.7 (" in best
+
+
+def test_where_the_order_of_equal_scores_decides_the_table_says_so() -> None:
+    """A scorer that knows nothing would be right wherever the right answer stands first."""
+    examples = [*EXAMPLES, Example("CB", (10, 11), (1.0, 1.0))]
+    nothing, first = np.zeros(12), np.array([*FIRST, 0.5, 0.5])
+    found = evaluate("accuracy", examples, {"fp32": first, "int8": nothing}, notes=["a note"])
+    told = (
+        "int8: in 4 of 5 examples several candidates score best and are not equally good; the first of them is the "
+        "answer"
+    )
+    assert describe_accuracy(found).splitlines()[-2:] == ["a note", told]
+    assert evaluation_document(found)["notes"] == ["a note", told]
+    assert evaluate("accuracy", examples, {"fp32": first}).notes == ()
 
 
 def test_means_of_held_out_tasks_are_of_the_nine_easy_ones_and_of_all() -> None:

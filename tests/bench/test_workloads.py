@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import lognorm
 
-from cappy_bench.speed.texts import make_pool, read_pool
+from cappy_bench.speed.texts import choose_pool, make_pool, read_pool
 from cappy_bench.speed.workloads import (
     DESCRIPTIONS,
     LENGTHS,
@@ -27,10 +27,11 @@ from cappy_engine.errors import BenchmarkError
 from cappy_engine.tokenizer import PairTokenizer
 from tests.support.fake_tools import SIZES
 
+TEXTS = make_pool(["one", "two", "three", "four"], seed=1, count=400)
+
 
 def test_workloads_are_the_same_from_the_same_seed_and_others_from_another(tokenizer: PairTokenizer) -> None:
-    pool = make_pool(["one", "two", "three", "four"], seed=1, count=400)
-    first, again, other = (make_workloads(pool, tokenizer, SIZES, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (make_workloads(TEXTS, tokenizer, SIZES, seed=seed) for seed in (0, 0, 1))
     assert [one.sha256 for one in first] == [one.sha256 for one in again]
     changed = {one.name for one, two in zip(first, other, strict=True) if one.sha256 != two.sha256}
     assert changed >= {
@@ -62,6 +63,34 @@ def test_workloads_have_the_lengths_they_promise(tokenizer: PairTokenizer) -> No
 def test_a_pool_that_is_too_small_is_a_clear_error(tokenizer: PairTokenizer) -> None:
     with pytest.raises(BenchmarkError, match="only 3 pairs"):
         make_workloads([("a", "b"), ("c", "d"), ("e", "f")], tokenizer, SIZES, seed=0)
+
+
+def test_texts_with_two_answers_are_measured_without_rerank_and_with_it_told_what_to_do(
+    tokenizer: PairTokenizer,
+) -> None:
+    """As in data of a classification."""
+    pool = [(first, ("positive", "negative")[place % 2]) for place, (first, _) in enumerate(TEXTS)]
+    problem = "rerank needs 16 different responses of less than 200 characters, and the texts have 2; leave it out"
+    with pytest.raises(BenchmarkError, match=f"{problem}: --workload interactive --workload lengths --workload bulk"):
+        make_workloads(pool, tokenizer, SIZES, seed=0)
+    found = make_workloads(pool, tokenizer, SIZES, seed=0, wanted=["interactive", "bulk"])
+    assert [one.name for one in found] == ["interactive", "bulk"]
+    assert all(len(one.pairs) == len(set(one.pairs)) for one in found)
+
+
+def test_a_workload_is_the_same_with_others_and_alone(tokenizer: PairTokenizer) -> None:
+    every = make_workloads(TEXTS, tokenizer, SIZES, seed=0)
+    alone = [make_workloads(TEXTS, tokenizer, SIZES, seed=0, wanted=[one.name]) for one in every]
+    assert [[one.sha256 for one in found] for found in alone] == [[one.sha256] for one in every]
+
+
+def test_texts_that_were_asked_for_and_are_not_there_are_an_error_and_not_made_up(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    with pytest.raises(BenchmarkError, match=r"empty\.jsonl holds no pairs; a line is"):
+        choose_pool(empty, None, seed=0)
+    with pytest.raises(BenchmarkError, match=r"holds neither promptsource_test\.jsonl\.gz nor bigbench/\*_train"):
+        choose_pool(None, tmp_path / "nowhere", seed=0)
 
 
 def test_a_pool_gives_the_nearest_pair_and_none_twice_nor_one_that_is_too_long(tokenizer: PairTokenizer) -> None:

@@ -7,6 +7,7 @@ file's seconds are those of the whole process, its start and the renaming of its
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
@@ -160,7 +161,8 @@ def run_score(
     peak, seconds = 0, 0.0
     went_on = time.perf_counter()
     with tempfile.TemporaryFile() as errors:
-        with subprocess.Popen(command, stderr=errors) as process:  # noqa: S603 - our own command
+        with subprocess.Popen(command, stderr=errors) as process, contextlib.ExitStack() as at_the_end:  # noqa: S603 - our own command
+            at_the_end.callback(process.kill)  # it may be stopped, and would be waited for without end
             while process.poll() is None:
                 peak = max(peak, peak_bytes_of(process.pid))  # at its end its parent counts, too
                 time.sleep(LOOK_SECONDS)

@@ -27,6 +27,7 @@ def load_tables(result: Mapping[str, Any]) -> str:
             parts.append(f"{server['name']}: {server['status']}, {server['reason']}")
             continue
         parts += [_heading(server), outcome_table(server), latency_table(server), resource_table(server)]
+        parts += _problems(server)
         if server.get("bounds"):
             parts.append(bound_table(server))
     return "\n\n".join(parts)
@@ -42,6 +43,18 @@ def _heading(server: Step) -> str:
         f"{number(saturation['tokens_per_second'])} tokens/s, {number(saturation['requests_per_second'])} requests/s"
         + (f"; ready after {ready:.2f} s" if ready is not None else "")
     )
+
+
+def _problems(server: Step) -> list[str]:
+    """Say why requests failed, the most frequent reason first, and that a server did not end well."""
+    lines = []
+    for name, step in _steps(server):
+        reasons = sorted(step["problems"].items(), key=lambda entry: (-entry[1], entry[0]))
+        if reasons:
+            lines.append(f"{name}, failed: {', '.join(f'{reason} ({count})' for reason, count in reasons)}")
+    if server.get("end_status"):
+        lines.append(f"The server ended with status {server['end_status']}: its log, beside the result, may say why.")
+    return lines
 
 
 def outcome_table(server: Step) -> str:

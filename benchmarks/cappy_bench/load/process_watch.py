@@ -36,6 +36,8 @@ def sample(pid: int) -> Sample | None:
         resident = int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         # The name in brackets may hold anything, so the fields are counted from its end: 14 and 15 of proc(5).
         fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        if fields[0] == "Z":  # it has ended, and its parent has not asked for its status yet
+            return None
         ticks = int(fields[11]) + int(fields[12])
         descriptors = sum(1 for _ in (folder / "fd").iterdir())
         return Sample(time.perf_counter(), resident, descriptors, ticks / os.sysconf("SC_CLK_TCK"))

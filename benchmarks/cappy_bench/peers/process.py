@@ -88,7 +88,11 @@ class WorkerProcess:
             raise RunnerFailed(f"no answer within {LONGEST_ANSWER_SECONDS:.0f} s: {self._last_lines()}") from error
         if not line:
             raise RunnerFailed(f"ended with status {self._process.wait()}: {self._last_lines()}")
-        answer: dict[str, Any] = json.loads(line)
+        answer = _read(line)
+        if answer is None:  # it was killed while it wrote, or a library printed between the answers
+            raise RunnerFailed(
+                f"answered no whole object of JSON: {in_short(line)[:100]!r}; its last lines: {self._last_lines()}"
+            )
         if "error" in answer:
             raise RunnerFailed(in_short(str(answer["error"])))
         return answer
@@ -111,6 +115,14 @@ class WorkerProcess:
 
     def _last_lines(self) -> str:
         return last_lines(self._log.read_text(encoding="utf-8", errors="replace"))
+
+
+def _read(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def in_short(reason: str) -> str:

@@ -97,7 +97,8 @@ def evaluate_promptsource(file: str, options: EvaluateOptions, scorer: ScorerOpt
     if not examples:
         raise CappyError(f"{file} holds no examples; 'cappy evaluate promptsource --help' shows a line")
     pairs, examples = first_examples(pairs, examples, options.examples)
-    found = measure("accuracy", examples, _score(options, scorer, pairs))
+    notes = promptsource.notes_on(examples)
+    found = measure("accuracy", examples, _score(options, scorer, pairs), notes=notes)
     if as_json:
         print_json(evaluation_document(found))
     else:

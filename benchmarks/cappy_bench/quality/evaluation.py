@@ -19,6 +19,7 @@ from cappy_bench.quality.picking import (
     average_by_dataset,
     average_over_datasets,
     compare,
+    count_ties,
     worths_at_best,
     worths_by_chance,
     worths_of_picks,
@@ -55,7 +56,7 @@ def evaluate(
     """Evaluate scorers beside chance, the best possible and other ways to answer.
 
     `scores` are (pairs,) by the scorer's name, `others` (examples,) by the way's. The decisions of all scorers are
-    compared with the first one's.
+    compared with the first one's. A note tells how often only the order of equal scores decides.
 
         >>> found = evaluate("accuracy", [Example("RTE", (0, 1), (1.0, 0.0))], {"fp32": np.array([0.9, 0.1])})
         >>> list(found.ways)
@@ -66,7 +67,14 @@ def evaluate(
     first, *rest = scores
     agreements = {f"{name} against {first}": compare(examples, scores[first], scores[name]) for name in rest}
     ways = {**(others or {}), CHANCE: bounds[CHANCE], **picked, BEST: bounds[BEST]}
-    return Evaluation(measure, examples, ways, tuple(picked), agreements, tuple(notes))
+    counts = {name: count_ties(examples, found) for name, found in scores.items()}
+    ties = [
+        f"{name}: in {count} of {len(examples)} examples several candidates score best and are not equally good; the "
+        "first of them is the answer"
+        for name, count in counts.items()
+        if count
+    ]
+    return Evaluation(measure, examples, ways, tuple(picked), agreements, (*notes, *ties))
 
 
 def describe_accuracy(found: Evaluation) -> str:

@@ -97,6 +97,20 @@ def worths_of_picks(examples: Sequence[Example], scores: Scores) -> Values:
     return np.array([example.worths[pick(example, scores)] for example in examples])
 
 
+def count_ties(examples: Sequence[Example], scores: Scores) -> int:
+    """Count the examples whose best score several candidates of different worth have: their order decides.
+
+    >>> count_ties([Example("RTE", (0, 1), (1.0, 0.0))], np.array([0.5, 0.5]))
+    1
+    """
+    count = 0
+    for example in examples:
+        found = scores[list(example.rows)]
+        best = {worth for worth, is_best in zip(example.worths, found == found.max(), strict=True) if is_best}
+        count += len(best) > 1
+    return count
+
+
 def worths_by_chance(examples: Sequence[Example]) -> Values:
     """Give the mean worth of each example's candidates, which a random pick gets.
 

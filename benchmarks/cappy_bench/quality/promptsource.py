@@ -9,7 +9,7 @@ An example without a right candidate is wrong whatever is picked, and counts: le
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from cappy_bench.quality.picking import Example
 from cappy_engine.bulk.formats.json_lines import read_fields
@@ -18,6 +18,19 @@ from cappy_engine.errors import InvalidLine
 from cappy_engine.pairs import Pair
 
 TEXTS = ("dataset_name", "template_name", "instruction", "response")
+
+
+def notes_on(examples: Sequence[Example]) -> list[str]:
+    """Tell of examples that are wrong, or right, whatever is picked.
+
+    >>> notes_on([Example("RTE", (0, 1), (0.0, 0.0))])
+    ['1 of 1 examples have no right candidate: they count as wrong']
+    """
+    counts = {
+        "have no right candidate: they count as wrong": sum(not any(example.worths) for example in examples),
+        "have only right candidates: they count as right": sum(all(example.worths) for example in examples),
+    }
+    return [f"{count} of {len(examples)} examples {what}" for what, count in counts.items() if count]
 
 
 def read_examples(lines: Iterable[bytes]) -> tuple[list[Pair], list[Example]]:

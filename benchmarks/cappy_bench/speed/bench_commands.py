@@ -86,7 +86,9 @@ def compare(results: Sequence[Path]) -> None:
     if len(found) == 1:
         show(result_tables(found[0]))
     else:
-        show(change_tables(found[0], found[1], names=(results[0].name, results[1].name)))
+        before, after = (path.name for path in results)
+        names = (before, after) if before != after else (str(results[0]), str(results[1]))
+        show(change_tables(found[0], found[1], names=names))
 
 
 @command(

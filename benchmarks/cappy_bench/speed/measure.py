@@ -184,16 +184,16 @@ def _take_workloads(options: RunOptions, model: Model) -> tuple[list[Workload], 
     Raises BenchmarkError if there are too few texts, or the suite has no such workload, and InvalidLine for a line of a
     file that holds no pair.
     """
-    tokenizer = PairTokenizer.from_file(model.bundle / "tokenizer.json", max_length=model.max_length)
-    pairs, source = choose_pool(options.pairs, options.data, seed=options.seed)
-    found = {one.name: one for one in make_workloads(pairs, tokenizer, SUITES[options.suite][1], seed=options.seed)}
-    missing = [name for name in options.workloads if name not in found]
+    sizes = SUITES[options.suite][1]
+    missing = [name for name in options.workloads if name not in sizes.names]
     if missing:
         raise BenchmarkError(
-            f"the suite {options.suite} has no workload {', '.join(missing)}, only {', '.join(found)}; choose one of "
-            "these, or another --suite"
+            f"the suite {options.suite} has no workload {', '.join(missing)}, only {', '.join(sizes.names)}; choose "
+            "one of these, or another --suite"
         )
-    return [one for name, one in found.items() if not options.workloads or name in options.workloads], source
+    tokenizer = PairTokenizer.from_file(model.bundle / "tokenizer.json", max_length=model.max_length)
+    pairs, source = choose_pool(options.pairs, options.data, seed=options.seed)
+    return make_workloads(pairs, tokenizer, sizes, seed=options.seed, wanted=options.workloads), source
 
 
 def _key(

@@ -21,6 +21,7 @@ from cappy_engine.pairs import text_problem
 from cappy_export.proof.pairs import default_pairs
 
 USUAL = "promptsource_test.jsonl.gz"
+LONG = "bigbench/*_train.jsonl.gz"
 POOL = 12_000
 """How many pairs of a pool are looked at."""
 MADE = 4000
@@ -30,15 +31,24 @@ MADE = 4000
 def choose_pool(pairs: Path | None, data: Path | None, *, seed: int, made: int = MADE) -> tuple[list[Pair], str]:
     """Read the texts of a file, or of the tasks in a folder, or make so many pairs up; also say what to call them.
 
-    Raises BenchmarkError with the line of a file that is not of that form, and OSError.
+    Raises BenchmarkError with the line of a file that is not of that form, and for a file or a folder that holds no
+    texts; OSError.
 
         >>> choose_pool(None, None, seed=0)[1]
         "made of words of the package's parity pairs"
     """
     if pairs is not None:
-        return _read_pairs_file(pairs), f"the file {pairs.name}"
-    found = read_pool(data, seed=seed) if data is not None else []
-    if found:
+        given = _read_pairs_file(pairs)
+        if not given:
+            raise BenchmarkError(f'{pairs} holds no pairs; a line is {{"instruction": ..., "response": ...}}')
+        return given, f"the file {pairs.name}"
+    if data is not None:
+        found = read_pool(data, seed=seed)
+        if not found:
+            raise BenchmarkError(
+                f"{data} holds neither {USUAL} nor {LONG}, or no texts in them; name another folder, or leave --data "
+                "out, and texts are made up"
+            )
         return found, "PromptSource's and BIG-Bench's tasks"
     words = {word for pair in default_pairs() for text in pair for word in text.split() if len(word) < 20}
     words = {word for word in words if "<" not in word}  # "<pad>" in a text is something else to every tool
@@ -90,7 +100,7 @@ def pool_files(folder: Path) -> list[Path]:
     [PosixPath('data/promptsource_test.jsonl.gz')]
     """
     usual = folder / USUAL
-    return [*([usual] if usual.exists() else []), *sorted(folder.glob("bigbench/*_train.jsonl.gz"))]
+    return [*([usual] if usual.exists() else []), *sorted(folder.glob(LONG))]
 
 
 def make_pool(words: Sequence[str], *, seed: int, count: int = MADE) -> list[Pair]:

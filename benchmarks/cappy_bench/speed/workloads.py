@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ MAX_LENGTH = 512
 CANDIDATES = 16
 RERANK_LENGTHS = (30, 150)
 """Tokens of an instruction with several candidates: from, and to below."""
+MOST_RESPONSE_CHARS = 200
 LENGTHS = (16, 32, 64, 128, 256, 512)
 DESCRIPTIONS: Mapping[str, str] = {
     "interactive": "one pair at a time, lengths as in real use (PromptSource's tasks where the text is real)",
@@ -48,6 +49,11 @@ class Sizes:
     bulk: int
     long: int
     questions: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """The workloads that are not left out."""
+        return [name for name in DESCRIPTIONS if getattr(self, name)]
 
 
 @dataclass(frozen=True)
@@ -122,11 +128,13 @@ class Pool:
         return found
 
 
-def make_workloads(pairs: Sequence[Pair], tokenizer: PairTokenizer, sizes: Sizes, *, seed: int) -> list[Workload]:
-    """Make every workload, from the same pool.
+def make_workloads(
+    pairs: Sequence[Pair], tokenizer: PairTokenizer, sizes: Sizes, *, seed: int, wanted: Collection[str] = ()
+) -> list[Workload]:
+    """Make every workload, or those that are `wanted`, from the same pool: each is the same, whatever others are.
 
     Interactive lengths are those of the pool's first pairs (`read_pool` puts the ones of real use first). Raises
-    BenchmarkError if there are too few pairs.
+    BenchmarkError if there are too few pairs, or too few responses for `rerank`.
 
         >>> [one.name for one in make_workloads(pairs, tokenizer, sizes, seed=0)]
         ['interactive', 'lengths', 'rerank', 'bulk', 'long']
@@ -144,9 +152,11 @@ def make_workloads(pairs: Sequence[Pair], tokenizer: PairTokenizer, sizes: Sizes
         "questions": pool.take(question_lengths(random, sizes.questions)),
     }
     requests = {name: [[pair] for pair in found] for name, found in singles.items()}
-    requests["rerank"] = _rerank_requests(pool, random, sizes.rerank)
-    requests |= {name: [found] for name, found in many.items() if found}
-    return [_workload(name, requests[name], tokenizer) for name in DESCRIPTIONS if requests.get(name)]
+    requests |= {name: [found] for name, found in many.items()}
+    names = [name for name in sizes.names if name in wanted or not wanted]
+    if "rerank" in names:  # the last to take from the pool, so that it changes no other
+        requests["rerank"] = _rerank_requests(pool, random, sizes)
+    return [_workload(name, requests[name], tokenizer) for name in names]
 
 
 def bulk_lengths(random: np.random.Generator, count: int) -> list[int]:
@@ -174,10 +184,16 @@ def question_lengths(random: np.random.Generator, count: int) -> list[int]:
     return np.clip(drawn, 24, MAX_LENGTH).astype(np.int64).tolist()  # type: ignore[no-any-return]
 
 
-def _rerank_requests(pool: Pool, random: np.random.Generator, count: int) -> list[list[Pair]]:
+def _rerank_requests(pool: Pool, random: np.random.Generator, sizes: Sizes) -> list[list[Pair]]:
     """Instructions of everyday length, each with the same number of distinct responses of other pairs."""
-    responses = sorted({response for _, response in pool.pairs if response and len(response) < 200})
-    instructions = pool.take(random.integers(*RERANK_LENGTHS, count).tolist())
+    responses = sorted({response for _, response in pool.pairs if response and len(response) < MOST_RESPONSE_CHARS})
+    if len(responses) < CANDIDATES:
+        others = " ".join(f"--workload {name}" for name in sizes.names if name != "rerank")
+        raise BenchmarkError(
+            f"the workload rerank needs {CANDIDATES} different responses of less than {MOST_RESPONSE_CHARS} "
+            f"characters, and the texts have {len(responses)}; leave it out: {others}"
+        )
+    instructions = pool.take(random.integers(*RERANK_LENGTHS, sizes.rerank).tolist())
     return [
         [(instruction, responses[at]) for at in random.choice(len(responses), CANDIDATES, replace=False)]
         for instruction, _ in instructions

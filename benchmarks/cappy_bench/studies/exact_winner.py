@@ -2,9 +2,9 @@
 
     python -m cappy_bench.studies.exact_winner BUNDLE CANDIDATES.jsonl [--count 300]
 
-CANDIDATES.jsonl has instruction and response; the candidates of an instruction are its lines. BUNDLE has fp32 and int8.
-Groups of two or more distinct candidates are ranked in fp32, in int8 and in int8 with an exact winner, one group after
-the other, in turn.
+CANDIDATES.jsonl has instruction and response, and may be a .jsonl.gz; the candidates of an instruction are its lines.
+BUNDLE has fp32 and int8. Groups of two or more distinct candidates are ranked in fp32, in int8 and in int8 with an
+exact winner, one group after the other, in turn.
 
 The last line of the output is one JSON document.
 """
@@ -21,14 +21,14 @@ from typing import Any
 
 import onnxruntime
 
-from cappy_engine.bulk.formats.json_lines import read_rows
+from cappy_engine.bulk.formats.json_lines import open_lines, read_rows
 from cappy_engine.scorer import Scorer
 
 
 def _read_groups(path: Path) -> dict[str, list[str]]:
     """Read the distinct candidates of each instruction that has two or more."""
     groups: dict[str, dict[str, None]] = {}
-    with path.open("rb") as lines:
+    with open_lines(path) as lines:
         for row in read_rows(lines):
             groups.setdefault(row.pair[0], {})[row.pair[1]] = None
     return {instruction: list(candidates) for instruction, candidates in groups.items() if len(candidates) > 1}
@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=300, help="rank about so many of the groups")
     options = parser.parse_args(argv)
     groups = _read_groups(options.candidates)
+    if not groups:
+        parser.error(f"no instruction of {options.candidates} has two different candidates or more")
     step = max(1, len(groups) // options.count)
     found = compare(options.bundle, dict(list(groups.items())[::step]))
     print(f"{found['groups']} groups, {found['candidates']} candidates")
