@@ -65,7 +65,7 @@ def message_of(error: BaseException) -> str:
     'pairs.jsonl: No such file or directory'
     """
     path = getattr(error, "filename", None)
-    return str(error) if path is None else f"{os.fsdecode(path)}: {reason_of(error)}"
+    return reason_of(error) if path is None else f"{os.fsdecode(path)}: {reason_of(error)}"
 
 
 class CappyError(Exception):

@@ -62,9 +62,10 @@ def read_pairs(pairs: Pairs, *, max_text_chars: int = MAX_TEXT_CHARS) -> PairTex
         >>> read_pairs([("Is the sky blue?", "Yes"), ("Is the sky blue?", "No")]).texts
         ['Is the sky blue?', 'Yes', 'No']
 
-    A pair is a tuple, a list, or another row of two: of an array, a Series; or a dict that has `instruction` and
-    `response`. Raises InvalidPair (with the index) for anything that is not two strings of at most `max_text_chars`
-    characters, and for a string that is not valid Unicode (a lone surrogate): no tokenizer could see it.
+    A pair is a tuple, a list, or another row of two: of an array, a Series; or a dict, or a row with names, that has
+    `instruction` and `response`. Raises InvalidPair (with the index) for anything that is not two strings of at most
+    `max_text_chars` characters, and for a string that is not valid Unicode (a lone surrogate): no tokenizer could see
+    it.
     """
     places, found = dict[str, int](), array("q")
     for index, pair in enumerate(_rows(pairs)):
@@ -171,6 +172,8 @@ def _two(index: int, pair: object) -> Sequence[object]:
     length = _length(row)
     if length == 2:
         return _in_order(index, row)
+    if length is not None and (names := row_names(row)):
+        return _among_names(index, row, names)
     problem = f"expected a tuple (instruction, response), got {described(row)}"
     if isinstance(row, str):
         raise InvalidPair(index, f"{problem}; one pair alone is [(instruction, response)]")
@@ -200,6 +203,18 @@ def _in_order(index: int, row: object) -> list[object]:
             f"its parts {INSTRUCTION!r} and {RESPONSE!r}",
         )
     return parts
+
+
+def _among_names(index: int, row: object, names: Sequence[object]) -> list[object]:
+    """Return the two parts of a row of more, such as one of a query: by their names, whatever else it holds."""
+    parts = list(cast(Iterable[object], row))
+    if len(parts) == len(names) and names.count(INSTRUCTION) == names.count(RESPONSE) == 1:
+        return [parts[names.index(INSTRUCTION)], parts[names.index(RESPONSE)]]
+    raise InvalidPair(
+        index,
+        f"expected a tuple (instruction, response), got {type(row).__name__} with the names {shown(names)}; name two "
+        f"of them {INSTRUCTION!r} and {RESPONSE!r}",
+    )
 
 
 def _length(row: object) -> int | None:

@@ -32,6 +32,12 @@ class Turned(NamedTuple):
     instruction: str
 
 
+class Answered(NamedTuple):
+    number: int
+    response: str
+    instruction: str
+
+
 class Half(NamedTuple):
     response: str
     text: str
@@ -231,6 +237,26 @@ def test_messages_stay_short_whatever_was_passed() -> None:
 )
 def test_rows_with_names_are_read_by_them(make: Callable[[Any], Any]) -> None:
     assert check_pairs(make([("b", "a"), ("d", "c")])) == PAIRS
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda pairs: [Answered(7, *pair) for pair in pairs],
+        lambda pairs: np.array([(7, *pair) for pair in pairs], dtype=[(name, object) for name in Answered._fields]),
+        lambda pairs: sqlite_rows("values " + ", ".join(str((7, *pair)) for pair in pairs), *Answered._fields),
+        lambda pairs: turned_frame(pairs).itertuples(),
+        lambda pairs: [row for _, row in turned_frame(pairs).assign(label=1).iterrows()],
+    ],
+)
+def test_rows_with_names_may_hold_more_than_a_pair(make: Callable[[Any], Any]) -> None:
+    assert check_pairs(make([("b", "a"), ("d", "c")])) == PAIRS
+
+
+@pytest.mark.parametrize("names", [("id", "question", "answer"), ("id", "instruction", "answer")])
+def test_rows_with_more_names_need_those_of_a_pair(names: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidPair, match=r"pair 0: .*, got Row with the names \[.*\]; name two of them 'instruction'"):
+        check_pairs(sqlite_rows("values ('a', 'b', 'c')", *names))
 
 
 def test_other_names_of_a_row_say_nothing_unless_they_are_the_other_way_round() -> None:

@@ -270,9 +270,9 @@ def finished(target: Target, settings: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     marked: dict[str, Any] = {}
     with contextlib.suppress(OSError, OutputError):  # a file of another kind is told of where a run begins
-        marked = read_mark(names)
-        if "made" not in marked or fingerprint(target.out) != marked["made"]:
-            return {}
+        found = read_mark(names)
+        if "made" in found and fingerprint(target.out) == found["made"]:  # an error, if it is gone
+            marked = found
     changed = changes(marked.get("settings", {}), settings) if marked else ""
     if changed and not target.force:
         raise OutputError(

@@ -20,6 +20,7 @@ from cappy_engine.cli.arguments import EXIT_OK, bundle_option, command, flags_gi
 from cappy_engine.cli.bulk_work import BulkOptions, run_bulk
 from cappy_engine.cli.cluster_work import run_on_cluster
 from cappy_engine.cli.streams import is_verbose, open_stdin, print_json, say, show
+from cappy_engine.cli.values import Checked, not_empty
 from cappy_engine.errors import CappyError, reason_of
 from cappy_engine.options import Asked, ScorerOptions, check_asked
 from cappy_engine.scorer import Scorer
@@ -65,7 +66,7 @@ class RankTexts:
     exit status: 0 all rows scored, 1 stopped by an error, 2 wrong usage, 3 some rows were skipped
     """
 )
-@click.argument("inputs", metavar="PAIRS...", nargs=-1, required=True)
+@click.argument("inputs", metavar="PAIRS...", nargs=-1, required=True, type=Checked(not_empty))
 @bundle_option
 @takes(ScorerOptions)
 @takes(BulkOptions, "bulk", section="Files")
@@ -103,7 +104,7 @@ def score(
     a line of FILES: {"instruction": "Is the sky blue?", "candidates": ["Yes", "No"]}
     """
 )
-@click.argument("inputs", metavar="[FILES...]", nargs=-1)
+@click.argument("inputs", metavar="[FILES...]", nargs=-1, type=Checked(not_empty))
 @bundle_option
 @takes(ScorerOptions)
 @takes(RankTexts, "texts")

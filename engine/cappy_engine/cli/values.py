@@ -17,14 +17,26 @@ NAMED_AS_FOLDERS = f"{__name__}.named_as_folders"
 POSITIVE = click.IntRange(min=1)
 
 
+def not_empty(path: Any) -> Any:
+    """Return a path, or a word that may be one. Raises ValueError for an empty word.
+
+    >>> not_empty("pairs.jsonl")
+    'pairs.jsonl'
+    """
+    if path == "":
+        raise ValueError("an empty path; is a variable not set?")
+    return path
+
+
 class FilePath(click.Path):
     """A path; an empty word, as of a variable that is not set, is none: it would be the current folder."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Accept a path."""
-        if value == "":
-            self.fail("an empty path; is a variable not set?", param, ctx)
-        path = super().convert(value, param, ctx)
+        try:
+            path = super().convert(not_empty(value), param, ctx)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
         if ctx is not None and str(value).endswith(SEPARATORS):  # which a Path does not keep
             ctx.meta.setdefault(NAMED_AS_FOLDERS, set()).add(path)
         return path

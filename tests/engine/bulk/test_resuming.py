@@ -40,6 +40,10 @@ def change_a_late_row(source: Path) -> None:
     source.write_bytes(content[:-20] + b"X" + content[-19:])
 
 
+def stop(*args: object) -> None:
+    raise Stop
+
+
 CHANGES: list[tuple[str, Callable[[Path], object], dict[str, Any]]] = [
     (r"input\.in\.jsonl was \d+ bytes, sha256 \w+, is \d+ bytes", change_a_late_row, {}),
     ("score_field was score, is other", lambda source: None, {"task": ScoreTask(score_field="other")}),
@@ -99,10 +103,6 @@ def test_a_kill_between_the_last_mark_and_the_rename_is_noticed(
 ) -> None:
     source, out, whole = source_of(tmp_path, form), tmp_path / f"out.{form}", tmp_path / f"whole.{form}"
     run(scorer, source, whole)
-
-    def stop(*args: object) -> None:
-        raise Stop
-
     with monkeypatch.context() as patch:
         patch.setattr(partial_file.Growing, "finish", stop)
         with pytest.raises(Stop):
@@ -122,10 +122,6 @@ def test_a_kill_behind_the_rename_leaves_a_complete_file_that_resume_accepts(
     is_copied: bool, form: str, tmp_path: Path, scorer: Scorer
 ) -> None:
     source, out = source_of(tmp_path, form), tmp_path / f"out.{form}"
-
-    def stop(*args: object) -> None:
-        raise Stop
-
     with pytest.raises(Stop):
         run(scorer, source, out, done=stop)
     if is_copied:
@@ -138,15 +134,23 @@ def test_a_kill_behind_the_rename_leaves_a_complete_file_that_resume_accepts(
     assert {path.name for path in tmp_path.iterdir()} == {source.name, out.name}
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_complete_file_that_is_gone_is_written_again(form: str, tmp_path: Path, scorer: Scorer) -> None:
+    source, out = source_of(tmp_path, form), tmp_path / f"out.{form}"
+    with pytest.raises(Stop):
+        run(scorer, source, out, done=stop)
+    whole = out.read_bytes()
+    out.unlink()
+    assert run(scorer, source, out, resume=True).pairs_before == 0
+    assert out.read_bytes() == whole
+    assert {path.name for path in tmp_path.iterdir()} == {source.name, out.name}
+
+
 @pytest.mark.parametrize(("problem", "change", "others"), CHANGES)
 def test_a_complete_file_of_another_run_is_not_taken_for_this_one(
     problem: str, change: Callable[[Path], object], others: dict[str, Any], tmp_path: Path, scorer: Scorer
 ) -> None:
     source, out = source_of(tmp_path, "jsonl"), tmp_path / "out.jsonl"
-
-    def stop(*args: object) -> None:
-        raise Stop
-
     with pytest.raises(Stop):
         run(scorer, source, out, done=stop)
     before = out.read_bytes()

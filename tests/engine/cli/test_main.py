@@ -242,7 +242,18 @@ def test_only_the_module_of_the_command_that_is_called_is_imported(bundle: Path)
     assert not {"tqdm", "argparse", "cappy_export", "cappy_bench", "cappy_engine.cli.machine"} & modules
 
 
-@pytest.mark.parametrize("words", ["score pairs.jsonl --bundle", "inspect", "tune", "tune --clear", "slim --keep int8"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "score pairs.jsonl --bundle",
+        "score -o ../out",
+        "rank -o ../out a.jsonl",
+        "inspect",
+        "tune",
+        "tune --clear",
+        "slim --keep int8",
+    ],
+)
 def test_an_empty_path_is_wrong_usage_and_not_the_folder_one_is_in(
     words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,7 +58,7 @@ class CsvRecords:
         try:
             return next(self._reader)
         except csv.Error as error:
-            raise InvalidLine(self.first_line, f"not CSV ({error})") from error
+            raise InvalidLine(self.first_line, _problem(str(error))) from error
 
     def next_text(self) -> str:
         """Read one line, for the parser of records."""
@@ -76,6 +76,13 @@ class CsvRecords:
             return line.decode("utf-8-sig" if self.line == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise InvalidLine(self.line, f"not UTF-8 (byte {error.start}: 0x{line[error.start]:02x})") from error
+
+
+def _problem(found: str) -> str:
+    """Say what is wrong, and what may mend it: the parser speaks of Python's files."""
+    if found.startswith("new-line character"):
+        return "not CSV (a carriage return alone, outside of quotes); lines end with \\n or \\r\\n"
+    return f"not CSV ({found}){'; is a quote not closed?' * (found == 'unexpected end of data')}"
 
 
 class _Texts:

@@ -61,6 +61,7 @@ def _any(fields: list[tuple[str, Any]]) -> dict[str, Any]:
 WHOLE = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse, object_pairs_hook=_once)
 """Reads what can be written back without loss."""
 ANY = json.JSONDecoder(parse_constant=_refuse, object_pairs_hook=_any)
+ONE_LINE = "; a row is one line, as jq -c . writes it (of a list: jq -c '.[]')"
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,11 @@ def read_fields(
     except _Twice as error:
         raise InvalidLine(number, f"has the field {str(error)!r} twice; give it once") from error
     except (ValueError, RecursionError) as error:
-        raise InvalidLine(number, f"not JSON ({error})") from error
+        is_cut = isinstance(error, json.JSONDecodeError) and error.pos >= len(text.rstrip())
+        raise InvalidLine(number, f"not JSON ({error}){ONE_LINE * is_cut}") from error
     if not isinstance(fields, dict):
-        wanted = " and ".join(map(repr, (*texts, *others)))
-        raise InvalidLine(number, f"expected a JSON object with {wanted}, got {described(fields)}")
+        wanted, hint = " and ".join(map(repr, (*texts, *others))), ONE_LINE * isinstance(fields, list)
+        raise InvalidLine(number, f"expected a JSON object with {wanted}, got {described(fields)}{hint}")
     for part in (*texts, *others):
         if part not in fields:
             found = ", ".join(shown(name) for name in list(fields)[:8]) or "no fields"

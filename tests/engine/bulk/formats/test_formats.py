@@ -85,7 +85,12 @@ def test_tabs_stand_between_the_values_of_a_tsv(tmp_path: Path, scorer: Scorer) 
         (b"instruction,response,score\nq,a,1\n", "in.csv has a column 'score' already; choose another"),
         (b"instruction,response\nq,a\nq\n", "line 3: has 1 values, and the first line names 2 columns"),
         (b"instruction,response\nq,a,b\n", "line 2: has 3 values"),
-        (b'instruction,response\nq,"a\n\n', r"line 2: not CSV \(unexpected end of data\)"),
+        (b'instruction,response\nq,"a\n\n', r"line 2: not CSV \(unexpected end of data\); is a quote not closed\?$"),
+        (b'instruction,response\nq,"a\n', r"line 2: not CSV \(unexpected end of data\); is a quote not closed\?$"),
+        (
+            b"instruction,response\rq,a\r",
+            r"in.csv, line 1: not CSV \(a carriage return .*\); lines end with .n or .r.n$",
+        ),
         (b'instruction,response\nq,"a"b\n', r"line 2: not CSV \(',' expected after '\"'\)"),
         (b"instruction,response\nq,a\nq,\xe9\n", r"line 3: not UTF-8 \(byte 2: 0xe9\)"),
         (b"\xff\xfei\0n\0", "the input is UTF-16 or UTF-32; make it UTF-8"),

@@ -92,6 +92,12 @@ def test_a_byte_order_mark_is_accepted_on_the_first_line_only() -> None:
 BAD_LINES: list[tuple[bytes, str]] = [
     (b"not json", r"not JSON \(Expecting value"),
     (b'{"instruction": "a", "response": "b"', r"not JSON \(Expecting ',' delimiter"),
+    (b"{\n", r"not JSON \(Expecting property name .*\); a row is one line, as jq -c"),
+    (b'[{"instruction": "a", "response": "b"},\r\n', r"not JSON \(Expecting .*\); a row is one line, as jq -c"),
+    (
+        b'[{"instruction": "a", "response": "b"}]',
+        r"expected a JSON object .* got list .*; a row is one line, as jq -c",
+    ),
     (GOOD + GOOD, r"not JSON \(Extra data"),
     (b"{'instruction': 'a', 'response': 'b'}", r"not JSON"),
     (b'{"instruction": "a\nb", "response": "b"}', r"not JSON \(Invalid control character"),
