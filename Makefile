@@ -5,7 +5,7 @@ DEMO := $(if $(wildcard .venv-test/ready),.venv-test,.venv-demo)
 TEST := .venv-test/bin
 ENGINE := .venv-engine/bin
 
-# Real texts for the benchmarks (PromptSource's and BIG-Bench's tasks), where there are some; made-up ones otherwise.
+# Real texts for the benchmarks (PromptSource's and BIG-Bench's tasks), where the folder is there; made-up ones otherwise.
 DATA ?= $(wildcard ../shared/data)
 # A checkpoint of cappy-large's size for bench-full; without one, random weights with RoBERTa's genuine vocabulary.
 CHECKPOINT ?= bench/large

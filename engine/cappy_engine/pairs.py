@@ -172,7 +172,7 @@ def _two(index: int, pair: object) -> Sequence[object]:
     length = _length(row)
     if length == 2:
         return _in_order(index, row)
-    if length is not None and (names := row_names(row)):
+    if length is not None and length > 2 and (names := row_names(row)):
         return _among_names(index, row, names)
     problem = f"expected a tuple (instruction, response), got {described(row)}"
     if isinstance(row, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from cappy_bench.speed.figures import (
 )
 from cappy_bench.speed.tables import workload_table
 from cappy_bench.speed.workloads import DESCRIPTIONS
+from cappy_engine.cli.main import main
 from cappy_engine.errors import BenchmarkError
 from tests.support.fake_tools import FakeTool, Measure, row_of, runner_of, spec, true_score
 
@@ -126,11 +128,15 @@ def without(parts: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return [{each: value for each, value in part.items() if each != name} for part in parts]
 
 
-def test_a_result_in_which_something_is_missing_or_changed_is_no_result(measure: Measure, tmp_path: Path) -> None:
+def test_a_result_in_which_something_is_missing_or_changed_is_no_result(
+    measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     result, path = measure(FakeTool(spec("cappy"))), tmp_path / "result.json"
     stopped = [{**cell, "seconds": [[0.0]]} for cell in result["runners"][0]["cells"]]
     changed: list[dict[str, Any]] = [
         {"runners": without(result["runners"], "parity")},
+        {"runners": [{**result["runners"][0], "parity": {}}]},
+        {"runners": without(result["runners"], "setting")},
         {"runners": [{**result["runners"][0], "cells": stopped}]},
         {"runners": {"cappy": 1}},
         {"workloads": without(result["workloads"], "sha256")},
@@ -139,10 +145,18 @@ def test_a_result_in_which_something_is_missing_or_changed_is_no_result(measure:
     ]
     for changes in changed:
         path.write_text(json.dumps({**result, **changes}))
-        with pytest.raises(BenchmarkError, match=r"result\.json is not a whole result .* measure again"):
-            read_result(path)
+        assert main(["bench", "compare", str(path)]) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert re.search(r"result\.json is not a whole result .* measure again", err)
+    path.write_text(json.dumps({name: part for name, part in result.items() if name != "started"}))
+    assert main(["bench", "report", "--results", str(tmp_path)]) == 1
+    assert "result.json is not a whole result" in capsys.readouterr().err
+    assert not (tmp_path / "README.md").exists()
+    assert not list(tmp_path.glob("*.svg"))
     path.write_text(json.dumps(result))
     assert read_result(path) == json.loads(json.dumps(result))
+    assert main(["bench", "compare", str(path)]) == 0
 
 
 def test_what_is_not_a_result_is_refused_before_it_takes_memory(tmp_path: Path) -> None:

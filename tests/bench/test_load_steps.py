@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -154,6 +155,7 @@ def test_the_tables_say_why_requests_failed_and_that_the_server_crashed(measured
     lines = tables_of({**measured, "overload": overload, "end_status": -9}).splitlines()
     assert "overload, failed: connection closed (10), status 503 (2)" in lines
     assert "The server ended with status -9: its log, beside the result, may say why." in lines
+    assert "ended with" not in tables_of({**measured, "end_status": -signal.SIGTERM})
 
 
 # The server's process

@@ -257,6 +257,8 @@ def test_rows_with_names_may_hold_more_than_a_pair(make: Callable[[Any], Any]) -
 def test_rows_with_more_names_need_those_of_a_pair(names: tuple[str, ...]) -> None:
     with pytest.raises(InvalidPair, match=r"pair 0: .*, got Row with the names \[.*\]; name two of them 'instruction'"):
         check_pairs(sqlite_rows("values ('a', 'b', 'c')", *names))
+    with pytest.raises(InvalidPair, match=r"got Row .* of length 1"):
+        check_pairs(sqlite_rows("values ('a')", "instruction"))
 
 
 def test_other_names_of_a_row_say_nothing_unless_they_are_the_other_way_round() -> None:

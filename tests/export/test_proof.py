@@ -21,7 +21,7 @@ from cappy_export.proof.reference import score_with_torch
 from tests.support.bundles import copy_bundle
 from tests.support.checkpoints import copy
 from tests.support.colours import colour_examples, weights_of
-from tests.support.places import TINY
+from tests.support.places import ROOT, TINY
 
 
 def write_pairs(path: Path, *, longest: int = 1) -> Path:
@@ -83,6 +83,18 @@ def test_a_pair_that_is_called_cut_unlike_by_transformers_is_an_error(
     monkeypatch.setattr(pipeline, "score_with_torch", other)
     with pytest.raises(ExportError, match="tokenises 1 pairs unlike transformers"):
         export(checkpoint, tmp_path / "bundle")
+
+
+def test_an_empty_name_is_no_checkpoint(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a variable that is not set: as a path it is the current folder, which may be one."""
+    monkeypatch.chdir(checkpoint)
+    train, out = str(ROOT / "docs" / "examples" / "train.jsonl"), str(tmp_path / "out")
+    for words in (["export", "", out], ["verify", str(TINY), "--checkpoint", ""], ["adapt", "", train, out]):
+        assert main(words) == 1
+        assert "an empty name of a checkpoint; is a variable not set?" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_command_takes_a_folder_for_the_revision_that_was_asked_for(checkpoint: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,7 +53,7 @@ def _problems(server: Step) -> list[str]:
         reasons = sorted(step["problems"].items(), key=lambda entry: (-entry[1], entry[0]))
         if reasons:
             lines.append(f"{name}, failed: {', '.join(f'{reason} ({count})' for reason, count in reasons)}")
-    if server.get("end_status"):
+    if server.get("end_status") not in (None, 0, -signal.SIGTERM):  # by which others end when they are asked to
         lines.append(f"The server ended with status {server['end_status']}: its log, beside the result, may say why.")
     return lines
 

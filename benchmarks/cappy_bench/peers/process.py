@@ -64,6 +64,7 @@ class WorkerProcess:
                 env={**os.environ, **environment},
                 text=True,
                 encoding="utf-8",
+                errors="replace",
             )
         if self._process.stdin is None or self._process.stdout is None:
             raise RuntimeError("a process was started without pipes")
@@ -74,7 +75,8 @@ class WorkerProcess:
     def ask(self, message: Message) -> dict[str, Any]:
         """Send one message and wait for the answer.
 
-        Raises RunnerFailed with the runner's own error, or the last lines of its log if it died.
+        Raises RunnerFailed with the runner's own error, or the last lines of its log if it died or answered something
+        else.
         """
         try:
             self._questions.write(json.dumps(message) + "\n")
@@ -86,12 +88,12 @@ class WorkerProcess:
         except queue.Empty as error:
             self.close()
             raise RunnerFailed(f"no answer within {LONGEST_ANSWER_SECONDS:.0f} s: {self._last_lines()}") from error
-        if not line:
+        if not line.endswith("\n"):  # nothing, or it was killed while it wrote
             raise RunnerFailed(f"ended with status {self._process.wait()}: {self._last_lines()}")
         answer = _read(line)
-        if answer is None:  # it was killed while it wrote, or a library printed between the answers
+        if answer is None:  # a library printed between the answers
             raise RunnerFailed(
-                f"answered no whole object of JSON: {in_short(line)[:100]!r}; its last lines: {self._last_lines()}"
+                f"answered no object of JSON: {in_short(line)[:100]!r}; its last lines: {self._last_lines()}"
             )
         if "error" in answer:
             raise RunnerFailed(in_short(str(answer["error"])))

@@ -233,7 +233,8 @@ def _list(fields: Mapping[str, Any], name: str, number: int, count: int, kind: t
     if not isinstance(value, list) or len(value) != count:
         raise InvalidLine(number, f"{name} must be a list with an entry for each of {count} samples, got {value!r:.60}")
     for entry in value:
-        is_huge = isinstance(entry, int) and abs(entry) >= 2**63  # no number of NumPy's, nor of tokens
-        if entry is not None and (not isinstance(entry, kinds) or isinstance(entry, bool) or is_huge):
+        if entry is not None and (not isinstance(entry, kinds) or isinstance(entry, bool)):
             raise InvalidLine(number, f"{name} must hold {kind.__name__} or null, got {entry!r:.60}")
+        if isinstance(entry, int) and abs(entry) >= 2**63:
+            raise InvalidLine(number, f"{name} must hold numbers of at most 64 bits, got {entry!r:.60}")
     return value

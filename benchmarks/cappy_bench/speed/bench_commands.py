@@ -12,7 +12,7 @@ from cappy_bench.bulk.bulk_options import BulkBenchOptions
 from cappy_bench.load.load_options import LoadOptions
 from cappy_bench.load.load_tables import load_tables
 from cappy_bench.peers.specs import SPECS
-from cappy_bench.speed.figures import read_result
+from cappy_bench.speed.figures import read_result, taken_from
 from cappy_bench.speed.run_options import RESULTS, RunOptions
 from cappy_bench.speed.tables import change_tables, result_tables, setting_table
 from cappy_engine.cli.arguments import command, flags_given, force_option, group, quiet_option, takes
@@ -82,9 +82,13 @@ def compare(results: Sequence[Path]) -> None:
     """Print a result, or what changed between two."""
     if len(results) > 2:
         raise click.UsageError("compare takes one result, or two")
-    found = [read_result(path) for path in results]
+    found, tables = [read_result(path) for path in results], []
+    for path, result in zip(results, found, strict=True):
+        with taken_from(path):  # beside itself, so that an error has the right name
+            tables.append(result_tables(result))
+            change_tables(result, result, names=("", ""))
     if len(found) == 1:
-        show(result_tables(found[0]))
+        show(tables[0])
     else:
         before, after = (path.name for path in results)
         names = (before, after) if before != after else (str(results[0]), str(results[1]))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,30 +56,23 @@ def read_result(path: Path) -> Result:
         raise BenchmarkError(f"{path} is not a result of 'cappy bench run': {error}") from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA or "runners" not in document:
         raise BenchmarkError(f"{path} is not a result of 'cappy bench run' of schema {SCHEMA}")
+    return document
+
+
+@contextlib.contextmanager
+def taken_from(path: Path) -> Iterator[None]:
+    """Raise BenchmarkError for what a result lacks, while tables are made of it: it was read of `path`.
+
+    >>> with taken_from(path):
+    ...     text = result_tables(read_result(path))
+    """
     try:
-        _check_whole(document)
+        yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise BenchmarkError(
             f"{path} is not a whole result of 'cappy bench run' ({type(error).__name__}: {error}): it was changed, or "
             "another version wrote it; measure again"
         ) from error
-    return document
-
-
-def _check_whole(document: Result) -> None:
-    """Read what tables read, so that a missing part is found before one is shown."""
-    for name in ("title", "reference"):
-        document[name]
-    for part, names in {"machine": ("cpu", "instruction_sets"), "settings": ("threads",), "model": ("shape",)}.items():
-        for name in names:
-            document[part][name]
-    for workload in document["workloads"]:
-        for name in ("description", "requests", "lengths", "sha256"):
-            workload[name]
-        for runner in document["runners"]:
-            for name in ("precision", "is_ours", "reason", "parity", "load_seconds", "versions"):
-                runner[name]
-            figures(document, runner, workload)
 
 
 def figures(result: Result, runner: Mapping[str, Any], workload: Mapping[str, Any]) -> Figures | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cappy_bench.machine import cpu_kind
-from cappy_bench.speed.figures import Result, figures, good_cell, read_result
+from cappy_bench.speed.figures import Result, figures, good_cell, read_result, taken_from
 from cappy_bench.speed.marks import Bar, Line, Point
 from cappy_bench.speed.plots import draw_error_speed, draw_latency, draw_throughput
 from cappy_bench.speed.tables import NOT_COMPARED, missing_table, ratio_table, runner_table, share_table, workload_table
@@ -54,8 +54,8 @@ Parity and speed of this engine beside what one would use instead, from the JSON
 def write_report(folder: Path, *, force: bool = False) -> Path:
     """Render every result of `folder` into its README.md and plots; return the page's path.
 
-    Raises BenchmarkError for a folder without results, or with another JSON file. Raises OutputError if a file of the
-    page exists and `force` is not set.
+    Raises BenchmarkError for a folder without results, with another JSON file, or with a result that lacks a part.
+    Raises OutputError if a file of the page exists and `force` is not set.
 
         >>> write_report(Path("bench/results"))
         PosixPath('bench/results/README.md')
@@ -64,14 +64,15 @@ def write_report(folder: Path, *, force: bool = False) -> Path:
     if not paths:
         raise BenchmarkError(f"no result (*.json) in {folder}; make one with 'cappy bench run'")
     results = {path: read_result(path) for path in paths}
-    page = folder / PAGE
-    plots = [folder / f"{path.stem}-{name}.svg" for path, result in results.items() for name in _plots(result)]
+    page, plots, sections = folder / PAGE, list[Path](), [INTRODUCTION]
+    for path, result in results.items():
+        with taken_from(path):
+            plots += [folder / f"{path.stem}-{name}.svg" for name in _plots(result)]
+            sections.append(section(result, path.stem))
     for each in (page, *plots):
         check_output(each, force=force)
-    sections = [INTRODUCTION]
     for path, result in results.items():
         draw_plots(result, folder, path.stem)
-        sections.append(section(result, path.stem))
     with open_output(page, force=True) as file:
         file.write("\n".join(sections).encode())
     return page

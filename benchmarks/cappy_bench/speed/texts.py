@@ -46,8 +46,8 @@ def choose_pool(pairs: Path | None, data: Path | None, *, seed: int, made: int =
         found = read_pool(data, seed=seed)
         if not found:
             raise BenchmarkError(
-                f"{data} holds neither {USUAL} nor {LONG}, or no texts in them; name another folder, or leave --data "
-                "out, and texts are made up"
+                f"{data} has no texts: {USUAL} and {LONG} are not there, or empty; name another folder, or leave "
+                "--data out, and texts are made up"
             )
         return found, "PromptSource's and BIG-Bench's tasks"
     words = {word for pair in default_pairs() for text in pair for word in text.split() if len(word) < 20}

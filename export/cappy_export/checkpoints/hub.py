@@ -77,6 +77,8 @@ def locate(
 
     Nothing is read, and no code is downloaded. Raises CheckpointError.
     """
+    if source == "":  # as a path it would be the current folder
+        raise CheckpointError("an empty name of a checkpoint; is a variable not set?")
     folder = Path(source)
     if folder.is_dir():
         if revision is not None:
