@@ -89,7 +89,7 @@ def test_texts_that_were_asked_for_and_are_not_there_are_an_error_and_not_made_u
     empty.touch()
     with pytest.raises(BenchmarkError, match=r"empty\.jsonl holds no pairs; a line is"):
         choose_pool(empty, None, seed=0)
-    with pytest.raises(BenchmarkError, match=r"holds neither promptsource_test\.jsonl\.gz nor bigbench/\*_train"):
+    with pytest.raises(BenchmarkError, match=r"has no texts: promptsource_test\.jsonl\.gz and bigbench/\*_train"):
         choose_pool(None, tmp_path / "nowhere", seed=0)
 
 
