@@ -58,7 +58,6 @@ def test_a_process_that_fails_says_why(script: str, reason: str, tmp_path: Path)
     ("line", "problem"),
     [
         ('{"seconds": [0.1, 0', "ended with status 0: why"),
-        ("a warning of a library\\n", "answered no object of JSON: 'a warning of a library'; its last lines: why"),
         ("\\xff\\n", "answered no object of JSON: .*; its last lines: why"),
     ],
 )
