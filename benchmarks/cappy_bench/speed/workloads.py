@@ -131,7 +131,7 @@ class Pool:
 def make_workloads(
     pairs: Sequence[Pair], tokenizer: PairTokenizer, sizes: Sizes, *, seed: int, wanted: Collection[str] = ()
 ) -> list[Workload]:
-    """Make every workload, or those that are `wanted`, from the same pool: each is the same, whatever others are.
+    """Make every workload from the same pool, or only the `wanted` ones, which are the same then.
 
     Interactive lengths are those of the pool's first pairs (`read_pool` puts the ones of real use first). Raises
     BenchmarkError if there are too few pairs, or too few responses for `rerank`.
