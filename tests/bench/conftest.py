@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.support.cores import one_core
 from tests.support.exported import bundle, checkpoint, gpu_bundle
 from tests.support.fake_tools import measure, tokenizer, workloads
 from tests.support.gpu_checks import gpu_check, gpu_reference
@@ -17,6 +18,7 @@ __all__ = [
     "gpu_reference",
     "llms",
     "measure",
+    "one_core",
     "preloaded",
     "tokenizer",
     "workloads",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from tests.support.cores import one_core
 from tests.support.exported import bundle, checkpoint
 from tests.support.preloaded import preloaded
 
-__all__ = ["bundle", "checkpoint", "preloaded"]
+__all__ = ["bundle", "checkpoint", "one_core", "preloaded"]

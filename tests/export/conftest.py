@@ -8,10 +8,11 @@ import pytest
 
 from cappy_export.checkpoints.checkpoint import open_checkpoint
 from cappy_export.graphs.optimum import build_fused_graph
+from tests.support.cores import one_core
 from tests.support.exported import bundle, checkpoint, gpu_bundle
 from tests.support.preloaded import preloaded
 
-__all__ = ["bundle", "checkpoint", "fused", "gpu_bundle", "preloaded"]
+__all__ = ["bundle", "checkpoint", "fused", "gpu_bundle", "one_core", "preloaded"]
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ def parity_pairs() -> list[tuple[str, str]]:
 
 def write_short_parity_pairs(path: Path) -> Path:
     """Write the parity pairs, cut for an export that is to be proven sooner, as JSON Lines; returns `path`."""
-    rows = [{"instruction": pair[0][:200], "response": pair[1][:100]} for pair in parity_pairs()]
+    rows = [{"instruction": pair[0][:40], "response": pair[1][:20]} for pair in parity_pairs()]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
