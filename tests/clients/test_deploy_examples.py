@@ -140,6 +140,8 @@ def test_ports_and_probes_are_those_of_the_server() -> None:
 def test_key_files_are_where_the_server_looks_for_them() -> None:
     mounts = {mount["name"]: mount["mountPath"] for mount in container_of_pod()["volumeMounts"]}
     assert settings()["kubernetes.yaml"]["CAPPY_SERVE_API_KEY_FILE"] == f"{mounts['keys']}/keys"
+    secrets = re.findall(r"^#.* --secret (\S+)", CONTAINERFILE, re.MULTILINE)
+    assert [settings()["Containerfile"]["CAPPY_SERVE_API_KEY_FILE"]] == [f"/run/secrets/{name}" for name in secrets]
     credential = re.findall(r"^LoadCredential=(\w+):", UNIT, re.MULTILINE)
     assert [settings()["cappy.service"]["CAPPY_SERVE_API_KEY_FILE"]] == [f"%d/{name}" for name in credential]
 
@@ -174,6 +176,8 @@ def test_the_health_check_tells_a_server_that_is_ready_from_one_that_is_not(serv
     words = [sys.executable, *health_check()[1:]]
     assert run(*words, CAPPY_SERVE_PORT=port).returncode == 0
     assert run(*words, CAPPY_SERVE_PORT="1").returncode != 0
+    # podman and docker give a container the proxy of the host.
+    assert run(*words, CAPPY_SERVE_PORT=port, http_proxy="http://127.0.0.1:1").returncode == 0
 
 
 def copied_files() -> set[str]:

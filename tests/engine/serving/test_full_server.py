@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.servers import Server, serving
+from tests.support.servers import COMMAND, Server, serving
 
 BODY = json.dumps({"instruction": "Is the sky blue?", "candidates": ["Yes"]})
 RANK = f"POST /v1/rank HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\ncontent-length: {len(BODY)}\r\n\r\n"
@@ -60,6 +60,34 @@ def test_all_others_hear_503(full: Server, asked: str) -> None:
     assert failure["error"] == "2 connections are open, which is max_connections; close some, or come again later"
     assert b"\r\nretry-after: 1\r\n" in answer
     assert full.metric('cappy_requests_total{route="other",status="503"}') >= 1
+
+
+@contextlib.contextmanager
+def crowded(bundle: Path, limit: str) -> Iterator[Server]:
+    """Give a server with a limit of open files, and 150 connections."""
+    command = ("sh", "-c", f'{limit} && exec "$@"', "sh", *COMMAND)
+    with (
+        serving("--bundle", str(bundle), "--precision", "int8", "--max-connections", "500", command=command) as running,
+        contextlib.ExitStack() as stack,
+    ):
+        for _ in range(150):
+            stack.enter_context(running.connect())
+        yield running
+
+
+def test_as_many_connections_as_were_asked_for_are_open_where_the_shell_has_a_lower_limit(bundle: Path) -> None:
+    with crowded(bundle, "ulimit -S -n 100") as server:
+        assert server.get("/info").status_code == 200
+        assert "max_connections" not in server.log
+
+
+def test_fewer_connections_are_taken_and_told_where_the_system_has_a_lower_limit(bundle: Path) -> None:
+    with crowded(bundle, "ulimit -n 400") as server:
+        assert exchanged(server, looked_at("/health")).startswith(b"HTTP/1.1 200 ")
+        answer = exchanged(server, looked_at("/info"))
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"144 connections are open" in answer
+        assert "144 connections, not 500 (max_connections): this process may open 400 files" in server.log
 
 
 def test_a_held_connection_goes_on_when_another_was_refused(bundle: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
+import resource
 import socket
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -14,6 +17,38 @@ from cappy_engine.errors import ServingError, reason_of
 from cappy_engine.serving.server_options import ServerOptions
 
 BACKLOG = 2048
+FILES_BESIDE = 256
+"""The files that a server may have open beside its connections: of models, threads, and connections above the limit."""
+
+log = logging.getLogger("cappy.server")
+
+
+def with_room(server: ServerOptions) -> ServerOptions:
+    """Raise the limit of open files for the connections; returns the options that it allows.
+
+    >>> with_room(ServerOptions(max_connections=10**6)).max_connections
+    524032
+
+    Where the system allows fewer connections, the log says so. Without files for them, nobody could tell a client why
+    its connection is closed, and probes would not be answered.
+    """
+    least = server.max_connections + FILES_BESIDE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = least + BACKLOG if hard == resource.RLIM_INFINITY else min(least + BACKLOG, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, OverflowError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if soft == resource.RLIM_INFINITY or soft >= least:
+        return server
+    fewer = max(1, soft - FILES_BESIDE)
+    log.warning(
+        "at most %d connections, not %d (max_connections): this process may open %d files; raise its limit (ulimit -n)",
+        fewer,
+        server.max_connections,
+        soft,
+    )
+    return replace(server, max_connections=fewer)
 
 
 class Listener:

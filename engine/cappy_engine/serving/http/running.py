@@ -28,7 +28,7 @@ from cappy_engine.options import ScorerOptions
 from cappy_engine.serving.http.app import make_app
 from cappy_engine.serving.http.connections import connection_class
 from cappy_engine.serving.http.endpoint import Gate
-from cappy_engine.serving.http.listening import BACKLOG, Listener
+from cappy_engine.serving.http.listening import BACKLOG, Listener, with_room
 from cappy_engine.serving.http.web_server import GRACE_SECONDS, WebServer, wait_for
 from cappy_engine.serving.metrics import Metrics
 from cappy_engine.serving.server_options import ServerOptions
@@ -61,6 +61,7 @@ def run_server(
     taken out of the list as soon as it listens to others.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
+    server = with_room(server)
     gate = Gate.of(Service(bundle, options, server, metrics=Metrics()), server)
     with Listener.open(server) as listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_Server(gate, listener).run([] if held is None else held))
