@@ -8,7 +8,9 @@ import io
 import json
 import os
 import signal
+import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,8 @@ def killed(work: Callable[[], object], seconds: float) -> bool:
             work()
             os._exit(0)
         except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
             os._exit(1)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)

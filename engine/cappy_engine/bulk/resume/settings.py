@@ -15,7 +15,11 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """
     old, new = _flat(before), _flat(json.loads(json.dumps(after)))
     names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
-    return "; ".join(f"{name} was {old.get(name)}, is {new.get(name)}" for name in names)
+    return "; ".join(f"{name} was {_word(old.get(name))}, is {_word(new.get(name))}" for name in names)
+
+
+def _word(value: Any) -> str:
+    return "not set" if value is None else str(value)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

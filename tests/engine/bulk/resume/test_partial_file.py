@@ -117,8 +117,8 @@ def test_a_run_that_is_killed_goes_on(out: Path) -> None:
     [
         ({**SETTINGS, "seed": 1}, "seed was 0, is 1"),
         ({**SETTINGS, "model": {"name": "m", "limits": {"new": 4}}}, "model.limits.new was 3, is 4"),
-        ({"seed": 0, "model": {"name": "m"}}, "model.limits.new was 3, is None"),
-        ({**SETTINGS, "mode": "x", "seed": 2}, "mode was None, is x; seed was 0, is 2"),
+        ({"seed": 0, "model": {"name": "m"}}, "model.limits.new was 3, is not set"),
+        ({**SETTINGS, "mode": "x", "seed": 2}, "mode was not set, is x; seed was 0, is 2"),
     ],
     ids=lambda value: str(value)[-30:],
 )
