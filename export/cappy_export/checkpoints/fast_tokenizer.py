@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, __version__
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.utils import is_sentencepiece_available
 
 from cappy_engine.bundle import MIN_LENGTH
@@ -48,6 +49,13 @@ TYPED = tuple(
 
 Of ALBERT and six more that was a fault (huggingface/transformers#48128): what a model was trained with is not known.
 """
+
+REBUILT = tuple(
+    f"{name}Tokenizer" for name in "Bert DistilBert Electra MobileBert MPNet Funnel DebertaV2 Albert".split()
+)
+"""Classes that transformers 5 builds anew by tokenizer_config.json, whatever normalizer is in tokenizer.json."""
+LETTERS = {"do_lower_case": ("A", "a"), "strip_accents": ("é", "e"), "tokenize_chinese_chars": ("東", " 東 ")}
+"""Keys by which they do so, each with a text, and what it becomes where the key is true."""
 
 
 def load_tokenizer(checkpoint: Checkpoint, *, max_length: int) -> PreTrainedTokenizerBase:
@@ -207,6 +215,7 @@ def _load(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         tokenizer.init_kwargs.pop("fix_mistral_regex", None)
         if from_newer:
             _require_own_ids(checkpoint, tokenizer, Path(folder, "tokenizer.json"))
+            _require_told_letters(checkpoint, tokenizer)
     return tokenizer
 
 
@@ -254,4 +263,24 @@ def _require_own_ids(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase,
                 f"the tokenizer of {checkpoint.name} was saved by transformers 5, and transformers {__version__} reads "
                 f"it unlike its tokenizer.json: {shown(repr(pair))} becomes {shown(found)} instead of "
                 f"{shown(expected)}; load it with transformers 5 and save it again, so that its files agree"
+            )
+
+
+def _require_told_letters(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise CheckpointError unless tokenizer.json treats letters as tokenizer_config.json says, where both count."""
+    path = checkpoint.folder / "tokenizer_config.json"
+    found = read_json(path) if path.exists() else {}
+    usual = TOKENIZER_MAPPING_NAMES.get(checkpoint.config["model_type"], ("",))[0]
+    if str(found.get("tokenizer_class") or usual).removesuffix("Fast") not in REBUILT:
+        return
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    for key, (text, changed) in LETTERS.items():
+        told = found.get(key)
+        is_lower = told is None and key == "strip_accents" and key in found  # then accents go where case goes
+        wanted = found.get("do_lower_case") if is_lower else told
+        is_so = normalizer is not None and normalizer.normalize_str(text) == changed
+        if isinstance(wanted, bool) and wanted != is_so:
+            raise CheckpointError(
+                f"{path} has {key} {json.dumps(told)}, and its tokenizer.json has it the other way; transformers 5 "
+                "follows the first: load the tokenizer there and save it again, so that its files agree"
             )
