@@ -18,10 +18,17 @@ TYPES = ["input_ids", "token_type_ids", "attention_mask"]
 
 
 def saved_by_newer(folder: Path, family: str, told: dict[str, Any], normalizer: dict[str, Any]) -> Path:
-    """A checkpoint whose config.json transformers 5 wrote, with changes in both files of its tokenizer."""
+    """A checkpoint whose config.json transformers 5 wrote, with changes in both files of its tokenizer.
+
+    Keys that are told as None are left out, but for `strip_accents`.
+    """
     make_family(folder, family, is_tiny=True)
     edit(folder / "config.json", lambda config: config.update(transformers_version="5.5.0"))
-    edit(folder / "tokenizer_config.json", lambda config: config.update(told))
+    kept = {key: value for key, value in told.items() if value is not None or key == "strip_accents"}
+    gone = told.keys() - kept.keys()
+    edit(
+        folder / "tokenizer_config.json", lambda config: config.update(kept) or [config.pop(key, None) for key in gone]
+    )
     edit(folder / "tokenizer.json", lambda content: content["normalizer"].update(normalizer))
     return folder
 
@@ -35,7 +42,9 @@ def saved_by_newer(folder: Path, family: str, told: dict[str, Any], normalizer: 
         (BERT, {"strip_accents": False}, {}, "strip_accents false"),
         (BERT, {"strip_accents": None}, {"strip_accents": False}, "strip_accents null"),
         (BERT, {"tokenize_chinese_chars": False}, {}, "tokenize_chinese_chars false"),
+        (BERT, {"do_lower_case": None}, {"lowercase": False}, "do_lower_case true, by default"),
         (DEBERTA, {"do_lower_case": True}, {}, "do_lower_case true"),
+        (DEBERTA, {"do_lower_case": True, "tokenizer_class": None}, {}, "do_lower_case true"),
     ],
 )
 def test_files_that_read_letters_differently_are_refused(
@@ -49,16 +58,18 @@ def test_files_that_read_letters_differently_are_refused(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("told", "normalizer"),
+    ("family", "told", "normalizer"),
     [
-        ({}, {}),
-        ({"do_lower_case": False, "strip_accents": None}, {"lowercase": False}),
-        ({"strip_accents": False}, {"strip_accents": False}),
-        ({"do_lower_case": False, "tokenizer_class": "TokenizersBackend"}, {}),
+        (BERT, {}, {}),
+        (BERT, {"do_lower_case": None}, {}),
+        (BERT, {"do_lower_case": False, "strip_accents": None}, {"lowercase": False}),
+        (BERT, {"strip_accents": False}, {"strip_accents": False}),
+        (BERT, {"do_lower_case": False, "tokenizer_class": "TokenizersBackend"}, {}),
+        (DEBERTA, {"do_lower_case": None, "tokenize_chinese_chars": True, "strip_accents": True}, {}),
     ],
 )
 def test_files_that_agree_are_taken_and_keys_that_nobody_reads_too(
-    tmp_path: Path, told: dict[str, Any], normalizer: dict[str, Any]
+    tmp_path: Path, family: str, told: dict[str, Any], normalizer: dict[str, Any]
 ) -> None:
-    folder = saved_by_newer(tmp_path / "made", BERT, {**told, "model_input_names": TYPES}, normalizer)
+    folder = saved_by_newer(tmp_path / "made", family, {**told, "model_input_names": TYPES}, normalizer)
     load_tokenizer(open_checkpoint(folder), max_length=512)

@@ -77,7 +77,7 @@ class WorkerProcess:
         threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True).start()
 
     def ask(self, message: Message) -> dict[str, Any]:
-        """Send one message and wait for the answer. Before it is timed, the machine rests for REST_SECONDS.
+        """Send one message and wait for the answer. A rest of REST_SECONDS comes before `score`.
 
         Raises RunnerFailed with the runner's own error, or the last lines of its log if it died or answered something
         else.

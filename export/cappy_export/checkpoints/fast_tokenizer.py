@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,21 @@ TYPED = tuple(
 Of ALBERT and six more that was a fault (huggingface/transformers#48128): what a model was trained with is not known.
 """
 
-REBUILT = tuple(
-    f"{name}Tokenizer" for name in "Bert DistilBert Electra MobileBert MPNet Funnel DebertaV2 Albert".split()
-)
-"""Classes that transformers 5 builds anew by tokenizer_config.json, whatever normalizer is in tokenizer.json."""
-LETTERS = {"do_lower_case": ("A", "a"), "strip_accents": ("é", "e"), "tokenize_chinese_chars": ("東", " 東 ")}
-"""Keys by which they do so, each with a text, and what it becomes where the key is true."""
+_AS_BERT: Mapping[str, bool | None] = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
+REBUILT: Mapping[str, Mapping[str, bool | None]] = {
+    **dict.fromkeys(("Bert", "DistilBert", "Electra", "MobileBert", "MPNet", "Funnel"), _AS_BERT),
+    "Albert": {"do_lower_case": True, "keep_accents": False},
+    "DebertaV2": {"do_lower_case": False},
+}
+"""Classes that transformers 5 builds anew, whatever normalizer is in tokenizer.json, by these keys of
+tokenizer_config.json or their defaults. Where `strip_accents` is None, accents go where upper case goes."""
+LETTERS = {
+    "do_lower_case": ("A", "a"),
+    "strip_accents": ("é", "e"),
+    "keep_accents": ("é", "é"),
+    "tokenize_chinese_chars": ("a東b", "a 東 b"),
+}
+"""For each of the keys a text, and what it becomes where the key is true."""
 
 
 def load_tokenizer(checkpoint: Checkpoint, *, max_length: int) -> PreTrainedTokenizerBase:
@@ -270,17 +280,18 @@ def _require_told_letters(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizer
     """Raise CheckpointError unless tokenizer.json treats letters as tokenizer_config.json says, where both count."""
     path = checkpoint.folder / "tokenizer_config.json"
     found = read_json(path) if path.exists() else {}
-    usual = TOKENIZER_MAPPING_NAMES.get(checkpoint.config["model_type"], ("",))[0]
-    if str(found.get("tokenizer_class") or usual).removesuffix("Fast") not in REBUILT:
-        return
+    usual = [name for name in TOKENIZER_MAPPING_NAMES.get(checkpoint.config["model_type"], ()) if name]
+    names = (found.get("tokenizer_class"), checkpoint.config.get("tokenizer_class"), *usual)
+    name = str(next(filter(None, names), "")).removesuffix("Fast").removesuffix("Tokenizer")
+    told = {key: found.get(key, default) for key, default in REBUILT.get(name, {}).items()}
     normalizer = tokenizer.backend_tokenizer.normalizer
-    for key, (text, changed) in LETTERS.items():
-        told = found.get(key)
-        is_lower = told is None and key == "strip_accents" and key in found  # then accents go where case goes
-        wanted = found.get("do_lower_case") if is_lower else told
-        is_so = normalizer is not None and normalizer.normalize_str(text) == changed
-        if isinstance(wanted, bool) and wanted != is_so:
+    for key, value in told.items():
+        text, changed = LETTERS[key]
+        wanted = told["do_lower_case"] if key == "strip_accents" and value is None else value
+        got = text if normalizer is None else normalizer.normalize_str(text).replace("▁", " ").strip()
+        if isinstance(wanted, bool) and wanted != (unicodedata.normalize("NFC", got) == changed):
+            by = "" if key in found else ", by default"
             raise CheckpointError(
-                f"{path} has {key} {json.dumps(told)}, and its tokenizer.json has it the other way; transformers 5 "
-                "follows the first: load the tokenizer there and save it again, so that its files agree"
+                f"{path} has {key} {json.dumps(value)}{by}, and its tokenizer.json has it the other way; transformers "
+                "5 follows the first: find out which the model was trained with, correct the other, and export again"
             )

@@ -26,27 +26,31 @@ log = logging.getLogger("cappy.server")
 def with_room(server: ServerOptions) -> ServerOptions:
     """Raise the limit of open files for the connections; returns the options that it allows.
 
-    >>> with_room(ServerOptions(max_connections=10**6)).max_connections
-    524032
+    >>> with_room(ServerOptions(max_connections=100)).max_connections
+    100
 
     Where the system allows fewer connections, the log says so. Without files for them, nobody could tell a client why
     its connection is closed, and probes would not be answered.
     """
     least = server.max_connections + FILES_BESIDE
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = least + BACKLOG if hard == resource.RLIM_INFINITY else min(least + BACKLOG, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, OverflowError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if soft == resource.RLIM_INFINITY or soft >= least:
+    for wanted in (least + BACKLOG, least):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            with contextlib.suppress(OSError, OverflowError, ValueError):  # macOS allows less than it says
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if files == resource.RLIM_INFINITY or files >= least:
         return server
-    fewer = max(1, soft - FILES_BESIDE)
+    fewer = min(server.max_connections, max(1, files - FILES_BESIDE))
     log.warning(
-        "at most %d connections, not %d (max_connections): this process may open %d files; raise its limit (ulimit -n)",
+        "at most %d connections, not %d (max_connections): this process may open %d files, and needs %d beside its "
+        "connections%s; raise its hard limit (ulimit -Hn, LimitNOFILE=)",
         fewer,
         server.max_connections,
-        soft,
+        files,
+        FILES_BESIDE,
+        ", so that probes may go unanswered" if files <= FILES_BESIDE else "",
     )
     return replace(server, max_connections=fewer)
 
