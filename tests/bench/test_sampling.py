@@ -169,7 +169,7 @@ def test_a_real_llm_gives_the_same_candidates_after_a_stop(llm: LocalLLM, tmp_pa
         ({"seed": 1}, "seed was 0, is 1"),
         ({"batch_size": 4}, "batch_size was 3, is 4"),
         ({"sampler": Echo(facts={"model": "echo", "limits": {"new": 4}})}, "sampler.limits.new was 3, is 4"),
-        ({"sampler": Echo(facts={"model": "echo"})}, "sampler.limits.new was 3, is None"),
+        ({"sampler": Echo(facts={"model": "echo"})}, "sampler.limits.new was 3, is not set"),
         ({"decodings": TWO[:1]}, "decodings was .*, is "),
     ],
     ids=lambda value: str(value)[:30],
