@@ -18,17 +18,20 @@ TYPES = ["input_ids", "token_type_ids", "attention_mask"]
 
 
 def saved_by_newer(folder: Path, family: str, told: dict[str, Any], normalizer: dict[str, Any]) -> Path:
-    """A checkpoint whose config.json transformers 5 wrote, with changes in both files of its tokenizer.
+    """Make a checkpoint whose config.json transformers 5 wrote, with changes in both files of its tokenizer.
 
     Keys that are told as None are left out, but for `strip_accents`.
     """
     make_family(folder, family, is_tiny=True)
     edit(folder / "config.json", lambda config: config.update(transformers_version="5.5.0"))
-    kept = {key: value for key, value in told.items() if value is not None or key == "strip_accents"}
-    gone = told.keys() - kept.keys()
-    edit(
-        folder / "tokenizer_config.json", lambda config: config.update(kept) or [config.pop(key, None) for key in gone]
-    )
+
+    def tell(config: dict[str, Any]) -> None:
+        for key, value in told.items():
+            config[key] = value
+            if value is None and key != "strip_accents":
+                del config[key]
+
+    edit(folder / "tokenizer_config.json", tell)
     edit(folder / "tokenizer.json", lambda content: content["normalizer"].update(normalizer))
     return folder
 
@@ -72,4 +75,12 @@ def test_files_that_agree_are_taken_and_keys_that_nobody_reads_too(
     tmp_path: Path, family: str, told: dict[str, Any], normalizer: dict[str, Any]
 ) -> None:
     folder = saved_by_newer(tmp_path / "made", family, {**told, "model_input_names": TYPES}, normalizer)
+    load_tokenizer(open_checkpoint(folder), max_length=512)
+
+
+@pytest.mark.slow
+def test_the_class_in_config_json_counts_before_the_usual_one(tmp_path: Path) -> None:
+    told = {"do_lower_case": False, "tokenizer_class": None, "model_input_names": TYPES}
+    folder = saved_by_newer(tmp_path / "made", BERT, told, {})
+    edit(folder / "config.json", lambda config: config.update(tokenizer_class="PreTrainedTokenizerFast"))
     load_tokenizer(open_checkpoint(folder), max_length=512)

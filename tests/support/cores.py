@@ -1,4 +1,4 @@
-"""Give each process of a parallel test run a core of its own."""
+"""Keep each process of a parallel test run on one core. The engine's tests use all cores: they do not import this."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def one_core() -> Iterator[None]:
-    """Let this process, and those that it starts, use one core only, if others run tests beside it.
+    """Keep this process on one core, with all that it starts.
 
-    A session then has one thread, where the test asks for no other number. Two threads on a core that others use, too,
-    wait for each other, which takes a quarter to a third more of the cores' time.
+    A session then has one thread, unless the test asks for more. With two threads, which other processes kept waiting,
+    an export took a quarter to a third more CPU time.
     """
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker is None or not hasattr(os, "sched_setaffinity"):

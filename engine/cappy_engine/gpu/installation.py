@@ -78,8 +78,8 @@ class Installation:
 def inspect_installation(*, device: str = "tensorrt", load: Callable[[str], Any] = ctypes.CDLL) -> Installation:
     """Gather all that `device` ("cuda" or "tensorrt") depends on. Never raises.
 
-    If ONNX Runtime cannot be imported, there are no providers. This starts CUDA. The libraries that it finds stay
-    loaded.
+    It starts CUDA, and the libraries that it finds stay loaded. `providers` is empty if ONNX Runtime cannot be
+    imported.
     """
     packages = installed_packages()
     providers: tuple[str, ...] = ()

@@ -293,5 +293,5 @@ def _require_told_letters(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizer
             by = "" if key in found else ", by default"
             raise CheckpointError(
                 f"{path} has {key} {json.dumps(value)}{by}, and its tokenizer.json has it the other way; transformers "
-                "5 follows the first: find out which the model was trained with, correct the other, and export again"
+                "5 follows the first: find out which file the model was trained with, correct the other, and export"
             )

@@ -57,7 +57,10 @@ def test_all_others_hear_503(full: Server, asked: str) -> None:
     assert answer.startswith(b"HTTP/1.1 503 ")
     failure = json.loads(answer.rpartition(b"\r\n\r\n")[2])
     assert failure["error_type"] == "unhealthy"
-    assert failure["error"] == "2 connections are open, which is max_connections; close some, or come again later"
+    assert (
+        failure["error"]
+        == "2 connections are open, and no more may be (max_connections); close some, or come again later"
+    )
     assert b"\r\nretry-after: 1\r\n" in answer
     assert full.metric('cappy_requests_total{route="other",status="503"}') >= 1
 
@@ -87,7 +90,10 @@ def test_fewer_connections_are_taken_and_told_where_the_system_has_a_lower_limit
         answer = exchanged(server, looked_at("/info"))
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"144 connections are open" in answer
-        assert "144 connections, not 500 (max_connections): this process may open 400 files" in server.log
+        assert (
+            "this process may open 400 files: 144 connections (max_connections is 500), and 256 files beside"
+            in server.log
+        )
 
 
 def test_a_held_connection_goes_on_when_another_was_refused(bundle: Path) -> None:

@@ -44,11 +44,11 @@ def with_room(server: ServerOptions) -> ServerOptions:
         return server
     fewer = min(server.max_connections, max(1, files - FILES_BESIDE))
     log.warning(
-        "at most %d connections, not %d (max_connections): this process may open %d files, and needs %d beside its "
-        "connections%s; raise its hard limit (ulimit -Hn, LimitNOFILE=)",
+        "this process may open %d files: %d connections (max_connections is %d), and %d files beside them%s; "
+        "raise its hard limit (ulimit -Hn, LimitNOFILE=)",
+        files,
         fewer,
         server.max_connections,
-        files,
         FILES_BESIDE,
         ", so that probes may go unanswered" if files <= FILES_BESIDE else "",
     )

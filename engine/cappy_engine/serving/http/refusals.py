@@ -43,7 +43,7 @@ def too_many_connections(limit: int) -> Failure:
     >>> too_many_connections(4096).status
     503
     """
-    problem = f"{limit} connections are open, which is max_connections; close some, or come again later"
+    problem = f"{limit} connections are open, and no more may be (max_connections); close some, or come again later"
     return Failure(503, problem, headers={"retry-after": "1"})
 
 
