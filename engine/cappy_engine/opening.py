@@ -55,11 +55,13 @@ def open_dispatcher(bundle: Bundle, options: ScorerOptions, *, name: str) -> tup
 def _open_on_cpu(bundle: Bundle, options: ScorerOptions, *, name: str, reason: str) -> tuple[Dispatcher, ScorerInfo]:
     precision, precision_reason = choose_precision(options.precision, "cpu", bundle.manifest.precisions)
     threads = options.threads or usable_cores()
+    is_asked_for = options.mode != "auto" and options.max_batch_tokens is not None
+    tuned = None if is_asked_for else read_tuned(cache_folder(), tuned_key(tuning_facts(bundle, precision, threads)))
     execution = choose_execution(
         options.mode,
         threads=threads,
         model_bytes=sum(bundle.manifest.files[file].size_bytes for file in bundle.model_files(precision)),
-        tuned=read_tuned(cache_folder(), tuned_key(tuning_facts(bundle, precision, threads))),
+        tuned=tuned,
         max_batch_tokens=options.max_batch_tokens,
     )
     kernels = choose_kernels(bundle, precision)

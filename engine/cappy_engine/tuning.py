@@ -6,6 +6,7 @@ measured: a pair alone has all threads in every mode.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 import time
@@ -17,9 +18,10 @@ from typing import Literal
 
 from cappy_engine.bundle import EMBEDDED, open_bundle
 from cappy_engine.checks import check_number
+from cappy_engine.cpu.execution import BATCH_TOKENS as DEFAULT_BATCH_TOKENS
 from cappy_engine.cpu.execution import Execution
 from cappy_engine.cpu.tuned import check_kept, forget_tuned, tuned_key, tuning_facts, write_tuned
-from cappy_engine.options import Precision
+from cappy_engine.options import Precision, ScorerOptions
 from cappy_engine.pairs import Pair, check_pairs
 from cappy_engine.scorer import Scorer
 from cappy_engine.storage import cache_folder
@@ -94,11 +96,14 @@ def tune(
     rates: dict[tuple[str, int], list[float]] = {}
     scorers: dict[str, Scorer] = {}
     try:
-        scorers["latency"] = Scorer.open(bundle, device="cpu", precision=precision, threads=threads, mode="latency")
+        options = ScorerOptions(  # all that an answer would tell, so that an earlier one is not asked
+            device="cpu", precision=precision, threads=threads, mode="latency", max_batch_tokens=DEFAULT_BATCH_TOKENS
+        )
+        scorers["latency"] = Scorer.open_with(bundle, options)
         info = scorers["latency"].info
         alternatives = _alternatives(info.threads)
         if ("both", BATCH_TOKENS[0]) in alternatives:
-            scorers["both"] = Scorer.open(bundle, device="cpu", precision=precision, threads=threads, mode="both")
+            scorers["both"] = Scorer.open_with(bundle, dataclasses.replace(options, mode="both"))
         chosen = _fitting(chosen, scorers, seconds / (MIN_ROUNDS * len(alternatives)))
         ends = time.perf_counter() + seconds
         while len(rates) < len(alternatives) or time.perf_counter() < ends:
@@ -164,10 +169,11 @@ def _alternatives(threads: int) -> list[tuple[str, int]]:
 def forget(bundle: str | Path | Literal[Every.BUNDLE] = Every.BUNDLE) -> int:
     """Remove the answers that are kept for a bundle, or without one for every bundle; returns how many.
 
-    >>> forget("cappy-bundle")
-    1
+        >>> forget("cappy-bundle")
+        1
 
-    Raises BundleError, and OSError if a file cannot be removed.
+    An answer that cannot be read is removed with those of any bundle. Raises BundleError, and OSError if a file
+    cannot be removed.
     """
     if bundle is Every.BUNDLE:
         return forget_tuned(cache_folder())

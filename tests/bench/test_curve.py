@@ -39,6 +39,41 @@ def test_a_training_that_held_nothing_out_has_its_name_in_the_plot(tmp_path: Pat
     assert ">third<" not in drawn
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("half", [b'{"st', b'{"step": 9, "loss": 0.1, "grad', b'{"step": 9, "note": "\xc3'])
+def test_a_last_line_that_was_not_written_to_its_end_is_left_out_and_said(
+    tmp_path: Path, half: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_log(tmp_path / "run")
+    assert main(["bench", "curve", str(folder), str(tmp_path / "whole.svg")]) == 0
+    assert capsys.readouterr().err == ""
+    with (folder / "log.jsonl").open("ab") as log:
+        log.write(half)
+    assert main(["bench", "curve", str(folder), str(tmp_path / "cut.svg")]) == 0
+    assert f"leaving out the last line of {folder / 'log.jsonl'}: it is not complete" in capsys.readouterr().err
+    assert (tmp_path / "cut.svg").read_bytes() == (tmp_path / "whole.svg").read_bytes()
+
+
+def test_a_last_line_without_a_line_break_that_is_complete_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = write_log(tmp_path / "run") / "log.jsonl"
+    log.write_bytes(log.read_bytes().rstrip())
+    assert main(["bench", "curve", str(log), str(tmp_path / "curve.svg")]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("behind", ['{"st\n', '\n{"st', '{"st\n{"step": 9}'])
+def test_any_other_line_that_is_not_whole_is_refused(
+    tmp_path: Path, behind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_log(tmp_path / "run")
+    with (folder / "log.jsonl").open("a") as log:
+        log.write(behind)
+    assert main(["bench", "curve", str(folder), str(tmp_path / "curve.svg")]) == 1
+    assert "log.jsonl is not a log of cappy adapt" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", ["", "not JSON", "[]", '{"loss": 1}'])
 def test_what_is_no_log_is_named(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "log.jsonl").write_text(content)

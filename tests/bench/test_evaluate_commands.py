@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from cappy_engine.cli.main import main
 from cappy_export import ExportOptions, export
 from cappy_export.adaptation.samples import read_samples
 from tests.support.absent import EXPORTER, run_without
-from tests.support.protocol_rows import GOOD, choice, samples, write
+from tests.support.protocol_rows import GOOD, choice, lines_of, samples, write
 
 
 @pytest.fixture
@@ -111,6 +113,25 @@ def test_verbose_may_stand_before_and_after_the_protocol(
     assert "batches of up to" in capsys.readouterr().err
     assert main(["evaluate", "promptsource", str(some_file)]) == 0
     assert "batches of up to" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["bad.jsonl", "bad.jsonl.gz"])
+def test_a_line_that_is_refused_is_named_with_its_file(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    content = b"".join(lines_of([choice("RTE", 0, 1), choice("RTE", 0, "no")]))
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    assert main(["evaluate", "promptsource", str(path)]) == 1
+    assert capsys.readouterr().err == f"cappy evaluate: {path}, line 2: label must be 0 or 1, got 'no'\n"
+
+
+def test_a_line_of_stdin_that_is_refused_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"{}\n")))
+    assert main(["evaluate", "promptsource", "-"]) == 1
+    assert "cappy evaluate: stdin, line 1: has no field 'dataset_name'" in capsys.readouterr().err
 
 
 def test_an_empty_file_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

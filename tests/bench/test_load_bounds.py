@@ -151,3 +151,12 @@ def test_what_was_not_measured_has_no_verdict() -> None:
     del server["soak"]
     names = [verdict["what"] for verdict in judge(server, batch_ms=20.0)]
     assert not [name for name in names if "memory" in name or "refusals" in name]
+
+
+@pytest.mark.parametrize("step", ["unloaded", "saturation", "overload", "soak"])
+def test_a_step_in_which_nothing_was_accepted_breaks_a_bound(step: str) -> None:
+    server = a_server()
+    server[step]["accepted"] = {"p99": None}
+    assert broken(server) == [f"{step}: accepted requests"]
+    (row,) = [line for line in bound_table({"bounds": judge(server, batch_ms=20.0)}).splitlines() if "NO" in line]
+    assert "at least 1" in row

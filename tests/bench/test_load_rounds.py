@@ -14,11 +14,12 @@ import pytest
 
 from cappy_bench.load import load_steps
 from cappy_bench.load.bodies import NATIVE
+from cappy_bench.load.bounds import judge
 from cappy_bench.load.connections import Answer, Client
 from cappy_bench.load.driving import Target
 from cappy_bench.load.load_options import LoadOptions
 from cappy_bench.load.load_steps import Asked, Server, measure_server, random_load, saturation
-from cappy_bench.load.load_tables import latency_table, outcome_table, resource_table
+from cappy_bench.load.load_tables import latency_table, load_tables, outcome_table, resource_table
 from cappy_bench.load.mix import Load
 from cappy_bench.load.offline import Offline
 from tests.support.fake_tools import row_of
@@ -112,6 +113,33 @@ def test_throughput_under_load_is_that_of_answered_requests(status: int, *, is_a
     assert (found["tokens_per_second"] > 0) == is_answered
     if is_answered:
         assert found["tokens_per_second"] == pytest.approx(60 * statistics.mean(TOKENS), rel=0.5)
+
+
+NO_P99 = "so there is no p99 to judge; "
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("status", "rate", "told"),
+    [
+        (429, 60.0, f"refused, 0 failed, 0 hung), {NO_P99}send fewer with a smaller --overload, or give the server a "),
+        (503, 60.0, f"failed, 0 hung), {NO_P99}the server's log may say why"),
+        (200, 1e-6, f"no request was sent, {NO_P99}make the step longer with --seconds"),
+    ],
+)
+def test_a_step_in_which_nothing_was_accepted_says_so_and_what_to_do(status: int, rate: float, told: str) -> None:
+    accepted = asyncio.run(random_load(*a_server(200, seconds=0.5), rate=60.0, seconds=0.5, seed=0))
+    none = asyncio.run(random_load(*a_server(status, seconds=0.5), rate=rate, seconds=0.5, seed=0))
+    server = {"unloaded": accepted, "saturation": {**accepted, "requests_per_second": 60.0}, "overload": none}
+    broken = [verdict["what"] for verdict in judge(server, batch_ms=10.0) if not verdict["holds"]]
+    assert "overload: accepted requests" in broken
+    described = {"name": "a fake", "status": "ok", "connections": 1, "ready_seconds": None}
+    load = {"requests": 3, "requests_by_pairs": {"1": 3}, "tokens": 60, "texts": "made up"}
+    offline = {"tokens_per_second": 1000.0, "pairs_per_second": 50.0}
+    shown = load_tables({"load": load, "offline": offline, "servers": [{**described, **server}]})
+    (line,) = [line for line in shown.splitlines() if "no p99" in line]
+    assert line.startswith("overload: ")
+    assert told in line
 
 
 def test_the_tables_show_each_figure_in_its_column() -> None:

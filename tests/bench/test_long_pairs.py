@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cappy_bench.studies.long_pairs import compare, make_long_pairs
-from cappy_engine.errors import CheckpointError
+from cappy_engine.errors import BenchmarkError, CheckpointError
 from cappy_engine.tokenizer import PairTokenizer
 
 
@@ -46,6 +46,18 @@ def test_what_pytorch_scored_is_kept_and_not_scored_again(bundle: Path, checkpoi
     again = compare(bundle, checkpoint, count=2, shortest=64, kept=kept)
     assert again["precisions"]["fp32"]["max_error"] == pytest.approx(1, abs=1e-5)
     assert kept.read_text(encoding="utf-8").splitlines()[1:] == lines[1:]
+
+
+@pytest.mark.slow
+def test_nothing_is_compared_with_a_score_of_pytorch_that_is_no_number(
+    bundle: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept.jsonl"
+    compare(bundle, checkpoint, count=2, shortest=64, kept=kept)
+    lines = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+    kept.write_text("".join(json.dumps(dict.fromkeys(line, float("nan"))) + "\n" for line in lines), encoding="utf-8")
+    with pytest.raises(BenchmarkError, match="PyTorch itself gives nan for 2 pairs"):
+        compare(bundle, checkpoint, count=2, shortest=64, kept=kept)
 
 
 @pytest.mark.slow

@@ -169,6 +169,12 @@ def test_a_reference_that_cannot_run_ends_the_run_with_its_reason(measure: Measu
         measure(FakeTool(spec("reference"), fails_at="open"), FakeTool(spec("cappy")))
 
 
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_reference_without_scores_ends_the_run_before_anything_is_compared(score: float, measure: Measure) -> None:
+    with pytest.raises(BenchmarkError, match=f"PyTorch itself gives {score} for .* pairs"):
+        measure(FakeTool(spec("reference"), score=lambda pair: score), FakeTool(spec("cappy")))
+
+
 def test_a_peak_that_cannot_be_measured_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho 'ModuleNotFoundError: no onnx here' >&2; exit 1\n")

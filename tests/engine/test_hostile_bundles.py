@@ -64,8 +64,13 @@ def test_only_a_regular_file_is_an_answer_of_tune(
     make(tmp_path / ("a" * 32 + ".json"))
     with caplog.at_level(logging.WARNING):
         assert read_tuned(tmp_path, "a" * 32) is None
-    assert "not an answer of cappy tune" in caplog.text
-    assert forget_tuned(tmp_path, {"b" * 64}) == 0
+    assert "json cannot be read (" in caplog.text
+    if (tmp_path / ("a" * 32 + ".json")).is_dir():
+        with pytest.raises(OSError, match=r"a\.json"):
+            forget_tuned(tmp_path, {"b" * 64})
+    else:
+        assert forget_tuned(tmp_path, {"b" * 64}) == 1
+        assert not list(tmp_path.iterdir())
 
 
 @special
@@ -133,7 +138,7 @@ def test_lists_in_lists_are_no_manifest_and_no_answer(
         open_bundle(copy)
     (copy / "key.json").write_bytes(b'{"mode": ' + deep + b"}")
     assert read_tuned(copy, "key") is None
-    assert "not an answer" in caplog.text
+    assert "key.json cannot be read (" in caplog.text
 
 
 def test_lists_in_lists_in_a_sealed_manifest_do_not_hurt(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

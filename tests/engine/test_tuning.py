@@ -119,12 +119,37 @@ def test_answers_are_forgotten_for_one_bundle_or_for_all(
     assert sorted(path.name for path in cache.iterdir()) == ["engines", "of-something-else.json"]
 
 
-def test_a_damaged_answer_is_forgotten_with_all(cache: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"facts": {"model": 1}}', b"\xff"])
+def test_an_answer_that_cannot_be_read_is_forgotten_with_those_of_any_bundle(cache: Path, content: bytes) -> None:
     cache.mkdir()
-    (cache / f"{'0' * 32}.json").write_text("{")
-    assert forget(EMBEDDED) == 0
-    assert forget() == 1
-    assert forget() == 0
+    for named in ((EMBEDDED,), ()):
+        (cache / f"{'0' * 32}.json").write_bytes(content)
+        assert forget(*named) == 1
+        assert forget(*named) == 0
+
+
+def test_an_answer_that_cannot_be_read_is_told_and_mended(
+    bundle: Path, cache: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    options: Any = {"device": "cpu", "precision": "int8", "threads": 2}
+    with Scorer.open(bundle, **options) as scorer:
+        default = (scorer.info.mode_reason, scorer.info.max_batch_tokens)
+    path = tune(bundle, precision="int8", threads=2, seconds=0.1).path
+    path.write_text('{"mode": "both"')
+    with Scorer.open(bundle, **options) as scorer:
+        assert (scorer.info.mode_reason, scorer.info.max_batch_tokens) == default
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert str(path) in message
+    with Scorer.open(bundle, **options, mode="both", max_batch_tokens=100):
+        assert len(caplog.records) == 1  # nothing is asked of the answer
+    assert tune(bundle, precision="int8", threads=2, seconds=0.1).path == path
+    with Scorer.open(bundle, **options) as scorer:
+        assert scorer.info.mode_reason == "measured by cappy tune"
+    assert len(caplog.records) == 1
+    path.write_text("{}")
+    assert main(["tune", str(bundle), "--clear"]) == 0
+    assert capsys.readouterr().out == f"forgot 1 answer in {cache}\n"
+    assert answers(cache) == 0
 
 
 def test_a_trial_is_worth_its_median_round() -> None:

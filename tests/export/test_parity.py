@@ -48,6 +48,13 @@ def test_constant_scores_have_no_rank_correlation() -> None:
     assert spearman(floats([1, 2, 3]), floats([5, 5, 5])) == 0.0
 
 
+@given(SCORES, st.data())
+def test_a_nan_is_never_a_rank_correlation(values: list[float], data: st.DataObject) -> None:
+    good, bad = floats(values), floats(values)
+    bad[data.draw(st.integers(0, len(values) - 1))] = np.nan
+    assert all(np.isnan(spearman(*scores)) for scores in ((bad, good), (good, bad), (bad, bad)))
+
+
 def test_groups_are_rows_with_one_instruction() -> None:
     pairs = [("a", "1"), ("b", "1"), ("a", "2"), ("c", "1"), ("b", "2"), ("a", "3")]
     assert candidate_groups(pairs) == [[0, 2, 5], [1, 4]]
@@ -58,6 +65,12 @@ def test_the_first_of_a_tie_wins() -> None:
     assert winner_agreement(reference, floats([0.7, 0.6, 0.1, 0.9]), [[0, 1], [2, 3]]) == 1.0
     assert winner_agreement(reference, floats([0.6, 0.7, 0.1, 0.9]), [[0, 1], [2, 3]]) == 0.5
     assert winner_agreement(reference, reference, []) is None
+
+
+def test_a_nan_neither_wins_nor_loses() -> None:
+    good, bad = floats([0.5, 0.1, 0.3, 0.9]), floats([np.nan, 0.1, 0.3, 0.9])
+    assert all(np.isnan(winner_agreement(*scores, [[0, 1], [2, 3]]) or 0) for scores in ((good, bad), (bad, bad)))
+    assert winner_agreement(good, bad, [[2, 3]]) == 1.0, "only groups count"
 
 
 def test_a_report_has_the_errors_and_the_worst_pairs() -> None:
@@ -95,6 +108,32 @@ def parity_of(**row: float | None) -> dict[str, object]:
 )
 def test_a_broken_limit_is_a_violation(row: dict[str, float | None], limits: Limits, count: int) -> None:
     assert len(violations(parity_of(**row), {"fp32": limits})) == count
+
+
+@pytest.mark.parametrize("limits", [*LIMITS.values(), Limits(min_winner_agreement=0.9), Limits()], ids=str)
+@pytest.mark.parametrize("strange", [("reference",), ("scores",), ("reference", "scores")], ids=" and ".join)
+def test_one_nan_among_many_scores_that_agree_never_passes(limits: Limits, strange: tuple[str, ...]) -> None:
+    pairs = [(f"question {number // 4}", f"answer {number}") for number in range(400)]
+    given = {name: np.linspace(0, 1, 400, dtype=np.float32) for name in ("reference", "scores")}
+    row = measure(**given, pairs=pairs, counts=np.arange(400))
+    assert violations({"precisions": {"fp32": row}}, {"fp32": limits}) == []
+    for name in strange:
+        given[name][399] = np.nan  # the best by rank, and by argmax
+    row = measure(**given, pairs=pairs, counts=np.arange(400))
+    assert row["worst"][0]["pair"] == 399
+    report = {"precisions": {"fp32": row}}
+    assert violations(report, {"fp32": limits}) == ["fp32: a score is not a finite number"]
+    with pytest.raises(ParityError, match="not a finite number"):
+        require(report, {"fp32": limits}, "something")
+
+
+def test_an_infinite_score_never_passes_by_its_rank() -> None:
+    pairs = [("question", f"answer {number}") for number in range(400)]
+    reference = np.linspace(0, 1, 400, dtype=np.float32)
+    scores = reference.copy()
+    scores[-1] = np.inf
+    row = measure(reference, scores, pairs, np.arange(400))
+    assert violations({"precisions": {"int8": row}}, LIMITS) == ["int8: a score is not a finite number"]
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,14 @@ STEPS = ("unloaded", "saturation", "overload", "soak")
 def judge(server: Mapping[str, Any], *, batch_ms: float) -> list[dict[str, Any]]:
     """Hold the steps that a server took against the bounds; `batch_ms` is how long one full batch takes.
 
-    What could not be measured, as the memory of a server that we did not start, has no verdict.
+    What could not be measured, as the memory of a server that we did not start, has no verdict. But a step in which
+    nothing was accepted, and so has no latencies, breaks a bound of its own.
 
         >>> judge(server, batch_ms=34.0)[0]
         {'what': 'unloaded: p50 of overhead, ms', 'value': 0.9, 'bound': 'at most 1.5', 'holds': True}
     """
     steps = {name: server[name] for name in STEPS if name in server}
-    found = [*_compared(server), *_answers(steps)]
+    found = [*_compared(server), *_answers(steps), *_nothing_accepted(steps)]
     if "overload" in steps:
         overload, unloaded = steps["overload"], steps["unloaded"]["accepted"]["p99"]
         if unloaded is not None:
@@ -87,6 +88,11 @@ def _answers(steps: Mapping[str, Any]) -> list[dict[str, Any]]:
         "unloaded: refused requests": steps["unloaded"]["refused"]["count"],
     }
     return [_at_most(what, value, 0) for what, value in counts.items()]
+
+
+def _nothing_accepted(steps: Mapping[str, Any]) -> list[dict[str, Any]]:
+    empty = [name for name, step in steps.items() if step["accepted"]["p99"] is None]
+    return [{"what": f"{name}: accepted requests", "value": 0, "bound": "at least 1", "holds": False} for name in empty]
 
 
 def _at_most(what: str, value: float | None, bound: float) -> dict[str, Any]:

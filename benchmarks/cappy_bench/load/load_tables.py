@@ -9,6 +9,7 @@ from typing import Any
 from cappy_bench.speed.markdown import Row, markdown, number, size
 
 STEPS = ("unloaded", "saturation", "overload", "soak")
+QUEUE = "CAPPY_SERVE_MAX_QUEUE_PAIRS and CAPPY_SERVE_MAX_QUEUE_TOKENS"
 Step = Mapping[str, Any]
 
 
@@ -47,15 +48,36 @@ def _heading(server: Step) -> str:
 
 
 def _problems(server: Step) -> list[str]:
-    """Say why requests failed, the most frequent reason first, and that a server did not end well."""
+    """Say why requests failed, where none was accepted, and that a server did not end well."""
     lines = []
     for name, step in _steps(server):
+        if step["accepted"]["p99"] is None:
+            lines.append(f"{name}: {_nothing_accepted(name, step)}")
         reasons = sorted(step["problems"].items(), key=lambda entry: (-entry[1], entry[0]))
         if reasons:
             lines.append(f"{name}, failed: {', '.join(f'{reason} ({count})' for reason, count in reasons)}")
     if server.get("end_status") not in (None, 0, -signal.SIGTERM):  # by which others end when they are asked to
         lines.append(f"The server ended with status {server['end_status']}: its log, beside the result, may say why.")
     return lines
+
+
+def _nothing_accepted(name: str, step: Step) -> str:
+    """Say that a step has no latencies, and what to do: by what became of most of its requests."""
+    no_p99 = "so there is no p99 to judge"
+    if not step["requests"]:
+        return f"no request was sent, {no_p99}; make the step longer with --{'soak' if name == 'soak' else 'seconds'}"
+    counts = {"refused": step["refused"]["count"], "failed": step["failed"], "hung": step["hung"]}
+    less = "send fewer with a smaller --overload, or " if name == "overload" else ""
+    advice = {
+        "refused": f"{less}give the server a longer queue: {QUEUE}",
+        "failed": "the server's log may say why",
+        "hung": f"{less}wait longer with --deadline",
+    }
+    counted = ", ".join(f"{count} {what}" for what, count in counts.items())
+    return (
+        f"none of {step['requests']:,} requests was accepted ({counted}), {no_p99}; "
+        + advice[max(counts, key=lambda what: counts[what])]
+    )
 
 
 def outcome_table(server: Step) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,24 +20,41 @@ COLOURS = (CAPPY, LIMIT, "#009e73", "#cc79a7", OTHER)
 PANELS = {"loss": "loss", "gradient_norm": "gradient norm", "tokens_per_second": "tokens a second"}
 
 Entries = Sequence[Mapping[str, Any]]
+log = logging.getLogger(__name__)
 
 
-def read_log(source: Path) -> list[dict[str, Any]]:
+def read_log(source: Path, *, say: Callable[[str], object] = log.info) -> list[dict[str, Any]]:
     """Read the log in a file, or in the folder of a training.
 
     >>> read_log(Path("my-cappy"))[0]["step"]
     0
 
-    Raises CappyError if there is none.
+    A last line that was not written to its end, as by a training that was killed, is left out, and said. Raises
+    CappyError if there is no log.
     """
     path = source / LOG if source.is_dir() else source
     try:
-        entries = [json.loads(line) for line in path.read_bytes().splitlines()]
+        lines = path.read_bytes().splitlines(keepends=True)
+        if len(lines) > 1 and _is_cut(lines[-1]):
+            say(f"leaving out the last line of {path}: it is not complete, as where a training was stopped")
+            del lines[-1]
+        entries = [json.loads(line) for line in lines]
         if not entries or not all(isinstance(entry["step"], int) for entry in entries):
             raise ValueError("it has no steps")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CappyError(f"{path} is not a log of cappy adapt: {error}") from error
     return entries
+
+
+def _is_cut(line: bytes) -> bool:
+    """Tell if the last line of a log was not written to its end: neither its JSON nor its line break is there."""
+    if line.endswith(b"\n"):
+        return False
+    try:
+        json.loads(line)
+    except ValueError:
+        return True
+    return False
 
 
 def names_of(sources: Sequence[Path]) -> list[str]:

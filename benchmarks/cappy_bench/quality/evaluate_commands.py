@@ -21,7 +21,7 @@ from cappy_engine.cli.arguments import command, force_option, group, quiet_optio
 from cappy_engine.cli.extras import extra
 from cappy_engine.cli.streams import is_verbose, open_input, open_output, print_json, say, show
 from cappy_engine.cli.values import PATH, POSITIVE, named_path
-from cappy_engine.errors import CappyError
+from cappy_engine.errors import CappyError, InvalidLine
 from cappy_engine.options import Asked, Precision, ScorerOptions, check_asked
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scorer
@@ -92,10 +92,14 @@ def evaluate_promptsource(file: str, options: EvaluateOptions, scorer: ScorerOpt
 
     FILE is JSON Lines, unpacked if its name ends in .gz, or - for stdin.
     """
-    with open_input(file) as lines:
-        pairs, examples = promptsource.read_examples(lines)
+    name = "stdin" if file == "-" else file
+    try:
+        with open_input(file) as lines:
+            pairs, examples = promptsource.read_examples(lines)
+    except InvalidLine as error:
+        raise CappyError(f"{name}, {error}") from error
     if not examples:
-        raise CappyError(f"{file} holds no examples; 'cappy evaluate promptsource --help' shows a line")
+        raise CappyError(f"{name} holds no examples; 'cappy evaluate promptsource --help' shows a line")
     pairs, examples = first_examples(pairs, examples, options.examples)
     notes = promptsource.notes_on(examples)
     found = measure("accuracy", examples, _score(options, scorer, pairs), notes=notes)

@@ -205,7 +205,7 @@ def curve(logs: Sequence[Path], plot: Path, force: bool) -> None:
     """
     with extra("bench"):
         from cappy_bench.quality.curve_plot import names_of, plot_curves, read_log
-    found = [read_log(path) for path in logs]
+    found = [read_log(path, say=say) for path in logs]
     plot_curves(dict(zip(names_of(logs), found, strict=True)), plot, force=force)
     show(str(plot))
 

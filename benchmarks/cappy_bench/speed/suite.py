@@ -8,6 +8,7 @@ that a run which was stopped goes on where it was.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -120,7 +121,7 @@ def measure_peak(threads: int) -> dict[str, Any]:
 
 
 def _reference(plan: Plan, notes: Notes, start: Start, say: Say) -> Reference | None:
-    """Score all pairs with the checkpoint, if there is one."""
+    """Score all pairs with the checkpoint, if there is one. Raises BenchmarkError if a score is not finite."""
     if plan.model.checkpoint is None:
         return None
     if ("reference",) not in notes.found:
@@ -131,6 +132,12 @@ def _reference(plan: Plan, notes: Notes, start: Start, say: Say) -> Reference | 
         except RunnerFailed as error:
             raise BenchmarkError(f"the checkpoint cannot be scored with PyTorch: {error}") from error
         scores = {workload.name: found for workload, found in zip(plan.workloads, answer, strict=True)}
+        strange = [score for found in answer for score in found if not math.isfinite(score)]
+        if strange:
+            raise BenchmarkError(
+                f"PyTorch itself gives {strange[0]} for {len(strange)} pairs, so there is nothing to compare with; "
+                "measure another checkpoint"
+            )
         notes.add(("reference",), {"scores": scores, "token_ids": token_ids})
     return Reference(**notes.found["reference",])
 

@@ -78,11 +78,11 @@ def judge_runner(
 
 
 def _judge_parity(precision: str, parity: Parity, *, spread: float) -> str | None:
-    """Say why scores with this parity are wrong, by our bundles' limits for scores of this `spread`, if they are."""
+    """Say why scores with this parity are wrong, by our bundles' limits for scores of this `spread`; NaN keeps none."""
     limits = default_limits(spread)[precision]
-    if limits.max_error is not None and parity["max_error"] > limits.max_error:
+    if limits.max_error is not None and not parity["max_error"] <= limits.max_error:
         return f"max error {parity['max_error']:.2g}, limit {limits.max_error:g}"
-    if limits.min_spearman is not None and parity["spearman"] < limits.min_spearman:
+    if limits.min_spearman is not None and not parity["spearman"] >= limits.min_spearman:
         return f"Spearman {parity['spearman']:.3f}, limit {limits.min_spearman:g}"
     return None
 

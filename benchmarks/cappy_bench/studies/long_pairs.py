@@ -33,6 +33,7 @@ import numpy.typing as npt
 from cappy_bench.machine import describe_machine
 from cappy_bench.memory import forget_peak, peak_bytes
 from cappy_engine.bundle import open_bundle
+from cappy_engine.errors import BenchmarkError
 from cappy_engine.options import Precision, ScorerOptions
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scorer
@@ -118,6 +119,9 @@ def compare(
 
     started = time.perf_counter()
     wanted = _score_by_torch(checkpoint, pairs, max_length=max_length, attention=attention, kept=kept)
+    strange = wanted[~np.isfinite(wanted)]
+    if strange.size:
+        raise BenchmarkError(f"PyTorch itself gives {strange[0]} for {strange.size} pairs; compare another checkpoint")
     for each in found.values():
         scores = each.pop("scores")
         each["max_error"] = float(np.abs(scores - wanted).max())

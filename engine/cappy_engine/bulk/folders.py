@@ -151,6 +151,8 @@ def score_folder(
         there = next((folder.out / name for _, name in folder.files if (folder.out / name).exists()), None)
         if there is not None:
             raise OutputError(f"{there} exists; choose another folder, go on with --resume, or replace it with --force")
+    if target.resume and not (target.force or found):
+        _check_not_complete(folder)
     totals = Totals(bytes_total=sum(path.stat().st_size for path, _ in folder.files))
     for path, name in folder.files:
         files = Files([path], folder.task, folder.options, are_named=True)
@@ -159,6 +161,16 @@ def score_folder(
         totals.add(_score_listed(scorer, files, one, listed, str(name), say, _adding(totals, progress)))
     listed.remove()
     return totals
+
+
+def _check_not_complete(folder: Folder) -> None:
+    """Raise OutputError if every output is there, and nothing of a run that was stopped."""
+    runs = (find_names(folder.out / name, force=True) for _, name in folder.files)
+    if all(run.status is not None and not any(map(os.path.lexists, (run.partial, *run.beside))) for run in runs):
+        raise OutputError(
+            f"{folder.out} is complete already: all files, {len(folder.files)}, are there, and no stopped run is left "
+            "to go on with; choose another folder, or replace them with --force"
+        )
 
 
 def _score_listed(

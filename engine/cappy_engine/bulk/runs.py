@@ -30,7 +30,7 @@ from cappy_engine.bulk.formats.file_format import Packing, packing_of
 from cappy_engine.bulk.output import replacement
 from cappy_engine.bulk.output.places import Input, Place, check_output
 from cappy_engine.bulk.resume.identity import fingerprint, fingerprint_of
-from cappy_engine.bulk.resume.names import Names, find_names
+from cappy_engine.bulk.resume.names import Names, find_names, find_rejects, find_run
 from cappy_engine.bulk.resume.partial_file import Growing, open_growing
 from cappy_engine.bulk.resume.settings import changes
 from cappy_engine.bulk.resume.side_files import in_the_way, mark, read_mark
@@ -111,7 +111,7 @@ class Run:
             raise OutputError(
                 f"{names.partial} holds the bad rows of another run; choose another name, or replace it with --force"
             )
-        names = find_names(target.rejects, resume=is_ours, force=target.force, inputs=target.inputs)
+        names = find_rejects(target.rejects, resume=is_ours, force=target.force, inputs=target.inputs)
         self.rejects = stack.enter_context(open_growing(names, resume=is_ours))
         if self.marked and not had_rejects:
             self.marked |= self._rejects_named()
@@ -236,8 +236,7 @@ def open_run(
     """
     if target.rejects is not None:
         check_rejects_apart(target.rejects, target.out)
-    is_there = target.resume and os.path.lexists(find_names(target.out, force=True).partial)
-    names = find_names(target.out, resume=is_there, force=target.force, inputs=target.inputs)
+    names, is_there = find_run(target.out, resume=target.resume, force=target.force, inputs=target.inputs)
     with contextlib.ExitStack() as stack:
         growing = stack.enter_context(open_growing(names, resume=is_there))
         marked = read_mark(names) if is_there else {}

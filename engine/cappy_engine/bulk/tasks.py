@@ -68,7 +68,7 @@ class ScoreTask:
         if self.instruction_column == self.response_column:
             raise ValueError(f"instruction and response cannot both be the column {self.response_column!r}")
         if self.score_field in ("", self.instruction_column, self.response_column):
-            raise ValueError(f"field_name must be a name of its own, got {self.score_field!r}")
+            raise ValueError(f"{self.name_option} must be a name of its own, got {self.score_field!r}")
 
     @property
     def name_option(self) -> str:

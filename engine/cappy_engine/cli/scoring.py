@@ -158,6 +158,8 @@ def _rank_texts(bundle: Path, options: ScorerOptions, texts: RankTexts, rows: Ro
         raise click.UsageError(f"Missing option '{missing}', or files to rank.")
     if not texts.literal:
         instruction, candidates = _read_texts(instruction, candidates, options.max_text_chars)
+    for flag, given in (("--instruction", [instruction]), ("--candidate", candidates)):
+        _check_decoded(flag, given)
     with _open_scorer(bundle, options) as scorer:
         ranked = scorer.rank(
             instruction,
@@ -198,6 +200,20 @@ def _read_texts(instruction: str, candidates: Sequence[str], max_text_chars: int
     if not found:
         raise CappyError(f"{' and '.join(candidates)} held no candidates, which are read one a line")
     return instruction, tuple(found)
+
+
+def _check_decoded(flag: str, texts: Iterable[str]) -> None:
+    """Refuse texts with bytes that Python could not read: it made surrogates of them, U+DC80 to U+DCFF."""
+    chars = (char for text in texts if not text.isascii() for char in text)
+    escaped = next((char for char in chars if "\udc80" <= char <= "\udcff"), None)
+    if escaped is None:
+        return
+    encoding, byte = sys.getfilesystemencoding(), f"{flag} has the byte {ord(escaped) - 0xDC00:#x}"
+    if encoding == "utf-8":
+        raise CappyError(f"{byte}, which is not UTF-8; give the text in UTF-8")
+    raise CappyError(
+        f"{byte}, which {encoding}, the encoding of the locale, cannot read; set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+    )
 
 
 def _is_read(word: str) -> bool:

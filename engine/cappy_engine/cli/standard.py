@@ -40,7 +40,7 @@ def standard_streams() -> Iterator[None]:
     """Open what is closed of stdin, stdout and stderr on the null device, before a file gets their numbers.
 
     What is read of a closed stdin ends at once, what is written to a closed stdout is an error, and what is written to
-    a closed stderr is lost. Texts that a terminal cannot show are escaped.
+    a closed stderr is lost. Texts that a terminal cannot show are escaped. An error of stdout names it.
 
         >>> with standard_streams():
         ...     print("a result")
@@ -55,6 +55,8 @@ def standard_streams() -> Iterator[None]:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - open as long as the process is
     if sys.stdout is None:
         sys.stdout = io.TextIOWrapper(_ClosedStdout(), write_through=True)
+    elif sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):  # and not a test's
+        sys.stdout = _named(sys.stdout)
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
@@ -137,6 +139,31 @@ def held_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
         for number in held:
             signal.raise_signal(number)
+
+
+def _named(stdout: io.TextIOWrapper) -> io.TextIOWrapper:
+    """Make a stdout whose errors name it, which is like `stdout` else."""
+    stdout.flush()
+    raw = _NamedStdout(stdout.fileno(), "wb", closefd=False)
+    is_unbuffered = isinstance(stdout.buffer, io.RawIOBase)  # PYTHONUNBUFFERED
+    return io.TextIOWrapper(
+        raw if is_unbuffered else io.BufferedWriter(raw),
+        encoding=stdout.encoding,
+        line_buffering=stdout.line_buffering,
+        write_through=stdout.write_through,
+    )
+
+
+class _NamedStdout(io.FileIO):
+    """Stands for stdout: the system does not say of which file an error is."""
+
+    def write(self, content: Any) -> int:
+        """Write, and name stdout in an error."""
+        try:
+            return super().write(content)
+        except OSError as error:
+            error.filename = "stdout"
+            raise
 
 
 class _ClosedStdout(io.RawIOBase):

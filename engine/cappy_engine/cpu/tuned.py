@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 import tempfile
 from collections.abc import Collection, Mapping
@@ -47,18 +48,29 @@ def tuned_key(facts: Mapping[str, object]) -> str:
 
 
 def read_tuned(folder: Path, key: str) -> Execution | None:
-    """Read the answer kept under `key`, or None. A damaged file is ignored, and a warning says so."""
+    """Read the answer kept under `key`, or None. One that cannot be read is left out, and a warning says so."""
     path = folder / f"{key}.json"
     try:
-        document = json.loads(read_regular(path, limit=MAX_BYTES))
-        found = Execution(text(document["mode"]), whole(document["max_batch_tokens"]), text(document["reason"]))
-        if found.mode not in MODES or found.max_batch_tokens < 1:
-            raise ValueError(f"mode {found.mode!r}, max_batch_tokens {found.max_batch_tokens}")
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return _execution_of(json.loads(read_regular(path, limit=MAX_BYTES)))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        if isinstance(error, OSError) and not os.path.lexists(path):  # also in a folder that cannot be entered
+            return None
+        log.warning(
+            "the answer of cappy tune in %s cannot be read (%s), so defaults are used; measure again with cappy tune, "
+            "or remove it with cappy tune --clear",
+            path,
+            reason_of(error)[:200],
+        )
         return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        log.warning("ignoring %s, which is not an answer of cappy tune (%r); run it again", path, error)
-        return None
+
+
+def _execution_of(document: object) -> Execution:
+    """Make an answer of its JSON. Raises TypeError and ValueError."""
+    if not isinstance(document, dict) or not {"mode", "max_batch_tokens", "reason"} <= document.keys():
+        raise ValueError("it is no JSON object with mode, max_batch_tokens and reason")
+    found = Execution(text(document["mode"]), whole(document["max_batch_tokens"]), text(document["reason"]))
+    if found.mode not in MODES or found.max_batch_tokens < 1:
+        raise ValueError(f"mode {found.mode!r}, max_batch_tokens {found.max_batch_tokens}")
     return found
 
 
@@ -87,21 +99,23 @@ def write_tuned(folder: Path, key: str, execution: Execution, facts: Mapping[str
 def forget_tuned(folder: Path, models: Collection[str] | None = None) -> int:
     """Remove the answers that are kept, of the models with these digests (None: all); returns how many.
 
-    >>> forget_tuned(cache_folder())
-    2
+        >>> forget_tuned(cache_folder())
+        2
 
-    Raises OSError.
+    An answer that cannot be read is removed with any: it does not tell its models. Raises OSError.
     """
     kept = [path for path in folder.glob("*.json") if re.fullmatch(r"[0-9a-f]{32}", path.stem)]
-    found = [path for path in kept if models is None or not set(models).isdisjoint(_models_of(path))]
+    found = [path for path in kept if models is None or _is_for(path, models)]
     for path in found:
         path.unlink()
     return len(found)
 
 
-def _models_of(path: Path) -> list[str]:
-    """The digests of the model that an answer is for; empty if the file is not an answer."""
+def _is_for(path: Path, models: Collection[str]) -> bool:
+    """True if an answer is for one of the models with these digests, or cannot be read."""
     try:
-        return list(map(str, json.loads(read_regular(path, limit=MAX_BYTES))["facts"]["model"]))
+        document = json.loads(read_regular(path, limit=MAX_BYTES))
+        _execution_of(document)
+        return not set(models).isdisjoint(map(text, document["facts"]["model"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
+        return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ SHAPES: Sequence[tuple[int, Padding | None]] = ((1, None), (512, None), (2048, "
 
 One by one, as the engine runs them on a CPU, and wide with padding, as GPUs and other tools do.
 """
+FIGURES = ("max_error", "spearman", "winner_agreement")
+"""What of a report can have a limit."""
 
 
 def measure(reference: Scores, scores: Scores, pairs: Sequence[Pair], counts: npt.NDArray[np.int64]) -> dict[str, Any]:
@@ -35,10 +38,10 @@ def measure(reference: Scores, scores: Scores, pairs: Sequence[Pair], counts: np
     >>> measure(reference, scores, pairs, counts)["max_error"]
 
     Errors are absolute; the rank correlation is Spearman's; `winner_agreement` tells how often the same candidate of an
-    instruction wins. `counts` are tokens, for the report.
+    instruction wins. `counts` are tokens, for the report. Where a score is NaN, so are all figures that it is part of.
     """
     errors = np.abs(scores.astype(np.float64) - reference)
-    worst = np.argsort(-errors, kind="stable")[:WORST_PAIRS]
+    worst = np.argsort(-np.nan_to_num(errors, nan=np.inf), kind="stable")[:WORST_PAIRS]
     return {
         "max_error": float(errors.max()),
         "mean_error": float(errors.mean()),
@@ -149,19 +152,25 @@ def winner_agreement(reference: Scores, scores: Scores, groups: Sequence[Sequenc
     >>> winner_agreement(np.float32([0.1, 0.9]), np.float32([0.2, 0.8]), [[0, 1]])
     1.0
 
-    The first one wins a tie.
+    The first one wins a tie. It is NaN where a score of the groups is.
     """
     if not groups:
         return None
+    if any(_has_nan(reference[rows], scores[rows]) for rows in map(list, groups)):
+        return math.nan
     return float(np.mean([first_best(reference[rows]) == first_best(scores[rows]) for rows in map(list, groups)]))
 
 
 def spearman(first: Scores, second: Scores) -> float:
-    """Compute Spearman's rank correlation, ties ranked by their mean; 0 where all of one side's scores are equal.
+    """Compute Spearman's rank correlation, ties ranked by their mean.
 
     >>> spearman(np.float32([1, 2, 3]), np.float32([5, 5, 5]))
     0.0
+
+    It is 0 where all of one side's scores are equal, and NaN where a score is: it has no rank.
     """
+    if _has_nan(first, second):
+        return math.nan
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
     return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
@@ -193,7 +202,7 @@ def all_rows_of(parity: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, 
 
 
 def violations(parity: Mapping[str, Any], limits: Mapping[str, Limits]) -> list[str]:
-    """Say in words which limits the report does not keep.
+    """Say in words which limits the report does not keep. NaN and infinity keep none, not even where there is none.
 
     >>> violations({"precisions": {"fp32": {"max_error": 0.5}}}, {"fp32": Limits(max_error=1e-4)})
     ['fp32: max error 0.5 is above 0.0001']
@@ -201,6 +210,9 @@ def violations(parity: Mapping[str, Any], limits: Mapping[str, Limits]) -> list[
     found = []
     for name_of_model, precision, row in all_rows_of(parity):
         allowed = limits[precision]
+        if not all(math.isfinite(row[name]) for name in FIGURES if row.get(name) is not None):
+            found.append(f"{name_of_model}: a score is not a finite number")
+            continue
         if allowed.max_error is not None and not row["max_error"] <= allowed.max_error:
             found.append(f"{name_of_model}: max error {row['max_error']:.3g} is above {allowed.max_error:g}")
         for name, least in (("spearman", allowed.min_spearman), ("winner_agreement", allowed.min_winner_agreement)):
@@ -219,6 +231,10 @@ def require(parity: Mapping[str, Any], limits: Mapping[str, Limits], subject: st
     broken = violations(parity, limits)
     if broken:
         raise ParityError(f"the scores of {subject} are too far from PyTorch's: {'; '.join(broken)}", parity)
+
+
+def _has_nan(*scores: Scores) -> bool:
+    return any(bool(np.isnan(each).any()) for each in scores)
 
 
 def _ranks(values: Scores) -> npt.NDArray[np.float64]:

@@ -112,6 +112,19 @@ def test_the_list_is_there_until_all_are_complete(scorer: Scorer, source: Path, 
     assert not (stopped_out / RUN).exists()
 
 
+def test_a_folder_that_is_complete_already_is_told_so(scorer: Scorer, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_folder(scorer, source, out)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(OutputError, match=rf"{out} is complete already: all files, 2, are there, .*; choose another f"):
+        run_folder(scorer, source, out, resume=True)
+    write_rows(source / "c.jsonl", pairs_of(2))
+    with pytest.raises(OutputError, match=rf"{out}/a\.jsonl exists, .*: it is complete already, or not of this run"):
+        run_folder(scorer, source, out, resume=True)
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    assert run_folder(scorer, source, out, resume=True, force=True).pairs == 4 * WINDOW + 2
+
+
 def test_the_list_grows_by_a_line_a_file_and_is_not_written_again(scorer: Scorer, tmp_path: Path) -> None:
     source, out = folder_of(tmp_path / "in", 12), tmp_path / "out"
     seen: list[tuple[int, bytes]] = []

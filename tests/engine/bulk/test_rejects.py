@@ -94,6 +94,24 @@ def test_rejects_of_another_run_are_not_taken_over(
     assert lines_of(bad) == [4, 21, 41]
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_rejects_that_are_there_where_the_output_is_gone_are_told_how_to_go_on(
+    resume: bool, source: Path, out: Path, bad: Path, scorer: Scorer
+) -> None:
+    run(scorer, source, out, options=SKIP, rejects=bad)
+    before = bad.read_bytes()
+    out.unlink()
+    problem = (
+        r"bad\.jsonl exists, and bad rows go to a new file; move or remove it, choose another name for --rejects, or"
+    )
+    with pytest.raises(OutputError, match=problem):
+        run(scorer, source, out, options=SKIP, rejects=bad, resume=resume)
+    assert {path.name: path.read_bytes() for path in (bad,)} == {"bad.jsonl": before}
+    assert not list(out.parent.glob("out*"))
+    run(scorer, source, out, options=SKIP, rejects=bad, resume=resume, force=True)
+    assert bad.read_bytes() == before
+
+
 def test_a_run_that_was_moved_with_its_rejects_goes_on(
     source: Path, out: Path, bad: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

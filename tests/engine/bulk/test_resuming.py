@@ -165,7 +165,7 @@ def test_a_complete_file_of_another_run_is_not_taken_for_this_one(
 def test_resume_begins_where_nothing_is_there(tmp_path: Path, scorer: Scorer) -> None:
     source, out = source_of(tmp_path, "jsonl"), tmp_path / "out.jsonl"
     assert run(scorer, source, out, resume=True).pairs == 60
-    with pytest.raises(OutputError, match=r"out\.jsonl exists"):
+    with pytest.raises(OutputError, match=r"out\.jsonl exists, .*: it is complete already, or not of this run; choose"):
         run(scorer, source, out, resume=True)
 
 

@@ -70,6 +70,61 @@ def test_rank_on_a_terminal_that_is_not_utf8_ends_without_a_traceback(bundle: Pa
     assert b"O\\xf9?" in done.stdout
 
 
+ASCII_LOCALE = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--instruction", "Où?", "--candidate", "a"], "--instruction"),
+        (["--instruction", "q", "--candidate", "a", "--candidate", "Où?", "--literal"], "--candidate"),
+    ],
+)
+def test_texts_that_the_locale_cannot_read_are_an_error_that_names_it(
+    words: list[str], told: str, bundle: Path
+) -> None:
+    done = cappy("rank", "--bundle", bundle, *words, env=ASCII_LOCALE)
+    assert done.returncode == 1
+    assert done.stderr.decode() == (
+        f"cappy rank: {told} has the byte 0xc3, which ascii, the encoding of the locale, cannot read; set "
+        "LC_ALL=C.UTF-8 or PYTHONUTF8=1\n"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"LC_ALL": "C.UTF-8"}, {"PYTHONUTF8": "1"}], ids=str)
+def test_what_the_error_says_to_set_lets_the_texts_be_read(changes: dict[str, str], bundle: Path) -> None:
+    words = ["--instruction", "q", "--candidate", "Où?", "--json"]
+    done = cappy("rank", "--bundle", bundle, *words, env={**ASCII_LOCALE, **changes})
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["response"] == "Où?"
+
+
+@pytest.mark.slow
+def test_a_file_whose_name_the_locale_cannot_read_is_read(tmp_path: Path, bundle: Path) -> None:
+    (tmp_path / "é.txt").write_text("Où?\nTiens\n", encoding="utf-8")
+    words = ["--instruction", "q", "--candidate", f"@{tmp_path / 'é.txt'}", "--json"]
+    done = cappy("rank", "--bundle", bundle, *words, env=ASCII_LOCALE)
+    assert done.returncode == 0, done.stderr
+    assert {row["response"] for row in json.loads(done.stdout)} == {"Où?", "Tiens"}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("Caf\udce9", "--candidate has the byte 0xe9, which is not UTF-8; give the text in UTF-8"),
+        ("Caf\ud800", "response has a lone surrogate '\\ud800' at character 3"),
+        ("Caf\udc41", "response has a lone surrogate '\\udc41' at character 3"),
+    ],
+)
+def test_texts_that_are_not_utf8_are_an_error(
+    text: str, problem: str, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["rank", "--bundle", str(bundle), "--instruction", "q", "--candidate", text]) == 1
+    assert problem in capsys.readouterr().err
+
+
 RANK = ["rank", "--json", "--instruction", "Name a fruit."]
 
 

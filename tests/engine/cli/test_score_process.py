@@ -40,7 +40,7 @@ def test_score_to_a_full_disk_is_an_error_without_a_traceback(bundle: Path, pair
     with Path("/dev/full").open("wb") as full:
         done = cappy("score", pairs_file, "--bundle", bundle, capture_output=False, stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 1
-    assert done.stderr.endswith(b"cappy score: No space left on device\n")
+    assert done.stderr.endswith(b"cappy score: stdout: No space left on device\n")
     assert b"Traceback" not in done.stderr
     assert b"Exception ignored" not in done.stderr
 

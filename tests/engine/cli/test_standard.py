@@ -47,12 +47,14 @@ def test_without_a_stdin_reading_it_is_an_error(bundle: Path, tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.parametrize(
-    ("words", "status"), [("inspect >/dev/full", 1), ("--help >/dev/full", 1), ("tune x 2>/dev/full", 1)]
-)
+    ("words", "status"),
+    [("inspect >/dev/full", 1), ("--help >/dev/full", 1), ("tune x 2>/dev/full", 1),
+     ("rank --instruction a --candidate b >/dev/full", 1), ("rank --instruction a --candidate b --json >/dev/full", 1)],
+)  # fmt: skip
 def test_streams_that_are_full_are_no_traceback(words: str, status: int, tmp_path: Path) -> None:
     done = in_shell(f"{CAPPY} {words}", tmp_path)
     assert done.returncode == status
-    assert (b"No space left on device" in done.stderr) == ("2>" not in words)
+    assert (b": stdout: No space left on device\n" in done.stderr) == ("2>" not in words)
     assert b"Exception ignored" not in done.stderr
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import tempfile
 from pathlib import Path
 
@@ -65,13 +66,40 @@ def test_an_answer_comes_back_as_it_was_kept(
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"[]", b"{}", b'{"mode": "fastest", "max_batch_tokens": 512, "reason": ""}',
-     b'{"mode": "both", "max_batch_tokens": 0, "reason": ""}', b"\xff"],
+     b'{"mode": "both", "max_batch_tokens": 0, "reason": ""}', b'{"mode": [], "max_batch_tokens": 1, "reason": ""}',
+     b"\xff"],
 )  # fmt: skip
-def test_what_is_no_answer_is_ignored_aloud(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_answer_that_cannot_be_read_is_left_out_aloud(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "key.json").write_bytes(content)
     with caplog.at_level(logging.WARNING):
         assert read_tuned(tmp_path, "key") is None
-    assert "not an answer of cappy tune" in caplog.text
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message.startswith(f"the answer of cappy tune in {tmp_path / 'key.json'} cannot be read (")
+    assert message.endswith("; measure again with cappy tune, or remove it with cappy tune --clear")
+
+
+@pytest.mark.parametrize(("mode", "said"), [(0o755, ["inner/key.json cannot be read (Permission denied)"]), (0, [])])
+def test_an_answer_without_permission_is_left_out_aloud_but_in_a_closed_folder_is_none(
+    mode: int, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder that cannot be entered, as root's is for the user of a container, may hold no answer at all."""
+    path = write_tuned(tmp_path / "inner", "key", TUNED, FACTS)
+    path.chmod(0)
+    path.parent.chmod(mode)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)  # from here on no folder above is asked
+    user = os.geteuid()
+    try:
+        if user == 0:  # who may read all
+            os.seteuid(65534)
+        assert read_tuned(Path("inner"), "key") is None
+    finally:
+        os.seteuid(user)
+        path.parent.chmod(0o755)
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message.split(", so")[0].removeprefix("the answer of cappy tune in ") for message in messages] == said
 
 
 @pytest.mark.parametrize("name", FACTS)

@@ -87,7 +87,8 @@ def open_folder(target: Path, job: Mapping[str, Any], *, resume: bool) -> Iterat
     Raises OutputError for a folder that is there already, is of another job, or is worked on by another process.
     """
     if os.path.lexists(target):
-        raise OutputError(f"{target} exists already; a job writes a new folder. Remove it, or name another one")
+        done = ", so it is complete, or not of this job" if resume else ""
+        raise OutputError(f"{target} exists already{done}; a job writes a new folder. Remove it, or name another one")
     unfinished = _unfinished(target)
     is_new = not os.path.lexists(unfinished)
     if is_new:

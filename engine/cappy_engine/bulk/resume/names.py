@@ -81,3 +81,39 @@ def find_names(out: Path, *, resume: bool = False, force: bool = False, inputs: 
             f"{names.partial} holds what a stopped run left; go on with --resume, or replace it with --force"
         )
     return names
+
+
+def find_run(
+    out: Path, *, resume: bool = False, force: bool = False, inputs: Sequence[Input] = ()
+) -> tuple[Names, bool]:
+    """Name the files of a run that begins, or with `resume` goes on where one was stopped; also tell if it goes on.
+
+        >>> find_run(Path("new.jsonl"), resume=True)[1]
+        False
+
+    Raises what `find_names` raises.
+    """
+    found = find_names(out, force=True, inputs=inputs)
+    is_there = resume and os.path.lexists(found.partial)
+    if resume and not (is_there or force) and found.status is not None:
+        raise OutputError(
+            f"{out} exists, and no stopped run is left to go on with: it is complete already, or not of this run; "
+            "choose another name, or replace it with --force"
+        )
+    return find_names(out, resume=is_there, force=force, inputs=inputs), is_there
+
+
+def find_rejects(rejects: Path, *, resume: bool, force: bool, inputs: Sequence[Input] = ()) -> Names:
+    """Name the files of bad rows, as `find_names` does.
+
+        >>> find_rejects(Path("bad.jsonl"), resume=False, force=False).partial
+        PosixPath('bad.jsonl.partial')
+
+    Raises OutputError, which names the option if the file is there.
+    """
+    if not force and find_names(rejects, force=True, inputs=inputs).status is not None:
+        raise OutputError(
+            f"{rejects} exists, and bad rows go to a new file; move or remove it, choose another name for --rejects, "
+            "or replace it and OUT with --force"
+        )
+    return find_names(rejects, resume=resume, force=force, inputs=inputs)

@@ -239,7 +239,7 @@ def test_a_folder_has_its_name_when_all_slices_are_there(tmp_path: Path, scorer:
         finish_folder(unfinished, target, slices, done)
     assert sorted(path.name for path in target.iterdir()) == [part.out for part in slices]
     assert not unfinished.exists()
-    with pytest.raises(OutputError, match="out exists already"), open_folder(target, job, resume=True):
+    with pytest.raises(OutputError, match="already, so it is complete"), open_folder(target, job, resume=True):
         pass
 
 
