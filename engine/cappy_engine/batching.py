@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cappy_engine.checks import check_count, check_word
+from cappy_engine.shares import MOST_ROUNDS, deal
 
 Ids = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
@@ -27,7 +28,6 @@ Padding = Literal["removed", "avoided", "allowed"]
 PADDINGS: tuple[Padding, ...] = get_args(Padding)
 MOST_PADDED = 2**22
 """The padded tokens of a batch whose padding is removed, at most: its four arrays have 134 MB then."""
-FAIR_ROUNDS = 4
 WORTH_WAITING = 1.3
 """How much longer than with equal shares the last worker may take; threads that share a batch lose 5 to 30%."""
 
@@ -170,13 +170,18 @@ def plan_batches(lengths: Ids, *, max_batch_tokens: int, padding: Padding = "all
 
     `lengths` is (n,) int64. Every row is in exactly one batch; a row longer than the budget runs alone. Padding counts
     where it is "allowed", since it is computed there. The longest come first, so that memory peaks at the first batch.
-    With several `workers`, which take batches in turn, a batch holds about a fair share of the tokens.
+    With several `workers`, which take batches in turn, a batch holds about a fair share of the tokens; where padding is
+    removed, few batches have about equally many, of rows of any lengths, and the fullest comes first.
 
         >>> [batch.rows.tolist() for batch in plan_batches(np.array([5, 9, 5]), max_batch_tokens=10)]
         [[1], [0, 2]]
     """
     order = np.argsort(-lengths, kind="stable")
     ordered = lengths[order]
+    if workers > 1 and padding == "removed":
+        shares = deal(ordered, budget=max_batch_tokens, workers=workers, most_padded=MOST_PADDED)
+        if shares is not None:
+            return [Batch(order[rows], int(ordered[rows[0]])) for rows in shares]
     counts = _cut(ordered, _fair_budget(ordered, max_batch_tokens, padding, workers), padding)
     ends = np.cumsum(counts, dtype=np.int64).tolist()
     return [Batch(order[end - count : end], int(ordered[end - count])) for count, end in zip(counts, ends, strict=True)]
@@ -203,7 +208,7 @@ def _fair_budget(ordered: Ids, budget: int, padding: Padding, workers: int) -> i
     """
     total = int(ordered.sum())
     rounds = max(1, -(-total // (budget * workers)))
-    if workers == 1 or rounds > FAIR_ROUNDS:
+    if workers == 1 or rounds > MOST_ROUNDS:
         return budget
     least = max(1, -(-total // (rounds * workers)))
     most = min(budget, least + int(ordered[0] if len(ordered) else 0))  # only whole rows fit

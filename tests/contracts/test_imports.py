@@ -26,7 +26,7 @@ from tests.support.sources import (
 
 LAYERS = """
 errors, storage, checks, forking, external_data, json_values, native/
-< columns, activations, overlap
+< columns, activations, overlap, shares
 < pairs, batching, buckets, session, bundle_files, ranking, publish
 < bundle, canary
 < tokenizer, dispatcher, scored, cpu/, gpu/

@@ -34,13 +34,30 @@ def test_no_batch_could_take_the_next_row_too(lengths: Ids, budget: int) -> None
 
 
 @given(lengths=lengths_of_rows, budget=budgets, padding=paddings, workers=numbers_of_workers)
-def test_every_row_runs_once_longest_first_whatever_is_asked(
-    lengths: Ids, budget: int, padding: Padding, workers: int
-) -> None:
+def test_every_row_runs_once_whatever_is_asked(lengths: Ids, budget: int, padding: Padding, workers: int) -> None:
     batches = plan_batches(lengths, max_batch_tokens=budget, padding=padding, workers=workers)
+    assert sorted(int(row) for batch in batches for row in batch.rows) == list(range(len(lengths)))
+    assert all(batch.length == max(lengths[batch.rows]) for batch in batches)
+
+
+@given(lengths=lengths_of_rows, budget=budgets, padding=paddings)
+def test_the_longest_rows_come_first(lengths: Ids, budget: int, padding: Padding) -> None:
+    batches = plan_batches(lengths, max_batch_tokens=budget, padding=padding)
     order = [int(row) for batch in batches for row in batch.rows]
     assert order == sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    assert all(batch.length == max(lengths[batch.rows]) for batch in batches)
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4])
+@pytest.mark.parametrize("seed", range(5))
+def test_workers_that_take_batches_in_turn_end_together(workers: int, seed: int) -> None:
+    lengths = np.random.default_rng(seed).integers(10, 120, 40 * workers)
+    batches = plan_batches(lengths, max_batch_tokens=512, padding="removed", workers=workers)
+    tokens = [int(lengths[batch.rows].sum()) for batch in batches]
+    assert tokens == sorted(tokens, reverse=True)
+    loads = [0] * workers
+    for load in tokens:
+        loads[loads.index(min(loads))] += load
+    assert max(loads) <= 1.01 * sum(loads) / workers
 
 
 @given(lengths=lengths_of_rows, budget=budgets, workers=numbers_of_workers)
@@ -174,5 +191,7 @@ def test_one_long_row_does_not_have_thousands_of_short_ones_padded_to_its_length
     batches = plan_batches(lengths, max_batch_tokens=100_000, padding="removed")
     assert sum(len(batch.rows) for batch in batches) == len(lengths)
     assert max(batch.padded_tokens for batch in batches) <= MOST_PADDED
+    shared = plan_batches(lengths, max_batch_tokens=100_000, padding="removed", workers=2)
+    assert max(batch.padded_tokens for batch in shared) <= MOST_PADDED
     equal = np.full(1000, 8192, dtype=np.int64)  # nothing is padded, so the budget alone counts
     assert len(plan_batches(equal, max_batch_tokens=2 * MOST_PADDED, padding="removed")) == 1

@@ -45,8 +45,8 @@ def test_uneven_batches_run_one_after_the_other_though_larger_ones_would_be_even
     Those look even; when the decision was taken again from them, they ran beside each other.
     """
     wide, narrow = ThreadsSession(), ThreadsSession()
-    dispatcher = Dispatcher(wide, Grouping(512, "removed"), pad_token_id=1, narrow_session=narrow, callers=4)
-    pairs = encoded([481, 378, 364, 253, 229, 226, 192, 174, 130, 36])
+    dispatcher = Dispatcher(wide, Grouping(512, "avoided"), pad_token_id=1, narrow_session=narrow, callers=4)
+    pairs = encoded([241] * 6 + [223, 223, 184])
     plan = dispatcher.plan(pairs.lengths)
     assert not plan.is_shared
     scores = dispatcher.run(pairs)
