@@ -123,8 +123,8 @@ inline __m512 _mm512_abs_ps(__m512 x) {
 inline __m512 _mm512_maskz_mov_ps(__mmask16 mask, __m512 x) {
   return made<Floats>([&](int i) { return mask >> i & 1 ? Floats(x).at[i] : 0; });
 }
-inline __m512 _mm512_mask_sub_ps(__m512 others, __mmask16 mask, __m512 a, __m512 b) {
-  const Floats x = others, y = a - b;
+inline __m512 _mm512_mask_mov_ps(__m512 others, __mmask16 mask, __m512 a) {
+  const Floats x = others, y = a;
   return made<Floats>([&](int i) { return mask >> i & 1 ? y.at[i] : x.at[i]; });
 }
 // Only "not less, or not ordered".

@@ -19,6 +19,7 @@ constexpr size_t MANY_ROWS = 48;
 // Tasks are some for each thread, so that threads end together, and not too short for what it takes to hand one out (1 to 2 us).
 constexpr size_t TASKS_OF_A_THREAD = 4, LEAST_PRODUCTS_OF_A_TASK = 2 << 20;
 constexpr size_t MOST_ROW_PARTS_SPLIT = 64;
+constexpr size_t FLOATS_OF_A_LINE = 16;  // of a cache
 
 }  // namespace
 
@@ -146,6 +147,9 @@ void Linear::run_part(const Parts& parts, size_t task) const {
     const size_t count = smaller(rows_of_a_block, rows - r), row = first_row + r;
     // The last block may have fewer panels: it then takes the first one again, and nobody reads those sums.
     const size_t panel_bytes = c / PANEL + width / PANEL <= panels_ ? panel_bytes_ : 0;
+    float* y = parts.y + row * columns + c;
+    for (size_t i = 0; i < count; i++)  // brought closer, for what is not there must be read before it is written
+      for (size_t j = 0; j < width; j += FLOATS_OF_A_LINE) __builtin_prefetch(y + i * columns + j, 1);
     multiply({given.first + r * given.bytes, given.bytes, count, inner, packed + c / PANEL * panel_bytes_, panel_bytes, start_ + c, sums, next});
     const size_t place = row * columns + c;
     const float* added = weights_.has_residual && !weights_.gamma ? parts.residual + place : nullptr;

@@ -47,14 +47,14 @@ struct Avx2 {
   static I add_whole(I a, I b) { return _mm256_add_epi32(a, b); }
   static I round(F x) { return _mm256_cvtps_epi32(x); }
   static F to_floats(I x) { return _mm256_cvtepi32_ps(x); }
-  // Lanes that are H apart: their sum in the first, their difference in the second.
+  // Lanes that are H apart: their sum in the first, their difference in the second. A product with 1 or -1 is exact.
   template <size_t H>
   static F butterfly(F x) {
     constexpr int SECOND = H == 1 ? 0xaa : H == 2 ? 0xcc : 0xf0;
     const F other = H == 1   ? _mm256_permute_ps(x, 0xb1)
                     : H == 2 ? _mm256_permute_ps(x, 0x4e)
                              : _mm256_permute2f128_ps(x, x, 1);
-    return _mm256_blend_ps(_mm256_add_ps(other, x), _mm256_sub_ps(other, x), SECOND);
+    return fma(x, _mm256_blend_ps(set(1), set(-1), SECOND), other);
   }
   static float sum(F x) {
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));

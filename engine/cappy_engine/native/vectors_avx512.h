@@ -38,7 +38,7 @@ struct Avx512 {
   static I add_whole(I a, I b) { return _mm512_add_epi32(a, b); }
   static I round(F x) { return _mm512_cvtps_epi32(x); }
   static F to_floats(I x) { return _mm512_cvtepi32_ps(x); }
-  // Lanes that are H apart: their sum in the first, their difference in the second.
+  // Lanes that are H apart: their sum in the first, their difference in the second. A product with 1 or -1 is exact.
   template <size_t H>
   static F butterfly(F x) {
     constexpr __mmask16 SECOND = H == 1 ? 0xaaaa : H == 2 ? 0xcccc : H == 4 ? 0xf0f0 : 0xff00;
@@ -46,7 +46,7 @@ struct Avx512 {
                     : H == 2 ? _mm512_permute_ps(x, 0x4e)
                     : H == 4 ? _mm512_shuffle_f32x4(x, x, 0xb1)
                              : _mm512_shuffle_f32x4(x, x, 0x4e);
-    return _mm512_mask_sub_ps(_mm512_add_ps(other, x), SECOND, other, x);
+    return fma(x, _mm512_mask_mov_ps(set(1), SECOND, set(-1)), other);
   }
   static float sum(F x) { return _mm512_reduce_add_ps(x); }
   static float largest(F x) { return _mm512_reduce_max_ps(x); }
