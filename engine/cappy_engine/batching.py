@@ -1,4 +1,4 @@
-"""Group pairs into batches: similar lengths, at most `max_batch_tokens` each. Pure: lengths in, batches out.
+"""Group pairs into batches of at most `max_batch_tokens` tokens. Pure: lengths in, batches out.
 
 Padding costs as much as text, so there are three ways to deal with it (`Padding`):
 
@@ -166,12 +166,12 @@ class Plan:
 
 
 def plan_batches(lengths: Ids, *, max_batch_tokens: int, padding: Padding = "allowed", workers: int = 1) -> list[Batch]:
-    """Group rows of similar length into batches of at most `max_batch_tokens` tokens, longest first.
+    """Group rows into batches of at most `max_batch_tokens` tokens, those of similar length, longest first.
 
     `lengths` is (n,) int64. Every row is in exactly one batch; a row longer than the budget runs alone. Padding counts
-    where it is "allowed", since it is computed there. The longest come first, so that memory peaks at the first batch.
-    With several `workers`, which take batches in turn, a batch holds about a fair share of the tokens; where padding is
-    removed, few batches have about equally many, of rows of any lengths, and the fullest comes first.
+    where it is "allowed", since it is computed there. Memory peaks at the first batch.
+    With several `workers`, which take batches in turn, a batch holds about a fair share of the tokens. Where padding is
+    "removed", lengths are mixed for that (`shares.deal`), and the batch with the most tokens comes first.
 
         >>> [batch.rows.tolist() for batch in plan_batches(np.array([5, 9, 5]), max_batch_tokens=10)]
         [[1], [0, 2]]
@@ -179,7 +179,8 @@ def plan_batches(lengths: Ids, *, max_batch_tokens: int, padding: Padding = "all
     order = np.argsort(-lengths, kind="stable")
     ordered = lengths[order]
     if workers > 1 and padding == "removed":
-        shares = deal(ordered, budget=max_batch_tokens, workers=workers, most_padded=MOST_PADDED)
+        most = max(max_batch_tokens, MOST_PADDED // workers)  # so many are padded at once
+        shares = deal(ordered, budget=max_batch_tokens, workers=workers, most_padded=most)
         if shares is not None:
             return [Batch(order[rows], int(ordered[rows[0]])) for rows in shares]
     counts = _cut(ordered, _fair_budget(ordered, max_batch_tokens, padding, workers), padding)

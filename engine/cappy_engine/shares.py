@@ -12,23 +12,27 @@ MOST_ROUNDS = 16
 
 
 def deal(ordered: npt.NDArray[np.int64], *, budget: int, workers: int, most_padded: int) -> list[list[int]] | None:
-    """Deal rows to batches with about equal tokens, as many for each worker; None if that takes more than a few rounds.
+    """Deal rows to batches with about equal tokens, in as few rounds of all workers as possible.
 
     `ordered` is (n,) int64, the lengths of rows in tokens, longest first. Each row goes to the batch that has the
-    fewest tokens so far (Graham's longest processing time first, 1969). A batch has at most `budget` tokens, and
-    `most_padded` if its rows were padded, or one row. Returned are the places of each batch's rows, the fullest first.
+    fewest tokens so far (Graham's longest processing time first, 1969). Returned are the places of each batch's rows,
+    the fullest batch first. A batch has at most `budget` tokens.
 
         >>> deal(np.array([9, 5, 5, 1]), budget=10, workers=2, most_padded=64)
         [[0, 3], [1, 2]]
+
+    It is None where a row is longer than the budget, where a batch would have more than `most_padded` tokens with its
+    padding, and where it takes more than MOST_ROUNDS.
     """
     counted = np.maximum(ordered, 1).tolist()
-    rounds = max(1, -(-sum(counted) // (budget * workers)))
+    if not counted or counted[0] > budget:
+        return None
+    rounds = -(-sum(counted) // (budget * workers))
     while rounds <= MOST_ROUNDS:
         shares = _dealt(counted, min(len(counted), rounds * workers))
-        if all(
-            len(rows) == 1 or (tokens <= budget and len(rows) * counted[rows[0]] <= most_padded)
-            for tokens, rows in shares
-        ):
+        if any(len(rows) * counted[rows[0]] > most_padded for _, rows in shares):
+            return None
+        if shares[0][0] <= budget:
             return [rows for _, rows in shares]
         rounds += 1
     return None

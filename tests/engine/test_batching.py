@@ -191,7 +191,18 @@ def test_one_long_row_does_not_have_thousands_of_short_ones_padded_to_its_length
     batches = plan_batches(lengths, max_batch_tokens=100_000, padding="removed")
     assert sum(len(batch.rows) for batch in batches) == len(lengths)
     assert max(batch.padded_tokens for batch in batches) <= MOST_PADDED
-    shared = plan_batches(lengths, max_batch_tokens=100_000, padding="removed", workers=2)
-    assert max(batch.padded_tokens for batch in shared) <= MOST_PADDED
     equal = np.full(1000, 8192, dtype=np.int64)  # nothing is padded, so the budget alone counts
     assert len(plan_batches(equal, max_batch_tokens=2 * MOST_PADDED, padding="removed")) == 1
+
+
+@pytest.mark.parametrize("workers", [2, 16, 64])
+def test_workers_hold_no_more_padding_at_once_than_one_does(workers: int) -> None:
+    lengths = np.array([8192] * workers + [10] * 8000, dtype=np.int64)
+    batches = plan_batches(lengths, max_batch_tokens=16_384, padding="removed", workers=workers)
+    assert sum(batch.padded_tokens for batch in batches[:workers]) <= max(MOST_PADDED, workers * 16_384)
+
+
+def test_a_row_above_the_budget_does_not_cut_the_others_into_more_batches() -> None:
+    lengths = np.array([8192, *[10] * 100], dtype=np.int64)
+    batches = plan_batches(lengths, max_batch_tokens=512, padding="removed", workers=4)
+    assert len(batches) == 4

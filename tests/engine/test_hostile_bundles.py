@@ -66,8 +66,12 @@ def test_only_a_regular_file_is_an_answer_of_tune(
         assert read_tuned(tmp_path, "a" * 32) is None
     assert "json cannot be read (" in caplog.text
     if (tmp_path / ("a" * 32 + ".json")).is_dir():
+        (tmp_path / ("c" * 32 + ".json")).write_text("{")
+        assert forget_tuned(tmp_path, {"b" * 64}) == 1  # a folder is nobody's answer
+        (tmp_path / ("c" * 32 + ".json")).write_text("{")
         with pytest.raises(OSError, match=r"a\.json"):
-            forget_tuned(tmp_path, {"b" * 64})
+            forget_tuned(tmp_path)
+        assert not (tmp_path / ("c" * 32 + ".json")).exists()
     else:
         assert forget_tuned(tmp_path, {"b" * 64}) == 1
         assert not list(tmp_path.iterdir())

@@ -68,7 +68,10 @@ class ScoreTask:
         if self.instruction_column == self.response_column:
             raise ValueError(f"instruction and response cannot both be the column {self.response_column!r}")
         if self.score_field in ("", self.instruction_column, self.response_column):
-            raise ValueError(f"{self.name_option} must be a name of its own, got {self.score_field!r}")
+            raise ValueError(
+                f"the score's field ({self.name_option}, in Python field_name) must be a name of its own, "
+                f"got {self.score_field!r}"
+            )
 
     @property
     def name_option(self) -> str:

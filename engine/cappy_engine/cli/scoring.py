@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -26,6 +27,7 @@ from cappy_engine.options import Asked, ScorerOptions, check_asked
 from cappy_engine.scorer import Scorer
 
 FOR_TEXTS_TOO = ("activation", "too_long")
+ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 """The options of rows and columns that `cappy rank` honours without files."""
 
 
@@ -204,11 +206,10 @@ def _read_texts(instruction: str, candidates: Sequence[str], max_text_chars: int
 
 def _check_decoded(flag: str, texts: Iterable[str]) -> None:
     """Refuse texts with bytes that Python could not read: it made surrogates of them, U+DC80 to U+DCFF."""
-    chars = (char for text in texts if not text.isascii() for char in text)
-    escaped = next((char for char in chars if "\udc80" <= char <= "\udcff"), None)
-    if escaped is None:
+    found = next(filter(None, map(ESCAPED_BYTE.search, texts)), None)
+    if found is None:
         return
-    encoding, byte = sys.getfilesystemencoding(), f"{flag} has the byte {ord(escaped) - 0xDC00:#x}"
+    encoding, byte = sys.getfilesystemencoding(), f"{flag} has the byte {ord(found[0]) - 0xDC00:#x}"
     if encoding == "utf-8":
         raise CappyError(f"{byte}, which is not UTF-8; give the text in UTF-8")
     raise CappyError(

@@ -55,7 +55,9 @@ def standard_streams() -> Iterator[None]:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - open as long as the process is
     if sys.stdout is None:
         sys.stdout = io.TextIOWrapper(_ClosedStdout(), write_through=True)
-    elif sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):  # and not a test's
+    elif (
+        os.name == "posix" and sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper)
+    ):  # and not a test's
         sys.stdout = _named(sys.stdout)
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
@@ -65,6 +67,9 @@ def standard_streams() -> Iterator[None]:
     try:
         yield
     finally:
+        if sys.stdout is not before[1]:
+            with contextlib.suppress(OSError, ValueError):  # who needs to know has flushed it before
+                sys.stdout.flush()
         sys.stdin, sys.stdout, sys.stderr = before
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
@@ -102,20 +104,36 @@ def forget_tuned(folder: Path, models: Collection[str] | None = None) -> int:
         >>> forget_tuned(cache_folder())
         2
 
-    An answer that cannot be read is removed with any: it does not tell its models. Raises OSError.
+    A file that does not tell its models is removed with any. Raises OSError, after the others are removed.
     """
     kept = [path for path in folder.glob("*.json") if re.fullmatch(r"[0-9a-f]{32}", path.stem)]
     found = [path for path in kept if models is None or _is_for(path, models)]
+    failed: list[OSError] = []
     for path in found:
-        path.unlink()
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            failed.append(error)
+    if failed:
+        raise failed[0]
     return len(found)
 
 
 def _is_for(path: Path, models: Collection[str]) -> bool:
-    """True if an answer is for one of the models with these digests, or cannot be read."""
+    """True if an answer is for one of the models with these digests, or tells none: then it is no answer."""
     try:
         document = json.loads(read_regular(path, limit=MAX_BYTES))
-        _execution_of(document)
         return not set(models).isdisjoint(map(text, document["facts"]["model"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except OSError as error:  # what only this process cannot read may be another's
+        return error.errno == errno.EFBIG or _is_special(path)
+    except (ValueError, KeyError, TypeError, RecursionError):
         return True
+
+
+def _is_special(path: Path) -> bool:
+    """True for a link, a FIFO, a socket or a device; what is there no more is nothing."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))

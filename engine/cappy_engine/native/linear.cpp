@@ -147,9 +147,9 @@ void Linear::run_part(const Parts& parts, size_t task) const {
     const size_t count = smaller(rows_of_a_block, rows - r), row = first_row + r;
     // The last block may have fewer panels: it then takes the first one again, and nobody reads those sums.
     const size_t panel_bytes = c / PANEL + width / PANEL <= panels_ ? panel_bytes_ : 0;
-    float* y = parts.y + row * columns + c;
+    const float* y = parts.y + row * columns + c;
     for (size_t i = 0; i < count; i++)  // brought closer, for what is not there must be read before it is written
-      for (size_t j = 0; j < width; j += FLOATS_OF_A_LINE) __builtin_prefetch(y + i * columns + j, 1);
+      for (size_t j = 0; j < smaller(width, columns - c); j += FLOATS_OF_A_LINE) __builtin_prefetch(y + i * columns + j, 1);
     multiply({given.first + r * given.bytes, given.bytes, count, inner, packed + c / PANEL * panel_bytes_, panel_bytes, start_ + c, sums, next});
     const size_t place = row * columns + c;
     const float* added = weights_.has_residual && !weights_.gamma ? parts.residual + place : nullptr;

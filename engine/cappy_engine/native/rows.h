@@ -81,42 +81,15 @@ struct Rows {
       if (part == 2 * W) rotate_part<2>(x + i, factors + i, offsets + i, y + i);
       if (part == W) rotate_part<1>(x + i, factors + i, offsets + i, y + i);
     }
-    for (size_t apart = part, next; apart < block; apart = next) {
-      next = block / apart < 8 ? block : 8 * apart;
-      for (size_t start = 0; start < count; start += next)
+    for (size_t apart = part; apart < block; apart *= 2)
+      for (size_t start = 0; start < count; start += 2 * apart)
         for (size_t i = start; i < start + apart; i += W) {
-          if (next == 8 * apart) combine<8>(y + i, apart);
-          if (next == 4 * apart) combine<4>(y + i, apart);
-          if (next == 2 * apart) combine<2>(y + i, apart);
-        }
-    }
-  }
-
-  // The sums and differences of N vectors, in log2(N) steps, of neighbours first.
-  template <size_t N>
-  static inline __attribute__((always_inline)) void add_and_subtract(F* values) {
-#pragma GCC unroll 3
-    for (size_t apart = 1; apart < N; apart *= 2)
-#pragma GCC unroll 8
-      for (size_t j = 0; j < N; j++)
-        if (!(j & apart)) {
-          const F first = values[j], second = values[j + apart];
-          values[j] = V::add(first, second), values[j + apart] = V::sub(first, second);
+          const F first = V::load(y + i), second = V::load(y + i + apart);
+          V::store(y + i, V::add(first, second)), V::store(y + i + apart, V::sub(first, second));
         }
   }
 
-  // The steps between N vectors that are `apart` from each other.
-  template <size_t N>
-  static inline __attribute__((always_inline)) void combine(float* y, size_t apart) {
-    F values[N];
-#pragma GCC unroll 8
-    for (size_t j = 0; j < N; j++) values[j] = V::load(y + j * apart);
-    add_and_subtract<N>(values);
-#pragma GCC unroll 8
-    for (size_t j = 0; j < N; j++) V::store(y + j * apart, values[j]);
-  }
-
-  // All steps of N vectors, which stay in registers.
+  // The same for N vectors, which stay in registers.
   template <size_t N>
   static inline __attribute__((always_inline)) void rotate_part(const float* x, const float* factors, const float* offsets, float* y) {
     F values[N];
@@ -129,7 +102,14 @@ struct Rows {
       if constexpr (W > 8) value = V::template butterfly<8>(value);
       values[j] = value;
     }
-    add_and_subtract<N>(values);
+#pragma GCC unroll 3
+    for (size_t apart = 1; apart < N; apart *= 2)
+#pragma GCC unroll 8
+      for (size_t j = 0; j < N; j++)
+        if (!(j & apart)) {
+          const F first = values[j], second = values[j + apart];
+          values[j] = V::add(first, second), values[j + apart] = V::sub(first, second);
+        }
 #pragma GCC unroll 8
     for (size_t j = 0; j < N; j++) V::store(y + j * W, values[j]);
   }

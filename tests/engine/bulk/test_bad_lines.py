@@ -75,7 +75,7 @@ def test_an_unknown_way_with_bad_lines_is_a_wrong_argument(scorer: Scorer, on_er
 
 @pytest.mark.parametrize("name", ["", "instruction", "response"])
 def test_a_score_field_that_would_hide_the_pair_is_a_wrong_argument(scorer: Scorer, name: str) -> None:
-    with pytest.raises(ValueError, match="--score-field must be a name of its own"):
+    with pytest.raises(ValueError, match="--score-field, in Python field_name"):
         score_lines(scorer, [GOOD], lambda line: None, field_name=name)
 
 

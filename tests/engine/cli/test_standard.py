@@ -51,11 +51,22 @@ def test_without_a_stdin_reading_it_is_an_error(bundle: Path, tmp_path: Path) ->
     [("inspect >/dev/full", 1), ("--help >/dev/full", 1), ("tune x 2>/dev/full", 1),
      ("rank --instruction a --candidate b >/dev/full", 1), ("rank --instruction a --candidate b --json >/dev/full", 1)],
 )  # fmt: skip
-def test_streams_that_are_full_are_no_traceback(words: str, status: int, tmp_path: Path) -> None:
-    done = in_shell(f"{CAPPY} {words}", tmp_path)
+@pytest.mark.parametrize("buffered", ["", "PYTHONUNBUFFERED=1 "], ids=["buffered", "unbuffered"])
+def test_streams_that_are_full_are_no_traceback(words: str, status: int, buffered: str, tmp_path: Path) -> None:
+    done = in_shell(f"unset PYTHONUNBUFFERED; {buffered}{CAPPY} {words}", tmp_path)
     assert done.returncode == status
     assert (b": stdout: No space left on device\n" in done.stderr) == ("2>" not in words)
     assert b"Exception ignored" not in done.stderr
+
+
+def test_what_was_printed_before_an_error_is_not_lost(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import click, sys\nfrom cappy_engine.cli.standard import standard_streams\n"
+        "with standard_streams():\n    click.echo('first')\n    sys.stdout.write('last')\n    raise RuntimeError\n"
+    )
+    done = in_shell(f"unset PYTHONUNBUFFERED; {sys.executable} {program}", tmp_path)
+    assert done.stdout == b"first\nlast"
 
 
 @pytest.mark.slow

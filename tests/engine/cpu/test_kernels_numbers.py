@@ -75,7 +75,7 @@ def test_what_is_not_finite_shows_in_the_scale_of_its_row_and_in_no_other(
 
 
 @few
-@given(seed=seeds, rows=st.integers(1, 40), blocks=st.integers(1, 5), block=st.sampled_from([2**n for n in range(10)]))
+@given(seed=seeds, rows=st.integers(1, 40), blocks=st.integers(1, 5), block=st.sampled_from([2**n for n in range(12)]))
 def test_rotated_rows_are_rounded_to_the_same_bytes_and_scales(
     library: NativeLibrary, instruction_set: str, seed: int, rows: int, blocks: int, block: int
 ) -> None:
