@@ -67,7 +67,7 @@ def describe_processor(processor: Processor) -> str:
 def _advice(flags: frozenset[str]) -> str:
     """Say what is fastest, with what docs/benchmarks.md measured."""
     if flags & MULTIPLY_INT8:
-        return "int8 (with kernels 3.1 to 4.0 times as fast as fp32 on 2 cores with VNNI); fp16 is slow on a CPU"
+        return "int8 (with kernels 2.8 to 4.0 times as fast as fp32 on 2 cores with VNNI); fp16 is slow on a CPU"
     if flags:
         return "int8 (with kernels 1.3 to 2.0 times as fast as fp32 on 2 cores without VNNI); fp16 is slow on a CPU"
     return "unknown, as the instructions are; compare int8 with fp32"
