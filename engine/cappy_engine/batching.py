@@ -166,12 +166,13 @@ class Plan:
 
 
 def plan_batches(lengths: Ids, *, max_batch_tokens: int, padding: Padding = "allowed", workers: int = 1) -> list[Batch]:
-    """Group rows into batches of at most `max_batch_tokens` tokens, those of similar length, longest first.
+    """Group rows of similar length into batches of at most `max_batch_tokens` tokens, longest first.
 
     `lengths` is (n,) int64. Every row is in exactly one batch; a row longer than the budget runs alone. Padding counts
     where it is "allowed", since it is computed there. Memory peaks at the first batch.
-    With several `workers`, which take batches in turn, a batch holds about a fair share of the tokens. Where padding is
-    "removed", lengths are mixed for that (`shares.deal`), and the batch with the most tokens comes first.
+
+    Several `workers` take batches in turn, so a batch holds about a fair share of the tokens. Where padding is
+    "removed", `shares.deal` mixes lengths for that, and the batch with the most tokens comes first.
 
         >>> [batch.rows.tolist() for batch in plan_batches(np.array([5, 9, 5]), max_batch_tokens=10)]
         [[1], [0, 2]]
@@ -179,7 +180,7 @@ def plan_batches(lengths: Ids, *, max_batch_tokens: int, padding: Padding = "all
     order = np.argsort(-lengths, kind="stable")
     ordered = lengths[order]
     if workers > 1 and padding == "removed":
-        most = max(max_batch_tokens, MOST_PADDED // workers)  # so many are padded at once
+        most = max(max_batch_tokens, MOST_PADDED // workers)  # the workers' batches together pad as one may
         shares = deal(ordered, budget=max_batch_tokens, workers=workers, most_padded=most)
         if shares is not None:
             return [Batch(order[rows], int(ordered[rows[0]])) for rows in shares]

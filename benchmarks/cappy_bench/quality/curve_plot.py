@@ -29,8 +29,8 @@ def read_log(source: Path, *, say: Callable[[str], object] = log.info) -> list[d
     >>> read_log(Path("my-cappy"))[0]["step"]
     0
 
-    A last line that was not written to its end, as by a training that was killed, is left out, and said. Raises
-    CappyError if there is no log.
+    A training that was killed may leave half a line at the end. That line is left out, and `say` tells it.
+    Raises CappyError if there is no log.
     """
     path = source / LOG if source.is_dir() else source
     try:

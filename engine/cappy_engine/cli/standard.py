@@ -55,9 +55,7 @@ def standard_streams() -> Iterator[None]:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - open as long as the process is
     if sys.stdout is None:
         sys.stdout = io.TextIOWrapper(_ClosedStdout(), write_through=True)
-    elif (
-        os.name == "posix" and sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper)
-    ):  # and not a test's
+    elif isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__ and os.name == "posix":
         sys.stdout = _named(sys.stdout)
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
@@ -147,7 +145,7 @@ def held_signals() -> Iterator[list[int]]:
 
 
 def _named(stdout: io.TextIOWrapper) -> io.TextIOWrapper:
-    """Make a stdout whose errors name it, which is like `stdout` else."""
+    """Make a stream like `stdout`, whose errors name it."""
     stdout.flush()
     raw = _NamedStdout(stdout.fileno(), "wb", closefd=False)
     is_unbuffered = isinstance(stdout.buffer, io.RawIOBase)  # PYTHONUNBUFFERED

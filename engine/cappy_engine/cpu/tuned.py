@@ -104,7 +104,8 @@ def forget_tuned(folder: Path, models: Collection[str] | None = None) -> int:
         >>> forget_tuned(cache_folder())
         2
 
-    A file that does not tell its models is removed with any. Raises OSError, after the others are removed.
+    A file that does not tell its models is removed, too. If one cannot be removed, the others are, and then this
+    raises OSError.
     """
     kept = [path for path in folder.glob("*.json") if re.fullmatch(r"[0-9a-f]{32}", path.stem)]
     found = [path for path in kept if models is None or _is_for(path, models)]
@@ -120,7 +121,7 @@ def forget_tuned(folder: Path, models: Collection[str] | None = None) -> int:
 
 
 def _is_for(path: Path, models: Collection[str]) -> bool:
-    """True if an answer is for one of the models with these digests, or tells none: then it is no answer."""
+    """True if a file is an answer for one of the models with these digests, or is no answer at all."""
     try:
         document = json.loads(read_regular(path, limit=MAX_BYTES))
         return not set(models).isdisjoint(map(text, document["facts"]["model"]))
@@ -131,7 +132,7 @@ def _is_for(path: Path, models: Collection[str]) -> bool:
 
 
 def _is_special(path: Path) -> bool:
-    """True for a link, a FIFO, a socket or a device; what is there no more is nothing."""
+    """True for a link, a FIFO, a socket or a device. False for what is not there."""
     try:
         mode = path.lstat().st_mode
     except OSError:
