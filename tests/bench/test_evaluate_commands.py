@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,6 +133,26 @@ def test_a_line_of_stdin_that_is_refused_is_named(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"{}\n")))
     assert main(["evaluate", "promptsource", "-"]) == 1
     assert "cappy evaluate: stdin, line 1: has no field 'dataset_name'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("protocol", "row", "name"),
+    [
+        ("promptsource", choice("RTE", 0, 0, response="x" * 1_000_001), "response"),
+        ("promptsource", {**choice("RTE", 0, 0), "instruction": "x" * 1_000_001}, "instruction"),
+        ("bigbench", {**GOOD, "instruction": "x" * 1_000_001}, "instruction"),
+        ("bigbench", {**GOOD, "samples": ["a", "b", "x" * 1_000_001, ""]}, "an entry of 'samples'"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_a_text_that_is_too_long_to_score_is_named_with_its_file_and_line(
+    protocol: str, row: dict[str, Any], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = choice("RTE", 1, 1) if protocol == "promptsource" else GOOD
+    path = write(tmp_path, [first, row], "some.jsonl") / "some.jsonl"
+    assert main(["evaluate", protocol, str(path)]) == 1
+    problem = f"{path}, line 2: {name} has 1000001 characters, and at most 1000000 are scored; shorten it"
+    assert capsys.readouterr().err == f"cappy evaluate: {problem}\n"
 
 
 def test_an_empty_file_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

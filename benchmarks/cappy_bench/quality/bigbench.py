@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from cappy_bench.quality.evaluation import BEST, CHANCE, PYTORCH
+from cappy_bench.quality.lengths import check_lengths
 from cappy_bench.quality.picking import Example, Values
 from cappy_engine.bulk.formats.json_lines import open_lines, read_fields
 from cappy_engine.bulk.formats.lines import numbered
@@ -66,8 +67,9 @@ def read_tasks(source: str | Path, *, say: Callable[[str], object] = log.info) -
         'samples.jsonl, line 1'
 
     Unfinished files (`.partial`) and all others that are neither hidden nor a sample's settings are left out, and said.
-    Raises CappyError that names file and line: for a line of another form, for a task in two files, and if the examples
-    of a task do not have the same decodings (their means would be of different examples).
+    Raises CappyError that names file and line: for a line of another form, for a text that is too long to score, for a
+    task in two files, and if the examples of a task do not have the same decodings (their means would be of different
+    examples).
     """
     folder = Path(source)
     matching = {path for pattern in PATTERNS for path in folder.glob(pattern) if not path.name.startswith(".")}
@@ -202,6 +204,8 @@ def _read_file(path: Path) -> Iterator[Answers]:
 def _answers(fields: Mapping[str, Any], number: int, name: str) -> Answers:
     """Read the answers in line `number` of the file `name`."""
     sampled = sampled_from(fields, number)
+    scored = [("instruction", sampled.instruction), *(("an entry of 'samples'", text) for text in sampled.samples)]
+    check_lengths(number, scored)
     count = len(sampled.samples)
     if not count:
         raise InvalidLine(number, "has no samples; there is nothing to pick from")

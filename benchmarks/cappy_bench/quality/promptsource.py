@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from cappy_bench.quality.lengths import check_lengths
 from cappy_bench.quality.picking import Example
 from cappy_engine.bulk.formats.json_lines import read_fields
 from cappy_engine.bulk.formats.lines import numbered
@@ -39,8 +40,9 @@ def read_examples(lines: Iterable[bytes]) -> tuple[list[Pair], list[Example]]:
         >>> with open_lines("docs/examples/promptsource.jsonl") as lines:
         ...     pairs, examples = read_examples(lines)
 
-    Raises InvalidLine for a line that is not of the protocol's form, for a label other than 0 and 1, and for another
-    instruction than that of the example's first candidate: two files in one count from 0 twice.
+    Raises InvalidLine for a line that is not of the protocol's form, for a text that is too long to score, for a label
+    other than 0 and 1, and for another instruction than that of the example's first candidate: two files in one count
+    from 0 twice.
     """
     pairs: list[Pair] = []
     groups: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
@@ -49,6 +51,7 @@ def read_examples(lines: Iterable[bytes]) -> tuple[list[Pair], list[Example]]:
         fields = read_fields(line, number, TEXTS)
         if fields is None:
             continue
+        check_lengths(number, [(name, fields[name]) for name in ("instruction", "response")])
         for name in ("example_idx", "label"):
             if name not in fields:
                 raise InvalidLine(number, f"has no field {name!r}")
