@@ -159,6 +159,23 @@ def test_a_result_in_which_something_is_missing_or_changed_is_no_result(
     assert main(["bench", "compare", str(path)]) == 0
 
 
+@pytest.mark.parametrize("name", ["max_error", "mean_error", "spearman", "winner_agreement"])
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999"])
+def test_a_result_with_a_parity_that_is_not_finite_is_refused(
+    measure: Measure, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, value: str
+) -> None:
+    result, path = measure(FakeTool(spec("cappy")), FakeTool(spec("peer"))), tmp_path / "result.json"
+    runner_of(result, "peer")["parity"][name] = "WAS A NUMBER"
+    path.write_text(json.dumps(result).replace('"WAS A NUMBER"', value))
+    told = rf"result\.json, peer: the parity's {name} is {float(value)}, not finite; measure again"
+    for command in (["compare", str(path)], ["compare", str(path), str(path)], ["report", "--results", str(tmp_path)]):
+        assert main(["bench", *command]) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert re.search(told, err)
+    assert [each.name for each in tmp_path.glob("*") if each.suffix in (".md", ".svg")] == []
+
+
 def test_what_is_not_a_result_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text("[" * 100_000)

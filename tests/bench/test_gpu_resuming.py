@@ -15,6 +15,8 @@ from tests.support.gpu_checks import NO_GPU, Ran
 
 pytestmark = pytest.mark.slow
 
+NO_FIGURES = '{"settings": {}, "machine": {}, "steps": [{"name": "parity/cuda/fp16", "status": "ok", "figures": null}]}'
+
 
 def test_a_check_goes_on_with_what_went_well(gpu_check: Callable[..., Ran]) -> None:
     first = gpu_check(only=["drill"])
@@ -59,6 +61,15 @@ def test_what_cannot_be_compared_is_not_gone_on_with(gpu_check: Callable[..., Ra
         gpu_check("--resume", installation=NO_GPU)
 
 
+def test_a_kept_parity_that_is_not_finite_is_not_gone_on_with(gpu_check: Callable[..., Ran], tmp_path: Path) -> None:
+    """It could not be written again."""
+    first = gpu_check(installation=NO_GPU).document
+    steps = [{"name": "parity/cuda/fp16", "status": "ok", "figures": {"max_error": 0.0, "spearman": float("nan")}}]
+    (tmp_path / "result.json").write_text(json.dumps({**first, "steps": steps}))
+    with pytest.raises(SystemExit, match=r"result\.json, parity/cuda/fp16: the parity's spearman is nan.* --force"):
+        gpu_check("--resume", installation=NO_GPU)
+
+
 @pytest.mark.parametrize(("option", "before"), [("--data", True), ("--questions", False)])
 def test_real_texts_and_made_up_ones_do_not_stand_in_one_result(
     gpu_check: Callable[..., Ran], tmp_path: Path, option: str, before: bool
@@ -76,7 +87,7 @@ def test_questions_that_are_not_there_are_an_error(gpu_check: Callable[..., Ran]
         gpu_check("--questions", str(tmp_path / "nowhere.jsonl"), installation=NO_GPU)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"steps": 3}'])
+@pytest.mark.parametrize("text", ["", "[]", '{"steps": 3}', NO_FIGURES])
 def test_a_file_of_something_else_is_not_gone_on_with(gpu_check: Callable[..., Ran], tmp_path: Path, text: str) -> None:
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(SystemExit, match="is no result of a GPU check"):

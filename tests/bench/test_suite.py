@@ -14,6 +14,7 @@ from cappy_bench.peers.peer import Pair
 from cappy_bench.speed.figures import Ratio, compare_with_peer, figures
 from cappy_bench.speed.suite import measure_peak
 from cappy_bench.speed.tables import missing_table, ratio_table, runner_table, workload_table
+from cappy_bench.speed.verdicts import Reference, judge_runner
 from cappy_bench.speed.workloads import Workload
 from cappy_engine.errors import BenchmarkError
 from tests.support.fake_tools import FakeTool, Measure, Run, row_of, runner_of, spec, true_score
@@ -164,6 +165,24 @@ def test_without_a_checkpoint_what_is_no_score_is_wrong_all_the_same(
     assert reason in found["reason"]
 
 
+@pytest.mark.parametrize(
+    ("precision", "reason"), [("fp32", "max error nan, limit "), ("int8", "Spearman nan, limit 0.97")]
+)
+def test_a_parity_that_is_not_a_number_keeps_no_limit(precision: str, reason: str, workloads: list[Workload]) -> None:
+    """The runner's scores are numbers; one of the reference's is not."""
+    scores = {one.name: [true_score(pair) for pair in one.pairs] for one in workloads}
+    cells = {
+        one.name: [{"status": "ok", "scores": [[true_score(pair) for pair in request] for request in one.requests]}]
+        for one in workloads
+    }
+    judged = judge_runner(spec("cappy", precision), workloads, cells, Reference(scores, []), {})
+    assert judged.status == "ok"
+    scores["bulk"][3] = float("nan")
+    judged = judge_runner(spec("cappy", precision), workloads, cells, Reference(scores, []), {})
+    assert judged.status == "wrong"
+    assert reason in (judged.reason or "")
+
+
 def test_a_reference_that_cannot_run_ends_the_run_with_its_reason(measure: Measure) -> None:
     with pytest.raises(BenchmarkError, match="cannot be scored with PyTorch: no open today"):
         measure(FakeTool(spec("reference"), fails_at="open"), FakeTool(spec("cappy")))
@@ -173,6 +192,22 @@ def test_a_reference_that_cannot_run_ends_the_run_with_its_reason(measure: Measu
 def test_a_reference_without_scores_ends_the_run_before_anything_is_compared(score: float, measure: Measure) -> None:
     with pytest.raises(BenchmarkError, match=f"PyTorch itself gives {score} for .* pairs"):
         measure(FakeTool(spec("reference"), score=lambda pair: score), FakeTool(spec("cappy")))
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_notes_with_a_reference_that_is_not_finite_are_not_gone_on_with(
+    score: float, measure: Measure, tmp_path: Path
+) -> None:
+    notes, ours = tmp_path / "kept.jsonl", FakeTool(spec("cappy"))
+    measure(FakeTool(spec("cappy")), run=Run(notes=notes))
+    first, *others = notes.read_text(encoding="utf-8").splitlines()
+    entry = json.loads(first)
+    assert entry["key"] == ["reference"]
+    entry["value"]["scores"]["bulk"][3] = score
+    notes.write_text("".join(f"{line}\n" for line in (json.dumps(entry), *others)), encoding="utf-8")
+    with pytest.raises(BenchmarkError, match=rf"kept\.jsonl has .* a score of {score} for 1 pairs.*; remove this file"):
+        measure(ours, run=Run(notes=notes))
+    assert ours.calls == []
 
 
 def test_a_peak_that_cannot_be_measured_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

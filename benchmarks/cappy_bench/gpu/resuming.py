@@ -12,6 +12,7 @@ from cappy_bench.gpu.plan import Check
 from cappy_bench.gpu.results import Figures
 from cappy_bench.gpu.steps import REFERENCE
 from cappy_bench.machine import current_commit, describe_machine
+from cappy_bench.speed.figures import check_parity
 from cappy_bench.speed.texts import pool_files
 from cappy_engine.bundle import Bundle
 from cappy_engine.errors import BenchmarkError
@@ -44,8 +45,8 @@ def kept_steps(out: Path, same: Figures, check: Check) -> dict[str, Figures]:
     """Read the measured steps that went well of an earlier result; none if there is no such file.
 
     PyTorch's reference counts only where its scores are still in the folder of work, and TensorRT's first openings only
-    where engines are. Raises BenchmarkError for a file of something else, and for a result of which one of `same`
-    differs.
+    where engines are. Raises BenchmarkError for a file of something else, for a result of which one of `same` differs,
+    and for a parity that is not finite.
 
         >>> kept_steps(Path("gpu.json"), what_is_measured(check, bundle, installation), check)
         {}
@@ -56,6 +57,7 @@ def kept_steps(out: Path, same: Figures, check: Check) -> dict[str, Figures]:
         earlier = json.loads(out.read_text(encoding="utf-8"))
         found = {**earlier, **earlier["settings"], **earlier["machine"]}
         steps = {step["name"]: step for step in earlier["steps"] if step["status"] == "ok"}
+        parities = {name: dict(step["figures"]) for name, step in steps.items() if name.startswith("parity/")}
     except (ValueError, TypeError, KeyError) as error:
         raise BenchmarkError(f"{out} is no result of a GPU check ({error!r}); choose another --out") from error
     for name, here in same.items():
@@ -64,6 +66,8 @@ def kept_steps(out: Path, same: Figures, check: Check) -> dict[str, Figures]:
                 f"{out} differs in its {name} ({found.get(name)}, here {here}), so --resume would mix what cannot be "
                 "compared; choose another --out, or start anew with --force"
             )
+    for name, parity in parities.items():
+        check_parity(parity, f"{out}, {name}", "choose another --out, or start anew with --force")
     anew = {"preflight", *([] if (check.work / REFERENCE).exists() else ["parity/reference"])}
     anew |= set() if check.cache.exists() else {name for name in steps if name.endswith("/first")}
     return {name: step for name, step in steps.items() if name not in anew}

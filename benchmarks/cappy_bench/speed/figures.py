@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,9 @@ class Figures:
 
 
 def read_result(path: Path) -> Result:
-    """Read the result that `cappy bench run` wrote. Raises BenchmarkError for any other file, and OSError.
+    """Read the result that `cappy bench run` wrote.
+
+    Raises OSError, and BenchmarkError for any other file and for a parity that is not finite.
 
     >>> read_result(Path("bench/results/cappy-mini.json"))["title"]
     'cappy-mini'
@@ -56,7 +59,22 @@ def read_result(path: Path) -> Result:
         raise BenchmarkError(f"{path} is not a result of 'cappy bench run': {error}") from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA or "runners" not in document:
         raise BenchmarkError(f"{path} is not a result of 'cappy bench run' of schema {SCHEMA}")
+    with taken_from(path):
+        for runner in document["runners"]:
+            check_parity(runner["parity"] or {}, f"{path}, {runner['name']}", "measure again")
     return document
+
+
+def check_parity(parity: Mapping[str, Any], where: str, advice: str) -> None:
+    """Raise BenchmarkError for a figure that is not finite, with `where` it stands and what to do.
+
+    >>> check_parity({"spearman": float("nan")}, "result.json, torch", "measure again")
+    Traceback (most recent call last):
+    cappy_engine.errors.BenchmarkError: result.json, torch: the parity's spearman is nan, not finite; measure again
+    """
+    for name, value in parity.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise BenchmarkError(f"{where}: the parity's {name} is {value}, not finite; {advice}")
 
 
 @contextlib.contextmanager

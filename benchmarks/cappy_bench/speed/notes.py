@@ -17,7 +17,7 @@ class Notes:
 
     def __init__(self, path: Path) -> None:
         self.found: dict[Key, dict[str, Any]] = {}
-        self._path = path
+        self.path = path
         if path.exists():
             text = storage.read_regular(path, limit=MAX_BYTES).decode()
             *lines, _ = text.split("\n")  # a last line without its end was never finished
@@ -41,5 +41,5 @@ class Notes:
         >>> notes.add(("prepared", "torch"), {"status": "ok"})
         """
         self.found[key] = value
-        with self._path.open("ab") as file:
+        with self.path.open("ab") as file:
             storage.append(file, json.dumps({"key": key, "value": value}).encode() + b"\n")

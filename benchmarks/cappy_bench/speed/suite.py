@@ -121,7 +121,10 @@ def measure_peak(threads: int) -> dict[str, Any]:
 
 
 def _reference(plan: Plan, notes: Notes, start: Start, say: Say) -> Reference | None:
-    """Score all pairs with the checkpoint, if there is one. Raises BenchmarkError if a score is not finite."""
+    """Score all pairs with the checkpoint, if there is one.
+
+    Raises BenchmarkError if a score is not finite, also where the scores are those of earlier notes.
+    """
     if plan.model.checkpoint is None:
         return None
     if ("reference",) not in notes.found:
@@ -132,14 +135,19 @@ def _reference(plan: Plan, notes: Notes, start: Start, say: Say) -> Reference | 
         except RunnerFailed as error:
             raise BenchmarkError(f"the checkpoint cannot be scored with PyTorch: {error}") from error
         scores = {workload.name: found for workload, found in zip(plan.workloads, answer, strict=True)}
-        strange = [score for found in answer for score in found if not math.isfinite(score)]
-        if strange:
-            raise BenchmarkError(
-                f"PyTorch itself gives {strange[0]} for {len(strange)} pairs, so there is nothing to compare with; "
-                "measure another checkpoint"
-            )
+        if strange := _strange(scores):
+            raise BenchmarkError(f"PyTorch itself gives {strange}; measure another checkpoint")
         notes.add(("reference",), {"scores": scores, "token_ids": token_ids})
-    return Reference(**notes.found["reference",])
+    reference = Reference(**notes.found["reference",])
+    if strange := _strange(reference.scores):
+        raise BenchmarkError(f"{notes.path} has for PyTorch a score of {strange}; remove this file and measure again")
+    return reference
+
+
+def _strange(scores: Mapping[str, Sequence[float]]) -> str | None:
+    """Say which scores of a reference are not finite; None if all are."""
+    strange = [score for found in scores.values() for score in found if not math.isfinite(score)]
+    return f"{strange[0]} for {len(strange)} pairs, so there is nothing to compare with" if strange else None
 
 
 def _ask_reference(worker: Worker, requests: Sequence[Sequence[Pair]]) -> tuple[Any, Any]:
