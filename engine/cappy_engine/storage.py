@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -17,6 +18,23 @@ from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
+
+
+class NamedFile(io.FileIO):
+    """An open descriptor with a name, which its errors have: the system does not say of which file they are.
+
+    >>> NamedFile(1, "stdout", closefd=False).write(b"{}")
+    2
+    """
+
+    def __init__(self, descriptor: int, name: str | Path, mode: str = "wb", *, closefd: bool = True) -> None:
+        super().__init__(descriptor, mode, closefd=closefd)
+        self.called = str(name)
+
+    def write(self, content: Any) -> int:
+        """Write, and name the file in an error."""
+        with naming(self.called):
+            return super().write(content)
 
 
 @contextlib.contextmanager
@@ -113,6 +131,20 @@ def rename(path: Path, target: Path) -> None:
     """Give a file or folder its name; it keeps it after a power loss. Raises OSError."""
     path.rename(target)
     sync(target.parent)
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Name a file in the OSError of what is done with its descriptor.
+
+    >>> with naming("scored.jsonl.partial"):
+    ...     os.fsync(file.fileno())
+    """
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def sync_tree(folder: Path) -> None:

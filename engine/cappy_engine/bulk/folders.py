@@ -20,7 +20,7 @@ from typing import Any
 
 from cappy_engine.bulk.formats.file_format import format_of, is_known
 from cappy_engine.bulk.input_files import Files
-from cappy_engine.bulk.resume.names import Names, find_names
+from cappy_engine.bulk.resume.names import OTHER_FOLDER, Names, find_names
 from cappy_engine.bulk.resume.run_list import RUN, Complete, RunList, read_complete
 from cappy_engine.bulk.resume.settings import changes
 from cappy_engine.bulk.resume.side_files import forget
@@ -157,7 +157,7 @@ def score_folder(
     for path, name in folder.files:
         files = Files([path], folder.task, folder.options, are_named=True)
         rejects = None if target.rejects is None else _rejects_of(name, target.rejects)
-        one = dataclasses.replace(target, out=folder.out / name, rejects=rejects)
+        one = dataclasses.replace(target, out=folder.out / name, rejects=rejects, way_out=OTHER_FOLDER)
         totals.add(_score_listed(scorer, files, one, listed, str(name), say, _adding(totals, progress)))
     listed.remove()
     return totals

@@ -30,7 +30,7 @@ from cappy_engine.bulk.formats.file_format import Packing, packing_of
 from cappy_engine.bulk.output import replacement
 from cappy_engine.bulk.output.places import Input, Place, check_output
 from cappy_engine.bulk.resume.identity import fingerprint, fingerprint_of
-from cappy_engine.bulk.resume.names import Names, find_names, find_rejects, find_run
+from cappy_engine.bulk.resume.names import OTHER_NAME, Names, find_names, find_rejects, find_run
 from cappy_engine.bulk.resume.partial_file import Growing, open_growing
 from cappy_engine.bulk.resume.settings import changes
 from cappy_engine.bulk.resume.side_files import in_the_way, mark, read_mark
@@ -46,7 +46,7 @@ class Target:
     """The files that a run writes: `out`, and `rejects` if bad rows are listed. Both are packed as their names say.
 
     `force` replaces what is there; `resume` goes on with a run that was stopped. `done` is called with the run's totals
-    and settings when the file has its name, before the run is forgotten.
+    and settings when the file has its name, before the run is forgotten. `way_out` is what to do where `out` is taken.
     """
 
     out: Path
@@ -54,6 +54,7 @@ class Target:
     resume: bool = False
     force: bool = False
     inputs: Sequence[Input] = ()
+    way_out: str = OTHER_NAME
     done: Callable[[Any, Mapping[str, Any]], object] = lambda totals, settings: None
 
 
@@ -108,9 +109,7 @@ class Run:
                 raise OutputError(f"{names.partial} is missing; restore it, or start anew")
         is_ours = is_there and (had_rejects or _is_empty(names.partial))
         if is_there and not is_ours and not target.force:
-            raise OutputError(
-                f"{names.partial} holds the bad rows of another run; choose another name, or replace it with --force"
-            )
+            raise OutputError(f"{names.partial} holds the bad rows of another run; {target.way_out}")
         names = find_rejects(target.rejects, resume=is_ours, force=target.force, inputs=target.inputs)
         self.rejects = stack.enter_context(open_growing(names, resume=is_ours))
         if self.marked and not had_rejects:
@@ -236,7 +235,9 @@ def open_run(
     """
     if target.rejects is not None:
         check_rejects_apart(target.rejects, target.out)
-    names, is_there = find_run(target.out, resume=target.resume, force=target.force, inputs=target.inputs)
+    names, is_there = find_run(
+        target.out, resume=target.resume, force=target.force, inputs=target.inputs, way_out=target.way_out
+    )
     with contextlib.ExitStack() as stack:
         growing = stack.enter_context(open_growing(names, resume=is_there))
         marked = read_mark(names) if is_there else {}
@@ -274,9 +275,7 @@ def finished(target: Target, settings: Mapping[str, Any]) -> dict[str, Any]:
             marked = found
     changed = changes(marked.get("settings", {}), settings) if marked else ""
     if changed and not target.force:
-        raise OutputError(
-            f"{target.out} was written by another run ({changed}); choose another name, or replace it with --force"
-        )
+        raise OutputError(f"{target.out} was written by another run ({changed}); {target.way_out}")
     return {} if changed else marked
 
 

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from cappy_engine.errors import OutputError
+from cappy_engine.storage import NamedFile
 
 
 class Terminated(SystemExit):
@@ -147,7 +148,7 @@ def held_signals() -> Iterator[list[int]]:
 def _named(stdout: io.TextIOWrapper) -> io.TextIOWrapper:
     """Make a stream like `stdout`, whose errors name it."""
     stdout.flush()
-    raw = _NamedStdout(stdout.fileno(), "wb", closefd=False)
+    raw = NamedFile(stdout.fileno(), "stdout", closefd=False)
     is_unbuffered = isinstance(stdout.buffer, io.RawIOBase)  # PYTHONUNBUFFERED
     return io.TextIOWrapper(
         raw if is_unbuffered else io.BufferedWriter(raw),
@@ -155,18 +156,6 @@ def _named(stdout: io.TextIOWrapper) -> io.TextIOWrapper:
         line_buffering=stdout.line_buffering,
         write_through=stdout.write_through,
     )
-
-
-class _NamedStdout(io.FileIO):
-    """Stands for stdout: the system does not say of which file an error is."""
-
-    def write(self, content: Any) -> int:
-        """Write, and name stdout in an error."""
-        try:
-            return super().write(content)
-        except OSError as error:
-            error.filename = "stdout"
-            raise
 
 
 class _ClosedStdout(io.RawIOBase):

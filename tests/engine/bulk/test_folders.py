@@ -119,7 +119,8 @@ def test_a_folder_that_is_complete_already_is_told_so(scorer: Scorer, source: Pa
     with pytest.raises(OutputError, match=rf"{out} is complete already: all files, 2, are there, .*; choose another f"):
         run_folder(scorer, source, out, resume=True)
     write_rows(source / "c.jsonl", pairs_of(2))
-    with pytest.raises(OutputError, match=rf"{out}/a\.jsonl exists, .*: it is complete already, or not of this run"):
+    advice = "or not of this run; move or remove it, choose another folder, or replace it with --force"
+    with pytest.raises(OutputError, match=rf"{out}/a\.jsonl exists, .*: it is complete already, {advice}$"):
         run_folder(scorer, source, out, resume=True)
     assert {path: path.read_bytes() for path in out.iterdir()} == before
     assert run_folder(scorer, source, out, resume=True, force=True).pairs == 4 * WINDOW + 2

@@ -164,3 +164,22 @@ def test_rejects_go_to_another_stream(bundle: Path, tmp_path: Path) -> None:
     done = in_shell(f"{command} /dev/stderr; {command} /dev/null > /dev/null", tmp_path)
     assert len(rows_in(done.stdout)) == 6
     assert [row["line"] for row in rows_in(done.stderr)] == [7]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("name", ["/dev/full", "full.gz"])
+@pytest.mark.parametrize("option", ["-o", "--rejects"])
+def test_a_device_without_room_is_named(option: str, name: str, bundle: Path, tmp_path: Path) -> None:
+    write_bad_pairs(tmp_path / "bad.jsonl")
+    (tmp_path / "full.gz").symlink_to("/dev/full")
+    done = in_shell(f"{CAPPY} score --bundle {bundle} --quiet bad.jsonl {option} {name}", tmp_path)
+    assert (done.returncode, done.stderr) == (1, f"cappy score: {name}: No space left on device\n".encode())
+
+
+@pytest.mark.slow
+def test_a_file_without_room_for_a_stream_is_named(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "many.jsonl").write_text(ONE_LINE.replace("}", f', "note": "{"x" * 2000}"}}') * 300)
+    done = in_shell(f"ulimit -f 64; {CAPPY} score - --bundle {bundle} --quiet -o out.jsonl < many.jsonl", tmp_path)
+    problem = f"cappy score: {tmp_path.resolve()}/out.jsonl.partial: File too large"
+    assert (done.returncode, done.stderr.decode().splitlines()[-1]) == (1, problem)

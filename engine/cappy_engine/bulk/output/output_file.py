@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import logging
 import os
 import stat
@@ -38,13 +39,13 @@ def open_output(
         >>> with open_output(Path("scored.jsonl")) as output:
         ...     output.write(b"{}")
 
-    Raises OutputError, before anything is written if that is possible, and OSError.
+    Raises OutputError, before anything is written if that is possible, and OSError, which names the file.
     """
     place = check_output(path, force=force, inputs=inputs)
     if packing_of(path) == "zst":
         raise OutputError(f"{path} cannot be packed with zstd here; choose a name that ends in .gz")
     if place.is_stream:
-        with os.fdopen(_open_stream(place), "wb") as stream, _packed(stream, path) as output:
+        with io.BufferedWriter(storage.NamedFile(_open_stream(place), path)) as stream, _packed(stream, path) as output:
             yield output
         return
     file, is_written_over = _begin(place, force=force, say=say)
@@ -57,7 +58,8 @@ def open_output(
                 finally:
                     is_empty = not output.tell()
             file.flush()
-            os.fsync(file.fileno())
+            with storage.naming(place.partial):
+                os.fsync(file.fileno())
             _finish(file, place, is_written_over)
         except BaseException:
             _leave(file, place.partial, say, is_empty=is_empty)
@@ -91,7 +93,7 @@ def _begin(place: Place, *, force: bool, say: Say) -> tuple[BinaryIO, bool]:
     mode = 0o666 if place.status is None else 0o600
     try:
         clear_partial(partial, force=force, say=say)
-        file = cast(BinaryIO, os.fdopen(os.open(partial, flags, mode), "w+b"))
+        file = cast(BinaryIO, io.BufferedRandom(storage.NamedFile(os.open(partial, flags, mode), partial, "w+b")))
     except FileExistsError as error:
         raise _taken(partial) from error
     except OSError as error:

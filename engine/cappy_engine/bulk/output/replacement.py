@@ -67,7 +67,8 @@ def replace(file: BinaryIO, partial: Path, path: Path, status: os.stat_result, *
         except OSError as error:
             if error.errno not in (errno.EBUSY, errno.EXDEV):  # mounted since
                 raise
-    with os.fdopen(os.open(path, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)), "wb") as old:
+    flags = os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
+    with storage.naming(path), os.fdopen(os.open(path, flags), "wb") as old:
         if not os.path.samestat(os.fstat(old.fileno()), status):
             raise OutputError(f"{path} was replaced meanwhile; move it away, and rename {partial}")
         size = file.seek(0, os.SEEK_END)

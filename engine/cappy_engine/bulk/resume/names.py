@@ -10,6 +10,11 @@ from pathlib import Path
 from cappy_engine.bulk.output.places import Input, check_output
 from cappy_engine.errors import OutputError
 
+OTHER_NAME = "choose another name, or replace it with --force"
+"""What to do where a file that a user named is in the way."""
+OTHER_FOLDER = "move or remove it, choose another folder, or replace it with --force"
+"""The same where only its folder was named."""
+
 
 def new_of(path: Path) -> Path:
     """Name the file that takes the place of `path`.
@@ -84,21 +89,21 @@ def find_names(out: Path, *, resume: bool = False, force: bool = False, inputs: 
 
 
 def find_run(
-    out: Path, *, resume: bool = False, force: bool = False, inputs: Sequence[Input] = ()
+    out: Path, *, resume: bool = False, force: bool = False, inputs: Sequence[Input] = (), way_out: str = OTHER_NAME
 ) -> tuple[Names, bool]:
     """Name the files of a run that begins, or with `resume` goes on where one was stopped; also tell if it goes on.
 
         >>> find_run(Path("new.jsonl"), resume=True)[1]
         False
 
-    Raises what `find_names` raises.
+    Raises what `find_names` raises; `way_out` is what to do where `out` is no run's.
     """
     found = find_names(out, force=True, inputs=inputs)
     is_there = resume and os.path.lexists(found.partial)
     if resume and not (is_there or force) and found.status is not None:
         raise OutputError(
             f"{out} exists, and no stopped run is left to go on with: it is complete already, or not of this run; "
-            "choose another name, or replace it with --force"
+            f"{way_out}"
         )
     return find_names(out, resume=is_there, force=force, inputs=inputs), is_there
 

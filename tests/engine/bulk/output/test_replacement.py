@@ -144,7 +144,7 @@ def test_a_full_disk_leaves_what_is_written_over_as_it_was(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=rf"No space left on device: '{out}'"):
         write(out, force=True)
     assert (out.read_bytes(), partial.read_bytes()) == (OLD, NEW)
 
