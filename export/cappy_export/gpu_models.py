@@ -25,12 +25,13 @@ from cappy_export.checkpoints.checkpoint import Checkpoint
 from cappy_export.graphs.build import build_direct_graph
 from cappy_export.graphs.cuda import packed_model, packing_counts
 from cappy_export.graphs.files import MAX_BYTES, save
+from cappy_export.graphs.half import is_half, round_in_float32
 from cappy_export.graphs.optimum import check_size
 from cappy_export.graphs.stand_ins import emulated
 from cappy_export.graphs.tensorrt import check_operators, check_shapes, plain_model
 from cappy_export.graphs.writer import is_written_directly
 from cappy_export.options import ExportOptions, Say
-from cappy_export.precisions.calibration import CalibrationPairs, activation_ranges
+from cappy_export.precisions.calibration import CalibrationPairs, activation_ranges, open_exposed
 from cappy_export.precisions.fp16 import convert_to_half
 from cappy_export.precisions.int8_tensorrt import quantize_explicitly
 
@@ -96,12 +97,19 @@ def runnable_on_cpu(model: Path, target: str, folder: Path) -> Path:
 
     >>> runnable_on_cpu(Path("my-bundle/cuda/model.onnx"), "cuda", Path("work"))
     PosixPath('work/emulated-model.onnx')
+
+    The twin has stand-ins for CUDA's operators, and rounds to fp16 wherever the graph says that a value is fp16.
     """
-    if target != "cuda":
-        return model
-    twin = folder / f"emulated-{model.name}"
-    save(emulated(onnx.load(str(model))), twin)
-    return twin
+    runnable, twin = model, folder / f"emulated-{model.name}"
+    if target == "cuda":
+        save(emulated(onnx.load(str(model))), twin)
+        runnable = twin
+    if is_half(onnx.load(str(runnable), load_external_data=False)):
+        tensors = open_exposed(runnable, folder=folder).get_outputs()
+        halves = {tensor.name for tensor in tensors if tensor.type == "tensor(float16)"}
+        save(round_in_float32(onnx.load(str(runnable)), halves), twin)
+        runnable = twin
+    return runnable
 
 
 def _write_target(

@@ -178,10 +178,12 @@ def activation_ranges(source: Path, calibration: Iterable[Inputs]) -> dict[str, 
     return largest
 
 
-def open_exposed(source: Path, names: Sequence[str] | None = None) -> InferenceSession:
+def open_exposed(source: Path, names: Sequence[str] | None = None, *, folder: Path | None = None) -> InferenceSession:
     """Open a model on the CPU with intermediate tensors as outputs: those of `names`, or every one.
 
     >>> session = open_exposed(Path("my-bundle/onnx/model.onnx"), ["layer.0/attention"])
+
+    A copy lies in `folder` meanwhile; without one, where the model is.
     """
     model = onnx.load(str(source))
     if names is None:
@@ -190,7 +192,7 @@ def open_exposed(source: Path, names: Sequence[str] | None = None) -> InferenceS
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
     options = SessionOptions()
     options.log_severity_level = 3
-    with tempfile.TemporaryDirectory(dir=source.parent) as temporary:
+    with tempfile.TemporaryDirectory(dir=folder or source.parent) as temporary:
         path = Path(temporary, "exposed.onnx")
         save(model, path)
         del model

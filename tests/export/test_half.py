@@ -1,0 +1,79 @@
+"""fp16 of a GPU, on the CPU: what is fp16 in the graph is rounded, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from cappy_export.gpu_models import runnable_on_cpu
+from cappy_export.precisions.calibration import exposed_values, open_exposed
+
+RANDOM = np.random.default_rng(5)
+ROWS = RANDOM.integers(-63, 64, (7, 96)).astype(np.float32) / 8
+WEIGHTS = RANDOM.integers(-63, 64, (96, 32)).astype(np.float16) / np.float16(8)
+SHIFT = RANDOM.integers(-63, 64, 32).astype(np.float16) / np.float16(64)
+"""Their sums are exact in float32, in any order, and need more bits than fp16 has."""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Write a product and a sum in fp16, between casts, and a sum in float32 behind them."""
+    node = helper.make_node
+    nodes = [
+        node("Cast", ["rows"], ["half"], to=TensorProto.FLOAT16),
+        node("MatMul", ["half", "weights"], ["product"]),
+        node("Add", ["product", "shift"], ["sum"]),
+        node("Cast", ["sum"], ["wide"], to=TensorProto.FLOAT),
+        node("Add", ["wide", "third"], ["out"]),
+    ]
+    weights = {"weights": WEIGHTS, "shift": SHIFT, "third": np.array(1 / 3, np.float32)}
+    graph = helper.make_graph(
+        nodes,
+        "half",
+        [helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["tokens", 96])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["tokens", 32])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    return path
+
+
+def test_each_fp16_value_is_rounded(model: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    before = sorted(tmp_path.iterdir())
+    twin = onnxruntime.InferenceSession(runnable_on_cpu(model, "tensorrt", work), providers=["CPUExecutionProvider"])
+    product = (ROWS @ WEIGHTS.astype(np.float32)).astype(np.float16)
+    wide = (product + SHIFT).astype(np.float32)
+    np.testing.assert_array_equal(twin.run(None, {"rows": ROWS})[0], wide + np.float32(1 / 3))
+    exact = ROWS @ WEIGHTS.astype(np.float32) + SHIFT
+    assert np.mean(exact != wide) > 0.1  # rounding matters here
+    assert sorted(tmp_path.iterdir()) == before  # a bundle is only read
+
+
+@pytest.mark.parametrize(
+    ("target", "kinds"),
+    [
+        ("cuda", {"PackedMultiHeadAttention", "SkipLayerNormalization", "BiasGelu"}),
+        ("tensorrt", {"MatMul", "LayerNormalization", "Softmax", "Erf"}),
+    ],
+)
+def test_a_bundles_fp16_is_proven_with_fp16_values(
+    gpu_bundle: Path, tmp_path: Path, target: str, kinds: set[str]
+) -> None:
+    model = gpu_bundle / target / "model_fp16.onnx"
+    graph = onnx.load(model).graph
+    body = [node for node in graph.node if "classifier" not in node.name and node.op_type in kinds]
+    assert {node.op_type for node in body} == kinds
+    names = [node.output[0] for node in body]
+    inputs = {entry.name: np.ones((1, 5), np.int64) for entry in graph.input}
+    values = next(exposed_values(open_exposed(runnable_on_cpu(model, target, tmp_path), names), names, [inputs]))
+    for name, value in values.items():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, value.astype(np.float16), name)
