@@ -16,6 +16,15 @@ size_t processors() {
   return static_cast<size_t>(found);
 }
 
+size_t first_cache_ways() {
+#ifdef _SC_LEVEL1_DCACHE_ASSOC
+  const long ways = sysconf(_SC_LEVEL1_DCACHE_ASSOC);
+  return ways > 0 ? static_cast<size_t>(ways) : 0;
+#else
+  return 0;
+#endif
+}
+
 }  // namespace cappy
 
 #if defined(__x86_64__)
@@ -71,7 +80,22 @@ bool has_amx() {
 
 bool has_avxvnni() { return has_avx2() && bit(cpuid(7, 1).a, 4); }
 
+namespace {
+
 bool has_avx512bf16() { return has_avx512vnni() && bit(cpuid(7, 1).a, 5); }
+
+// From Sapphire Rapids on, which is the first with AVX512-FP16, Intel's have AMX for bfloat16, and VDPBF16PS takes two
+// cycles: half of what two multiply-adds of floats do. Virtual machines may hide AMX.
+bool is_made_for_amx() {
+  constexpr uint32_t INTEL = 0x756e6547;  // "Genu" of "GenuineIntel"
+  return cpuid(0, 0).b == INTEL && bit(cpuid(7, 0).d, 23);
+}
+
+}  // namespace
+
+bool has_fast_avx512bf16() { return has_avx512bf16() && !is_made_for_amx(); }
+
+bool has_slow_avx512bf16() { return has_avx512bf16() && is_made_for_amx(); }
 
 }  // namespace cappy
 

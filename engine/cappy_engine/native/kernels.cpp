@@ -12,8 +12,9 @@ namespace {
 const InstructionSet SETS[] = {  // the best first
 #if defined(__x86_64__)
     {"amx", has_amx, &LINEAR_AMX, &BF16_AMX, attention_avx512},
-    {"avx512bf16", has_avx512bf16, &LINEAR_AVX512VNNI, &BF16_AVX512BF16, attention_avx512},
+    {"avx512bf16", has_fast_avx512bf16, &LINEAR_AVX512VNNI, &BF16_AVX512BF16, attention_avx512},
     {"avx512", has_avx512vnni, &LINEAR_AVX512VNNI, &BF16_AVX512, attention_avx512},
+    {"avx512bf16", has_slow_avx512bf16, &LINEAR_AVX512VNNI, &BF16_AVX512BF16, attention_avx512},
     {"avxvnni", has_avxvnni, &LINEAR_AVXVNNI, &BF16_AVX2, attention_avx2},
     {"avx2", has_avx2, &LINEAR_AVX2, &BF16_AVX2, attention_avx2},
 #elif defined(__aarch64__)
@@ -32,7 +33,7 @@ thread_local size_t threads_chosen = 0;
 
 const InstructionSet* find_instruction_set(const char* name) {
   for (const InstructionSet& set : SETS)
-    if (strcmp(set.name, name) == 0) return set.is_usable() ? &set : nullptr;
+    if (strcmp(set.name, name) == 0 && set.is_usable()) return &set;
   return nullptr;
 }
 

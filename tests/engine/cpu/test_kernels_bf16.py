@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cappy_engine.cpu.cores import cpu_flags
 from cappy_engine.native import reference
 from cappy_engine.native.library import NativeLibrary
 from cappy_engine.native.operands import BF16_GROUP, Bf16Layer, Floats
@@ -95,3 +98,12 @@ def test_a_set_that_multiplies_bf16_wrongly_is_not_used(
     monkeypatch.setattr(library, "bf16_linear", lambda *given: right(*given) * np.float32(1.0001))
     problem = self_test(library, library.instruction_sets[0])
     assert problem.startswith("Bf16Linear differs from numpy")
+
+
+def test_bf16_is_multiplied_as_such_where_that_is_faster(library: NativeLibrary) -> None:
+    flags, cpuinfo = cpu_flags(), Path("/proc/cpuinfo")
+    if "avx512_bf16" not in flags:
+        pytest.skip("this processor has no AVX512-BF16")
+    is_made_for_amx = "GenuineIntel" in cpuinfo.read_text() and "avx512_fp16" in flags
+    order = [name for name in library.instruction_sets if name in ("avx512", "avx512bf16")]
+    assert order == (["avx512", "avx512bf16"] if is_made_for_amx else ["avx512bf16", "avx512"])
