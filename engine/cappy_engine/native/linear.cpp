@@ -5,6 +5,7 @@
 #include <cstring>
 #include <new>
 
+#include "cpu_features.h"
 #include "numbers.h"
 #include "quantize.h"
 #include "scratch.h"
@@ -19,6 +20,8 @@ constexpr size_t MANY_ROWS = 48;
 // Tasks are some for each thread, so that threads end together, and not too short for what it takes to hand one out (1 to 2 us).
 constexpr size_t TASKS_OF_A_THREAD = 4, LEAST_PRODUCTS_OF_A_TASK = 2 << 20;
 constexpr size_t MOST_ROW_PARTS_SPLIT = 64;
+// So many lines, or fewer, may share a place in the first cache: then a block's rows push each other out.
+constexpr size_t FEW_WAYS = 8;
 constexpr size_t FLOATS_OF_A_LINE = 16;  // of a cache
 
 }  // namespace
@@ -27,6 +30,8 @@ Linear::Linear(const InstructionSet& set, const LinearWeights& weights)
     : kernels_(*set.linear), bf16_(weights.is_bf16 ? set.bf16 : nullptr), product_(bf16_ ? bf16_->product : kernels_.product), weights_(weights) {
   panel_bytes_ = divided_up(weights.inner, size_t{weights.is_bf16 ? 2u : 4u}) * PANEL * 4;
   panels_ = divided_up(weights.columns, PANEL);
+  const size_t ways = first_cache_ways();
+  do_rows_collide_ = ways <= FEW_WAYS || product_.block_rows > ways;
   if (!weights.is_packed) pack();
   const int8_t* packed = weights.is_packed ? weights.weights : packed_;
   size_t room = divided_up(panels_ * PANEL, MAX_BLOCK_COLUMNS) * MAX_BLOCK_COLUMNS;
@@ -110,7 +115,7 @@ bool Linear::run(const void* x, const float* scales, size_t rows, const float* r
   return !is_short_of_memory;
 }
 
-// The rows as the product reads them, apart so that those of a block do not share their places in the first cache.
+// The rows as the product reads them: apart where those of a block would not all stay in the first cache.
 Linear::Rows Linear::rows_of(const void* x, size_t first, size_t count) const {
   const size_t inner = weights_.inner;
   if (bf16_) {
@@ -121,7 +126,7 @@ Linear::Rows Linear::rows_of(const void* x, size_t first, size_t count) const {
     return {rounded, bytes};
   }
   const uint8_t* q = static_cast<const uint8_t*>(x) + first * inner;
-  uint8_t* copy = inner % 2048 == 0 && count > 4 ? take_scratch(count * (inner + 64)) : nullptr;
+  uint8_t* copy = inner % 2048 == 0 && count > 4 && do_rows_collide_ ? take_scratch(count * (inner + 64)) : nullptr;
   if (!copy) return {q, inner};
   for (size_t r = 0; r < count; r++) memcpy(copy + r * (inner + 64), q + r * inner, inner);
   return {copy, inner + 64};

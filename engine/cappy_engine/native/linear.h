@@ -51,6 +51,7 @@ class Linear {
   const Product& product_;
   LinearWeights weights_;
   bool may_saturate_ = false;
+  bool do_rows_collide_;  // those of a block, in the first cache, if they are a multiple of 2 KB apart
   int8_t* packed_ = nullptr;
   int32_t* start_ = nullptr;  // -(zero_point - what the product takes away) * the sum of each column's weights; of bf16 the bias, as floats
   size_t panel_bytes_, panels_;
