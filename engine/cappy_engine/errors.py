@@ -63,9 +63,12 @@ def message_of(error: BaseException) -> str:
 
     >>> message_of(FileNotFoundError(2, "No such file or directory", "pairs.jsonl"))
     'pairs.jsonl: No such file or directory'
+
+    Both files are named of what was copied or renamed: the system does not say which of them it refused.
     """
-    path = getattr(error, "filename", None)
-    return reason_of(error) if path is None else f"{os.fsdecode(path)}: {reason_of(error)}"
+    paths = [getattr(error, name, None) for name in ("filename", "filename2")]
+    named = " to ".join(os.fsdecode(path) for path in paths if path is not None)
+    return f"{named}: {reason_of(error)}" if named else reason_of(error)
 
 
 class CappyError(Exception):

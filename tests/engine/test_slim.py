@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from cappy_engine.cli.main import main
 from cappy_engine.errors import BundleError, PrecisionUnavailable
 from cappy_engine.slim import slim
 from tests.support.bundles import add_file, change_manifest, copy_bundle, read_manifest
+from tests.support.command_line import CAPPY, in_shell
 
 
 def test_inspect_prints_what_the_bundle_is(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,3 +158,18 @@ def test_names_are_gone_through_once_and_one_text_is_not_a_list_of_them(bundle: 
     for name, wrong in (("precisions", "int8"), ("targets", "cpu"), ("precisions", "")):
         with pytest.raises(ValueError, match=f"{name} must be a list of words, got str"):
             slim(bundle, **{name: wrong}, out=tmp_path / "other")  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="needs a tmpfs of its own")
+def test_a_full_disk_is_an_error_that_names_the_file_on_it(bundle: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    command = f"{CAPPY} slim {bundle} --out {small}/slim --keep fp32"
+    done = in_shell(
+        f"unshare -rm bash -c 'mount -t tmpfs -o size=16k tmpfs {small} && {command}; ls -A {small}'", tmp_path
+    )
+    error = done.stderr.decode()
+    if "unshare" in error or "mount:" in error:
+        pytest.skip("needs the right to mount")
+    assert re.fullmatch(rf"cappy slim: \S+ to {small}/\S+: No space left on device\n", error)
+    assert done.stdout == b""
