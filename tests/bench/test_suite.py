@@ -194,6 +194,19 @@ def test_a_reference_without_scores_ends_the_run_before_anything_is_compared(sco
         measure(FakeTool(spec("reference"), score=lambda pair: score), FakeTool(spec("cappy")))
 
 
+@pytest.mark.parametrize("damaged", ["{", "[]", '{"value": 1}'])
+def test_notes_with_a_damaged_line_are_not_gone_on_with(damaged: str, measure: Measure, tmp_path: Path) -> None:
+    notes, ours = tmp_path / "kept.jsonl", FakeTool(spec("cappy"))
+    measure(FakeTool(spec("cappy")), run=Run(notes=notes))
+    first, _, *others = notes.read_text(encoding="utf-8").splitlines()
+    text = "".join(f"{line}\n" for line in (first, damaged, *others))
+    notes.write_text(text, encoding="utf-8")
+    with pytest.raises(BenchmarkError, match=r"kept\.jsonl, line 2 is no note .*; remove this file"):
+        measure(ours, run=Run(notes=notes))
+    assert ours.calls == []
+    assert notes.read_text(encoding="utf-8") == text
+
+
 @pytest.mark.parametrize("score", [float("nan"), float("inf")])
 def test_notes_with_a_reference_that_is_not_finite_are_not_gone_on_with(
     score: float, measure: Measure, tmp_path: Path

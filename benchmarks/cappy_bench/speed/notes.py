@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cappy_engine import storage
+from cappy_engine.errors import BenchmarkError
 
 MAX_BYTES = 2**30
 Key = tuple[str, ...]
@@ -21,11 +22,16 @@ class Notes:
         if path.exists():
             text = storage.read_regular(path, limit=MAX_BYTES).decode()
             *lines, _ = text.split("\n")  # a last line without its end was never finished
+            for number, line in enumerate(lines, 1):
+                try:
+                    entry = json.loads(line)
+                    self.found[tuple(entry["key"])] = entry["value"]
+                except (ValueError, TypeError, KeyError) as error:
+                    raise BenchmarkError(
+                        f"{path}, line {number} is no note ({error!r}); remove this file and measure again"
+                    ) from error
             with storage.whole_file(path) as file:
                 file.write("".join(f"{line}\n" for line in lines).encode())
-            for line in lines:
-                entry = json.loads(line)
-                self.found[tuple(entry["key"])] = entry["value"]
 
     def is_good(self, key: Key) -> bool:
         """True if there is an entry and it did not fail: failures are tried again.
