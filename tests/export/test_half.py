@@ -44,6 +44,19 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
+def test_8_bit_products_are_exact_on_any_cpu(gpu_bundle: Path, tmp_path: Path) -> None:
+    """Without VNNI, ONNX Runtime's own 8-bit products saturate."""
+    model = gpu_bundle / "tensorrt" / "model_int8.onnx"
+    assert "DequantizeLinear" in {node.op_type for node in onnx.load(model).graph.node}
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    twin = runnable_on_cpu(model, "tensorrt", tmp_path)
+    onnxruntime.InferenceSession(twin, options, providers=["CPUExecutionProvider"])
+    kinds = {node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node}
+    assert not {kind for kind in kinds if "Integer" in kind or kind.startswith("QLinear")}
+
+
 def test_each_fp16_value_is_rounded(model: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()

@@ -1,7 +1,7 @@
 """Stand in for operators of CUDA, so that its graph is proven without a GPU.
 
 Each is an ONNX function of standard operators, written from the operator's documented shapes and its source
-(onnxruntime/contrib_ops/cuda/bert). Everything else of the graph, its weights and casts included, runs as it is.
+(onnxruntime/contrib_ops/cuda/bert). Everything else of the graph, its weights and casts included, stays as it is.
 """
 
 from __future__ import annotations

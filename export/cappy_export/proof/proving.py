@@ -1,6 +1,6 @@
 """Prove a bundle: score the parity pairs with each of its models, and compare with PyTorch's scores.
 
-Models for GPUs are run on the CPU provider, with stand-ins for the operators that it lacks.
+Models for GPUs are run on the CPU provider, with stand-ins for the operators that it lacks, and with fp16's rounding.
 """
 
 from __future__ import annotations
