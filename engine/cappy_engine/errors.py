@@ -67,7 +67,9 @@ def message_of(error: BaseException) -> str:
     Both files are named of what was copied or renamed: the system does not say which of them it refused.
     """
     paths = [getattr(error, name, None) for name in ("filename", "filename2")]
-    named = " to ".join(os.fsdecode(path) for path in paths if path is not None)
+    named = " to ".join(
+        os.fsdecode(path) if isinstance(path, (str, bytes)) else str(path) for path in paths if path is not None
+    )
     return f"{named}: {reason_of(error)}" if named else reason_of(error)
 
 

@@ -143,7 +143,8 @@ def naming(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = str(path)
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
         raise
 
 

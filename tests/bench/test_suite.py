@@ -194,17 +194,17 @@ def test_a_reference_without_scores_ends_the_run_before_anything_is_compared(sco
         measure(FakeTool(spec("reference"), score=lambda pair: score), FakeTool(spec("cappy")))
 
 
-@pytest.mark.parametrize("damaged", ["{", "[]", '{"value": 1}'])
-def test_notes_with_a_damaged_line_are_not_gone_on_with(damaged: str, measure: Measure, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", [b"{", b"[]", b'{"value": 1}', b'{"key": ["\xff"], "value": {}}'])
+def test_notes_with_a_damaged_line_are_not_gone_on_with(damaged: bytes, measure: Measure, tmp_path: Path) -> None:
     notes, ours = tmp_path / "kept.jsonl", FakeTool(spec("cappy"))
     measure(FakeTool(spec("cappy")), run=Run(notes=notes))
-    first, _, *others = notes.read_text(encoding="utf-8").splitlines()
-    text = "".join(f"{line}\n" for line in (first, damaged, *others))
-    notes.write_text(text, encoding="utf-8")
+    first, _, *others = notes.read_bytes().splitlines()
+    content = b"".join(line + b"\n" for line in (first, damaged, *others))
+    notes.write_bytes(content)
     with pytest.raises(BenchmarkError, match=r"kept\.jsonl, line 2 is no note .*; remove this file"):
         measure(ours, run=Run(notes=notes))
     assert ours.calls == []
-    assert notes.read_text(encoding="utf-8") == text
+    assert notes.read_bytes() == content
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf")])

@@ -20,8 +20,9 @@ class Notes:
         self.found: dict[Key, dict[str, Any]] = {}
         self.path = path
         if path.exists():
-            text = storage.read_regular(path, limit=MAX_BYTES).decode()
-            *lines, _ = text.split("\n")  # a last line without its end was never finished
+            *lines, _ = storage.read_regular(path, limit=MAX_BYTES).split(
+                b"\n"
+            )  # a last line without its end was never finished
             for number, line in enumerate(lines, 1):
                 try:
                     entry = json.loads(line)
@@ -31,7 +32,7 @@ class Notes:
                         f"{path}, line {number} is no note ({error!r}); remove this file and measure again"
                     ) from error
             with storage.whole_file(path) as file:
-                file.write("".join(f"{line}\n" for line in lines).encode())
+                file.write(b"".join(line + b"\n" for line in lines))
 
     def is_good(self, key: Key) -> bool:
         """True if there is an entry and it did not fail: failures are tried again.

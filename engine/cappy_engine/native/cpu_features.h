@@ -6,8 +6,8 @@ namespace cappy {
 
 bool has_avx2();        // with FMA
 bool has_avx512vnni();  // AVX-512 F, BW, DQ, VL and VNNI
-bool has_fast_avx512bf16();  // AVX512-BF16, beside these, that does more in a second than floats
-bool has_slow_avx512bf16();  // the same, that does less
+bool has_fast_avx512bf16();  // AVX512-BF16, beside these, that is faster than float32
+bool has_slow_avx512bf16();  // the same, slower than float32
 bool has_avxvnni();     // AVX-VNNI, beside AVX2
 bool has_amx();         // AMX with 8-bit integers and bfloat16, beside AVX-512, and the system's permission, which this asks for
 

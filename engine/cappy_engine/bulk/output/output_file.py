@@ -39,7 +39,7 @@ def open_output(
         >>> with open_output(Path("scored.jsonl")) as output:
         ...     output.write(b"{}")
 
-    Raises OutputError, before anything is written if that is possible, and OSError, which names the file.
+    Raises OutputError, before anything is written if that is possible, and OSError.
     """
     place = check_output(path, force=force, inputs=inputs)
     if packing_of(path) == "zst":
