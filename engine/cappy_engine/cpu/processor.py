@@ -22,6 +22,7 @@ INSTRUCTION_SETS: Mapping[str, str] = {
 """Those that decide how fast a matrix product is: Linux's name, and what people call it."""
 MULTIPLY_INT8 = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}
 """With one of these, 8-bit products cost a fraction of those in float32."""
+AMX_IS_HIDDEN = "AMX           hidden by this virtual machine; int8 and bf16 are faster in one that shows it"
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,22 @@ def describe_processor(processor: Processor) -> str:
             f"CPU           {processor.name}",
             f"cores         {processor.cores} usable of {processor.cpus} CPUs{limit}",
             f"instructions  {', '.join(found) or 'none known that matter here'}",
+            *([AMX_IS_HIDDEN] if is_amx_hidden(processor) else []),
             f"fastest       {_advice(processor.flags)}; 'cappy tune' measures the best mode",
         ]
     )
+
+
+def is_amx_hidden(processor: Processor) -> bool:
+    """Tell if a virtual machine hides AMX, the fastest instructions for int8 and bf16, on a processor that has them.
+
+    >>> is_amx_hidden(read_processor())
+    False
+
+    Intel's processors for servers have AMX since Sapphire Rapids, which was the first with AVX512-FP16.
+    """
+    is_made_for_amx = processor.name.startswith("Intel") and {"avx512_fp16", "hypervisor"} <= processor.flags
+    return is_made_for_amx and "amx_int8" not in processor.flags
 
 
 def _advice(flags: frozenset[str]) -> str:

@@ -56,6 +56,21 @@ def test_without_8_bit_products_int8_is_praised_as_far_as_it_was_measured(flags:
     assert "container" not in text
 
 
+@pytest.mark.parametrize(
+    ("name", "flags", "is_told"),
+    [
+        ("Intel(R) Xeon(R) Processor", {"hypervisor", "avx512_fp16"}, True),
+        ("Intel(R) Xeon(R) Processor", {"hypervisor", "avx512_fp16", "amx_int8"}, False),
+        ("Intel(R) Xeon(R) Processor", {"hypervisor"}, False),
+        ("Intel(R) Xeon(R) Processor", {"avx512_fp16"}, False),
+        ("AMD EPYC", {"hypervisor", "avx512_fp16"}, False),
+    ],
+)
+def test_amx_that_a_virtual_machine_hides_is_told(name: str, flags: set[str], is_told: bool) -> None:
+    text = describe_processor(dataclasses.replace(XEON, name=name, flags=XEON.flags | flags))
+    assert ("AMX           hidden by this virtual machine" in text) == is_told
+
+
 def test_the_processor_of_this_machine_has_cores() -> None:
     found = read_processor()
     assert 1 <= found.cores <= found.cpus
