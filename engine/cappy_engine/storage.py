@@ -17,18 +17,18 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 
 class NamedFile(io.FileIO):
-    """An open descriptor with a name, which its errors have: the system does not say of which file they are.
+    """A file, or its descriptor, with a name that its errors have: the system does not say of which file they are.
 
     >>> NamedFile(1, "stdout", closefd=False).write(b"{}")
     2
     """
 
-    def __init__(self, descriptor: int, name: str | Path, mode: str = "wb", *, closefd: bool = True) -> None:
-        super().__init__(descriptor, mode, closefd=closefd)
+    def __init__(self, file: int | Path, name: str | Path, mode: str = "wb", *, closefd: bool = True) -> None:
+        super().__init__(file, mode, closefd=closefd)
         self.called = str(name)
 
     def write(self, content: Any) -> int:
@@ -47,14 +47,15 @@ def whole_file(path: Path, *, meanwhile: Path | None = None) -> Iterator[BinaryI
         >>> with whole_file(Path("answer.json")) as file:
         ...     file.write(b"{}")
 
-    Raises OSError.
+    Raises OSError, which names `path` on a full disk.
     """
     partial = meanwhile or path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    with partial.open("xb") as file:
+    with io.BufferedWriter(NamedFile(partial, path, "xb")) as file:
         try:
-            yield file
+            yield cast(BinaryIO, file)
             file.flush()
-            os.fsync(file.fileno())
+            with naming(path):
+                os.fsync(file.fileno())
             partial.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):

@@ -173,3 +173,10 @@ def test_a_full_disk_is_an_error_that_names_the_file_on_it(bundle: Path, tmp_pat
         pytest.skip("needs the right to mount")
     assert re.fullmatch(rf"cappy slim: \S+ to {small}/\S+: No space left on device\n", error)
     assert done.stdout == b""
+
+
+def test_a_manifest_that_cannot_be_written_is_named_and_the_bundle_stays(bundle: Path, tmp_path: Path) -> None:
+    copied = copy_bundle(tmp_path / "bundle", source=bundle)
+    done = in_shell(f"ulimit -f 1; {CAPPY} slim {copied} --keep fp32", tmp_path)
+    assert done.stderr.decode() == f"cappy slim: {copied}/manifest.json: File too large\n"
+    assert read_manifest(copied) == read_manifest(bundle)

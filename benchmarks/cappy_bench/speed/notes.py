@@ -48,5 +48,5 @@ class Notes:
         >>> notes.add(("prepared", "torch"), {"status": "ok"})
         """
         self.found[key] = value
-        with self.path.open("ab") as file:
+        with storage.naming(self.path), self.path.open("ab") as file:
             storage.append(file, json.dumps({"key": key, "value": value}).encode() + b"\n")

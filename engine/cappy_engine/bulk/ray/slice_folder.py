@@ -116,7 +116,7 @@ def count_try(folder: Path, part: Slice) -> None:
     """
     file = _beside(folder, part, TRIES)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("ab") as tries:
+    with storage.naming(file), file.open("ab") as tries:
         tries.write(b".")
         count = tries.tell()
     if count > MOST_TRIES:

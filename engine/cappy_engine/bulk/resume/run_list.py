@@ -50,7 +50,7 @@ class RunList:
         """
         self.complete[name] = found
         if self._left is not None and self._state() == self._left:
-            with self._path.open("ab") as file:
+            with storage.naming(self._path), self._path.open("ab") as file:
                 storage.append(file, _line(name, found))
         else:
             with storage.whole_file(self._path) as file:
