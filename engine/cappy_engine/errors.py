@@ -64,7 +64,7 @@ def message_of(error: BaseException) -> str:
     >>> message_of(FileNotFoundError(2, "No such file or directory", "pairs.jsonl"))
     'pairs.jsonl: No such file or directory'
 
-    Both files are named of what was copied or renamed: the system does not say which of them it refused.
+    A copy or a rename has two files. Both are named, since the system does not say which one it refused.
     """
     paths = [getattr(error, name, None) for name in ("filename", "filename2")]
     named = " to ".join(

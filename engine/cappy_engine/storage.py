@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, cast
 
 
 class NamedFile(io.FileIO):
-    """A file, or its descriptor, with a name that its errors have: the system does not say of which file they are.
+    """Write to a file or a descriptor, and name it in errors: the system does not say which file it refused.
 
     >>> NamedFile(1, "stdout", closefd=False).write(b"{}")
     2
@@ -136,7 +136,7 @@ def rename(path: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Name a file in the OSError of what is done with its descriptor.
+    """Name a file in the OSErrors of its descriptor, which tell no name.
 
     >>> with naming("scored.jsonl.partial"):
     ...     os.fsync(file.fileno())

@@ -201,7 +201,7 @@ def test_notes_with_a_damaged_line_are_not_gone_on_with(damaged: bytes, measure:
     first, _, *others = notes.read_bytes().splitlines()
     content = b"".join(line + b"\n" for line in (first, damaged, *others))
     notes.write_bytes(content)
-    with pytest.raises(BenchmarkError, match=r"kept\.jsonl, line 2 is no note .*; remove this file"):
+    with pytest.raises(BenchmarkError, match=r"kept\.jsonl, line 2 is not a note .*; remove this file"):
         measure(ours, run=Run(notes=notes))
     assert ours.calls == []
     assert notes.read_bytes() == content

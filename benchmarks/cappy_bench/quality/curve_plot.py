@@ -30,7 +30,7 @@ def read_log(source: Path, *, say: Callable[[str], object] = log.info) -> list[d
     0
 
     A training that was killed may leave half a line at the end. That line is left out, and `say` tells it.
-    Raises CappyError if there is no log.
+    Raises CappyError for a training without a log.
     """
     path = source / LOG if source.is_dir() else source
     try:

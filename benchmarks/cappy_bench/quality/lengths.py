@@ -13,7 +13,7 @@ def check_lengths(number: int, texts: Iterable[tuple[str, str]]) -> None:
 
         >>> check_lengths(1, [("instruction", "Is the sky blue?"), ("response", "Yes")])
 
-    Raises InvalidLine: no option of `cappy evaluate` changes the limit of the scorers.
+    Raises InvalidLine for a text above the scorers' limit, which no option of `cappy evaluate` changes.
     """
     for name, text in texts:
         if len(text) > MAX_TEXT_CHARS:

@@ -29,7 +29,7 @@ class Notes:
                     self.found[tuple(entry["key"])] = entry["value"]
                 except (ValueError, TypeError, KeyError) as error:
                     raise BenchmarkError(
-                        f"{path}, line {number} is no note ({error!r}); remove this file and measure again"
+                        f"{path}, line {number} is not a note ({error!r}); remove this file and measure again"
                     ) from error
             with storage.whole_file(path) as file:
                 file.write(b"".join(line + b"\n" for line in lines))

@@ -46,7 +46,7 @@ class Target:
     """The files that a run writes: `out`, and `rejects` if bad rows are listed. Both are packed as their names say.
 
     `force` replaces what is there; `resume` goes on with a run that was stopped. `done` is called with the run's totals
-    and settings when the file has its name, before the run is forgotten. `way_out` is what to do where `out` is taken.
+    and settings when the file has its name, before the run is forgotten. `way_out` is the advice where `out` is taken.
     """
 
     out: Path

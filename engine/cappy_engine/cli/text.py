@@ -71,9 +71,7 @@ def describe_parity(parity: Mapping[str, Any]) -> str:
             f"{winners:>12}  {row['batch_shapes']:>12}  {limits or 'none'}"
         )
     if "targets" in parity:
-        lines.append(
-            "  models for GPUs were run on the CPU provider, with stand-ins for what it lacks and fp16's rounding"
-        )
+        lines.append("  models for GPUs were run on the CPU provider, with stand-ins for what it lacks")
     for name, row in rows.items():
         lines += ["", f"  worst pairs, {name}:"]
         for worst in row["worst"]:

@@ -67,7 +67,7 @@ def describe_processor(processor: Processor) -> str:
 
 
 def is_amx_hidden(processor: Processor) -> bool:
-    """Tell if a virtual machine hides AMX, the fastest instructions for int8 and bf16, on a processor that has them.
+    """Tell if a virtual machine hides the processor's AMX, its fastest instructions for int8 and bf16.
 
     >>> is_amx_hidden(read_processor())
     False

@@ -84,9 +84,8 @@ namespace {
 
 bool has_avx512bf16() { return has_avx512vnni() && bit(cpuid(7, 1).a, 5); }
 
-// Intel's cores for servers from Sapphire Rapids on, which is the first with AVX512-FP16, have AMX for bfloat16. Their
-// VDPBF16PS takes two cycles, and four multiply-adds of floats compute twice as much in that time. Virtual machines may
-// hide AMX.
+// Intel's server cores have AMX for bfloat16 since Sapphire Rapids, the first with AVX512-FP16. Their VDPBF16PS takes two
+// cycles, and four multiply-adds of floats compute twice as much in that time. Virtual machines may hide AMX.
 bool is_made_for_amx() {
   constexpr uint32_t INTEL = 0x756e6547;  // "Genu" of "GenuineIntel"
   return cpuid(0, 0).b == INTEL && bit(cpuid(7, 0).d, 23);

@@ -20,7 +20,7 @@ constexpr size_t MANY_ROWS = 48;
 // Tasks are some for each thread, so that threads end together, and not too short for what it takes to hand one out (1 to 2 us).
 constexpr size_t TASKS_OF_A_THREAD = 4, LEAST_PRODUCTS_OF_A_TASK = 2 << 20;
 constexpr size_t MOST_ROW_PARTS_SPLIT = 64;
-// So many lines, or fewer, may share a place in the first cache: then a block's rows push each other out.
+// Where the first cache has at most so many ways, the rows of a block push each other out of it.
 constexpr size_t FEW_WAYS = 8;
 constexpr size_t FLOATS_OF_A_LINE = 16;  // of a cache
 

@@ -1,8 +1,8 @@
-"""Compute an fp16 graph on a CPU, with each value rounded that is fp16 in it.
+"""Compute an fp16 graph on a CPU, and round every value that is fp16 in the graph.
 
-A GPU rounds no more often; where TensorRT fuses operators, less often. ONNX Runtime has hardly any fp16 operators for
-CPUs. It casts to float32 before the others and back behind them, and leaves out the casts between two of them. So
-values would stay in float32, and a proof would miss a good part of the error.
+A GPU does not round more often than that. Where TensorRT fuses operators, it rounds less often. ONNX Runtime has hardly
+any fp16 operators for CPUs. It computes the others in float32, between casts, and removes the casts between two of
+them. So values would stay in float32, and a proof would miss a good part of the error.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ def is_half(model: onnx.ModelProto) -> bool:
 
 
 def round_in_float32(model: onnx.ModelProto, half: Collection[str]) -> onnx.ModelProto:
-    """Have `model` compute in float32 and round its tensors `half` to fp16; the same object is returned.
+    """Make `model` compute in float32 and round its tensors `half` to fp16; the same object is returned.
 
     >>> round_in_float32(onnx.load("my-bundle/tensorrt/model_fp16.onnx"), ["layer.0/attention"])
 
-    `half` names all tensors that are fp16, but weights. What an operator computes inside is not rounded, nor what
-    DequantizeLinear writes, for the device multiplies the 8-bit numbers. Zero points must be 0, as TensorRT's are.
+    `half` names all tensors that are fp16, but weights. Values inside an operator are not rounded. The outputs of
+    DequantizeLinear are not rounded either: the device multiplies the 8-bit numbers. Zero points must be 0, as
+    TensorRT's are.
     """
     for entry in model.graph.initializer:
         _widen(entry)
@@ -42,7 +43,7 @@ def round_in_float32(model: onnx.ModelProto, half: Collection[str]) -> onnx.Mode
 
 
 def _rounding(node: onnx.NodeProto, half: Collection[str]) -> Iterator[onnx.NodeProto]:
-    """Yield the node in float32, and casts that round what it writes."""
+    """Yield the node in float32, and casts that round its outputs."""
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.TENSOR:
             _widen(attribute.t)

@@ -96,7 +96,7 @@ def find_run(
         >>> find_run(Path("new.jsonl"), resume=True)[1]
         False
 
-    Raises what `find_names` raises; `way_out` is what to do where `out` is no run's.
+    Raises what `find_names` raises; `way_out` is the advice where `out` is not a stopped run's.
     """
     found = find_names(out, force=True, inputs=inputs)
     is_there = resume and os.path.lexists(found.partial)
