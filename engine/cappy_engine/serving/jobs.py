@@ -93,7 +93,6 @@ class Job:
     started: float | None = None
     ended: float | None = None
     taken: int = 0
-    scored: int = 0
 
     def __post_init__(self) -> None:
         self.scores = np.full(len(self.encoded), np.nan, dtype=np.float32)
@@ -121,9 +120,13 @@ class Job:
         return rows
 
     def put(self, rows: Ids, scores: Scores) -> None:
-        """Take the scores of some pairs."""
+        """Take the scores of some pairs, none of them NaN. Workers may do that at once: nothing is counted."""
         self.scores[rows] = scores
-        self.scored += len(rows)
+
+    @property
+    def is_scored(self) -> bool:
+        """Tell whether all pairs have their scores."""
+        return not bool(np.isnan(self.scores).any())
 
     def succeed(self) -> None:
         """Answer with the scores, unless the client gave the request up meanwhile."""

@@ -258,7 +258,7 @@ class ScoringQueue:
             self._break(ModelBroken(f"a step failed: {type(error).__name__}: {error}"))
         done = Step(model, step.lengths, len(step.parts), time.monotonic() - started)
         for job in {part.job for part in step.parts}:  # first: its client waits
-            if job.scored == len(job.encoded):
+            if job.is_scored:
                 job.succeed()
         self._finish(step, done)
         self._on_step(done)
