@@ -54,12 +54,15 @@ def write_external_model(path: Path, location: str) -> Path:
 def write_attention_model(
     path: Path, *, heads: int, hidden: int, is_first: bool = False, window: int | None = None
 ) -> Path:
-    """Write a model of Attention of the domain `cappy`, FirstAttention or LocalAttention; its result is `result`."""
+    """Write a model of Attention of the domain `cappy`, FirstAttention or, with a window, LocalRotaryAttention."""
     inputs: dict[str, tuple[int, Sequence[int | str]]] = {"queries": (FLOAT, ["pairs", hidden])} if is_first else {}
     inputs |= {"packed": (FLOAT, ["tokens", (2 if is_first else 3) * hidden]), "lengths": (INT64, ["pairs"])}
     domain = field(7, "cappy") + field(5, _attribute("heads", heads))
-    domain += b"" if window is None else field(5, _attribute("window", window))
-    operator = "FirstAttention" if is_first else "Attention" if window is None else "LocalAttention"
+    operator = "FirstAttention" if is_first else "Attention"
+    if window is not None:
+        operator = "LocalRotaryAttention"
+        domain += field(5, _attribute("window", window))
+        inputs |= {name: (FLOAT, ["places", hidden // heads // 2]) for name in ("cosines", "sines")}
     node = _node(operator, list(inputs), "result", domain)
     values = [_value(name, kind, shape) for name, (kind, shape) in inputs.items()]
     _write(path, [node], values, [_value("result", FLOAT, ["rows", hidden])], [])

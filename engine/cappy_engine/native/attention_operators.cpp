@@ -1,5 +1,4 @@
-// The operators Attention, LocalAttention, DisentangledAttention and those with rotary positions, and the ones for one query
-// of each pair.
+// The operators Attention, DisentangledAttention and those with rotary positions, and the ones for one query of each pair.
 #include <cmath>
 #include <new>
 
@@ -10,7 +9,7 @@
 namespace cappy {
 namespace {
 
-enum Kind { WHOLE, LOCAL, DISENTANGLED, ROTARY, LOCAL_ROTARY };
+enum Kind { WHOLE, DISENTANGLED, ROTARY, LOCAL_ROTARY };
 
 struct AttentionOptions {
   AttentionKernel kernel;
@@ -98,7 +97,7 @@ Error create(const Node& node, Kernel** kernel) {
   if (Error found = node.whole("heads", &options.heads)) return found;
   if (options.heads < 1 || options.heads > 65536)
     return error("heads must be 1 to 65536, not %lld", static_cast<long long>(options.heads));
-  if (kind == LOCAL || kind == LOCAL_ROTARY) {
+  if (kind == LOCAL_ROTARY) {
     if (Error found = node.whole("window", &options.window)) return found;
     if (options.window < 0) return error("window must be 0 or more, not %lld", static_cast<long long>(options.window));
   }
@@ -114,7 +113,6 @@ Error create(const Node& node, Kernel** kernel) {
 
 const Operator ATTENTION = {"Attention", 2, {ORT_FLOAT, ORT_INT64}, 1, {ORT_FLOAT}, create<WHOLE, false>};
 const Operator FIRST_ATTENTION = {"FirstAttention", 3, {ORT_FLOAT, ORT_FLOAT, ORT_INT64}, 1, {ORT_FLOAT}, create<WHOLE, true>};
-const Operator LOCAL_ATTENTION = {"LocalAttention", 2, {ORT_FLOAT, ORT_INT64}, 1, {ORT_FLOAT}, create<LOCAL, false>};
 const Operator DISENTANGLED_ATTENTION = {
     "DisentangledAttention", 5, {ORT_FLOAT, ORT_INT64, ORT_FLOAT, ORT_FLOAT, ORT_INT64}, 1, {ORT_FLOAT},
     create<DISENTANGLED, false>};

@@ -193,7 +193,7 @@ def draw_attention(random: np.random.Generator) -> Iterator[Pairs]:
     The last comes in tasks, and in blocks of queries with a window.
     """
     lengths, heads, window = np.array([1, 2, 3, 33, 97]), 2, 5
-    kinds = (("", 64), ("Local", 58), ("Disentangled", 58), ("Rotary", 58), ("LocalRotary", 64))
+    kinds = (("", 64), ("Disentangled", 58), ("Rotary", 58), ("LocalRotary", 64))
     for kind, size in kinds:
         packed = random.standard_normal((lengths.sum(), 3 * heads * size)).astype(np.float32)
         packed[:3, : 2 * heads * size] *= 30

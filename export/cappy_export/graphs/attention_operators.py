@@ -25,14 +25,6 @@ def _attention() -> str:
     return "Attention <heads> (packed, lengths) => (y) {" + _self_attention(ATTEND) + "}"
 
 
-def _local_attention() -> str:
-    """LocalAttention (packed float [n, 3 h], lengths int64 [b]) -> y float [n, h]
-
-    As Attention, and a token sees those at most `window` places before and behind it.
-    """
-    return "LocalAttention <heads, window> (packed, lengths) => (y) {" + _self_attention(ATTEND_NEAR) + "}"
-
-
 def _first_attention() -> str:
     """FirstAttention (queries float [b, h], packed float [n, 2 h], lengths int64 [b]) -> y float [b, h]
 
@@ -76,7 +68,10 @@ def _rotary_attention() -> str:
 
 
 def _local_rotary_attention() -> str:
-    """LocalRotaryAttention (packed, lengths, cosines, sines) -> y: as LocalAttention, of what RotaryAttention turns."""
+    """LocalRotaryAttention (packed, lengths, cosines, sines) -> y float [n, h]
+
+    As RotaryAttention, and a token sees those at most `window` places before and behind it.
+    """
     inputs = "(packed, lengths, cosines, sines)"
     body = _self_attention(ATTEND_NEAR, LIFTED_AND_TURNED)
     return f"LocalRotaryAttention <heads, window> {inputs} => (y) {{ {body} }}"
@@ -136,7 +131,6 @@ def _one_query(attend: str, lifted: str = LIFTED) -> str:
 WRITERS: Mapping[str, Callable[[], str]] = {
     "Attention": _attention,
     "FirstAttention": _first_attention,
-    "LocalAttention": _local_attention,
     "DisentangledAttention": _disentangled_attention,
     "FirstDisentangledAttention": _first_disentangled_attention,
     "RotaryAttention": _rotary_attention,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cappy_engine.native import reference
 from cappy_engine.native.build import LIBRARY, SOURCES
 from cappy_engine.native.library import NativeLibrary
-from cappy_engine.native.operands import Distances, Floats, Ids
+from cappy_engine.native.operands import Distances, Floats, Ids, draw_angles
 from cappy_engine.session import load_runtime
 from tests.support.onnx_files import write_attention_model
 
@@ -265,9 +265,11 @@ def test_a_session_runs_the_kernel_whole_and_cut_among_threads(
 def test_a_session_attends_to_near_tokens(tmp_path: Path, threads: int) -> None:
     session = open_model(write_attention_model(tmp_path / "model.onnx", heads=3, hidden=96, window=9), threads)
     lengths = np.array([30, 1, 200])
-    packed = packed_rows(lengths, 96)
-    (found,) = session.run(None, {"packed": packed, "lengths": lengths})
-    np.testing.assert_allclose(found, reference.attention(packed, lengths, 3, 9), rtol=CLOSE, atol=CLOSE)
+    packed, angles = packed_rows(lengths, 96), draw_angles(np.random.default_rng(4), 200, 32)
+    inputs = {"packed": packed, "lengths": lengths, "cosines": angles[0], "sines": angles[1]}
+    (found,) = session.run(None, inputs)
+    wanted = reference.attention(packed, lengths, 3, 9, angles=angles)
+    np.testing.assert_allclose(found, wanted, rtol=CLOSE, atol=CLOSE)
     with pytest.raises(Exception, match="window must be 0 or more, not -1"):
         open_model(write_attention_model(tmp_path / "negative.onnx", heads=3, hidden=96, window=-1))
 
