@@ -176,6 +176,18 @@ def test_unknown_fields_are_refused(route: Route) -> None:
         assert "unknown field `instructions`" in refusal(route.read, body | {"instructions": "a"})
 
 
+@pytest.mark.parametrize(
+    "name", ["a" * 20_000, " - at `$" + "[" * 20_000, "` - at `$.a" * 2_000], ids=lambda name: name[:9]
+)
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.operation)
+def test_of_what_a_client_made_up_little_comes_back(route: Route, name: str) -> None:
+    """It is not searched for long, either: whoever reads a body keeps all others waiting."""
+    for shape in route.requests:
+        body = EXAMPLES[shape]
+        assert isinstance(body, dict)
+        assert len(refusal(route.read, body | {name: "a"})) < 1000
+
+
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.operation)
 def test_a_field_that_is_there_twice_is_refused(route: Route) -> None:
     for shape in route.requests:

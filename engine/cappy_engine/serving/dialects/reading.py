@@ -23,6 +23,11 @@ from cappy_engine.ranking import best_first
 from cappy_engine.serving.requests import ScoringResult
 
 Shape = TypeVar("Shape")
+PLACE = re.compile(r" - at (?:`key` in )?`(\$(?:\.\w+|\[[\d.]+\])*)`\Z")
+"""Where msgspec says that something is wrong: behind its problem, such as "`$.pairs[3].response`"."""
+STEP = re.compile(r"\.(\w+)|\[")
+MOST_SHOWN = 200
+"""Characters at each end of a problem that an answer has."""
 
 
 def _check_once(fields: list[tuple[str, object]]) -> None:
@@ -147,9 +152,14 @@ def refuse_others(name: str, value: object, harmless: Iterable[object], why: str
 
 
 def _placed(problem: str, shape: object) -> str:
-    """Write where it is wrong first: "$.pairs[3].response: expected `str`, got `int`"."""
-    found = re.fullmatch(r"(.*) - at (?:`key` in )?`(.*)`", problem, re.DOTALL)
-    what, where = found.groups() if found else (problem, "the body")
+    """Write where it is wrong first: "$.pairs[3].response: expected `str`, got `int`".
+
+    A problem may hold what the client sent: that is cut, and searched in linear time.
+    """
+    if len(problem) > 2 * MOST_SHOWN:
+        problem = f"{problem[:MOST_SHOWN]}...{problem[-MOST_SHOWN:]}"
+    found = PLACE.search(problem)
+    what, where = (problem[: found.start()], found[1]) if found else (problem, "the body")
     known = _fields_at(where, shape) if what.startswith("Object contains unknown field") else []
     return f"{where}: {what[:1].lower()}{what[1:]}{'; it may have ' * bool(known)}{', '.join(known)}"
 
@@ -157,12 +167,12 @@ def _placed(problem: str, shape: object) -> str:
 def _fields_at(where: str, shape: object) -> list[str]:
     """List the fields that the object at a place such as `$.pairs[0]` may have."""
     found: Any = [msgspec.inspect.type_info(shape)]
-    for name, _ in re.findall(r"\.(\w+)|(\[[^\]]*\])", where if where.startswith("$") else ""):
-        found = [inner for each in found for inner in _inner(each, name)]
+    for step in STEP.finditer(where):
+        found = [inner for each in found for inner in _inner(each, step[1])]
     return [field.encode_name for each in found for kind in _kinds(each) for field in getattr(kind, "fields", ())]
 
 
-def _inner(shape: Any, name: str) -> Iterator[Any]:
+def _inner(shape: Any, name: str | None) -> Iterator[Any]:
     """Yield the types of a field, or without a name of the values of a list or an object."""
     for kind in _kinds(shape):
         if name:
