@@ -19,10 +19,9 @@ from tokenizers.implementations import BertWordPieceTokenizer
 from transformers import BertTokenizerFast, PreTrainedTokenizerBase, PreTrainedTokenizerFast, XLMRobertaTokenizerFast
 
 from cappy_bench import family_deberta, family_ettin
+from cappy_bench.family_deberta import LEARNT
 from cappy_export.proof.pairs import default_pairs
 
-LEARNT = 2000
-"""Pieces of a vocabulary that are learnt from the package's own texts."""
 TINY = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
 
 _COMMON = {

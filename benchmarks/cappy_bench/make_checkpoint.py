@@ -51,6 +51,8 @@ SHAPES: dict[str, dict[str, int]] = {
     "minimal": {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16},
 }
 FORMATS = ("safetensors", "bin", "msgpack")
+MEAN, SPREAD = 0.5, 0.35
+"""Of the scores of random weights: about those of the published checkpoint."""
 
 
 def make_checkpoint(
@@ -200,15 +202,13 @@ def _spread(name: str, parameter: torch.Tensor) -> float:
     return float(1.0 / np.sqrt(parameter.shape[1]))
 
 
-def _calibrate_head(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mean: float = 0.5, std: float = 0.35
-) -> None:
+def _calibrate_head(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     pairs = [pair for pair in default_pairs() if len(pair[0]) + len(pair[1]) < 400][::4]
     with torch.no_grad():
         scores = torch.cat([model(**tokenizer([pair], return_tensors="pt")).logits[:, 0] for pair in pairs])
         head = getattr(model.classifier, "out_proj", model.classifier)
-        head.weight.mul_(std / scores.std())
-        head.bias.copy_(mean - (scores.mean() - head.bias) * std / scores.std())
+        head.weight.mul_(SPREAD / scores.std())
+        head.bias.copy_(MEAN - (scores.mean() - head.bias) * SPREAD / scores.std())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -39,8 +39,9 @@ class LazySession:
     `session` is one that is open already.
     """
 
-    def __init__(self, open_now: Callable[[], Session], *, device: str, session: Session | None = None) -> None:
-        self.device = device
+    device = "cpu"
+
+    def __init__(self, open_now: Callable[[], Session], *, session: Session | None = None) -> None:
         self._open_now = open_now
         self._session = session
         self._lock = threading.Lock()
@@ -137,7 +138,8 @@ class Dispatcher:
     def run_beside(self, encoded: EncodedPairs) -> Scores:
         """Score n pairs like `run`, on one of the `workers`: so many threads may do that at once without a wait.
 
-        `run` shares its batches out and waits for the last one. Who has ever more pairs calls this instead.
+        `run` shares its batches out and waits for the last one. Where pairs keep coming, as in a server, threads call
+        this instead.
         """
         session = self._narrow or self._session
         if session is None:

@@ -142,7 +142,7 @@ def _open_sessions(
         with bundle.used_again():
             return _open_checked(bundle, precision, threads, kernels)
 
-    first = LazySession(open_again, device="cpu", session=_open_checked(bundle, precision, threads, kernels))
+    first = LazySession(open_again, session=_open_checked(bundle, precision, threads, kernels))
     if mode != "both":
         return first, first if mode == "throughput" else None
 
@@ -154,7 +154,7 @@ def _open_sessions(
             log.warning("several batches run on one session, which is slower: %s", error)
             return first
 
-    return first, LazySession(open_narrow, device="cpu")
+    return first, LazySession(open_narrow)
 
 
 def _open_checked(bundle: Bundle, precision: str, threads: int, kernels: ChosenSet | None) -> Session:

@@ -88,7 +88,7 @@ class PairTokenizer:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
     @classmethod
-    def from_file(cls, path: Path, *, max_length: int, max_text_chars: int = MAX_TEXT_CHARS) -> PairTokenizer:
+    def from_file(cls, path: Path, *, max_length: int) -> PairTokenizer:
         """Open a `tokenizer.json`; truncation and padding set in the file are ignored.
 
         Raises BundleError if the file is not a tokenizer, or joins pairs in an unknown way or with too many tokens.
@@ -97,7 +97,7 @@ class PairTokenizer:
             content = read_regular(path, limit=MAX_SMALL_BYTES)
         except OSError as error:
             raise BundleError(f"{path} cannot be read ({reason_of(error)})") from error
-        return cls.from_bytes(content, max_length=max_length, max_text_chars=max_text_chars)
+        return cls.from_bytes(content, max_length=max_length)
 
     @classmethod
     def from_bytes(cls, content: bytes, *, max_length: int, max_text_chars: int = MAX_TEXT_CHARS) -> PairTokenizer:

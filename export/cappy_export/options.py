@@ -13,7 +13,7 @@ from typing import Annotated
 from cappy_engine.bundle import PRECISIONS, TARGETS
 from cappy_engine.errors import ExportError
 from cappy_engine.options import Asked, check_asked
-from cappy_export.proof.limits import Limits, check_measured, parse_limits
+from cappy_export.proof.limits import check_measured, parse_limits
 
 Say = Callable[[str], object]
 """Is told of every step, and of what a user should know."""
@@ -84,7 +84,7 @@ class ExportOptions:
         parse_limits(self.limits)
         self._check_targets()
         check_measured(self.limits, self.measured)
-        self._check_int8()
+        self._check_for_cpus()
 
     @property
     def for_cpus(self) -> tuple[str, ...]:
@@ -107,10 +107,6 @@ class ExportOptions:
         """List the CPU's precisions that are written."""
         return self.for_cpus if self.keep is None else self.keep
 
-    def parity_limits(self, spread: float) -> dict[str, Limits]:
-        """Give every precision's limits for scores with this standard deviation, changed as was asked."""
-        return parse_limits(self.limits, spread=spread)
-
     def _runnable(self, target: str) -> tuple[str, ...]:
         return tuple(name for name in TARGETS[target] if name in self.precisions)
 
@@ -125,7 +121,7 @@ class ExportOptions:
         if self.buckets is not None and "tensorrt" not in self.targets:
             raise ExportError("buckets are TensorRT's lengths; add --target tensorrt, or leave them out")
 
-    def _check_int8(self) -> None:
+    def _check_for_cpus(self) -> None:
         """Raise ExportError for an option of a precision that is not made for CPUs."""
         if not set(self.kept) <= set(self.for_cpus):
             raise ExportError(
@@ -155,10 +151,6 @@ class VerifyOptions:
         check_asked(self)
         _order(self, "precisions", PRECISIONS)
         parse_limits(self.limits)
-
-    def parity_limits(self, spread: float) -> dict[str, Limits]:
-        """Give every precision's limits for scores with this standard deviation, changed as was asked."""
-        return parse_limits(self.limits, spread=spread)
 
 
 def _order(options: object, name: str, choices: Sequence[str]) -> None:

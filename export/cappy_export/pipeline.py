@@ -72,7 +72,7 @@ def export(
         _check_space(staging, float32_bytes(opened, model))
         say(f"scoring {len(pairs)} pairs with PyTorch")
         reference = score_with_torch(opened, pairs, max_length=options.max_length)
-        proof = Proof(name, pairs, reference, options.parity_limits(reference.spread))
+        proof = Proof(name, pairs, reference, parse_limits(options.limits, spread=reference.spread))
         written = _write(staging, opened, files, options, proof, say)
         parity = prove(staging, {"cpu": written["precisions"], **options.for_gpus}, proof, say)
         require(parity, proof.limits, f"the export of {opened.name}")
@@ -106,7 +106,7 @@ def verify(
     _check_told(manifest, opened, f"bundle {bundle}")
     say(f"scoring {len(pairs)} pairs with PyTorch")
     reference = score_with_torch(opened, pairs, max_length=manifest.max_length)
-    proof = Proof(name, pairs, reference, options.parity_limits(reference.spread))
+    proof = Proof(name, pairs, reference, parse_limits(options.limits, spread=reference.spread))
     parity = prove(Path(bundle), models, proof, say)
     require(parity, proof.limits, f"bundle {bundle}")
     return parity

@@ -90,7 +90,7 @@ def test_a_session_that_is_opened_late_is_opened_once() -> None:
         opened.append(ThreadsSession())
         return opened[-1]
 
-    dispatcher = Dispatcher(LazySession(open_now, device="cpu"), Grouping(100), pad_token_id=1)
+    dispatcher = Dispatcher(LazySession(open_now), Grouping(100), pad_token_id=1)
     assert not opened
     for _ in range(2):
         dispatcher.run(encoded([3, 4]))

@@ -98,7 +98,7 @@ def test_locks_and_gpus_that_a_thread_holds_at_the_fork_are_free_in_the_child() 
             return super().run(inputs)
 
     shared = SharedSession({0: Waiting()}, device="cuda")
-    lazy = LazySession(FakeSession, device="cpu")
+    lazy = LazySession(FakeSession)
     lazy._lock.acquire()  # as another thread does that opens it
     scorer = Scorer.open(TINY, precision="int8", device="cpu", threads=1)
     scorer.exact._lock.acquire()  # likewise

@@ -6,9 +6,9 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
+from cappy_bench.load.bounds import STEPS
 from cappy_bench.speed.markdown import Row, markdown, number, size
 
-STEPS = ("unloaded", "saturation", "overload", "soak")
 QUEUE = "CAPPY_SERVE_MAX_QUEUE_PAIRS and CAPPY_SERVE_MAX_QUEUE_TOKENS"
 Step = Mapping[str, Any]
 

@@ -12,13 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cappy_bench.peers.peer import Pair
-from cappy_bench.speed.workloads import RERANK_LENGTHS, Pool, bulk_lengths
+from cappy_bench.speed.workloads import MOST_RESPONSE_CHARS, RERANK_LENGTHS, Pool, bulk_lengths
 from cappy_engine.errors import BenchmarkError
 from cappy_engine.tokenizer import PairTokenizer
 
 MOST_INSTRUCTION_TOKENS = 400
 """Leaves room for candidates of MOST_RESPONSE_CHARS: nothing is truncated, which other servers do elsewhere."""
-MOST_RESPONSE_CHARS = 200
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def make_load(
     """
     random = np.random.default_rng(seed)
     pool = Pool(texts[0], tokenizer)
-    responses = sorted({response for _, response in pool.pairs if len(response) < MOST_RESPONSE_CHARS})
+    responses = pool.short_responses()
     if len(responses) < max(sizes):
         raise BenchmarkError(
             f"a request of {max(sizes)} pairs needs as many different responses, and the texts have "

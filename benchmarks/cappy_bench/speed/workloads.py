@@ -107,10 +107,9 @@ class Pool:
         self._lengths = encoded.lengths[order]
         self._is_taken = np.zeros(len(order), dtype=np.bool_)
 
-    @property
-    def pairs(self) -> list[Pair]:
-        """All pairs that are not too long, shortest first."""
-        return self._pairs
+    def short_responses(self) -> list[str]:
+        """List the different responses of less than MOST_RESPONSE_CHARS, but the empty one."""
+        return sorted({response for _, response in self._pairs if 0 < len(response) < MOST_RESPONSE_CHARS})
 
     def take(self, lengths: Iterable[int]) -> list[Pair]:
         """Take the nearest pair for each length, none twice. Raises BenchmarkError when the pool is used up.
@@ -186,7 +185,7 @@ def question_lengths(random: np.random.Generator, count: int) -> list[int]:
 
 def _rerank_requests(pool: Pool, random: np.random.Generator, sizes: Sizes) -> list[list[Pair]]:
     """Instructions of everyday length, each with the same number of distinct responses of other pairs."""
-    responses = sorted({response for _, response in pool.pairs if response and len(response) < MOST_RESPONSE_CHARS})
+    responses = pool.short_responses()
     if len(responses) < CANDIDATES:
         others = " ".join(f"--workload {name}" for name in sizes.names if name != "rerank")
         raise BenchmarkError(

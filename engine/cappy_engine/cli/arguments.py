@@ -49,7 +49,16 @@ class Taken:
     section: str
 
 
-class Command(click.Command):
+class WithExamples(click.Command):
+    """A command whose help ends with examples."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples without wrapping their lines."""
+        if self.epilog:
+            formatter.write(f"\n{self.epilog}\n")
+
+
+class Command(WithExamples):
     """A command that builds what it `takes`, and prints the remarks below its options as they stand.
 
     `variables` is what the names of its environment variables begin with, if it has some.
@@ -89,11 +98,6 @@ class Command(click.Command):
             with formatter.section(heading):
                 formatter.write_dl(records)
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the examples without wrapping their lines."""
-        if self.epilog:
-            formatter.write(f"\n{self.epilog}\n")
-
     def _repeat_hint(self, given_words: Sequence[str], unexpected: str) -> str:
         """Say how several values are given, if `unexpected` follows an option that takes several."""
         before = given_words[: given_words.index(unexpected)] if unexpected in given_words else []
@@ -103,7 +107,7 @@ class Command(click.Command):
         return ""
 
 
-class Group(click.Group):
+class Group(WithExamples, click.Group):
     """Commands of a command, such as `cappy evaluate promptsource`."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -111,11 +115,6 @@ class Group(click.Group):
         found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl([(name, made.get_short_help_str(limit=200)) for name, made in found if made])
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the examples without wrapping their lines."""
-        if self.epilog:
-            formatter.write(f"\n{self.epilog}\n")
 
 
 def command(

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 class Service:
     """Scores requests with the model of a bundle; another one takes its place when `load` is called again.
 
-    `on_broken` is called, from a thread of its own, when the model gives no right scores any more.
+    `on_broken`, which may be set, is called when the model gives no right scores any more, from a thread of its own.
     """
 
     def __init__(
@@ -55,14 +55,13 @@ class Service:
         server: ServerOptions,
         *,
         metrics: Metrics,
-        on_broken: Callable[[ModelBroken], None] = lambda error: None,
     ) -> None:
         self._state: State = "loading"
         self.metrics = metrics
         self.bundle = bundle if bundle == EMBEDDED else Path(bundle).absolute()  # whoever changes the folder
         self._options = options
         self._server = server
-        self.on_broken = on_broken
+        self.on_broken: Callable[[ModelBroken], None] = lambda error: None
         self._model: LoadedModel | None = None
         self._is_stopping = False
         self._changing = threading.Lock()

@@ -8,7 +8,7 @@ the last layer only the first token of a pair is read. Queries, attention output
 token alone, which is exact.
 
 Residuals are Add and LayerNormalization: ONNX Runtime 1.32's SkipLayerNormalization takes 5 to 6 times as long as the
-three operators that it replaces (not vectorised; `python -m cappy_bench.studies.operators`).
+three operators that it replaces (it is not vectorised; measured by hand).
 
 Knows nothing of quantisation or files.
 """
@@ -73,7 +73,7 @@ class _Encoder:
         mixed = graph.add("Add", [output, read], f"{name}/attention/residual")
         middle = parts.norm(f"{attended}.output.LayerNorm", mixed)
         wide = parts.linear(f"{prefix}.intermediate.dense", middle, f"{name}/intermediate/dense")
-        active = parts.activation(self._config.hidden_act, wide, f"{name}/intermediate/activation")
+        active = graph.activation(self._config.hidden_act, wide, f"{name}/intermediate/activation")
         narrow = parts.linear(f"{prefix}.output.dense", active, f"{name}/output/dense")
         return parts.norm(f"{prefix}.output.LayerNorm", graph.add("Add", [narrow, middle], f"{name}/output/residual"))
 

@@ -134,15 +134,15 @@ class _Encoder:
         mixed = graph.add("Add", [output, read], f"{name}/attention/residual")
         middle = parts.norm(f"{prefix}.attention.output.LayerNorm", mixed)
         wide = parts.linear(f"{prefix}.intermediate.dense", middle, f"{name}/intermediate/dense")
-        active = parts.activation(self._config.hidden_act, wide, f"{name}/intermediate/activation")
+        active = graph.activation(self._config.hidden_act, wide, f"{name}/intermediate/activation")
         narrow = parts.linear(f"{prefix}.output.dense", active, f"{name}/output/dense")
         return parts.norm(f"{prefix}.output.LayerNorm", graph.add("Add", [narrow, middle], f"{name}/output/residual"))
 
     def head(self, first: str) -> None:
         """Write the head: logits (batch, 1) of the first tokens (batch, hidden)."""
-        parts = self._parts
-        dense = parts.linear("pooler.dense", first, "head/dense")
-        parts.linear("classifier", parts.activation(self._config.pooler_hidden_act, dense, "head/activation"), "logits")
+        dense = self._parts.linear("pooler.dense", first, "head/dense")
+        active = self._graph.activation(self._config.pooler_hidden_act, dense, "head/activation")
+        self._parts.linear("classifier", active, "logits")
 
     def _attention(self, number: int, sources: tuple[str, str], tokens: Tokens, *, is_last: bool) -> str:
         """Attend within each pair: (tokens, hidden); in the last layer the first tokens only, (batch, hidden)."""

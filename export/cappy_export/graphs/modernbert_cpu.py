@@ -104,7 +104,7 @@ class _Encoder:
             inputs, heads = [nothing, twice, tokens.lengths], config.num_attention_heads
             pooled = graph.add("FirstAttention", inputs, "head/mean", domain=DOMAIN, heads=heads)
         dense = self._linear("head.dense", pooled, "head/dense")
-        active = self._activation(config.classifier_activation, dense, "head/activation")
+        active = graph.activation(config.classifier_activation, dense, "head/activation")
         self._linear("classifier", self.norm("head.norm", active, "head/norm"), "logits")
 
     def norm(self, weights: str, hidden: str, name: str) -> str:
@@ -152,7 +152,7 @@ class _Encoder:
         halves = [f"{name}/gate", f"{name}/value"]
         sizes = graph.constant("halves", [size, size])
         graph.add_all("Split", [wide, sizes], halves, f"{name}/halves", domain="", axis=1)
-        active = self._activation(activation, halves[0], f"{name}/activation")
+        active = graph.activation(activation, halves[0], f"{name}/activation")
         return graph.add("Mul", [active, halves[1]], f"{name}/gated")
 
     def _is_local(self, number: int) -> bool:
@@ -169,10 +169,6 @@ class _Encoder:
         part = "" if rows == slice(None) else f".{rows.start}"
         bias = self._bias(weights, rows)
         return self._graph.add("Gemm", [hidden, self._graph.constant(f"{weights}{part}.matrix", matrix), bias], name)
-
-    def _activation(self, kind: str, hidden: str, name: str) -> str:
-        operator, domain = ACTIVATIONS[kind]
-        return self._graph.add(operator, [hidden], name, domain=domain)
 
     def _bias(self, weights: str, rows: slice = slice(None)) -> str:
         """Add the bias of a linear layer or a norm: zeros, shared by all of one size, where it has none."""

@@ -78,11 +78,6 @@ class Parts:
         ]
         return self._graph.add("Gemm", inputs, name)
 
-    def activation(self, kind: str, hidden: str, name: str) -> str:
-        """Add an activation by its name in transformers."""
-        operator, domain = ACTIVATIONS[kind]
-        return self._graph.add(operator, [hidden], name, domain=domain)
-
     def norm(self, weights: str, hidden: str, *, move: npt.NDArray[np.float64] | float = 0.0) -> str:
         """Add a layer normalisation over the last axis."""
         names = self.norm_weights(weights, move=move)

@@ -62,6 +62,11 @@ class GraphWriter:
         self.nodes.append(helper.make_node(operator, inputs, [name], name, domain=domain, **attributes))
         return name
 
+    def activation(self, kind: str, hidden: str, name: str) -> str:
+        """Add an activation by its name in transformers."""
+        operator, domain = ACTIVATIONS[kind]
+        return self.add(operator, [hidden], name, domain=domain)
+
     def add_all(
         self, operator: str, inputs: Sequence[str], outputs: Sequence[str], name: str, *, domain: str, **attributes: Any
     ) -> None:

@@ -42,7 +42,7 @@ def quantize_weights(weights: Floats) -> tuple[Int8, Floats]:
     return steps.astype(np.int8), scales
 
 
-def compensate_weights(weights: Floats, moments: Floats, *, damping: float = DAMPING) -> tuple[Int8, Floats]:
+def compensate_weights(weights: Floats, moments: Floats) -> tuple[Int8, Floats]:
     """Round as `quantize_weights` does, but make up for each error by later inputs.
 
     >>> steps, scales = compensate_weights(weights, x.T @ x / len(x))
@@ -54,7 +54,7 @@ def compensate_weights(weights: Floats, moments: Floats, *, damping: float = DAM
     """
     _, scales = quantize_weights(weights)
     order = np.argsort(-np.diag(moments), kind="stable")
-    feedback = _feedback(moments[np.ix_(order, order)], damping)
+    feedback = _feedback(moments[np.ix_(order, order)])
     wanted = weights[order] / scales
     steps, errors = np.zeros(weights.shape, np.float32), np.zeros(weights.shape, np.float32)
     is_rounded = np.zeros(len(weights) + 1, bool)  # the last is no input's
@@ -71,11 +71,11 @@ def compensate_weights(weights: Floats, moments: Floats, *, damping: float = DAM
     return steps.astype(np.int8), scales
 
 
-def _feedback(moments: Floats, damping: float) -> Floats:
+def _feedback(moments: Floats) -> Floats:
     """Compute how errors of earlier inputs go into later ones: F of (1 + F)ᵀ D (1 + F), strictly lower, the moments."""
     mean = float(np.mean(np.diag(moments)))
     damped = moments.astype(np.float64)
-    damped[np.diag_indices_from(damped)] += damping * mean if mean > 0 else 1.0
+    damped[np.diag_indices_from(damped)] += DAMPING * mean if mean > 0 else 1.0
     factor = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]  # upper: moments = factor factorᵀ
     return np.ascontiguousarray(np.tril((factor / np.diag(factor)).T, -1), np.float32)
 
