@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +28,7 @@ class Tracer:
             from opentelemetry.sdk.resources import OTELResourceDetector, Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
+            from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
             if provider is None:
                 asked = OTELResourceDetector().detect()  # by OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
@@ -43,13 +45,16 @@ class Tracer:
         self._provider = provider
         self._tracer = provider.get_tracer("cappy_engine.serving", __version__)
         self._trace = trace
-        self._propagate = propagate
+        is_asked = "OTEL_PROPAGATORS" in os.environ
+        self._parents = (
+            propagate if is_asked else TraceContextTextMapPropagator()
+        )  # by default, it logs a bad `baggage`
 
     def trace(
         self, route: str, headers: Mapping[str, str], status: int, seconds: float, result: ScoringResult | None
     ) -> None:
         """Make the span of a request that took `seconds` and ends now, below the client's own by `traceparent`."""
-        parent = self._propagate.extract(headers)
+        parent = self._parents.extract(headers)
         end = time.time_ns()
         start = end - round(seconds * 1e9)
         attributes: dict[str, Any] = {"http.request.method": "POST", "http.route": route}

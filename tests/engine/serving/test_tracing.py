@@ -155,6 +155,18 @@ def test_a_span_is_an_error_where_the_server_is_at_fault(status: int, is_error: 
     assert span.end_time - span.start_time == 500_000_000
 
 
+def test_of_headers_only_the_clients_span_is_read(caplog: pytest.LogCaptureFixture) -> None:
+    """What else a client sends would come into the log, even of one that has no key."""
+    kept, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "baggage": "hello secret words, =, a  b"}
+    Tracer(provider).trace("/v1/score", headers, 401, 0.1, None)
+    (span,) = kept.get_finished_spans()
+    assert span.parent is not None
+    assert f"{span.parent.trace_id:032x} {span.parent.span_id:016x}" == f"{TRACE} {PARENT}"
+    assert not caplog.records
+
+
 def test_the_stages_stand_at_the_end_of_a_request_whose_body_came_slowly() -> None:
     kept, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(kept))
