@@ -90,13 +90,14 @@ def ahead(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
             yield value  # type: ignore[misc]
 
     thread = threading.Thread(target=make, name="cappy-ahead")
-    with starting():
-        thread.start()
     try:
+        with starting():
+            thread.start()
         yield use()
-    finally:
+    finally:  # also if a signal comes while the thread starts
         is_over.set()
-        thread.join()
+        if thread.is_alive():
+            thread.join()
 
 
 class Behind(Generic[Item]):
@@ -122,8 +123,12 @@ class Behind(Generic[Item]):
         self._items.put((True, item))
 
     def __enter__(self) -> Self:
-        with starting():
-            self._thread.start()
+        try:
+            with starting():
+                self._thread.start()
+        except BaseException:  # a signal, too: nobody else would end the thread
+            self._is_over.set()
+            raise
         return self
 
     def __exit__(

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -51,6 +52,26 @@ def test_an_error_comes_behind_what_was_done_before_it_and_nothing_is_done_after
         assert [next(ready) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(OSError, match="cannot be read"):
             next(ready)
+
+
+@pytest.mark.parametrize("begin", [lambda: ahead(iter(range(9))), lambda: Behind(print)], ids=["ahead", "Behind"])
+def test_a_signal_while_the_thread_starts_ends_it_too(
+    monkeypatch: pytest.MonkeyPatch, begin: Callable[[], AbstractContextManager[object]]
+) -> None:
+    """Python waits for threads at its end: one that nobody ends keeps the process for ever."""
+    start, started = threading.Thread.start, list[threading.Thread]()
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        started.append(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), begin():
+        pytest.fail("the block began")
+    for thread in started:
+        thread.join(20)
+    assert [thread.is_alive() for thread in started] == [False]
 
 
 def test_memory_is_bounded_by_what_waits() -> None:
