@@ -36,6 +36,8 @@ BATCHES_OF_A_WORKER = 4
 What comes meanwhile waits for a step."""
 MAX_CHARS = 2**22
 """The characters that are tokenised, or wait for it: some seconds of work."""
+LEAST_CHARS = 32
+"""The characters of a pair that tell how many tokens a text has. "A" and "B" are a token each."""
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +86,7 @@ class LoadedModel:
         self.max_text_chars = options.max_text_chars
         self._metrics = metrics
         self._tokens_per_char = 0.0
+        self._special_tokens = self.scorer.tokenizer.template.special_tokens
         metrics.serves(self.scorer.info.device, self.scorer.info.precision)
         info = self.scorer.info
         own_name = "cappy-mini" if bundle == EMBEDDED else Path(bundle).absolute().name
@@ -118,7 +121,8 @@ class LoadedModel:
         before they are made.
         """
         share, most = self._tokens_per_char, self.card.max_length
-        expected = sum(min(most, share * (len(first) + len(second))) for first, second in set(request.pairs))
+        special = self._special_tokens if share else 0
+        expected = sum(min(most, special + share * (len(first) + len(second))) for first, second in set(request.pairs))
         return self.queue.reserve(len(request.pairs), chars, int(expected))
 
     def reach(self) -> float:
@@ -188,10 +192,10 @@ class LoadedModel:
             check_scores(self._canary, run)
 
     def _learn(self, request: ScoringRequest, distinct: EncodedPairs) -> None:
-        """Note how many tokens a character has. Texts that were cut do not tell."""
-        if len(distinct) and not distinct.truncated.any():
-            chars = sum(len(first) + len(second) for first, second in set(request.pairs))
-            share = int(distinct.lengths.sum()) / max(1, chars)
+        """Note how many tokens a character has. Texts that were cut, or are short, do not tell."""
+        chars = sum(len(first) + len(second) for first, second in set(request.pairs))
+        if chars and chars >= LEAST_CHARS * len(distinct) and not distinct.truncated.any():
+            share = (int(distinct.lengths.sum()) - self._special_tokens * len(distinct)) / chars
             self._tokens_per_char += (share - self._tokens_per_char) * (0.1 if self._tokens_per_char else 1.0)
 
     def _count(self, step: Step) -> None:

@@ -68,6 +68,19 @@ def test_a_request_that_will_not_fit_is_refused_before_its_tokens_are_made(loade
             loaded.reserve(request_of(fits + 4), 0)
 
 
+@pytest.mark.parametrize("is_text_known", [False, True])
+def test_short_texts_do_not_have_long_ones_refused_that_fit(loaded: LoadedModel, is_text_known: bool) -> None:
+    """Most of their tokens are special ones, and their words are shorter than others."""
+    fits = 512 // int(loaded.scorer.encode(request_of(1).pairs).lengths.sum()) - 1
+    short = [ScoringRequest([("q", str(number))], lambda result: result) for number in range(40)]
+    with ThreadPoolExecutor(1) as encoder:
+        for request in [request_of(1)] * is_text_known + short:
+            with loaded.reserve(request, 0) as place:
+                loaded.score(request, place, float("inf"), encoder).result(timeout=20)
+    with loaded.reserve(request_of(1), 0), loaded.reserve(request_of(fits), 0):
+        pass
+
+
 @pytest.mark.parametrize(("threads", "step_tokens"), [(1, 512), (2, 8 * 512)])
 def test_a_queue_is_bounded_also_where_no_bound_was_asked_for(bundle: Path, threads: int, step_tokens: int) -> None:
     options = ScorerOptions(precision="int8", device="cpu", threads=threads)
