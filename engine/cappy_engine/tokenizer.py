@@ -124,7 +124,7 @@ class PairTokenizer:
         """Read the texts of pairs, for `encode_texts`. Raises InvalidPair with the index of whatever is not a pair.
 
         >>> tokenizer.encode_texts(tokenizer.read([("Is the sky blue?", "Yes")])).lengths
-        array([9])
+        array([10])
         """
         return read_pairs(pairs, max_text_chars=self.max_text_chars)
 
@@ -148,7 +148,7 @@ class PairTokenizer:
                 raise InvalidPair(
                     row,
                     f"has {len(first) + len(second) + self.template.special_tokens} tokens, and the model takes "
-                    f"{self.max_length}; shorten it, or let it be cut: too_long truncate",
+                    f"{self.max_length}; shorten it, or let it be truncated",
                 )
             first, second = first[: kept[0]], second[: kept[1]]
             token_ids.append(self.template.join(first, second))

@@ -11,6 +11,7 @@ from cappy_engine import __version__
 from cappy_engine.options import ScorerInfo
 from cappy_engine.serving.jobs import Step
 from cappy_engine.serving.requests import ScoringResult, ServedModel
+from cappy_engine.serving.statuses import ERROR_TYPES
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 NO_ROUTE = "other"
@@ -44,6 +45,10 @@ class Metrics:
         )
         self._truncated = self._counter("truncated_pairs", "pairs that were too long for the model")
         self._swaps = self._counter("swaps", "bundles opened again", "result")
+        for result in ("done", "failed"):  # from 0 on, so that the first one is seen as a rise
+            self._swaps.labels(result)
+        for reason in set(ERROR_TYPES.values()):
+            self._refused.labels(reason)
         labels = ("model", "manifest_sha256", "device", "precision", "version")
         self._model = Gauge("cappy_model_info", "the model that answers", labels, registry=self._registry)
 

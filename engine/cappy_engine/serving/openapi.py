@@ -89,7 +89,7 @@ ERRORS = {
     401: "The key is missing or wrong.",
     404: "There is no such path or model.",
     408: "The body came too slowly.",
-    413: "The body, a text or the count of pairs is over its limit.",
+    413: "The body or the count of pairs is over its limit.",
     415: "The body says to be something else than JSON, or is packed.",
     422: "The request has another shape, or a pair cannot be scored.",
     429: "The queue is full. Retry-After says when to ask again.",

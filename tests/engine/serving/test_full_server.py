@@ -53,8 +53,11 @@ REFUSED = (RANK + BODY, looked_at("/info"), looked_at("/health-of"), looked_at("
 
 @pytest.mark.parametrize("asked", REFUSED, ids=["rank", "info", "a longer path", "a query", "a part", "nothing"])
 def test_all_others_hear_503(full: Server, asked: str) -> None:
+    refused = 'cappy_refused_requests_total{reason="unhealthy"}'
+    before = full.metric(refused)
     answer = exchanged(full, asked)
     assert answer.startswith(b"HTTP/1.1 503 ")
+    assert full.metric(refused) == before + 1
     failure = json.loads(answer.rpartition(b"\r\n\r\n")[2])
     assert failure["error_type"] == "unhealthy"
     assert (

@@ -25,11 +25,17 @@ def test_a_refused_request_is_counted_by_its_error_type(
     server: Server, status: int, reason: str, document: dict[str, object]
 ) -> None:
     line = f'cappy_refused_requests_total{{reason="{reason}"}}'
-    server.post("/v1/score", document)  # so that it is counted
-    before = server.metric(line)
+    before = server.metric(
+        line
+    )  # it is there from the start: Prometheus does not see a counter's first value as a rise
     refused = server.post("/v1/score", document)
     assert (refused.status_code, refused.json()["error_type"]) == (status, reason)
     assert server.metric(line) == before + 1
+
+
+@pytest.mark.parametrize("result", ["done", "failed"])
+def test_swaps_are_counted_from_0_on(server: Server, result: str) -> None:
+    assert server.metric(f'cappy_swaps_total{{result="{result}"}}') == 0
 
 
 def test_stages_are_in_seconds_and_steps_in_tokens(server: Server) -> None:

@@ -36,6 +36,17 @@ Nothing = Annotated[
     ),
 ]
 
+NoLimit = (
+    Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="0, or at least as many tokens as the model takes: neither cuts. Smaller values are refused.",
+        ),
+    ]
+    | None
+)
+
 
 class PoolingOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Fields of both /score and /rerank."""
@@ -51,12 +62,8 @@ class PoolingOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         bool | None,
         Meta(description="Refused if true: over one score it is always 1.", extra_json_schema={"enum": [False, None]}),
     ] = None
-    max_tokens_per_query: (
-        Annotated[int, Meta(ge=0, description="Only 0, or as many tokens as the model takes: neither cuts.")] | None
-    ) = None
-    max_tokens_per_doc: (
-        Annotated[int, Meta(ge=0, description="Only 0, or as many tokens as the model takes: neither cuts.")] | None
-    ) = None
+    max_tokens_per_query: NoLimit = None
+    max_tokens_per_doc: NoLimit = None
     truncation_side: Annotated[
         Literal["left", "right"] | None,
         Meta(description="Texts are cut at their ends: left is refused.", extra_json_schema={"enum": ["right", None]}),

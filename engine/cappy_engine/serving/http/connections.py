@@ -220,6 +220,7 @@ class BoundedConnection(HttpToolsProtocol):
             return
         self._out.write(bytes_of(failure))
         self.metrics.answered(NO_ROUTE, failure.status)
+        self.metrics.refused(failure.error_type)
         self._out.close()
 
     # What is counted
