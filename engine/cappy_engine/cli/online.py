@@ -57,6 +57,8 @@ def _serve(bundle: Path, server: ServerOptions, options: ScorerOptions, held: li
         is_told = isinstance(error, (CappyError, OSError))
         log.error("%s", message_of(error), exc_info=None if is_told else error)  # noqa: TRY400 - an object a line, the last one too
         raise click.exceptions.Exit(EXIT_ERROR) from error
+    finally:
+        logging.shutdown()  # its lines stand before ours
 
 
 @command(

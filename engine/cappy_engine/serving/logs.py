@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import logging
+import os
+import queue
+import sys
+import threading
+import time
 
 from cappy_engine.checks import printable
 from cappy_engine.serving.server_options import LogFormat
 
 FIELDS = "fields"
 """The attribute of a log record that holds more about it: names and numbers."""
+MOST_LINES = 10_000
+"""Lines that wait for a reader who does not read; what comes then is lost."""
+FLUSH_SECONDS = 0.5
+"""How long the end of the process waits for the last lines."""
 
 
 class JsonLines(logging.Formatter):
@@ -37,15 +47,44 @@ class TextLines(logging.Formatter):
         return f"{level}{printable(record.getMessage() + fields)}{trace}"
 
 
+class LinesBeside(logging.Handler):
+    """Writes records to a file descriptor from a thread of its own: nobody who logs waits for who reads the log."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._lines: queue.Queue[str] = queue.Queue(MOST_LINES)
+        threading.Thread(target=self._write, name="log-of-cappy", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Let a record wait to be written; it is lost if too many wait."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(self.format(record) + "\n")
+
+    def flush(self) -> None:
+        """Wait until all is written, but not for long."""
+        ends = time.monotonic() + FLUSH_SECONDS
+        while self._lines.unfinished_tasks and time.monotonic() < ends:
+            time.sleep(0.001)
+
+    def _write(self) -> None:
+        while True:
+            left = self._lines.get().encode("utf-8", "backslashreplace")
+            with contextlib.suppress(OSError):
+                while left:
+                    left = left[os.write(self._descriptor, left) :]
+            self._lines.task_done()
+
+
 def start_logging(form: LogFormat) -> None:
     """Send all logs of this process to stderr, from INFO on.
 
-    A log that cannot be written, such as on a full disk, is lost: the server goes on.
+    A log that cannot be written, such as on a full disk or to a pipe that nobody reads, is lost: the server goes on.
 
         >>> start_logging("json")
     """
     logging.raiseExceptions = False
-    handler = logging.StreamHandler()
+    handler = LinesBeside(sys.stderr.fileno())
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]

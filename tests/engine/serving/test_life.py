@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import os
 import shutil
 import signal
 import socket
@@ -12,6 +13,7 @@ import stat
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -244,11 +246,29 @@ def test_what_ends_a_server_is_json_too(tmp_path: Path) -> None:
         assert "ZeroDivisionError" in last["traceback"]
 
 
-def test_a_full_disk_for_the_log_does_not_stop_the_server(bundle: Path) -> None:
+@pytest.fixture(params=["a full disk", "a pipe that nobody reads"])
+def lost(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Give a descriptor for a log that cannot be written: to a disk that is full, or to a pipe that is."""
+    if request.param == "a full disk":
+        with Path("/dev/full").open("w") as full:
+            yield full.fileno()
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    yield writer
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_the_server(bundle: Path, lost: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = [*COMMAND, "serve", "--bundle", str(bundle), "--port", str(port), "--log-requests"]
-    with Path("/dev/full").open("w") as full, subprocess.Popen(words, stderr=full) as process:
+    with subprocess.Popen(words, stderr=lost) as process:
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=8)) as client:
                 while client.get("/ready").status_code == 503:

@@ -166,9 +166,7 @@ class _Server:
     def _leave(self, status: int) -> NoReturn:
         """End the process without a wait for its threads."""
         self._listener.close()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
+        logging.shutdown()
         os._exit(status)
 
     def _signalled(self) -> None:
