@@ -287,9 +287,12 @@ def _is_empty(path: Path) -> bool:
 
 def _leave(run: Run, say: Say) -> None:
     """Leave nothing of a run that wrote nothing; else tell where it is."""
-    growing = run.growing
+    growing, names = run.growing, run.growing.names
+    if run.marked.get("made") and not os.path.lexists(names.partial):
+        return  # it has its name
     if growing.size or run.marked.get("rejected_bytes"):
-        say(f"what was written before this is in {growing.names.partial}; go on with --resume")
+        options = "--resume" if names.status is None else "--resume --force"
+        say(f"what was written before this is in {names.partial}; go on with {options}")
         return
     if run.marked.get("making"):
         growing.names.made.unlink(missing_ok=True)

@@ -124,7 +124,7 @@ def score_file(
     reader, writer = _prepare(scorer, files, states, form, target.out)
     target = dataclasses.replace(target, inputs=[*target.inputs, *files.paths])
     make = tables_for(target.out).write_parquet_of if form.kind == "parquet" else None
-    with open_run(target, settings, {"versions": versions()}, say, make) as run:
+    with open_run(target, settings, {"versions": versions(scorer)}, say, make) as run:
         totals = Totals.going_on(run.marked.get("totals", {}))
         totals.bytes_total = files.size()
         work = Work(scorer, files.options, progress, totals, has_rejects=target.rejects is not None)

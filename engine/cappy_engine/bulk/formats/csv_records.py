@@ -15,7 +15,8 @@ class CsvRecords:
 
     After each, also after an error: `raw` is the record's bytes, `first_line` the number of its first line, and `line`
     counts the lines that were read. Raises InvalidLine for a record that is not CSV in UTF-8, or
-    longer than `max_record_bytes` without its end; then the next one begins at the next line.
+    longer than `max_record_bytes` without its end; then the next one begins at the next line. Raises the limit of a
+    field's size that the module `csv` has for the whole process, if it is lower.
 
         >>> next(CsvRecords(io.BytesIO(b'a,"b"'), delimiter=",", max_record_bytes=100))
         ['a', 'b']

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -83,13 +84,15 @@ def scorer_settings(scorer: Scorer) -> dict[str, Any]:
     return {"bundle": f"manifest sha256 {manifest[:16]}", **found, **chosen, "gpus": list(info.gpus)}
 
 
-def versions() -> dict[str, str]:
-    """Name the versions that may change a score's last bits. A run may go on with others, and says so.
+def versions(scorer: Scorer) -> dict[str, str]:
+    """Name the versions, and the kernels, that may change a score. A run may go on with others, and says so.
 
-    >>> versions()["python"]
-    '3.11.9'
+    >>> versions(scorer)["kernels"]
+    'avx512'
     """
     found = {"python": platform.python_version(), "machine": platform.machine()}
+    with contextlib.suppress(AttributeError):  # not from Scorer.open
+        found["kernels"] = scorer.info.kernels.partition(" ")[0].rstrip(":")
     for name in ("cappy-engine", "onnxruntime", "onnxruntime-gpu", "tokenizers", "pyarrow"):
         try:
             found[name] = metadata.version(name)

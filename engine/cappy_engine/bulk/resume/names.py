@@ -57,8 +57,8 @@ class Names:
 
     @property
     def beside(self) -> tuple[Path, ...]:
-        """All but the partial file, and what a killed run may leave of them."""
-        return (self.settings, new_of(self.settings), self.progress, new_of(self.progress))
+        """All but the partial file, and what a killed run may leave of them. The mark goes last: it tells of the end."""
+        return (self.settings, new_of(self.settings), new_of(self.progress), self.progress)
 
     @property
     def made(self) -> Path:
@@ -83,7 +83,8 @@ def find_names(out: Path, *, resume: bool = False, force: bool = False, inputs: 
         raise OutputError(f"there is nothing to resume: {names.partial} does not exist; leave out --resume")
     if not (resume or force) and os.path.lexists(names.partial):
         raise OutputError(
-            f"{names.partial} holds what a stopped run left; go on with --resume, or replace it with --force"
+            f"{names.partial} holds what a stopped run left, or one that still writes; go on with --resume, or replace it "
+            "with --force"
         )
     return names
 
@@ -105,6 +106,8 @@ def find_run(
             f"{out} exists, and no stopped run is left to go on with: it is complete already, or not of this run; "
             f"{way_out}"
         )
+    if is_there and not force and found.status is not None:
+        raise OutputError(f"{out} exists, and a stopped run was to replace it; go on with --resume --force")
     return find_names(out, resume=is_there, force=force, inputs=inputs), is_there
 
 
