@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11 or newer and nothing else: each makes the virtual environment that it needs.
+# `make demo` needs Python 3.11 or newer, `make test` also Chromium. Each makes the virtual environments that it needs.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # The demo runs in the tests' environment where there is one: it has all that the demo's own would have.
 DEMO := $(if $(wildcard .venv-test/ready),.venv-test,.venv-demo)

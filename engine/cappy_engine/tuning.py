@@ -20,7 +20,7 @@ from cappy_engine.bundle import EMBEDDED, open_bundle
 from cappy_engine.checks import check_number
 from cappy_engine.cpu.execution import BATCH_TOKENS as DEFAULT_BATCH_TOKENS
 from cappy_engine.cpu.execution import Execution
-from cappy_engine.cpu.tuned import check_kept, forget_tuned, tuned_key, tuning_facts, write_tuned
+from cappy_engine.cpu.tuned import forget_tuned, prepare_folder, tuned_key, tuning_facts, write_tuned
 from cappy_engine.options import Precision, ScorerOptions
 from cappy_engine.pairs import Pair, check_pairs
 from cappy_engine.scorer import Scorer
@@ -92,7 +92,7 @@ def tune(
     chosen = made_up_pairs() if pairs is None else check_pairs(pairs)
     if not chosen:
         raise ValueError("there are no pairs to measure with")
-    check_kept(cache_folder())  # not after all was measured
+    prepare_folder(cache_folder())  # not after all was measured
     rates: dict[tuple[str, int], list[float]] = {}
     scorers: dict[str, Scorer] = {}
     try:

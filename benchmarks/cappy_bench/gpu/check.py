@@ -218,7 +218,9 @@ def _say(line: str) -> None:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="for PyTorch: the reference, and a peer")
-    parser.add_argument("--bundle", type=Path, required=True, help="exported from it, for all devices and precisions")
+    parser.add_argument(
+        "--bundle", type=Path, required=True, help="exported from it; a model that it lacks is not measured"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the result, as JSON")
     parser.add_argument("--force", action="store_true", help="replace the result if it exists")
     parser.add_argument("--data", type=Path, help="folder with PromptSource's and BIG-Bench's tasks, for real texts")

@@ -197,7 +197,7 @@ def _turns(plan: Plan) -> Iterator[tuple[int, int, Workload]]:
 
 
 def _is_due(plan: Plan, notes: Notes, spec: Spec, workload: Workload, round_: int) -> bool:
-    """True if the runner did this workload before, and fast enough to repeat it."""
+    """True in round 0; later, if the runner did this workload in round 0, and fast enough to repeat it."""
     if round_ == 0:
         return True
     first = notes.found["cell", "0", workload.name, spec.name]

@@ -288,14 +288,13 @@ def _is_empty(path: Path) -> bool:
 def _leave(run: Run, say: Say) -> None:
     """Leave nothing of a run that wrote nothing; else tell where it is."""
     growing, names = run.growing, run.growing.names
-    if run.marked.get("made") and not os.path.lexists(names.partial):
-        return  # it has its name
+    if run.marked.get("made") and names.target.exists() and not os.path.lexists(names.partial):
+        return
     if growing.size or run.marked.get("rejected_bytes"):
-        options = "--resume" if names.status is None else "--resume --force"
-        say(f"what was written before this is in {names.partial}; go on with {options}")
+        say(f"what was written before this is in {names.partial}; go on with --resume{' --force' * bool(names.status)}")
         return
     if run.marked.get("making"):
-        growing.names.made.unlink(missing_ok=True)
+        names.made.unlink(missing_ok=True)
     growing.remove()
     if run.rejects is not None:
         run.rejects.names.partial.unlink(missing_ok=True)

@@ -166,8 +166,9 @@ def takes(
 ) -> Callable[[AnyFunction], AnyFunction]:
     r"""Give a command one option for every field of the dataclass `cls` that is annotated with `Asked`.
 
-    The command gets an object of the class under `name`. Other fields keep their defaults, and with `only` all but
-    these do. A ValueError of the class is wrong usage. `section` heads the options in the help.
+    The command gets an object of the class under `name`. Fields without `Asked` keep their defaults. If `only` is
+    given, only the fields in it become options. A ValueError of the class is wrong usage. `section` heads the options
+    in the help.
 
         >>> @command("examples:\n  cappy hello --threads 2")
         ... @takes(ScorerOptions)

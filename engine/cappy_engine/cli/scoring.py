@@ -27,8 +27,9 @@ from cappy_engine.options import Asked, ScorerOptions, check_asked
 from cappy_engine.scorer import Scorer
 
 FOR_TEXTS_TOO = ("activation", "too_long")
-ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 """The options of rows and columns that `cappy rank` honours without files."""
+ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
+"""What Python makes of a byte that it cannot decode."""
 
 
 @dataclass(frozen=True)

@@ -76,10 +76,10 @@ def _execution_of(document: object) -> Execution:
     return found
 
 
-def check_kept(folder: Path) -> None:
-    """Make the folder of answers. Raises OutputError if it is none that can be written to.
+def prepare_folder(folder: Path) -> None:
+    """Make the folder of answers, and try to write there. Raises OutputError if one of them fails.
 
-    >>> check_kept(cache_folder())
+    >>> prepare_folder(cache_folder())
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

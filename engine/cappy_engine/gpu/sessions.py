@@ -61,7 +61,7 @@ class SharedSession:
             taken = self._free[0] if gpu is None else gpu
             self._free.remove(taken)
         try:
-            with naming(taken):
+            with naming_gpu(taken):
                 yield self._sessions[taken]
         finally:
             with self._changed:
@@ -98,10 +98,10 @@ class _OneGpu:
 
 
 @contextlib.contextmanager
-def naming(gpu: int) -> Iterator[None]:
+def naming_gpu(gpu: int) -> Iterator[None]:
     """Name the GPU in the errors of a block, but for those of a pair.
 
-    >>> with naming(1):
+    >>> with naming_gpu(1):
     ...     session.run(inputs)
     """
     try:

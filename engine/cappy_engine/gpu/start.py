@@ -29,7 +29,7 @@ from cappy_engine.gpu.operator_providers import check_operator_providers, warn_i
 from cappy_engine.gpu.plan import GpuModel, batch_flops, canary_batches
 from cappy_engine.gpu.preflight import require_device
 from cappy_engine.gpu.providers import cuda_options, tensorrt_options
-from cappy_engine.gpu.sessions import BucketedSession, SharedSession, naming
+from cappy_engine.gpu.sessions import BucketedSession, SharedSession, naming_gpu
 from cappy_engine.session import INPUTS, Providers, Session, load_runtime, open_session
 
 NO_TF32 = "NVIDIA_TF32_OVERRIDE"
@@ -96,7 +96,7 @@ def open_on_gpus(model: GpuModel, machine: Machine) -> Session:
     batches = canary_batches(canary.pairs.lengths, model)
     sessions = {}
     for gpu in model.gpus:
-        with naming(gpu):
+        with naming_gpu(gpu):
             session = (_open_cuda if model.device == "cuda" else _open_tensorrt)(model, gpu, machine)
             _warm_up(session, model, gpu, machine.clock)
             error = check_canary(session, canary, batches, pad_token_id=model.pad_token_id)

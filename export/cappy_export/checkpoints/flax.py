@@ -30,7 +30,7 @@ LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
 def read_flax(path: Path) -> dict[str, Array]:
-    """Read the float32 arrays of a `flax_model.msgpack`, under PyTorch's names and in PyTorch's layout.
+    """Read the arrays of a `flax_model.msgpack` as float32, under PyTorch's names and in PyTorch's layout.
 
     >>> read_flax(Path("cappy-large/flax_model.msgpack"))["classifier.out_proj.weight"].shape
     (1, 1024)

@@ -30,10 +30,11 @@ LIMITS: Mapping[str, Limits] = {
 fp32 and fp16 differ from PyTorch by rounding only, which grows with the size of the numbers. Int8's errors grow with
 the spread of the weights too, so no bound of this kind fits all checkpoints. Classification and re-ranking
 need the *order* of the scores. Rank correlation was 0.98 and more for all exports that were measured, on random and on
-trained weights (README.md). It was 0.84 to 0.96 on trained weights for the coarsest quantisation, per tensor in 7 bits.
-bf16 keeps 8 bits of each factor: 0.99996 on cappy-mini. PyTorch's own bfloat16, which also rounds sums, had 0.998 on
-random weights of cappy-large's size. On cappy-mini fp32 takes a hundredth of its limit, and fp16 on a GPU
-a third. cappy-large has four times the layers and needs the room: 5.4e-3 in fp16 on random weights.
+trained weights (docs/export.md, docs/gpu.md). It was 0.84 to 0.96 on trained weights for the coarsest quantisation,
+per tensor in 7 bits. bf16 keeps 8 bits of each factor: 0.99996 on cappy-mini. PyTorch's own bfloat16, which also
+rounds sums, had 0.9948 to 0.9978 on random weights of cappy-large's size (docs/benchmarks.md). On cappy-mini fp32 takes
+a hundredth of its limit, and fp16 on a GPU a quarter. Random weights of cappy-large's size are beyond the limit of
+fp16, with 5.4e-3 on a CPU. PyTorch's own fp16 has 6.1e-3 there (docs/gpu.md).
 """
 
 

@@ -25,7 +25,7 @@ def parity_pairs(source: Path | None) -> tuple[str, list[Pair]]:
 
 
 def default_pairs() -> list[Pair]:
-    """Read the pairs that ship with the package: 279, of 4 to over 1,000 RoBERTa tokens, in 84 groups of candidates.
+    """Read the pairs that ship with the package: 279, of 4 to over 1,000 RoBERTa tokens, with 84 instructions.
 
     >>> len(default_pairs())
     279

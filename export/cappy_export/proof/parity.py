@@ -26,7 +26,8 @@ WORST_PAIRS = 5
 SHAPES: Sequence[tuple[int, Padding | None]] = ((1, None), (512, None), (2048, "allowed"))
 """The batches in which parity is measured, by budget of tokens and padding.
 
-One by one, as the engine runs them on a CPU, and wide with padding, as GPUs and other tools do.
+One by one; in batches of up to 512 tokens, as the engine makes them on a CPU; and in batches of up to 2,048 tokens
+with padding, as GPUs and other tools do.
 """
 FIGURES = ("max_error", "spearman", "winner_agreement")
 """What of a report can have a limit."""

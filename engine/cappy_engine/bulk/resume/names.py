@@ -57,7 +57,7 @@ class Names:
 
     @property
     def beside(self) -> tuple[Path, ...]:
-        """All but the partial file, and what a killed run may leave of them. The mark goes last: it tells of the end."""
+        """All but the partial file, and what a killed run may leave of them. The mark is last: it tells of the end."""
         return (self.settings, new_of(self.settings), new_of(self.progress), self.progress)
 
     @property
@@ -83,8 +83,8 @@ def find_names(out: Path, *, resume: bool = False, force: bool = False, inputs: 
         raise OutputError(f"there is nothing to resume: {names.partial} does not exist; leave out --resume")
     if not (resume or force) and os.path.lexists(names.partial):
         raise OutputError(
-            f"{names.partial} holds what a stopped run left, or one that still writes; go on with --resume, or replace it "
-            "with --force"
+            f"{names.partial} holds what a stopped run left, or one that still writes; go on with --resume, or replace "
+            "it with --force"
         )
     return names
 

@@ -281,9 +281,8 @@ class BoundedConnection(HttpToolsProtocol):
             )
 
     def _wait_for_head(self) -> None:
-        seconds = self.bounds.body_seconds
-        if self._is_spare:
-            seconds = min(seconds, SPARE_SECONDS)
+        longest = self.bounds.body_seconds
+        seconds = min(longest, SPARE_SECONDS) if self._is_spare else longest
         self._until_head = self.loop.call_later(seconds, self._close_if_waiting)
 
     def _stop_waiting(self) -> None:
