@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from cappy_export.adaptation.recipe import AdaptOptions
 from cappy_export.adaptation.training import adapt
 from cappy_export.checkpoints.checkpoint import open_checkpoint
 from tests.support.checkpoints import copy, edit
-from tests.support.colours import RECIPE, StoppedError, colour_examples, weights_of, write_examples
+from tests.support.colours import RECIPE, StoppedError, colour_examples, same_weights, weights_of, write_examples
 
 
 def test_what_exists_is_not_replaced(checkpoint: Path, tmp_path: Path) -> None:
@@ -139,11 +140,11 @@ def test_a_full_disk_at_the_end_leaves_the_saved_state_and_says_how_to_go_on(che
 
     def fill_at_the_end(progress: Progress) -> None:
         if progress.step == progress.steps:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(OSError, match=r"File too large: '.*model\.safetensors'"):
             adapt(checkpoint, colour_examples(20), tmp_path / "out", recipe, options, say=said.append,
                   progress=fill_at_the_end)  # fmt: skip
     finally:
@@ -151,3 +152,61 @@ def test_a_full_disk_at_the_end_leaves_the_saved_state_and_says_how_to_go_on(che
     assert said[-1] == f"the state of step 1 is kept in {tmp_path / 'out.training'}; go on with --resume"
     adapt(checkpoint, colour_examples(20), tmp_path / "out", recipe, dataclasses.replace(options, resume=True))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.slow
+def test_what_was_learnt_is_kept_if_the_result_cannot_be_written(checkpoint: Path, tmp_path: Path) -> None:
+    """And goes on to the same result without a step, however often it cannot."""
+    recipe, out = dataclasses.replace(RECIPE, max_steps=3), tmp_path / "out"
+    whole = adapt(checkpoint, colour_examples(20), tmp_path / "whole", recipe)
+    said: list[str] = []
+    steps: list[int] = []
+
+    def run(*, resume: bool) -> dict[str, Any]:
+        return adapt(checkpoint, colour_examples(20), out, recipe, AdaptOptions(resume=resume), say=note, progress=step)
+
+    def note(line: str) -> None:
+        said.append(line)
+        if line == "going on after step 3" and said.count(line) == 1:
+            out.mkdir()
+
+    def step(progress: Progress) -> None:
+        steps.append(progress.step)
+        if progress.step == progress.steps:
+            out.mkdir()
+
+    for resume in (False, True):
+        with pytest.raises(OutputError, match="out exists; choose another name"):
+            run(resume=resume)
+        assert said[-1] == f"the state of step 3 is kept in {out}.training; go on with --resume"
+        out.rmdir()
+    document = run(resume=True)
+    assert steps == [1, 2, 3]
+    assert same_weights(tmp_path / "whole", out)
+    assert [entry["step"] for entry in document["log"]] == [entry["step"] for entry in whole["log"]] == [0, 3]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_a_disk_without_space_for_the_weights_is_found_before_anything_is_read(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=300_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(OutputError, match=r"new has 0\.3 MB left, and the weights take 0\.\d MB; free some space"):
+        adapt(checkpoint, tmp_path / "absent.jsonl", tmp_path / "new" / "out", RECIPE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_an_error_that_names_the_log(checkpoint: Path, tmp_path: Path) -> None:
+    log = tmp_path / "out.training" / "log.jsonl"
+
+    def fill(progress: Progress) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + 10, hard))
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OSError, match=rf"File too large: '{log}'"):
+            adapt(checkpoint, colour_examples(20), tmp_path / "out", dataclasses.replace(RECIPE, max_steps=2),
+                  AdaptOptions(log_every=1), progress=fill)  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

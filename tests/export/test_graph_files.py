@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from cappy_engine.bundle_files import EXTERNAL_SUFFIX
 from cappy_engine.errors import BundleError, GraphError
 from cappy_engine.options import Precision
 from cappy_export import ExportOptions, export
-from cappy_export.graphs.files import check_graph, head_nodes
+from cappy_export.graphs.files import check_graph, head_nodes, save
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +93,14 @@ def test_the_head_is_what_follows_the_last_layer(bundle: Path) -> None:
     model = onnx.load(bundle / "onnx/model.onnx")
     kinds = sorted(node.op_type for node in model.graph.node if node.name in head_nodes(model))
     assert kinds == ["Gemm", "Gemm", "Tanh"]
+
+
+def test_a_full_disk_is_an_error_that_names_the_graph(bundle: Path, tmp_path: Path) -> None:
+    model = onnx.load(bundle / "onnx/model.onnx")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*copy\.onnx'"):
+            save(model, tmp_path / "copy.onnx")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from cappy_engine.cli.main import main
 from cappy_engine.errors import AdaptError
-from cappy_export.adaptation.launch import check_launch
+from cappy_export.adaptation.launch import check_launch, join
+from cappy_export.adaptation.training import adapt
+from tests.support.colours import RECIPE, colour_examples
 from tests.support.places import ROOT
 
 WHOLE = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
@@ -73,4 +76,12 @@ def test_adapt_says_what_is_missing_and_writes_nothing(
     train = ROOT / "docs" / "examples" / "train.jsonl"
     assert main(["adapt", str(checkpoint), str(train), str(tmp_path / "out")]) == 1
     assert "cappy adapt: LOCAL_RANK is set" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_precision_than_a_training_before_it_had_needs_a_new_process(checkpoint: Path, tmp_path: Path) -> None:
+    before = join("auto", wait_seconds=600).mixed_precision
+    other = "bf16" if before == "no" else "no"
+    with pytest.raises(AdaptError, match=f"mixed precision {before} .*; start a new process for {other}"):
+        adapt(checkpoint, colour_examples(20), tmp_path / "out", dataclasses.replace(RECIPE, mixed_precision=other))
     assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 
 from cappy_engine.errors import AdaptError
 from cappy_export.adaptation.examples import make_examples
+from cappy_export.adaptation.log import Progress
 from cappy_export.adaptation.recipe import AdaptOptions
 from cappy_export.adaptation.training import adapt
 from tests.support.checkpoints import copy
@@ -27,6 +29,11 @@ from tests.support.colours import (
     weights_of,
     write_examples,
 )
+
+
+def stop_at_the_second(progress: Progress) -> None:
+    if progress.step == 2:
+        raise StoppedError
 
 
 @pytest.mark.slow
@@ -108,12 +115,8 @@ def test_a_training_that_ctrl_c_stops_says_how_to_go_on(
 def test_another_training_is_not_resumed(checkpoint: Path, tmp_path: Path) -> None:
     examples = colour_examples(20)
     stopped, again = dataclasses.replace(RECIPE, max_steps=3), AdaptOptions(resume=True)
-
-    def stop(progress: Any) -> None:
-        raise StoppedError
-
     with pytest.raises(StoppedError):
-        adapt(checkpoint, examples, tmp_path / "out", recipe=stopped, progress=stop)
+        adapt(checkpoint, examples, tmp_path / "out", stopped, AdaptOptions(save_every=1), progress=stop_at_the_second)
     with pytest.raises(AdaptError, match="go on with --resume, or replace it with --force"):
         adapt(checkpoint, examples, tmp_path / "out", recipe=stopped)
     with pytest.raises(AdaptError, match=r"another training \(.*recipe\.seed was 0, is 5"):
@@ -124,17 +127,43 @@ def test_another_training_is_not_resumed(checkpoint: Path, tmp_path: Path) -> No
         adapt(checkpoint, examples, tmp_path / "elsewhere", stopped, again)
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_training_that_failed_before_its_first_state_is_no_obstacle(
+    checkpoint: Path, tmp_path: Path, resume: bool
+) -> None:
+    examples, out = colour_examples(20), tmp_path / "out"
+    wild = dataclasses.replace(RECIPE, max_steps=3, learning_rate=1e30, warmup_fraction=0.0)
+    with pytest.raises(AdaptError, match="lower the learning rate"):
+        adapt(checkpoint, examples, out, wild)
+    assert (tmp_path / "out.training").is_dir()
+    adapt(checkpoint, examples, out, dataclasses.replace(wild, learning_rate=1e-3), AdaptOptions(resume=resume))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [line["step"] for line in map(json.loads, (out / "log.jsonl").open())] == [0, 3]
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_only_what_a_training_itself_left_is_removed_unasked(checkpoint: Path, tmp_path: Path, is_link: bool) -> None:
+    state, notes = tmp_path / "out.training", tmp_path / "notes"
+    notes.mkdir()
+    (notes / "settings.json").write_text("{}")
+    if is_link:
+        state.symlink_to(notes)
+    else:
+        notes.rename(state)
+        (state / "mine.txt").write_text("mine")
+    with pytest.raises(AdaptError, match="holds a training that was stopped"):
+        adapt(checkpoint, colour_examples(20), tmp_path / "out", RECIPE)
+    assert (state / "settings.json").exists()
+
+
 def test_a_training_is_not_resumed_with_other_labels_weights_or_held_out_examples(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     train, held_out = colour_examples(20), colour_examples(5)
     recipe, again = dataclasses.replace(RECIPE, max_steps=3), AdaptOptions(resume=True)
-
-    def stop(progress: Any) -> None:
-        raise StoppedError
-
     with pytest.raises(StoppedError):
-        adapt(checkpoint, train, tmp_path / "out", recipe, held_out=held_out, progress=stop)
+        adapt(checkpoint, train, tmp_path / "out", recipe, AdaptOptions(save_every=1), held_out=held_out,
+              progress=stop_at_the_second)  # fmt: skip
     other = copy(checkpoint, tmp_path / "same-name" / checkpoint.name)
     weights = weights_of(other)
     weights["classifier.out_proj.bias"] += 1
@@ -167,13 +196,9 @@ def test_a_training_is_not_resumed_with_other_labels_weights_or_held_out_example
 def test_a_saved_state_that_is_damaged_is_named(
     file: str, content: bytes, problem: str, checkpoint: Path, tmp_path: Path
 ) -> None:
-    def stop(progress: Any) -> None:
-        if progress.step == 2:
-            raise StoppedError
-
     recipe, options = dataclasses.replace(RECIPE, max_steps=3), AdaptOptions(save_every=1)
     with pytest.raises(StoppedError):
-        adapt(checkpoint, colour_examples(20), tmp_path / "out", recipe, options, progress=stop)
+        adapt(checkpoint, colour_examples(20), tmp_path / "out", recipe, options, progress=stop_at_the_second)
     (tmp_path / "out.training" / "step-1" / file).write_bytes(content)
     with pytest.raises(AdaptError, match=rf"step-1 cannot be read \({problem}\)"):
         adapt(checkpoint, colour_examples(20), tmp_path / "out", recipe, dataclasses.replace(options, resume=True))

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import gather_object
 
 from cappy_engine.bulk.resume.settings import changes
@@ -83,7 +84,7 @@ def join(mixed_precision: str, *, wait_seconds: int) -> Accelerator:
     1
 
     They wait `wait_seconds` for each other, now and whenever they exchange something. Raises AdaptError if they do not
-    come together, or the device has not that precision.
+    come together, the device has not that precision, or this process joined with another one before.
     """
     check_launch(os.environ)
     _end_with_launcher()
@@ -101,6 +102,8 @@ def join(mixed_precision: str, *, wait_seconds: int) -> Accelerator:
         atexit.register(_leave)
     has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     chosen = choose_mixed_precision(mixed_precision, device=device, has_bf16=has_bf16)
+    if is_initialized() and (before := AcceleratorState().mixed_precision) != chosen:
+        raise AdaptError(f"this process has mixed precision {before} until it ends; start a new process for {chosen}")
     # On CPUs sums must not depend on the order in which gradients were ready: DDP sorts by it, if it may, after a step.
     # Processes compute different numbers of batches, so that no batch may wait for the other processes' buffers.
     ddp = DistributedDataParallelKwargs(find_unused_parameters=device == "cpu", broadcast_buffers=False)

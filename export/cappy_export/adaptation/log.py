@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from cappy_engine import storage
+
 LOG = "log.jsonl"
 
 
@@ -32,7 +34,7 @@ def append(folder: Path, entry: dict[str, Any]) -> None:
 
     >>> append(Path("my-cappy.training"), {"step": 0, "held_out_loss": 0.25})
     """
-    with (folder / LOG).open("ab") as file:
+    with storage.naming(folder / LOG), (folder / LOG).open("ab") as file:
         file.write(json.dumps(entry).encode() + b"\n")
 
 

@@ -13,7 +13,7 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,7 @@ class Run:
         self.steps = count_steps(scan.examples, batch_size=recipe.batch_size, epochs=recipe.epochs)
         self.steps = min(self.steps, recipe.max_steps or self.steps)
         self.done, self.cursor = 0, Cursor()
+        self._windows: Iterator[tuple[Cursor, Cursor, Window]] = iter(())
         self._closing = contextlib.ExitStack()
 
     def start(self, settings: Mapping[str, Any]) -> None:
@@ -102,6 +103,8 @@ class Run:
         if self.options.resume:
             together(self.accelerator, functools.partial(self._take_folder, settings))
             together(self.accelerator, self._resume)
+        if self.done == self.steps:  # only the result is left to be written
+            return
         of_epoch = count_steps(self.scan.examples, batch_size=self.recipe.batch_size, epochs=1)
         windows = self._closing.enter_context(ahead(self.stream.windows(self.cursor, -(-self.steps // of_epoch))))
         first = together(self.accelerator, lambda: next(windows))
@@ -139,19 +142,21 @@ class Run:
                 self._log({"step": step.number, **figures, "seconds": round(time.monotonic() - started)})
                 losses, started = [], time.monotonic()
             progress(Progress(step.number, self.steps, loss, rate, tokens, held_out))
+            self.done, self.cursor = step.number, step.next
             if step.number % options.save_every == 0 and step.number < self.steps:
                 self.trained.save(self.folder, step.number, step.next.document())
+                self.accelerator.wait_for_everyone()
 
     def history(self) -> list[dict[str, Any]]:
         """List all evaluations so far."""
         return evaluations(self.folder) if self.accelerator.is_main_process else []
 
     def write(self, out: Path, document: Mapping[str, Any], *, force: bool) -> None:
-        """Publish the checkpoint as `out`, complete or not at all."""
+        """Publish the checkpoint as `out`, complete or not at all. If that fails, the last step's state is saved."""
         if self.accelerator.is_main_process:
-            write_checkpoint(
-                self.trained.weights(self.steps), self.checkpoint, self.folder, out, document, force=force, say=self.say
-            )
+            weights = self.trained.weights(self.steps)
+            with self.trained.kept(self.folder, self.done, self.cursor.document()):
+                write_checkpoint(weights, self.checkpoint, self.folder, out, document, force=force, say=self.say)
 
     def close(self) -> None:
         """Let another process have the state."""
@@ -280,8 +285,6 @@ class Run:
         """Load the last state of a stopped training."""
         states = state.states(self.folder)
         if not states:
-            if self.accelerator.is_main_process:
-                (self.folder / LOG).unlink(missing_ok=True)
             self.say("the training was stopped before its first state was saved: it starts again")
             return
         self.done = max(states)

@@ -23,12 +23,12 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from cappy_engine import storage
-from cappy_engine.errors import AdaptError, CheckpointError, reason_of
+from cappy_engine.errors import AdaptError, CheckpointError, OutputError, reason_of
 from cappy_engine.publish import Kind, publish, staging_folder
 from cappy_export.adaptation import state
 from cappy_export.adaptation.log import LOG, evaluations
 from cappy_export.adaptation.stream import Cursor
-from cappy_export.checkpoints.checkpoint import Checkpoint
+from cappy_export.checkpoints.checkpoint import Checkpoint, float32_bytes, shape_model
 from cappy_export.checkpoints.config import RAW_SCORES, read_json
 from cappy_export.checkpoints.hub import TOKENIZER_FILES
 from cappy_export.checkpoints.refusals import full_disk
@@ -37,7 +37,6 @@ from cappy_export.options import Say
 
 ADAPTED = Kind("a checkpoint of 'cappy adapt'", "training.json")
 WEIGHTS, MOMENTS, PLACE = "model.safetensors", "optimizer.pt", "place.json"
-UNFINISHED = "unfinished"
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Trained:
                 self._write(folder, number, place, weights)
             except (OSError, RuntimeError, SafetensorError) as error:
                 with contextlib.suppress(OSError):
-                    shutil.rmtree(folder / UNFINISHED)
+                    shutil.rmtree(folder / state.UNFINISHED)
                 kept = f"the state of step {max(before)} is kept" if before else "none was saved before"
                 reason = reason_of(full_disk(error) or error)
                 raise AdaptError(
@@ -90,7 +89,23 @@ class Trained:
                 ) from error
             for old in before.values():
                 shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def kept(self, folder: Path, number: int, place: Mapping[str, Any]) -> Iterator[None]:
+        """Save the state after step `number` if the block, which writes the result, cannot.
+
+        >>> with trained.kept(Path("my-cappy.training"), 200, cursor.document()):
+        ...     write_checkpoint(weights, checkpoint, folder, Path("my-cappy"), {"log": []}, force=False, say=print)
+
+        If that fails, too, what was saved before stays.
+        """
+        try:
+            yield
+        except (OSError, OutputError):
+            if number not in state.states(folder):
+                with contextlib.suppress(OSError, AdaptError):
+                    self.save(folder, number, place)
+            raise
 
     def load(self, saved: Path) -> Cursor:
         """Take over a saved state; returns the next step's place in the data. Raises AdaptError if it cannot be read.
@@ -118,7 +133,7 @@ class Trained:
             ) from error
 
     def _write(self, folder: Path, number: int, place: Mapping[str, Any], weights: dict[str, torch.Tensor]) -> None:
-        staging = folder / UNFINISHED
+        staging = folder / state.UNFINISHED
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         save_file(weights, staging / WEIGHTS, {"format": "pt"})
@@ -142,6 +157,21 @@ def _damaged(path: Path) -> Iterator[None]:
         yield
     except (EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path.name} is damaged") from error
+
+
+def check_space(accelerator: Accelerator, out: Path, checkpoint: Checkpoint) -> None:
+    """Raise OutputError in the process that writes `out` if there is no space for the weights in float32.
+
+    >>> check_space(accelerator, Path("my-cappy"), checkpoint)
+    """
+    if accelerator.is_main_process:
+        needed = float32_bytes(checkpoint, shape_model(checkpoint))
+        disk = shutil.disk_usage(next(folder for folder in out.absolute().parents if folder.exists()))
+        if disk.total and disk.free < needed:  # some network file systems do not tell
+            raise OutputError(
+                f"the file system of {out.parent} has {disk.free / 1e6:,.1f} MB left, and the weights take "
+                f"{needed / 1e6:,.1f} MB; free some space, or write the checkpoint elsewhere"
+            )
 
 
 def write_checkpoint(
@@ -168,13 +198,14 @@ def write_checkpoint(
         origin = {} if written_by is None else {"transformers_version": written_by}  # of the tokenizer's files
         config = {**checkpoint.config, **RAW_SCORES, **origin, "torch_dtype": "float32"}
         storage.write_json(staging / "config.json", config)
-        try:
-            save_file(weights, staging / "model.safetensors", {"format": "pt"})
-        except SafetensorError as error:
-            if full := full_disk(error):
-                raise full from error
-            raise
-        shutil.copymode(staging / "config.json", staging / "model.safetensors")  # safetensors: for its owner alone
+        with storage.naming(staging / WEIGHTS):
+            try:
+                save_file(weights, staging / WEIGHTS, {"format": "pt"})
+            except SafetensorError as error:
+                if full := full_disk(error):
+                    raise full from error
+                raise
+        shutil.copymode(staging / "config.json", staging / WEIGHTS)  # safetensors: for its owner alone
         shutil.copyfile(folder / LOG, staging / LOG)
         storage.write_json(staging / ADAPTED.marker, document)
         publish(staging, out, ADAPTED, force=force)

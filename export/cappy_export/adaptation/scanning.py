@@ -33,8 +33,8 @@ Kept = tuple[int, int, Pair, float]
 class Scan:
     """Hold what is known of all examples: how many are to train on, and which are held out.
 
-    Those of instructions whose number is at most `threshold` are held out. `digest` is of all examples. `again` of the
-    pairs that are held out in files of their own are to train on, too.
+    Those of instructions whose number is at most `threshold` are held out. `digest` is of all examples. `again` counts
+    the pairs of the separate held-out files that are also in the training data.
     """
 
     examples: int

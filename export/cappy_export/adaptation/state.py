@@ -13,8 +13,9 @@ from typing import Any, BinaryIO
 from cappy_engine import storage
 from cappy_engine.bulk.resume.settings import changes
 from cappy_engine.errors import AdaptError
+from cappy_export.adaptation.log import LOG
 
-SETTINGS, STEP = "settings.json", "step-"
+SETTINGS, STEP, UNFINISHED = "settings.json", "step-", "unfinished"
 MOST_BYTES = 2**20
 
 
@@ -23,7 +24,7 @@ def look(folder: Path, *, force: bool, resume: bool) -> None:
 
         >>> look(Path("my-cappy.training"), force=False, resume=False)
 
-    It can begin if there is none. With `force`, it may be one that a stopped training left.
+    It can begin if there is none, or one of a training that saved no state. With `force`, it may be of any training.
     """
     is_ours = (folder / SETTINGS).is_file()
     if resume and not is_ours:
@@ -32,7 +33,7 @@ def look(folder: Path, *, force: bool, resume: bool) -> None:
         return
     if not is_ours or (force and folder.is_symlink()):
         raise AdaptError(f"{folder} is in the way, and not of a training; move or remove it")
-    if not force:
+    if not force and not _is_blank(folder):
         raise AdaptError(f"{folder} holds a training that was stopped; go on with --resume, or replace it with --force")
 
 
@@ -41,8 +42,8 @@ def begin(folder: Path, settings: Mapping[str, Any], *, force: bool) -> BinaryIO
 
         >>> held = begin(Path("my-cappy.training"), settings, force=False)
 
-    With `force`, a folder that a stopped training left is removed first. Raises AdaptError if there is one without
-    `force`, if it belongs to a training that runs, and for anything else of that name.
+    What a stopped training left is removed first, with `force` or if it saved no state. Raises AdaptError for any other
+    folder of that name, also if it belongs to a training that runs.
     """
     look(folder, force=force, resume=False)
     if folder.exists():
@@ -58,16 +59,22 @@ def go_on(folder: Path, settings: Mapping[str, Any]) -> BinaryIO:
 
         >>> held = go_on(Path("my-cappy.training"), settings)
 
-    Raises AdaptError if there is none, if it belongs to a training that runs, or to one with other settings.
+    Without a saved state it is made anew. Raises AdaptError if there is none, if it belongs to a training that runs, or
+    to one with other settings.
     """
     look(folder, force=False, resume=True)
+    if _is_blank(folder):
+        return begin(folder, settings, force=False)
     try:
         changed = changes(json.loads(storage.read_regular(folder / SETTINGS, limit=MOST_BYTES)), settings)
     except (ValueError, AttributeError, RecursionError) as error:
         raise AdaptError(f"{folder / SETTINGS} is not of a training ({error!r}); remove the folder") from error
     if changed:
         raise AdaptError(f"{folder} belongs to another training ({changed}); it can only go on as it began")
-    return _lock(folder)
+    held = _lock(folder)
+    if not states(folder):
+        (folder / LOG).unlink(missing_ok=True)
+    return held
 
 
 def states(folder: Path) -> dict[int, Path]:
@@ -89,6 +96,11 @@ def tell_what_is_kept(folder: Path) -> str:
     if not kept:
         return f"no state was saved yet; {folder} can be removed, or the training starts again with --resume"
     return f"the state of step {max(kept)} is kept in {folder}; go on with --resume"
+
+
+def _is_blank(folder: Path) -> bool:
+    """True if a folder holds nothing but what a training writes before it saves a state."""
+    return not folder.is_symlink() and {path.name for path in folder.iterdir()} <= {SETTINGS, LOG, UNFINISHED}
 
 
 def _lock(folder: Path) -> BinaryIO:

@@ -29,7 +29,7 @@ from cappy_export.adaptation.log import Progress
 from cappy_export.adaptation.recipe import AdaptOptions, Recipe
 from cappy_export.adaptation.run import Run
 from cappy_export.adaptation.samples import examples_from_samples, read_samples
-from cappy_export.adaptation.saving import ADAPTED
+from cappy_export.adaptation.saving import ADAPTED, check_space
 from cappy_export.adaptation.scanning import Counted, Scan, choose, count
 from cappy_export.adaptation.shards import HeldShard, Shard, find_shards, paths_of, read_all
 from cappy_export.checkpoints.checkpoint import Checkpoint, digest_of_files, open_checkpoint
@@ -73,7 +73,7 @@ def adapt(
     tell, show = (say, progress) if accelerator.is_main_process else (_keep_quiet, _keep_quiet)
     with not_alone(accelerator):
         place, opened, shards, kept = together(
-            accelerator, lambda: _prepare(checkpoint, train, held_out, Path(out), recipe, options, tell)
+            accelerator, lambda: _prepare(accelerator, checkpoint, train, held_out, Path(out), recipe, options, tell)
         )
         settings = _settings(opened, recipe)
         facts = {"shards": [shard.name for shard in shards], "options": dataclasses.asdict(options)}
@@ -113,8 +113,8 @@ def state_of(place: Path) -> Path:
 
 
 def _prepare(
-    checkpoint: str | Path, train: Source, held_out: Source | None, out: Path, recipe: Recipe, options: AdaptOptions,
-    say: Say,
+    accelerator: Accelerator, checkpoint: str | Path, train: Source, held_out: Source | None, out: Path, recipe: Recipe,
+    options: AdaptOptions, say: Say,
 ) -> tuple[Path, Checkpoint, list[Shard], Examples | None]:  # fmt: skip
     """Find where `out` leads, the checkpoint, the shards, and the held-out examples if they have files of their own."""
     files = [path for source in (train, held_out) if isinstance(source, (str, Path)) for path in paths_of(source)]
@@ -125,6 +125,7 @@ def _prepare(
     state.look(state_of(place), force=options.force, resume=options.resume)
     opened = open_checkpoint(checkpoint, revision=options.revision, needs_head=False)
     check_folder(place, ADAPTED, force=options.force, inputs=[opened.folder])
+    check_space(accelerator, place, opened)
     kept = None if held_out is None else _read_whole(_shards(held_out, place, options, recipe.seed, say))
     return place, opened, _shards(train, place, options, recipe.seed, say), kept
 

@@ -15,6 +15,7 @@ from onnx.external_data_helper import set_external_data
 from cappy_engine.bundle_files import EXTERNAL_SUFFIX
 from cappy_engine.errors import GraphError
 from cappy_engine.session import INPUTS
+from cappy_engine.storage import naming
 
 MAX_BYTES = 2**31 - 2**24
 """The most that one ONNX file can hold (protobuf's limit), less some space for the graph itself.
@@ -45,7 +46,8 @@ def save(model: onnx.ModelProto, path: Path) -> None:
         for tensor in model.graph.initializer:
             if len(tensor.raw_data) >= EXTERNAL_TENSOR_BYTES:
                 set_external_data(tensor, beside.name)
-    onnx.save(model, str(path))
+    with naming(path):
+        onnx.save(model, str(path))
     if beside.exists():
         beside.chmod(path.stat().st_mode)  # onnx makes it private to its owner
 
