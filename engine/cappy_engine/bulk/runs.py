@@ -291,7 +291,7 @@ def _leave(run: Run, say: Say) -> None:
     if run.marked.get("made") and names.target.exists() and not os.path.lexists(names.partial):
         return
     if growing.size or run.marked.get("rejected_bytes"):
-        say(f"what was written before this is in {names.partial}; go on with --resume{' --force' * bool(names.status)}")
+        say(f"what was written before this is in {names.partial}; go on with --resume{' --force' * names.is_forced}")
         return
     if run.marked.get("making"):
         names.made.unlink(missing_ok=True)

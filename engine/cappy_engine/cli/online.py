@@ -46,19 +46,17 @@ def serve(bundle: Path, server: ServerOptions, options: ScorerOptions) -> None:
 def _serve(bundle: Path, server: ServerOptions, options: ScorerOptions, held: list[int]) -> None:
     with extra("cpu,serve"):
         from cappy_engine.serving.http.running import run_server
-        from cappy_engine.serving.logs import start_logging
+        from cappy_engine.serving.logs import is_written, start_logging
 
     start_logging(server.log_format)
     try:
         run_server(bundle, options, server, held)
     except Exception as error:
-        if server.log_format == "text":
+        if server.log_format == "text" and is_written():  # else nobody reads, and to write would wait for ever
             raise
         is_told = isinstance(error, (CappyError, OSError))
         log.error("%s", message_of(error), exc_info=None if is_told else error)  # noqa: TRY400 - an object a line, the last one too
         raise click.exceptions.Exit(EXIT_ERROR) from error
-    finally:
-        logging.shutdown()  # its lines stand before ours
 
 
 @command(

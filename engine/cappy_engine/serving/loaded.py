@@ -120,8 +120,7 @@ class LoadedModel:
         Its tokens are guessed from its characters, by what earlier requests had. If these do not fit, it is refused
         before they are made.
         """
-        share, most = self._tokens_per_char, self.card.max_length
-        special = self._special_tokens if share else 0
+        share, most, special = self._tokens_per_char, self.card.max_length, self._special_tokens
         expected = sum(min(most, special + share * (len(first) + len(second))) for first, second in set(request.pairs))
         return self.queue.reserve(len(request.pairs), chars, int(expected))
 

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import queue
+import select
 import sys
 import threading
 import time
@@ -57,14 +58,21 @@ class LinesBeside(logging.Handler):
         threading.Thread(target=self._write, name="log-of-cappy", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Let a record wait to be written; it is lost if too many wait."""
-        with contextlib.suppress(queue.Full):
+        """Let a record wait to be written; it is lost if too many wait, or if it is not one that can be written."""
+        try:
             self._lines.put_nowait(self.format(record) + "\n")
+        except Exception:
+            self.handleError(record)
+
+    @property
+    def is_behind(self) -> bool:
+        """Tell if lines wait to be written."""
+        return self._lines.unfinished_tasks > 0
 
     def flush(self) -> None:
         """Wait until all is written, but not for long."""
         ends = time.monotonic() + FLUSH_SECONDS
-        while self._lines.unfinished_tasks and time.monotonic() < ends:
+        while self.is_behind and time.monotonic() < ends:
             time.sleep(0.001)
 
     def _write(self) -> None:
@@ -72,8 +80,21 @@ class LinesBeside(logging.Handler):
             left = self._lines.get().encode("utf-8", "backslashreplace")
             with contextlib.suppress(OSError):
                 while left:
+                    select.select([], [self._descriptor], [])  # who started us may have said that it never waits
                     left = left[os.write(self._descriptor, left) :]
             self._lines.task_done()
+
+
+def is_written() -> bool:
+    """Wait until the log is written, but not for long; tells if it is.
+
+    >>> is_written()
+    True
+    """
+    handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, LinesBeside)]
+    for handler in handlers:
+        handler.flush()
+    return not any(handler.is_behind for handler in handlers)
 
 
 def start_logging(form: LogFormat) -> None:

@@ -45,10 +45,8 @@ class Tracer:
         self._provider = provider
         self._tracer = provider.get_tracer("cappy_engine.serving", __version__)
         self._trace = trace
-        is_asked = "OTEL_PROPAGATORS" in os.environ
-        self._parents = (
-            propagate if is_asked else TraceContextTextMapPropagator()
-        )  # by default, it logs a bad `baggage`
+        # OpenTelemetry's default reads `baggage`, too, and logs what is wrong in it
+        self._parents = propagate if os.environ.get("OTEL_PROPAGATORS") else TraceContextTextMapPropagator()
 
     def trace(
         self, route: str, headers: Mapping[str, str], status: int, seconds: float, result: ScoringResult | None

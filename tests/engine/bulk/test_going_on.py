@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cappy_engine import Scorer, ScorerOptions
 from cappy_engine.bulk.resume.names import Names
+from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bundle import EMBEDDED
 from cappy_engine.errors import OutputError
 from cappy_engine.testing import FakeSession, fake_scorer
 from cappy_engine.tokenizer import PairTokenizer
-from tests.support.bulk_files import pairs_of, run, stopped, write_rows
+from tests.support.bulk_files import WINDOW, pairs_of, run, stopped, write_rows
 
 
 def test_other_kernels_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,6 +34,22 @@ def test_other_kernels_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert said == [f"note: {out}.partial goes on with what is not as before: versions.kernels was {kernels}, is none"]
 
 
+def test_a_run_that_replaces_rejects_alone_is_told_to_go_on_with_force(
+    tmp_path: Path, tokenizer: PairTokenizer
+) -> None:
+    source, out, said = write_rows(tmp_path / "in.jsonl", pairs_of(60)), tmp_path / "out.jsonl", list[str]()
+    bad: dict[str, Any] = {
+        "rejects": tmp_path / "bad.jsonl",
+        "options": RowOptions("skip", window=WINDOW),
+        "force": True,
+    }
+    bad["rejects"].write_text("old")
+    with pytest.raises(Exception, match="told to fail"):
+        run(fake_scorer(FakeSession(fails_at=3), tokenizer=tokenizer), source, out, say=said.append, **bad)
+    assert said[-1] == f"what was written before this is in {out}.partial; go on with --resume --force"
+    assert run(fake_scorer(tokenizer=tokenizer), source, out, resume=True, **bad).pairs_before
+
+
 def test_a_run_that_replaces_a_file_goes_on_as_its_advice_says(tmp_path: Path, tokenizer: PairTokenizer) -> None:
     source, out, said = write_rows(tmp_path / "in.jsonl", pairs_of(60)), tmp_path / "out.jsonl", list[str]()
     out.write_text("old")
@@ -39,9 +57,7 @@ def test_a_run_that_replaces_a_file_goes_on_as_its_advice_says(tmp_path: Path, t
         run(fake_scorer(FakeSession(fails_at=3), tokenizer=tokenizer), source, out, force=True, say=said.append)
     assert said == [f"what was written before this is in {out}.partial; go on with --resume --force"]
     before = Names(out).partial.read_bytes()
-    with pytest.raises(
-        OutputError, match=r"out.jsonl exists, and a stopped run was to replace it; go on with --resume -"
-    ):
+    with pytest.raises(OutputError, match=r"out.jsonl exists beside what .* or have it replaced with --resume -"):
         run(fake_scorer(tokenizer=tokenizer), source, out, resume=True)
     assert Names(out).partial.read_bytes() == before
     assert run(fake_scorer(tokenizer=tokenizer), source, out, resume=True, force=True).pairs_before

@@ -264,17 +264,23 @@ def lost(request: pytest.FixtureRequest) -> Iterator[int]:
     os.close(writer)
 
 
-def test_a_log_that_cannot_be_written_does_not_stop_the_server(bundle: Path, lost: int) -> None:
+@pytest.mark.parametrize("is_cut_off", [False, True])
+def test_a_log_that_cannot_be_written_does_not_stop_the_server(bundle: Path, lost: int, is_cut_off: bool) -> None:
+    """It does not keep it from its end either, also where that is an error, which would be told."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = [*COMMAND, "serve", "--bundle", str(bundle), "--port", str(port), "--log-requests"]
-    with subprocess.Popen(words, stderr=lost) as process:
+    with subprocess.Popen([*words, "--drain-seconds", "0.5"], stderr=lost) as process, contextlib.ExitStack() as stack:
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=8)) as client:
                 while client.get("/ready").status_code == 503:
                     time.sleep(0.05)
                 assert [client.post("/v1/score", json=ONE).status_code for _ in range(5)] == [200] * 5
+            if is_cut_off:
+                client_of_half = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+                client_of_half.sendall(b"POST /v1/score HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{")
+                time.sleep(0.2)
             process.terminate()
-            assert process.wait(SECONDS) == 0
+            assert process.wait(SECONDS) == int(is_cut_off)
         finally:
             process.kill()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import pytest
 
-from cappy_engine.serving.logs import FIELDS, TextLines
+from cappy_engine.serving.logs import FIELDS, LinesBeside, TextLines
 
 
 def record_of(message: str, level: int = logging.INFO, **fields: object) -> logging.LogRecord:
@@ -41,3 +42,22 @@ def test_a_line_for_people_has_the_traceback_behind_it() -> None:
         record.exc_info = sys.exc_info()
     assert TextLines().format(record).startswith("ERROR: a step failed\nTraceback")
     assert TextLines().format(record).endswith("KeyError: 'mistake'")
+
+
+def test_a_record_that_cannot_be_written_is_no_error_of_who_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    reader, writer = os.pipe()
+    handler = LinesBeside(writer)
+    handler.handle(logging.LogRecord("other", logging.INFO, "file", 1, "%d things", ("x",), None))
+    handler.handle(record_of("the server goes on"))
+    assert os.read(reader, 100) == b"the server goes on\n"
+
+
+def test_lines_wait_for_a_reader_also_where_the_pipe_does_not() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    handler, lines = LinesBeside(writer), [f"{number} {'x' * 500}" for number in range(500)]
+    for line in lines:
+        handler.handle(record_of(line))
+    with os.fdopen(reader) as file:
+        assert [next(file) for _ in lines] == [f"{line}\n" for line in lines]

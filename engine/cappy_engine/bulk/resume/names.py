@@ -107,7 +107,10 @@ def find_run(
             f"{way_out}"
         )
     if is_there and not force and found.status is not None:
-        raise OutputError(f"{out} exists, and a stopped run was to replace it; go on with --resume --force")
+        raise OutputError(
+            f"{out} exists beside what a stopped run left; move it away and go on with --resume, or have it replaced "
+            "with --resume --force"
+        )
     return find_names(out, resume=is_there, force=force, inputs=inputs), is_there
 
 
