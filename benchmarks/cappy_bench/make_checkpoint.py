@@ -52,7 +52,7 @@ SHAPES: dict[str, dict[str, int]] = {
 }
 FORMATS = ("safetensors", "bin", "msgpack")
 MEAN, SPREAD = 0.5, 0.35
-"""Of the scores of random weights: about those of the published checkpoint."""
+"""Of the scores of random weights, on the package's pairs."""
 
 
 def make_checkpoint(

@@ -48,6 +48,19 @@ def check_folder(out: Path, kind: Kind, *, force: bool, inputs: Sequence[Path] =
     return found
 
 
+def check_space(out: Path, needed: int, what: str) -> None:
+    """Raise OutputError if the file system of the folder `out` has no space for `needed` bytes; `what` takes these.
+
+    >>> check_space(Path("new-bundle"), 1_421_500_000, "the fp32 model alone")
+    """
+    disk = shutil.disk_usage(next(folder for folder in out.absolute().parents if folder.exists()))
+    if disk.total and disk.free < needed:  # some network file systems do not tell
+        raise OutputError(
+            f"the file system of {out.parent} has {disk.free / 1e6:,.1f} MB left, and {what} takes "
+            f"{needed / 1e6:,.1f} MB; free some space, or write elsewhere"
+        )
+
+
 def check_apart_from_inputs(out: Path, inputs: Sequence[Path]) -> None:
     """Raise OutputError if the folder `out` is one of the `inputs`, holds one, or is in one; links are followed.
 

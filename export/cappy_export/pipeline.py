@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cappy_engine.bundle import BUNDLE, Manifest, open_bundle
-from cappy_engine.errors import BundleError, ExportError, OutputError
-from cappy_engine.publish import check_folder, publish, staging_folder
+from cappy_engine.errors import BundleError, ExportError
+from cappy_engine.publish import check_folder, check_space, publish, staging_folder
 from cappy_engine.storage import write_json
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.checkpoints.checkpoint import (
@@ -69,7 +68,7 @@ def export(
     check_cpu_models(opened, model, options)
     files = opened.files
     with staging_folder(place, say) as staging:  # a place where nothing can be written is found first
-        _check_space(staging, float32_bytes(opened, model))
+        check_space(place, float32_bytes(opened, model), "the fp32 model alone")  # the others are made from it
         say(f"scoring {len(pairs)} pairs with PyTorch")
         reference = score_with_torch(opened, pairs, max_length=options.max_length)
         proof = Proof(name, pairs, reference, parse_limits(options.limits, spread=reference.spread))
@@ -130,16 +129,6 @@ def _check_told(manifest: Manifest, checkpoint: Checkpoint, subject: str) -> Non
     ]
     if wrong:
         raise BundleError(f"the manifest of {subject} has {'; '.join(wrong)}; export it again from this checkpoint")
-
-
-def _check_space(staging: Path, needed: int) -> None:
-    """Raise OutputError if there is no space for the fp32 model, which is always written: others are made from it."""
-    disk = shutil.disk_usage(staging)
-    if disk.total and disk.free < needed:  # some network file systems do not tell
-        raise OutputError(
-            f"the file system of {staging.parent} has {disk.free / 1e6:,.1f} MB left, and the fp32 model alone takes "
-            f"{needed / 1e6:,.1f} MB; free some space, or write the bundle elsewhere"
-        )
 
 
 def _write(

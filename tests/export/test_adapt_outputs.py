@@ -192,7 +192,9 @@ def test_a_disk_without_space_for_the_weights_is_found_before_anything_is_read(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=300_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(OutputError, match=r"new has 0\.3 MB left, and the weights take 0\.\d MB; free some space"):
+    with pytest.raises(
+        OutputError, match=r"new has 0\.3 MB left, and the checkpoint alone takes 0\.\d MB; free some space"
+    ):
         adapt(checkpoint, tmp_path / "absent.jsonl", tmp_path / "new" / "out", RECIPE)
     assert list(tmp_path.iterdir()) == []
 

@@ -141,16 +141,19 @@ def test_a_training_that_failed_before_its_first_state_is_no_obstacle(
     assert [line["step"] for line in map(json.loads, (out / "log.jsonl").open())] == [0, 3]
 
 
-@pytest.mark.parametrize("is_link", [False, True])
-def test_only_what_a_training_itself_left_is_removed_unasked(checkpoint: Path, tmp_path: Path, is_link: bool) -> None:
+@pytest.mark.parametrize("kind", ["a link", "another file in it", "settings of something else"])
+def test_only_what_a_training_itself_left_is_removed_unasked(checkpoint: Path, tmp_path: Path, kind: str) -> None:
     state, notes = tmp_path / "out.training", tmp_path / "notes"
     notes.mkdir()
-    (notes / "settings.json").write_text("{}")
-    if is_link:
+    (notes / "settings.json").write_text(
+        '{"theme": "dark"}' if kind == "settings of something else" else '{"recipe": {}}'
+    )
+    if kind == "another file in it":
+        (notes / "mine.txt").write_text("mine")
+    if kind == "a link":
         state.symlink_to(notes)
     else:
         notes.rename(state)
-        (state / "mine.txt").write_text("mine")
     with pytest.raises(AdaptError, match="holds a training that was stopped"):
         adapt(checkpoint, colour_examples(20), tmp_path / "out", RECIPE)
     assert (state / "settings.json").exists()

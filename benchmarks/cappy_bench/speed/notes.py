@@ -20,9 +20,8 @@ class Notes:
         self.found: dict[Key, dict[str, Any]] = {}
         self.path = path
         if path.exists():
-            *lines, _ = storage.read_regular(path, limit=MAX_BYTES).split(
-                b"\n"
-            )  # a last line without its end was never finished
+            content = storage.read_regular(path, limit=MAX_BYTES)
+            *lines, _ = content.split(b"\n")  # a last line without its end was never finished
             for number, line in enumerate(lines, 1):
                 try:
                     entry = json.loads(line)

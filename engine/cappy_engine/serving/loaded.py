@@ -37,7 +37,7 @@ What comes meanwhile waits for a step."""
 MAX_CHARS = 2**22
 """The characters that are tokenised, or wait for it: some seconds of work."""
 LEAST_CHARS = 32
-"""The characters of a pair that tell how many tokens a text has. "A" and "B" are a token each."""
+"""Shorter pairs do not tell how many tokens a character has: a letter alone is a token."""
 
 log = logging.getLogger(__name__)
 

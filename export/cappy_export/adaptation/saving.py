@@ -28,7 +28,7 @@ from cappy_engine.publish import Kind, publish, staging_folder
 from cappy_export.adaptation import state
 from cappy_export.adaptation.log import LOG, evaluations
 from cappy_export.adaptation.stream import Cursor
-from cappy_export.checkpoints.checkpoint import Checkpoint, float32_bytes, shape_model
+from cappy_export.checkpoints.checkpoint import Checkpoint
 from cappy_export.checkpoints.config import RAW_SCORES, read_json
 from cappy_export.checkpoints.hub import TOKENIZER_FILES
 from cappy_export.checkpoints.refusals import full_disk
@@ -157,21 +157,6 @@ def _damaged(path: Path) -> Iterator[None]:
         yield
     except (EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path.name} is damaged") from error
-
-
-def check_space(accelerator: Accelerator, out: Path, checkpoint: Checkpoint) -> None:
-    """Raise OutputError in the process that writes `out` if there is no space for the weights in float32.
-
-    >>> check_space(accelerator, Path("my-cappy"), checkpoint)
-    """
-    if accelerator.is_main_process:
-        needed = float32_bytes(checkpoint, shape_model(checkpoint))
-        disk = shutil.disk_usage(next(folder for folder in out.absolute().parents if folder.exists()))
-        if disk.total and disk.free < needed:  # some network file systems do not tell
-            raise OutputError(
-                f"the file system of {out.parent} has {disk.free / 1e6:,.1f} MB left, and the weights take "
-                f"{needed / 1e6:,.1f} MB; free some space, or write the checkpoint elsewhere"
-            )
 
 
 def write_checkpoint(

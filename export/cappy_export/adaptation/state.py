@@ -100,7 +100,12 @@ def tell_what_is_kept(folder: Path) -> str:
 
 def _is_blank(folder: Path) -> bool:
     """True if a folder holds nothing but what a training writes before it saves a state."""
-    return not folder.is_symlink() and {path.name for path in folder.iterdir()} <= {SETTINGS, LOG, UNFINISHED}
+    names = {path.name for path in folder.iterdir()}
+    if folder.is_symlink() or not {SETTINGS} <= names <= {SETTINGS, LOG, UNFINISHED}:
+        return False
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # others have a settings.json, too
+        return "recipe" in json.loads(storage.read_regular(folder / SETTINGS, limit=MOST_BYTES))
+    return False
 
 
 def _lock(folder: Path) -> BinaryIO:

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from cappy_engine.errors import AdaptError, OutputError
-from cappy_engine.publish import check_apart_from_inputs, check_folder
+from cappy_engine.publish import check_apart_from_inputs, check_folder, check_space
 from cappy_export.adaptation import state
 from cappy_export.adaptation.examples import Examples, make_examples
 from cappy_export.adaptation.launch import agree, finish, join, not_alone, together
@@ -29,10 +29,10 @@ from cappy_export.adaptation.log import Progress
 from cappy_export.adaptation.recipe import AdaptOptions, Recipe
 from cappy_export.adaptation.run import Run
 from cappy_export.adaptation.samples import examples_from_samples, read_samples
-from cappy_export.adaptation.saving import ADAPTED, check_space
+from cappy_export.adaptation.saving import ADAPTED
 from cappy_export.adaptation.scanning import Counted, Scan, choose, count
 from cappy_export.adaptation.shards import HeldShard, Shard, find_shards, paths_of, read_all
-from cappy_export.checkpoints.checkpoint import Checkpoint, digest_of_files, open_checkpoint
+from cappy_export.checkpoints.checkpoint import Checkpoint, digest_of_files, float32_bytes, open_checkpoint, shape_model
 from cappy_export.options import Say
 
 Source = str | Path | Examples
@@ -125,7 +125,8 @@ def _prepare(
     state.look(state_of(place), force=options.force, resume=options.resume)
     opened = open_checkpoint(checkpoint, revision=options.revision, needs_head=False)
     check_folder(place, ADAPTED, force=options.force, inputs=[opened.folder])
-    check_space(accelerator, place, opened)
+    if accelerator.is_main_process:  # it writes
+        check_space(place, float32_bytes(opened, shape_model(opened)), "the checkpoint alone")
     kept = None if held_out is None else _read_whole(_shards(held_out, place, options, recipe.seed, say))
     return place, opened, _shards(train, place, options, recipe.seed, say), kept
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 
 import pytest
 
@@ -31,6 +32,17 @@ def test_a_refused_request_is_counted_by_its_error_type(
     refused = server.post("/v1/score", document)
     assert (refused.status_code, refused.json()["error_type"]) == (status, reason)
     assert server.metric(line) == before + 1
+
+
+def test_a_body_that_breaks_off_is_counted_once(server: Server) -> None:
+    names = ('cappy_refused_requests_total{reason="validation"}', "cappy_abandoned_requests_total")
+    before = sum(map(server.metric, names))
+    with server.connect() as client:
+        client.sendall(b"POST /v1/score HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nnone\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 400 ")
+    server.wait_until(lambda: sum(map(server.metric, names)) > before)
+    time.sleep(0.1)
+    assert sum(map(server.metric, names)) == before + 1
 
 
 @pytest.mark.parametrize("result", ["done", "failed"])

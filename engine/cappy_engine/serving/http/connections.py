@@ -220,7 +220,8 @@ class BoundedConnection(HttpToolsProtocol):
             return
         self._out.write(bytes_of(failure))
         self.metrics.answered(NO_ROUTE, failure.status)
-        self.metrics.refused(failure.error_type)
+        if wrong is None or not wrong.disconnected:  # else it counts as abandoned
+            self.metrics.refused(failure.error_type)
         self._out.close()
 
     # What is counted
@@ -281,8 +282,7 @@ class BoundedConnection(HttpToolsProtocol):
             )
 
     def _wait_for_head(self) -> None:
-        longest = self.bounds.body_seconds
-        seconds = min(longest, SPARE_SECONDS) if self._is_spare else longest
+        seconds = min(self.bounds.body_seconds, SPARE_SECONDS if self._is_spare else float("inf"))
         self._until_head = self.loop.call_later(seconds, self._close_if_waiting)
 
     def _stop_waiting(self) -> None:
