@@ -6,7 +6,6 @@
 #include <cfloat>
 #include <cmath>
 #include <cstdlib>
-#include <new>
 
 #include "kernels.h"
 #include "numbers.h"
@@ -153,7 +152,9 @@ void attend_odd_heads(const AttentionRows& rows, const AttentionTask& task, Atte
 Error check_lengths(const AttentionInput& input) {
   int64_t left = input.tokens;
   for (int64_t i = 0; i < input.pairs; left -= input.lengths[i++])
-    if (input.lengths[i] < (input.is_first ? 1 : 0) || input.lengths[i] > left)
+    if (input.is_first && input.lengths[i] == 0)
+      return error("pair %lld has no tokens, so it has no first one", static_cast<long long>(i));
+    else if (input.lengths[i] < 0 || input.lengths[i] > left)
       return error("pair %lld has a length of %lld, and %lld tokens are left", static_cast<long long>(i),
                    static_cast<long long>(input.lengths[i]), static_cast<long long>(left));
   return left == 0 ? Error{} : error("the lengths leave %lld of %lld tokens", static_cast<long long>(left),
@@ -190,7 +191,8 @@ bool is_smooth(const AttentionDistances& distances) {
 
 }  // namespace
 
-Error attend_pairs(const AttentionInput& input, AttentionKernel kernel, const Parallel& parallel) {
+Error attend_pairs(AttentionInput input, AttentionKernel kernel, const Parallel& parallel) {
+  input.rows.window = smaller(input.rows.window, input.tokens);  // means the same, and sums with it cannot overflow
   if (Error found = check_lengths(input)) return found;
   const AttentionDistances& distances = input.rows.distances;
   if (distances.keys)

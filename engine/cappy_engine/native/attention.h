@@ -116,7 +116,7 @@ struct AttentionInput {
   int64_t pairs;
   bool is_first;  // one query of each pair
 };
-Error attend_pairs(const AttentionInput& input, AttentionKernel kernel, const Parallel& parallel);
+Error attend_pairs(AttentionInput input, AttentionKernel kernel, const Parallel& parallel);
 
 extern const Operator ATTENTION, FIRST_ATTENTION, DISENTANGLED_ATTENTION, FIRST_DISENTANGLED_ATTENTION, ROTARY_ATTENTION,
     FIRST_ROTARY_ATTENTION, LOCAL_ROTARY_ATTENTION;

@@ -1,6 +1,6 @@
 // Disentangled attention (DeBERTa): what the distance of a key from its query adds to their score.
 //
-// That is scale * (query * keys[d] + key * queries[d]), where row d is the distance's. Both are products of matrices, for
+// That is scale * (query * keys[d] + key * queries[d]), where row d is the distance's. Both are products of matrices, because
 // near queries have near rows: MOST_NEIGHBOURS queries and some panel of keys need few of them.
 #pragma once
 #include <cstdint>

@@ -29,6 +29,7 @@ Error read_distances(const Call& call, size_t place, int64_t heads, int64_t head
   if (keys.rank != 3 || !keys.is({heads, keys.shape[1], head_size}) || !queries.is(keys.shape, keys.rank))
     return error("the keys and queries of distances are not %lld heads of %lld values for each distance",
                  static_cast<long long>(heads), static_cast<long long>(head_size));
+  if (keys.shape[1] == 0) return error("distances have no keys and queries");
   if (rows.rank != 1 || rows.shape[0] % 2 == 0)
     return error("the rows of distances are not an odd count: of both sides, and of distance 0");
   *distances = {keys.as<float>(), queries.as<float>(), rows.as<int64_t>(), rows.shape[0] / 2, keys.shape[1]};
@@ -41,6 +42,7 @@ Error read_angles(const Call& call, size_t place, int64_t head_size, AttentionAn
   if (Error found = call.input(place + 1, &sines)) return found;
   if (cosines.rank != 2 || 2 * cosines.columns() != head_size || !sines.is(cosines.shape, cosines.rank))
     return error("the cosines and sines are not those of heads of %lld values", static_cast<long long>(head_size));
+  if (cosines.shape[0] == 0) return error("there are angles for 0 tokens");
   *angles = {cosines.as<float>(), sines.as<float>(), cosines.shape[0], cosines.columns()};
   return {};
 }

@@ -2,7 +2,7 @@
 //
 // A set of instructions gives `Lanes`: a vector, its arithmetic, how many rows it multiplies at once, and the transposition
 // of keys. Everything here has internal linkage: each instruction set has its own copy, compiled with its own flags.
-// Nothing of the standard library is called, for the linker keeps one copy of an inline function, and might keep AVX-512's.
+// Nothing of the standard library is called, because the linker keeps one copy of an inline function, and might keep AVX-512's.
 #pragma once
 #include <cstdint>
 
@@ -111,7 +111,7 @@ void pack_values(const float* values, int64_t stride, int64_t count, int64_t hea
   }
 }
 
-// What becomes of a product: c = scale[row] * product, and kept[row] * c is added if `kept` is given.
+// What becomes of a product: c = scale[row] * product + kept[row] * (the old c); without `kept` the old c does not count.
 struct Destination {
   float* c;
   int64_t stride;

@@ -28,7 +28,7 @@ inline __attribute__((always_inline)) typename L::Vector exp2_of_part(typename L
 }
 
 // Turns the scores of R queries into weights, exp2(score - maximum), and gives the maxima and the sums of the weights.
-// Rows go together, for each waits for its maximum. Behind a row's `count` scores is room for a whole vector.
+// Rows go together, because each waits for its maximum. Behind a row's `count` scores is room for a whole vector.
 template <class L, int R>
 void weigh(float* scores, int64_t count, float* maxima, float* totals) {
   const int64_t whole = divided_up(count, L::lanes) * L::lanes;
@@ -75,7 +75,8 @@ struct QueryBlock {
   bool is_first;  // block of keys
   bool is_last;
   int64_t pair_place;  // of the first query in its pair
-  int64_t place;};
+  int64_t place;       // of the first query, counted from the block's first key; may be negative
+};
 
 // Scores of keys outside of the queries' windows become those of no weight.
 inline void hide_far_keys(const QueryBlock& block, int64_t window, float* scores) {
@@ -162,7 +163,7 @@ void attend_head(const AttentionRows& rows, const AttentionTask& task, int64_t h
     pack_values<L>(keys + width_of(rows), rows.key_stride, count, rows.head_size, s.values);
     Neighbours near = {0, 0, count};
     int64_t first_near = 0;
-    for (int64_t b = 0; b < blocks; b++) {  // of nearly equal size, for a block of few rows wastes the multipliers
+    for (int64_t b = 0; b < blocks; b++) {  // of nearly equal size, because a block of few rows wastes the multipliers
       const int64_t first = b * task.queries / blocks, block = (b + 1) * task.queries / blocks - first;
       const int64_t place = task.place + first - key;
       if (rows.distances.keys && first == first_near + near.queries) {

@@ -208,7 +208,9 @@ def find_compilers(asked: str, kind: str) -> Iterator[Compiler]:
     import shutil
 
     if asked in ("auto", "cc"):
-        commands = [shlex.split(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++")]
+        commands = [["c++"], ["g++"], ["clang++"]]
+        with contextlib.suppress(ValueError):  # a quote that is left open: then CXX names no program, either
+            commands.insert(0, shlex.split(os.environ.get("CXX", "")))
         if command := next((command for command in commands if command and shutil.which(command[0])), None):
             yield Compiler(tuple(command), _version(command, "--version"))
     if asked != "cc" and (zig := _find_zig()):
@@ -276,9 +278,14 @@ def _write(path: Path, content: bytes) -> None:
     """Write a file at once: a process that has the old one open keeps it, and two may build."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(content)
-    Path(file.name).chmod(0o755 if path.suffix == ".so" else 0o644)
-    Path(file.name).replace(path)
+        try:
+            file.write(content)
+            file.close()
+            Path(file.name).chmod(0o755 if path.suffix == ".so" else 0o644)
+            Path(file.name).replace(path)
+        except OSError:
+            Path(file.name).unlink()
+            raise
 
 
 def main(arguments: Sequence[str]) -> int:

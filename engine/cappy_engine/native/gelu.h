@@ -1,5 +1,5 @@
 // Gelu, x times the normal distribution's integral up to x, for vectors of floats; the error is below 8e-7. Infinity stays
-// infinity, and minus infinity gives 0, as large negative values do; in the model's functions that is not a number.
+// infinity. Minus infinity gives 0 but for that error, as large negative values do; in the model's functions it gives NaN.
 #pragma once
 #include <stddef.h>
 
@@ -7,7 +7,7 @@ namespace cappy {
 namespace {
 
 // The integral is 0.5 + x * P(x * x) for |x| <= 5.5, and 0 or 1 beyond. P is a least-squares fit, of 15 terms in
-// u = x * x * 2 / 5.5^2 - 1. At -5.5 it may differ from 0 by 6e-8, so its factor is not less either.
+// u = x * x * 2 / 5.5^2 - 1. The fit may be off by 6e-8 at -5.5, where the integral is nearly 0.
 template <class V>
 struct PolynomialGelu {
   inline __attribute__((always_inline)) typename V::F operator()(typename V::F x) const {

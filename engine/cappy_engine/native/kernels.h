@@ -36,7 +36,7 @@ struct Preparation {
   Rotation rotation;
 };
 
-constexpr size_t PANEL = 16;  // columns that lie together in packed weights: [columns / 16][inner / 4][16][4]; bf16: 2 for 4
+constexpr size_t PANEL = 16;  // columns that lie together in packed weights: [columns / 16][inner / 4][16][4]; in bf16 2 in place of 4
 
 // A block of a product: up to block_rows rows by block_columns columns. In a product of bfloat16 weights, rows are as
 // round_row gives them, and `start` and `sums` are floats.
@@ -49,7 +49,7 @@ struct Block {
   size_t panel_bytes;       // from one panel to the next
   const int32_t* start;     // block_columns sums to start from
   int32_t* sums;            // [count][block_columns]
-  const int8_t* next;       // what will be needed soon, as long as a panel: brought closer meanwhile; or null
+  const int8_t* next;       // panel_bytes bytes to prefetch meanwhile, of which less may be needed; or null
 };
 
 // What becomes of a block's sums: y = act(sums * column_scales * row_scales + bias), or that plus a residual; y = act(sums)
@@ -71,7 +71,7 @@ struct Product {
   size_t block_rows;     // at most MAX_BLOCK_ROWS
   size_t row_step;       // fewer rows take as long as a multiple of this
   size_t block_columns;  // a multiple of PANEL, at most MAX_BLOCK_COLUMNS
-  void (*begin)();  // before a thread's first `multiply`, and `end` after its last
+  void (*begin)();  // before a task's first `multiply`, and `end` after its last
   void (*end)();
   void (*multiply)(const Block& block);
   void (*multiply_any)(const Block& block);  // where weights are such that `multiply` would saturate

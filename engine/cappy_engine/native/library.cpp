@@ -3,7 +3,6 @@
 
 #include <atomic>
 #include <cstring>
-#include <new>
 
 #include "attention.h"
 #include "gate.h"
@@ -195,10 +194,10 @@ EXPORTED OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBa
   return nullptr;
 }
 
-// How many sessions have taken the library.
+// How many sessions' options have taken the library.
 EXPORTED int cappy_registrations() { return registrations; }
 
-// Sizes of the structs below, for callers that write them anew (library.py): they compare them first.
+// Sizes of the structs that callers pass, for callers that write them anew (library.py): they compare them first.
 EXPORTED const int64_t* cappy_struct_sizes() {
   static const int64_t sizes[] = {sizeof(Rounding), sizeof(Preparation), sizeof(LinearWeights), sizeof(AttentionInput)};
   return sizes;
@@ -237,7 +236,8 @@ EXPORTED int cappy_linear(const char* set, const LinearWeights* weights, const v
   return linear.is_ready() && linear.run(x, scales, rows, residual, y, one_thread(chosen_threads()));
 }
 
-// Also false where the lengths are not those of the tokens; then nothing is written.
+// Also false where the lengths are not those of the tokens, or distances or angles lack rows (then nothing is written), and
+// where memory is short.
 EXPORTED int cappy_attention(const char* set, const AttentionInput* input) {
   const InstructionSet* found = find_instruction_set(set);
   return found && !attend_pairs(*input, found->attention, one_thread(chosen_threads()));

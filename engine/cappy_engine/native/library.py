@@ -80,7 +80,7 @@ class NativeLibrary:
 
     @property
     def registrations(self) -> int:
-        """Count the sessions that took the library's operators."""
+        """Count the sessions' options that took the library's operators."""
         return int(self._registrations())
 
     @property
@@ -224,7 +224,7 @@ class NativeLibrary:
             _known(instruction_set in self.instruction_sets, instruction_set)
             problem = f"the lengths {lengths.tolist()} are not those of pairs with {tokens} tokens"
             lacking = "distances" if distances is not None else "places" if angles else None
-            raise ValueError(f"{problem}, or their {lacking} have no rows" if lacking else problem)
+            raise ValueError(f"{problem}, or there are no rows for their {lacking}" if lacking else problem)
 
 
 def _known(done: int, instruction_set: str) -> None:

@@ -153,7 +153,7 @@ void Linear::run_part(const Parts& parts, size_t task) const {
     // The last block may have fewer panels: it then takes the first one again, and nobody reads those sums.
     const size_t panel_bytes = c / PANEL + width / PANEL <= panels_ ? panel_bytes_ : 0;
     const float* y = parts.y + row * columns + c;
-    for (size_t i = 0; i < count; i++)  // brought closer, for what is not there must be read before it is written
+    for (size_t i = 0; i < count; i++)  // prefetched, because memory that is not in the cache is read before it is written
       for (size_t j = 0; j < smaller(width, columns - c); j += FLOATS_OF_A_LINE) __builtin_prefetch(y + i * columns + j, 1);
     multiply({given.first + r * given.bytes, given.bytes, count, inner, packed + c / PANEL * panel_bytes_, panel_bytes, start_ + c, sums, next});
     const size_t place = row * columns + c;
@@ -163,18 +163,20 @@ void Linear::run_part(const Parts& parts, size_t task) const {
                      weights_.is_gelu, added, parts.y + place, columns});
   };
   auto normalize = [&](size_t r, size_t count) {
-    for (const size_t behind = r + count; r < behind; r++)
-      kernels_.rows.normalize(parts.y + r * columns, parts.residual + r * columns, weights_.gamma, weights_.beta, columns, weights_.epsilon, parts.y + r * columns);
+    for (const size_t behind = r + count; r < behind; r++) {
+      const float* residual = parts.residual ? parts.residual + r * columns : nullptr;
+      kernels_.rows.normalize(parts.y + r * columns, residual, weights_.gamma, weights_.beta, columns, weights_.epsilon, parts.y + r * columns);
+    }
   };
   const bool is_by_rows = rows > MANY_ROWS, is_whole = !parts.finished;
   if (is_by_rows) {
     for (size_t r = 0; r < rows; r += rows_of_a_block) {
       const size_t count = smaller(rows_of_a_block, rows - r);
       const bool is_normed = weights_.gamma && is_whole;
-      const int8_t* residual = is_normed ? reinterpret_cast<const int8_t*>(parts.residual + (first_row + r) * columns) : nullptr;
-      const size_t residual_bytes = is_normed ? count * columns * sizeof(float) : 0;
+      const int8_t* residual = is_normed && parts.residual ? reinterpret_cast<const int8_t*>(parts.residual + (first_row + r) * columns) : nullptr;
+      const size_t residual_bytes = residual ? count * columns * sizeof(float) : 0;
       for (size_t c = first; c < end; c += width) {
-        // The first rows bring the weights closer, and each block one of the next panels; the others bring their residual.
+        // Blocks of the first rows prefetch the weights: each one of the next panels. The others prefetch their residual.
         const size_t at = (c - first) / PANEL * panel_bytes_ / (width / PANEL);
         const int8_t* next = c + width < end ? packed + (c + width) / PANEL * panel_bytes_ : nullptr;
         block(r, c, r == 0 ? next : at < residual_bytes ? residual + at : nullptr);
@@ -184,7 +186,7 @@ void Linear::run_part(const Parts& parts, size_t task) const {
   } else {
     for (size_t c = first; c < end; c += width)
       for (size_t r = 0; r < rows; r += rows_of_a_block) {
-        // Each block brings one of the next block's panels closer, as long as there are some.
+        // Each block prefetches one of the next block's panels, while panels are left.
         const size_t panel = r / rows_of_a_block;
         const bool is_needed = panel < width / PANEL && c + width < end;
         block(r, c, is_needed ? packed + (c / PANEL + width / PANEL + panel) * panel_bytes_ : nullptr);

@@ -32,7 +32,7 @@ class Linear {
   bool has_residual() const { return weights_.has_residual; }
 
   // y [rows][columns] of x [rows][inner], which are bytes, or floats for bf16. `residual` is as y, and read if the layer has
-  // one. False if memory is short, which only bf16 needs.
+  // one. Only bf16 takes memory; false if there is none.
   bool run(const void* x, const float* scales, size_t rows, const float* residual, float* y, const Parallel& parallel) const;
 
  private:

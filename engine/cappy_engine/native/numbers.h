@@ -1,4 +1,4 @@
-// Arithmetic of sizes. It is in an anonymous namespace, for files of one instruction set include it (see kernels.h).
+// Arithmetic of sizes. It is in an anonymous namespace, because files of one instruction set include it (see kernels.h).
 #pragma once
 
 namespace cappy {

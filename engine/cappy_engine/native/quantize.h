@@ -5,7 +5,7 @@
 
 namespace cappy {
 
-// `columns` are those of the result. False if memory is short, which only a preparation needs.
+// `columns` are those of the result. Only a preparation takes memory; false if there is none.
 bool quantize_rows(const RowKernels& kernels, const float* x, size_t rows, size_t columns, const Preparation& preparation,
                    const Rounding& rounding, uint8_t* q, float* scales, const Parallel& parallel);
 

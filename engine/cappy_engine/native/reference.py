@@ -1,6 +1,7 @@
 """Compute with numpy what the native library computes: its operators' meaning, in the order of their functions.
 
-Integers are equal to the library's, and floats to the last bit where there is neither Gelu nor a layer norm.
+Integers are equal to the library's. Floats are, to the last bit, in products of 8 bits without Gelu and layer norm; all
+others are within `CLOSE`.
 """
 
 from __future__ import annotations
@@ -241,7 +242,7 @@ def are_close(found: Floats, wanted: Floats) -> bool:
         >>> are_close(np.float32([np.nan, 100]), np.float32([np.nan, 100.0001]))
         True
 
-    What is infinite is near to nothing.
+    An infinite value is never near.
     """
     bound = CLOSE * float(np.abs(wanted[np.isfinite(wanted)]).max(initial=1.0))
     is_near = np.abs(found - wanted) <= bound

@@ -170,7 +170,7 @@ def test_distances_without_rows_are_refused(
     packed, lengths = packed_rows(np.array([9]), 32), np.array([8])
     library.attention(instruction_set, packed[:8], lengths, 1, distances=distances)
     distances.rows[-1] = last_row
-    with pytest.raises(ValueError, match="or their distances have no rows"):
+    with pytest.raises(ValueError, match="or there are no rows for their distances"):
         library.attention(instruction_set, packed[:length], np.array([length]), 1, distances=distances)
 
 
@@ -266,8 +266,15 @@ def test_a_session_attends_to_near_tokens(tmp_path: Path, threads: int) -> None:
     session = open_model(write_attention_model(tmp_path / "model.onnx", heads=3, hidden=96, window=9), threads)
     lengths = np.array([30, 1, 200])
     packed, angles = packed_rows(lengths, 96), draw_angles(np.random.default_rng(4), 200, 32)
-    found = session.run(None, {"packed": packed, "lengths": lengths, "cosines": angles[0], "sines": angles[1]})[0]
+    given = {"packed": packed, "lengths": lengths, "cosines": angles[0], "sines": angles[1]}
+    (found,) = session.run(None, given)
     np.testing.assert_allclose(found, reference.attention(packed, lengths, 3, 9, None, angles), rtol=CLOSE, atol=CLOSE)
+    boundless = open_model(write_attention_model(tmp_path / "all.onnx", heads=3, hidden=96, window=2**63 - 1), threads)
+    (found,) = boundless.run(None, given)
+    wanted = reference.attention(packed, lengths, 3, angles=angles)
+    np.testing.assert_allclose(found, wanted, rtol=CLOSE, atol=CLOSE)
+    with pytest.raises(Exception, match="there are angles for 0 tokens"):
+        session.run(None, given | {"cosines": angles[0][:0], "sines": angles[1][:0]})
     with pytest.raises(Exception, match="window must be 0 or more, not -1"):
         open_model(write_attention_model(tmp_path / "negative.onnx", heads=3, hidden=96, window=-1))
 
@@ -277,7 +284,10 @@ def test_a_session_attends_with_one_query_of_each_pair(tmp_path: Path) -> None:
     session = open_model(write_attention_model(tmp_path / "model.onnx", heads=3, hidden=96, is_first=True), threads=2)
     lengths = np.array([40, 1, 9])
     queries, packed = packed_rows(np.array([3]), 96)[:, :96], packed_rows(lengths, 96)[:, 96:]
-    (found,) = session.run(None, {"queries": queries, "packed": packed, "lengths": lengths})
+    given = {"queries": queries, "packed": packed, "lengths": lengths}
+    (found,) = session.run(None, given)
+    with pytest.raises(Exception, match="pair 1 has no tokens, so it has no first one"):
+        session.run(None, given | {"lengths": np.array([41, 0, 9])})
     wanted = reference.first_attention(queries, packed, lengths, 3)
     np.testing.assert_allclose(found, wanted, rtol=CLOSE, atol=CLOSE)
 

@@ -82,7 +82,7 @@ def test_a_pair_gives_the_same_alone_and_in_company(library: NativeLibrary, inst
 def test_a_pair_that_is_longer_than_its_angles_is_refused(library: NativeLibrary, instruction_set: str) -> None:
     packed, lengths = rows_of(12, 3 * 8), np.array([5, 7])
     library.attention(instruction_set, packed, lengths, 1, angles=angles_of(7, 8))
-    with pytest.raises(ValueError, match="their places have no rows"):
+    with pytest.raises(ValueError, match="there are no rows for their places"):
         library.attention(instruction_set, packed, lengths, 1, angles=angles_of(6, 8))
 
 

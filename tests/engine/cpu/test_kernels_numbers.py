@@ -138,8 +138,9 @@ def test_gelu_and_layer_norm_are_near(
     rows, inner, columns = shape  # few columns may be nearly equal, and their differences are then not exact
     layer, values, scales, residual = layer_of(seed, (rows, inner, columns + 16), 127)
     norm = replace(layer, gamma=layer.bias, beta=layer.scales)
-    found = library.linear(instruction_set, norm, values, scales, residual)
-    assert distance(found, reference.linear(norm, values, scales, residual)) < CLOSE
+    for added in (residual, None):
+        found = library.linear(instruction_set, norm, values, scales, added)
+        assert distance(found, reference.linear(norm, values, scales, added)) < CLOSE
 
 
 def test_gelu_is_near_everywhere(library: NativeLibrary, instruction_set: str) -> None:
