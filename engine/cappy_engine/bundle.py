@@ -30,7 +30,7 @@ from cappy_engine.bundle_files import (
     read_checked,
 )
 from cappy_engine.checks import described
-from cappy_engine.errors import BundleError, CappyError, PrecisionUnavailable, reason_of
+from cappy_engine.errors import BundleError, CappyError, PrecisionUnavailable, is_shortage, reason_of
 from cappy_engine.json_values import size, text, whole
 from cappy_engine.overlap import beside
 from cappy_engine.publish import Kind
@@ -165,6 +165,8 @@ class Bundle:
         try:
             yield
         except BundleError as error:
+            if is_shortage(error.__cause__):
+                raise
             raise BundleError(f"bundle {self.path} changed since it was opened ({error}); open it again") from error
 
     def largest_error(self, precision: str, target: str = "cpu") -> float:
@@ -236,7 +238,8 @@ def _read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError as error:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; make one with 'cappy export'") from error
     except (ValueError, RecursionError, OSError) as error:
-        raise BundleError(f"{path} cannot be read ({reason_of(error)}); export the bundle again") from error
+        advice = "let this process have more" if is_shortage(error) else "export the bundle again"
+        raise BundleError(f"{path} cannot be read ({reason_of(error)}); {advice}") from error
     version = document.get("schema_version") if isinstance(document, dict) else None
     if type(version) is not int:
         raise BundleError(f"{path} is not a bundle's manifest: it has no schema_version")

@@ -55,13 +55,15 @@ class ModelFiles:
 
     def check(self) -> None:
         """Raise BundleError unless the files are what was exported, byte by byte, and the model has no others."""
-        for name, file in self._files.items():
-            file.seek(0)
-            _check_digest(self._folder, name, self._entries[name], hashlib.file_digest(file, "sha256").hexdigest())
         try:
+            for name, file in self._files.items():
+                file.seek(0)
+                _check_digest(self._folder, name, self._entries[name], hashlib.file_digest(file, "sha256").hexdigest())
             others = external_locations(self._files[self._graph])
         except ValueError as error:
             raise BundleError(f"{self.path} is not an ONNX model ({error}); export the bundle again") from error
+        except OSError as error:
+            raise BundleError(f"{self.path} cannot be read ({reason_of(error)})") from error
         others -= {Path(name).name.encode() for name in self._files if name != self._graph}
         if others:
             raise BundleError(

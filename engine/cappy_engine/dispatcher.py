@@ -25,7 +25,7 @@ from cappy_engine.batching import (
 from cappy_engine.buckets import bucket_lengths
 from cappy_engine.errors import ScoringError
 from cappy_engine.forking import tell_after_fork
-from cappy_engine.overlap import starting
+from cappy_engine.overlap import PythonEnding, starting
 from cappy_engine.session import Inputs, Session
 
 CLOSED = "this scorer was closed; open another one with Scorer.open"
@@ -141,19 +141,14 @@ class Dispatcher:
         `run` shares its batches out and waits for the last one. Where pairs keep coming, as in a server, threads call
         this instead.
         """
-        session = self._narrow or self._session
-        if session is None:
-            raise ScoringError(CLOSED)
-        return self._run_on(session, encoded)
+        return self._run_on(_opened(self._narrow or self._session), encoded)
 
     def ways(self) -> list[Callable[[EncodedPairs], Scores]]:
         """List all ways in which pairs are run: `run`, and `run_beside` on each of the sessions that are shared out.
 
         >>> [run(encoded) for run in dispatcher.ways()]
         """
-        session = self._narrow or self._session
-        if session is None:
-            raise ScoringError(CLOSED)
+        session = _opened(self._narrow or self._session)
         each: Callable[[], list[Session]] = getattr(session, "each", lambda: [session])
         return [self.run, *(partial(self._run_on, one) for one in each())]
 
@@ -171,19 +166,15 @@ class Dispatcher:
 
     def _each(self, plan: Plan, encoded: EncodedPairs) -> Iterator[tuple[Batch, Scores]]:
         """Yield each batch with its scores, in the plan's order."""
-        session = self._narrow if plan.is_shared else self._session
-        if session is None:
-            raise ScoringError(CLOSED)
-        score = partial(self._score, session, encoded)
-        if not plan.is_shared or self._callers is None:
-            return zip(plan.batches, map(score, plan.batches), strict=True)
-        try:
-            with starting():
-                return zip(plan.batches, self._callers.map(score, plan.batches), strict=True)
-        except ScoringError as error:
-            if self._session is None:  # another thread closed the dispatcher meanwhile
-                raise ScoringError(CLOSED) from error
-            raise
+        if plan.is_shared and self._callers is not None:
+            try:
+                with starting():
+                    shared = self._callers.map(partial(self._score, _opened(self._narrow), encoded), plan.batches)
+                return zip(plan.batches, shared, strict=True)
+            except PythonEnding:
+                pass  # without the pool, unless another thread closed the dispatcher meanwhile
+        score = partial(self._score, _opened(self._session), encoded)
+        return zip(plan.batches, map(score, plan.batches), strict=True)
 
     def _score(self, session: Session, encoded: EncodedPairs, batch: Batch) -> Scores:
         """Score a batch; where it fails, find the pair that is at fault, on the same session."""
@@ -219,6 +210,12 @@ class Dispatcher:
             rows = half if problem_with(half) else rest
         problem = problem_with(rows)
         return (int(rows[0]), problem) if problem and not _problem_of(session, harmless) else (None, "")
+
+
+def _opened(session: Session | None) -> Session:
+    if session is None:
+        raise ScoringError(CLOSED)
+    return session
 
 
 def _held(session: Session) -> AbstractContextManager[Session]:

@@ -27,6 +27,7 @@ CappyError
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
@@ -56,6 +57,15 @@ def reason_of(error: BaseException) -> str:
     'No such file or directory'
     """
     return getattr(error, "strerror", None) or str(error)
+
+
+def is_shortage(error: BaseException | None) -> bool:
+    """Tell whether a process has too little of something, such as memory, for what lies on the disk may be right.
+
+    >>> is_shortage(OSError(errno.EMFILE, "Too many open files"))
+    True
+    """
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def message_of(error: BaseException) -> str:

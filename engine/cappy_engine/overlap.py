@@ -6,7 +6,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -18,16 +18,25 @@ POLL_SECONDS = 0.1
 """How soon a thread notices that nobody waits for what it makes."""
 
 
+class PythonEnding(ScoringError):
+    """The main thread has ended: Python waits for the other threads, but starts none. Its pools take no work then.
+
+    Nor does a pool that was closed; Python says of both nearly the same.
+    """
+
+
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
-    """Raise ScoringError where the system has no more threads for this process; the block starts one.
+    """Raise ScoringError where the system has no more threads for this process, or PythonEnding; the block starts one.
 
     >>> with starting():
     ...     threading.Thread(target=print).start()
     """
     try:
         yield
-    except RuntimeError as error:  # Python has no kind of its own for it
+    except RuntimeError as error:  # Python has no kinds of its own for these
+        if "shutdown" in str(error):
+            raise PythonEnding(f"no thread can be started: {error}") from error
         raise ScoringError(
             f"no thread can be started: {error}; let this process have more (ulimit -u, or its container's limit of "
             "processes), or open the scorer with fewer threads"
@@ -42,10 +51,26 @@ def beside(work: Callable[[], Item]) -> Iterator[Callable[[], Item]]:
     ...     session = open_session(files.path)
     ...     checked()
     """
-    with ThreadPoolExecutor(1, "cappy-beside") as pool:
-        with starting():
-            done = pool.submit(work)
-        yield done.result
+    done: Future[Item] = Future()
+
+    def do() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # it is raised where the result is used
+            done.set_exception(error)
+
+    thread = threading.Thread(target=do, name="cappy-beside")
+    result = done.result
+    try:
+        try:
+            with starting():
+                thread.start()
+        except PythonEnding:
+            result = work  # done when it is waited for
+        yield result
+    finally:  # also if a signal comes while the thread starts
+        if thread.is_alive():
+            thread.join()
 
 
 @contextlib.contextmanager
@@ -76,9 +101,6 @@ def ahead(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
             put("end", None)
         except BaseException as error:  # it is raised where the items are used
             put("error", error)
-        finally:
-            if isinstance(items, Generator):  # it may hold files
-                items.close()
 
     def use() -> Iterator[Item]:
         while True:
@@ -90,14 +112,20 @@ def ahead(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
             yield value  # type: ignore[misc]
 
     thread = threading.Thread(target=make, name="cappy-ahead")
+    made = use()
     try:
-        with starting():
-            thread.start()
-        yield use()
+        try:
+            with starting():
+                thread.start()
+        except PythonEnding:
+            made = items  # each made when it is asked for
+        yield made
     finally:  # also if a signal comes while the thread starts
         is_over.set()
         if thread.is_alive():
             thread.join()
+        if isinstance(items, Generator):  # it may hold files
+            items.close()
 
 
 class Behind(Generic[Item]):
