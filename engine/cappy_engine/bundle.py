@@ -200,8 +200,7 @@ def open_bundle(path: str | Path) -> Bundle:
 
     All files but the models must be there, in their size and with their digest. A model is checked when it is used, and
     may be left out if it never is. Nothing may lie beside a model that the manifest does not name (it could be read as
-    external data). Only regular files are opened. Raises BundleError, naming the file and what to do; also for None and
-    "", which name no folder.
+    external data). Only regular files are opened. Raises BundleError, which names the file; also for None and "".
     """
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
         raise BundleError(
@@ -244,17 +243,15 @@ def _read_manifest(folder: Path) -> Manifest:
     if type(version) is not int:
         raise BundleError(f"{path} is not a bundle's manifest: it has no schema_version")
     if version > SCHEMA_VERSION:
-        raise BundleError(
-            f"{path} has schema version {version}; this cappy-engine reads up to {SCHEMA_VERSION}: upgrade it"
-        )
+        known = f"this cappy-engine reads up to {SCHEMA_VERSION}"
+        raise BundleError(f"{path} has schema version {version}; {known}: upgrade it")
     try:
         is_sealed = seal(document) == document
     except (ValueError, RecursionError):  # NaN or infinity, which `seal` never lets in; too many lists in lists
         is_sealed = False
     if not is_sealed:
-        raise BundleError(
-            f"{path} was changed after the export (its own digest does not match); export the bundle again"
-        )
+        problem = "was changed after the export (its own digest does not match)"
+        raise BundleError(f"{path} {problem}; export the bundle again")
     return _parse(document, path)
 
 

@@ -44,8 +44,7 @@ SETS: Mapping[str, Mapping[str, Sequence[str]]] = {
 }
 """Flags of the files whose names end in an instruction set (linear_avx2.cpp); the others are for all of a kind."""
 EXPORTS = "{ global: RegisterCustomOps; cappy_*; local: *; };\n"
-# Never unloaded (nodelete): threads call it when they end.
-LINK = ("-shared", "-O3", "-pthread", "-Wl,--build-id=none", "-Wl,-z,nodelete")
+LINK = ("-shared", "-O3", "-pthread", "-Wl,--build-id=none", "-Wl,-z,nodelete")  # threads call it when they end
 CHOICES = ("auto", "cc", "zig", "manylinux-x86_64", "manylinux-aarch64", "none")
 GLIBC = "2.17"
 """The oldest C library that zig's libraries run with, that of 2012."""
@@ -207,10 +206,10 @@ def find_compilers(asked: str, kind: str) -> Iterator[Compiler]:
     import shlex
     import shutil
 
+    commands = [["c++"], ["g++"], ["clang++"]]
     if asked in ("auto", "cc"):
-        commands = [["c++"], ["g++"], ["clang++"]]
         with contextlib.suppress(ValueError):  # a quote that is left open: then CXX names no program, either
-            commands.insert(0, shlex.split(os.environ.get("CXX", "")))
+            commands = [shlex.split(os.environ.get("CXX", "")), *commands]
         if command := next((command for command in commands if command and shutil.which(command[0])), None):
             yield Compiler(tuple(command), _version(command, "--version"))
     if asked != "cc" and (zig := _find_zig()):
@@ -278,14 +277,9 @@ def _write(path: Path, content: bytes) -> None:
     """Write a file at once: a process that has the old one open keeps it, and two may build."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(content)
-            file.close()
-            Path(file.name).chmod(0o755 if path.suffix == ".so" else 0o644)
-            Path(file.name).replace(path)
-        except OSError:
-            Path(file.name).unlink()
-            raise
+        file.write(content)
+    Path(file.name).chmod(0o755 if path.suffix == ".so" else 0o644)
+    Path(file.name).replace(path)
 
 
 def main(arguments: Sequence[str]) -> int:
