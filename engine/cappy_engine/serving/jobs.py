@@ -54,31 +54,40 @@ class QueueLimits:
 
 @dataclass
 class Held:
-    """What a queue holds: pairs and tokens that wait, and pairs and characters for which there is room."""
+    """What a queue holds: pairs and tokens that wait, and pairs, tokens and characters for which there is room."""
 
     waiting_pairs: int = 0
     waiting_tokens: int = 0
     reserved_pairs: int = 0
+    reserved_tokens: int = 0
     reserved_chars: int = 0
 
     def check(self, limits: QueueLimits, pairs: int, tokens: int, chars: int, tokens_per_second: float) -> None:
         """Raise QueueFull if more do not fit; it says when to come again, if `tokens_per_second` is not 0.
 
+        `tokens` may be a guess. Those of reserved pairs are one: the error tells them, but they keep nobody out.
+
         >>> Held(waiting_pairs=8).check(QueueLimits(16, 4096, 512), 8, 0, 0, 0.0)
         """
         taken = self.waiting_pairs + self.reserved_pairs
-        is_over = (
-            taken + pairs > limits.max_pairs
-            or self.waiting_tokens + tokens > limits.max_tokens
-            or (self.reserved_chars and self.reserved_chars + chars > limits.max_chars)
-        )
-        if taken and is_over:
-            seconds = self.waiting_tokens / tokens_per_second if tokens_per_second else 1
-            raise QueueFull(
-                f"the server is busy: {taken} pairs wait, with {self.waiting_tokens} tokens; {pairs} more do not fit. "
-                "Send the request again later",
-                max(1, math.ceil(seconds)),
-            )
+        if not taken:
+            return
+        if taken + pairs > limits.max_pairs:
+            problem = f"{self._told(taken)}; {pairs} more do not fit into max_queue_pairs, {limits.max_pairs}"
+        elif self.waiting_tokens + tokens > limits.max_tokens:
+            more = f"{pairs} more, with about {tokens} tokens,"
+            problem = f"{self._told(taken)}; {more} do not fit into max_queue_tokens, {limits.max_tokens}"
+        elif self.reserved_chars and self.reserved_chars + chars > limits.max_chars:
+            most = limits.max_chars
+            problem = f"{self.reserved_chars} characters become tokens; {chars} more do not fit, of at most {most}"
+        else:
+            return
+        seconds = self.waiting_tokens / tokens_per_second if tokens_per_second else 1
+        raise QueueFull(f"the server is busy: {problem}. Send the request again later", max(1, math.ceil(seconds)))
+
+    def _told(self, taken: int) -> str:
+        tokens = self.waiting_tokens + self.reserved_tokens
+        return f"{taken} pairs wait or become tokens, with about {tokens} tokens"
 
 
 @dataclass(eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import hmac
 from collections.abc import Iterable
@@ -34,7 +35,7 @@ class ApiKeys:
 
 
 def read_keys(path: Path) -> ApiKeys:
-    """Read the keys of a file, one a line; empty lines and lines that begin with # are left out.
+    """Read the keys of a file, one a line; empty lines and lines that begin with # are left out, and a BOM.
 
     Raises ServingError if the file has none, or one of less than 16 characters, or cannot be read.
 
@@ -42,11 +43,16 @@ def read_keys(path: Path) -> ApiKeys:
         False
     """
     try:
-        lines = read_regular(path, limit=MAX_FILE_BYTES).decode("ascii").splitlines()
+        written = read_regular(path, limit=MAX_FILE_BYTES)
+        lines = written.removeprefix(codecs.BOM_UTF8).decode("ascii").splitlines()
     except OSError as error:
         raise ServingError(f"the API keys of {path} cannot be read ({reason_of(error)})") from error
     except UnicodeDecodeError as error:
-        raise ServingError(f"the API keys of {path} must be ASCII, since HTTP's headers are ({error})") from error
+        place = len(written) - len(error.object) + error.start
+        raise ServingError(
+            f"the API keys of {path} must be ASCII, as HTTP's headers are, also in comments: byte "
+            f"0x{written[place]:02x} at offset {place} is not"
+        ) from error
     found = {number: line.strip() for number, line in enumerate(lines, start=1)}
     keys = {number: key for number, key in found.items() if key and not key.startswith("#")}
     short = [number for number, key in keys.items() if len(key) < LEAST_KEY_CHARS]

@@ -85,12 +85,12 @@ PROBES = {look.path for look in LOOKS if not look.needs_key}
 """What a supervisor asks, such as Kubernetes."""
 
 ERRORS = {
-    400: "The body is not JSON.",
+    400: "The body is not JSON in UTF-8, or the request not HTTP/1.1.",
     401: "The key is missing or wrong.",
     404: "There is no such path or model.",
     408: "The body came too slowly.",
     413: "The body or the count of pairs is over its limit.",
-    415: "The body says to be something else than JSON, or is packed.",
+    415: "The body says to be something else than JSON in UTF-8, or is packed.",
     422: "The request has another shape, or a pair cannot be scored.",
     429: "The queue is full. Retry-After says when to ask again.",
     500: "The model failed.",

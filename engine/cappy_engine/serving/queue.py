@@ -37,15 +37,16 @@ STOPPED = "the server stopped before this request was answered; send it again"
 
 
 class Reservation:
-    """Room in the queue for a request: for its `pairs`, and its `chars` until they are tokens.
+    """Room in the queue for a request: for its `pairs`, and its `chars` until they are tokens, about `tokens`.
 
     While a request has one, the queue is not closed for good, and takes all that the request submits. If the block that
     it guards is left by an exception, what was not answered is given up.
     """
 
-    def __init__(self, queue: ScoringQueue, pairs: int, chars: int) -> None:
+    def __init__(self, queue: ScoringQueue, pairs: int, chars: int, tokens: int) -> None:
         self.pairs = pairs
         self.chars = chars
+        self.tokens = tokens
         self.jobs: list[Job] = []
         self._queue = queue
 
@@ -125,10 +126,11 @@ class ScoringQueue:
             if self._is_closed:
                 raise QueueClosed("this server is stopping; send the request to another one, or later")
             self._held.check(self.limits, pairs, expected_tokens, chars, self._tokens_per_second)
-            reservation = Reservation(self, pairs, chars)
+            reservation = Reservation(self, pairs, chars, expected_tokens)
             self._reservations.add(reservation)
             self._held.reserved_pairs += pairs
             self._held.reserved_chars += chars
+            self._held.reserved_tokens += expected_tokens
         return reservation
 
     def waiting(self) -> tuple[int, int]:
@@ -194,7 +196,8 @@ class ScoringQueue:
         if reservation in self._reservations:
             self._held.reserved_pairs -= reservation.pairs
             self._held.reserved_chars -= reservation.chars
-            reservation.pairs = reservation.chars = 0
+            self._held.reserved_tokens -= reservation.tokens
+            reservation.pairs = reservation.chars = reservation.tokens = 0
 
     def _forget(self, job: Job) -> None:
         """Let go of a job that was answered or given up."""

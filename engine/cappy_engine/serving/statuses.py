@@ -28,6 +28,7 @@ ERROR_TYPES: Mapping[int, str] = {
     429: "overloaded",
     500: "backend",
     503: "unhealthy",
+    505: "validation",
 }
 """The `error_type` of an answer, in the words of text-embeddings-inference where it has one."""
 

@@ -134,7 +134,7 @@ BODIES = [
     (b"", 400),
     (b"{", 400),
     (b"\xff\xfe", 400),
-    (b'{"instruction": "\\ud800", "candidates": ["b"]}', 400),
+    (b'{"instruction": "\\ud800", "candidates": ["b"]}', 422),
     (b"[" * 50000, 422),
     (b'{"instruction": ' + b"[" * 50000, 422),
     (b"null", 422),

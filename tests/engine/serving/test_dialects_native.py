@@ -97,11 +97,11 @@ def test_exact_scores_are_told() -> None:
         ),
         (
             {"pairs": [{"instruction": "a", "response": "b"}], "too_long": "cut"},
-            "$.too_long: invalid enum value 'cut'",
+            "$.too_long: invalid enum value 'cut'; it may be refuse, truncate",
         ),
         (
             {"pairs": [{"instruction": "a", "response": "b"}], "too_long": "contains unknown field"},
-            "$.too_long: invalid enum value 'contains unknown field'",
+            "$.too_long: invalid enum value 'contains unknown field'; it may be refuse, truncate",
         ),
     ],
 )
@@ -150,7 +150,8 @@ def test_nesting_that_no_parser_takes_is_not_json() -> None:
 
 
 def test_bytes_that_are_not_utf8_are_not_json() -> None:
-    assert "can't decode byte 0xff" in refusal(native.read_score, b'{"pairs": [{"instruction": "\xff"}]}', 400)
+    problem = refusal(native.read_score, b'{"pairs": [{"instruction": "\xff"}]}', 400)
+    assert problem == "the body is not UTF-8: byte 0xff at offset 28; send JSON in UTF-8"
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.operation)

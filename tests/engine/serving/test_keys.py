@@ -85,13 +85,23 @@ def test_who_has_no_key_is_refused_before_the_body_is_read(keyed: Server) -> Non
         assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
 
 
+@pytest.mark.slow
+def test_a_byte_order_mark_is_no_part_of_the_first_key(bundle: Path, tmp_path: Path) -> None:
+    """Editors on Windows write one."""
+    (tmp_path / "keys").write_text(f"{FIRST}\r\nthe-second-key-of-two\r\n", encoding="utf-8-sig")
+    with serving("--bundle", str(bundle), "--api-key-file", str(tmp_path / "keys")) as server:
+        assert server.get("/info", x_api_key=FIRST).status_code == 200
+        assert server.get("/info", x_api_key="the-second-key-of-two").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
         ("", "has no API key; write one on a line of its own"),
         ("# none\n\n", "has no API key; write one on a line of its own"),
         (f"# two\n\n{FIRST}\n fifteen-letters \n", "the API key in line 4 of .* has fewer than 16 characters"),
-        ("a-key-that-is-not-ascii-é\n", "must be ASCII"),
+        ("a-key-that-is-not-ascii-é\n", "must be ASCII, .* byte 0xc3 at offset 24 is not"),
+        ("\ufeffa-key-that-is-not-ascii-\ufeff\n", "byte 0xef at offset 27 is not"),
         (f"{FIRST}\n" * 2**16, "cannot be read .*more than 1048576 bytes"),
     ],
 )

@@ -64,7 +64,7 @@ def test_a_request_that_will_not_fit_is_refused_before_its_tokens_are_made(loade
             pass
         with loaded.reserve(cut, 0):  # not all of its characters count
             pass
-        with pytest.raises(QueueFull, match=f"{fits + 4} more do not fit"):
+        with pytest.raises(QueueFull, match=f"{fits + 4} more, with about .* max_queue_tokens, 512"):
             loaded.reserve(request_of(fits + 4), 0)
 
 

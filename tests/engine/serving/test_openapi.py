@@ -37,9 +37,9 @@ def test_nothing_is_referred_to_that_is_not_there() -> None:
 
 def test_objects_of_requests_take_no_other_fields() -> None:
     schemas = DOCUMENT["components"]["schemas"]
-    for route in ROUTES:
-        for shape in route.requests:
-            assert schemas[shape.__name__]["additionalProperties"] is False
+    shapes = {shape.__name__ for route in ROUTES for shape in route.requests}
+    assert len(shapes) > 5
+    assert {name for name in shapes if schemas[name]["additionalProperties"] is not False} == set()
 
 
 @pytest.mark.parametrize("needs_key", [True, False])

@@ -91,10 +91,12 @@ def test_a_queue_takes_no_more_pairs_or_tokens_than_it_may(start: Callable[..., 
     submit(queue, pairs_of(10))
     model.wait()  # it runs, and does not wait any more
     submit(queue, pairs_of(10, 10))
-    with pytest.raises(QueueFull, match="2 pairs wait, with 20 tokens; 2 more do not fit") as full:
+    problem = "2 pairs wait or become tokens, with about 20 tokens; 2 more do not fit into max_queue_pairs, 3"
+    with pytest.raises(QueueFull, match=problem) as full:
         queue.reserve(2)
     assert full.value.retry_seconds >= 1
-    with queue.reserve(1) as place, pytest.raises(QueueFull):
+    problem = "with about 20 tokens; 1 more, with about 81 tokens, do not fit into max_queue_tokens, 100"
+    with queue.reserve(1) as place, pytest.raises(QueueFull, match=problem):
         place.submit(pairs_of(81))
     submit(queue, pairs_of(80))
     assert queue.waiting() == (3, 100)
@@ -124,6 +126,18 @@ def test_what_will_not_fit_by_its_expected_tokens_is_refused_before_they_are_mad
         pass
     with pytest.raises(QueueFull):
         queue.reserve(1, expected_tokens=41)
+
+
+def test_who_is_refused_hears_of_the_tokens_that_are_being_made(start: Callable[..., ScoringQueue]) -> None:
+    queue = start(QueueLimits(max_pairs=100, max_tokens=100, step_tokens=50))
+    problem = "3 pairs wait or become tokens, with about 120 tokens; 2 more, with about 101 tokens, do not fit"
+    with queue.reserve(3, expected_tokens=120):
+        with pytest.raises(QueueFull, match=f"{problem} into max_queue_tokens, 100"):
+            queue.reserve(2, expected_tokens=101)
+        with queue.reserve(1, expected_tokens=50), pytest.raises(QueueFull, match=r"4 pairs .* about 170 tokens"):
+            queue.reserve(2, expected_tokens=101)
+    with queue.reserve(1), pytest.raises(QueueFull, match="1 pairs wait or become tokens, with about 0 tokens"):
+        queue.reserve(2, expected_tokens=101)
 
 
 def test_a_request_larger_than_the_queue_is_taken_where_nothing_waits(

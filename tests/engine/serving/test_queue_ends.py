@@ -166,7 +166,8 @@ def test_a_place_that_is_left_by_an_exception_gives_up_what_it_submitted(
 
 def test_texts_that_become_tokens_are_bounded_too(start: Callable[..., ScoringQueue]) -> None:
     queue = start(QueueLimits(100, 1000, 100, max_chars=50))
-    with queue.reserve(1, 1000), pytest.raises(QueueFull):  # the first may, since nothing else is there
+    problem = "1000 characters become tokens; 10 more do not fit, of at most 50"
+    with queue.reserve(1, 1000), pytest.raises(QueueFull, match=problem):  # the first may: nothing else is there
         queue.reserve(1, 10)
     with queue.reserve(1, 30), queue.reserve(1, 20), pytest.raises(QueueFull):
         queue.reserve(1, 1)

@@ -112,6 +112,26 @@ def test_a_second_signal_ends_a_server_at_once(bundle: Path, tmp_path: Path) -> 
         assert isinstance(asked.exception(), httpx.TransportError)
 
 
+def test_idle_connections_are_closed_while_the_last_requests_are_answered(bundle: Path, tmp_path: Path) -> None:
+    trigger = tmp_path / "trigger"
+    with (
+        serving("--bundle", str(bundle), command=faulty("hangs", trigger)) as server,
+        ThreadPoolExecutor(1) as threads,
+        server.connect() as idle,
+    ):
+        idle.sendall(b"GET /health HTTP/1.1\r\nhost: here\r\n\r\n")
+        while b"alive" not in idle.recv(65536):
+            pass
+        trigger.touch()
+        asked = threads.submit(server.post, "/v1/score", ONE)
+        server.wait_until(lambda: not trigger.exists())
+        server.process.send_signal(signal.SIGTERM)
+        assert idle.recv(65536) == b""
+        assert is_refused(server)
+        assert not asked.done()
+        assert server.stop(signal.SIGTERM) == 1
+
+
 def test_a_signal_that_comes_twice_at_once_is_one(bundle: Path, tmp_path: Path) -> None:
     """As from coreutils' timeout, which signals its command and then the group of which that is a part."""
     trigger = tmp_path / "trigger"

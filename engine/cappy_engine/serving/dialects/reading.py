@@ -20,6 +20,7 @@ from cappy_engine.checks import shown
 from cappy_engine.errors import InvalidRequest
 from cappy_engine.pairs import TooLong
 from cappy_engine.ranking import best_first
+from cappy_engine.serving.dialects.surrogates import check_surrogates
 from cappy_engine.serving.requests import ScoringResult
 
 Shape = TypeVar("Shape")
@@ -44,10 +45,12 @@ FIELDS_ONCE = json.JSONDecoder(object_pairs_hook=_check_once, parse_int=str, par
 def decoded(body: bytes, shape: type[Shape]) -> Shape:
     """Decode a JSON body. Raises InvalidRequest: 400 for what is not JSON, 422 for what has another shape.
 
+    Raises InvalidPair for a pair with a lone surrogate, which JSON can hold and no tokenizer takes.
+
     >>> decoded(b"[1, 2]", list[int])
     [1, 2]
     """
-    with _refusing(shape):
+    with _refusing(body, shape):
         found = msgspec.json.decode(body, type=shape)
         FIELDS_ONCE.decode(body.decode())
     return found
@@ -59,21 +62,33 @@ def field_names(body: bytes) -> Set[str]:
     >>> sorted(field_names(b'{"query": "Is the sky blue?", "texts": []}'))
     ['query', 'texts']
     """
-    with _refusing():
+    with _refusing(body):
         return msgspec.json.decode(body, type=dict[str, msgspec.Raw]).keys()
 
 
 @contextlib.contextmanager
-def _refusing(shape: object = None) -> Iterator[None]:
-    """Translate the errors of parsers. If a field is unknown, the error lists the fields of `shape`."""
+def _refusing(body: bytes, shape: object = None) -> Iterator[None]:
+    """Translate the errors of parsers. They say what `shape` has where the body has something else."""
     try:
         yield
     except msgspec.ValidationError as error:
         raise InvalidRequest(_placed(str(error), shape)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except msgspec.DecodeError as error:
+        check_surrogates(body)
         raise InvalidRequest(f"the body is not JSON: {error}", 400) from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(_not_utf8(body, error), 400) from error
     except RecursionError as error:
         raise InvalidRequest("the body is not JSON: its lists or objects are nested too deeply", 400) from error
+
+
+def _not_utf8(body: bytes, error: UnicodeDecodeError) -> str:
+    """Say where a body is not UTF-8. msgspec's error counts from the beginning of a text within it."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as within:
+        error = within
+    return f"the body is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}; send JSON in UTF-8"
 
 
 def wants_sigmoid(**asked: bool | None) -> bool:
@@ -160,16 +175,35 @@ def _placed(problem: str, shape: object) -> str:
         problem = f"{problem[:MOST_SHOWN]}...{problem[-MOST_SHOWN:]}"
     found = PLACE.search(problem)
     what, where = (problem[: found.start()], found[1]) if found else (problem, "the body")
-    known = _fields_at(where, shape) if what.startswith("Object contains unknown field") else []
-    return f"{where}: {what[:1].lower()}{what[1:]}{'; it may have ' * bool(known)}{', '.join(known)}"
+    known: list[str] = []
+    if what.startswith("Object contains unknown field"):
+        known = _fields_of(_types_at(where, shape))
+    elif what.startswith("Invalid enum value"):
+        known = _values_of(_types_at(where, shape))
+    verb = "have" if what.startswith("Object") else "be"
+    return f"{where}: {what[:1].lower()}{what[1:]}{f'; it may {verb} ' * bool(known)}{', '.join(known)}"
 
 
-def _fields_at(where: str, shape: object) -> list[str]:
-    """List the fields that the object at a place such as `$.pairs[0]` may have."""
-    found: Any = [msgspec.inspect.type_info(shape)]
+def _types_at(where: str, shape: object) -> list[Any]:
+    """List the types that the value at a place such as `$.pairs[0]` may have."""
+    found: list[Any] = [msgspec.inspect.type_info(shape)]
     for step in STEP.finditer(where):
         found = [inner for each in found for inner in _inner(each, step[1])]
-    return [field.encode_name for each in found for kind in _kinds(each) for field in getattr(kind, "fields", ())]
+    return found
+
+
+def _fields_of(types: Iterable[Any]) -> list[str]:
+    """List the fields that an object of one of the types may have."""
+    return [field.encode_name for each in types for kind in _kinds(each) for field in getattr(kind, "fields", ())]
+
+
+def _values_of(types: Iterable[Any]) -> list[str]:
+    """List the values that are taken, of types that have few: not those that the description leaves out."""
+    found: list[object] = []
+    for each in types:
+        described = getattr(each, "extra_json_schema", None) or {}
+        found += described.get("enum") or [value for kind in _kinds(each) for value in getattr(kind, "values", ())]
+    return [str(value) for value in found if value is not None]
 
 
 def _inner(shape: Any, name: str | None) -> Iterator[Any]:

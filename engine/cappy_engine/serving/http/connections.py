@@ -23,9 +23,12 @@ from cappy_engine.serving.http.refusals import (
     MAX_WAITING,
     MAX_WAITING_HEADS,
     NOT_HTTP,
+    SPARE_CONNECTIONS,
+    SPARE_SECONDS,
     Refused,
     TooMany,
     bytes_of,
+    check_head,
     too_many_connections,
 )
 from cappy_engine.serving.http.transports import BoundedFlow, BoundedTransport
@@ -34,10 +37,6 @@ from cappy_engine.serving.openapi import PROBES
 from cappy_engine.serving.server_options import ServerOptions
 from cappy_engine.serving.statuses import Failure
 
-SPARE_CONNECTIONS = 64
-"""The connections above the limit on which probes are answered; any more are closed without a word."""
-SPARE_SECONDS = 1.0
-"""How long such a connection may take to ask."""
 ALWAYS_ANSWERED = {path.encode() for path in (*PROBES, "/metrics")}
 
 
@@ -151,14 +150,14 @@ class BoundedConnection(HttpToolsProtocol):
         """Wait no longer: the head is there."""
         if self._is_offer():
             return
+        check_head(version := self.parser.get_http_version(), self.headers)
         if self._is_spare and self.url.partition(b"?")[0] not in ALWAYS_ANSWERED:
             raise Refused(too_many_connections(self.bounds.max_connections))
         self._is_in_head = False
         self.scope["state"][HEAD_BYTES] = self._told_bytes
         self._step()
         self._stop_waiting()
-        if self.parser.get_http_version() == "1.0":
-            self.expect_100_continue = False
+        self.expect_100_continue = self.expect_100_continue and version != "1.0"
         super().on_headers_complete()
         self._unanswered.append(self.cycle)
         self._was_asked = True

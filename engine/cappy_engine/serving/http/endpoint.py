@@ -34,6 +34,8 @@ BODIES_AT_ONCE = 64
 """As many bodies of `max_body_bytes` may be arriving at once, or more that are smaller."""
 LARGE_BYTES = 2**16
 """A larger body is decoded in a thread: one of 4 MB takes tenths of a second."""
+UTF8 = ("utf-8", "utf8", "us-ascii", "ascii")
+"""The charsets that a body may say to have: ASCII is UTF-8, too."""
 CLIENT_GONE = 499
 """What the log says of a request whose client went away, as nginx does."""
 
@@ -135,10 +137,14 @@ class ScoringEndpoint:
             return read() if len(body) <= LARGE_BYTES else await self._gate.service.aside(read)
 
     def _check_content(self, headers: Headers) -> None:
-        """Raise InvalidRequest (415) for a body that says to be something else than JSON."""
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        """Raise InvalidRequest (415) for a body that says to be something else than JSON in UTF-8."""
+        kind, *parameters = (part.strip().lower() for part in headers.get("content-type", "").split(";"))
         if kind and not (kind == "application/json" or kind.endswith("+json") or self._route.has_tensors):
             raise InvalidRequest(f"the body is {kind[:80]!r}; send JSON, with 'Content-Type: application/json'", 415)
+        for name, _, value in (parameter.partition("=") for parameter in parameters):
+            if name.strip() == "charset" and (charset := value.strip(' \t"')) not in UTF8:
+                problem = f"the body's charset is {charset[:80]!r}, and bodies are UTF-8"
+                raise InvalidRequest(f"{problem}; send it so, with 'Content-Type: application/json'", 415)
         if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
             raise InvalidRequest("the body is packed, and packed bodies are not taken; send it as it is", 415)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from cappy_engine.serving.http.endpoint import failure_reply
@@ -23,6 +26,12 @@ MAX_WAITING = 64
 """The requests that may wait on a connection behind the one that is answered. What comes after them is not read."""
 MAX_WAITING_HEADS = 4 * MAX_HEADER_BYTES
 """The bytes of their heads, likewise."""
+SPARE_CONNECTIONS = 64
+"""The connections above the limit on which probes are answered; any more are closed without a word."""
+SPARE_SECONDS = 1.0
+"""How long such a connection may take to ask."""
+HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*")
+"""What RFC 3986 has in a host and its port."""
 
 
 class TooMany(Exception):
@@ -35,6 +44,24 @@ class Refused(Exception):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure)
         self.failure = failure
+
+
+def check_head(version: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Raise Refused for a request that a server of HTTP/1.1 must refuse (RFC 9112, 2.3 and 3.2).
+
+    >>> check_head("1.1", [(b"host", b"localhost:8000")])
+    """
+    if not version.startswith("1."):
+        problem = f"the request is of HTTP/{version}, and the server speaks HTTP/1.1; send it so"
+        raise Refused(Failure(505, problem))
+    hosts = [value for name, value in headers if name == b"host"]
+    if len(hosts) > 1:
+        raise Refused(Failure(400, f"the request has {len(hosts)} headers Host; send one"))
+    if not hosts and version != "1.0":
+        raise Refused(Failure(400, "the request has no Host; send one, which HTTP/1.1 needs"))
+    if hosts and not HOST.fullmatch(hosts[0]):
+        host = ascii(hosts[0][:80].decode("latin-1"))
+        raise Refused(Failure(400, f"the Host {host} is not a name of a host; send the one that was called"))
 
 
 def too_many_connections(limit: int) -> Failure:

@@ -1,0 +1,70 @@
+"""The head of a request is what RFC 9112 says, or it is refused: its version, and the host that it is for."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.support.servers import Server
+
+LAST = "connection: close\r\n\r\n"
+HOST = "host: here\r\n"
+
+
+def exchanged(server: Server, sent: str) -> list[tuple[int, str]]:
+    """Send requests, and read until the server closes; return the status and the body of each answer."""
+    with server.connect() as connection:
+        connection.sendall(sent.encode("latin-1"))
+        received = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    answers = re.split(r"HTTP/1\.1 (?=\d{3} )", received)[1:]
+    return [(int(answer[:3]), answer.partition("\r\n\r\n")[2]) for answer in answers]
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "why"),
+    [
+        ("HTTP/2.0", 505, "the request is of HTTP/2.0, and the server speaks HTTP/1.1; send it so"),
+        ("HTTP/0.9", 505, "the request is of HTTP/0.9, and the server speaks HTTP/1.1; send it so"),
+        ("HTTP/1.1", 400, "the request has no Host; send one, which HTTP/1.1 needs"),
+        (f"HTTP/1.1\r\n{HOST}Host: here", 400, "the request has 2 headers Host; send one"),
+        (f"HTTP/1.0\r\n{HOST}host: there\r\nhost: here", 400, "the request has 3 headers Host; send one"),
+        ("HTTP/1.1\r\nhost: he re", 400, "the Host 'he re' is not a name of a host; send the one that was called"),
+        ("HTTP/1.1\r\nhost: here, there", 400, "the Host 'here, there' is not a name of a host; "),
+        ("HTTP/1.1\r\nhost: a\xe9" + "b" * 500, 400, "the Host 'a\\xe9" + "b" * 78 + "' is not a name of a host; "),
+    ],
+)
+def test_a_head_that_http_does_not_allow_is_refused(server: Server, head: str, status: int, why: str) -> None:
+    line = f'cappy_requests_total{{route="other",status="{status}"}}'
+    for path in ("GET /health", "GET /nothing", "POST /v1/score"):
+        before = server.metric(line) if line in server.get("/metrics").text else 0
+        ((found, body),) = exchanged(server, f"{path} {head}\r\n{LAST}")
+        assert (found, json.loads(body)["error_type"]) == (status, "validation")
+        assert json.loads(body)["error"].startswith(why)
+        assert server.metric(line) == before + 1
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "HTTP/1.0",
+        "HTTP/1.0\r\nhost: here",
+        "HTTP/1.1\r\nHost:",
+        "HTTP/1.1\r\nhost: my_host.example.org.:8000",
+        "HTTP/1.1\r\nhost: [::1]:8000",
+        "HTTP/1.1\r\nhost: %2Frun%2Fcappy.sock",
+    ],
+)
+def test_a_head_that_http_allows_is_answered(server: Server, head: str) -> None:
+    assert exchanged(server, f"GET /health {head}\r\n{LAST}") == [(200, '{"status":"alive"}')]
+
+
+def test_requests_before_a_head_that_is_refused_are_answered(server: Server) -> None:
+    alive = f"GET /health HTTP/1.1\r\n{HOST}\r\n"
+    offer = f"GET /health HTTP/1.1\r\n{HOST}connection: upgrade\r\nupgrade: h2c\r\n\r\n"
+    for before in (alive, offer):
+        found = exchanged(server, f"{before}GET /health HTTP/1.1\r\n\r\n{alive}")
+        assert found[0] == (200, '{"status":"alive"}')
+        assert 200 not in dict(found[1:])
+    assert exchanged(server, offer.replace(HOST, ""))[0][0] == 400
