@@ -60,7 +60,7 @@ def beside(work: Callable[[], Item]) -> Iterator[Callable[[], Item]]:
             done.set_exception(error)
 
     thread = threading.Thread(target=do, name="cappy-beside")
-    result = done.result
+    result: Callable[[], Item] = done.result
     try:
         try:
             with starting():

@@ -45,7 +45,8 @@ _NORM = """
 def _quantize_rows() -> str:
     """QuantizeRows (x float [n, k]) -> (q uint8 [n, k], scale float [n, 1])
 
-    scale = max(largest |x| of the row, least) / steps; q = x * (1 / scale) + zero_point, rounded half to even, in 0 to 255.
+    scale = max(largest |x| of the row, least) / steps; q = x * (1 / scale) + zero_point, rounded half to even, in 0 to
+    255.
     Attributes: zero_point and steps (int), least (float), is_signed = 1.
     """
     body = filled(QUANTIZE, sizes="sizes = Abs (x)")
