@@ -9,6 +9,8 @@ ENGINE := .venv-engine/bin
 DATA ?= $(wildcard ../shared/data)
 # A checkpoint of cappy-large's size for bench-full; without one, random weights with RoBERTa's genuine vocabulary.
 CHECKPOINT ?= bench/large
+# Without a slash at its end, which would leave its last name empty.
+override CHECKPOINT := $(patsubst %/,%,$(CHECKPOINT))
 ROBERTA ?= $(DATA)/roberta-tokenizer
 RESULTS ?= bench/results
 # One result for each kind of CPU: none takes another's place, and none are mixed.
@@ -157,15 +159,17 @@ bench/large/config.json: $(if $(GPU_READY),.venv-test/ready)
 	$(LARGE_PYTHON) -m cappy_bench.make_checkpoint bench/large --size large --tokenizer $(ROBERTA)
 
 FULL := bench/$(notdir $(CHECKPOINT))
+FULL_NAME := $(if $(filter bench/large,$(CHECKPOINT)),cappy-large,$(notdir $(CHECKPOINT)))
+FULL_TITLE := $(if $(filter bench/large,$(CHECKPOINT)),cappy-large's size,$(notdir $(CHECKPOINT)))
 $(FULL)-bundle/manifest.json: $(if $(filter bench/large,$(CHECKPOINT)),bench/large/config.json)
 	rm -rf $(FULL)-bundle
 	$(TEST)/cappy export $(CHECKPOINT) $(FULL)-bundle --precision fp32 --precision bf16 --precision int8
 
 bench-full: $(FULL)-bundle/manifest.json $(patsubst %,.venv-bench-%/ready,openvino llamacpp infinity node)
-	$(TEST)/cappy bench run --suite full --max-seconds 30 --title "cappy-large's size" --checkpoint $(CHECKPOINT) \
-		--bundle $(FULL)-bundle --work $(FULL)-work --out $(call RESULT_OF,cappy-large) --force $(if $(DATA),--data $(DATA)) \
+	$(TEST)/cappy bench run --suite full --max-seconds 30 --title "$(FULL_TITLE)" --checkpoint $(CHECKPOINT) \
+		--bundle $(FULL)-bundle --work $(FULL)-work --out $(call RESULT_OF,$(FULL_NAME)) --force $(if $(DATA),--data $(DATA)) \
 		> bench/full.txt
-	$(TEST)/cappy bench compare $(call RESULT_OF,cappy-large)
+	$(TEST)/cappy bench compare $(call RESULT_OF,$(FULL_NAME))
 	$(TEST)/cappy bench report --results $(RESULTS) --force
 
 bench-micro: .venv-test/ready

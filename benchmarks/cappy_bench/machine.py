@@ -21,7 +21,17 @@ from typing import Any
 from cappy_engine.cpu.cores import cpu_flags, cpu_name
 from cappy_engine.cpu.processor import INSTRUCTION_SETS
 
+NUMBERS = {
+    "cpu_family": ("cpu family", "CPU implementer"),
+    "cpu_model": ("model", "CPU part"),
+    "cpu_stepping": ("stepping", "CPU revision"),
+}
+"""How Linux calls them on x86, and on ARM."""
 CODE = (".py", ".mjs", ".so")
+CODE_PLACES = tuple(
+    f":(top){place}" for place in ("engine", "export", "benchmarks/cappy_bench", "pyproject.toml", "constraints.txt")
+)
+"""What a figure depends on, as git names it: a report that was written since makes no code another."""
 
 
 def describe_machine() -> dict[str, Any]:
@@ -32,12 +42,31 @@ def describe_machine() -> dict[str, Any]:
     """
     return {
         "cpu": cpu_name(),
+        **processor_numbers(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "instruction_sets": sorted(cpu_flags() & set(INSTRUCTION_SETS)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
+
+
+def processor_numbers(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+    """Read what tells the first processor from others of its name; empty where Linux does not say.
+
+    Virtual machines give processors of several generations one name.
+
+    >>> processor_numbers()
+    {'cpu_family': '25', 'cpu_model': '17', 'cpu_stepping': '1'}
+    """
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    lines = [line.partition(":") for line in text.partition("\n\n")[0].splitlines()]
+    told = {key.strip(): value.strip() for key, _, value in lines}
+    found = {name: [told[key] for key in keys if key in told] for name, keys in NUMBERS.items()}
+    return {name: values[0] for name, values in found.items() if values}
 
 
 def cpu_kind(machine: Mapping[str, Any]) -> str:
@@ -64,7 +93,9 @@ def file_word(kind: str) -> str:
 
 
 def current_commit() -> str | None:
-    """Name the commit of this code; None where it is not in a checkout.
+    """Name the commit of this code, with "-dirty" where code was changed since; None where it is not in a checkout.
+
+    Read it before anything is measured: it may be another one at the end.
 
     >>> current_commit()
     'd113d07b3505'
@@ -77,7 +108,10 @@ def current_commit() -> str | None:
         done = subprocess.run([git, *arguments], cwd=here.parent, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode:
             return None
-    return done.stdout.strip()
+    commit = done.stdout.strip()
+    changed = [git, "status", "--porcelain", "--", *CODE_PLACES]
+    done = subprocess.run(changed, cwd=here.parent, capture_output=True, text=True, check=False)  # noqa: S603
+    return commit if done.returncode == 0 and not done.stdout.strip() else f"{commit}-dirty"
 
 
 def code_digest(packages: Sequence[Path]) -> str:

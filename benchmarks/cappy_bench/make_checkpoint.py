@@ -25,24 +25,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgpack
-import numpy as np
-import torch
-from safetensors.torch import save_file
-from tokenizers import ByteLevelBPETokenizer
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-    RobertaTokenizerFast,
-)
-
-from cappy_bench import family_ettin
-from cappy_bench.families import FAMILIES
-from cappy_export.checkpoints.config import read_config
-from cappy_export.checkpoints.models import build_model, model_config
+from cappy_bench.needed import needed
 from cappy_export.proof.pairs import default_pairs
+
+with needed("bench", __name__):
+    import msgpack
+    import numpy as np
+    import torch
+    from safetensors.torch import save_file
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        RobertaConfig,
+        RobertaForSequenceClassification,
+        RobertaTokenizerFast,
+    )
+
+    from cappy_bench import family_ettin
+    from cappy_bench.families import FAMILIES
+    from cappy_export.checkpoints.config import read_config
+    from cappy_export.checkpoints.models import build_model, model_config
 
 SHAPES: dict[str, dict[str, int]] = {
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},

@@ -20,15 +20,23 @@ def test_bench_bulk_tells_pairs_a_second_their_share_and_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments = "--pairs 60 --sample 20 --threads 1 --format jsonl.gz --out result.json --quiet".split()
+    arguments = "--pairs 60 --sample 20 --threads 1 --format jsonl.gz --out new/folder/result.json --quiet".split()
     assert main(["bench", "bulk", *arguments]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["pairs"] == 60
     assert result["share_of_own"] == pytest.approx(result["pairs_per_second"] / result["own_pairs_per_second"])
     assert result["own_pairs_per_second"] == pytest.approx(result["own_pairs"] / sum(result["own_seconds"]))
     assert result["own_pairs"] == 40  # before and after
+    assert result["chosen"] | {"kernels": ""} == {
+        "precision": "int8",
+        "threads": 1,
+        "mode": "latency",
+        "mode_reason": "one session",
+        "max_batch_tokens": 512,
+        "kernels": "",
+    }
     assert 10e6 < result["peak_bytes"] < 1e9
-    assert json.loads(Path("result.json").read_bytes()) == result
+    assert json.loads(Path("new/folder/result.json").read_bytes()) == result
     assert list(Path("bench/bulk").iterdir()) == []
 
 

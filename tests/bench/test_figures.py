@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,34 @@ def test_a_result_with_a_parity_that_is_not_finite_is_refused(
         assert out == ""
         assert re.search(told, err)
     assert [each.name for each in tmp_path.glob("*") if each.suffix in (".md", ".svg")] == []
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-0.5"])
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda runner, value: runner.update(load_seconds=[1.0, value]), "load_seconds"),
+        (lambda runner, value: runner.update(prepare_seconds=value), "prepare_seconds"),
+        (lambda runner, value: runner["cells"][1]["seconds"][1].__setitem__(0, value), "seconds of lengths, round 2"),
+    ],
+    ids=["loading", "preparing", "scoring"],
+)
+def test_a_result_with_a_time_that_is_none_is_refused(
+    change: Callable[[dict[str, Any], object], None],
+    field: str,
+    value: str,
+    measure: Measure,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    result, path = measure(FakeTool(spec("cappy")), FakeTool(spec("peer"))), tmp_path / "result.json"
+    change(runner_of(result, "peer"), "WAS A NUMBER")
+    path.write_text(json.dumps(result).replace('"WAS A NUMBER"', value))
+    for command in (["compare", str(path)], ["report", "--results", str(tmp_path)]):
+        assert main(["bench", *command]) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert f"result.json, peer: {field} has {float(value)}, which is not a time; measure again" in err
 
 
 def test_what_is_not_a_result_is_refused_before_it_takes_memory(tmp_path: Path) -> None:

@@ -78,6 +78,13 @@ def test_what_changed_is_the_ratio_of_speeds_and_the_conditions(measure: Measure
     assert "differ in their machine" in changed
     assert "differ in their model" in changed
     assert "settings" not in changed
+    earlier = {name: value for name, value in before["machine"].items() if not name.startswith("cpu_")}
+    assert "differ" not in change_tables({**before, "machine": earlier}, after, names=("a", "b"))
+    other = {**after, "machine": {**after["machine"], "cpu_stepping": "9"}, "variables": {"CAPPY_KERNELS": "none"}}
+    assert "differ in their machine" in change_tables(before, other, names=("a", "b"))
+    assert "variables" not in change_tables(before, other, names=("a", "b"))
+    changed = change_tables({**other, "variables": {}}, other, names=("a", "b"))
+    assert "The two differ in their variables" in changed
     other = {**after, "settings": {**after["settings"], "threads": 2}}
     assert "The two differ in their settings" in change_tables(before, other, names=("a", "b"))
 

@@ -183,6 +183,36 @@ def test_a_parity_that_is_not_a_number_keeps_no_limit(precision: str, reason: st
     assert reason in (judged.reason or "")
 
 
+@pytest.mark.parametrize(
+    ("precision", "off", "told"),
+    [
+        ("bf16", {"spearman": 0.99496}, "Spearman 0.99496, limit 0.995"),
+        ("int8", {"spearman": 0.96999999}, "Spearman 0.96999999, limit 0.97"),
+        ("int8", {"spearman": 0.948}, "Spearman 0.948, limit 0.97"),
+        ("fp32", {"max_error": 1.0001e-4}, "max error 0.00010001, limit 0.0001"),
+    ],
+)
+def test_a_reason_has_the_digits_that_part_a_value_from_its_limit(
+    precision: str, off: dict[str, float], told: str, workloads: list[Workload], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parity = {"max_error": 0.5, "mean_error": 0.1, "spearman": 0.5, "winner_agreement": 0.5, "worst": []}
+    monkeypatch.setattr("cappy_bench.speed.verdicts.measure", lambda *scores: {**parity, **off})
+    scores = {one.name: [true_score(pair) for pair in one.pairs] for one in workloads}
+    cells = {
+        one.name: [{"status": "ok", "scores": [[true_score(pair) for pair in request] for request in one.requests]}]
+        for one in workloads
+    }
+    assert judge_runner(spec("cappy", precision), workloads, cells, Reference(scores, []), {}).reason == told
+
+
+def test_a_reason_of_an_earlier_result_is_shown_with_these_digits(measure: Measure) -> None:
+    result = measure(FakeTool(spec("cappy")), FakeTool(spec("bad", "bf16"), score=lambda pair: -true_score(pair)))
+    runner_of(result, "bad")["reason"] = "Spearman 0.995, limit 0.995"
+    runner_of(result, "bad")["parity"]["spearman"] = 0.99496
+    for table in (workload_table(result, "bulk"), runner_table(result)):
+        assert "Spearman 0.99496, limit 0.995" in row_of(table, "bad")[-1]
+
+
 def test_a_reference_that_cannot_run_ends_the_run_with_its_reason(measure: Measure) -> None:
     with pytest.raises(BenchmarkError, match="cannot be scored with PyTorch: no open today"):
         measure(FakeTool(spec("reference"), fails_at="open"), FakeTool(spec("cappy")))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import lognorm
 
+from cappy_bench.speed.run_options import SUITES
 from cappy_bench.speed.texts import choose_pool, make_pool, read_pool
 from cappy_bench.speed.workloads import (
     DESCRIPTIONS,
@@ -82,6 +83,17 @@ def test_a_workload_is_the_same_with_others_and_alone(tokenizer: PairTokenizer) 
     every = make_workloads(TEXTS, tokenizer, SIZES, seed=0)
     alone = [make_workloads(TEXTS, tokenizer, SIZES, seed=0, wanted=[one.name]) for one in every]
     assert [[one.sha256 for one in found] for found in alone] == [[one.sha256] for one in every]
+
+
+def test_a_workload_that_is_left_out_takes_no_pairs_where_there_are_few(tokenizer: PairTokenizer) -> None:
+    """150 pairs are enough for the quick suite's bulk, which needs 128, but not for what comes before it, too."""
+    sizes = SUITES["quick"][1]
+    with pytest.raises(BenchmarkError, match="only 150 pairs"):
+        make_workloads(TEXTS[:150], tokenizer, sizes, seed=0)
+    (bulk,) = make_workloads(TEXTS[:150], tokenizer, sizes, seed=0, wanted=["bulk"])
+    assert len(bulk.pairs) == len(set(bulk.pairs)) == 128
+    with pytest.raises(BenchmarkError, match="only 127 pairs"):
+        make_workloads(TEXTS[:127], tokenizer, sizes, seed=0, wanted=["bulk"])
 
 
 def test_texts_that_were_asked_for_and_are_not_there_are_an_error_and_not_made_up(tmp_path: Path) -> None:

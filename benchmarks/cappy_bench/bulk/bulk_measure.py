@@ -38,6 +38,8 @@ WORDS = (
     "were what when which who will with word work would write year you "
 ).split()
 ROWS_AT_A_TIME = 1000
+CHOSEN = ("precision", "threads", "mode", "mode_reason", "max_batch_tokens", "kernels")
+"""What the scorer chose, as the command does: also whether `cappy tune` told it."""
 LOOK_SECONDS = 0.02
 WARMING = 200
 
@@ -51,8 +53,10 @@ def measure_bulk(
 
     Raises BenchmarkError if the command fails, and OutputError if the result would be written over a file.
     """
+    commit = current_commit()
     if options.out is not None:
         check_output(options.out, force=options.force)
+        options.out.parent.mkdir(parents=True, exist_ok=True)  # not after all was measured
     options.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bulk-", dir=options.work) as folder:
         source, scored = Path(folder) / f"pairs.{options.form}", Path(folder) / f"scored.{options.form}"
@@ -60,6 +64,7 @@ def measure_bulk(
         write_pairs(source, options)
         say(f"scoring {source} with cappy score, and samples of {options.sample} pairs in memory")
         with Scorer.open_with(options.bundle, scorer_options) as scorer:
+            chosen = {name: getattr(scorer.info, name) for name in CHOSEN}
             alone = _Alone(scorer, options)
             alone.take()
             seconds, peak = run_score(source, scored, options, words, alone.take)
@@ -80,8 +85,9 @@ def measure_bulk(
         "output_bytes": sizes[1],
         "bundle": str(options.bundle),
         "options": json.loads(scorer_options.to_json()),
+        "chosen": chosen,
         "machine": describe_machine(),
-        "commit": current_commit(),
+        "commit": commit,
     }
     if options.out is not None:
         write_json(options.out, result)

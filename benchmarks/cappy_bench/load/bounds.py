@@ -21,8 +21,8 @@ LEAST_SECONDS, MINUTES_COUNT_FROM = 30.0, 120.0
 STEPS = ("unloaded", "saturation", "overload", "soak")
 
 
-def judge(server: Mapping[str, Any], *, batch_ms: float) -> list[dict[str, Any]]:
-    """Hold the steps that a server took against the bounds; `batch_ms` is how long one full batch takes.
+def judge(server: Mapping[str, Any], *, batch_ms: float | None) -> list[dict[str, Any]]:
+    """Hold the steps that a server took against the bounds; `batch_ms` is how long one full batch takes, if known.
 
     What could not be measured, as the memory of a server that we did not start, has no verdict. But a step in which
     nothing was accepted, and so has no latencies, breaks a bound of its own.
@@ -34,7 +34,7 @@ def judge(server: Mapping[str, Any], *, batch_ms: float) -> list[dict[str, Any]]
     found = [*_compared(server), *_answers(steps), *_nothing_accepted(steps)]
     if "overload" in steps:
         overload, unloaded = steps["overload"], steps["unloaded"]["accepted"]["p99"]
-        if unloaded is not None:
+        if unloaded is not None and batch_ms is not None:
             bound = UNLOADED_TIMES * unloaded + batch_ms
             found.append(_at_most("overload: p99 of accepted requests, ms", overload["accepted"]["p99"], bound))
         found.append(_at_most("overload: p99 of refusals, ms", overload["refused"]["p99"], REFUSAL_MS))

@@ -28,6 +28,10 @@ def load_tables(result: Mapping[str, Any]) -> str:
         if server["status"] != "ok":
             parts.append(f"{server['name']}: {server['status']}, {server['reason']}")
             continue
+        if not server.get("is_here", True):
+            parts.append(
+                f"{server['url']} is another machine: its times are not compared with Scorer.score's on this one."
+            )
         parts += [_heading(server), outcome_table(server), latency_table(server), resource_table(server)]
         parts += _problems(server)
         if server.get("bounds"):

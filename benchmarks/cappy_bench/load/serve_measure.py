@@ -27,6 +27,7 @@ from cappy_bench.load.server_process import (
     Running,
     find_server,
     free_port,
+    is_here,
     read_info,
     serve_command,
     start_server,
@@ -45,6 +46,7 @@ from cappy_engine.tokenizer import PairTokenizer
 CONNECTIONS = 32
 """Requests under way at saturation, where no queue is smaller: more only wait longer."""
 SCHEMA = "cappy-load-1"
+SETTINGS = ("seconds", "overload", "soak", "deadline", "requests", "seed", "connections", "sizes")
 VERSIONS = ("cappy-engine", "onnxruntime", "uvicorn", "starlette", "uvloop")
 Result = dict[str, Any]
 
@@ -77,10 +79,7 @@ def measure_load(options: LoadOptions, served: Sequence[str], *, say: Say) -> Re
         "commit": current_commit(),
         "machine": describe_machine(),
         "versions": dict(installed(name) for name in VERSIONS),
-        "settings": {
-            name: getattr(options, name) for name in ("seconds", "overload", "soak", "deadline", "requests", "seed")
-        }
-        | {"served": list(served)},
+        "settings": {name: getattr(options, name) for name in SETTINGS} | {"served": list(served)},
         "model": {"name": name, "manifest_sha256": sha256_of(bundle.path / MANIFEST)},
         "load": load.describe(),
         **_servers(options, served, load, logs=out.parent, say=say),
@@ -115,6 +114,9 @@ def _servers(options: LoadOptions, served: Sequence[str], load: Load, *, logs: P
         if options.url
         else start_server(serve_command(options.bundle, served), log=logs / "serve.log")
     )
+    beside = is_here(running.address[0])
+    if not beside:
+        say(f"{running.url} is another machine, so its times are not compared with this one's")
     with contextlib.ExitStack() as at_the_end:
         at_the_end.callback(running.stop)
         info = read_info(running.address)
@@ -127,7 +129,7 @@ def _servers(options: LoadOptions, served: Sequence[str], load: Load, *, logs: P
         say(f"Scorer.score: {per_second:,.0f} tokens/s")
         batch_ms = info["max_batch_tokens"] / per_second * 1e3
         asked = Asked(options, load, offline, per_second, say)
-        servers = [_ours(running, info, asked, batch_ms=batch_ms)]
+        servers = [_ours(running, info, asked, batch_ms=batch_ms if beside else None)]
         if options.infinity is not None:
             servers.append(_infinity(options.infinity, asked, threads=info["threads"], logs=logs))
     return {
@@ -141,10 +143,12 @@ def _servers(options: LoadOptions, served: Sequence[str], load: Load, *, logs: P
     }
 
 
-def _ours(running: Running, info: Result, asked: Asked, *, batch_ms: float) -> Result:
+def _ours(running: Running, info: Result, asked: Asked, *, batch_ms: float | None) -> Result:
+    """Measure our server; without `batch_ms` it is on another machine, and no time of this one says what to expect."""
     rooms = () if asked.options.connections else queue_rooms(asked.load, info["limits"])
-    found = _measure("cappy serve", running, NATIVE, asked, rooms=rooms)
-    return {**found, "info": info, "bounds": judge(found, batch_ms=batch_ms), "end_status": running.stop()}
+    found = _measure("cappy serve", running, NATIVE, asked, rooms=rooms, beside_offline=batch_ms is not None)
+    place = {"url": running.url, "is_here": batch_ms is not None} if asked.options.url else {}
+    return {**found, **place, "info": info, "bounds": judge(found, batch_ms=batch_ms), "end_status": running.stop()}
 
 
 def _infinity(checkpoint: Path, asked: Asked, *, threads: int, logs: Path) -> Result:
@@ -169,7 +173,15 @@ def _infinity(checkpoint: Path, asked: Asked, *, threads: int, logs: Path) -> Re
         running.stop()
 
 
-def _measure(name: str, running: Running, dialect: Dialect, asked: Asked, *, rooms: Sequence[Room] = ()) -> Result:
+def _measure(
+    name: str,
+    running: Running,
+    dialect: Dialect,
+    asked: Asked,
+    *,
+    rooms: Sequence[Room] = (),
+    beside_offline: bool = False,
+) -> Result:
     """Take a server through all steps, in an event loop of its own."""
     client = Client(*running.address)
     requests = [post(running.address, dialect.path, dialect.body(pairs)) for pairs in asked.load.requests]
@@ -184,7 +196,7 @@ def _measure(name: str, running: Running, dialect: Dialect, asked: Asked, *, roo
 
     async def measured() -> Result:
         try:
-            return await measure_server(server, asked, beside_offline=dialect is NATIVE)
+            return await measure_server(server, asked, beside_offline=beside_offline)
         finally:
             client.close()
 

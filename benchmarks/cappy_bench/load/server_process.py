@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -39,6 +40,12 @@ class Running:
     address: tuple[str, int]
     process: subprocess.Popen[bytes] | None = None
     ready_seconds: float | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it is, without a user's name and password."""
+        host, port = self.address
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     @property
     def pid(self) -> int | None:
@@ -130,9 +137,27 @@ def find_server(url: str) -> Running:
     if parts.scheme != "http" or not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
         raise BenchmarkError(problem)
     address = (parts.hostname, port)
+    running = Running(address)
     if not _is_ready(address, "/ready"):
-        raise BenchmarkError(f"{url}/ready does not answer 200; start the server, or wait until it is ready")
-    return Running(address)
+        raise BenchmarkError(f"{running.url}/ready does not answer 200; start the server, or wait until it is ready")
+    return running
+
+
+def is_here(host: str) -> bool:
+    """True if a host is this machine: a server may listen only at addresses of its own.
+
+    >>> is_here("localhost"), is_here("192.0.2.1")
+    (True, False)
+    """
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)
+    except OSError:
+        return False
+    for family, kind, protocol, _, address in found:
+        with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as listener:
+            listener.bind((address[0], 0))
+            return True
+    return False
 
 
 def _is_ready(address: tuple[str, int], path: str) -> bool:

@@ -17,7 +17,6 @@ literal `<pad>` scores differently.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ import numpy.typing as npt
 from safetensors import safe_open
 
 from cappy_bench.peers.batches import Batched, Inputs
+from cappy_bench.peers.conversions import convert_once
 from cappy_bench.peers.peer import Model, Scores
 from cappy_bench.peers.worker import serve
 
@@ -40,13 +40,11 @@ Head = Callable[[Floats], Scores]
 
 def prepare(model: Model, precision: str) -> None:
     """Convert the checkpoint, with its weights stored as they will be computed."""
-    folder = model.folder / precision
-    if folder.exists():
-        return
-    making = model.folder / f"{precision}-making"
-    shutil.rmtree(making, ignore_errors=True)
-    _convert(model.require_checkpoint(), making, COMPUTE_TYPES[precision])
-    making.rename(folder)
+    convert_once(
+        model.folder / precision,
+        lambda folder: _convert(model.require_checkpoint(), folder, COMPUTE_TYPES[precision]),
+        sources=[Path(__file__)],
+    )
 
 
 def open_runner(model: Model, precision: str) -> Batched:

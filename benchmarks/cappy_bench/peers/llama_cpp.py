@@ -23,6 +23,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file
 
 from cappy_bench.peers.batches import BATCH_TOKENS, Batched, Inputs
+from cappy_bench.peers.conversions import convert_once
 from cappy_bench.peers.peer import Model, Scores
 from cappy_bench.peers.worker import serve
 
@@ -55,9 +56,10 @@ Floats = npt.NDArray[np.float32]
 def prepare(model: Model, precision: str) -> None:
     """Write the checkpoint as a GGUF file."""
     path = model.folder / f"{precision}.gguf"
-    if path.exists():
-        return
-    checkpoint, making = model.require_checkpoint(), path.with_suffix(".making")
+    convert_once(path, lambda making: _convert(model.require_checkpoint(), precision, making), sources=[Path(__file__)])
+
+
+def _convert(checkpoint: Path, precision: str, making: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     writer = gguf.GGUFWriter(making, "bert")
     _write_shape(writer, config)
@@ -68,7 +70,6 @@ def prepare(model: Model, precision: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    making.rename(path)
 
 
 def open_runner(model: Model, precision: str) -> Batched:

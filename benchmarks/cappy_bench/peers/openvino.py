@@ -15,7 +15,6 @@ only 8-bit weights (OVWeightQuantizationConfig) ranked better by more than 0.001
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,11 +25,12 @@ import numpy as np
 import openvino
 
 from cappy_bench.peers.batches import Batched, Inputs
+from cappy_bench.peers.conversions import convert_once
 from cappy_bench.peers.peer import Model, Scores
 from cappy_bench.peers.worker import serve
 from cappy_engine.batching import Batch, model_inputs
 from cappy_engine.tokenizer import PairTokenizer
-from cappy_export.proof.pairs import default_pairs
+from cappy_export.proof import pairs
 
 SEED = 42
 MODELS = {"fp32": "fp32", "bf16": "fp32", "int8": "int8"}
@@ -39,24 +39,25 @@ MODELS = {"fp32": "fp32", "bf16": "fp32", "int8": "int8"}
 
 def prepare(model: Model, precision: str) -> None:
     """Export the checkpoint, and quantise it for int8."""
-    folder = model.folder / MODELS[precision]
-    if folder.exists():
-        return
+    made = MODELS[precision]
+    calibration = Path(pairs.__file__).with_name("parity_pairs.jsonl")
+    sources = [Path(__file__), calibration, model.bundle / "tokenizer.json"]
+    convert_once(model.folder / made, lambda folder: _convert(model, made, folder), sources=sources)
+
+
+def _convert(model: Model, made: str, folder: Path) -> None:
     import nncf
     from optimum.intel import OVConfig, OVModelForSequenceClassification, OVQuantizationConfig, OVQuantizer
 
-    making = model.folder / f"{MODELS[precision]}-making"
-    shutil.rmtree(making, ignore_errors=True)
     loaded = OVModelForSequenceClassification.from_pretrained(
         str(model.require_checkpoint()), export=True, load_in_8bit=False, compile=False
     )
-    if precision == "int8":
+    if made == "int8":
         config = OVConfig(quantization_config=OVQuantizationConfig())
         OVQuantizer.from_pretrained(loaded).quantize(
             nncf.Dataset(_calibration(model, loaded.input_names)), ov_config=config
         )
-    loaded.save_pretrained(making)
-    making.rename(folder)
+    loaded.save_pretrained(folder)
 
 
 def open_runner(model: Model, precision: str) -> Batched:
@@ -114,10 +115,10 @@ def _pad_token_id(folder: Path) -> int:
 def _calibration(model: Model, names: Iterable[str]) -> list[dict[str, Any]]:
     """Make the inputs of each parity pair, in random order; OVQuantizer takes the first 128."""
     tokenizer = PairTokenizer.from_file(model.bundle / "tokenizer.json", max_length=model.max_length)
-    encoded = tokenizer.encode(default_pairs())
+    encoded = tokenizer.encode(pairs.default_pairs())
     order = np.random.default_rng(SEED).permutation(len(encoded.token_ids))
-    pairs = [Batch(np.array([row]), int(encoded.lengths[row])) for row in order]
-    inputs = [model_inputs(encoded, pair, pad_token_id=0) for pair in pairs]  # nothing is padded
+    batches = [Batch(np.array([row]), int(encoded.lengths[row])) for row in order]
+    inputs = [model_inputs(encoded, batch, pad_token_id=0) for batch in batches]  # nothing is padded
     return [{name: values[name] for name in names} for values in inputs]
 
 

@@ -3,11 +3,12 @@
 A runner is a module of `cappy_bench.peers` with two functions. It runs as a program (`worker.serve`), in a process and
 in an environment of its own:
 
-    prepare(model, precision)                convert what the tool needs into `model.folder`, once; not timed
+    prepare(model, precision)                convert what the tool needs into `model.folder`; not timed
     open_runner(model, precision) -> Runner  load it, ready to score
 
-`prepare` may be missing where the tool reads a checkpoint or a bundle as it is. A module that opens its tool in several
-ways has them by name in WAYS.
+`prepare` converts by `conversions.convert_once`, so not again in the next run, but where a package, the CPU or the
+code is another. It may be missing where the tool reads a checkpoint or a bundle as it is. A module that opens its tool
+in several ways has them by name in WAYS.
 """
 
 from __future__ import annotations

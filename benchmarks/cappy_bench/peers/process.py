@@ -30,6 +30,9 @@ REST_SECONDS = 0.3
 """Before scores are asked for. The threads of the tool before may spin on behind its last request, by some defaults for
 0.2 s; the first request of the next one then lacks a core, and takes up to a third longer."""
 
+TELLING = ("CAPPY_", "ORT_", "OMP_")
+"""How the names of variables begin that change how fast a runner is, or what it computes."""
+
 Message = Mapping[str, Any]
 
 
@@ -151,6 +154,29 @@ def last_lines(printed: str) -> str:
     return in_short(" | ".join(printed.strip().splitlines()[-3:]))
 
 
+def worker_variables(threads: int) -> dict[str, str]:
+    """Give the variables that a runner's process has beside those of this one.
+
+    >>> worker_variables(2)["OMP_NUM_THREADS"]
+    '2'
+    """
+    return {
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)),
+        **dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"), "1"),
+        "TOKENIZERS_PARALLELISM": "true",
+    }
+
+
+def telling_variables(threads: int) -> dict[str, str]:
+    """Read the variables that change how a runner computes, as its process has them.
+
+    >>> telling_variables(2)
+    {'CAPPY_KERNELS': 'none', 'OMP_NUM_THREADS': '2'}
+    """
+    whole = {**os.environ, **worker_variables(threads)}
+    return {name: whole[name] for name in sorted(whole) if name.startswith(TELLING)}
+
+
 def start_worker(spec: Spec, model: Model, *, tools: Path) -> WorkerProcess:
     """Start a runner's process in its environment, which lies in the folder `tools`.
 
@@ -158,11 +184,7 @@ def start_worker(spec: Spec, model: Model, *, tools: Path) -> WorkerProcess:
 
         >>> worker = start_worker(SPECS[0], model, tools=Path())
     """
-    variables = {
-        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(model.threads)),
-        **dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"), "1"),
-        "TOKENIZERS_PARALLELISM": "true",
-    }
+    variables = worker_variables(model.threads)
     command = [*program(spec, tools), spec.precision, model.to_json()]
     if spec.environment == "node":
         variables["NODE_PACKAGES"] = str(environment_folder("node", tools).resolve() / "node_modules")

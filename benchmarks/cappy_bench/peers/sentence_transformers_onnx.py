@@ -5,13 +5,13 @@ O2 is the highest level that changes no score; O3 approximates GELU.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import onnxruntime
 from sentence_transformers import CrossEncoder
 from sentence_transformers.backend import export_optimized_onnx_model
 
+from cappy_bench.peers.conversions import convert_once
 from cappy_bench.peers.peer import Model
 from cappy_bench.peers.sentence_transformers_torch import CrossEncoderRunner
 from cappy_bench.peers.worker import serve
@@ -21,16 +21,15 @@ FILE = "onnx/model_O2.onnx"
 
 def prepare(model: Model, precision: str) -> None:
     """Export the checkpoint with sentence-transformers, and optimise it."""
-    if (_folder(model) / FILE).exists():
-        return
-    raw = model.folder / "raw"
-    shutil.rmtree(raw, ignore_errors=True)
+    convert_once(_folder(model), lambda folder: _convert(model, folder), sources=[Path(__file__)])
+
+
+def _convert(model: Model, folder: Path) -> None:
     encoder = CrossEncoder(
         str(model.require_checkpoint()), backend="onnx", local_files_only=True, model_kwargs={"export": True}
     )
-    encoder.save_pretrained(str(raw))
-    export_optimized_onnx_model(encoder, "O2", str(raw))
-    raw.rename(_folder(model))
+    encoder.save_pretrained(str(folder))
+    export_optimized_onnx_model(encoder, "O2", str(folder))
 
 
 def open_runner(model: Model, precision: str) -> CrossEncoderRunner:

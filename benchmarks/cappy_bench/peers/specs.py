@@ -40,6 +40,12 @@ OPTIMUM = ("optimum-onnx", "onnxruntime")
 NODE = ("@huggingface/transformers", "onnxruntime-node")
 SORTED_BY_TOOL = "identity activation, batches of 2 sorted by characters"
 ENCODER = f"Encoder.forward_batch, which takes padding out, head in numpy; {SORTED}"
+SIDE_BY_SIDE = "a batch for each thread, on one session"
+OPTIMUMS = (
+    ("", "fp32", "ORTModelForSequenceClassification, its own export at O2"),
+    ("-int8", "int8", "ORTQuantizer's dynamic int8 for this CPU, per channel"),
+)
+"""Names, precisions and how they are made; each is measured with one batch at a time and with several."""
 OPENVINO = (
     ("", "fp32", "optimum-intel's export, float32 forced", ()),
     ("-bf16", "bf16", "optimum-intel's export, the default precision of a CPU that has bfloat16", ()),
@@ -98,15 +104,17 @@ SPECS = (
         f"CrossEncoder.predict, its own ONNX export at O2, {SORTED_BY_TOOL}",
         ("sentence-transformers", *OPTIMUM),
     ),
-    Spec(
-        "optimum", "optimum_onnx", "fp32", f"ORTModelForSequenceClassification, its own export at O2; {SORTED}", OPTIMUM
-    ),
-    Spec(
-        "optimum-int8",
-        "optimum_onnx",
-        "int8",
-        f"ORTQuantizer's dynamic int8 for this CPU, per channel; {SORTED}",
-        OPTIMUM,
+    *(
+        Spec(
+            f"optimum{of}{streams}",
+            "optimum_onnx",
+            precision,
+            f"{how}; {SIDE_BY_SIDE + '; ' if streams else ''}{SORTED}",
+            OPTIMUM,
+            way="streams" if streams else "one-batch",
+        )
+        for of, precision, how in OPTIMUMS
+        for streams in ("", "-streams")
     ),
     Spec("ctranslate2", "ctranslate2", "fp32", ENCODER, ("ctranslate2",)),
     Spec("ctranslate2-int8", "ctranslate2", "int8", f"int8_float32, {ENCODER}", ("ctranslate2",)),

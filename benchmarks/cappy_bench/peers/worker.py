@@ -5,13 +5,14 @@ A runner's module ends by calling `serve`, and is started as a program:
     python -m cappy_bench.peers.NAME [WAY] PRECISION MODEL          MODEL: cappy_bench.peers.peer.Model as JSON
 
     {"do": "prepare"}                                 {"seconds": 1.5}
-    {"do": "open"}                                    {}
+    {"do": "open"}                                    {"settings": {"kernels": "avx512"}}
     {"do": "versions", "packages": [...]}             {"versions": {"torch": "2.13.0"}}
     {"do": "token_ids", "pairs": [[a, b], ...]}       {"token_ids": [[0, 5, ...], ...]}
     {"do": "score", "requests": [[[a, b], ...], ...]} {"seconds": [...], "scores": [[...], ...],
                                                        "computed_tokens": 96, "peak_bytes": 123456}
 
-Each request of `score` is one call of the runner, timed alone. A failure answers {"error": "..."}. What the tool itself
+Settings are what the runner chose by itself, and may be missing. Each request of `score` is one call of the runner,
+timed alone. A failure answers {"error": "..."}. What the tool itself
 prints goes to standard error. A runner in another language answers the same lines.
 """
 
@@ -52,7 +53,7 @@ class Worker:
             return {"seconds": time.perf_counter() - started}
         if message["do"] == "open":
             self._runner = self._open_runner(self._model, self._precision)
-            return {}
+            return {"settings": getattr(self._runner, "settings", {})}
         if message["do"] == "versions":
             return {"versions": dict(installed(name) for name in message["packages"])}
         if self._runner is None:

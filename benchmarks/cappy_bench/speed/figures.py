@@ -30,7 +30,8 @@ class Figures:
     """One runner on a workload.
 
     Times are medians over rounds; `spread` is the slowest and the fastest round's useful tokens per second. Latencies
-    (milliseconds) are of single requests, all rounds together. `padding_share` is the part of the computed tokens that
+    (milliseconds) are of single requests, all rounds together; `requests` counts one that each round repeats once.
+    `padding_share` is the part of the computed tokens that
     was padding; None where the tool does not show it. `peak_share` compares useful operations with the machine's peak.
     """
 
@@ -48,7 +49,7 @@ class Figures:
 def read_result(path: Path) -> Result:
     """Read the result that `cappy bench run` wrote.
 
-    Raises OSError, and BenchmarkError for any other file and for a parity that is not finite.
+    Raises OSError, and BenchmarkError for any other file, and for a parity or a time that cannot be.
 
     >>> read_result(Path("bench/results/cappy-mini.json"))["title"]
     'cappy-mini'
@@ -62,7 +63,20 @@ def read_result(path: Path) -> Result:
     with taken_from(path):
         for runner in document["runners"]:
             check_parity(runner["parity"] or {}, f"{path}, {runner['name']}", "measure again")
+            _check_seconds(runner, f"{path}, {runner['name']}")
     return document
+
+
+def _check_seconds(runner: Mapping[str, Any], where: str) -> None:
+    """Raise BenchmarkError for a time that is not a number of seconds, with the field in which it stands."""
+    fields = {"load_seconds": runner["load_seconds"], "prepare_seconds": [runner.get("prepare_seconds") or 0.0]}
+    for cell in runner["cells"]:
+        for place, seconds in enumerate(cell["seconds"], 1):
+            fields[f"seconds of {cell['workload']}, round {place}"] = seconds
+    for field, seconds in fields.items():
+        for second in seconds:
+            if not 0 <= second < math.inf:
+                raise BenchmarkError(f"{where}: {field} has {second}, which is not a time; measure again")
 
 
 def check_parity(parity: Mapping[str, Any], where: str, advice: str) -> None:
@@ -117,7 +131,7 @@ def figures(result: Result, runner: Mapping[str, Any], workload: Mapping[str, An
         tokens_per_second=tokens / total,
         spread=(tokens / max(totals), tokens / min(totals)),
         latency=(p50, p95, p99),
-        requests=len(singles),
+        requests=max(map(len, cell["seconds"])),
         padding_share=None if computed is None else 1 - tokens / computed,
         peak_share=workload["flops"] / total / peak,
         peak_bytes=cell["peak_bytes"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 Row = tuple[str, ...]
+MOST_DIGITS = 17
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Row]) -> str:
@@ -40,6 +41,20 @@ def error(value: float) -> str:
     ('0.069', '8.6e-07')
     """
     return f"{value:.1e}" if value < 1e-3 else f"{value:.2g}"
+
+
+def beside(value: float, limit: float, form: str) -> str:
+    """Write a value with the digits of `form` ("3f", "2g"), or with more where it would read as the limit it breaks.
+
+    >>> beside(0.951, 0.97, "3f"), beside(0.99496, 0.995, "3f")
+    ('0.951', '0.99496')
+    """
+    least, kind = int(form[:-1]), form[-1]
+    for digits in range(least, MOST_DIGITS):
+        written = f"{value:.{digits}{kind}}"
+        if float(written) != limit:
+            return written
+    return repr(value)
 
 
 def size(count: int) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
@@ -17,8 +17,9 @@ import cappy_bench
 import cappy_engine
 import cappy_export
 from cappy_bench.machine import code_digest, cpu_kind, current_commit, describe_machine, file_word
+from cappy_bench.peers.cappy import default_settings
 from cappy_bench.peers.peer import Model
-from cappy_bench.peers.process import environment_versions, start_worker
+from cappy_bench.peers.process import environment_versions, start_worker, telling_variables
 from cappy_bench.peers.specs import SPECS, Spec
 from cappy_bench.shapes import count_parameters, read_shape
 from cappy_bench.speed.figures import SCHEMA, useful_flops
@@ -45,13 +46,13 @@ Result = dict[str, Any]
 def measure(options: RunOptions, *, say: Say) -> Result:
     """Measure what `options` ask for, write the result, and return it.
 
-    Raises BenchmarkError, BundleError, CheckpointError, and OutputError if there is such a file. A tool that cannot run
-    is part of the result.
+    Raises BenchmarkError, also for a bundle of another checkpoint, BundleError, CheckpointError, and OutputError if
+    there is such a file. A tool that cannot run is part of the result.
 
         >>> measure(RunOptions(suite="smoke"), say=print)["runners"][0]["name"]
         'cappy-int8'
     """
-    started, clock = datetime.now(UTC), time.monotonic()
+    started, clock, commit = datetime.now(UTC), time.monotonic(), current_commit()
     bundle, machine = open_bundle(options.bundle), describe_machine()
     described = describe_model(bundle, options.checkpoint)
     model = Model(
@@ -66,8 +67,9 @@ def measure(options: RunOptions, *, say: Say) -> Result:
     check_output(out, force=options.force, inputs=read)
     workloads, source = _take_workloads(options, model)
     plan = _make_plan(options, bundle, model, workloads, described["weights_bytes"])
-    others = {name: environment_versions(name, options.tools) for name in ENVIRONMENTS if name != "main"}
-    notes = options.work / f"notes-{_key(machine, model, described, workloads, others)}.jsonl"
+    variables = telling_variables(model.threads)
+    conditions = [machine, described, variables, _own_settings(bundle, model), _other_versions(options.tools)]
+    notes = options.work / f"notes-{_key(conditions, model, workloads)}.jsonl"
     options.work.mkdir(parents=True, exist_ok=True)
     is_resumed = notes.exists()
     start = partial(start_worker, tools=options.tools)
@@ -80,8 +82,9 @@ def measure(options: RunOptions, *, say: Say) -> Result:
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - clock, 1),
         "is_resumed": is_resumed,
-        "commit": current_commit(),
+        "commit": commit,
         "machine": machine,
+        "variables": variables,
         "settings": {
             "suite": options.suite,
             "rounds": plan.rounds,
@@ -106,8 +109,6 @@ def _make_plan(
     options: RunOptions, bundle: Bundle, model: Model, workloads: Sequence[Workload], weights_bytes: int
 ) -> Plan:
     """Plan the runners that were asked for, with the suite's rounds."""
-    exported = bundle.manifest.document.get("parity", {})
-    pairs = exported.get("pairs", {}).get("count")
     return Plan(
         specs=choose_runners(options, bundle),
         workloads=workloads,
@@ -115,11 +116,26 @@ def _make_plan(
         rounds=options.rounds or SUITES[options.suite][0],
         max_seconds=options.max_seconds,
         reserve_bytes=4 * weights_bytes,
-        exported={
-            precision: {**{name: value for name, value in row.items() if name != "worst"}, "pairs": pairs}
-            for precision, row in exported.get("precisions", {}).items()
-        },
+        exported=exported_parity(bundle),
     )
+
+
+def exported_parity(bundle: Bundle) -> dict[str, Any]:
+    """Read the parity that the export measured, by precision, without the texts of its pairs.
+
+    >>> exported_parity(open_bundle(EMBEDDED))["int8"]["pairs"]
+    279
+    """
+    exported = bundle.manifest.document.get("parity", {})
+    pairs = exported.get("pairs", {}).get("count")
+    return {name: {**_without_texts(row), "pairs": pairs} for name, row in exported.get("precisions", {}).items()}
+
+
+def _without_texts(parity: Any) -> Any:
+    """Leave out the worst pairs of a proof, with their texts, wherever they stand: a result is passed on."""
+    if isinstance(parity, dict):
+        return {name: _without_texts(value) for name, value in parity.items() if name != "worst"}
+    return [_without_texts(value) for value in parity] if isinstance(parity, list) else parity
 
 
 def choose_runners(options: RunOptions, bundle: Bundle) -> list[Spec]:
@@ -148,7 +164,10 @@ def choose_runners(options: RunOptions, bundle: Bundle) -> list[Spec]:
 
 
 def describe_model(bundle: Bundle, checkpoint: Path | None) -> dict[str, Any]:
-    """Describe the model: its name, digest, shape and size. Raises CheckpointError for a folder without a checkpoint.
+    """Describe the model: its name, digest, shape and size.
+
+    Raises CheckpointError for a folder without a checkpoint, and BenchmarkError for another checkpoint than the
+    bundle's.
 
     >>> describe_model(open_bundle(EMBEDDED), None)["name"]
     'cappy-mini'
@@ -160,6 +179,7 @@ def describe_model(bundle: Bundle, checkpoint: Path | None) -> dict[str, Any]:
         size = max(entry.size_bytes for entry in bundle.manifest.files.values())
     else:
         paths = open_checkpoint(checkpoint).weight_paths
+        require_same_model(bundle, checkpoint)
         name = Path(os.path.realpath(checkpoint)).name
         digests, size = {path.name: sha256_of(path) for path in paths}, sum(path.stat().st_size for path in paths)
     return {
@@ -169,6 +189,23 @@ def describe_model(bundle: Bundle, checkpoint: Path | None) -> dict[str, Any]:
         "parameters": count_parameters(shape),
         "shape": {name: shape[name] for name in ("hidden_size", "intermediate_size", "layers", "wide_products")},
     }
+
+
+def require_same_model(bundle: Bundle, checkpoint: Path) -> None:
+    """Raise BenchmarkError unless the bundle was made of this checkpoint, by the digests that its manifest records.
+
+    A file that only one of them has says nothing: a checkpoint may hold its weights in several formats.
+
+        >>> require_same_model(open_bundle("cappy-bundle"), Path("my-checkpoint"))
+    """
+    made_of = bundle.manifest.document.get("source", {}).get("files", {})
+    found = {name: checkpoint / name for name in made_of if (checkpoint / name).is_file()}
+    others = [name for name, path in found.items() if sha256_of(path) != made_of[name]]
+    if others:
+        raise BenchmarkError(
+            f"the bundle {bundle.path} was made of another checkpoint than {checkpoint} (not the same: "
+            f"{', '.join(others)}); export this one with 'cappy export', or name the other one"
+        )
 
 
 def _model_folder(described: dict[str, Any], checkpoint: Path | None) -> str:
@@ -196,21 +233,25 @@ def _take_workloads(options: RunOptions, model: Model) -> tuple[list[Workload], 
     return make_workloads(pairs, tokenizer, sizes, seed=options.seed, wanted=options.workloads), source
 
 
-def _key(
-    machine: dict[str, Any],
-    model: Model,
-    described: dict[str, Any],
-    workloads: Sequence[Workload],
-    others: Mapping[str, Mapping[str, str]],
-) -> str:
-    """Name the notes of a run; `others` are the versions of all packages in the environments of other tools.
+def _own_settings(bundle: Bundle, model: Model) -> dict[str, Any]:
+    """Tell how our runners compute, in each precision, however many of them are measured."""
+    return {name: default_settings(bundle.path, name, model.threads) for name in bundle.manifest.precisions}
 
-    What was measured on another machine, model or workload, or with other code, is not taken up; with more or fewer
-    rounds or runners a run goes on from the same notes.
+
+def _other_versions(tools: Path) -> dict[str, dict[str, str]]:
+    """Read the versions of all packages in the environments of other tools."""
+    return {name: environment_versions(name, tools) for name in ENVIRONMENTS if name != "main"}
+
+
+def _key(conditions: Sequence[Any], model: Model, workloads: Sequence[Workload]) -> str:
+    """Name the notes of a run.
+
+    What was measured on another machine, model or workload, in other `conditions`, or with other code, is not taken up;
+    with more or fewer rounds or runners a run goes on from the same notes.
     """
     code = code_digest([Path(package.__path__[0]) for package in (cappy_engine, cappy_export, cappy_bench)])
     bundle, has_checkpoint = sha256_of(model.bundle / MANIFEST), model.checkpoint is not None
     digests = [workload.sha256 for workload in workloads]
-    facts = [machine, model.threads, described, has_checkpoint, bundle, digests, code, others]
+    facts = [*conditions, model.threads, has_checkpoint, bundle, digests, code]
     text = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -46,8 +46,8 @@ Parity and speed of this engine beside what one would use instead, from the JSON
   while memory allows (a reload shows as a second load time in the JSON).
 - Memory is the most that was resident in the runner's process while it scored, the model included. Linux counts a
   file's pages once for each mapping: weights that two sessions map are in memory once, and count twice.
-- Latencies are those of all rounds' requests together: of 8 requests in 3 rounds there are 24. 95th percentiles are
-  given from 20 on, 99th from 100 on.
+- Latencies are those of the requests of all rounds together. 95th percentiles are given from 20 different requests on,
+  99th from 100 on.
 """
 
 

@@ -163,7 +163,13 @@ def _ask_reference(worker: Worker, requests: Sequence[Sequence[Pair]]) -> tuple[
 
 def _prepare(plan: Plan, spec: Spec, start: Start, reference: Reference | None) -> dict[str, Any]:
     """Convert what the runner needs, and check that it tokenises as the reference does."""
-    result: dict[str, Any] = {"status": "ok", "reason": None, "versions": {}, "seconds": None}
+    result: dict[str, Any] = {
+        "status": "ok",
+        "reason": None,
+        "versions": {},
+        "settings": {},
+        "seconds": None,
+    }
     try:
         worker = start(spec, runner_model(plan.model, spec))
     except RunnerFailed as error:
@@ -172,7 +178,7 @@ def _prepare(plan: Plan, spec: Spec, start: Start, reference: Reference | None) 
     try:
         result["versions"] = worker.ask({"do": "versions", "packages": list(spec.packages)})["versions"]
         result["seconds"] = worker.ask({"do": "prepare"})["seconds"]
-        worker.ask({"do": "open"})
+        result["settings"] = worker.ask({"do": "open"}).get("settings", {})
         found = worker.ask({"do": "token_ids", "pairs": pairs})["token_ids"]
     except RunnerFailed as error:
         return {**result, "status": "failed" if result["versions"] else "skipped", "reason": str(error)}
@@ -241,6 +247,7 @@ def _runner_result(
         "setting": spec.setting,
         "environment": spec.environment,
         "versions": prepared["versions"],
+        "settings": prepared["settings"],
         "status": status,
         "reason": reason,
         "prepare_seconds": prepared["seconds"],

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cappy_bench.machine import cpu_kind
+from cappy_bench.machine import NUMBERS, cpu_kind
 from cappy_bench.peers.specs import Spec
 from cappy_bench.speed.figures import Figures, Ratio, Result, compare_with_peer, figures
-from cappy_bench.speed.markdown import Row, error, markdown, number, size
+from cappy_bench.speed.markdown import Row, beside, error, markdown, number, size
 from cappy_engine.errors import BenchmarkError
 
 WORKLOAD_COLUMNS = (
@@ -22,8 +23,10 @@ NOT_COMPARED = (
     "No checkpoint was given, so only this engine was measured; its parity is the one that the export measured "
     "on its own pairs."
 )
+ADDED = ("variables",)
+"""Parts that earlier results lack."""
 LEAST_REQUESTS = (1, 20, 100)
-"""How many requests a 50th, 95th and 99th percentile needs to be shown."""
+"""How many different requests a 50th, 95th and 99th percentile needs to be shown: a repeated one says nothing new."""
 
 
 def result_tables(result: Result) -> str:
@@ -62,8 +65,8 @@ def change_tables(before: Result, after: Result, *, names: tuple[str, str]) -> s
         parts.append(f"Not compared, since only one has them or their texts differ: {', '.join(left_out)}.")
     parts += [
         f"The two differ in their {name}, so these ratios compare that too."
-        for name in ("machine", "model", "settings")
-        if _identity(before, name) != _identity(after, name)
+        for name in ("machine", "model", "settings", *ADDED)
+        if _differ(before, after, name)
     ]
     return "\n\n".join(parts)
 
@@ -75,6 +78,20 @@ def _digests(result: Result) -> set[tuple[str, str]]:
 def _identity(result: Result, name: str) -> object:
     """Return the part that must be equal for a comparison; of a model, its weights."""
     return result["model"]["weights_sha256"] if name == "model" else result[name]
+
+
+def _differ(before: Result, after: Result, name: str) -> bool:
+    """True if a part is not the same, as far as both can have it: earlier results lack some fields."""
+    if name in ADDED and not (name in before and name in after):
+        return False
+    one, other = _identity(before, name), _identity(after, name)
+    if name == "machine":
+        told = [field for field in NUMBERS if field in before[name] and field in after[name]]
+        one, other = (
+            {field: part[field] for field in part if field in told or field not in NUMBERS}
+            for part in (before[name], after[name])
+        )
+    return one != other
 
 
 def setting_table(specs: Sequence[Spec]) -> str:
@@ -100,7 +117,7 @@ def workload_table(result: Result, name: str) -> str:
             ran.append((-found.tokens_per_second, _row(result, runner, found)))
         elif runner["status"] == "wrong":
             others.append(
-                (_name(runner), runner["precision"], *["wrong"] * (len(WORKLOAD_COLUMNS) - 3), runner["reason"])
+                (_name(runner), runner["precision"], *["wrong"] * (len(WORKLOAD_COLUMNS) - 3), _reason(runner))
             )
         elif runner["status"] == "ok":
             cell = next(cell for cell in runner["cells"] if cell["workload"] == name)
@@ -205,7 +222,7 @@ def runner_table(result: Result) -> str:
                 ", ".join(f"{name} {version}" for name, version in runner["versions"].items()),
                 f"{statistics.median(runner['load_seconds']):.1f}" if runner["load_seconds"] else "-",
                 *_parity_cells(parity),
-                "" if runner["status"] == "ok" else f"**wrong**: {runner['reason']}",
+                "" if runner["status"] == "ok" else f"**wrong**: {_reason(runner)}",
             )
         )
     columns = ("runner", "precision", "setting", "versions", "load s", "max error", "mean error", "Spearman")
@@ -255,6 +272,15 @@ def _change_table(before: Result, after: Result) -> str:
             cells.append("-" if new is None or old is None else f"{new.tokens_per_second / old.tokens_per_second:.2f}x")
         rows.append((runner["name"], runner["precision"], *cells))
     return markdown(("runner", "precision", *(workload["name"] for workload in workloads)), rows)
+
+
+def _reason(runner: Mapping[str, Any]) -> str:
+    """Say why a runner is wrong. Earlier results may have a value and its limit alike, in too few digits."""
+    reason = str(runner["reason"])
+    found = re.fullmatch(r"Spearman (\S+), limit (\S+)", reason)
+    if found is None or float(found[1]) != float(found[2]):
+        return reason
+    return f"Spearman {beside(runner['parity']['spearman'], float(found[2]), '3f')}, limit {found[2]}"
 
 
 def _name(runner: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from cappy_bench.peers.peer import Scores
 from cappy_bench.peers.specs import Spec
+from cappy_bench.speed.markdown import beside
 from cappy_bench.speed.workloads import Workload
 from cappy_export.proof.limits import default_limits
 from cappy_export.proof.parity import measure
@@ -81,9 +82,9 @@ def _judge_parity(precision: str, parity: Parity, *, spread: float) -> str | Non
     """Say why scores with this parity are wrong, by our bundles' limits for scores of this `spread`; NaN keeps none."""
     limits = default_limits(spread)[precision]
     if limits.max_error is not None and not parity["max_error"] <= limits.max_error:
-        return f"max error {parity['max_error']:.2g}, limit {limits.max_error:g}"
+        return f"max error {beside(parity['max_error'], limits.max_error, '2g')}, limit {limits.max_error:g}"
     if limits.min_spearman is not None and not parity["spearman"] >= limits.min_spearman:
-        return f"Spearman {parity['spearman']:.3f}, limit {limits.min_spearman:g}"
+        return f"Spearman {beside(parity['spearman'], limits.min_spearman, '3f')}, limit {limits.min_spearman:g}"
     return None
 
 

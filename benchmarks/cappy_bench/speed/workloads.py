@@ -22,6 +22,8 @@ from cappy_engine.tokenizer import PairTokenizer
 
 MAX_LENGTH = 512
 CANDIDATES = 16
+SINGLES = ("interactive", "lengths")
+"""Workloads of one pair in each request; all others but rerank have one request."""
 RERANK_LENGTHS = (30, 150)
 """Tokens of an instruction with several candidates: from, and to below."""
 MOST_RESPONSE_CHARS = 200
@@ -107,6 +109,10 @@ class Pool:
         self._lengths = encoded.lengths[order]
         self._is_taken = np.zeros(len(order), dtype=np.bool_)
 
+    def __len__(self) -> int:
+        """Count the pairs, taken or not."""
+        return len(self._pairs)
+
     def short_responses(self) -> list[str]:
         """List the different responses of less than MOST_RESPONSE_CHARS, but the empty one."""
         return sorted({response for _, response in self._pairs if 0 < len(response) < MOST_RESPONSE_CHARS})
@@ -130,9 +136,10 @@ class Pool:
 def make_workloads(
     pairs: Sequence[Pair], tokenizer: PairTokenizer, sizes: Sizes, *, seed: int, wanted: Collection[str] = ()
 ) -> list[Workload]:
-    """Make every workload from the same pool, or only the `wanted` ones, which are the same then.
+    """Make every workload from the same pool, or only the `wanted` ones.
 
-    Interactive lengths are those of the pool's first pairs (`read_pool` puts the ones of real use first). Raises
+    These are the same as among all, if the pool has pairs for all. In a smaller one, those that are not wanted take
+    none. Interactive lengths are those of the pool's first pairs (`read_pool` puts the ones of real use first). Raises
     BenchmarkError if there are too few pairs, or too few responses for `rerank`.
 
         >>> [one.name for one in make_workloads(pairs, tokenizer, sizes, seed=0)]
@@ -141,18 +148,18 @@ def make_workloads(
     random = np.random.default_rng(seed)
     pool = Pool(pairs, tokenizer)
     usual = tokenizer.encode(pairs[: max(1, len(pairs) // 4)]).lengths
-    singles = {
-        "interactive": pool.take(random.choice(usual, sizes.interactive)),
-        "lengths": pool.take(np.repeat(LENGTHS, sizes.lengths).tolist()),
-    }
-    many = {
-        "bulk": pool.take(bulk_lengths(random, sizes.bulk)),
-        "long": pool.take(random.integers(480, MAX_LENGTH + 1, sizes.long)),
-        "questions": pool.take(question_lengths(random, sizes.questions)),
-    }
-    requests = {name: [[pair] for pair in found] for name, found in singles.items()}
-    requests |= {name: [found] for name, found in many.items()}
     names = [name for name in sizes.names if name in wanted or not wanted]
+    lengths: dict[str, list[int]] = {  # all are drawn, so that each is the same without others
+        "interactive": random.choice(usual, sizes.interactive).tolist(),
+        "lengths": np.repeat(LENGTHS, sizes.lengths).tolist(),
+        "bulk": bulk_lengths(random, sizes.bulk),
+        "long": random.integers(480, MAX_LENGTH + 1, sizes.long).tolist(),
+        "questions": question_lengths(random, sizes.questions),
+    }
+    if sum(map(len, lengths.values())) > len(pool):
+        lengths = {name: drawn for name, drawn in lengths.items() if name in names}
+    taken = {name: pool.take(drawn) for name, drawn in lengths.items()}
+    requests = {name: [[pair] for pair in found] if name in SINGLES else [found] for name, found in taken.items()}
     if "rerank" in names:  # the last to take from the pool, so that it changes no other
         requests["rerank"] = _rerank_requests(pool, random, sizes)
     return [_workload(name, requests[name], tokenizer) for name in names]

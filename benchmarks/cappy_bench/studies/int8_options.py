@@ -31,28 +31,32 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-import onnxruntime
-from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from cappy_bench.needed import needed
 from cappy_engine.batching import Grouping
 from cappy_engine.dispatcher import Dispatcher
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scorer
 from cappy_engine.session import open_session
 from cappy_engine.tokenizer import PairTokenizer
-from cappy_export.checkpoints.checkpoint import open_checkpoint
-from cappy_export.checkpoints.fast_tokenizer import load_tokenizer
-from cappy_export.graphs.build import build_graph
-from cappy_export.graphs.files import head_nodes, quiet
-from cappy_export.precisions import int8
-from cappy_export.precisions.calibration import CALIBRATION_PAIRS, INT8_CALIBRATION_PAIRS, CalibrationPairs, Inputs
-from cappy_export.precisions.embeddings import Bits, quantize_embeddings
-from cappy_export.precisions.int8 import products_with_weights, quantize_products
-from cappy_export.precisions.int8_graph import Int8Options
-from cappy_export.precisions.rounding import Floats, Int8
-from cappy_export.proof.pairs import default_pairs, read_pairs
-from cappy_export.proof.parity import measure
+
+with needed("bench", __name__):
+    import onnx
+    import onnxruntime
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    from cappy_export.checkpoints.checkpoint import open_checkpoint
+    from cappy_export.checkpoints.fast_tokenizer import load_tokenizer
+    from cappy_export.graphs.build import build_graph
+    from cappy_export.graphs.files import head_nodes, quiet
+    from cappy_export.precisions import int8
+    from cappy_export.precisions.calibration import CALIBRATION_PAIRS, INT8_CALIBRATION_PAIRS, CalibrationPairs, Inputs
+    from cappy_export.precisions.embeddings import Bits, quantize_embeddings
+    from cappy_export.precisions.int8 import products_with_weights, quantize_products
+    from cappy_export.precisions.int8_graph import Int8Options
+    from cappy_export.precisions.rounding import Floats, Int8
+    from cappy_export.proof.pairs import default_pairs, read_pairs
+    from cappy_export.proof.parity import measure
 
 Make = Callable[[Path, Path, Sequence[Inputs]], object]
 """Writes the option's model: from the float32 graph, to a path, with model inputs of the pairs to calibrate on."""

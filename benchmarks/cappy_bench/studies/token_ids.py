@@ -17,11 +17,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
-from cappy_bench.families import FAMILIES
+from cappy_bench.needed import needed
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.proof.pairs import default_pairs
+
+with needed("bench", __name__):
+    from transformers import AutoTokenizer
+
+    from cappy_bench.families import FAMILIES
 
 Pair = tuple[str, str]
 
