@@ -107,12 +107,12 @@ def publish(staging: Path, out: Path, kind: Kind, *, force: bool) -> None:
     if not os.path.lexists(out):
         storage.rename(staging, out)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
+    new, aside = staging.stat(), Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
     try:
         out.rename(aside / out.name)
         staging.rename(out)
     except BaseException:  # Ctrl-C comes after either of them, too
-        if not os.path.lexists(staging):
+        if _is_at(out, new):
             shutil.rmtree(aside, ignore_errors=True)
             raise
         if os.path.lexists(aside / out.name):
@@ -121,6 +121,14 @@ def publish(staging: Path, out: Path, kind: Kind, *, force: bool) -> None:
         raise
     shutil.rmtree(aside, ignore_errors=True)
     storage.sync(out.parent)
+
+
+def _is_at(path: Path, status: os.stat_result) -> bool:
+    """True if the folder of this status is at `path`, and not where a file system that fails cannot tell."""
+    try:
+        return os.path.samestat(path.lstat(), status)
+    except OSError:
+        return False
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -156,10 +156,16 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, written to the disk. Raises OSError."""
+    """Have a file's bytes, or a folder's names, written to the disk. Raises OSError.
+
+    Some file systems refuse it for folders, such as VirtualBox's shared ones: when names are written is left to them.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise
     finally:
         os.close(descriptor)
 

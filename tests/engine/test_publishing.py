@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,21 @@ def test_the_old_folder_is_kept_where_another_one_took_its_name_meanwhile(
     assert contents == {"old", "another"}
 
 
+def test_the_old_folder_comes_back_where_the_new_one_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, rename = made(tmp_path / "out"), Path.rename
+
+    def gone(path: Path, target: Path) -> Path:
+        if target == out and path.name.startswith(".out.partial-"):
+            shutil.rmtree(path)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", gone)
+    with pytest.raises(FileNotFoundError):
+        replace(out)
+    assert (out / KIND.marker).read_text() == "old"
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_a_folder_that_cannot_be_moved_stays_and_leaves_nothing_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,3 +148,9 @@ def test_a_mount_cannot_be_replaced_which_is_known_at_once(tmp_path: Path, monke
     monkeypatch.setattr(storage, "is_mounted", lambda path: path == out)
     with pytest.raises(OutputError, match="is mounted, and cannot be replaced; name a new folder in it"):
         check_folder(out, KIND, force=True)
+
+
+def test_everybody_may_read_a_folder_that_was_published(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    replace(out)
+    assert out.stat().st_mode & 0o777 == 0o755

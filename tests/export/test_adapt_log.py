@@ -151,6 +151,28 @@ def test_a_training_that_stopped_before_its_first_state_logs_no_step_twice(check
     assert [entry["step"] for entry in measured] == [0, 4]
 
 
+@pytest.mark.slow
+def test_the_log_of_a_training_that_stopped_is_that_of_a_whole_one(checkpoint: Path, tmp_path: Path) -> None:
+    """The state is saved between two lines of the log: their means are of the steps before it, too."""
+    recipe = dataclasses.replace(RECIPE, max_steps=9)
+    options = AdaptOptions(save_every=4, evaluate_every=3, log_every=3)
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 6:
+            raise StoppedError
+
+    adapt(checkpoint, colour_examples(60), tmp_path / "whole", recipe, options)
+    with pytest.raises(StoppedError):
+        adapt(checkpoint, colour_examples(60), tmp_path / "parts", recipe, options, progress=stop)
+    resumed = dataclasses.replace(options, resume=True)
+    adapt(checkpoint, colour_examples(60), tmp_path / "parts", recipe, resumed)
+    logs = [
+        [{**entry, "tokens_per_second": 0, "seconds": 0} for entries in log_of(tmp_path / name) for entry in entries]
+        for name in ("whole", "parts")
+    ]
+    assert logs[0] == logs[1]
+
+
 def test_the_command_measures_on_the_held_out_file_and_trains_on_all_of_the_other(
     checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ def test_a_training_that_stopped_goes_on_to_the_same_weights(checkpoint: Path, t
     assert not (tmp_path / "parts").exists()
     folder = tmp_path / "parts.training"
     assert [path.name for path in folder.glob("step-*")] == ["step-8"]  # and not that of step 4
+    (folder / "step-8" / "meter.json").unlink()  # older versions saved none
     shutil.copytree(folder / "step-8", folder / "step-4")  # as a kill between the new state and the old one leaves it
     resumed = run("parts", resume=True)
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
@@ -191,6 +192,7 @@ def test_a_training_is_not_resumed_with_other_labels_weights_or_held_out_example
         ("optimizer.pt", b"[1, 2, 3]", r"optimizer\.pt is damaged"),
         ("log.jsonl", b'{"step": 0, "held', r"log\.jsonl is damaged"),
         ("log.jsonl", b"7\n", r"log\.jsonl is damaged"),
+        ("meter.json", b"[]", r"meter\.json is damaged"),
         ("place.json", b"{", r"place\.json is damaged"),
         ("place.json", b"[7]", r"place\.json is damaged"),
         ("place.json", b'{"step": "x"}', r"place\.json is damaged"),

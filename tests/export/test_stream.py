@@ -149,8 +149,11 @@ def test_hidden_files_of_a_folder_are_left_out_and_told(tmp_path: Path) -> None:
     said: list[str] = []
     found = find_shards(tmp_path / "rows", say=said.append)
     assert [(each.pair, each.label) for each in read_all(found)] == expected
-    (note,) = said
-    assert note.startswith(f"note: hidden files of rows are not read: {tmp_path}/rows/.ipynb_checkpoints/0.jsonl and ")
+    hidden, others = said
+    assert hidden.startswith(
+        f"note: hidden files of rows are not read: {tmp_path}/rows/.ipynb_checkpoints/0.jsonl and "
+    )
+    assert others == f"note: files whose names do not tell rows are not read: {tmp_path}/rows/README.md"
 
 
 def test_a_file_of_every_kind_is_read_from_any_row_on(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Evaluations have no `gradient_norm`, and steps no held-out figures.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import numpy as np
 from cappy_engine import storage
 
 LOG = "log.jsonl"
+COLLECTED = ("losses", "tokens", "truncated", "seconds", "unmeasured")
+"""What a meter has of the steps before, which a training that goes on must know."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
 class Meter:
     """Collects the steps since the last line of the log: losses, tokens and the seconds that they took.
 
+    `unmeasured` are the losses since the last evaluation.
+
     >>> meter = Meter(flops_per_token=6e6)
     >>> meter.add(0.25, tokens=4096, truncated=0, seconds=0.5)
     >>> meter.entry(10, learning_rate=2e-5, gradient_norm=1.5)["tokens_per_second"]
@@ -64,10 +69,12 @@ class Meter:
     tokens: int = 0
     truncated: int = 0
     seconds: float = 0.0
+    unmeasured: list[float] = field(default_factory=list)
 
     def add(self, loss: float, *, tokens: int, truncated: int, seconds: float) -> None:
         """Count a step; `tokens` are those of all processes, without padding, and `truncated` its cut examples."""
         self.losses.append(loss)
+        self.unmeasured.append(loss)
         self.tokens += tokens
         self.truncated += truncated
         self.seconds += seconds
@@ -87,3 +94,17 @@ class Meter:
             found["share_of_peak"] = round(self.flops_per_token * speed / self.peak_flops, 4)
         self.losses, self.tokens, self.truncated, self.seconds = [], 0, 0, 0.0
         return found
+
+    def mean(self) -> float:
+        """Give the mean loss since the last evaluation, and start anew."""
+        found, self.unmeasured = float(np.mean(self.unmeasured)), []
+        return found
+
+    def document(self) -> dict[str, Any]:
+        """Write what was collected for a file of JSON."""
+        return {name: getattr(self, name) for name in COLLECTED}
+
+    def take(self, document: Mapping[str, Any]) -> None:
+        """Take over what `document` wrote. Raises KeyError or TypeError for anything else."""
+        for name in COLLECTED:
+            setattr(self, name, document[name])

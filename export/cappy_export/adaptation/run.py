@@ -99,7 +99,9 @@ class Run:
         with warnings.catch_warnings():  # PyTorch 2.13 calls `broadcast_buffers` otherwise, and accelerate not yet
             warnings.simplefilter("ignore", FutureWarning)
             self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.trained = Trained(self.accelerator, self.model, self.optimizer, schedule)
+        tflops, processes = self.options.peak_tflops, self.accelerator.num_processes
+        meter = Meter(self.flops_per_token, None if tflops is None else tflops * 1e12 * processes)
+        self.trained = Trained(self.accelerator, self.model, self.optimizer, schedule, meter)
         if self.options.resume:
             together(self.accelerator, functools.partial(self._take_folder, settings))
             together(self.accelerator, self._resume)
@@ -116,13 +118,11 @@ class Run:
 
     def train(self, progress: Callable[[Progress], object]) -> None:
         """Run the steps that are left, and measure and save as often as the options say."""
-        options, processes = self.options, self.accelerator.num_processes
+        options, processes, meter = self.options, self.accelerator.num_processes, self.trained.meter
         if not self.done:
             constant = {"constant_loss": float(self.held_out.labels.var())} if len(self.held_out) else {}
             self._log({"step": 0, **self._evaluate(0), **constant})
-        peak = None if options.peak_tflops is None else options.peak_tflops * 1e12 * processes
-        meter = Meter(self.flops_per_token, peak)
-        window, held_out, losses, started = None, None, [], time.monotonic()
+        window, held_out, started = None, None, time.monotonic()
         for step in self.stream.steps(self._windows, done=self.done):
             if step.number > self.steps:
                 break
@@ -131,16 +131,15 @@ class Run:
                 agree(self.accelerator, {"window": window.digest()} if processes > 1 else {})
             rate, began = float(self.trained.schedule.get_last_lr()[0]), time.monotonic()
             loss, norm = self._step(step)
-            losses.append(loss)
             tokens, truncated = int(window.lengths[step.rows].sum()), int(window.truncated[step.rows].sum())
             meter.add(loss, tokens=tokens, truncated=truncated, seconds=time.monotonic() - began)
             if step.number % options.log_every == 0:
                 self._append(meter.entry(step.number, learning_rate=rate, gradient_norm=norm))
             if step.number % options.evaluate_every == 0 or step.number == self.steps:
                 held_out = self._evaluate(step.number)
-                figures = {"loss": float(np.mean(losses)), "learning_rate": rate, **held_out}
+                figures = {"loss": meter.mean(), "learning_rate": rate, **held_out}
                 self._log({"step": step.number, **figures, "seconds": round(time.monotonic() - started)})
-                losses, started = [], time.monotonic()
+                started = time.monotonic()
             progress(Progress(step.number, self.steps, loss, rate, tokens, held_out))
             self.done, self.cursor = step.number, step.next
             if step.number % options.save_every == 0 and step.number < self.steps:

@@ -26,7 +26,7 @@ from cappy_engine import storage
 from cappy_engine.errors import AdaptError, CheckpointError, OutputError, reason_of
 from cappy_engine.publish import Kind, publish, staging_folder
 from cappy_export.adaptation import state
-from cappy_export.adaptation.log import LOG, evaluations
+from cappy_export.adaptation.log import LOG, Meter, evaluations
 from cappy_export.adaptation.stream import Cursor
 from cappy_export.checkpoints.checkpoint import Checkpoint
 from cappy_export.checkpoints.config import RAW_SCORES, read_json
@@ -36,20 +36,21 @@ from cappy_export.checkpoints.weights import check_finite
 from cappy_export.options import Say
 
 ADAPTED = Kind("a checkpoint of 'cappy adapt'", "training.json")
-WEIGHTS, MOMENTS, PLACE = "model.safetensors", "optimizer.pt", "place.json"
+WEIGHTS, MOMENTS, PLACE, METER = "model.safetensors", "optimizer.pt", "place.json", "meter.json"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Hold all that a step changes: the model's weights, the optimiser's moments, and the schedule.
+    """Hold all that a step changes: the model's weights, the optimiser's moments, the schedule, and the meter.
 
-    >>> trained = Trained(accelerator, model, optimizer, schedule)
+    >>> trained = Trained(accelerator, model, optimizer, schedule, Meter(flops_per_token=6e6))
     """
 
     accelerator: Accelerator
     model: nn.Module
     optimizer: AcceleratedOptimizer
     schedule: LRScheduler
+    meter: Meter
 
     def weights(self, number: int) -> dict[str, torch.Tensor]:
         """Give the model's weights after step `number`, on the CPU, by name.
@@ -124,6 +125,9 @@ class Trained:
                 self.accelerator.scaler.load_state_dict(moments["scaler"])
             with _damaged(saved / LOG):
                 evaluations(saved)
+            with _damaged(saved / METER):
+                if (saved / METER).exists():  # older versions saved none
+                    self.meter.take(json.loads((saved / METER).read_bytes()))
             with _damaged(saved / PLACE):
                 return Cursor.parse(json.loads((saved / PLACE).read_bytes()))
         except (OSError, RuntimeError, SafetensorError, ValueError, KeyError) as error:
@@ -145,6 +149,7 @@ class Trained:
         }
         torch.save(moments, staging / MOMENTS)
         storage.write_json(staging / PLACE, place)
+        storage.write_json(staging / METER, self.meter.document())
         shutil.copyfile(folder / LOG, staging / LOG)
         storage.sync_tree(staging)
         storage.rename(staging, folder / f"{state.STEP}{number}")

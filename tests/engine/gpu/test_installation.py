@@ -136,10 +136,17 @@ def test_missing_libraries_are_those_that_do_not_load() -> None:
     assert find_missing(NEEDED, lambda name: None) == {}
 
 
-def test_preloading_tensorrt_from_a_folder_without_it_does_nothing(tmp_path: Path) -> None:
-    (tmp_path / TENSORRT_LIBRARIES[0]).write_bytes(b"no library")
+def test_tensorrt_is_loaded_in_its_order_as_far_as_it_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "libnvinfer_builder_resource.so.10").touch()
+    asked: list[Path] = []
+
+    def load(path: str, mode: int) -> None:
+        asked.append(Path(path))
+        raise OSError("no library")
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
     preload_tensorrt(tmp_path)
-    preload_tensorrt(tmp_path / "absent")
+    assert asked == [tmp_path / name for name in (*TENSORRT_LIBRARIES, "libnvinfer_builder_resource.so.10")]
 
 
 def test_the_folder_of_tensorrt_is_found_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
