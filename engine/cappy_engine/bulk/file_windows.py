@@ -15,7 +15,6 @@ from cappy_engine.bulk.formats.writers import Writer
 from cappy_engine.bulk.input_files import Files, State, check_unchanged
 from cappy_engine.bulk.row_options import FILE_WINDOW_PAIRS, RowOptions
 from cappy_engine.bulk.windows import Window, encode, refuse_entries, windows
-from cappy_engine.errors import CappyError
 from cappy_engine.scorer import Scorer
 
 BATCHES_OF_A_WINDOW = 16
@@ -87,8 +86,7 @@ class FileWindows:
     def _of_file(self, file: BinaryIO, path: Path, begin: Position) -> Iterator[Window]:
         options = self.files.options
         with read_source(file, path, self.reading) as source:
-            if source.columns != self.columns:
-                raise CappyError(f"{path} has other columns than {self.files.paths[0]}; give it alone")
+            self.files.check_columns(path, source.columns, self.columns)
             for window in windows(source, begin, most_pairs=self.most_pairs, stops=options.stops):
                 error = window.error
                 if isinstance(error, DAMAGES):

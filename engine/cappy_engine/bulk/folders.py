@@ -56,11 +56,13 @@ def files_of_folder(folder: Path, outputs: Sequence[Path] = (), *, say: Say = lo
         (PosixPath('samples/part-0001.parquet'), PosixPath('part-0001.parquet'))
 
     Files that a run keeps beside an output are left out, and so are files whose name, or that of a folder they are in,
-    begins with a dot: `say` is told of these. Links are followed. Raises CappyError if there is no such file, or one
-    cannot be read, and OutputError if one of the `outputs` would be one of them the next time.
+    begins with a dot, empty ones of CSV, and those whose names tell no format: `say` is told of these. Links are
+    followed. Raises CappyError if there is no such file, or one cannot be read, and OutputError if one of the `outputs`
+    would be one of them the next time.
     """
     found: list[Path] = []
     hidden: list[Path] = []
+    others: list[Path] = []
     left = [(folder, tuple(each.stat() for each in folder.resolve().parents))]
     while left:
         inner, above = left.pop()
@@ -77,15 +79,24 @@ def files_of_folder(folder: Path, outputs: Sequence[Path] = (), *, say: Say = lo
             with _readable(path):
                 if path.is_dir():
                     left.append((path, (*above, status)))
-                elif is_known(path) and not _is_ours(path):
+                elif not is_known(path):
+                    others.append(path)
+                elif not _is_ours(path):
                     found.append(path)
-    left_out = f"{min(hidden)}{f' and {len(hidden) - 1} more' * (len(hidden) > 1)}" if hidden else ""
-    if not found:
-        but = f" but hidden ones, which are not read: {left_out}" if hidden else ""
+    files = checked_files(found)
+    empty = set(filter(_is_empty, files))
+    if len(files) == len(empty):
+        left_out = [("hidden ones", hidden), ("empty ones", list(empty)), ("others", others)]
+        but = next((f" but {kind}, which are not read: {_listed(paths)}" for kind, paths in left_out if paths), "")
         raise CappyError(f"{folder} holds no file of rows (.jsonl, .csv, .parquet, packed or not){but}")
-    if hidden:
-        say(f"note: hidden files of rows are not read: {left_out}; one that is given by its name is")
-    return [(path, path.relative_to(folder)) for path in checked_files(found)]
+    for paths, note in (
+        (hidden, "hidden files of rows are not read: {}; one that is given by its name is"),
+        (list(empty), "empty files of CSV hold no rows, and get no output: {}"),
+        (others, "files whose names do not tell rows are not read: {}"),
+    ):
+        if paths:
+            say(f"note: {note.format(_listed(paths))}")
+    return [(path, path.relative_to(folder)) for path in files if path not in empty]
 
 
 def checked_files(paths: Iterable[Path]) -> list[Path]:
@@ -102,6 +113,17 @@ def checked_files(paths: Iterable[Path]) -> list[Path]:
             if not stat.S_ISREG(path.stat().st_mode):
                 raise OSError(errno.EINVAL, "it is not a file")
     return found
+
+
+def _is_empty(path: Path) -> bool:
+    """True for a file of CSV without even the names of columns. Of other formats it has no rows, or is damaged."""
+    form = format_of(path)
+    return form.kind == "csv" and not form.packing and not path.stat().st_size
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    """Name the first of some files, and how many more there are."""
+    return f"{min(paths)}{f' and {len(paths) - 1} more' * (len(paths) > 1)}"
 
 
 @contextlib.contextmanager

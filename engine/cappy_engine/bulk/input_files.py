@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from cappy_engine.bulk.formats.file_format import Format, format_of
 from cappy_engine.bulk.row_options import RowOptions
@@ -46,6 +46,17 @@ class Files:
             found = " and ".join(formats)
             raise CappyError(f"the inputs have several formats, {found}; give those of one format at a time")
         return format_of(self.paths[0])
+
+    def check_columns(self, path: Path, found: Any, expected: Any) -> None:
+        """Raise CappyError if a file has other columns than the first one.
+
+        >>> Files([Path("a.csv"), Path("b.csv")], ScoreTask()).check_columns(Path("b.csv"), ["id"], ["id"])
+        """
+        if found != expected:
+            raise CappyError(
+                f"{path} has other columns than {self.paths[0]}; columns must be equal: make them so, or score it into "
+                "another file"
+            )
 
     def size(self) -> int:
         """Count the bytes of all files, packed as they are."""

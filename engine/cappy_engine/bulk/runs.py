@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,13 +27,13 @@ from cappy_engine import storage
 from cappy_engine.bulk.formats.compression import packer
 from cappy_engine.bulk.formats.file_format import Packing, packing_of
 from cappy_engine.bulk.output import replacement
-from cappy_engine.bulk.output.places import Input, Place, check_output
+from cappy_engine.bulk.output.places import Input
 from cappy_engine.bulk.resume.identity import fingerprint, fingerprint_of
-from cappy_engine.bulk.resume.names import OTHER_NAME, Names, find_names, find_rejects, find_run
+from cappy_engine.bulk.resume.names import OTHER_NAME, Names, check_rejects, find_names, find_rejects, find_run
 from cappy_engine.bulk.resume.partial_file import Growing, open_growing
 from cappy_engine.bulk.resume.settings import changes
 from cappy_engine.bulk.resume.side_files import in_the_way, mark, read_mark
-from cappy_engine.errors import OutputError, reason_of
+from cappy_engine.errors import CappyError, OutputError, reason_of
 
 Say = Callable[[str], object]
 Make = Callable[[BinaryIO, int, BinaryIO], None]
@@ -63,6 +62,7 @@ class Run:
     """An open run; `open_run` makes one. `marked` is what was marked last, empty in a new run.
 
     A run goes on only with the same `settings`. `make` makes the complete file of the partial one, if they differ.
+    `is_lost` once something else changed what it wrote.
     """
 
     growing: Growing
@@ -70,6 +70,7 @@ class Run:
     marked: dict[str, Any]
     settings: Mapping[str, Any]
     make: Make | None = None
+    is_lost: bool = False
     _sizes: list[int] = field(default_factory=lambda: [0, 0])
     _packing: Packing = ""
     _packed: Callable[[bytes], bytes] = bytes
@@ -77,11 +78,20 @@ class Run:
     def commit(self, rows: bytes, rejected: bytes, position: Mapping[str, Any]) -> None:
         """Write rows and rejects to the disk, then that the run is at `position`."""
         rejected = self._packed(rejected) if rejected else b""
+        self._check_written()
         self.write(rows, rejected)
         self._sizes[0] += len(rows)
         self._sizes[1] += len(rejected) if self.rejects is not None else 0
         self.marked = {"bytes": self._sizes[0], "rejected_bytes": self._sizes[1], **position, **self._rejects_named()}
         mark(self.growing.names, self.marked)
+
+    def _check_written(self) -> None:
+        """Raise OutputError if something else moved, cut or wrote to what this run writes."""
+        self.is_lost = True
+        self.growing.check_written(self._sizes[0])
+        if self.rejects is not None:
+            self.rejects.check_written(self._sizes[1])
+        self.is_lost = False
 
     def write(self, rows: bytes, rejected: bytes = b"") -> None:
         """Write what a run that goes on writes again, both as they are."""
@@ -107,7 +117,7 @@ class Run:
                 return  # it has its name already
             if self.marked.get("rejected_bytes"):
                 raise OutputError(f"{names.partial} is missing; restore it, or start anew")
-        is_ours = is_there and (had_rejects or _is_empty(names.partial))
+        is_ours = is_there and (had_rejects or names.is_partial_empty)
         if is_there and not is_ours and not target.force:
             raise OutputError(f"{names.partial} holds the bad rows of another run; {target.way_out}")
         names = find_rejects(target.rejects, resume=is_ours, force=target.force, inputs=target.inputs)
@@ -159,12 +169,14 @@ class Run:
         """Give the complete files their names; `forget` the run then."""
         growing = self.growing
         if not self.is_made:
+            self._check_written()
             if self.make is not None:
                 growing = self._remade(self.make)
             self.marked |= {"made": fingerprint_of(growing.file), "settings": self.settings}
             mark(growing.names, self.marked)
             if growing is not self.growing:
                 growing.names.made.replace(growing.names.partial)
+        growing.check_written(growing.size)
         if self.rejects is not None:
             if not self.rejects.size:  # a packed file has a packed part also if there are no bad rows
                 self.write(b"", self._packed(b""))
@@ -200,26 +212,6 @@ class Run:
         return dataclasses.replace(self.growing, file=file, is_written_over=is_written_over)
 
 
-def check_rejects_apart(rejects: Path, out: Path | Place) -> None:
-    """Raise OutputError if results and bad rows would be written to one file.
-
-    >>> check_rejects_apart(Path("bad.jsonl"), Path("scored.jsonl"))
-    """
-    bad, good = check_output(rejects, force=True), out if isinstance(out, Place) else check_output(out, force=True)
-    is_one = bad.path == good.path or (bad.descriptor is not None and bad.descriptor == good.descriptor)
-    if bad.status is not None and good.status is not None and not stat.S_ISCHR(bad.status.st_mode):
-        is_one |= os.path.samestat(bad.status, good.status)  # but a terminal, or /dev/null, may get both
-    if is_one:
-        name = rejects if good.is_stream else good.path
-        raise OutputError(f"--rejects and -o are both {name}; choose another name")
-    if bad.is_stream or good.is_stream:
-        return
-    kept, own = Names(bad.path), Names(good.path)
-    for path in (kept.target, kept.partial):
-        if path in (own.target, own.partial, own.made, *own.beside):
-            raise OutputError(f"--rejects {rejects} and -o {good.path} both need {path}; choose another name")
-
-
 @contextlib.contextmanager
 def open_run(
     target: Target, settings: Mapping[str, Any], origin: Mapping[str, Any], say: Say, make: Make | None = None
@@ -234,7 +226,7 @@ def open_run(
     unless that is nothing. Raises OutputError.
     """
     if target.rejects is not None:
-        check_rejects_apart(target.rejects, target.out)
+        check_rejects(target.rejects, target.out)
     names, is_there = find_run(
         target.out, resume=target.resume, force=target.force, inputs=target.inputs, way_out=target.way_out
     )
@@ -246,14 +238,18 @@ def open_run(
         else:  # new, or killed before it had written anything
             growing.begin(settings, origin)
         run = Run(growing, None, marked, settings, make)
+        tell: Say = _say_nothing  # the error of what cannot begin says what to do
         try:
             run.check_made()
+            if not run.is_made:
+                growing.check_holds(int(marked.get("bytes", 0)))
             run.open_rejects(target, stack)
             if not run.is_made:
                 run.go_back()
+            tell = say
             yield run
-        except BaseException:
-            _leave(run, say)
+        except BaseException as error:
+            _leave(run, error, tell)
             raise
 
 
@@ -279,19 +275,20 @@ def finished(target: Target, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {} if changed else marked
 
 
-def _is_empty(path: Path) -> bool:
-    """True for an empty file, which a run leaves that was killed as it began."""
-    status = path.lstat()
-    return stat.S_ISREG(status.st_mode) and not status.st_size
+def _say_nothing(told: str) -> None:
+    """Take what a user need not know."""
 
 
-def _leave(run: Run, say: Say) -> None:
-    """Leave nothing of a run that wrote nothing; else tell where it is."""
+def _leave(run: Run, error: BaseException, say: Say) -> None:
+    """Leave nothing of a run that wrote nothing; else say where it is. Say nothing of one that is complete, or lost."""
     growing, names = run.growing, run.growing.names
-    if run.marked.get("made") and names.target.exists() and not os.path.lexists(names.partial):
+    is_there = growing.is_there or (run.marked.get("made") and os.path.lexists(names.partial))
+    if run.is_lost or not is_there:
         return
     if growing.size or run.marked.get("rejected_bytes"):
-        say(f"what was written before this is in {names.partial}; go on with --resume{' --force' * names.is_forced}")
+        is_input_bad = type(error) is CappyError  # a mended one is another, with which no run goes on
+        advice = "" if is_input_bad else f"; go on with --resume{' --force' * names.is_forced}"
+        say(f"what was written before this is in {names.partial}{advice}")
         return
     if run.marked.get("making"):
         names.made.unlink(missing_ok=True)

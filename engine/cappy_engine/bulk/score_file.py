@@ -210,10 +210,17 @@ def _write_scored(
 def _prepare(
     scorer: Scorer, files: Files, states: Sequence[State], form: Format, name: Path
 ) -> tuple[FileWindows, PackedWriter]:
-    """Choose how rows are read and written: the first file tells the columns."""
+    """Choose how rows are read and written: the first file tells the columns, and all others must have them.
+
+    That is checked here, before anything is scored; only pipes are left to their turn.
+    """
     reading = Reading(files.task, files.options.max_line_bytes, needs_fields(form, files.format))
     with open_source(files.paths[0], reading) as first:
         header, columns = first.header, first.columns
+    for path, state in zip(files.paths[1:], states[1:], strict=True):
+        if state:
+            with open_source(path, reading) as source:
+                files.check_columns(path, source.columns, columns)
     rows = writer_of(form, files.format, files.task, header)
     reader = FileWindows(scorer, files, reading, columns, most_pairs_of(scorer, files.options), rows, states)
     return reader, PackedWriter(rows, packer(form.packing, name))

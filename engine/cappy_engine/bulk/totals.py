@@ -15,8 +15,9 @@ MARKED = ("pairs", "tokens", "truncated", "blank_lines", "bytes_scored", "withou
 class Totals:
     """Counts of the work that is done. `bytes_scored` counts bytes of input, to tell how much is left.
 
-    `skipped` lists the first rows that could not be used, `refused` counts all. `pairs_before` of `pairs` were scored
-    by runs that this one goes on with, up to `bytes_begun`; `bytes_total` is the size of all inputs, if it is known.
+    `skipped` lists the first rows that could not be used, `refused` counts the lines of all. `pairs_before` of `pairs`
+    were scored by runs that this one goes on with, up to `bytes_begun`; `bytes_total` is the size of all inputs, if it
+    is known.
     """
 
     pairs: int = 0

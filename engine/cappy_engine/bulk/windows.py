@@ -215,8 +215,10 @@ def _entry_of(entries: Sequence[Entry], pair: int) -> int:
 
 
 def _refusal(entry: Entry, problem: str) -> Refused:
-    is_text = isinstance(entry.raw, bytes)
-    return Refused(InvalidLine(entry.number, problem, "line" if is_text else "row"), entry.raw if is_text else b"")
+    if not isinstance(entry.raw, bytes):
+        return Refused(InvalidLine(entry.number, problem, "row"), b"")
+    lines = entry.raw.rstrip(b"\r\n").count(b"\n") + 1
+    return Refused(InvalidLine(entry.number, problem), entry.raw, lines)
 
 
 def _chained(error: Exception, cause: Exception) -> Exception:

@@ -61,7 +61,7 @@ class Work:
         for refused in window.refused:
             found = refused.error
             error = InvalidLine(found.number, found.problem, found.unit, window.path)  # no traceback: it holds the row
-            self.totals.refused += 1
+            self.totals.refused += refused.lines
             if len(self.totals.skipped) < MOST_LISTED:
                 self.totals.skipped.append(error)
             if not self.has_rejects:

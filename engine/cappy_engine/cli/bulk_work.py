@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import glob
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,19 +13,21 @@ from typing import Annotated, BinaryIO
 
 import click
 
-from cappy_engine.bulk.folders import Folder, checked_files, files_of_folder, score_folder
-from cappy_engine.bulk.formats.file_format import format_of
+from cappy_engine.bulk.folders import Folder, score_folder
+from cappy_engine.bulk.formats.file_format import check_name, format_of
 from cappy_engine.bulk.input_files import Files
 from cappy_engine.bulk.output.places import Input, Place, check_output, files_in
 from cappy_engine.bulk.ray.pool import check_address
+from cappy_engine.bulk.resume.names import check_rejects
 from cappy_engine.bulk.row_options import RowOptions
-from cappy_engine.bulk.runs import Target, check_rejects_apart
+from cappy_engine.bulk.runs import Target
 from cappy_engine.bulk.score_file import process_lines, score_file, score_to
 from cappy_engine.bulk.tasks import Task
 from cappy_engine.bulk.totals import Totals
 from cappy_engine.bundle import MANIFEST
 from cappy_engine.cli import text
 from cappy_engine.cli.arguments import EXIT_OK, EXIT_SKIPPED, flags_given
+from cappy_engine.cli.input_names import found_files, is_pattern, is_stream
 from cappy_engine.cli.progress import progress_bar
 from cappy_engine.cli.standard import is_closed
 from cappy_engine.cli.streams import STDOUT, complain, open_input, open_output, say
@@ -77,7 +77,7 @@ class BulkOptions:
             raise ValueError("--resume needs a file to go on with; name one with -o")
         if self.rejects == STDOUT:
             raise ValueError("--rejects needs a file, and - is none: stdout is for results; name a file")
-        if self.rejects is not None and self.rejects == self.output:
+        if self.rejects is not None and self.rejects == self.output and not self.rejects.is_char_device():
             raise ValueError(f"--rejects and -o are both {self.rejects}; choose another name")
 
 
@@ -100,14 +100,15 @@ def run_bulk(
             yield scorer, progress
 
     kept = files_in(bundle, MANIFEST)
-    has_folder = any(Path(name).is_dir() for name in inputs)
-    _check_folders(bulk, has_folder=has_folder)
+    has_folder, is_one = any(Path(name).is_dir() for name in inputs), len(inputs) == 1 and not is_pattern(inputs[0])
+    if not has_folder:
+        _check_folders(bulk, is_one=is_one)
     streams = [name for name in inputs if is_stream(name)]
     if streams and len(inputs) > 1:
         raise click.UsageError(f"{streams[0]} is a stream, and is read alone; give one input")
     if streams:
         totals = _from_stream(inputs[0], task, rows, bulk, kept, opened)
-    elif has_folder or _is_folder(bulk.output, is_one=len(inputs) == 1 and not _is_pattern(inputs[0])):
+    elif has_folder or _is_folder(bulk.output, is_one=is_one):
         outputs = [path for path in (bulk.output, bulk.rejects) if path not in (None, STDOUT)]
         folder = Folder(found_files(inputs, outputs), _required(bulk.output), task, rows)
         with opened() as (scorer, progress):
@@ -148,16 +149,16 @@ def _from_stream(
 def _from_files(
     paths: Sequence[Path], task: Task, rows: RowOptions, bulk: BulkOptions, kept: Sequence[Path], opened: Opened
 ) -> Totals:
-    for path in paths:
-        path.open("rb").close()  # an error, before the model is opened
-    files = Files(paths, task, rows)
     out = bulk.output
+    for path in [*paths, *([] if out is None else [out])]:
+        check_name(path)  # an error, before the model is opened
+    for path in paths:
+        path.open("rb").close()  # likewise
+    files = Files(paths, task, rows)
     if out is not None and out != STDOUT and not check_output(out, force=True, inputs=[*paths, *kept]).is_stream:
         if not bulk.resume:
             check_output(out, force=bulk.force, inputs=[*paths, *kept])
-        if not out.parent.is_dir():
-            raise OutputError(f"{out} cannot be written: the folder {out.parent} does not exist; make it first")
-        _check_rejects_apart(bulk)
+        _check_places(bulk)
         with opened() as (scorer, progress):
             return score_file(scorer, files, _target(bulk, kept), say=complain, progress=progress)
     if bulk.resume:
@@ -172,24 +173,25 @@ def _outputs(
     bulk: BulkOptions, inputs: Sequence[Input]
 ) -> Iterator[tuple[Callable[[bytes], None], Callable[[bytes], None] | None]]:
     """Open what a stream of rows, and one of rejects, is written to."""
-    _check_rejects_apart(bulk)
+    _check_places(bulk)
     with contextlib.ExitStack() as stack:
-        written = stack.enter_context(open_output(bulk.output, force=bulk.force, inputs=inputs))
-        if bulk.rejects is None:
-            yield _flushing(written), None
-            return
-        rejected = stack.enter_context(open_output(bulk.rejects, force=bulk.force, inputs=inputs))
-        yield _flushing(written), _flushing(rejected)
+        reject = None
+        if bulk.rejects is not None:  # first, so that results get their name before: without them, bad rows tell little
+            reject = _flushing(stack.enter_context(open_output(bulk.rejects, force=bulk.force, inputs=inputs)))
+        yield _flushing(stack.enter_context(open_output(bulk.output, force=bulk.force, inputs=inputs))), reject
 
 
-def _check_rejects_apart(bulk: BulkOptions) -> None:
-    """Raise OutputError if bad rows would be mixed into the results, or written over them."""
+def _check_places(bulk: BulkOptions) -> None:
+    """Raise OutputError if a folder is missing, or bad rows would be mixed into the results, or written over them."""
+    for path in (bulk.output, bulk.rejects):
+        if path is not None and not path.parent.is_dir():
+            raise OutputError(f"{path} cannot be written: the folder {path.parent} does not exist; make it first")
     if bulk.rejects is None:
         return
     if bulk.output not in (None, STDOUT):
-        check_rejects_apart(bulk.rejects, bulk.output)
+        check_rejects(bulk.rejects, bulk.output)
     elif not is_closed(1):
-        check_rejects_apart(bulk.rejects, Place(STDOUT, os.fstat(1), 1))
+        check_rejects(bulk.rejects, Place(STDOUT, os.fstat(1), 1))
 
 
 def _flushing(file: BinaryIO) -> Callable[[bytes], None]:
@@ -210,51 +212,18 @@ def _required(output: Path | None) -> Path:
     return output
 
 
-def found_files(inputs: Sequence[str], outputs: Sequence[Path] = ()) -> list[tuple[Path, Path]]:
-    """Find the files that are meant, each with the name that it has in a folder of outputs.
-
-    >>> found_files(["samples/part-0001.parquet"])
-    [(PosixPath('samples/part-0001.parquet'), PosixPath('part-0001.parquet'))]
-    """
-    found: list[tuple[Path, Path]] = []
-    for name in inputs:
-        path = Path(name)
-        if path.is_dir():
-            found += files_of_folder(path, outputs, say=complain)
-        elif _is_pattern(name):
-            names = glob.iglob(name, recursive=True)  # noqa: PTH207 - a pattern may be absolute
-            matches = checked_files(path for path in map(Path, names) if not path.is_dir())
-            if not matches:
-                raise CappyError(f"no file matches {name}")
-            found += [(each, Path(each.name)) for each in matches]
-        else:
-            found.append((path, Path(path.name)))
-    return found
-
-
-def is_stream(name: str) -> bool:
-    """True for stdin, pipes and devices, which are read once.
-
-    >>> is_stream("-")
-    True
-    """
-    if name == "-":
-        return True
-    with contextlib.suppress(OSError, ValueError):
-        mode = os.stat(name).st_mode  # noqa: PTH116
-        return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
-    return False
-
-
-def _is_pattern(name: str) -> bool:
-    """True for a pattern of names, such as part-*.jsonl; a file that is there is meant by its name."""
-    return glob.has_magic(name) and not Path(name).exists()
-
-
-def _check_folders(bulk: BulkOptions, *, has_folder: bool) -> None:
+def _check_folders(bulk: BulkOptions, *, is_one: bool) -> None:
     """Raise OutputError for a name with / at its end that would become that of a file."""
-    for path in (bulk.output, bulk.rejects):
-        if path is not None and is_named_as_folder(path) and not has_folder and not path.is_dir():
+    for path, option, may_be_folder, example in (
+        (bulk.output, "-o", not is_one, "scored.jsonl"),
+        (bulk.rejects, "--rejects", _is_folder(bulk.output, is_one=is_one), "bad.jsonl"),
+    ):
+        if path is None or not is_named_as_folder(path):
+            continue
+        if not may_be_folder:
+            advice = f"name that, as in {option} {path / example}"
+            raise OutputError(f"{path}/ is a folder's name, and all is written to one file; {advice}")
+        if not path.is_dir():
             raise OutputError(f"{path}/ is not a folder; make it first, or leave out the / at its end")
 
 

@@ -15,7 +15,8 @@ from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.tasks import Task
 from cappy_engine.cli import text
 from cappy_engine.cli.arguments import EXIT_OK, EXIT_SKIPPED
-from cappy_engine.cli.bulk_work import BulkOptions, found_files, is_stream, leaving_out, totals_bar
+from cappy_engine.cli.bulk_work import BulkOptions, leaving_out, totals_bar
+from cappy_engine.cli.input_names import found_files, is_stream
 from cappy_engine.cli.streams import STDOUT, say
 from cappy_engine.options import ScorerOptions
 

@@ -94,6 +94,11 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(bundle: Path, tmp_path: P
         assert server.get("/info", x_api_key="the-second-key-of-two").status_code == 200
 
 
+def test_a_key_of_16_characters_is_long_enough(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("sixteen-letters-\n")
+    assert read_keys(tmp_path / "keys").accepts("sixteen-letters-")
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

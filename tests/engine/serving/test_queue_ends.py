@@ -63,11 +63,16 @@ def test_a_mistake_of_ours_does_not_end_the_thread(start: Callable[..., ScoringQ
 
 def test_a_broken_model_answers_nobody_and_says_so(start: Callable[..., ScoringQueue], model: Gated) -> None:
     told: list[ModelBroken] = []
+    heard: list[list[bool]] = []
 
     def check() -> None:
         raise ModelBroken("wrong scores")
 
-    queue = start(check=check, on_broken=told.append)
+    def on_broken(error: ModelBroken) -> None:
+        told.append(error)
+        heard.append([job.future.done() for job in jobs])
+
+    queue = start(check=check, on_broken=on_broken)
     jobs = [submit(queue, pairs_of(60)) for _ in range(4)]
     model.is_broken = True
     model.let()
@@ -78,6 +83,7 @@ def test_a_broken_model_answers_nobody_and_says_so(start: Callable[..., ScoringQ
         queue.reserve(1)
     queue.close(wait_seconds=SECONDS)
     assert [str(error) for error in told] == ["wrong scores"]
+    assert heard == [[False] * 4]  # the server says first that it is not ready, and then its clients hear of it
 
 
 def test_a_closing_queue_answers_what_it_took_and_takes_no_more(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from cappy_engine.bulk.formats.entries import Refused, refused
 from cappy_engine.bulk.formats.lines import Lines
 from cappy_engine.errors import InvalidLine
 
@@ -46,6 +48,13 @@ class CsvRecords:
     def pass_over(self) -> None:
         """Go to the end of a line that was too long."""
         self._source.pass_over()
+
+    def refusal(self, error: InvalidLine, most_bytes: int) -> Refused:
+        """Refuse the last record. Of one that has several lines, all are told: an open quote takes many with it."""
+        lines = self.line - self.first_line + 1
+        told = f" (lines {self.first_line} to {self.line})" if lines > 1 else ""
+        named = InvalidLine(error.number, f"{error.problem}{told}", error.unit)
+        return dataclasses.replace(refused(named, self.raw, most_bytes), lines=lines)
 
     def go_on(self, offset: int, line: int) -> None:
         """Count from another place of the file, where it was set to."""

@@ -44,10 +44,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A row that cannot be used: why, and its bytes as far as read."""
+    """A row that cannot be used: why, its bytes as far as read, and how many lines it takes."""
 
     error: InvalidLine
     raw: bytes
+    lines: int = 1
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ KINDS: dict[str, Kind] = {
     ".pq": "parquet",
 }
 """By suffix. A file of any other name is taken for JSON Lines."""
+OTHER_PACKINGS = (".bz2", ".xz", ".lzma", ".lz4", ".zip", ".7z", ".br", ".snappy", ".tar", ".tgz", ".gzip", ".zstd")
+OTHER_FORMATS = (".xlsx", ".xls", ".ods", ".arrow", ".feather", ".avro", ".orc")
+"""Suffixes that tell something else. A file of such a name would not be what it says, so it is refused."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,28 @@ def format_of(path: str | Path) -> Format:
         >>> format_of("pairs.jsonl.zst")
         Format(kind='jsonl', packing='zst', delimiter='')
 
-    Raises CappyError for a packed Parquet file.
+    Raises CappyError for a packed Parquet file, and what `check_name` raises.
     """
-    name = Path(path).name.lower()
-    packing = packing_of(name)
-    suffix = Path(name.removesuffix(f".{packing}") if packing else name).suffix
+    check_name(path)
+    packing, suffix = packing_of(path), _suffix(path)
     kind = KINDS.get(suffix, "jsonl")
     if kind == "parquet" and packing:
         raise CappyError(f"{path}: a Parquet file is packed inside; give it without .{packing}")
     return Format(kind, packing, {".tsv": "\t", ".csv": ","}.get(suffix, ""))
+
+
+def check_name(path: str | Path) -> None:
+    """Raise CappyError for a name that tells a packing or format that is neither read nor written.
+
+    >>> check_name("pairs.csv.bz2")
+    CappyError('pairs.csv.bz2: files packed as .bz2 are neither read nor written; choose .gz or .zst, or a name ...')
+    """
+    suffix = _suffix(path)
+    if suffix in OTHER_PACKINGS:
+        problem = "are neither read nor written; choose .gz or .zst, or a name without packing"
+        raise CappyError(f"{path}: files packed as {suffix} {problem}")
+    if suffix in OTHER_FORMATS:
+        raise CappyError(f"{path}: {suffix} files are neither read nor written; choose .jsonl, .csv, .tsv or .parquet")
 
 
 def packing_of(path: str | Path) -> Packing:
@@ -73,6 +89,10 @@ def is_known(path: Path) -> bool:
     >>> is_known(Path("part-0001.parquet")), is_known(Path("README.md"))
     (True, False)
     """
-    name = path.name.lower()
-    packing = packing_of(name)
-    return Path(name.removesuffix(f".{packing}") if packing else name).suffix in KINDS
+    return _suffix(path) in KINDS
+
+
+def _suffix(path: str | Path) -> str:
+    """Give the suffix that tells the format, in small letters: the one before that of the packing."""
+    name, packing = Path(path).name.lower(), packing_of(path)
+    return Path(name.removesuffix(f".{packing}") if packing else name).suffix

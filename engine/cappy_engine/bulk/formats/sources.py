@@ -186,7 +186,7 @@ class CsvSource:
                 fields = dict(zip(names, record, strict=True))
                 pairs = self._reading.task.pairs(fields, number, "line")
             except InvalidLine as error:
-                yield refused(error, records.raw, self._reading.max_line_bytes)
+                yield records.refusal(error, self._reading.max_line_bytes)
                 continue
             yield Entry(number, pairs, records.raw, len(records.raw), fields if self._reading.keeps_fields else None)
 

@@ -102,11 +102,11 @@ def _begin(place: Place, *, force: bool, say: Say) -> tuple[BinaryIO, bool]:
         is_locked = True
         with contextlib.suppress(OSError):  # a file system without locks: it was made exclusively all the same
             is_locked = storage.lock(file.fileno())
-        if not is_locked or not _is_at(file, partial):
+        if not is_locked or not is_at(file, partial):
             raise _taken(partial)
         return file, replacement.prepare(file.fileno(), place.path, place.status)
     except BaseException:
-        if _is_at(file, partial):
+        if is_at(file, partial):
             partial.unlink()
         file.close()
         raise
@@ -146,8 +146,11 @@ def _taken(partial: Path) -> OutputError:
 
 
 def _finish(file: BinaryIO, place: Place, is_written_over: bool) -> None:
-    if not _is_at(file, place.partial):
+    if not is_at(file, place.partial):
         raise OutputError(f"{place.partial} was moved or removed meanwhile; run the command again")
+    size, written = os.fstat(file.fileno()).st_size, file.tell()
+    if size != written:
+        raise OutputError(f"{place.partial} has {size} bytes, and {written} were written; remove it and start anew")
     if place.status is None and os.path.lexists(place.path):
         raise OutputError(f"{place.path} has appeared meanwhile; move it away, and rename {place.partial}")
     if place.status is None:
@@ -158,7 +161,7 @@ def _finish(file: BinaryIO, place: Place, is_written_over: bool) -> None:
 
 def _leave(file: BinaryIO, partial: Path, say: Say, *, is_empty: bool) -> None:
     """Leave OUT.partial and tell of it after an error; remove it if nothing was written."""
-    if not _is_at(file, partial):
+    if not is_at(file, partial):
         return
     if is_empty:
         partial.unlink()
@@ -166,7 +169,12 @@ def _leave(file: BinaryIO, partial: Path, say: Say, *, is_empty: bool) -> None:
         say(f"what was written before this is in {partial}")
 
 
-def _is_at(file: BinaryIO, path: Path) -> bool:
+def is_at(file: BinaryIO, path: Path) -> bool:
+    """True if an open file has this name.
+
+    >>> is_at(file, Path("scored.jsonl.partial"))
+    True
+    """
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.lstat())
     except OSError:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cappy_engine.bulk.output.places import Input, check_output
+from cappy_engine.bulk.formats.file_format import check_name
+from cappy_engine.bulk.output.places import Input, Place, check_output
 from cappy_engine.errors import OutputError
 
 OTHER_NAME = "choose another name, or replace it with --force"
@@ -44,6 +46,12 @@ class Names:
     def partial(self) -> Path:
         """The file that grows."""
         return self.target.with_name(self.target.name + ".partial")
+
+    @property
+    def is_partial_empty(self) -> bool:
+        """True if that is an empty file, which a run leaves that was killed as it began."""
+        status = self.partial.lstat()
+        return stat.S_ISREG(status.st_mode) and not status.st_size
 
     @property
     def settings(self) -> Path:
@@ -128,3 +136,26 @@ def find_rejects(rejects: Path, *, resume: bool, force: bool, inputs: Sequence[I
             "or replace it and OUT with --force"
         )
     return find_names(rejects, resume=resume, force=force, inputs=inputs)
+
+
+def check_rejects(rejects: Path, out: Path | Place) -> None:
+    """Raise OutputError if results and bad rows would be written to one file, and what `check_name` raises.
+
+    >>> check_rejects(Path("bad.jsonl"), Path("scored.jsonl"))
+    """
+    check_name(rejects)
+    bad, good = check_output(rejects, force=True), out if isinstance(out, Place) else check_output(out, force=True)
+    is_one = bad.descriptor is not None and bad.descriptor == good.descriptor
+    if bad.status is None or not stat.S_ISCHR(bad.status.st_mode):  # a terminal, or /dev/null, may get both
+        is_one |= bad.path == good.path
+        if bad.status is not None and good.status is not None:
+            is_one |= os.path.samestat(bad.status, good.status)
+    if is_one:
+        name = rejects if good.is_stream else good.path
+        raise OutputError(f"--rejects and -o are both {name}; choose another name")
+    if bad.is_stream or good.is_stream:
+        return
+    kept, own = Names(bad.path), Names(good.path)
+    for path in (kept.target, kept.partial):
+        if path in (own.target, own.partial, own.made, *own.beside):
+            raise OutputError(f"--rejects {rejects} and -o {good.path} both need {path}; choose another name")

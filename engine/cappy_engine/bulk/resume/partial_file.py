@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 from cappy_engine import storage
 from cappy_engine.bulk.formats.lines import MAX_LINE_BYTES, numbered
 from cappy_engine.bulk.output import replacement
-from cappy_engine.bulk.output.output_file import clear_partial
+from cappy_engine.bulk.output.output_file import clear_partial, is_at
 from cappy_engine.bulk.resume.names import Names
 from cappy_engine.bulk.resume.settings import changes
 from cappy_engine.bulk.resume.side_files import MARKS, MOST_SETTINGS_BYTES, check_ours, forget, write_alone
@@ -145,12 +145,34 @@ class Growing:
         """Count the bytes of the partial file."""
         return os.fstat(self.file.fileno()).st_size
 
+    @property
+    def is_there(self) -> bool:
+        """True while the partial file has its name."""
+        return is_at(self.file, self.names.partial)
+
+    def check_written(self, size: int) -> None:
+        """Raise OutputError unless the file has its name, and the `size` bytes that were written and no others."""
+        if not self.is_there:
+            raise OutputError(
+                f"{self.names.partial} was moved or removed while it was written; put it back and go on with --resume, "
+                "or start anew with --force"
+            )
+        if self.size != size:
+            raise self._has_not(size)
+
+    def check_holds(self, size: int) -> None:
+        """Raise OutputError if the file has fewer than `size` bytes."""
+        if self.size < size:
+            raise self._has_not(size)
+
+    def _has_not(self, size: int) -> OutputError:
+        return OutputError(
+            f"{self.names.partial} has {self.size} bytes, and {size} were written; remove it and start anew"
+        )
+
     def cut(self, size: int) -> None:
         """Keep the first `size` bytes, behind which `append` goes on. Raises OutputError if there are fewer."""
-        if self.size < size:
-            raise OutputError(
-                f"{self.names.partial} has {self.size} bytes, and {size} were written; remove it and start anew"
-            )
+        self.check_holds(size)
         self.file.seek(size)
         self.file.truncate()
 
