@@ -156,9 +156,7 @@ def test_without_a_compiler_the_reason_is_noted(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("bare")
 @pytest.mark.parametrize("named", ["no-such-compiler", 'c++ "'])
-def test_cxx_that_names_no_program_is_passed_over(
-    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cxx_that_names_no_program_is_passed_over(named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", named)
     assert provide(tmp_path).problem.startswith("there is no C++ compiler (CXX, ")
 
