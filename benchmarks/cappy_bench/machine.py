@@ -109,9 +109,9 @@ def current_commit() -> str | None:
         if done.returncode:
             return None
     commit = done.stdout.strip()
-    changed = [git, "status", "--porcelain", "--", *CODE_PLACES]
+    changed = [git, "--no-optional-locks", "status", "--porcelain", "--", *CODE_PLACES]
     done = subprocess.run(changed, cwd=here.parent, capture_output=True, text=True, check=False)  # noqa: S603
-    return commit if done.returncode == 0 and not done.stdout.strip() else f"{commit}-dirty"
+    return f"{commit}-dirty" if done.stdout.strip() else commit
 
 
 def code_digest(packages: Sequence[Path]) -> str:

@@ -94,13 +94,18 @@ def ahead(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
 
     def make() -> None:
         try:
-            for item in items:
-                put("item", item)
-                if is_over.is_set():
-                    return
+            while not is_over.is_set():
+                put("item", next(items))
+        except StopIteration:
             put("end", None)
         except BaseException as error:  # it is raised where the items are used
             put("error", error)
+        finally:
+            close()
+
+    def close() -> None:
+        if isinstance(items, Generator):  # it may hold files
+            items.close()
 
     def use() -> Iterator[Item]:
         while True:
@@ -112,20 +117,20 @@ def ahead(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
             yield value  # type: ignore[misc]
 
     thread = threading.Thread(target=make, name="cappy-ahead")
-    made = use()
+    made, is_refused = use(), False
     try:
         try:
             with starting():
                 thread.start()
         except PythonEnding:
-            made = items  # each made when it is asked for
+            made, is_refused = items, True  # each is made when it is asked for
         yield made
     finally:  # also if a signal comes while the thread starts
         is_over.set()
         if thread.is_alive():
             thread.join()
-        if isinstance(items, Generator):  # it may hold files
-            items.close()
+        if is_refused:
+            close()
 
 
 class Behind(Generic[Item]):

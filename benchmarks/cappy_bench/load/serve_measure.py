@@ -116,7 +116,7 @@ def _servers(options: LoadOptions, served: Sequence[str], load: Load, *, logs: P
     )
     beside = is_here(running.address[0])
     if not beside:
-        say(f"{running.url} is another machine, so its times are not compared with this one's")
+        say(f"{running.url} is not an address of this machine, so its times are not compared with this one's")
     with contextlib.ExitStack() as at_the_end:
         at_the_end.callback(running.stop)
         info = read_info(running.address)

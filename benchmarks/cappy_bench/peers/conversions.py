@@ -45,7 +45,7 @@ def _facts(sources: Sequence[Path]) -> dict[str, Any]:
     for path in (Path(__file__), *sources):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return {
-        "packages": dict(sorted((one.name, one.version) for one in metadata.distributions())),
+        "packages": dict(sorted((str(one.name), one.version) for one in metadata.distributions())),
         "cpu_flags": sorted(cpu_flags()),
         "sources_sha256": digest.hexdigest(),
     }

@@ -32,6 +32,8 @@ REST_SECONDS = 0.3
 
 TELLING = ("CAPPY_", "ORT_", "OMP_")
 """How the names of variables begin that change how fast a runner is, or what it computes."""
+UNTOLD = ("CAPPY_CACHE", "CAPPY_SERVE_")
+"""Those of them that do not, and may hold a user's paths."""
 
 Message = Mapping[str, Any]
 
@@ -174,7 +176,7 @@ def telling_variables(threads: int) -> dict[str, str]:
     {'CAPPY_KERNELS': 'none', 'OMP_NUM_THREADS': '2'}
     """
     whole = {**os.environ, **worker_variables(threads)}
-    return {name: whole[name] for name in sorted(whole) if name.startswith(TELLING)}
+    return {name: whole[name] for name in sorted(whole) if name.startswith(TELLING) and not name.startswith(UNTOLD)}
 
 
 def start_worker(spec: Spec, model: Model, *, tools: Path) -> WorkerProcess:

@@ -12,8 +12,8 @@ A runner's module ends by calling `serve`, and is started as a program:
                                                        "computed_tokens": 96, "peak_bytes": 123456}
 
 Settings are what the runner chose by itself, and may be missing. Each request of `score` is one call of the runner,
-timed alone. A failure answers {"error": "..."}. What the tool itself
-prints goes to standard error. A runner in another language answers the same lines.
+timed alone. A failure answers {"error": "..."}. What the tool itself prints goes to standard error. A runner in another
+language answers the same lines.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def files_of_folder(folder: Path, outputs: Sequence[Path] = (), *, say: Say = lo
         raise CappyError(f"{folder} holds no file of rows (.jsonl, .csv, .parquet, packed or not){but}")
     for paths, note in (
         (hidden, "hidden files of rows are not read: {}; one that is given by its name is"),
-        (list(empty), "empty files of CSV hold no rows, and get no output: {}"),
+        (list(empty), "empty files of CSV hold no rows, and are left out: {}"),
         (others, "files whose names do not tell rows are not read: {}"),
     ):
         if paths:

@@ -85,7 +85,7 @@ PROBES = {look.path for look in LOOKS if not look.needs_key}
 """What a supervisor asks, such as Kubernetes."""
 
 ERRORS = {
-    400: "The body is not JSON in UTF-8, or the request not HTTP/1.1.",
+    400: "The body is not JSON in UTF-8, or the request is not valid HTTP.",
     401: "The key is missing or wrong.",
     404: "There is no such path or model.",
     408: "The body came too slowly.",

@@ -131,7 +131,7 @@ def test_empty_files_of_csv_in_a_folder_hold_no_rows(
     arguments = ["score", str(folder), "-o", str(out), "--bundle", str(bundle)]
     assert main(arguments) == 0
     told = capsys.readouterr().err
-    assert f"note: empty files of CSV hold no rows, and get no output: {folder}/a.csv and 1 more\n" in told
+    assert f"note: empty files of CSV hold no rows, and are left out: {folder}/a.csv and 1 more\n" in told
     assert "3 pairs scored" in told
     assert names_in(out) == ["c.jsonl", "d.csv"]
     assert main([*arguments, "--resume"]) == 1

@@ -51,6 +51,7 @@ def test_a_head_that_http_does_not_allow_is_refused(server: Server, head: str, s
         "HTTP/1.0",
         "HTTP/1.0\r\nhost: here",
         "HTTP/1.1\r\nHost:",
+        "HTTP/1.1\r\nHost: here:8000 \t",
         "HTTP/1.1\r\nhost: my_host.example.org.:8000",
         "HTTP/1.1\r\nhost: [::1]:8000",
         "HTTP/1.1\r\nhost: %2Frun%2Fcappy.sock",

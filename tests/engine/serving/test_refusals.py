@@ -200,6 +200,7 @@ def test_a_body_in_another_charset_is_refused(server: Server, kind: str) -> None
         "application/json; charset=utf-8",
         'application/json;CHARSET="UTF-8"',
         "application/json; charset=utf8",
+        "application/json; charset='utf-8', application/json",
         "application/json; charset=US-ASCII; x=latin-1",
         "application/json; profile=charset",
         "application/json;",

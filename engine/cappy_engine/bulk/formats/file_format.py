@@ -21,7 +21,7 @@ KINDS: dict[str, Kind] = {
     ".pq": "parquet",
 }
 """By suffix. A file of any other name is taken for JSON Lines."""
-OTHER_PACKINGS = (".bz2", ".xz", ".lzma", ".lz4", ".zip", ".7z", ".br", ".snappy", ".tar", ".tgz", ".gzip", ".zstd")
+OTHER_PACKINGS = (".bz2", ".xz", ".lzma", ".lz4", ".zip", ".7z", ".snappy", ".tar", ".tgz", ".gzip", ".zstd")
 OTHER_FORMATS = (".xlsx", ".xls", ".ods", ".arrow", ".feather", ".avro", ".orc")
 """Suffixes that tell something else. A file of such a name would not be what it says, so it is refused."""
 

@@ -142,7 +142,7 @@ class ScoringEndpoint:
         if kind and not (kind == "application/json" or kind.endswith("+json") or self._route.has_tensors):
             raise InvalidRequest(f"the body is {kind[:80]!r}; send JSON, with 'Content-Type: application/json'", 415)
         for name, _, value in (parameter.partition("=") for parameter in parameters):
-            if name.strip() == "charset" and (charset := value.strip(' \t"')) not in UTF8:
+            if name.strip() == "charset" and (charset := value.partition(",")[0].strip(" \t\"'")) not in UTF8:
                 problem = f"the body's charset is {charset[:80]!r}, and bodies are UTF-8"
                 raise InvalidRequest(f"{problem}; send it so, with 'Content-Type: application/json'", 415)
         if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):

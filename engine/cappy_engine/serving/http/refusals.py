@@ -59,7 +59,7 @@ def check_head(version: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
         raise Refused(Failure(400, f"the request has {len(hosts)} headers Host; send one"))
     if not hosts and version != "1.0":
         raise Refused(Failure(400, "the request has no Host; send one, which HTTP/1.1 needs"))
-    if hosts and not HOST.fullmatch(hosts[0]):
+    if hosts and not HOST.fullmatch(hosts[0].strip(b" \t")):
         host = ascii(hosts[0][:80].decode("latin-1"))
         raise Refused(Failure(400, f"the Host {host} is not a name of a host; send the one that was called"))
 
