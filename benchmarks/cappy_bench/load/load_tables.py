@@ -29,9 +29,8 @@ def load_tables(result: Mapping[str, Any]) -> str:
             parts.append(f"{server['name']}: {server['status']}, {server['reason']}")
             continue
         if not server.get("is_here", True):
-            parts.append(
-                f"{server['url']} is not an address of this machine: its times are not compared with Scorer.score's on this one."
-            )
+            problem = "is not an address of this machine: its times are not compared with Scorer.score's on this one."
+            parts.append(f"{server['url']} {problem}")
         parts += [_heading(server), outcome_table(server), latency_table(server), resource_table(server)]
         parts += _problems(server)
         if server.get("bounds"):

@@ -284,9 +284,7 @@ def _leave(run: Run, error: BaseException, say: Say) -> None:
     growing, names = run.growing, run.growing.names
     is_there = growing.is_there or (run.marked.get("made") and os.path.lexists(names.partial))
     if run.is_lost and not isinstance(error, OutputError):
-        say(
-            f"{names.partial}, or the file of bad rows beside it, was changed by something else; start anew with --force"
-        )
+        say(f"{names.partial}, or the file of bad rows, was changed by something else; start anew with --force")
     if run.is_lost or not is_there:
         return
     if growing.size or run.marked.get("rejected_bytes"):
