@@ -99,5 +99,5 @@ def check_unchanged(file: BinaryIO, path: Path, state: State) -> None:
     """
     if state_of(os.fstat(file.fileno())) != state:
         raise CappyError(
-            f"{path} changed while it was read; put back what it was and go on with --resume, or start anew"
+            f"{path} changed while it was read; put back what it was and go on, or start anew"
         )
