@@ -98,6 +98,4 @@ def check_unchanged(file: BinaryIO, path: Path, state: State) -> None:
     >>> check_unchanged(file, Path("pairs.jsonl"), state_of(os.fstat(file.fileno())))
     """
     if state_of(os.fstat(file.fileno())) != state:
-        raise CappyError(
-            f"{path} changed while it was read; put back what it was and go on, or start anew"
-        )
+        raise CappyError(f"{path} changed while it was read; put back what it was and go on, or start anew")
