@@ -237,7 +237,7 @@ def _read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError as error:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; make one with 'cappy export'") from error
     except (ValueError, RecursionError, OSError) as error:
-        advice = "let it have more (ulimit -n)" if is_shortage(error) else "export the bundle again"
+        advice = "this process needs more" if is_shortage(error) else "export the bundle again"
         raise BundleError(f"{path} cannot be read ({reason_of(error)}); {advice}") from error
     version = document.get("schema_version") if isinstance(document, dict) else None
     if type(version) is not int:

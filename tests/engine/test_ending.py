@@ -71,7 +71,7 @@ def test_too_few_files_are_not_taken_for_a_changed_bundle(tmp_path: Path) -> Non
     script = tmp_path / "script.py"
     script.write_text(WITHOUT_FILES)
     done = subprocess.run([sys.executable, script, TINY], capture_output=True, text=True, check=False)
-    shortage = f"{TINY}/manifest.json cannot be read (Too many open files); let it have more (ulimit -n)\n"
+    shortage = f"{TINY}/manifest.json cannot be read (Too many open files); this process needs more\n"
     assert (done.stdout, done.returncode) == (f"400\n{shortage}", 0), done.stderr
     assert "slower: onnx/model_quantized.onnx" in done.stderr
     assert "changed since" not in done.stderr

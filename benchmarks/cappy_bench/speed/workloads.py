@@ -138,9 +138,9 @@ def make_workloads(
 ) -> list[Workload]:
     """Make every workload from the same pool, or only the `wanted` ones.
 
-    These are the same as among all, if the pool has pairs for all. In a smaller one, those that are not wanted take
-    none. Interactive lengths are those of the pool's first pairs (`read_pool` puts the ones of real use first). Raises
-    BenchmarkError if there are too few pairs, or too few responses for `rerank`.
+    A wanted workload has the same pairs without the others, if the pool is large enough for all. In a smaller pool the
+    others take no pairs. Interactive lengths are those of the pool's first pairs (`read_pool` puts the ones of real use
+    first). Raises BenchmarkError if there are too few pairs, or too few responses for `rerank`.
 
         >>> [one.name for one in make_workloads(pairs, tokenizer, sizes, seed=0)]
         ['interactive', 'lengths', 'rerank', 'bulk', 'long']

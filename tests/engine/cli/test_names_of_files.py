@@ -1,4 +1,4 @@
-"""Names of inputs, outputs and rejects: those that say something else than what would be done are refused or told."""
+"""A name of a file that tells another format is an error; in a folder, a note tells of such files."""
 
 from __future__ import annotations
 

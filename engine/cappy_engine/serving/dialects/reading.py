@@ -198,7 +198,7 @@ def _fields_of(types: Iterable[Any]) -> list[str]:
 
 
 def _values_of(types: Iterable[Any]) -> list[str]:
-    """List the values that are taken, of types that have few: not those that the description leaves out."""
+    """List the values that the types may have, as the API's description does; empty if it has no such list."""
     found: list[object] = []
     for each in types:
         described = getattr(each, "extra_json_schema", None) or {}
