@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from tokenizers.implementations import BertWordPieceTokenizer
 from transformers import BertTokenizerFast, PreTrainedTokenizerBase, PreTrainedTokenizerFast, XLMRobertaTokenizerFast
 
 from cappy_bench import family_deberta, family_ettin
@@ -42,10 +41,14 @@ def write_wordpiece(folder: Path, size: int | None, max_length: int) -> PreTrain
     >>> write_wordpiece(Path("made"), 30522, 512).model_max_length
     512
     """
-    trained = BertWordPieceTokenizer()
-    trained.train_from_iterator(_texts(), vocab_size=LEARNT, show_progress=False)
-    entries = sorted(trained.get_vocab().items(), key=lambda entry: entry[1])
-    words = [word for word, _ in entries] + [f"[unused{number}]" for number in range((size or 0) - len(entries))]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    texts = [normalizers.BertNormalizer().normalize_str(text) for text in _texts()]
+    found = Counter(word for text in texts for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(text))
+    characters = sorted({character for word in found for character in word})
+    pieces = [piece for character in characters for piece in (character, f"##{character}")]
+    # Not learnt with tokenizers' trainer: of words that are as frequent it takes others each time.
+    words = list(dict.fromkeys([*special, *pieces, *(word for word, _ in found.most_common(LEARNT))]))
+    words += [f"[unused{number}]" for number in range((size or 0) - len(words))]
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
     return BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=max_length)
 

@@ -53,6 +53,13 @@ def torch_scores(checkpoint: Path, pairs: list[tuple[str, str]], max_length: int
         return [model(**found).logits[0, 0].item() for found in inputs]
 
 
+def test_a_family_is_made_in_the_same_bytes_each_time(published: Path, tmp_path: Path) -> None:
+    """So that a measurement on it comes back on another machine."""
+    again = make_family(tmp_path / "again", published.name, is_tiny=True)
+    first, second = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in (published, again))
+    assert first == second
+
+
 @pytest.mark.slow
 def test_a_published_form_is_written_directly_and_scores_as_in_pytorch(published: Path, tmp_path: Path) -> None:
     opened = open_checkpoint(published)
