@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
@@ -74,7 +75,7 @@ def measure(options: RunOptions, *, say: Say) -> Result:
     is_resumed = notes.exists()
     start = partial(start_worker, tools=options.tools)
     measured = run_suite(plan, notes=notes, peak=measure_peak, start=start, say=say)
-    for entry, workload in zip(measured["workloads"], workloads, strict=True):
+    for entry, workload in zip(measured["workloads"], plan.timed, strict=True):
         entry["flops"] = useful_flops(described["shape"], workload.token_counts.tolist())
     result = {
         "schema": SCHEMA,
@@ -222,6 +223,8 @@ def _take_workloads(options: RunOptions, model: Model) -> tuple[list[Workload], 
     file that holds no pair.
     """
     sizes = SUITES[options.suite][1]
+    if model.checkpoint is None:
+        sizes = replace(sizes, proof=0)  # there is nothing to compare its scores with
     missing = [name for name in options.workloads if name not in sizes.names]
     if missing:
         raise BenchmarkError(

@@ -97,6 +97,7 @@ def section(result: Result, stem: str) -> str:
         _peaks(result),
         share_table(result) + "\n",
         f"### Runners, and how right they are, on {cpu}\n",
+        *_compared(result),
         runner_table(result) + "\n",
     ]
     missing = missing_table(result)
@@ -122,6 +123,16 @@ def _against_peers(result: Result, cpu: str) -> list[str]:
         "ours it was stands in the tables of the workloads: where our int8 is less right than a peer's, it is fp32.\n",
         ratio_table(result) + "\n",
     ]
+
+
+def _compared(result: Result) -> list[str]:
+    """Say on how many pairs the runners were judged."""
+    counts = {runner["parity"]["pairs"] for runner in result["runners"] if runner["parity"]}
+    if result["reference"] is None or not counts:
+        return []
+    proof = result.get("proof")  # not in earlier results
+    more = f", of which {proof['pairs']} were scored once, without a time" if proof else ""
+    return [f"Errors and correlations are those of {max(counts)} pairs{more}.\n"]
 
 
 def draw_plots(result: Result, folder: Path, stem: str) -> None:

@@ -12,10 +12,10 @@ from cappy_engine.bundle import EMBEDDED
 from cappy_engine.options import Asked, check_asked
 
 SUITES = {
-    "quick": (3, Sizes(interactive=32, lengths=4, rerank=4, bulk=128, long=12)),
-    "full": (3, Sizes(interactive=8, lengths=1, rerank=1, bulk=32, long=2)),
+    "quick": (3, Sizes(interactive=32, lengths=4, rerank=4, bulk=128, long=12, proof=100)),
+    "full": (3, Sizes(interactive=8, lengths=1, rerank=1, bulk=32, long=2, proof=200)),
     "smoke": (2, Sizes(interactive=4, lengths=1, rerank=1, bulk=16, long=2)),
-    "questions": (3, Sizes(interactive=0, lengths=0, rerank=0, bulk=0, long=0, questions=64)),
+    "questions": (3, Sizes(interactive=0, lengths=0, rerank=0, bulk=0, long=0, questions=64, proof=200)),
 }
 """Rounds, and the sizes of the workloads: quick is meant for cappy-mini, full for a model of cappy-large's size.
 

@@ -25,7 +25,7 @@ from cappy_bench.peers.specs import Spec
 from cappy_bench.speed.notes import Notes
 from cappy_bench.speed.verdicts import Cell, Parity, Reference, good_cells, judge_runner
 from cappy_bench.speed.workers import Workers, runner_model
-from cappy_bench.speed.workloads import LENGTHS, Workload
+from cappy_bench.speed.workloads import LENGTHS, PROOF, Workload
 from cappy_engine.errors import BenchmarkError
 
 REFERENCE = Spec("reference", "reference", "fp32", "PyTorch, eager, one pair at a time", ("torch", "transformers"))
@@ -50,6 +50,11 @@ class Plan:
     reserve_bytes: int
     exported: Mapping[str, Parity] = field(default_factory=dict)
 
+    @property
+    def timed(self) -> list[Workload]:
+        """All workloads but the proof."""
+        return [workload for workload in self.workloads if workload.name != PROOF]
+
 
 def run_suite(
     plan: Plan, *, notes: Path, peak: Callable[[int], dict[str, Any]], start: Start, say: Say = lambda line: None
@@ -69,7 +74,7 @@ def run_suite(
             written.add(("prepared", spec.name), _prepare(plan, spec, start, reference))
             say(f"{spec.name}: {written.found['prepared', spec.name]['reason'] or 'ready'}")
     able = [spec for spec in plan.specs if written.found["prepared", spec.name]["status"] == "ok"]
-    workers = Workers(plan.model, start, warm_up=_warm_up(plan.workloads), reserve_bytes=plan.reserve_bytes)
+    workers = Workers(plan.model, start, warm_up=_warm_up(plan.timed), reserve_bytes=plan.reserve_bytes)
     try:
         for round_, place, workload in _turns(plan):
             if ("peak", str(round_)) not in written.found:
@@ -86,7 +91,8 @@ def run_suite(
     return {
         "reference": None if reference is None else REFERENCE.setting,
         "peak": best_peak([written.found["peak", str(round_)] for round_ in range(plan.rounds)]),
-        "workloads": [workload.describe() for workload in plan.workloads],
+        "workloads": [workload.describe() for workload in plan.timed],
+        "proof": next((workload.describe() for workload in plan.workloads if workload.name == PROOF), None),
         "runners": [_runner_result(plan, spec, written.found, reference) for spec in plan.specs],
     }
 
@@ -192,13 +198,13 @@ def _prepare(plan: Plan, spec: Spec, start: Start, reference: Reference | None) 
 
 
 def _turns(plan: Plan) -> Iterator[tuple[int, int, Workload]]:
-    """Yield the round, the workload's place in it, and the workload.
+    """Yield the round, the workload's place in it, and the workload. The proof has its place in round 0 only.
 
     Round plus place tells the direction, so that it differs between the rounds of a workload, and between the workloads
     of a round.
     """
     for round_ in range(plan.rounds):
-        for place, workload in enumerate(plan.workloads):
+        for place, workload in enumerate(plan.workloads if round_ == 0 else plan.timed):
             yield round_, place, workload
 
 
@@ -253,7 +259,7 @@ def _runner_result(
         "prepare_seconds": prepared["seconds"],
         "load_seconds": [second for seconds in loads for second in seconds],
         "parity": parity,
-        "cells": [_cell_result(workload, cells[workload.name]) for workload in plan.workloads],
+        "cells": [_cell_result(workload, cells[workload.name]) for workload in plan.timed],
     }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from cappy_bench.peers.peer import Scores
 from cappy_bench.peers.specs import Spec
 from cappy_bench.speed.markdown import beside
-from cappy_bench.speed.workloads import Workload
+from cappy_bench.speed.workloads import PROOF, Workload
 from cappy_export.proof.limits import default_limits
 from cappy_export.proof.parity import measure
 
@@ -61,6 +61,8 @@ def judge_runner(
     if not scored:
         reasons = [cell["reason"] for rounds in cells.values() for cell in rounds if cell["status"] == "failed"]
         return Verdict("failed", reasons[0] if reasons else "no workload could be run")
+    if PROOF in cells and not good_cells(cells[PROOF]):
+        return Verdict("failed", f"the proof's pairs were not scored: {cells[PROOF][0]['reason']}")
     for workload in scored:
         for cell in good_cells(cells[workload.name]):
             counts = [len(scores) for scores in cell["scores"]]

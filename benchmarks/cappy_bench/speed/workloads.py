@@ -36,13 +36,16 @@ DESCRIPTIONS: Mapping[str, str] = {
     "long": "all pairs in one request, all of 480 to 512 tokens or the nearest there are",
     "questions": "all pairs in one request, in the lengths assumed for questions and answers of Natural Questions",
 }
+PROOF = "proof"
+PROOF_DESCRIPTION = "all pairs in one request, in bulk's lengths: scored once, not timed, beside the reference"
+"""Speed is judged by few pairs where a model is slow; whether scores are right, by the proof's pairs, too."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many requests (interactive, rerank), pairs (bulk, long, questions) or pairs of each length (lengths).
+    """How many requests (interactive, rerank), pairs (bulk, long, questions, proof) or pairs of each length (lengths).
 
-    A workload of size 0 is left out.
+    A workload of size 0 is left out. Of texts with too few pairs the proof takes those that the others left.
     """
 
     interactive: int
@@ -51,10 +54,11 @@ class Sizes:
     bulk: int
     long: int
     questions: int = 0
+    proof: int = 0
 
     @property
     def names(self) -> list[str]:
-        """The workloads that are not left out."""
+        """The workloads with a time that are not left out."""
         return [name for name in DESCRIPTIONS if getattr(self, name)]
 
 
@@ -84,7 +88,7 @@ class Workload:
         low, middle, high = (float(np.percentile(self.token_counts, share)) for share in (5, 50, 95))
         return {
             "name": self.name,
-            "description": DESCRIPTIONS[self.name],
+            "description": DESCRIPTIONS.get(self.name, PROOF_DESCRIPTION),
             "requests": len(self.requests),
             "pairs": len(self.token_counts),
             "tokens": int(self.token_counts.sum()),
@@ -113,6 +117,11 @@ class Pool:
         """Count the pairs, taken or not."""
         return len(self._pairs)
 
+    @property
+    def left(self) -> int:
+        """The pairs that are not taken yet."""
+        return int((~self._is_taken).sum())
+
     def short_responses(self) -> list[str]:
         """List the different responses of less than MOST_RESPONSE_CHARS, but the empty one."""
         return sorted({response for _, response in self._pairs if 0 < len(response) < MOST_RESPONSE_CHARS})
@@ -136,7 +145,7 @@ class Pool:
 def make_workloads(
     pairs: Sequence[Pair], tokenizer: PairTokenizer, sizes: Sizes, *, seed: int, wanted: Collection[str] = ()
 ) -> list[Workload]:
-    """Make every workload from the same pool, or only the `wanted` ones.
+    """Make every workload from the same pool, or only the `wanted` ones, and then the proof.
 
     A wanted workload has the same pairs without the others, if the pool is large enough for all. In a smaller pool the
     others take no pairs. Interactive lengths are those of the pool's first pairs (`read_pool` puts the ones of real use
@@ -160,8 +169,11 @@ def make_workloads(
         lengths = {name: drawn for name, drawn in lengths.items() if name in names}
     taken = {name: pool.take(drawn) for name, drawn in lengths.items()}
     requests = {name: [[pair] for pair in found] if name in SINGLES else [found] for name, found in taken.items()}
-    if "rerank" in names:  # the last to take from the pool, so that it changes no other
+    if "rerank" in names:  # it and the proof are the last to take from the pool, so that they change no other
         requests["rerank"] = _rerank_requests(pool, random, sizes)
+    if count := min(sizes.proof, pool.left):
+        requests[PROOF] = [pool.take(bulk_lengths(random, count))]
+        names.append(PROOF)
     return [_workload(name, requests[name], tokenizer) for name in names]
 
 
