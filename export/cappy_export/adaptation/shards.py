@@ -9,7 +9,7 @@ import contextlib
 import glob
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -97,21 +97,12 @@ class FileShard:
             raise AdaptError(f"the examples cannot be read: {message_of(error)}") from error
 
 
-@dataclass(frozen=True)
-class LabelTask:
-    """Take the one pair of each row, to learn from it; nothing is added to the row."""
+class LabelTask(ScoreTask):
+    """Take the one pair of each row, to learn from it; nothing is added to the row, so it may have any other field."""
 
-    name_option: str = ""
-    texts: tuple[str, ...] = ("instruction", "response")
-    lists: tuple[str, ...] = ()
-    added: Mapping[str, str] = field(default_factory=dict)
-
-    def pairs(self, fields: Mapping[str, Any], number: int, unit: str) -> tuple[Pair, ...]:
-        """Give the pair of a row. Raises InvalidLine for what is not a text."""
-        return ScoreTask().pairs(fields, number, unit)
-
-    def results(self, pairs: Sequence[Pair], scores: Sequence[float], truncated: Sequence[bool]) -> dict[str, object]:
-        """Give nothing: no row is scored."""
+    @property
+    def added(self) -> Mapping[str, str]:
+        """Name nothing."""
         return {}
 
 
