@@ -16,7 +16,6 @@ from cappy_engine.bulk.file_windows import FileWindows, most_pairs_of
 from cappy_engine.bulk.formats.compression import packer, tables_for
 from cappy_engine.bulk.formats.entries import Position, Reading, ScoredRow
 from cappy_engine.bulk.formats.file_format import Format, format_of
-from cappy_engine.bulk.formats.lines import MAX_LINE_BYTES
 from cappy_engine.bulk.formats.sources import LineSource, open_source
 from cappy_engine.bulk.formats.writers import LineWriter, PackedWriter, needs_fields, writer_of
 from cappy_engine.bulk.input_files import Files, State
@@ -25,13 +24,12 @@ from cappy_engine.bulk.resume.names import Names, find_names
 from cappy_engine.bulk.resume.side_files import forget
 from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.runs import Run, Say, Target, finished, open_run
-from cappy_engine.bulk.tasks import ScoreTask, Task
+from cappy_engine.bulk.tasks import Task
 from cappy_engine.bulk.totals import Progress, Totals
 from cappy_engine.bulk.windows import Window, encode, windows
 from cappy_engine.bulk.work import Work, rejects
 from cappy_engine.errors import CappyError
 from cappy_engine.overlap import Behind, ahead
-from cappy_engine.pairs import TooLong
 from cappy_engine.scorer import Scorer
 
 WINDOW_PAIRS = 128
@@ -39,35 +37,6 @@ WINDOW_PAIRS = 128
 results of the full-size model on two cores come every minute."""
 
 log = logging.getLogger(__name__)
-
-
-def score_lines(
-    scorer: Scorer,
-    lines: Iterable[bytes],
-    write: Callable[[bytes], object],
-    *,
-    on_error: str = "stop",
-    field_name: str = "score",
-    too_long: TooLong = "truncate",
-    max_line_bytes: int = MAX_LINE_BYTES,
-    progress: Progress = lambda totals: None,
-) -> Totals:
-    """Read JSON Lines, and write each row with its score, in the same order.
-
-        >>> score_lines(scorer, open("pairs.jsonl", "rb"), sys.stdout.buffer.write).pairs
-        7
-
-    `lines` is an open file, or any iterable. A row keeps its bytes: `field_name` is put before its last brace. A row
-    that was truncated gets `"<field_name>_truncated": true` besides. `write` gets many rows at once: whenever enough
-    were read, and whenever a pipe, a terminal or a socket pauses.
-
-    A bad line raises InvalidLine after the rows before it were written (`on_error="stop"`), or is left out, logged, and
-    listed in `Totals.skipped` (`on_error="skip"`). That is a line that `json_lines.read_row` refuses, one longer than
-    `max_line_bytes`, one that has the field already, and one whose pair cannot be scored; with `too_long="refuse"` also
-    one whose pair would be truncated. `progress` is called after every batch.
-    """
-    options = RowOptions(on_error, too_long, max_line_bytes)
-    return process_lines(scorer, lines, write, ScoreTask(score_field=field_name), options, progress=progress)
 
 
 def process_lines(
@@ -80,12 +49,19 @@ def process_lines(
     progress: Progress = lambda totals: None,
     reject: Callable[[bytes], object] | None = None,
 ) -> Totals:
-    """Score or rank the rows of a stream of JSON Lines, as `score_lines` does.
+    """Score or rank the rows of a stream of JSON Lines, in the same order.
 
         >>> process_lines(scorer, sys.stdin.buffer, sys.stdout.buffer.write, RankTask(), RowOptions()).pairs
         14
 
-    With `on_error="skip"`, `reject` gets a line for every row that cannot be used; without it they are logged.
+    `lines` is an open file, or any iterable. A row keeps its bytes: the task's fields are put before its last brace.
+    `write` gets many rows at once: whenever enough were read, and whenever a pipe, a terminal or a socket pauses.
+
+    A bad line raises InvalidLine after the rows before it were written, or with `on_error="skip"` is left out, and
+    listed in `Totals.skipped`; `reject` gets a line for it, and without that it is logged. Bad is a line that
+    `json_lines.read_row` refuses, one longer than `max_line_bytes`, one that has a field of the task already, and one
+    whose pair cannot be scored; with `too_long="refuse"` also one whose pair would be truncated. `progress` is called
+    after every batch.
     """
     source = LineSource(lines, Reading(task, options.max_line_bytes))
     work = Work(scorer, options, progress, Totals(), has_rejects=reject is not None)

@@ -69,7 +69,7 @@ class ScoreTask:
             raise ValueError(f"instruction and response cannot both be the column {self.response_column!r}")
         if self.score_field in ("", self.instruction_column, self.response_column):
             raise ValueError(
-                f"the score's field ({self.name_option}, in Python field_name) must be a name of its own, "
+                f"the score's field ({self.name_option}, in Python score_field) must be a name of its own, "
                 f"got {self.score_field!r}"
             )
 

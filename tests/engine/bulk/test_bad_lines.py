@@ -17,12 +17,12 @@ from cappy_engine import Scored, Scorer
 from cappy_engine.batching import EncodedPairs
 from cappy_engine.bulk import windows
 from cappy_engine.bulk.row_options import RowOptions
-from cappy_engine.bulk.score_file import WINDOW_PAIRS, process_lines, score_lines
+from cappy_engine.bulk.score_file import WINDOW_PAIRS, process_lines
 from cappy_engine.bulk.tasks import RankTask, ScoreTask
 from cappy_engine.errors import InvalidLine, ScoringError
 from cappy_engine.testing import FakeSession, fake_scorer, score_of
 from cappy_engine.tokenizer import PairTokenizer
-from tests.support.scored_lines import GOOD, LONG, line_of, many_lines, rows_in, written
+from tests.support.scored_lines import GOOD, LONG, line_of, many_lines, rows_in, score_lines, written
 
 
 @pytest.mark.parametrize("good_before", [0, 3, WINDOW_PAIRS, WINDOW_PAIRS + 5])
@@ -74,9 +74,9 @@ def test_an_unknown_way_with_bad_lines_is_a_wrong_argument(scorer: Scorer, on_er
 
 
 @pytest.mark.parametrize("name", ["", "instruction", "response"])
-def test_a_score_field_that_would_hide_the_pair_is_a_wrong_argument(scorer: Scorer, name: str) -> None:
-    with pytest.raises(ValueError, match="--score-field, in Python field_name"):
-        score_lines(scorer, [GOOD], lambda line: None, field_name=name)
+def test_a_score_field_that_would_hide_the_pair_is_a_wrong_argument(name: str) -> None:
+    with pytest.raises(ValueError, match="--score-field, in Python score_field"):
+        ScoreTask(score_field=name)
 
 
 @pytest.mark.parametrize("bad", [[0], [1, 2], [3, WINDOW_PAIRS - 1], [5, WINDOW_PAIRS + 5]])

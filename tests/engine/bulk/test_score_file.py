@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cappy_engine import Scorer
-from cappy_engine.bulk.score_file import WINDOW_PAIRS, score_lines
+from cappy_engine.bulk.score_file import WINDOW_PAIRS
 from cappy_engine.bulk.totals import Totals
 from cappy_engine.errors import InvalidLine, ScoringError
 from cappy_engine.testing import FakeSession, fake_scorer
 from cappy_engine.tokenizer import PairTokenizer
-from tests.support.scored_lines import GOOD, LONG, line_of, many_lines, rows_in, written
+from tests.support.scored_lines import GOOD, LONG, line_of, many_lines, rows_in, score_lines, written
 
 # Rows
 
@@ -139,7 +139,7 @@ def test_no_lines_give_no_rows(scorer: Scorer) -> None:
 
 
 def test_the_scores_field_has_the_name_asked_for(scorer: Scorer) -> None:
-    rows, _ = written(scorer, [line_of(score="mine"), line_of(response=LONG)], field_name="cappy")
+    rows, _ = written(scorer, [line_of(score="mine"), line_of(response=LONG)], score_field="cappy")
     assert list(rows[0]) == ["instruction", "response", "score", "cappy"]
     assert rows[0]["score"] == "mine"
     assert list(rows[1]) == ["instruction", "response", "cappy", "cappy_truncated"]
