@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cappy_engine.batching import Batch, EncodedPairs, Scores, model_inputs
 from cappy_engine.errors import BundleError, DeviceUnavailable
@@ -25,6 +26,21 @@ class Canary:
     pairs: EncodedPairs
     scores: Scores
     tolerance: float
+
+    def compare(self, scores: Scores, rows: npt.NDArray[np.int64] | None = None) -> tuple[float, str]:
+        """Compare scores of all pairs, or of those at `rows`, with PyTorch's.
+
+        Returns the largest difference, and what is wrong if that is above the tolerance or not a number, else "".
+        """
+        expected = self.scores if rows is None else self.scores[rows]
+        errors = np.abs(scores.astype(np.float64) - expected)
+        worst = int(errors.argmax())  # the first NaN, if there is one
+        if errors[worst] <= self.tolerance:
+            return float(errors[worst]), ""
+        return float(errors[worst]), (
+            f"wrong scores: {scores[worst]:.5f} for a pair of the bundle whose score is {expected[worst]:.5f}, and "
+            f"{self.tolerance:g} is allowed"
+        )
 
 
 def read_canary(document: Mapping[str, Any], device: str, precision: str) -> Canary:
@@ -61,15 +77,11 @@ def check_canary(session: Session, canary: Canary, batches: Sequence[Batch], *, 
     largest = 0.0
     for batch in batches:
         scores = session.run(model_inputs(canary.pairs, batch, pad_token_id=pad_token_id))
-        expected = canary.scores[batch.rows]
-        errors = np.abs(scores.astype(np.float64) - expected)
-        worst = int(errors.argmax())  # the first NaN, if there is one
-        if not errors[worst] <= canary.tolerance:
+        error, wrong = canary.compare(scores, batch.rows)
+        if wrong:
             raise DeviceUnavailable(
-                f"device {session.device!r} gives wrong scores: {scores[worst]:.5f} for a pair of the bundle's canary "
-                f"whose score is {expected[worst]:.5f}, and {canary.tolerance:g} is allowed, at {len(batch.rows)} x "
-                f"{batch.length} tokens; nothing was scored. Run 'cappy doctor', and use device='cpu' until this is "
-                "mended"
+                f"device {session.device!r} gives {wrong}, at {len(batch.rows)} x {batch.length} tokens; nothing was "
+                "scored. Run 'cappy doctor', and use device='cpu' until this is mended"
             )
-        largest = max(largest, float(errors[worst]))
+        largest = max(largest, error)
     return largest

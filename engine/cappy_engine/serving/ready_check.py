@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from cappy_engine.batching import EncodedPairs, Scores
 from cappy_engine.canary import Canary
 from cappy_engine.errors import ModelBroken
@@ -23,12 +21,7 @@ def check_scores(canary: Canary, run: Callable[[EncodedPairs], Scores]) -> float
         scores = run(canary.pairs)
     except Exception as error:
         raise ModelBroken(f"the model fails on pairs that it scored when it was exported: {error}") from error
-    errors = np.abs(scores.astype(np.float64) - canary.scores)
-    worst = int(errors.argmax())
-    if not errors[worst] <= canary.tolerance:
-        raise ModelBroken(
-            f"the model gives wrong scores: {scores[worst]:.5f} for a pair of the bundle whose score is "
-            f"{canary.scores[worst]:.5f}, and {canary.tolerance:g} is allowed; run 'cappy doctor', and export the "
-            "bundle again"
-        )
-    return float(errors[worst])
+    error, wrong = canary.compare(scores)
+    if wrong:
+        raise ModelBroken(f"the model gives {wrong}; run 'cappy doctor', and export the bundle again")
+    return error
