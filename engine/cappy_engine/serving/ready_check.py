@@ -21,7 +21,7 @@ def check_scores(canary: Canary, run: Callable[[EncodedPairs], Scores]) -> float
         scores = run(canary.pairs)
     except Exception as error:
         raise ModelBroken(f"the model fails on pairs that it scored when it was exported: {error}") from error
-    error, wrong = canary.compare(scores)
+    difference, wrong = canary.compare(scores)
     if wrong:
         raise ModelBroken(f"the model gives {wrong}; run 'cappy doctor', and export the bundle again")
-    return error
+    return difference
