@@ -46,8 +46,12 @@ def check_gpu_models(checkpoint: Checkpoint, model: PreTrainedModel, options: Ex
     """
     for target in options.for_gpus:
         if not is_written_directly(checkpoint.config):
-            kind = checkpoint.config["model_type"]
-            raise GraphError(f"models for {target} are written for BERT and RoBERTa; {checkpoint.name} is a {kind}")
+            told = ("model_type", "hidden_act", "position_embedding_type")
+            found = ", ".join(f"{key} {checkpoint.config[key]}" for key in told if key in checkpoint.config)
+            raise GraphError(
+                f"models for {target} are written for BERT and RoBERTa with GELU and absolute positions; "
+                f"{checkpoint.name} has {found}"
+            )
     if options.for_gpus:
         check_size(model, checkpoint, MAX_BYTES)
 

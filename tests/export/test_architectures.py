@@ -24,9 +24,10 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from cappy_engine import Scorer
-from cappy_engine.errors import ExportError, ParityError
+from cappy_engine.errors import CheckpointError, ExportError, ParityError
 from cappy_export import ExportOptions, export
 from cappy_export.checkpoints.checkpoint import open_checkpoint
+from cappy_export.checkpoints.config import max_positions
 from cappy_export.graphs.build import build_graph
 from cappy_export.graphs.optimum import build_fused_graph
 from cappy_export.proof.pairs import default_pairs
@@ -203,3 +204,39 @@ def test_an_architecture_that_needs_more_than_a_pair_is_refused(tmp_path: Path) 
     checkpoint = make("layoutlm", tmp_path / "checkpoint", wordpiece)
     with pytest.raises(ExportError, match="bbox"):
         export(checkpoint, tmp_path / "bundle")
+
+
+@pytest.mark.slow
+def test_a_model_whose_scores_depend_on_the_pairs_before_is_refused(tmp_path: Path) -> None:
+    """Once BigBird has met a short pair, it computes other scores for long ones."""
+    sparse = {"attention_type": "block_sparse", "block_size": 16, "num_random_blocks": 1}  # short: to 112 tokens
+    checkpoint = make("big_bird", tmp_path / "checkpoint", unigram, **sparse)
+    with pytest.raises(CheckpointError, match=r"PyTorch scores the longest pair with .* after shorter ones"):
+        export(checkpoint, tmp_path / "bundle")
+    export(checkpoint, tmp_path / "bundle", ExportOptions(max_length=112))
+    pair = ("Is it so?", "It is. " * 30)
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    with torch.inference_mode():
+        expected = model(**tokenizer([pair], truncation=True, max_length=112, return_tensors="pt")).logits
+    with Scorer.open(tmp_path / "bundle") as scorer:
+        np.testing.assert_allclose(scorer.score([pair]), expected[:, 0], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_model_with_an_infinite_value_inside_is_exported_in_fp16(tmp_path: Path) -> None:
+    """MPNet computes the logarithm of 0 for the distance of a token from itself, and does not use it."""
+    checkpoint = make("mpnet", tmp_path / "checkpoint", unigram, relative_attention_num_buckets=32)
+    limits = ("fp16.max_error=1",)  # weights are large here
+    manifest = export(checkpoint, tmp_path / "bundle", ExportOptions(precisions=("fp16",), limits=limits))
+    assert np.isfinite(manifest["graphs"]["fp16"]["largest_value"])
+
+
+def test_longformer_is_refused_before_any_work(tmp_path: Path) -> None:
+    checkpoint = make("longformer", tmp_path / "checkpoint", unigram, attention_window=16)
+    with pytest.raises(CheckpointError, match="is a longformer, whose global attention the engine does not know"):
+        export(checkpoint, tmp_path / "bundle")
+
+
+def test_esm_counts_its_positions_from_the_padding() -> None:
+    assert max_positions({"model_type": "esm", "max_position_embeddings": 514, "pad_token_id": 1}) == 512

@@ -226,3 +226,20 @@ def test_a_model_of_another_class_is_refused(checkpoint: Path, tmp_path: Path) -
     edit(folder / "config.json", lambda config: config.update(architectures=["MyRobertaForSequenceClassification"]))
     with pytest.raises(CheckpointError, match=r"MyRoberta.*transformers has RobertaForSequenceClassification"):
         open_checkpoint(folder)
+
+
+def test_what_tinybert_and_a_choice_of_attention_left_behind_is_left_out() -> None:
+    left = {"emb_size": 32, "pre_trained": "", "training": "", "cell": {}, "structure": []}
+    assert kept(model_type="bert", hidden_size=32, **left) == {"model_type": "bert", "hidden_size": 32}
+    for wrong in ({"emb_size": 64}, {"pre_trained": "x"}, {"training": "x"}):
+        with pytest.raises(CheckpointError, match=f"ignores in bert: {next(iter(wrong))}"):
+            kept(model_type="bert", hidden_size=32, **wrong)
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
+def test_a_choice_of_attention_in_transformers_itself_changes_no_score(
+    key: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    chosen = copy(checkpoint, tmp_path / "chosen")
+    edit(chosen / "config.json", lambda config: config.update({key: "sdpa"}))
+    assert read_config(chosen, "chosen") == read_config(checkpoint, "checkpoint")

@@ -160,6 +160,7 @@ def test_weights_of_other_heads_are_left_out_and_said(
     others = {
         "lm_head.bias": torch.zeros(3),
         "lm_head.layer_norm.weight": torch.ones(32),
+        "lm_predictions.lm_head.bias": torch.zeros(3),
         "roberta.pooler.dense.weight": torch.zeros(32, 32),
         "roberta.pooler.dense.bias": torch.zeros(32, dtype=torch.int8),
         "roberta.embeddings.position_ids": torch.arange(514)[None],
@@ -170,8 +171,8 @@ def test_weights_of_other_heads_are_left_out_and_said(
     assert all(torch.equal(loaded[name], value) for name, value in weights.items())
     (said,) = [record.getMessage() for record in caplog.records if record.name.startswith("cappy_export")]
     assert said == (
-        "copy: ignoring 4 weights that its model does not use: lm_head.bias, lm_head.layer_norm.weight, "
-        "roberta.pooler.dense.bias, roberta.pooler.dense.weight"
+        "copy: ignoring 5 weights that its model does not use: lm_head.bias, lm_head.layer_norm.weight, "
+        "lm_predictions.lm_head.bias, roberta.pooler.dense.bias, roberta.pooler.dense.weight"
     )
 
 

@@ -166,6 +166,13 @@ def rewritten(file: str, change: Callable[[Any], Any]) -> Callable[[Path], None]
     return write
 
 
+def renamed(file: str, other: str) -> Callable[[Path], None]:
+    def rename(folder: Path) -> None:
+        (folder / file).rename(folder / other)
+
+    return rename
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
@@ -187,6 +194,20 @@ def rewritten(file: str, change: Callable[[Any], Any]) -> Callable[[Path], None]
         (changed("sentence_bert_config.json", do_lower_case=True), "do_lower_case is True, which only sentence-transf"),
         (changed("sentence_bert_config.json", max_seq_length=128), "max_seq_length is 128.*as model_max_length"),
         (changed("sentence_bert_config.json", processing_kwargs={"text": {"max_length": 64}}), "processing_kwargs is"),
+        (changed("sentence_bert_config.json", processor_kwargs={"do_lower_case": False}), "processor_kwargs is"),
+        (
+            changed("sentence_bert_config.json", tokenizer_args={"model_max_length": 32}),
+            "put it into the token",
+        ),
+        (
+            changed("sentence_bert_config.json", config_kwargs={"hidden_act": "relu"}),
+            "config_kwargs is .*into con",
+        ),
+        (changed("sentence_bert_config.json", something_newer=[1]), r"something_newer is \[1\]"),
+        (
+            renamed("sentence_bert_config.json", "sentence_roberta_config.json"),
+            "only sentence_bert_config.json",
+        ),
         (
             changed("sentence_bert_config.json", modality_config={"text": {"method": "f", "method_output_name": "x"}}),
             "the text's output is",
@@ -215,6 +236,16 @@ def test_a_head_that_is_not_known_exactly_is_refused(
     folder = shutil.copytree(ettin, tmp_path / "copy")
     damage(folder)
     with pytest.raises(CheckpointError, match=told):
+        score_checkpoint(folder, PAIRS[:1], max_length=64)
+
+
+def test_a_chat_template_that_sentence_transformers_uses_is_refused(encoder: Path, tmp_path: Path) -> None:
+    """It saves that it writes pairs as messages, and then scores them otherwise than transformers does."""
+    folder = shutil.copytree(encoder, tmp_path / "copy")
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    CrossEncoder(str(folder), device="cpu").save_pretrained(str(folder))
+    with pytest.raises(CheckpointError, match="modality_config has message: sentence-transformers writes a pair as m"):
         score_checkpoint(folder, PAIRS[:1], max_length=64)
 
 

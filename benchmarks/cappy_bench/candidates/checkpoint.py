@@ -35,9 +35,10 @@ from transformers.models.auto.modeling_auto import (
 from cappy_engine.errors import CheckpointError, DeviceUnavailable, InstallationError, install_hint
 from cappy_engine.storage import sha256_of
 from cappy_export.checkpoints.checkpoint import digest_of_files
-from cappy_export.checkpoints.config import read_json, read_tokenizer_config, refuse_code
+from cappy_export.checkpoints.config import read_json, refuse_code
 from cappy_export.checkpoints.hub import (
     ADAPTER,
+    CHAT_TEMPLATE,
     TOKENIZER_FILES,
     download,
     locate,
@@ -45,11 +46,12 @@ from cappy_export.checkpoints.hub import (
     refuse_pointers,
     weight_files,
 )
+from cappy_export.checkpoints.tokenizer_config import read_tokenizer_config
 
 log = logging.getLogger(__name__)
 
 CONFIG_FILES = (
-    "config.json", "generation_config.json", ADAPTER, "chat_template.jinja", "tokenizer.model", *TOKENIZER_FILES
+    "config.json", "generation_config.json", ADAPTER, CHAT_TEMPLATE, "tokenizer.model", *TOKENIZER_FILES
 )  # fmt: skip
 WEIGHT_FORMATS = ("safetensors", "bin")
 """Formats in order of preference."""

@@ -7,7 +7,7 @@ transformers 4.56 to 5.2 fetch and run code for some of their keys (CVE-2026-437
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +16,21 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
-from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from cappy_engine.errors import CheckpointError, reason_of
 from cappy_export.checkpoints import modernbert
 from cappy_export.checkpoints.known_keys import kept_keys
 from cappy_export.checkpoints.naming import listed, shown
 
-TOKENIZER_KEYS = frozenset(
-    """tokenizer_class model_max_length max_len added_tokens_decoder additional_special_tokens extra_special_tokens
-    add_prefix_space trim_offsets errors do_lower_case strip_accents tokenize_chinese_chars do_basic_tokenize
-    never_split
-    clean_up_tokenization_spaces padding_side truncation_side model_input_names legacy sp_model_kwargs keep_accents
-    remove_space split_by_punct do_lower vocab_type""".split()
-)
-"""Keys of tokenizer_config.json that say how texts become tokens; special tokens (`..._token`) are kept as well."""
-
 COUNTS_FROM_PADDING = frozenset(
-    {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "roberta-prelayernorm", "data2vec-text", "ibert"}
+    "roberta xlm-roberta xlm-roberta-xl camembert mpnet roberta-prelayernorm data2vec-text ibert esm".split()
 )
 """Model types whose position ids begin after the padding's id; a token that is padding's has none."""
 
 REFUSED_PARTS = ("auto_map", "attn_implementation", "kernel", "quantization", "custom_", "trust_remote", "_hub")
+
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention")
+"""Values of a key attn_implementation that are names in transformers itself. Others name a repository with code."""
 
 UNQUANTISED = (
     "the weights are quantised: give the checkpoint that they were made from, or save the model and the tokenizer "
@@ -154,6 +147,8 @@ def _check_encoder(config: Mapping[str, Any], name: str) -> tuple[list[Any], str
         architectures = [architectures]
     found = f"{listed(architectures) or 'no architecture'} (model type {model_type})"
     is_encoder = model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if model_type == "longformer":
+        raise CheckpointError(f"{name} is a longformer, whose global attention the engine does not know")
     if config.get("is_decoder") or config.get("is_encoder_decoder") or not is_encoder:
         raise CheckpointError(f"{name} is a generative model, or not a text encoder: {found}; needed is a text encoder")
     return architectures, found
@@ -200,37 +195,6 @@ def bundle_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**written, **RAW_SCORES}
 
 
-def read_tokenizer_config(
-    folder: Path, name: str, config: Mapping[str, Any], *, translate: Callable[[dict[str, Any]], dict[str, Any]] = dict
-) -> dict[str, Any]:
-    """Read `tokenizer_config.json`, if there is one, reduced to TOKENIZER_KEYS and special tokens.
-
-    >>> read_tokenizer_config(Path("export/cappy_mini/checkpoint"), "cappy-mini", {})["pad_token"]
-    '<pad>'
-
-    `translate` changes it before it is reduced. Raises CheckpointError if it, or the model's `config`, names a class
-    that is not a tokenizer.
-    """
-    path = folder / "tokenizer_config.json"
-    found = read_json(path) if path.exists() else {}
-    refuse_code(found, path)
-    found = translate(found)
-    kept = {key: value for key, value in found.items() if key in TOKENIZER_KEYS or key.endswith("_token")}
-    _check_tokenizer_class(name, kept, config)
-    return kept
-
-
-def _check_tokenizer_class(name: str, *configs: Mapping[str, Any]) -> None:
-    """Let the named class be a tokenizer: transformers would take any of its classes by this name."""
-    known = {str(entry) for pair in TOKENIZER_MAPPING_NAMES.values() for entry in pair} | {"PreTrainedTokenizerFast"}
-    for config in configs:
-        found = config.get("tokenizer_class")
-        if found is not None and not (isinstance(found, str) and {found, f"{found}Fast"} & known):
-            raise CheckpointError(
-                f"{name} names the tokenizer class {shown(repr(found))}, which transformers does not know"
-            )
-
-
 def refuse_code(config: Mapping[str, Any], path: Path) -> None:
     """Raise CheckpointError for keys, at any depth, that make transformers fetch or run code.
 
@@ -242,6 +206,8 @@ def refuse_code(config: Mapping[str, Any], path: Path) -> None:
     while waiting:
         found = waiting.pop()
         for key, value in found.items() if isinstance(found, dict) else ():
+            if "attn_implementation" in key and isinstance(value, str) and value in ATTENTIONS:
+                continue
             if any(part in key for part in REFUSED_PARTS) and not isinstance(value, (int, float, type(None))):
                 instead = UNQUANTISED if "quantization" in key else "remove the key"
                 raise CheckpointError(

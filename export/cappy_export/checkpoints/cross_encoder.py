@@ -14,18 +14,21 @@ from typing import Any
 
 from cappy_engine.errors import CheckpointError
 from cappy_export.checkpoints.config import read_any_json, read_json
-from cappy_export.checkpoints.hub import CROSS_ENCODER_FILES
-from cappy_export.checkpoints.naming import shown
+from cappy_export.checkpoints.hub import CROSS_ENCODER_FILES, OTHER_INPUTS
+from cappy_export.checkpoints.naming import listed, shown
 from cappy_export.checkpoints.score_modules import ScoreModules, is_head, read_modules
 
 MODULES, INPUTS, SAVED = CROSS_ENCODER_FILES
 
-READ_OTHERWISE = {
+KNOWN_INPUTS = ("transformer_task", "modality_config", "module_output_name", "unpad_inputs")
+"""Keys of sentence_bert_config.json that are checked, or change no score. Any other one may change the scores."""
+INSTEAD = {
     "do_lower_case": "put a lower-casing normalizer into tokenizer.json",
     "max_seq_length": "put it into tokenizer_config.json, as model_max_length",
-    "processing_kwargs": "put what counts into the tokenizer's files",
+    **dict.fromkeys(("processing_kwargs", "processor_kwargs", "tokenizer_args"), "put it into the tokenizer's files"),
+    **dict.fromkeys(("config_kwargs", "config_args"), "put it into config.json"),
 }
-"""Keys of sentence_bert_config.json that change the tokens of a text, with what to do instead."""
+"""What to do in the place of such a key."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,9 @@ def read_cross_encoder(folder: Path, *, needs_head: bool = True) -> SavedCrossEn
         told = read_any_json(folder / MODULES)
         return SavedCrossEncoder({}, _read_modules(folder)) if is_head(told) else SavedCrossEncoder()
     modules = _read_modules(folder)
+    for name in OTHER_INPUTS if not (folder / INPUTS).is_file() else ():
+        if (folder / name).is_file():
+            raise CheckpointError(f"{folder / name}: only {INPUTS} is read here; give the file this name")
     _check_inputs(folder / INPUTS, output="last_hidden_state" if modules else "logits")
     _check_prompt(found, folder / SAVED)
     return SavedCrossEncoder(found, modules)
@@ -77,13 +83,19 @@ def _read_modules(folder: Path) -> ScoreModules | None:
 def _check_inputs(path: Path, *, output: str) -> None:
     """Raise CheckpointError for texts that are read otherwise than the tokenizer's files say, and other outputs."""
     found = read_json(path) if path.is_file() else {}
-    for key, instead in READ_OTHERWISE.items():
-        if found.get(key):
-            raise CheckpointError(
-                f"{path}: {key} is {shown(repr(found[key]))}, which only sentence-transformers reads; {instead}, and "
-                "remove it here"
-            )
-    text = (found.get("modality_config") or {}).get("text") or {"method": "forward", "method_output_name": output}
+    for key in sorted(key for key, value in found.items() if value and key not in KNOWN_INPUTS):
+        raise CheckpointError(
+            f"{path}: {shown(key)} is {shown(repr(found[key]))}, which only sentence-transformers reads; "
+            f"{INSTEAD.get(key, 'put what counts into other files')}, and remove it here"
+        )
+    modalities = found.get("modality_config") or {}
+    if others := sorted(set(modalities) - {"text"}):
+        raise CheckpointError(
+            f"{path}: modality_config has {listed(others)}: sentence-transformers writes a pair as messages by the "
+            "tokenizer's chat template, and a bundle scores texts as they are; if the model was trained on bare texts, "
+            "remove the template and this entry"
+        )
+    text = modalities.get("text") or {"method": "forward", "method_output_name": output}
     if text != {"method": "forward", "method_output_name": output}:
         raise CheckpointError(
             f"{path}: the text's output is {shown(repr(text))}; exported is {output} of the model's forward"

@@ -22,16 +22,12 @@ from cappy_engine.bundle import MIN_LENGTH
 from cappy_engine.errors import CheckpointError
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.checkpoints.checkpoint import Checkpoint
-from cappy_export.checkpoints.config import (
-    COUNTS_FROM_PADDING,
-    max_positions,
-    read_json,
-    read_tokenizer_config,
-)
+from cappy_export.checkpoints.config import COUNTS_FROM_PADDING, max_positions, read_json
 from cappy_export.checkpoints.hub import TOKENIZER_FILES, VOCABULARIES
 from cappy_export.checkpoints.models import model_config
 from cappy_export.checkpoints.naming import listed, shown
 from cappy_export.checkpoints.refusals import refusing
+from cappy_export.checkpoints.tokenizer_config import check_settings, has_chat_template, read_tokenizer_config
 
 PROBES = (
     ("a", "b"),
@@ -85,6 +81,11 @@ def load_tokenizer(checkpoint: Checkpoint, *, max_length: int) -> PreTrainedToke
         )
     with refusing(f"{checkpoint.name} has no usable tokenizer"):
         tokenizer = _load(checkpoint)
+        if dropout := getattr(tokenizer.backend_tokenizer.model, "dropout", None):
+            raise CheckpointError(
+                f"tokenizer.json of {checkpoint.name} has a dropout of {dropout}: it cuts a text in other tokens each "
+                "time; set it to null"
+            )
         sides = (tokenizer.truncation_side, tokenizer.padding_side)
         if not tokenizer.is_fast or sides != ("right", "right") or tokenizer.pad_token_id is None:
             raise CheckpointError(
@@ -151,11 +152,18 @@ def check_tables(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def doubt_of(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Say why the tokenizer may be another model's; None if nothing speaks for it. No parity check could see it.
+    """Say why scores may be others than where the model was trained; None if nothing speaks for it.
+
+    No parity check could see it: the tokenizer is another model's, or other tools put texts into a template.
 
     >>> doubt_of(opened, load_tokenizer(opened, max_length=512))
     """
     rows, highest = int(model_config(checkpoint.config).vocab_size), max(tokenizer.get_vocab().values())
+    if has_chat_template(checkpoint.folder):
+        return (
+            f"note: {checkpoint.name} has a chat template: sentence-transformers writes a pair as messages by it, from "
+            "5.4 on, and a bundle scores texts as they are, as transformers does"
+        )
     if highest + 1 >= LEAST_PART * rows:
         return None
     return (
@@ -179,18 +187,6 @@ def _check_vocabulary(checkpoint: Checkpoint) -> None:
         )
 
 
-def _check_limit(found: Mapping[str, Any], checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError if the longest text, by either of its names, is no number of tokens."""
-    for key in ("model_max_length", "max_len"):
-        value = found.get(key)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-        if value is not None and not is_number:
-            raise CheckpointError(
-                f"{checkpoint.folder / 'tokenizer_config.json'}: {key!r} must be a number of tokens, or null, found "
-                f"{shown(repr(value))}"
-            )
-
-
 def _load(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """Load the tokenizer from copies of its files, with a config that holds nothing but what is known."""
     from_newer = False
@@ -198,12 +194,7 @@ def _load(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     def translate(found: dict[str, Any]) -> dict[str, Any]:
         nonlocal from_newer
         from_newer = _is_from_newer(found, checkpoint)
-        _check_limit(found, checkpoint)
-        if found.get("split_special_tokens"):
-            raise CheckpointError(
-                f"the tokenizer of {checkpoint.name} has split_special_tokens, which the engine does not know; train "
-                "and save it without"
-            )
+        check_settings(found, checkpoint.folder / "tokenizer_config.json")
         return _translated(found, checkpoint) if from_newer else found
 
     with tempfile.TemporaryDirectory() as folder:

@@ -45,12 +45,30 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
 CROSS_ENCODER_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 """Files of sentence-transformers that say what its CrossEncoder does beside the model (`cross_encoder.py`)."""
 
+OTHER_INPUTS = tuple(
+    f"sentence_{kind}_config.json" for kind in ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+"""Files that sentence-transformers reads where there is no sentence_bert_config.json."""
+
+CHAT_TEMPLATE = "chat_template.jinja"
+
 HEAD_FILES = tuple(
     f"*_{name}"
     for name in """Pooling/config.json Dense/config.json Dense/model.safetensors
     LayerNorm/config.json LayerNorm/model.safetensors""".split()
 )
 """Patterns of the files of modules that compute its score (`score_modules.py`)."""
+
+SMALL_FILES = (
+    "config.json",
+    ADAPTER,
+    *TOKENIZER_FILES,
+    CHAT_TEMPLATE,
+    *CROSS_ENCODER_FILES,
+    *OTHER_INPUTS,
+    *HEAD_FILES,
+)
+"""What a checkpoint has beside its weights."""
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +86,7 @@ def locate(
     source: str | Path,
     *,
     revision: str | None = None,
-    files: Sequence[str] = ("config.json", ADAPTER, *TOKENIZER_FILES, *CROSS_ENCODER_FILES, *HEAD_FILES),
+    files: Sequence[str] = SMALL_FILES,
     formats: Sequence[str] = tuple(WEIGHT_FILES),
 ) -> Located:
     """Find a local folder, or download a hub id at `revision`: `files`, and the first of `formats` that is there.

@@ -31,7 +31,8 @@ COMMON_KEYS = frozenset(
 
 IGNORED_KEYS = frozenset(
     """transformers_version torch_dtype dtype _name_or_path name_or_path _commit_hash
-    _attn_implementation_autoset _num_labels use_cache gradient_checkpointing finetuning_task
+    _attn_implementation_autoset _attn_implementation attn_implementation
+    _num_labels use_cache gradient_checkpointing finetuning_task
     output_past sentence_transformers sbert_ce_default_activation_function transformers.js_config
     task_specific_params return_dict use_return_dict output_attentions output_hidden_states torchscript
     use_bfloat16 tf_legacy_loss xla_device tie_word_embeddings tie_encoder_decoder tie_weights_ language
@@ -48,8 +49,14 @@ NEUTRAL_VALUES: Mapping[str, Any] = {
     "down_scale_factor": 1,
     "is_causal": False,
     "causal_mask": False,
+    "pre_trained": "",
+    "training": "",
 }
-"""Keys that no version of transformers reads in an encoder, with the value that changes nothing (ALBERT, Ettin)."""
+"""Keys that no version of transformers reads in an encoder, with the value that changes nothing (ALBERT, Ettin,
+TinyBERT)."""
+
+REPEATED = {"emb_size": "hidden_size"}
+"""Keys that no version of transformers reads, with the key whose value they repeat (TinyBERT)."""
 
 UNCHECKED = frozenset({"architectures", "model_type", "tokenizer_class", "id2label", "label2id"})
 LARGEST = 2**31
@@ -121,6 +128,8 @@ def _is_neutral(key: str, config: Mapping[str, Any]) -> bool:
         return bool(config[renamed] == value)
     if value is None or value in ([], {}):
         return True
+    if key in REPEATED:
+        return type(value) is int and value == config.get(REPEATED[key])
     return key in NEUTRAL_VALUES and type(value) is type(NEUTRAL_VALUES[key]) and value == NEUTRAL_VALUES[key]
 
 

@@ -24,6 +24,8 @@ from transformers.models.auto.modeling_auto import (
 from cappy_export.checkpoints.config import config_arguments
 
 OTHER_HEADS = (MODEL_MAPPING, MODEL_FOR_PRETRAINING_MAPPING, MODEL_FOR_MASKED_LM_MAPPING)
+PRETRAINING_HEADS = r"^(lm|mask)_predictions\."
+"""Heads that DeBERTa was trained with in code of its own: they are in its published weights."""
 
 
 def model_config(config: Mapping[str, Any]) -> PretrainedConfig:
@@ -76,7 +78,7 @@ def unused_weights(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
     extra = sorted(set(names) - set(model.state_dict()))
     if not extra:
         return []
-    ignored = [re.compile(each) for each in model._keys_to_ignore_on_load_unexpected or ()]
+    ignored = [re.compile(each) for each in (*(model._keys_to_ignore_on_load_unexpected or ()), PRETRAINING_HEADS)]
     known: set[str] = set()
     for mapping in OTHER_HEADS:
         for other in _classes(mapping.get(type(model.config), ())):

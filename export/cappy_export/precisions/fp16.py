@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def convert_to_half(
     model = onnx.load(str(source))
     _declare_types(model, census)
     head, overflowing = head_nodes(model), overflowing_nodes(model, census.largest)
-    top = max(census.largest.values(), default=0.0)
+    top = max(filter(isfinite, census.largest.values()), default=0.0)
     if WORTH_A_WARNING < top <= LARGEST:
         log.warning("the largest value of the float32 graph, %.0f, is near fp16's limit of %.0f", top, LARGEST)
     with quiet():
