@@ -25,7 +25,7 @@ from cappy_engine.errors import InstallationError
 from cappy_engine.native import build as native
 from cappy_engine.native import reference
 from cappy_engine.native.library import NativeLibrary
-from cappy_engine.native.operands import AFTER_GELU, Bytes, Floats, Layer, Rotation, Rounding
+from cappy_engine.native.operands import Bytes, Floats, Layer, Rotation, Rounding
 from tests.support.library_in_a_program import LibraryInAProgram, make_program
 from tests.support.places import ROOT, SUPPORT
 
@@ -168,11 +168,9 @@ def test_long_pairs_odd_heads_and_what_is_not_a_number(library: NativeLibrary, h
 def test_the_test_would_notice(library: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
     right = library.quantize_rows
 
-    def wrong(
-        instruction_set: str, x: Floats, rounding: Rounding, rotation: Rotation | None = None
-    ) -> tuple[Bytes, Floats]:
+    def wrong(instruction_set: str, x: Floats, rounding: Rounding, rotation: Rotation) -> tuple[Bytes, Floats]:
         rounded, scales = right(instruction_set, x, rounding, rotation)
-        return rounded ^ (rounding == AFTER_GELU), scales
+        return rounded ^ bool((rotation.factors != 1).any()), scales
 
     monkeypatch.setattr(library, "quantize_rows", wrong)
-    assert self_test(library, "scalar").startswith("QuantizeRows differs from numpy")
+    assert self_test(library, "scalar").startswith("QuantizeRotatedRows differs from numpy")

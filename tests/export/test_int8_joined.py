@@ -40,13 +40,13 @@ LAYER = (
 def quantized(
     folder: Path, nodes: Sequence[onnx.NodeProto], read: Sequence[str] = ("y",), outputs: Sequence[str] = ()
 ) -> Path:
-    """The int8 model of these nodes, rotated as an export's; the tensors `read` have a reader more."""
+    """The int8 model of these nodes; the tensors `read` have a reader more."""
     folder.mkdir()
     ends = [*(f"{name}_normed" for name in read), *outputs]
     source = product_model(folder / "m.onnx", [*nodes, *body_end(*read)], ends, STORED)
     onnx.save(with_functions(onnx.load(str(source))), str(source))
     calibration: list[Any] = [{"x": X}]
-    quantize_products(source, folder / "q.onnx", Int8Options(rotates=True, compensates=True), calibration)
+    quantize_products(source, folder / "q.onnx", Int8Options(), calibration)
     return folder / "q.onnx"
 
 

@@ -57,7 +57,7 @@ def test_gates_may_have_any_dimensions_with_kernels_and_without(
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
-ROUNDING: dict[str, Any] = {"zero_point": 128, "steps": 127, "least": 1e-12, "is_signed": 1}
+ROUNDING: dict[str, Any] = {"zero_point": 128, "steps": 127, "least": 1e-12}
 FACTORS = {"f": np.linspace(0.5, 2, 8, dtype=np.float32), "o": np.linspace(-1, 1, 8, dtype=np.float32)}
 NORM = {"g": np.linspace(2, 1, 8, dtype=np.float32), "b": np.linspace(0, 1, 8, dtype=np.float32)}
 

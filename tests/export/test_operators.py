@@ -29,8 +29,7 @@ def test_an_int8_file_carries_the_function_of_every_operator_and_what_it_says(bu
     onnx.checker.check_model(str(path), full_check=True)
     model = onnx.load(str(path))
     used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
-    others = {"QuantizeRows", "QuantizePositiveRows"}
-    others |= {name for name in OPERATORS if "Disentangled" in name or "Rotary" in name}
+    others = {name for name in OPERATORS if "Disentangled" in name or "Rotary" in name}
     others |= {"GeGlu", "QuantizeNormedRows", "QuantizeGatedRows", "LinearAdd"}  # ModernBERT's
     of_int8 = {name for name in OPERATORS if not name.startswith("Bf16")} - others
     assert operators_of(path) == sorted(used) == sorted(of_int8)
@@ -66,13 +65,18 @@ def test_panels_hold_each_weight_where_linears_page_says() -> None:
 
 
 @pytest.mark.parametrize(("columns", "block"), [(3, 1), (24, 8), (128, 64)])
+@pytest.mark.parametrize(
+    ("zero_point", "steps", "least"), [(128, 127, 1e-12), (16, 239, 2.5), (0, 255, 1e-12), (128, 127, 1e3)]
+)
 @pytest.mark.parametrize("has_kernels", [False, True])
-def test_rows_are_rotated_by_a_hadamard_matrix_and_then_rounded(columns: int, block: int, has_kernels: bool) -> None:
+def test_rows_are_rotated_by_a_hadamard_matrix_and_then_rounded(
+    columns: int, block: int, zero_point: int, steps: int, least: float, has_kernels: bool
+) -> None:
     """Here they have three dimensions."""
     x = np.random.default_rng(block).standard_normal((3, 2, columns)).astype(np.float32)
     factors, offsets = np.linspace(0.5, 2, columns, dtype=np.float32), np.linspace(-1, 1, columns, dtype=np.float32)
     turned = ((x * factors + offsets).reshape(-1, block) @ hadamard(block)).reshape(x.shape)
-    rounding: dict[str, Any] = {"zero_point": 128, "steps": 127, "least": 1e-12, "is_signed": 1}
+    rounding: dict[str, Any] = {"zero_point": zero_point, "steps": steps, "least": least}
     node = helper.make_node("QuantizeRotatedRows", ["x", "f", "o"], ["q", "s"], domain=DOMAIN, block=block, **rounding)
     options = onnxruntime.SessionOptions()
     if has_kernels:
@@ -80,8 +84,10 @@ def test_rows_are_rotated_by_a_hadamard_matrix_and_then_rounded(columns: int, bl
             pytest.skip(f"no kernels here: {find_kernels().why_not}")
         options.register_custom_ops_library(str(library))
     q, scale = run_node(node, {"x": x}, {"f": factors, "o": offsets}, options)
-    np.testing.assert_allclose(scale, np.abs(turned).max(axis=-1, keepdims=True) / 127, rtol=1e-5)
-    assert (np.abs((q.astype(int) - 128) * scale - turned) <= scale * 0.501).all()
+    largest = np.maximum(np.abs(turned).max(axis=-1, keepdims=True), least)
+    np.testing.assert_allclose(scale, largest / steps, rtol=1e-5)
+    bounded = np.clip(turned, -zero_point * scale, (255 - zero_point) * scale)
+    assert (np.abs((q.astype(int) - zero_point) * scale - bounded) <= scale * 0.501).all()
 
 
 @pytest.fixture
@@ -118,26 +124,22 @@ def test_an_attribute_that_is_missing_or_wrong_is_refused(
         run_node(*linear_of(8, **given), options)
 
 
-@pytest.mark.parametrize("missing", ["zero_point", "steps", "least"])
+@pytest.mark.parametrize("missing", ["zero_point", "steps", "least", "block"])
 def test_no_attribute_of_a_rounding_is_made_up(missing: str, options: onnxruntime.SessionOptions) -> None:
-    rounding: dict[str, Any] = {"zero_point": 128, "steps": 127, "least": 1e-12}
+    rounding: dict[str, Any] = {"zero_point": 128, "steps": 127, "least": 1e-12, "block": 4}
     del rounding[missing]
-    node = helper.make_node("QuantizeRows", ["x"], ["q", "s"], domain=DOMAIN, **rounding)
+    node = helper.make_node("QuantizeRotatedRows", ["x", "f", "o"], ["q", "s"], domain=DOMAIN, **rounding)
+    row = np.ones((1, 4), np.float32)
     with pytest.raises(Exception, match=f"the attribute {missing} is missing, or is not a "):
-        run_node(node, {"x": np.ones((1, 4), np.float32)}, {}, options)
+        run_node(node, {"x": row}, {"f": row[0], "o": row[0]}, options)
 
 
-@pytest.mark.parametrize("operator", ["QuantizeRows", "QuantizePositiveRows"])
-@pytest.mark.parametrize("is_signed", [0, 1])
-def test_a_rounding_s_name_says_whose_maximum_counts_with_kernels_and_without(
-    operator: str, is_signed: int, options: onnxruntime.SessionOptions
-) -> None:
-    x = np.array([[-9, 1, 2, 3]], np.float32)
-    rounding: dict[str, Any] = {"zero_point": 16, "steps": 239, "least": 0.1, "is_signed": is_signed}
-    node = helper.make_node(operator, ["x"], ["q", "s"], domain=DOMAIN, **rounding)
-    for chosen in (options, onnxruntime.SessionOptions()):
-        scale = run_node(node, {"x": x}, {}, chosen)[1]
-        np.testing.assert_allclose(scale, [[(9 if operator == "QuantizeRows" else 3) / 239]], rtol=1e-6)
+def test_a_single_value_is_no_row(options: onnxruntime.SessionOptions) -> None:
+    rounding: dict[str, Any] = {"zero_point": 128, "steps": 127, "least": 1e-12, "block": 1}
+    node = helper.make_node("QuantizeRotatedRows", ["x", "f", "o"], ["q", "s"], domain=DOMAIN, **rounding)
+    one = np.ones(1, np.float32)
+    with pytest.raises(Exception, match="there must be rows to round, not a single value"):
+        run_node(node, {"x": np.ones((), np.float32)}, {"f": one, "o": one}, options)
 
 
 @pytest.mark.parametrize("before", [(), (2,), (2, 3), (1, 2, 3), (2, 0)], ids=str)

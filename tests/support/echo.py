@@ -25,7 +25,9 @@ class Echo:
         if "refused" in instructions:
             raise SampleError(f"instruction {instructions.index('refused') + 1} is too long")
 
-    def sample(self, instructions: Sequence[str], decodings: Sequence[Decoding], *, seed: int) -> list[Candidates]:
+    def sample(
+        self, instructions: Sequence[str], decodings: Sequence[Decoding], *, seed: int, first: int = 1
+    ) -> list[Candidates]:
         if self.stop in instructions:
             raise self.error
         self.asked += instructions

@@ -52,16 +52,16 @@ class LibraryInAProgram(NativeLibrary):
         instruction_set: str,
         x: Floats,
         rounding: Rounding,
-        rotation: Rotation | None = None,
+        rotation: Rotation,
         norm: Norm | None = None,
         *,
         is_gated: bool = False,
     ) -> tuple[Bytes, Floats]:
         norms, epsilon = ([norm.gamma, norm.beta], norm.epsilon) if norm else ([], 0.0)
-        block, turns = (rotation.block, [rotation.factors, rotation.offsets]) if rotation else (0, [])
         rows, columns = len(x), x.shape[1] // (1 + is_gated)
-        how = (int(is_gated), int(norm is not None), epsilon, block)
-        last = (rounding.zero_point, rounding.steps, rounding.least, int(rounding.is_signed))
+        how = (int(is_gated), int(norm is not None), epsilon, rotation.block)
+        last = (rounding.zero_point, rounding.steps, rounding.least)
+        turns = (rotation.factors, rotation.offsets)
         found = self._run("quantize", instruction_set, rows, columns, *how, *last, arrays=[x, *norms, *turns])
         scales = np.frombuffer(found, np.float32, offset=rows * columns)
         return np.frombuffer(found, np.uint8, rows * columns).reshape(rows, columns), scales.reshape(-1, 1)

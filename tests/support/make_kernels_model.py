@@ -23,7 +23,7 @@ PARTS = ("weights", "scales", "bias")
 def make_model() -> onnx.ModelProto:
     """Make the model: x (rows, 40) to 112 values with Gelu, and back to 40 with a layer norm of the sum with x.
 
-    The first product's weights are packed, the second's are not.
+    The first product's weights are packed, the second's are not. Rows are rounded in two ways.
     """
     random = np.random.default_rng(7)
     constants: dict[str, np.ndarray] = {}
@@ -33,22 +33,32 @@ def make_model() -> onnx.ModelProto:
         constants[f"{name}/scales"] = (random.uniform(0.5, 1, columns) / 127 / rows**0.5).astype(np.float32)
         constants[f"{name}/bias"] = random.standard_normal(columns).astype(np.float32)
     constants["gamma"], constants["beta"] = np.full(INNER, 0.5, np.float32), np.full(INNER, 0.25, np.float32)
+    for name, columns in (("x", INNER), ("m", BETWEEN)):
+        factors, offsets = random.uniform(-2, 2, (2, columns)).astype(np.float32)
+        constants[f"{name}/factors"], constants[f"{name}/offsets"] = factors, offsets
     nodes = [
         helper.make_node(
-            "QuantizeRows", ["x"], ["x8", "xs"], domain="cappy", zero_point=128, steps=127, least=1e-12, is_signed=1
+            "QuantizeRotatedRows",
+            ["x", "x/factors", "x/offsets"],
+            ["x8", "xs"],
+            domain="cappy",
+            block=8,
+            zero_point=128,
+            steps=127,
+            least=1e-12,
         ),
         helper.make_node(
             "LinearGelu", ["x8", "xs", *(f"up/{name}" for name in PARTS)], ["m"], domain="cappy", zero_point=128
         ),
         helper.make_node(
-            "QuantizePositiveRows",
-            ["m"],
+            "QuantizeRotatedRows",
+            ["m", "m/factors", "m/offsets"],
             ["m8", "ms"],
             domain="cappy",
+            block=16,
             zero_point=16,
             steps=239,
-            least=0.17 * 239 / 16,
-            is_signed=0,
+            least=2.5,
         ),
         helper.make_node(
             "LinearNorm",

@@ -2,8 +2,8 @@
 // that only an emulator has. Nothing of a C++ library is used, which zig would have to compile first.
 //
 //   run_kernels LIBRARY sets
-//   run_kernels LIBRARY quantize SET ROWS COLUMNS IS_GATED HAS_NORM EPSILON BLOCK ZERO_POINT STEPS LEAST IS_SIGNED
-//       < x [gamma beta] [factors offsets]                                                                 > q scales
+//   run_kernels LIBRARY quantize SET ROWS COLUMNS IS_GATED HAS_NORM EPSILON BLOCK ZERO_POINT STEPS LEAST
+//       < x [gamma beta] factors offsets                                                                   > q scales
 //   run_kernels LIBRARY linear SET ROWS INNER COLUMNS ZERO_POINT IS_GELU HAS_RESIDUAL HAS_NORM IS_PACKED EPSILON
 //       < q scales weights scales bias [residual] [gamma beta]                                             > y
 //   run_kernels LIBRARY bf16 SET ROWS INNER COLUMNS IS_GELU HAS_RESIDUAL HAS_NORM EPSILON
@@ -65,15 +65,16 @@ int main(int count, char** words) {
     puts(reinterpret_cast<const char* (*)()>(dlsym(library, "cappy_instruction_sets"))());
     return 0;
   }
-  if (is(14, "quantize")) {
-    size_t rows = whole(4), columns = whole(5), block = whole(9);  // 0: no rotation
-    cappy::Rounding rounding = {static_cast<int>(whole(10)), static_cast<int>(whole(11)), number(12), whole(13) != 0};
+  if (is(13, "quantize")) {
+    size_t rows = whole(4), columns = whole(5), block = whole(9);
+    cappy::Rounding rounding = {static_cast<int>(whole(10)), static_cast<int>(whole(11)), number(12)};
     cappy::Preparation before = {};
     before.is_gated = whole(6) != 0;
     before.epsilon = number(8);
     auto x = read<float>(rows * columns * (before.is_gated ? 2 : 1));
     if (whole(7)) before.gamma = read<float>(columns), before.beta = read<float>(columns);
-    if (block) before.rotation.factors = read<float>(columns), before.rotation.offsets = read<float>(columns);
+    before.rotation.factors = read<float>(columns);
+    before.rotation.offsets = read<float>(columns);
     before.rotation.block = block;
     auto q = room<uint8_t>(rows * columns);
     auto scales = room<float>(rows);

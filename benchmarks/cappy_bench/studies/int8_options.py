@@ -25,7 +25,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +48,11 @@ with needed("bench", __name__):
     from cappy_export.checkpoints.fast_tokenizer import load_tokenizer
     from cappy_export.graphs.build import build_graph
     from cappy_export.graphs.files import head_nodes, quiet
-    from cappy_export.precisions import int8
-    from cappy_export.precisions.calibration import CALIBRATION_PAIRS, INT8_CALIBRATION_PAIRS, CalibrationPairs, Inputs
+    from cappy_export.precisions.calibration import INT8_CALIBRATION_PAIRS, CalibrationPairs, Inputs
     from cappy_export.precisions.embeddings import Bits, quantize_embeddings
     from cappy_export.precisions.int8 import products_with_weights, quantize_products
     from cappy_export.precisions.int8_graph import Int8Options
-    from cappy_export.precisions.rounding import Floats, Int8
+    from cappy_export.precisions.rounding import Floats, Int8, quantize_weights
     from cappy_export.proof.pairs import default_pairs, read_pairs
     from cappy_export.proof.parity import measure
 
@@ -63,11 +61,11 @@ Make = Callable[[Path, Path, Sequence[Inputs]], object]
 CHOSEN = "chosen"
 
 
-def _nearest(bits: int) -> Callable[[Floats], tuple[Int8, Floats]]:
+def _nearest(bits: int) -> Callable[[Floats, Floats], tuple[Int8, Floats]]:
     """Round each weight alone to steps of so many bits, whether neighbours may saturate or not."""
     limit = 2 ** (bits - 1) - 1
 
-    def rounded(weights: Floats) -> tuple[Int8, Floats]:
+    def rounded(weights: Floats, moments: Floats) -> tuple[Int8, Floats]:
         scales = np.maximum(np.abs(weights).max(axis=0) / limit, np.finfo(np.float32).tiny).astype(np.float32)
         return np.clip(np.rint(weights / scales), -limit, limit).astype(np.int8), scales
 
@@ -76,8 +74,7 @@ def _nearest(bits: int) -> Callable[[Floats], tuple[Int8, Floats]]:
 
 def _ours(options: Int8Options, *, words: Bits | None = 12) -> Make:
     def make(fp32: Path, out: Path, calibration: Sequence[Inputs]) -> None:
-        every = 1 if options.needs_spread else max(1, len(calibration) // CALIBRATION_PAIRS)
-        quantize_products(fp32, out, options, calibration[::every])
+        quantize_products(fp32, out, options, calibration)
         if words is not None:
             quantize_embeddings(out, words)
 
@@ -104,15 +101,13 @@ def _runtimes(weight_type: QuantType) -> Make:
 
 
 OPTIONS: dict[str, Make] = {
-    CHOSEN: _ours(int8.CHOSEN),
-    "weights of 7 bits": _ours(Int8Options(rotates=True, rounds=_nearest(7))),
-    "weights that may saturate": _ours(Int8Options(rotates=True, rounds=_nearest(8))),
-    "weights not compensated": _ours(Int8Options(rotates=True)),
-    "not rotated": _ours(Int8Options(compensates=True)),
-    "neither": _ours(Int8Options()),
-    "word embeddings in 8 bits": _ours(int8.CHOSEN, words=8),
-    "word embeddings in fp32": _ours(int8.CHOSEN, words=None),
-    "layer 0 in fp32": _ours(replace(int8.CHOSEN, float32_products=["layer.0/"])),
+    CHOSEN: _ours(Int8Options()),
+    "weights of 7 bits": _ours(Int8Options(rounds=_nearest(7))),
+    "weights that may saturate": _ours(Int8Options(rounds=_nearest(8))),
+    "weights not compensated": _ours(Int8Options(rounds=lambda weights, _: quantize_weights(weights))),
+    "word embeddings in 8 bits": _ours(Int8Options(), words=8),
+    "word embeddings in fp32": _ours(Int8Options(), words=None),
+    "layer 0 in fp32": _ours(Int8Options(["layer.0/"])),
     "quantize_dynamic, signed": _runtimes(QuantType.QInt8),
     "quantize_dynamic, unsigned": _runtimes(QuantType.QUInt8),
 }
@@ -140,7 +135,7 @@ def _compare(
         options = {name: OPTIONS[name] for name in chosen}
         if is_each_product:
             for product in products_with_weights(fp32):
-                options[f"{product} fp32"] = _ours(replace(int8.CHOSEN, float32_products=[product]))
+                options[f"{product} fp32"] = _ours(Int8Options([product]))
         sizes: dict[str, int] = {}
         scorers: dict[str, Scorer] = {}
         for option in ("fp32", *options):

@@ -11,18 +11,17 @@
 
 namespace cappy {
 
-// How a row of floats becomes 8 bits: `steps` above `zero_point` stand for its maximum, which is at least `least`.
+// How a row of floats becomes 8 bits: `steps` above `zero_point` stand for its largest size, which is at least `least`.
 struct Rounding {
   int zero_point;
   int steps;
   float least;
-  bool is_signed;  // the maximum of |x|, else of x
 };
 
 // What is done to a row before: each value times its factor plus its offset, then each block times the Hadamard matrix of
 // 1 and -1.
 struct Rotation {
-  const float* factors;  // one for each value of a row, or null: nothing is done
+  const float* factors;  // one for each value of a row
   const float* offsets;  // as many
   size_t block;          // a power of two that divides the values of a row
 };

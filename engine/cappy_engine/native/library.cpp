@@ -17,11 +17,10 @@ namespace cappy {
 namespace {
 
 // All operators of the domain, in version 1 of it.
-const Operator* const OPERATORS[] = {&QUANTIZE_ROWS, &QUANTIZE_POSITIVE_ROWS, &QUANTIZE_ROTATED_ROWS, &LINEAR,
-                                     &LINEAR_GELU,   &LINEAR_NORM,            &BF16_LINEAR,           &BF16_LINEAR_GELU,
-                                     &BF16_LINEAR_NORM, &ATTENTION,           &FIRST_ATTENTION,
-                                     &DISENTANGLED_ATTENTION, &FIRST_DISENTANGLED_ATTENTION, &GE_GLU,
-                                     &QUANTIZE_NORMED_ROWS, &QUANTIZE_GATED_ROWS, &LINEAR_ADD, &BF16_LINEAR_ADD,
+const Operator* const OPERATORS[] = {&QUANTIZE_ROTATED_ROWS, &QUANTIZE_NORMED_ROWS, &QUANTIZE_GATED_ROWS, &GE_GLU,
+                                     &LINEAR, &LINEAR_ADD, &LINEAR_GELU, &LINEAR_NORM,
+                                     &BF16_LINEAR, &BF16_LINEAR_ADD, &BF16_LINEAR_GELU, &BF16_LINEAR_NORM,
+                                     &ATTENTION, &FIRST_ATTENTION, &DISENTANGLED_ATTENTION, &FIRST_DISENTANGLED_ATTENTION,
                                      &ROTARY_ATTENTION, &FIRST_ROTARY_ATTENTION, &LOCAL_ROTARY_ATTENTION};
 constexpr size_t OPERATOR_COUNT = sizeof OPERATORS / sizeof *OPERATORS;
 

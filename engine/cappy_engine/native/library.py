@@ -100,22 +100,22 @@ class NativeLibrary:
         instruction_set: str,
         x: Floats,
         rounding: Rounding,
-        rotation: Rotation | None = None,
+        rotation: Rotation,
         norm: Norm | None = None,
         *,
         is_gated: bool = False,
     ) -> tuple[Bytes, Floats]:
-        """Round the rows of `x` (rows, columns) to 8 bits; returns them and a scale for each, (rows, 1).
+        """Rotate and round the rows of `x` (rows, columns) to 8 bits; returns them and a scale for each, (rows, 1).
 
         Rows that are gated before have twice as many values. Gating, layer norm and rotation come in this order.
         """
         x = np.ascontiguousarray(x, np.float32)
         rows, columns = len(x), x.shape[1] // (2 if is_gated else 1)
         rounded, scales = np.empty((rows, columns), np.uint8), np.empty((rows, 1), np.float32)
-        how = structures.Rounding(rounding.zero_point, rounding.steps, rounding.least, rounding.is_signed)
-        factors, offsets = map(_contiguous, (rotation.factors, rotation.offsets) if rotation else (None, None))
+        how = structures.Rounding(rounding.zero_point, rounding.steps, rounding.least)
+        factors, offsets = map(_contiguous, (rotation.factors, rotation.offsets))
         gamma, beta = map(_contiguous, (norm.gamma, norm.beta) if norm else (None, None))
-        turns = (_at(factors), _at(offsets), rotation.block if rotation else 0)
+        turns = (_at(factors), _at(offsets), rotation.block)
         before = structures.Preparation(is_gated, _at(gamma), _at(beta), norm.epsilon if norm else 0, *turns)
         done = self._quantize_rows(
             *(instruction_set.encode(), _at(x), rows, columns, ctypes.byref(before), ctypes.byref(how)),

@@ -20,15 +20,11 @@ Angles = tuple[Floats, Floats]
 
 @dataclass(frozen=True)
 class Rounding:
-    """Say how rows become 8 bits: `steps` above `zero_point` stand for a row's maximum, which is at least `least`.
-
-    The maximum is that of the sizes if `is_signed`, else of the values.
-    """
+    """Say how rows become 8 bits: `steps` above `zero_point` stand for a row's largest size, at least `least`."""
 
     zero_point: int = 128
     steps: int = 127
     least: float = 1e-12
-    is_signed: bool = True
 
 
 @dataclass(frozen=True)
@@ -51,9 +47,6 @@ class Norm:
     beta: Floats
     epsilon: float = 1e-5
 
-
-AFTER_GELU = Rounding(zero_point=16, steps=239, least=0.17 * 239 / 16, is_signed=False)
-"""How activations after Gelu are rounded: few are negative, at least -0.17, so most steps are left for the others."""
 
 PANEL = 16
 """Columns of weights that lie together: those of one vector of 32-bit sums."""

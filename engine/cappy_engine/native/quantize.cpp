@@ -1,4 +1,4 @@
-// The operators QuantizeRows and its variants: rows of floats to 8 bits, with a scale for each row.
+// The operators QuantizeRotatedRows and its variants: rows of floats to 8 bits, with a scale for each row.
 #include "quantize.h"
 
 #include <atomic>
@@ -19,9 +19,9 @@ class QuantizeRows : public Kernel {
     Tensor x, q, scales;
     if (Error found = call.input(0, &x)) return found;
     const size_t parts = preparation_.is_gated ? 2 : 1;
-    if (x.rank == 0) return error("QuantizeRows takes rows, not a single value");
+    if (x.rank == 0) return error("there must be rows to round, not a single value");
     const size_t rows = x.rows(), columns = static_cast<size_t>(x.columns()) / parts;
-    const bool is_known = !preparation_.rotation.factors || x.columns() == static_cast<int64_t>(columns_ * parts);
+    const bool is_known = x.columns() == static_cast<int64_t>(columns_ * parts);
     if (!is_known) return error("there are %zu factors for rows of %lld values", columns_, static_cast<long long>(x.columns()));
     x.columns() = static_cast<int64_t>(columns);
     if (Error found = call.output(0, x.shape, x.rank, &q)) return found;
@@ -40,9 +40,8 @@ class QuantizeRows : public Kernel {
   Rounding rounding_;
 };
 
-// Whose maximum counts is in the operator's name. The attribute is_signed says the same to readers of the file.
-Error create_with(const Node& node, Kernel** kernel, bool is_signed, const Preparation& preparation, size_t columns) {
-  Rounding rounding = {0, 0, 0, is_signed};
+Error create_with(const Node& node, Kernel** kernel, const Preparation& preparation, size_t columns) {
+  Rounding rounding = {};
   int64_t steps = 0;
   if (Error found = read_zero_point(node, &rounding.zero_point)) return found;
   if (Error found = node.whole("steps", &steps)) return found;
@@ -52,11 +51,6 @@ Error create_with(const Node& node, Kernel** kernel, bool is_signed, const Prepa
   if (!(rounding.least > 0)) return error("least must be above 0, not %g", static_cast<double>(rounding.least));
   *kernel = new (std::nothrow) QuantizeRows(chosen_instruction_set()->linear->rows, preparation, columns, rounding);
   return *kernel ? Error{} : error("no memory");
-}
-
-template <bool is_signed>
-Error create(const Node& node, Kernel** kernel) {
-  return create_with(node, kernel, is_signed, {}, 0);
 }
 
 // The factors are the input at `place`, the offsets the next one.
@@ -82,7 +76,7 @@ Error create_rotated(const Node& node, Kernel** kernel) {
   size_t columns = 0;
   preparation.is_gated = is_gated;
   if (Error found = read_rotation(node, 1, &preparation.rotation, &columns)) return found;
-  return create_with(node, kernel, true, preparation, columns);
+  return create_with(node, kernel, preparation, columns);
 }
 
 Error create_normed(const Node& node, Kernel** kernel) {
@@ -92,7 +86,7 @@ Error create_normed(const Node& node, Kernel** kernel) {
   if (Error found = node.number("epsilon", &preparation.epsilon)) return found;
   if (Error found = read_row(node, 1, columns, &preparation.gamma)) return found;
   if (Error found = read_row(node, 2, columns, &preparation.beta)) return found;
-  return create_with(node, kernel, true, preparation, columns);
+  return create_with(node, kernel, preparation, columns);
 }
 
 }  // namespace
@@ -109,13 +103,12 @@ bool quantize_rows(const RowKernels& kernels, const float* x, size_t rows, size_
                    const Rounding& rounding, uint8_t* q, float* scales, const Parallel& parallel) {
   const Rotation& rotation = preparation.rotation;
   const size_t given = preparation.is_gated ? 2 * columns : columns;  // values of a row
-  const bool is_prepared = preparation.is_gated || preparation.gamma || rotation.factors;
   const size_t rows_of_a_task = VALUES_OF_A_TASK / (given + 1) + 1;
   std::atomic<bool> is_done{true};
   parallel.each((rows + rows_of_a_task - 1) / rows_of_a_task, [&](size_t task) {
     const size_t end = (task + 1) * rows_of_a_task;
-    float* prepared = is_prepared ? reinterpret_cast<float*>(take_scratch(columns * sizeof(float))) : nullptr;
-    if (is_prepared && !prepared) is_done = false;
+    float* prepared = reinterpret_cast<float*>(take_scratch(columns * sizeof(float)));
+    if (!prepared) is_done = false;
     for (size_t r = task * rows_of_a_task; r < rows && r < end && is_done; r++) {
       const float* row = x + r * given;
       if (preparation.is_gated) {
@@ -126,18 +119,13 @@ bool quantize_rows(const RowKernels& kernels, const float* x, size_t rows, size_
         kernels.normalize(row, nullptr, preparation.gamma, preparation.beta, columns, preparation.epsilon, prepared);
         row = prepared;
       }
-      if (rotation.factors) {
-        kernels.rotate_row(row, rotation, columns, prepared);
-        row = prepared;
-      }
-      kernels.quantize_row(row, columns, rounding, q + r * columns, scales + r);
+      kernels.rotate_row(row, rotation, columns, prepared);
+      kernels.quantize_row(prepared, columns, rounding, q + r * columns, scales + r);
     }
   });
   return is_done;
 }
 
-const Operator QUANTIZE_ROWS = {"QuantizeRows", 1, {ORT_FLOAT}, 2, {ORT_UINT8, ORT_FLOAT}, create<true>};
-const Operator QUANTIZE_POSITIVE_ROWS = {"QuantizePositiveRows", 1, {ORT_FLOAT}, 2, {ORT_UINT8, ORT_FLOAT}, create<false>};
 const Operator QUANTIZE_ROTATED_ROWS = {"QuantizeRotatedRows", 3, {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}, 2, {ORT_UINT8, ORT_FLOAT},
                                         create_rotated<false>};
 const Operator QUANTIZE_GATED_ROWS = {"QuantizeGatedRows", 3, {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}, 2, {ORT_UINT8, ORT_FLOAT},

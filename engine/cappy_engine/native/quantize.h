@@ -5,13 +5,13 @@
 
 namespace cappy {
 
-// `columns` are those of the result. Only a preparation takes memory; false if there is none.
+// `columns` are those of the result. Takes memory for a row; false if there is none.
 bool quantize_rows(const RowKernels& kernels, const float* x, size_t rows, size_t columns, const Preparation& preparation,
                    const Rounding& rounding, uint8_t* q, float* scales, const Parallel& parallel);
 
 // The attribute zero_point, of rows of 8 bits.
 Error read_zero_point(const Node& node, int* zero_point);
 
-extern const Operator QUANTIZE_ROWS, QUANTIZE_POSITIVE_ROWS, QUANTIZE_ROTATED_ROWS, QUANTIZE_NORMED_ROWS, QUANTIZE_GATED_ROWS;
+extern const Operator QUANTIZE_ROTATED_ROWS, QUANTIZE_NORMED_ROWS, QUANTIZE_GATED_ROWS;
 
 }  // namespace cappy

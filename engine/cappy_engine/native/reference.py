@@ -43,8 +43,7 @@ def quantize_rows(x: Floats, rounding: Rounding) -> tuple[Bytes, Floats]:
     array([[ 64, 128, 255]], dtype=uint8)
     """
     with np.errstate(invalid="ignore", over="ignore"):
-        sizes = np.abs(x) if rounding.is_signed else x
-        most = np.maximum(sizes.max(axis=1, keepdims=True, initial=0), np.float32(rounding.least))
+        most = np.maximum(np.abs(x).max(axis=1, keepdims=True, initial=0), np.float32(rounding.least))
         scales = (most * np.float32(1 / rounding.steps)).astype(np.float32)
         steps = np.rint(x * (np.float32(1) / scales)) + np.float32(rounding.zero_point)
         bounded = np.clip(np.where(np.isnan(steps), 0, steps), 0, 255)  # what is not a number is 0 steps

@@ -27,11 +27,11 @@ struct Rows {
     if (i < count) body(i, count - i);
   }
 
-  static float maximum(const float* x, size_t count, bool is_signed) {
+  static float maximum(const float* x, size_t count) {
     F most[4] = {V::set(0), V::set(0), V::set(0), V::set(0)}, odd = V::set(0), zero = V::set(0);
     auto take = [&](F value, F& most) {
       odd = V::fma(value, zero, odd);  // not a number, as soon as a value is infinite or not a number
-      most = V::max(is_signed ? V::abs(value) : value, most);
+      most = V::max(V::abs(value), most);
     };
     size_t i = 0;
     for (; i + 4 * W <= count; i += 4 * W)
@@ -45,7 +45,7 @@ struct Rows {
   }
 
   static void quantize_row(const float* x, size_t count, const Rounding& rounding, uint8_t* q, float* scale) {
-    float most = maximum(x, count, rounding.is_signed);
+    float most = maximum(x, count);
     most = most < rounding.least ? rounding.least : most;
     *scale = most * static_cast<float>(1.0 / rounding.steps);
     const F inverse = V::set(1.0f / *scale), low = V::set(static_cast<float>(-rounding.zero_point)),

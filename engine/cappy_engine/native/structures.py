@@ -6,12 +6,7 @@ import ctypes
 
 
 class Rounding(ctypes.Structure):
-    _fields_ = (
-        ("zero_point", ctypes.c_int),
-        ("steps", ctypes.c_int),
-        ("least", ctypes.c_float),
-        ("is_signed", ctypes.c_bool),
-    )
+    _fields_ = (("zero_point", ctypes.c_int), ("steps", ctypes.c_int), ("least", ctypes.c_float))
 
 
 class Preparation(ctypes.Structure):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 QUANTIZE = """
     last = Constant <value_ints = [-1]> ()
-    {sizes}
+    sizes = Abs (x)
     largest = ReduceMax <keepdims = 1> (sizes, last)
     least_scaled = Constant <value_float: float = @least> ()
     bounded = Max (largest, least_scaled)

@@ -5,7 +5,7 @@ for `cappy` puts the body in the operator's place when it loads the model. The e
 each (`cappy_engine/native`), which computes the same, faster.
 
 ONNX Runtime 1.20 tells functions apart by their names alone, so each variant has a name of its own. Rows are tokens: of
-all pairs, one pair after the other, without padding; QuantizeRows, Linear and their variants take rows in more
+all pairs, one pair after the other, without padding; QuantizeRotatedRows, Linear and their variants take rows in more
 dimensions, too. Each Cast behind an operator of com.microsoft names a type that the ONNX checker cannot know; ONNX
 Runtime takes it out.
 """
@@ -42,38 +42,18 @@ _NORM = """
 """
 
 
-def _quantize_rows() -> str:
-    """QuantizeRows (x float [n, k]) -> (q uint8 [n, k], scale float [n, 1])
-
-    scale = max(largest |x| of the row, least) / steps; q = x * (1 / scale) + zero_point, rounded half to even, in 0 to
-    255.
-    Attributes: zero_point and steps (int), least (float), is_signed = 1.
-    """
-    body = filled(QUANTIZE, sizes="sizes = Abs (x)")
-    return "QuantizeRows <zero_point, steps, least, is_signed> (x) => (q, scale) {" + body + "}"
-
-
-def _quantize_positive_rows() -> str:
-    """QuantizePositiveRows (x float [n, k]) -> (q uint8 [n, k], scale float [n, 1])
-
-    As QuantizeRows, but of the largest x instead of |x|: for rows without large negative values. is_signed = 0.
-    """
-    body = filled(QUANTIZE, sizes="sizes = Identity (x)")
-    return "QuantizePositiveRows <zero_point, steps, least, is_signed> (x) => (q, scale) {" + body + "}"
-
-
 def _quantize_rotated_rows() -> str:
     """QuantizeRotatedRows (given float [n, k], factors float [k], offsets float [k]) -> (q uint8 [n, k], scale)
 
-    As QuantizeRows, of given * factors + offsets, in which each block of columns was multiplied by the Hadamard matrix
-    of 1 and -1 (Sylvester's order). Attribute: block, a power of two that divides k.
+    x is given * factors + offsets, in which each block of columns was multiplied by the Hadamard matrix of 1 and -1
+    (Sylvester's order). scale = max(largest |x| of the row, least) / steps; q = x * (1 / scale) + zero_point, rounded
+    half to even, in 0 to 255.
+    Attributes: zero_point, steps and block, a power of two that divides k (int), least (float).
     """
     # The matrix has -1 where its row's and its column's numbers have an odd number of bits in common.
-    body = ROTATE + filled(QUANTIZE, sizes="sizes = Abs (x)")
+    body = ROTATE + QUANTIZE
     return (
-        "QuantizeRotatedRows <block, zero_point, steps, least, is_signed> (given, factors, offsets) => (q, scale) {"
-        + body
-        + "}"
+        "QuantizeRotatedRows <block, zero_point, steps, least> (given, factors, offsets) => (q, scale) {" + body + "}"
     )
 
 
@@ -83,9 +63,9 @@ def _quantize_normed_rows() -> str:
     As QuantizeRotatedRows, of the rows' layer norm. Attribute: epsilon.
     """
     norm = "given = LayerNormalization <axis = -1, epsilon: float = @epsilon> (rows, gamma, beta)"
-    body = norm + ROTATE + filled(QUANTIZE, sizes="sizes = Abs (x)")
+    body = norm + ROTATE + QUANTIZE
     return (
-        "QuantizeNormedRows <epsilon, block, zero_point, steps, least, is_signed> "
+        "QuantizeNormedRows <epsilon, block, zero_point, steps, least> "
         "(rows, gamma, beta, factors, offsets) => (q, scale) {" + body + "}"
     )
 
@@ -95,12 +75,8 @@ def _quantize_gated_rows() -> str:
 
     As QuantizeRotatedRows, of what GeGlu makes of the rows.
     """
-    body = filled(GATE, rows="rows", gated="given") + ROTATE + filled(QUANTIZE, sizes="sizes = Abs (x)")
-    return (
-        "QuantizeGatedRows <block, zero_point, steps, least, is_signed> (rows, factors, offsets) => (q, scale) {"
-        + body
-        + "}"
-    )
+    body = filled(GATE, rows="rows", gated="given") + ROTATE + QUANTIZE
+    return "QuantizeGatedRows <block, zero_point, steps, least> (rows, factors, offsets) => (q, scale) {" + body + "}"
 
 
 def _linear() -> str:
@@ -168,8 +144,6 @@ def _ge_glu() -> str:
 
 
 _WRITERS: Mapping[str, Callable[[], str]] = {
-    "QuantizeRows": _quantize_rows,
-    "QuantizePositiveRows": _quantize_positive_rows,
     "QuantizeRotatedRows": _quantize_rotated_rows,
     "QuantizeNormedRows": _quantize_normed_rows,
     "QuantizeGatedRows": _quantize_gated_rows,
@@ -190,7 +164,7 @@ OPERATORS = tuple(_WRITERS)
 def function(name: str) -> onnx.FunctionProto:
     """Write the function of one of OPERATORS.
 
-    >>> list(function("QuantizeRows").output)
+    >>> list(function("QuantizeRotatedRows").output)
     ['q', 'scale']
     """
     write = _WRITERS[name]

@@ -67,18 +67,19 @@ class Census:
 
 @dataclass(frozen=True)
 class Activations:
-    """Hold what a product reads, over all tokens of the calibration: mean (inputs,) and, if asked for, `spread`.
+    """Hold what a product reads, over all tokens of the calibration: `mean`, (inputs,), and `spread`, (inputs, inputs).
 
-    That is the mean of (x - mean) (x - mean)ᵀ, (inputs, inputs).
+    The spread is the mean of (x - mean) (x - mean)ᵀ.
     """
 
     mean: Floats
-    spread: Floats | None = None
+    spread: Floats
 
     @property
-    def moments(self) -> Floats | None:
-        """Compute the mean of x xᵀ, (inputs, inputs); None without `spread`."""
-        return None if self.spread is None else self.spread + np.outer(self.mean, self.mean)
+    def moments(self) -> Floats:
+        """Compute the mean of x xᵀ, (inputs, inputs)."""
+        moments: Floats = self.spread + np.outer(self.mean, self.mean)
+        return moments
 
 
 def take_census(source: Path, calibration: Iterable[Inputs]) -> Census:
@@ -103,9 +104,7 @@ def take_census(source: Path, calibration: Iterable[Inputs]) -> Census:
     return Census(tensors, largest)
 
 
-def measure_activations(
-    source: Path, names: Sequence[str], calibration: Iterable[Inputs], *, has_spread: bool = False
-) -> dict[str, Activations]:
+def measure_activations(source: Path, names: Sequence[str], calibration: Iterable[Inputs]) -> dict[str, Activations]:
     """Measure what the model `source` computes on `calibration` as `names`; empty without inputs.
 
     >>> measure_activations(Path("my-bundle/onnx/model.onnx"), ["layer.0/attention"], pairs.inputs())
@@ -116,7 +115,7 @@ def measure_activations(
     """
     if not names:
         return {}  # ONNX Runtime takes an empty list for all outputs
-    sums = {name: _Sums(has_spread) for name in names}
+    sums = {name: _Sums() for name in names}
     for values in exposed_values(open_exposed(source, names), names, calibration):
         for name, value in values.items():
             sums[name].take(value.reshape(-1, value.shape[-1]))
@@ -126,9 +125,8 @@ def measure_activations(
 class _Sums:
     """Sum rows (tokens, inputs), and their second moments for many tokens at a time: each product writes inputs²."""
 
-    def __init__(self, has_spread: bool) -> None:
+    def __init__(self) -> None:
         self.tokens = 0
-        self._has_spread = has_spread
         self._sum: Any = 0.0
         self._squares: Any = 0.0
         self._waiting: list[Floats] = []
@@ -136,17 +134,14 @@ class _Sums:
     def take(self, rows: Floats) -> None:
         self.tokens += len(rows)
         self._sum = self._sum + rows.sum(axis=0, dtype=np.float64)
-        if self._has_spread:
-            self._waiting.append(rows)
-            if sum(map(len, self._waiting)) >= TOKENS_AT_ONCE:
-                self._multiply()
+        self._waiting.append(rows)
+        if sum(map(len, self._waiting)) >= TOKENS_AT_ONCE:
+            self._multiply()
 
     def finish(self, name: str) -> Activations:
         if not np.isfinite(self._sum).all():
             raise GraphError(f"{name} is not finite on the pairs to calibrate on")
         mean = (self._sum / self.tokens).astype(np.float32)
-        if not self._has_spread:
-            return Activations(mean)
         self._multiply()
         spread: Floats = self._squares
         spread /= np.float32(self.tokens)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,6 @@ METHOD = (
     "weights int8 per channel with compensated rounding (GPTQ), activations uint8 per token, without their mean, "
     f"scaled and rotated in blocks of at most {BLOCK} channels, word embeddings in 12 bits per row"
 )
-CHOSEN = Int8Options(rotates=True, compensates=True)
-"""How an export brings products into 8 bits."""
 
 
 def quantize(
@@ -52,7 +49,7 @@ def quantize(
     product, if there is no calibration, and unless every other product with weights but those of the head was
     quantised.
     """
-    options = replace(CHOSEN, float32_products=float32_products)
+    options = Int8Options(float32_products)
     kept, counts = quantize_products(source, out, options, calibration)
     expected = {*products_with_weights(source)} - {*kept}
     left = [name for name in products_with_weights(out) if name in expected]
@@ -68,21 +65,19 @@ def quantize(
 
 
 def quantize_products(
-    source: Path, out: Path, options: Int8Options = Int8Options(), calibration: Iterable[Inputs] = ()
+    source: Path, out: Path, options: Int8Options, calibration: Iterable[Inputs]
 ) -> tuple[list[str], dict[str, int]]:
     """Write `source` with its products in 8 bits; return the names of those left in float32, and counts.
 
-    >>> quantize_products(Path("model.onnx"), Path("model_quantized.onnx"), Int8Options(float32_products=["layer.0/"]))
-
-    Biases of Gemms are corrected where there is `calibration`.
+    >>> quantize_products(Path("model.onnx"), Path("model_quantized.onnx"), Int8Options(["layer.0/"]), inputs)
     """
     model = onnx.load(str(source))
     products = products_with_weights(source)
     kept = _fitting(products, options.float32_products)
     replaced = {*products} - {*kept}
     read = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in replaced))
-    activations = measure_activations(source, read, calibration, has_spread=options.needs_spread)
-    if options.needs_spread and len(activations) < len(read):
+    activations = measure_activations(source, read, calibration)
+    if len(activations) < len(read):
         raise GraphError("int8 needs pairs to calibrate on, and there are none")
     counts = Counter(node.op_type for node in model.graph.node if node.name in replaced)
     Int8Rewriter(model, options, replaced, activations).rewrite()

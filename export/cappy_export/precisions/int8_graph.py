@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from cappy_engine.native.operands import AFTER_GELU, GROUP, PANEL, Rounding
+from cappy_engine.native.operands import GROUP, PANEL, Rounding
 from cappy_engine.native.reference import pack
 from cappy_export.graphs.operators import DOMAIN
 from cappy_export.graphs.writer import MICROSOFT
@@ -22,39 +22,30 @@ from cappy_export.precisions.calibration import Activations
 from cappy_export.precisions.float_graph import epsilon_of, is_full_norm, multi_head
 from cappy_export.precisions.product_rewriter import ProductRewriter
 from cappy_export.precisions.rotation import Rotation, rotation_for
-from cappy_export.precisions.rounding import Floats, Int8, compensate_weights, quantize_weights
+from cappy_export.precisions.rounding import Floats, Int8, compensate_weights
 
-GELUS = ("Gelu", "BiasGelu")
+ROUNDING = Rounding()
+"""How activations are rounded; products subtract its zero point."""
 
 
 @dataclass(frozen=True)
 class Int8Options:
     """Say how products are brought into 8 bits.
 
-    >>> Int8Options(rotates=True, compensates=True)  # an export's
-
-    Products whose names hold one of `float32_products` stay as they are. `rotates`: see `rotation.py`. `compensates`
-    rounds weights with `rounding.compensate_weights`, and `rounds` does where the spread is not known.
+    Products whose names hold one of `float32_products` stay as they are. `rounds` rounds weights; it is given the
+    second moments of their inputs, too.
     """
 
     float32_products: Sequence[str] = ()
-    rotates: bool = False
-    compensates: bool = False
-    rounds: Callable[[Floats], tuple[Int8, Floats]] = quantize_weights
-
-    @property
-    def needs_spread(self) -> bool:
-        """Tell whether the spread of the activations is needed."""
-        return self.rotates or self.compensates
+    rounds: Callable[[Floats, Floats], tuple[Int8, Floats]] = compensate_weights
 
 
 @dataclass(frozen=True)
 class _Product:
-    """Name the tensors of a product in 8 bits: the activation with its scales and zero point, and the weights."""
+    """Name the tensors of a product in 8 bits: the activation with its scales, and the weights with theirs."""
 
     activation: str
     scale: str
-    zero_point: int
     weights: str
     weight_scales: str
 
@@ -62,7 +53,7 @@ class _Product:
 class Int8Rewriter(ProductRewriter):
     """Write 8-bit products in place of a graph's; an activation that several products read is quantised once.
 
-    >>> Int8Rewriter(model, Int8Options(), {"layer.0/dense"}, {}).rewrite()
+    >>> Int8Rewriter(model, Int8Options(), {"layer.0/dense"}, activations).rewrite()
     """
 
     def __init__(
@@ -76,10 +67,9 @@ class Int8Rewriter(ProductRewriter):
         super().__init__(model, products)
         self._activations = activations
         self._options = options
-        self._rounded: dict[str, tuple[Int8, Floats]] = {}
         self._shifts: dict[str, Floats] = {}
         self._rotations: dict[str, Rotation] = {}
-        self._quantized: dict[str, tuple[str, str, int]] = {}
+        self._quantized: dict[str, tuple[str, str]] = {}
 
     def _replace(self, node: onnx.NodeProto) -> bool:
         if node.op_type == "Attention":
@@ -90,14 +80,13 @@ class Int8Rewriter(ProductRewriter):
 
     def _replace_product(self, node: onnx.NodeProto) -> None:
         """Put the 8-bit product in place of a MatMul, or of a Gemm and all that follows it in one operator."""
-        weights, is_transposed = self._graph.weights_of(node)
-        matrix = f"{node.input[1]}/transposed" if is_transposed else node.input[1]
+        weights, _ = self._graph.weights_of(node)
         has_bias = len(node.input) > 2
         is_linear = has_bias and self._is_linear(node, weights)
-        product = self._product(node.input[0], matrix, weights, node.name, is_packed=is_linear)
+        product = self._product(node.input[0], weights, node.name, is_packed=is_linear)
         if is_linear:
             inputs = [product.activation, product.scale, product.weights, product.weight_scales]
-            self._join(node, [*inputs, self._corrected_bias(node)], zero_point=product.zero_point)
+            self._join(node, [*inputs, self._corrected_bias(node)], zero_point=ROUNDING.zero_point)
         elif has_bias:
             whole = self._multiply(product, f"{node.name}/product", node.name, has_bias=True)
             self._emit("Add", [whole, self._corrected_bias(node)], node.output[0], f"{node.name}/bias")
@@ -111,14 +100,8 @@ class Int8Rewriter(ProductRewriter):
         return inner % GROUP == 0 and columns % PANEL == 0 and bias is not None and list(bias.dims) == [columns]
 
     def _corrected_bias(self, node: onnx.NodeProto) -> str:
-        """Add the bias, less the shift of the mean that rounded weights bring, or that was taken out of the inputs.
-
-        Without rotation those of query, key and value stay: cappy-mini's scores are no better with them corrected.
-        """
+        """Name the bias, less the shift of the mean that was taken out of the inputs."""
         bias = str(node.input[2])
-        is_attended = any(reader.domain == DOMAIN for reader in self._graph.readers.get(node.output[0], []))
-        if node.name not in self._shifts or (is_attended and not self._options.rotates):
-            return bias
         if bias not in self._graph.weights:
             corrected = f"{node.name}/corrected_bias"
             return self._emit("Sub", [bias, self._shift(node.name)], corrected, corrected)
@@ -130,27 +113,20 @@ class Int8Rewriter(ProductRewriter):
         parts = []
         for role, third in zip(("query", "key", "value"), thirds, strict=True):
             name = f"{node.name}/{role}"
-            product = self._product(node.input[0], f"{node.input[1]}/{role}", third, name)
+            product = self._product(node.input[0], third, name)
             parts.append(self._multiply(product, name, name))
         self._nodes.append(multi_head(node, parts))
 
-    def _product(self, source: str, matrix: str, weights: Floats, name: str, *, is_packed: bool = False) -> _Product:
-        """Prepare `source` by `weights`, which are known as `matrix`: layers that share it share its 8-bit form.
+    def _product(self, source: str, weights: Floats, name: str, *, is_packed: bool = False) -> _Product:
+        """Bring `source` and its product's `weights` into 8 bits.
 
-        With their spread the 8-bit form depends on the source, too, and is shared by none.
+        The weights are those of one rotated source: where several products read them, each has its own 8-bit form.
         """
-        rotation, known = self._rotation(source), self._activations.get(source)
-        moments = None if known is None else known.moments
-        if self._options.needs_spread:
-            matrix = f"{name}/weights"
-        if rotation is not None and moments is not None:
-            self._shifts[name] = -rotation.mean @ weights
-            weights, moments = rotation.of_weights(weights), rotation.of_moments(moments)
-        if matrix not in self._rounded:
-            self._rounded[matrix] = self._round(weights, moments)
-        steps, scales = self._rounded[matrix]
-        if known is not None and rotation is None:
-            self._shifts[name] = (known.mean @ (steps * scales - weights)).astype(np.float32)
+        rotation = self._rotation(source)
+        self._shifts[name] = -rotation.mean @ weights
+        moments = rotation.of_moments(self._activations[source].moments)
+        steps, scales = self._options.rounds(rotation.of_weights(weights), moments)
+        matrix = f"{name}/weights"
         stored = (
             self._constant(f"{matrix}/packed", pack(steps)) if is_packed else self._constant(f"{matrix}/int8", steps)
         )
@@ -169,38 +145,26 @@ class Int8Rewriter(ProductRewriter):
             product.weights,
             self._constant("unit_scale", np.float32(1)),
             product.weight_scales,
-            self._constant(f"zero_point_{product.zero_point}", np.uint8(product.zero_point)),
+            self._constant("zero_point", np.uint8(ROUNDING.zero_point)),
         ]
         whole = self._emit("MatMulIntegerToFloat", inputs, f"{name}/sums", f"{name}/sums", domain=MICROSOFT)
-        if has_bias or not self._options.rotates or name not in self._shifts:
+        if has_bias:
             return self._emit("Mul", [whole, product.scale], out, name)
         centred = self._emit("Mul", [whole, product.scale], f"{name}/centred", f"{name}/centred")
         return self._emit("Sub", [centred, self._shift(name)], out, name)
 
-    def _round(self, weights: Floats, moments: Floats | None) -> tuple[Int8, Floats]:
-        """Round weights; with moments that hold the mean, so that their errors are small where it moves, too."""
-        if self._options.compensates and moments is not None:
-            return compensate_weights(weights, moments)
-        return self._options.rounds(weights)
-
-    def _rotation(self, source: str) -> Rotation | None:
+    def _rotation(self, source: str) -> Rotation:
         """Choose how `source` is rotated before it is quantised: once for all products that read it."""
-        known = self._activations.get(source)
-        if not self._options.rotates or known is None or known.spread is None:
-            return None
         if source not in self._rotations:
             readers = [node for node in self._graph.readers[source] if node.name in self._products]
             weights = [self._graph.weights_of(node)[0] for node in readers]
-            self._rotations[source] = rotation_for(known, weights)
+            self._rotations[source] = rotation_for(self._activations[source], weights)
         return self._rotations[source]
 
-    def _in_8_bits(self, source: str) -> tuple[str, str, int]:
-        """Bring `source`, rotated if asked, into 8 bits; return it, its scale per token (..., 1), and zero point."""
+    def _in_8_bits(self, source: str) -> tuple[str, str]:
+        """Bring `source`, rotated, into 8 bits; return it and its scale per token, (..., 1)."""
         if source not in self._quantized:
-            producer, rotation = self._graph.producers.get(source), self._rotation(source)
-            is_after_gelu = producer is not None and producer.op_type in GELUS
-            limits = AFTER_GELU if is_after_gelu and rotation is None else Rounding()
-            self._quantized[source] = self._rows_in_8_bits(source, limits, rotation)
+            self._quantized[source] = self._rows_in_8_bits(source, self._rotation(source))
         return self._quantized[source]
 
     def _joined_before(self, source: str) -> onnx.NodeProto | None:
@@ -218,17 +182,15 @@ class Int8Rewriter(ProductRewriter):
         del self._nodes[alone[0]]
         return producer
 
-    def _rows_in_8_bits(self, source: str, limits: Rounding, rotation: Rotation | None) -> tuple[str, str, int]:
-        whole, scale, inputs, attributes = f"{source}/int8", f"{source}/scale", [source], asdict(limits)
-        operator = "QuantizeRows" if limits.is_signed else "QuantizePositiveRows"
-        if rotation is not None:
-            operator, attributes["block"] = "QuantizeRotatedRows", rotation.block
-            before = self._joined_before(source)
-            if before is not None and before.op_type == "GeGlu":
-                operator, inputs = "QuantizeGatedRows", [*before.input]
-            elif before is not None:
-                operator, inputs, attributes["epsilon"] = "QuantizeNormedRows", [*before.input], epsilon_of(before)
-            inputs.append(self._constant(f"{source}/factors", rotation.inverse_factors))
-            inputs.append(self._constant(f"{source}/offsets", rotation.offsets))
+    def _rows_in_8_bits(self, source: str, rotation: Rotation) -> tuple[str, str]:
+        whole, scale, inputs = f"{source}/int8", f"{source}/scale", [source]
+        operator, attributes = "QuantizeRotatedRows", {**asdict(ROUNDING), "block": rotation.block}
+        before = self._joined_before(source)
+        if before is not None and before.op_type == "GeGlu":
+            operator, inputs = "QuantizeGatedRows", [*before.input]
+        elif before is not None:
+            operator, inputs, attributes["epsilon"] = "QuantizeNormedRows", [*before.input], epsilon_of(before)
+        inputs.append(self._constant(f"{source}/factors", rotation.inverse_factors))
+        inputs.append(self._constant(f"{source}/offsets", rotation.offsets))
         self._nodes.append(helper.make_node(operator, inputs, [whole, scale], whole, domain=DOMAIN, **attributes))
-        return whole, scale, limits.zero_point
+        return whole, scale

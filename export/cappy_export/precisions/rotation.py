@@ -80,8 +80,6 @@ def rotation_for(activations: Activations, weights: Sequence[Floats]) -> Rotatio
 
     >>> rotation_for(activations["layer.0/attention"], [weights]).factors.shape
     """
-    if activations.spread is None:
-        raise ValueError("a rotation needs the spread of what is rotated")
     sizes = np.sqrt(np.diag(activations.spread))
     squares = np.sum([np.square(part, dtype=np.float64).sum(axis=1) for part in weights], axis=0)
     ratio = np.maximum(sizes, 1e-6) / np.maximum(np.sqrt(squares), 1e-6)

@@ -21,14 +21,12 @@ from cappy_engine.errors import InstallationError
 from cappy_engine.native import reference, structures
 from cappy_engine.native.build import LIBRARY, SOURCES
 from cappy_engine.native.library import ChosenSet, NativeLibrary
-from cappy_engine.native.operands import AFTER_GELU, Distances, Floats, Ids, Layer, Rounding
+from cappy_engine.native.operands import Distances, Floats, Ids, Layer, Rotation, Rounding
 from cappy_engine.session import load_runtime, open_session
 from tests.support.places import SUPPORT, TINY
 
 MODEL = SUPPORT / "kernels.onnx"
 """Four operators in a row, written by make_kernels_model.py, which has the weights' seed too."""
-
-
 UNUSED = "the kernels are there but are not used, and int8 takes two to three times as long without them"
 
 
@@ -227,8 +225,11 @@ def expected(x: Floats) -> Floats:
 
     up, down = layer(inner, between), layer(between, inner)
     down = replace(down, zero_point=16, gamma=np.full(inner, 0.5, np.float32), beta=np.full(inner, 0.25, np.float32))
-    middle = reference.linear(replace(up, is_gelu=True), *reference.quantize_rows(x, Rounding()))
-    return reference.linear(down, *reference.quantize_rows(middle, AFTER_GELU), x)
+    first, second = (random.uniform(-2, 2, (2, count)).astype(np.float32) for count in (inner, between))
+    rounded = reference.quantize_rows(reference.rotate_rows(x, Rotation(first[0], first[1], 8)), Rounding())
+    active = reference.linear(replace(up, is_gelu=True), *rounded)
+    middle = reference.rotate_rows(active, Rotation(second[0], second[1], 16))
+    return reference.linear(down, *reference.quantize_rows(middle, Rounding(zero_point=16, steps=239, least=2.5)), x)
 
 
 @pytest.mark.parametrize("rows", [1, 31, 700])

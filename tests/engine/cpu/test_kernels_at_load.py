@@ -81,8 +81,8 @@ def test_what_is_not_a_number_may_not_be_lost(
 
 @pytest.mark.parametrize("block", [1, 8, 16, 32, 64])
 def test_each_size_of_rotated_blocks(library: NativeLibrary, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    def turned(found: Any, _: Floats, __: Any, rotation: Rotation | None = None, *___: Any, **____: Any) -> Any:
-        return found[0] ^ (rotation is not None and rotation.block == block), found[1]
+    def turned(found: Any, _: Floats, __: Any, rotation: Rotation, *___: Any, **____: Any) -> Any:
+        return found[0] ^ (rotation.block == block), found[1]
 
     assert "RotatedRows differs" in spoil(library, monkeypatch, "quantize_rows", turned)
 
@@ -90,9 +90,7 @@ def test_each_size_of_rotated_blocks(library: NativeLibrary, monkeypatch: pytest
 def test_epsilon_counts(library: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
     right: Any = library.quantize_rows
 
-    def small(
-        name: str, x: Floats, rounding: Any, rotation: Any = None, norm: Norm | None = None, **others: Any
-    ) -> Any:
+    def small(name: str, x: Floats, rounding: Any, rotation: Any, norm: Norm | None = None, **others: Any) -> Any:
         given = norm and Norm(norm.gamma, norm.beta, epsilon=1e-5)
         return right(name, x, rounding, rotation, given, **others)
 
