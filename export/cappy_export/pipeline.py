@@ -21,7 +21,7 @@ from cappy_export.checkpoints.checkpoint import (
     shape_model,
 )
 from cappy_export.checkpoints.config import bundle_config
-from cappy_export.checkpoints.fast_tokenizer import doubt_of, load_tokenizer
+from cappy_export.checkpoints.fast_tokenizer import doubts_of, load_tokenizer
 from cappy_export.checkpoints.refusals import refusing
 from cappy_export.cpu_models import check_cpu_models, write_cpu_models
 from cappy_export.gpu_models import BUCKETS, check_gpu_models, choose_lengths, write_gpu_models
@@ -148,7 +148,7 @@ def _write(
             f"with --max-length {longest}"
         )
         tokenizer.model_max_length = options.max_length  # which leaves a pair some text: PyTorch's scores needed it
-    if doubt := doubt_of(checkpoint, tokenizer):
+    for doubt in doubts_of(checkpoint, tokenizer):
         say(doubt)
     write_json(staging / "config.json", bundle_config(checkpoint.config))
     model = {"max_length": tokenizer.model_max_length, "pad_token_id": tokenizer.pad_token_id}

@@ -16,6 +16,7 @@ from cappy_bench.speed.run_options import RunOptions
 from cappy_bench.speed.tables import missing_table
 from cappy_bench.speed.texts import make_pool
 from cappy_bench.speed.workloads import PROOF, Workload, make_workloads
+from cappy_engine.errors import BenchmarkError
 from cappy_engine.storage import json_bytes
 from cappy_engine.tokenizer import PairTokenizer
 from tests.support.fake_tools import SIZES, FakeTool, Run, row_of, run_on_fakes, runner_of, spec, true_score
@@ -45,6 +46,20 @@ def test_of_few_texts_the_proof_takes_what_is_left(tokenizer: PairTokenizer) -> 
     found = {count: make_workloads(TEXTS[:count], tokenizer, WITH_PROOF, seed=0) for count in (needed, needed + 7)}
     assert PROOF not in [one.name for one in found[needed]]
     assert len(found[needed + 7][-1].pairs) == 7
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names"), [(["bulk"], ["bulk"]), (["bulk", PROOF], ["bulk", PROOF]), ([], [*SIZES.names, PROOF])]
+)
+def test_the_proof_can_be_left_out(wanted: list[str], names: list[str], tokenizer: PairTokenizer) -> None:
+    found = make_workloads(TEXTS, tokenizer, WITH_PROOF, seed=0, wanted=wanted)
+    assert [one.name for one in found] == names
+
+
+def test_a_run_of_the_proof_alone_would_measure_nothing(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    asked = RunOptions(bundle=bundle, checkpoint=checkpoint, workloads=(PROOF,), out=tmp_path / "result.json")
+    with pytest.raises(BenchmarkError, match="the workload proof has no time; name another one, too"):
+        measure_options(asked, say=lambda line: None)
 
 
 def test_the_proof_is_scored_once_and_has_no_speed(proven: list[Workload], tmp_path: Path) -> None:

@@ -207,18 +207,19 @@ def test_an_architecture_that_needs_more_than_a_pair_is_refused(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_model_whose_scores_depend_on_the_pairs_before_is_refused(tmp_path: Path) -> None:
-    """Once BigBird has met a short pair, it computes other scores for long ones."""
-    sparse = {"attention_type": "block_sparse", "block_size": 16, "num_random_blocks": 1}  # short: to 112 tokens
+@pytest.mark.parametrize(("attention", "longest"), [("block_sparse", 112), ("original_full", 512)])
+def test_bigbirds_pairs_end_where_its_scores_begin_to_depend_on_the_pairs_before(
+    attention: str, longest: int, tmp_path: Path
+) -> None:
+    """Once it has met a short pair, PyTorch computes other scores for long ones, which no bundle could have both."""
+    sparse = {"attention_type": attention, "block_size": 16, "num_random_blocks": 1}
     checkpoint = make("big_bird", tmp_path / "checkpoint", unigram, **sparse)
-    with pytest.raises(CheckpointError, match=r"PyTorch scores the longest pair with .* after shorter ones"):
-        export(checkpoint, tmp_path / "bundle")
-    export(checkpoint, tmp_path / "bundle", ExportOptions(max_length=112))
-    pair = ("Is it so?", "It is. " * 30)
+    assert export(checkpoint, tmp_path / "bundle")["model"]["max_length"] == longest
+    pair = ("Is it so?", "It is. " * 90)
     model = AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     with torch.inference_mode():
-        expected = model(**tokenizer([pair], truncation=True, max_length=112, return_tensors="pt")).logits
+        expected = model(**tokenizer([pair], truncation=True, max_length=longest, return_tensors="pt")).logits
     with Scorer.open(tmp_path / "bundle") as scorer:
         np.testing.assert_allclose(scorer.score([pair]), expected[:, 0], atol=1e-4)
 

@@ -35,6 +35,7 @@ def test_the_model_is_the_one_that_transformers_loads(checkpoint: Path) -> None:
         ("_attn_implementation_internal", "evil/kernels"),
         ("attn_implementation", "evil/kernels"),
         ("_attn_implementation", "evil/kernels"),
+        ("_attn_implementation", "flash_attention_2"),
         ("kernel_config", {"Linear": "evil/kernels"}),
         ("quantization_config", {"quant_method": "evil"}),
         ("text_config", {"auto_map": {"AutoModel": "evil--model.Model"}}),

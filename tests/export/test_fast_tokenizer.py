@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sentence_transformers import CrossEncoder
 
 from cappy_bench.families import FAMILIES, write_unigram
 from cappy_bench.make_checkpoint import make_family, save_weights
@@ -18,7 +19,7 @@ from cappy_engine.tokenizer import PairTokenizer
 from cappy_export import export
 from cappy_export.adaptation.model_setup import pair_tokenizer
 from cappy_export.checkpoints.checkpoint import open_checkpoint
-from cappy_export.checkpoints.fast_tokenizer import PROBES, doubt_of, load_tokenizer
+from cappy_export.checkpoints.fast_tokenizer import PROBES, doubts_of, load_tokenizer
 from cappy_export.proof.reference import score_with_torch
 from tests.support.checkpoints import copy, edit
 
@@ -204,18 +205,23 @@ def test_a_tokenizer_that_cuts_at_random_is_refused(checkpoint: Path, tmp_path: 
 
 
 def test_a_chat_template_is_noted(checkpoint: Path, tmp_path: Path) -> None:
-    """transformers scores texts as they are; sentence-transformers writes them into the template."""
+    """transformers scores texts as they are; sentence-transformers writes them into the template.
+
+    It does not where it saved a CrossEncoder for texts.
+    """
     template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    in_config = changed(
-        checkpoint, tmp_path / "config", lambda found: found.update(chat_template=template), name=CONFIG
-    )
-    beside = copy(checkpoint, tmp_path / "beside")
-    (beside / "chat_template.jinja").write_text(template)
+    told = {"chat_template": template}
+    in_config = changed(checkpoint, tmp_path / "config", lambda config: config.update(told), name=CONFIG)
+    beside, saved = (copy(checkpoint, tmp_path / name) for name in ("beside", "saved"))
+    CrossEncoder(str(saved), device="cpu").save_pretrained(str(saved))
+    for folder in (beside, saved):
+        (folder / "chat_template.jinja").write_text(template)
     for folder in (in_config, beside):
         opened = open_checkpoint(folder)
-        doubt = doubt_of(opened, load_tokenizer(opened, max_length=512))
-        assert doubt is not None
+        (doubt,) = doubts_of(opened, load_tokenizer(opened, max_length=512))
         assert f"note: {folder.name} has a chat template" in doubt
+    opened = open_checkpoint(saved)
+    assert doubts_of(opened, load_tokenizer(opened, max_length=512)) == []
 
 
 def test_ids_that_only_the_template_makes_are_seen(checkpoint: Path, tmp_path: Path) -> None:

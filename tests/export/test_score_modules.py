@@ -204,6 +204,11 @@ def renamed(file: str, other: str) -> Callable[[Path], None]:
             "config_kwargs is .*into con",
         ),
         (changed("sentence_bert_config.json", something_newer=[1]), r"something_newer is \[1\]"),
+        *(
+            (changed("sentence_bert_config.json", modality_config=wrong), "modality_config must be an object, found")
+            for wrong in (["text"], 5, "text")
+        ),
+        (changed("sentence_bert_config.json", modality_config={"image": {}}), "has image; a bundle scores texts alone"),
         (
             renamed("sentence_bert_config.json", "sentence_roberta_config.json"),
             "only sentence_bert_config.json",

@@ -27,7 +27,7 @@ from cappy_bench.speed.figures import SCHEMA, useful_flops
 from cappy_bench.speed.run_options import ENVIRONMENTS, RESULTS, SUITES, RunOptions
 from cappy_bench.speed.suite import Plan, Say, measure_peak, run_suite
 from cappy_bench.speed.texts import choose_pool, read_files
-from cappy_bench.speed.workloads import MAX_LENGTH, Workload, make_workloads
+from cappy_bench.speed.workloads import MAX_LENGTH, PROOF, Workload, make_workloads
 from cappy_engine.bulk.output.output_file import open_output
 from cappy_engine.bulk.output.places import check_output
 from cappy_engine.bundle import MANIFEST, Bundle, open_bundle
@@ -225,12 +225,15 @@ def _take_workloads(options: RunOptions, model: Model) -> tuple[list[Workload], 
     sizes = SUITES[options.suite][1]
     if model.checkpoint is None:
         sizes = replace(sizes, proof=0)  # there is nothing to compare its scores with
-    missing = [name for name in options.workloads if name not in sizes.names]
+    has = [*sizes.names, *([PROOF] if sizes.proof else [])]
+    missing = [name for name in options.workloads if name not in has]
     if missing:
         raise BenchmarkError(
-            f"the suite {options.suite} has no workload {', '.join(missing)}, only {', '.join(sizes.names)}; choose "
+            f"the suite {options.suite} has no workload {', '.join(missing)}, only {', '.join(has)}; choose "
             "one of these, or another --suite"
         )
+    if set(options.workloads) == {PROOF}:
+        raise BenchmarkError(f"the workload {PROOF} has no time; name another one, too")
     tokenizer = PairTokenizer.from_file(model.bundle / "tokenizer.json", max_length=model.max_length)
     pairs, source = choose_pool(options.pairs, options.data, seed=options.seed)
     return make_workloads(pairs, tokenizer, sizes, seed=options.seed, wanted=options.workloads), source

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cappy_bench.peers.specs import SPECS
-from cappy_bench.speed.workloads import DESCRIPTIONS, Sizes
+from cappy_bench.speed.workloads import DESCRIPTIONS, PROOF, Sizes
 from cappy_engine.bundle import EMBEDDED
 from cappy_engine.options import Asked, check_asked
 
@@ -59,7 +59,7 @@ class RunOptions:
         tuple[str, ...], Asked("only its runners; repeat for more (default: all)", "--environment", ENVIRONMENTS)
     ] = ()
     workloads: Annotated[
-        tuple[str, ...], Asked("only this one; repeat for more (default: all)", "--workload", tuple(DESCRIPTIONS))
+        tuple[str, ...], Asked("only this one; repeat for more (default: all)", "--workload", (*DESCRIPTIONS, PROOF))
     ] = ()
     rounds: Annotated[int | None, Asked("how often each workload is scored (default: the suite's)", least=1)] = None
     threads: Annotated[int | None, Asked("CPU threads (default: one for each usable core)", least=1)] = None

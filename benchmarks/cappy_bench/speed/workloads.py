@@ -145,7 +145,7 @@ class Pool:
 def make_workloads(
     pairs: Sequence[Pair], tokenizer: PairTokenizer, sizes: Sizes, *, seed: int, wanted: Collection[str] = ()
 ) -> list[Workload]:
-    """Make every workload from the same pool, or only the `wanted` ones, and then the proof.
+    """Make every workload and the proof from the same pool, or only the `wanted` ones. The proof is the last.
 
     A wanted workload has the same pairs without the others, if the pool is large enough for all. In a smaller pool the
     others take no pairs. Interactive lengths are those of the pool's first pairs (`read_pool` puts the ones of real use
@@ -171,7 +171,8 @@ def make_workloads(
     requests = {name: [[pair] for pair in found] if name in SINGLES else [found] for name, found in taken.items()}
     if "rerank" in names:  # it and the proof are the last to take from the pool, so that they change no other
         requests["rerank"] = _rerank_requests(pool, random, sizes)
-    if count := min(sizes.proof, pool.left):
+    count = min(sizes.proof, pool.left) if PROOF in wanted or not wanted else 0
+    if count:
         requests[PROOF] = [pool.take(bulk_lengths(random, count))]
         names.append(PROOF)
     return [_workload(name, requests[name], tokenizer) for name in names]

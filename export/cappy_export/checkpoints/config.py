@@ -29,8 +29,8 @@ COUNTS_FROM_PADDING = frozenset(
 
 REFUSED_PARTS = ("auto_map", "attn_implementation", "kernel", "quantization", "custom_", "trust_remote", "_hub")
 
-ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention")
-"""Values of a key attn_implementation that are names in transformers itself. Others name a repository with code."""
+ATTENTIONS = ("eager", "sdpa")
+"""Values of a key attn_implementation that are in transformers itself: for others it may fetch code from the hub."""
 
 UNQUANTISED = (
     "the weights are quantised: give the checkpoint that they were made from, or save the model and the tokenizer "
@@ -148,7 +148,7 @@ def _check_encoder(config: Mapping[str, Any], name: str) -> tuple[list[Any], str
     found = f"{listed(architectures) or 'no architecture'} (model type {model_type})"
     is_encoder = model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if model_type == "longformer":
-        raise CheckpointError(f"{name} is a longformer, whose global attention the engine does not know")
+        raise CheckpointError(f"{name} is a longformer, whose global attention the engine does not know; take another")
     if config.get("is_decoder") or config.get("is_encoder_decoder") or not is_encoder:
         raise CheckpointError(f"{name} is a generative model, or not a text encoder: {found}; needed is a text encoder")
     return architectures, found
@@ -176,10 +176,14 @@ def max_positions(config: Mapping[str, Any]) -> int:
     >>> max_positions({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1})
     512
 
-    RoBERTa and its kin number positions from the padding id up, which takes `pad_token_id + 1` of them away.
+    RoBERTa and its kin number positions from the padding id up, which takes `pad_token_id + 1` of them away. BigBird's
+    pairs end where its sparse attention begins: once it has met a shorter pair, PyTorch computes all of the attention,
+    also for longer ones, so that these have two scores.
     """
     resolved = CONFIG_MAPPING[config["model_type"]](**config_arguments(config))
     positions = int(resolved.max_position_embeddings)
+    if config["model_type"] == "big_bird" and resolved.attention_type == "block_sparse":
+        return min(positions, (5 + 2 * resolved.num_random_blocks) * resolved.block_size)
     return positions - int(resolved.pad_token_id) - 1 if config["model_type"] in COUNTS_FROM_PADDING else positions
 
 

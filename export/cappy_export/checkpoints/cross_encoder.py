@@ -26,7 +26,7 @@ INSTEAD = {
     "do_lower_case": "put a lower-casing normalizer into tokenizer.json",
     "max_seq_length": "put it into tokenizer_config.json, as model_max_length",
     **dict.fromkeys(("processing_kwargs", "processor_kwargs", "tokenizer_args"), "put it into the tokenizer's files"),
-    **dict.fromkeys(("config_kwargs", "config_args"), "put it into config.json"),
+    **dict.fromkeys(("config_kwargs", "config_args", "model_kwargs", "model_args"), "put what counts into config.json"),
 }
 """What to do in the place of such a key."""
 
@@ -49,11 +49,9 @@ def read_cross_encoder(folder: Path, *, needs_head: bool = True) -> SavedCrossEn
     scores that come from more than the model, its head and the texts of a pair. Unless it `needs_head`, only a head is
     looked for, and what is not one is left out.
     """
-    if not (folder / MODULES).is_file() or not (folder / SAVED).is_file():
+    if not is_cross_encoder(folder):
         return SavedCrossEncoder()
     found = read_json(folder / SAVED)
-    if found.get("model_type") != "CrossEncoder":
-        return SavedCrossEncoder()
     if not needs_head:
         told = read_any_json(folder / MODULES)
         return SavedCrossEncoder({}, _read_modules(folder)) if is_head(told) else SavedCrossEncoder()
@@ -64,6 +62,16 @@ def read_cross_encoder(folder: Path, *, needs_head: bool = True) -> SavedCrossEn
     _check_inputs(folder / INPUTS, output="last_hidden_state" if modules else "logits")
     _check_prompt(found, folder / SAVED)
     return SavedCrossEncoder(found, modules)
+
+
+def is_cross_encoder(folder: Path) -> bool:
+    """Tell whether sentence-transformers, 5.4 or later, saved the checkpoint as a CrossEncoder.
+
+    >>> is_cross_encoder(Path("export/cappy_mini/checkpoint"))
+    False
+    """
+    is_saved = (folder / MODULES).is_file() and (folder / SAVED).is_file()
+    return is_saved and read_json(folder / SAVED).get("model_type") == "CrossEncoder"
 
 
 def _read_modules(folder: Path) -> ScoreModules | None:
@@ -89,12 +97,16 @@ def _check_inputs(path: Path, *, output: str) -> None:
             f"{INSTEAD.get(key, 'put what counts into other files')}, and remove it here"
         )
     modalities = found.get("modality_config") or {}
-    if others := sorted(set(modalities) - {"text"}):
+    if not isinstance(modalities, dict):
+        raise CheckpointError(f"{path}: modality_config must be an object, found {shown(repr(modalities))}")
+    if "message" in modalities:
         raise CheckpointError(
-            f"{path}: modality_config has {listed(others)}: sentence-transformers writes a pair as messages by the "
-            "tokenizer's chat template, and a bundle scores texts as they are; if the model was trained on bare texts, "
-            "remove the template and this entry"
+            f"{path}: modality_config has message: sentence-transformers writes a pair as messages by the tokenizer's "
+            "chat template, and a bundle scores texts as they are; if the model was trained on bare texts, remove this "
+            "entry, and the template (chat_template.jinja, or chat_template in tokenizer_config.json)"
         )
+    if others := sorted(set(modalities) - {"text"}):
+        raise CheckpointError(f"{path}: modality_config has {listed(others)}; a bundle scores texts alone")
     text = modalities.get("text") or {"method": "forward", "method_output_name": output}
     if text != {"method": "forward", "method_output_name": output}:
         raise CheckpointError(

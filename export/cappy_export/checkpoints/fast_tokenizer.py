@@ -23,6 +23,7 @@ from cappy_engine.errors import CheckpointError
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.checkpoints.checkpoint import Checkpoint
 from cappy_export.checkpoints.config import COUNTS_FROM_PADDING, max_positions, read_json
+from cappy_export.checkpoints.cross_encoder import is_cross_encoder
 from cappy_export.checkpoints.hub import TOKENIZER_FILES, VOCABULARIES
 from cappy_export.checkpoints.models import model_config
 from cappy_export.checkpoints.naming import listed, shown
@@ -151,25 +152,27 @@ def check_tables(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> 
         )
 
 
-def doubt_of(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Say why scores may be others than where the model was trained; None if nothing speaks for it.
+def doubts_of(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Say why scores may be others than where the model was trained; empty if nothing speaks for it.
 
     No parity check could see it: the tokenizer is another model's, or other tools put texts into a template.
 
-    >>> doubt_of(opened, load_tokenizer(opened, max_length=512))
+    >>> doubts_of(opened, load_tokenizer(opened, max_length=512))
+    []
     """
+    doubts = []
     rows, highest = int(model_config(checkpoint.config).vocab_size), max(tokenizer.get_vocab().values())
-    if has_chat_template(checkpoint.folder):
-        return (
+    if highest + 1 < LEAST_PART * rows:
+        doubts.append(
+            f"note: the tokenizer of {checkpoint.name} makes ids up to {highest} of {rows} rows in the model's table "
+            "of words; is it the one that the model was trained with? With another all scores are wrong"
+        )
+    if has_chat_template(checkpoint.folder) and not is_cross_encoder(checkpoint.folder):
+        doubts.append(
             f"note: {checkpoint.name} has a chat template: sentence-transformers writes a pair as messages by it, from "
             "5.4 on, and a bundle scores texts as they are, as transformers does"
         )
-    if highest + 1 >= LEAST_PART * rows:
-        return None
-    return (
-        f"note: the tokenizer of {checkpoint.name} makes ids up to {highest} of {rows} rows in the model's table of "
-        "words; is it the one that the model was trained with? With another all scores are wrong"
-    )
+    return doubts
 
 
 def _check_vocabulary(checkpoint: Checkpoint) -> None:

@@ -21,9 +21,6 @@ from cappy_export.checkpoints.fast_tokenizer import load_tokenizer
 from cappy_export.checkpoints.naming import shown
 from cappy_export.checkpoints.refusals import refusing
 
-SAME = 1e-5
-"""How far two scores of one pair may be apart, of a score's size where that is above 1."""
-
 
 @dataclass(frozen=True)
 class Reference:
@@ -64,37 +61,19 @@ def score_with_torch(checkpoint: Checkpoint, pairs: Iterable[Sequence[str]], *, 
 
     >>> score_with_torch(open_checkpoint("export/cappy_mini/checkpoint"), default_pairs(), max_length=512).scores
 
-    Raises CheckpointError if PyTorch itself gives NaN or infinity for a pair, or a long one another score once it has
-    scored short ones, and InvalidPair.
+    Raises CheckpointError if PyTorch itself gives NaN or infinity for a pair, and InvalidPair.
     """
     checked = check_pairs(pairs)
-    longest = max(range(len(checked)), key=lambda row: sum(map(len, checked[row])), default=0)
-    found = list(each_score(checkpoint, [*checked[longest : longest + 1], *checked], max_length=max_length))
-    before, found = found[:1], found[1:]
+    found = list(each_score(checkpoint, checked, max_length=max_length))
     scores = np.array([each.score for each in found], dtype=np.float32)
     broken = np.flatnonzero(~np.isfinite(scores))
     if broken.size:
         raise CheckpointError(
             f"PyTorch itself gives {scores[broken[0]]} for {broken.size} pairs, first {checked[broken[0]]}"
         )
-    for each in before:
-        _require_same(checkpoint, each.score, float(scores[longest]))
     return Reference(
         scores, np.array([each.token_count for each in found]), np.array([each.is_truncated for each in found])
     )
-
-
-def _require_same(checkpoint: Checkpoint, first: float, later: float) -> None:
-    """Raise CheckpointError if a pair's score depends on the pairs before it.
-
-    BigBird is such a model: once it has met a short pair it computes all of its attention, also for long pairs.
-    """
-    if abs(later - first) > SAME * max(1.0, abs(first)):
-        raise CheckpointError(
-            f"PyTorch scores the longest pair with {first:.6f}, and with {later:.6f} after shorter ones: so "
-            f"{checkpoint.name} has no scores to compare with. Try a shorter --max-length; for BigBird it is "
-            "(5 + 2 * num_random_blocks) * block_size"
-        )
 
 
 @dataclass(frozen=True)
