@@ -142,7 +142,7 @@ def test_a_request_asks_for_at_most_so_many_choices(server: Server) -> None:
 def test_an_answer_without_choices_is_an_error(content: Any, server: Server) -> None:
     server.answer = lambda body: (200, content)
     with pytest.raises(SampleError, match="instruction 1"):
-        ask(server, ["a"])
+        ask(server, ["a"], max_retries=0)
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cappy_bench.candidates.decodings import Candidates, choose_decodings
 from cappy_bench.candidates.endpoint import Endpoint
-from cappy_bench.candidates.sample_options import EndpointOptions
+from cappy_bench.candidates.sample_options import EndpointOptions, SampleOptions
+from cappy_bench.candidates.sampling import sample_file
 from cappy_engine.errors import SampleError
-from tests.support.small_endpoint import Server, answered, refused, serving
+from tests.support.small_endpoint import Server, answered, refused, serving, text_of
 
 
 @pytest.fixture
@@ -21,9 +24,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield state
 
 
-def ask(server: Server, *, api: Any = "chat") -> Candidates:
-    endpoint = Endpoint(server.url, "small", EndpointOptions(api=api))
+def ask(server: Server, *, api: Any = "chat", max_retries: int = 0) -> Candidates:
+    endpoint = Endpoint(server.url, "small", EndpointOptions(api=api, max_retries=max_retries))
     return endpoint.sample(["a"], choose_decodings(["greedy"]), seed=0)[0]
+
+
+NUMBERS: list[list[Any]] = [[True], [0.5], [-1.0, 5.0], [{"logprob": True}], [{"logprob": 0.5}]]
+"""That are the logarithm of no probability."""
 
 
 def test_an_answer_in_parts_is_the_text_of_all_of_them(server: Server) -> None:
@@ -110,7 +117,7 @@ def test_an_empty_answer_is_an_empty_text(server: Server) -> None:
 @pytest.mark.parametrize("reason", ["error", "abort", "cancelled", "timeout"])
 def test_an_answer_that_the_server_gave_up_is_an_error(reason: str, api: str, server: Server) -> None:
     server.answer = lambda body: answered(body, finish_reason=reason)
-    with pytest.raises(SampleError, match=f"did not finish its answer to instruction 1: {reason}; .*--resume"):
+    with pytest.raises(SampleError, match=f"did not finish its answer to instruction 1: {reason}; ask again"):
         ask(server, api=api)
 
 
@@ -129,12 +136,63 @@ def test_an_error_within_an_answer_is_told(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b'{"choices": [', b"[" * 100_000, b'{"choices": "\xff"}'], ids=lambda each: ascii(each[:12])
+    ("content", "shown"),
+    [
+        (b'{"choices": [' + b" " * 99 + b"no", r"""'{"choices": \[ {67}'$"""),
+        (b"[" * 100_000, r"'\[{80}'$"),
+        (b'{"choices": "\xff"}', r"""'{"choices": "\ufffd"}'$"""),
+        (b"<html>", "'<html>'$"),
+        (b"", "nothing$"),
+    ],
+    ids=lambda each: ascii(each[:12]),
 )
-def test_an_answer_that_is_not_json_is_an_error(content: bytes, server: Server) -> None:
+def test_an_answer_that_is_not_json_is_an_error_that_shows_it(content: bytes, shown: str, server: Server) -> None:
     server.answer = lambda body: (200, content)
-    with pytest.raises(SampleError, match=r"failed on instruction 1 \(greedy; 1 characters\): "):
+    problem = r"failed on instruction 1 \(greedy; 1 characters\): the answer is not JSON \(.*\): "
+    for api in ("chat", "completions"):
+        with pytest.raises(SampleError, match=problem + shown):
+            ask(server, api=api)
+
+
+def test_an_answer_that_is_not_json_is_asked_for_again(server: Server) -> None:
+    server.answer = lambda body: answered(body) if len(server.bodies) > 1 else (200, b'{"choices": [')
+    assert [sample.text for sample in ask(server, max_retries=1).samples] == ["a 0"]
+    assert len(server.bodies) == 2
+    server.answer = lambda body: (200, b'{"choices": [')
+    with pytest.raises(SampleError, match="is not JSON"):
+        ask(server, max_retries=1)
+    assert server.bodies == server.bodies[:1] * 4
+
+
+@pytest.mark.parametrize("content", [b"[1, 2]", b"null", b'"hi"', b'{"detail": "Not Found"}'], ids=ascii)
+def test_an_answer_of_another_form_is_shown(content: bytes, server: Server) -> None:
+    server.answer = lambda body: (200, content)
+    shown = re.escape(repr(content.decode()))
+    with pytest.raises(SampleError, match=rf"gave no choice for instruction 1 \(greedy\); it answered {shown}$"):
         ask(server)
+
+
+def test_an_error_names_the_instruction_by_its_place_in_the_file(server: Server, tmp_path: Path) -> None:
+    lines = [f'{{"instruction": "{letter}"}}'.encode() for letter in "abcdefg"]
+    options, endpoint = SampleOptions(batch_size=3), Endpoint(server.url, "small")
+    greedy = choose_decodings(["greedy"])
+    for changes, problem in (
+        (None, r"failed on instruction 5 \(greedy"),
+        ({"finish_reason": "error"}, "answer to instruction 5: error"),
+        ({"message": "e"}, "answer to instruction 5 has a message of a wrong kind"),
+        ({"message": {"content": 5}}, "answer to instruction 5 is not a text"),
+        ({"logprobs": None}, "log-likelihoods for instruction 5, though"),
+    ):
+        server.answer = lambda body, changes=changes: (  # type: ignore[misc]
+            answered(body) if text_of(body) != "e" else refused("no") if changes is None else answered(body, **changes)
+        )
+        with pytest.raises(SampleError, match=f"in the batch of examples 4 to 6: .*{problem}"):
+            sample_file(lines, tmp_path / f"{len(problem)}.jsonl", endpoint, greedy, options)
+    server.answer = answered
+    for first in (1, 4):
+        endpoint.sample(["z"], greedy, seed=0, first=first)
+    one, other = [body for body in server.bodies if text_of(body) == "z"]
+    assert one == other
 
 
 @pytest.mark.parametrize("words", ["Too long", "Too long."])
@@ -152,7 +210,7 @@ def test_a_choice_that_is_not_an_object_is_an_error(choices: Any, server: Server
             ask(server, api=api)
 
 
-@pytest.mark.parametrize("values", ["abc", 5, ["x"], [{"logprob": "x"}]], ids=str)
+@pytest.mark.parametrize("values", ["abc", 5, ["x"], [{"logprob": "x"}], *NUMBERS], ids=str)
 def test_log_likelihoods_of_another_form_are_an_error(values: Any, server: Server) -> None:
     server.answer = lambda body: answered(body, logprobs={"content": values, "token_logprobs": values})
     for api in ("chat", "completions"):

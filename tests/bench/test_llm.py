@@ -228,6 +228,8 @@ def test_a_log_likelihood_that_is_no_number_names_the_instruction_and_what_helps
     llm = open_small(folder, dtype=dtype)
     with pytest.raises(SampleError, match=f"t5 gives a log-likelihood of nan for instruction 2; {advice}"):
         llm.sample(["Count", "日"], [DECODINGS["greedy"]], seed=0)
+    with pytest.raises(SampleError, match=f"nan for instruction 8; {advice}"):
+        llm.sample(["Count", "日"], [DECODINGS["greedy"]], seed=0, first=7)
 
 
 def test_facts_tell_a_folder_by_its_files(folders: dict[str, Path], llms: dict[str, LocalLLM], tmp_path: Path) -> None:

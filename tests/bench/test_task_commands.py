@@ -11,7 +11,7 @@ import pytest
 
 from cappy_engine.cli.main import main
 from cappy_export.adaptation.samples import read_samples
-from tests.support.small_endpoint import serving
+from tests.support.small_endpoint import answered, serving
 from tests.support.small_llms import make_llm
 
 
@@ -77,6 +77,17 @@ def test_sampling_is_repeatable_and_never_overwrites(
     assert main([*command, "-o", str(tmp_path / "a.jsonl")]) == 1
     assert (tmp_path / "a.jsonl").read_bytes() == before
     assert f"{tmp_path / 'a.jsonl'} exists" in capsys.readouterr().err
+
+
+def test_samples_that_a_content_filter_stopped_are_not_told_as_too_long(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving() as server:
+        server.answer = lambda body: answered(body, finish_reason="content_filter")
+        options = ["--endpoint", server.url, "--model", "m", "--decoding", "greedy"]
+        assert main(["sample", str(prompts), *options, "-o", str(tmp_path / "samples.jsonl")]) == 0
+    assert "5 samples were cut at --max-new-tokens or by a content filter\n" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -154,6 +154,28 @@ def test_a_full_disk_at_the_end_leaves_the_saved_state_and_says_how_to_go_on(che
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_full_disk_while_the_moments_are_saved_is_told_as_one(checkpoint: Path, tmp_path: Path) -> None:
+    """The weights fit, and PyTorch's file behind them does not."""
+    recipe, state = dataclasses.replace(RECIPE, max_steps=3), tmp_path / "out.training"
+
+    def fill(progress: Progress) -> None:
+        if progress.step == 2:
+            size = (state / "step-1" / "model.safetensors").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 1000, hard))
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    told = (
+        r"state of step 2 cannot be saved to .* \(File too large\); the state of step 1 is kept: make room, and go on"
+    )
+    try:
+        with pytest.raises(AdaptError, match=told):
+            adapt(checkpoint, colour_examples(20), tmp_path / "out", recipe, AdaptOptions(save_every=1), progress=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    adapt(checkpoint, colour_examples(20), tmp_path / "out", recipe, AdaptOptions(resume=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.slow
 def test_what_was_learnt_is_kept_if_the_result_cannot_be_written(checkpoint: Path, tmp_path: Path) -> None:
     """And goes on to the same result without a step, however often it cannot."""

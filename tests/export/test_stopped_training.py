@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
-from cappy_engine.errors import AdaptError
+from cappy_engine.errors import AdaptError, OutputError
 from cappy_export.adaptation.examples import make_examples
 from cappy_export.adaptation.log import Progress
 from cappy_export.adaptation.recipe import AdaptOptions
@@ -113,6 +113,55 @@ def test_a_training_that_ctrl_c_stops_says_how_to_go_on(
     assert said[-1] == told.format(tmp_path / "out.training")
 
 
+def test_a_training_over_a_result_that_was_stopped_says_how_to_go_on_and_what_force_would_remove(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    examples, out = colour_examples(20), tmp_path / "out"
+    recipe, options = dataclasses.replace(RECIPE, max_steps=3), AdaptOptions(save_every=1)
+    adapt(checkpoint, examples, out, dataclasses.replace(recipe, max_steps=1))
+    said: list[str] = []
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 2 and "going on after step 1" not in said:
+            raise KeyboardInterrupt
+
+    def run(**changes: bool) -> None:
+        every = dataclasses.replace(options, **changes)  # type: ignore[arg-type]
+        adapt(checkpoint, examples, out, recipe, every, say=said.append, progress=stop)
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(force=True)
+        assert said[-1] == f"the state of step 1 is kept in {out}.training; go on with --resume --force"
+    assert said.count(f"note: --force starts anew: the state of step 1 in {out}.training is removed") == 1
+    for resume in (False, True):
+        with pytest.raises(OutputError, match=r"exists beside .* --resume --force \(--force alone starts anew\)"):
+            run(resume=resume)
+    assert (tmp_path / "out.training" / "step-1").is_dir()
+    run(resume=True, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert json.loads((out / "training.json").read_text())["recipe"]["max_steps"] == 3
+
+
+def test_a_copy_that_a_user_made_of_a_state_is_no_state(checkpoint: Path, tmp_path: Path) -> None:
+    recipe, options = dataclasses.replace(RECIPE, max_steps=4), AdaptOptions(save_every=1)
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 2:
+            shutil.copytree(tmp_path / "out.training" / "step-1", tmp_path / "out.training" / "step-1.bak")
+            shutil.copytree(tmp_path / "out.training" / "step-1", tmp_path / "out.training" / "step-٣")
+        if progress.step == 3:
+            assert not (tmp_path / "out.training" / "step-1").exists()
+            raise StoppedError
+
+    said: list[str] = []
+    with pytest.raises(StoppedError):
+        adapt(checkpoint, colour_examples(20), tmp_path / "out", recipe, options, progress=stop)
+    again = dataclasses.replace(options, resume=True)
+    adapt(checkpoint, colour_examples(20), tmp_path / "out", recipe, again, say=said.append)
+    assert "going on after step 2" in said
+
+
 def test_another_training_is_not_resumed(checkpoint: Path, tmp_path: Path) -> None:
     examples = colour_examples(20)
     stopped, again = dataclasses.replace(RECIPE, max_steps=3), AdaptOptions(resume=True)
@@ -186,6 +235,10 @@ def test_a_training_is_not_resumed_with_other_labels_weights_or_held_out_example
 @pytest.mark.parametrize(
     ("file", "content", "problem"),
     [
+        ("model.safetensors", None, r"model\.safetensors is missing"),
+        ("optimizer.pt", None, r"optimizer\.pt is missing"),
+        ("log.jsonl", None, r"log\.jsonl is missing"),
+        ("place.json", None, r"place\.json is missing"),
         ("model.safetensors", b"", r"model\.safetensors is damaged"),
         ("optimizer.pt", b"PK\x03\x04 cut", r"optimizer\.pt is damaged"),
         ("optimizer.pt", b"", r"optimizer\.pt is damaged"),
@@ -199,11 +252,14 @@ def test_a_training_is_not_resumed_with_other_labels_weights_or_held_out_example
     ],
 )
 def test_a_saved_state_that_is_damaged_is_named(
-    file: str, content: bytes, problem: str, checkpoint: Path, tmp_path: Path
+    file: str, content: bytes | None, problem: str, checkpoint: Path, tmp_path: Path
 ) -> None:
     recipe, options = dataclasses.replace(RECIPE, max_steps=3), AdaptOptions(save_every=1)
     with pytest.raises(StoppedError):
         adapt(checkpoint, colour_examples(20), tmp_path / "out", recipe, options, progress=stop_at_the_second)
-    (tmp_path / "out.training" / "step-1" / file).write_bytes(content)
-    with pytest.raises(AdaptError, match=rf"step-1 cannot be read \({problem}\)"):
+    if content is None:
+        (tmp_path / "out.training" / "step-1" / file).unlink()
+    else:
+        (tmp_path / "out.training" / "step-1" / file).write_bytes(content)
+    with pytest.raises(AdaptError, match=rf"step-1 cannot be read \({problem}\); .*, and --force starts anew"):
         adapt(checkpoint, colour_examples(20), tmp_path / "out", recipe, dataclasses.replace(options, resume=True))

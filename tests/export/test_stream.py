@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,11 @@ from cappy_engine.bulk.formats.tables import pack_zstd
 from cappy_engine.errors import AdaptError, CappyError
 from cappy_engine.pairs import Pair
 from cappy_export.adaptation.examples import make_examples
+from cappy_export.adaptation.log import Progress
 from cappy_export.adaptation.shards import FileShard, HeldShard, Shard, find_shards, read_all
 from cappy_export.adaptation.stream import Cursor, Step, Stream, encode_all
+from cappy_export.adaptation.training import adapt
+from tests.support.colours import RECIPE, colour_examples, write_examples
 
 sizes = st.lists(st.integers(0, 12), min_size=1, max_size=5).filter(lambda found: sum(found) > 0)
 
@@ -175,6 +180,14 @@ def test_what_names_no_file_is_refused(tmp_path: Path) -> None:
             find_shards(source)
 
 
+def test_a_pipe_is_refused_as_it_cannot_be_read_again(checkpoint: Path, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b'{"instruction": "a", "response": "b", "label": 1}\n')
+    os.close(writer)
+    with os.fdopen(reader), pytest.raises(AdaptError, match=r"is a pipe .* TRAIN is read several times; save it to a"):
+        adapt(checkpoint, f"/dev/fd/{reader}", tmp_path / "out")
+
+
 def test_a_table_without_labels_or_with_a_bad_one_is_named(tmp_path: Path) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     good = {"instruction": "a", "response": "b"}
@@ -202,6 +215,21 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-12])
     with pytest.raises(CappyError, match=r"cut\.jsonl\.gz is not a complete gzip file"):
         list(FileShard(tmp_path / "cut.jsonl.gz").read(Position()))
+
+
+def test_a_file_that_was_rewritten_with_as_many_rows_stops_the_training(checkpoint: Path, tmp_path: Path) -> None:
+    examples, recipe = colour_examples(20), dataclasses.replace(RECIPE, epochs=20)
+    path = write_examples(tmp_path / "train.jsonl", examples)
+
+    def rewrite(progress: Progress) -> None:
+        if progress.step == 1:
+            write_examples(path, make_examples(examples.pairs, 1 - examples.labels))
+
+    with pytest.raises(
+        AdaptError, match=r"changed while they were read: train\.jsonl does not hold what it did; start"
+    ):
+        adapt(checkpoint, path, tmp_path / "out", recipe, progress=rewrite)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("change", [1, -1])

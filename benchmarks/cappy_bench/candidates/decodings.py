@@ -70,8 +70,13 @@ class Sampler(Protocol):
     def check(self, instructions: Sequence[str], decodings: Sequence[Decoding]) -> None:
         """Raise SampleError, before anything is sampled, if that would fail; instructions count from 1."""
 
-    def sample(self, instructions: Sequence[str], decodings: Sequence[Decoding], *, seed: int) -> list[Candidates]:
-        """Give candidates for each instruction, in order; equal arguments give equal candidates."""
+    def sample(
+        self, instructions: Sequence[str], decodings: Sequence[Decoding], *, seed: int, first: int = 1
+    ) -> list[Candidates]:
+        """Give candidates for each instruction, in order; equal arguments give equal candidates.
+
+        Errors call the first of the instructions by the number `first`, and decide nothing by it.
+        """
 
 
 PAPER = (

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +29,9 @@ from cappy_engine.pairs import text_problem
 
 GIVEN_UP = ("error", "abort", "cancelled", "timeout")
 """Reasons for the end of an answer that is not whole: the server, or one behind it, gave up."""
+
+LONGEST_WAIT = 8.0
+"""Seconds before a server is asked again."""
 
 log = logging.getLogger(__name__)
 
@@ -73,22 +77,25 @@ class Endpoint:
                     "take 'greedy' instead"
                 )
 
-    def sample(self, instructions: Sequence[str], decodings: Sequence[Decoding], *, seed: int) -> list[Candidates]:
+    def sample(
+        self, instructions: Sequence[str], decodings: Sequence[Decoding], *, seed: int, first: int = 1
+    ) -> list[Candidates]:
         """Ask for candidates for each instruction, in order; a server may ignore the `seed` that is sent.
 
-        Raises SampleError; requests that were not sent are then dropped, and running ones are not waited for.
+        Raises SampleError, where the first instruction has the number `first`; requests that were not sent are then
+        dropped, and running ones are not waited for.
         """
         self.check(instructions, decodings)
         jobs = [
-            functools.partial(self._ask, text, place, decoding, seed)
+            functools.partial(self._ask, text, first + place - 1, decoding, (seed, place))
             for place, text in enumerate(instructions, start=1)
             for decoding in decodings
         ]
         found = run_all(jobs, self._options.concurrent)
-        rows = [found[first : first + len(decodings)] for first in range(0, len(found), len(decodings))]
+        rows = [found[begin : begin + len(decodings)] for begin in range(0, len(found), len(decodings))]
         return [Candidates(tuple(one for each in row for one in each)) for row in rows]
 
-    def _ask(self, instruction: str, place: int, decoding: Decoding, seed: int) -> list[Sample]:
+    def _ask(self, instruction: str, number: int, decoding: Decoding, seeds: tuple[int, int]) -> list[Sample]:
         """All candidates of one decoding; a server may give fewer at once than it was asked for."""
         found: list[Sample] = []
         while len(found) < decoding.count:
@@ -97,50 +104,69 @@ class Endpoint:
                 "n": min(missing, self._options.max_choices or missing),
                 "temperature": decoding.temperature if decoding.is_sampled else 0.0,
                 "top_p": decoding.top_p,
-                "seed": derive_seed(seed, place, decoding.name, len(found)),
+                "seed": derive_seed(*seeds, decoding.name, len(found)),
             }
             extra = self._extra | ({"top_k": decoding.top_k} if decoding.top_k is not None else {})
             try:
-                answer = self._request(instruction, fields, extra)
-            except (openai.OpenAIError, ValueError, RecursionError) as error:  # the last two: it is no JSON
-                raise SampleError(self._explained(error, instruction, place, decoding)) from error
+                answer, content = self._answer(instruction, fields, extra)
+            except (openai.OpenAIError, ValueError) as error:
+                raise SampleError(self._explained(error, instruction, number, decoding)) from error
             choices = _choices(answer)
             if not choices:
-                why = "".join(f": {words}" for words in _error_in(answer))
-                raise SampleError(f"the endpoint gave no choice for instruction {place} ({decoding.name}){why}")
-            found += [self._sample(choice, decoding, instruction, place) for choice in choices[:missing]]
+                why = "".join(f": {words}" for words in _error_in(answer)) or f"; it answered {_begin_of(content)}"
+                raise SampleError(f"the endpoint gave no choice for instruction {number} ({decoding.name}){why}")
+            found += [self._sample(choice, decoding, instruction, number) for choice in choices[:missing]]
         return found
+
+    def _answer(self, instruction: str, fields: dict[str, Any], extra: dict[str, Any]) -> tuple[Any, bytes]:
+        """Ask for an answer, and again, as after a lost connection, where it is no JSON; also give its bytes.
+
+        Raises ValueError if none is JSON.
+        """
+        retries, wait = 0, 0.5
+        while True:
+            response = self._request(instruction, fields, extra)
+            content = bytes(response.http_response.content)
+            try:
+                return response.parse(), content
+            except (ValueError, RecursionError) as error:
+                if retries == self._options.max_retries:
+                    raise ValueError(f"the answer is not JSON ({error}): {_begin_of(content)}") from error
+            time.sleep(wait)
+            retries, wait = retries + 1, min(2 * wait, LONGEST_WAIT)
 
     def _request(self, instruction: str, fields: dict[str, Any], extra: dict[str, Any]) -> Any:
         wants_likelihoods = not self._options.without_log_likelihoods
         if self._is_chat:
             likelihoods: dict[str, Any] = {"logprobs": True} if wants_likelihoods else {}
             messages: Any = [{"role": "user", "content": instruction}]
-            return self._client.chat.completions.create(messages=messages, extra_body=extra, **fields, **likelihoods)
+            create = self._client.chat.completions.with_raw_response.create
+            return create(messages=messages, extra_body=extra, **fields, **likelihoods)
         likelihoods = {"logprobs": 1} if wants_likelihoods else {}  # llama.cpp takes 0 for none
-        return self._client.completions.create(prompt=instruction, extra_body=extra, **fields, **likelihoods)
+        create_text = self._client.completions.with_raw_response.create
+        return create_text(prompt=instruction, extra_body=extra, **fields, **likelihoods)
 
-    def _sample(self, choice: Any, decoding: Decoding, instruction: str, place: int) -> Sample:
+    def _sample(self, choice: Any, decoding: Decoding, instruction: str, number: int) -> Sample:
         problems = [*_error_in(choice), *([choice.finish_reason] if choice.finish_reason in GIVEN_UP else [])]
         if problems:
             raise SampleError(
-                f"the endpoint did not finish its answer to instruction {place}: {problems[0]}; once that is mended, "
-                "go on with --resume"
+                f"the endpoint did not finish its answer to instruction {number}: {problems[0]}; ask again once that "
+                "is mended"
             )
-        self._check_there(choice, place)
+        self._check_there(choice, number)
         message = getattr(choice, "message", None)
         found = getattr(message, "content", None) if self._is_chat else getattr(choice, "text", None)
         called = getattr(message, "tool_calls", None) or getattr(message, "function_call", None)
-        text, refusal = _text(called or found, place), getattr(message, "refusal", None)
+        text, refusal = _text(called or found, number), getattr(message, "refusal", None)
         if refusal or choice.finish_reason == "content_filter":
             why = f"{refusal or 'filtered'}"[:80]
             log.warning("an instruction was refused (%s): %s It begins with %.60r", decoding.name, why, instruction)
-        values = None if self._options.without_log_likelihoods else self._values(choice, text, place)
+        values = None if self._options.without_log_likelihoods else self._values(choice, text, number)
         total = None if values is None else math.fsum(values)
         is_cut = choice.finish_reason in ("length", "content_filter")
         return Sample(text, decoding.name, total, None if values is None else len(values), is_cut)
 
-    def _check_there(self, choice: Any, place: int) -> None:
+    def _check_there(self, choice: Any, number: int) -> None:
         """Raise SampleError for a choice without the message, or the text, of its api: its candidate would be empty."""
         name, other, api = ("message", "text", "completions") if self._is_chat else ("text", "message", "chat")
         came, found = {*choice.model_fields_set, *(choice.model_extra or ())}, getattr(choice, name, None)
@@ -153,19 +179,19 @@ class Endpoint:
         else:
             return
         hint = f"; is it one for --api {api}?" if other in came else ""
-        raise SampleError(f"the endpoint's answer to instruction {place} {what}{hint}")
+        raise SampleError(f"the endpoint's answer to instruction {number} {what}{hint}")
 
-    def _values(self, choice: Any, text: str, place: int) -> list[float] | None:
+    def _values(self, choice: Any, text: str, number: int) -> list[float] | None:
         """log p of every token; None for a response that has none, such as a refusal."""
         found = getattr(choice.logprobs, "content" if self._is_chat else "token_logprobs", None)
         entries = found if isinstance(found, list) else []
         values: list[Any] = [getattr(entry, "logprob", None) for entry in entries] if self._is_chat else entries
         if not values and not text:
             return None
-        if not values or not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
+        if not values or not all(map(_is_log_p, values)):
             shown = "none" if not values else str(values)[:60]
             raise SampleError(
-                f"the endpoint gave no log-likelihoods for instruction {place}, though asked to (logprobs: {shown}); "
+                f"the endpoint gave no log-likelihoods for instruction {number}, though asked to (logprobs: {shown}); "
                 "do without them by --no-log-likelihoods"
             )
         return values
@@ -174,7 +200,7 @@ class Endpoint:
     def _is_chat(self) -> bool:
         return self._options.api == "chat"
 
-    def _explained(self, error: Exception, instruction: str, place: int, decoding: Decoding) -> str:
+    def _explained(self, error: Exception, instruction: str, number: int, decoding: Decoding) -> str:
         """What failed, with the server's own words and what may help."""
         message = str(error)[:500]
         hints = {
@@ -190,8 +216,8 @@ class Endpoint:
         cause = f" ({error.__cause__})" if isinstance(error, openai.APIConnectionError) and error.__cause__ else ""
         hint = f".{hint}" if hint and not f"{message}{cause}".endswith((".", "!", "?")) else hint
         return (
-            f"{self.facts['base_url']} failed on instruction {place} ({decoding.name}; {len(instruction)} characters): "
-            f"{message}{cause}{hint}"
+            f"{self.facts['base_url']} failed on instruction {number} ({decoding.name}; {len(instruction)} characters)"
+            f": {message}{cause}{hint}"
         )
 
 
@@ -207,7 +233,17 @@ def _error_in(answer: Any) -> list[str]:
     return [str(found.get("message") or found if isinstance(found, dict) else found)[:500]] if found else []
 
 
-def _text(found: Any, place: int) -> str:
+def _begin_of(content: bytes) -> str:
+    """Show the first characters of an answer."""
+    return repr(content[:320].decode(errors="replace")[:80]) if content else "nothing"
+
+
+def _is_log_p(value: Any) -> bool:
+    """True for a number that can be the logarithm of a probability, but for its last bits."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < 1e-3
+
+
+def _text(found: Any, number: int) -> str:
     """Take an answer's text, which may come in parts; none is empty. Raises SampleError for anything else."""
     parts = [found] if isinstance(found, str) else found or []
     texts = []
@@ -216,7 +252,7 @@ def _text(found: Any, place: int) -> str:
         text = part["text"] if is_part and "text" in part else part
         problem = text_problem(text)
         if problem:
-            raise SampleError(f"the endpoint's answer to instruction {place} is not a text: a part {problem}")
+            raise SampleError(f"the endpoint's answer to instruction {number} is not a text: a part {problem}")
         texts.append(text)
     return "".join(texts)
 

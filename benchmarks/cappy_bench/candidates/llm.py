@@ -104,13 +104,15 @@ class LocalLLM:
         for place, text in enumerate(instructions, start=1):
             encode_prompt(self._tokenizer, text, self._rules, place=place)
 
-    def sample(self, instructions: Sequence[str], decodings: Sequence[Decoding], *, seed: int) -> list[Candidates]:
+    def sample(
+        self, instructions: Sequence[str], decodings: Sequence[Decoding], *, seed: int, first: int = 1
+    ) -> list[Candidates]:
         """Generate candidates for all instructions together, once for each decoding.
 
         The same instructions in the same order, decodings and `seed` give the same candidates. Raises SampleError, also
-        if memory runs out.
+        if memory runs out; the first instruction has the number `first` there.
         """
-        prompts = self._prompts(instructions)
+        prompts = self._prompts(instructions, first)
         found: list[list[Sample]] = [[] for _ in prompts]
         if not prompts:
             return []
@@ -119,7 +121,7 @@ class LocalLLM:
                 responses = self._generate(prompts, decoding, derive_seed(seed, decoding.name))
                 sources = [place for place in range(len(prompts)) for _ in range(decoding.count)]
                 sums = self._log_likelihoods([prompts[place].tokens for place in sources], responses)
-                self._check_finite(sums, sources)
+                self._check_finite(sums, [first + place for place in sources])
                 for place, tokens, total in zip(sources, responses, sums, strict=True):
                     behind = [] if self._is_seq2seq else prompts[place].tokens
                     text = response_text(self._tokenizer, tokens, behind=behind)
@@ -134,8 +136,9 @@ class LocalLLM:
             raise SampleError(f"{self.name} failed to generate: {error}") from error
         return [Candidates(tuple(samples), prompt.is_cut) for samples, prompt in zip(found, prompts, strict=True)]
 
-    def _prompts(self, instructions: Sequence[str]) -> list[Prompt]:
-        return [encode_prompt(self._tokenizer, text, self._rules, place=at) for at, text in enumerate(instructions, 1)]
+    def _prompts(self, instructions: Sequence[str], first: int) -> list[Prompt]:
+        numbered = enumerate(instructions, first)
+        return [encode_prompt(self._tokenizer, text, self._rules, place=number) for number, text in numbered]
 
     def _generate(self, prompts: Sequence[Prompt], decoding: Decoding, seed: int) -> list[Ids]:
         """Generate `decoding.count` responses to each prompt: their tokens, up to the end token, if there is one."""
@@ -162,14 +165,12 @@ class LocalLLM:
         pad_id = self._ids["pad_token_id"]
         return log_likelihoods(self._model, prompts, responses, pad_id=pad_id, decoder_start_id=start)
 
-    def _check_finite(self, sums: Sequence[float], sources: Sequence[int]) -> None:
-        for total, place in zip(sums, sources, strict=True):
+    def _check_finite(self, sums: Sequence[float], numbers: Sequence[int]) -> None:
+        for total, number in zip(sums, numbers, strict=True):
             if not math.isfinite(total):
                 is_exact = self.facts["dtype"] == "float32"
                 advice = "take its line out of PROMPTS" if is_exact else "start anew with --dtype float32"
-                raise SampleError(
-                    f"{self.name} gives a log-likelihood of {total} for instruction {place + 1}; {advice}"
-                )
+                raise SampleError(f"{self.name} gives a log-likelihood of {total} for instruction {number}; {advice}")
 
 
 def generation_config(decoding: Decoding, ids: Mapping[str, Any], *, max_new_tokens: int) -> GenerationConfig:

@@ -115,7 +115,7 @@ def sample(
     with _sampling_bar() as progress:
         sampler = _open_sampler(source, here, there)
         totals = sampling.sample_file(read, output, sampler, decodings, options, say=say, progress=progress)
-    say(_describe(totals))
+    say(_describe(totals, is_filtered=source.endpoint is not None))
     tell(f"wrote {output}")
 
 
@@ -136,14 +136,14 @@ def _open_sampler(source: Source, here: LLMOptions, there: EndpointOptions) -> S
     return Endpoint(str(source.endpoint), str(source.model), there, max_new_tokens=source.max_new_tokens)
 
 
-def _describe(totals: sampling.Totals) -> str:
-    """Say in one line what was sampled."""
+def _describe(totals: sampling.Totals, *, is_filtered: bool) -> str:
+    """Say in one line what was sampled; `is_filtered` if a content filter may have stopped answers, too."""
     facts = [f"{totals.samples} samples of {totals.examples} instructions"]
     if totals.resumed:
         facts.append(f"{totals.resumed} instructions were answered before")
     facts.append(f"{totals.seconds:.1f} s")
     for count, text in (
-        (totals.cut, "samples were cut at --max-new-tokens"),
+        (totals.cut, f"samples were cut at --max-new-tokens{' or by a content filter' * is_filtered}"),
         (totals.empty, "samples are empty"),
         (totals.prompts_cut, "instructions were cut at --max-prompt-tokens"),
     ):

@@ -183,7 +183,7 @@ def _sampled(
         batch = examples[first : first + size]
         texts = [fields["instruction"] for fields in batch]
         try:
-            found = sampler.sample(texts, decodings, seed=derive_seed(options.seed, first))
+            found = sampler.sample(texts, decodings, seed=derive_seed(options.seed, first), first=first + 1)
         except SampleError as error:
             raise SampleError(f"in the batch of examples {first + 1} to {first + len(batch)}: {error}") from error
         yield [_line(*each) for each in zip(batch, found, strict=True)][max(0, done - first) :]
@@ -226,8 +226,8 @@ def _kept(totals: Totals, names: Names) -> str:
     if not totals.examples:
         return "no example is complete, so nothing was kept"
     return (
-        f"{totals.examples} complete examples are in {names.partial}; --resume goes on from there, also where a line "
-        "of PROMPTS behind them was taken out"
+        f"{totals.examples} complete examples are in {names.partial}; {names.way_on} goes on from there, also where a "
+        "line of PROMPTS behind them was taken out"
     )
 
 

@@ -180,7 +180,7 @@ class Run:
         if self.rejects is not None:
             if not self.rejects.size:  # a packed file has a packed part also if there are no bad rows
                 self.write(b"", self._packed(b""))
-            self.rejects.finish()
+            self.rejects.take_name()
         growing.finish()
         if growing is not self.growing:
             growing.file.close()

@@ -175,8 +175,10 @@ def refuse(accelerator: Accelerator, problem: str) -> NoReturn:
 
 
 @contextlib.contextmanager
-def not_alone(accelerator: Accelerator) -> Iterator[None]:
+def not_alone(accelerator: Accelerator, way_on: Callable[[], str] = lambda: "--resume") -> Iterator[None]:
     """Raise AdaptError where another process has ended or is silent: nobody can go on without it.
+
+    The error names the options with which the training goes on, which `way_on` gives.
 
     >>> with not_alone(accelerator):
     ...     accelerator.wait_for_everyone()
@@ -189,7 +191,7 @@ def not_alone(accelerator: Accelerator) -> Iterator[None]:
             raise
         raise AdaptError(
             f"another process of this training has ended, or is silent ({_first_line(error)}); this one "
-            f"({accelerator.process_index} of {accelerator.num_processes}) ends, too; go on with --resume"
+            f"({accelerator.process_index} of {accelerator.num_processes}) ends, too; go on with {way_on()}"
         ) from error
 
 

@@ -79,6 +79,7 @@ class Run:
             batch_size=recipe.batch_size,
             seed=recipe.seed,
             has_types=has_types,
+            digests=scan.digests,
         )
         self.encoded_held_out = encode_all(self.held_out, self._encode, has_types=has_types)
         self.steps = count_steps(scan.examples, batch_size=recipe.batch_size, epochs=recipe.epochs)
@@ -101,7 +102,7 @@ class Run:
             self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         tflops, processes = self.options.peak_tflops, self.accelerator.num_processes
         meter = Meter(self.flops_per_token, None if tflops is None else tflops * 1e12 * processes)
-        self.trained = Trained(self.accelerator, self.model, self.optimizer, schedule, meter)
+        self.trained = Trained(self.accelerator, self.model, self.optimizer, schedule, meter, self.options.force)
         if self.options.resume:
             together(self.accelerator, functools.partial(self._take_folder, settings))
             together(self.accelerator, self._resume)
@@ -277,8 +278,8 @@ class Run:
     def _take_folder(self, settings: Mapping[str, Any]) -> None:
         """Make the folder of the state, or take one that is there; the main process holds its lock for all."""
         if self.accelerator.is_main_process:
-            begin = state.go_on if self.options.resume else functools.partial(state.begin, force=self.options.force)
-            self._closing.enter_context(begin(self.folder, settings))
+            new = functools.partial(state.begin, force=self.options.force, say=self.say)
+            self._closing.enter_context((state.go_on if self.options.resume else new)(self.folder, settings))
 
     def _resume(self) -> None:
         """Load the last state of a stopped training."""

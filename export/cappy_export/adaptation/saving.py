@@ -43,6 +43,8 @@ WEIGHTS, MOMENTS, PLACE, METER = "model.safetensors", "optimizer.pt", "place.jso
 class Trained:
     """Hold all that a step changes: the model's weights, the optimiser's moments, the schedule, and the meter.
 
+    `force` if the result may replace what is there: an error says how to go on.
+
     >>> trained = Trained(accelerator, model, optimizer, schedule, Meter(flops_per_token=6e6))
     """
 
@@ -51,6 +53,7 @@ class Trained:
     optimizer: AcceleratedOptimizer
     schedule: LRScheduler
     meter: Meter
+    force: bool = False
 
     def weights(self, number: int) -> dict[str, torch.Tensor]:
         """Give the model's weights after step `number`, on the CPU, by name.
@@ -86,7 +89,7 @@ class Trained:
                 reason = reason_of(full_disk(error) or error)
                 raise AdaptError(
                     f"the state of step {number} cannot be saved to {folder} ({reason}); {kept}: make room, and go on "
-                    "with --resume"
+                    f"with {state.way_on(folder, force=self.force)}"
                 ) from error
             for old in before.values():
                 shutil.rmtree(old)
@@ -133,7 +136,7 @@ class Trained:
         except (OSError, RuntimeError, SafetensorError, ValueError, KeyError) as error:
             raise AdaptError(
                 f"the saved state {saved} cannot be read ({reason_of(error)}); several machines need a common disk to "
-                "go on"
+                "go on, and --force starts anew"
             ) from error
 
     def _write(self, folder: Path, number: int, place: Mapping[str, Any], weights: dict[str, torch.Tensor]) -> None:
@@ -147,7 +150,7 @@ class Trained:
             "schedule": self.schedule.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
-        torch.save(moments, staging / MOMENTS)
+        _save(moments, staging / MOMENTS)
         storage.write_json(staging / PLACE, place)
         storage.write_json(staging / METER, self.meter.document())
         shutil.copyfile(folder / LOG, staging / LOG)
@@ -155,11 +158,24 @@ class Trained:
         storage.rename(staging, folder / f"{state.STEP}{number}")
 
 
+def _save(moments: Mapping[str, Any], path: Path) -> None:
+    """Write with PyTorch, and raise the system's OSError where the disk is full: PyTorch's own tells of positions."""
+    with path.open("wb") as file:
+        try:
+            torch.save(moments, file)
+        except RuntimeError as error:  # raised while it ends the file, after the OSError
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
 @contextlib.contextmanager
 def _damaged(path: Path) -> Iterator[None]:
-    """Raise ValueError for a file of a state that does not hold what it should."""
+    """Raise ValueError, with its name, for a file of a state that is missing or does not hold what it should."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise ValueError(f"{path.name} is missing") from error
     except (EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path.name} is damaged") from error
 

@@ -33,8 +33,8 @@ Kept = tuple[int, int, Pair, float]
 class Scan:
     """Hold what is known of all examples: how many are to train on, and which are held out.
 
-    Those of instructions whose number is at most `threshold` are held out. `digest` is of all examples. `again` counts
-    the pairs of the separate held-out files that are also in the training data.
+    Those of instructions whose number is at most `threshold` are held out. `digest` is of all examples, and `digests`
+    are those of the shards. `again` counts the pairs of the separate held-out files that are also in the training data.
     """
 
     examples: int
@@ -42,6 +42,28 @@ class Scan:
     threshold: int
     digest: str
     again: int = 0
+    digests: tuple[str, ...] = ()
+
+
+class RowDigest:
+    """Makes a digest of a shard's examples while they are read.
+
+    >>> found = RowDigest()
+    >>> found.add(("Is the sky blue?", "Yes"), 1.0)
+    >>> len(found.digest())
+    64
+    """
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, pair: Pair, label: float) -> None:
+        """Add the next example."""
+        self._hash.update(json.dumps([pair, label]).encode())
+
+    def digest(self) -> str:
+        """Give the digest of the examples so far, as hexadecimal digits."""
+        return self._hash.hexdigest()
 
 
 @dataclass
@@ -78,17 +100,17 @@ def count(shards: Sequence[Shard], mine: Iterable[int], *, seed: int, found: Cou
     """
     heap: list[int] = []  # the kept numbers, negated: the largest is on top
     for shard in mine:
-        digest, rows = hashlib.sha256(), 0
+        digest, rows = RowDigest(), 0
         with contextlib.closing(shards[shard].read(Position())) as labelled:  # type: ignore[type-var]
             for pair, label, _ in labelled:
-                digest.update(json.dumps([pair, label]).encode())
+                digest.add(pair, label)
                 if pair in found.apart:
                     found.again.add(pair)
                 _keep(found, heap, number_of(pair[0], seed), (shard, rows, pair, label))
                 rows += 1
                 if rows % ROWS_AT_A_TIME == 0:
                     yield
-        found.shards[shard] = (rows, digest.hexdigest())
+        found.shards[shard] = (rows, digest.digest())
     yield
 
 
@@ -104,7 +126,8 @@ def choose(parts: Sequence[Counted], fraction: float, *, source: str) -> Scan:
     rows = sum(count for count, _ in shards.values())
     if not rows:
         raise AdaptError(f"{source} holds no examples")
-    digest = hashlib.sha256("".join(found for _, found in shards.values()).encode()).hexdigest()
+    digests = tuple(found for _, found in shards.values())
+    digest = hashlib.sha256("".join(digests).encode()).hexdigest()
     smallest: dict[int, list[Kept]] = {}
     for part in parts:
         for number, kept in part.smallest.items():
@@ -123,7 +146,7 @@ def choose(parts: Sequence[Counted], fraction: float, *, source: str) -> Scan:
     threshold = chosen[-1] if chosen else -NUMBERS
     examples = make_examples([pair for _, _, pair, _ in held_out], [label for *_, label in held_out])
     again = set().union(*(part.again for part in parts))
-    return Scan(rows - len(held_out), examples, threshold, digest, len(again))
+    return Scan(rows - len(held_out), examples, threshold, digest, len(again), digests)
 
 
 def _keep(found: Counted, heap: list[int], number: int, example: Kept) -> None:

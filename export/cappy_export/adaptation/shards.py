@@ -123,14 +123,16 @@ def paths_of(source: str | Path) -> list[Path]:
     return found
 
 
-def find_shards(source: str | Path, *, outputs: Sequence[Path] = (), say: Say = log.warning) -> list[Shard]:
+def find_shards(
+    source: str | Path, *, outputs: Sequence[Path] = (), say: Say = log.warning, is_read_again: bool = True
+) -> list[Shard]:
     """List the files that `source` names: one, those in a folder and below it, or those that fit a pattern.
 
     >>> [shard.name for shard in find_shards("docs/examples/train.jsonl")]
     ['train.jsonl']
 
     Links are followed. Hidden files of a folder are left out, and `say` is told so. Raises AdaptError if there is none,
-    and if one cannot be read, and OutputError if one of the `outputs` would be in such a folder.
+    if one cannot be read, or not again, as a pipe, and OutputError if one of the `outputs` would be in such a folder.
     """
     paths: list[Path] = []
     for path in paths_of(source):
@@ -140,6 +142,9 @@ def find_shards(source: str | Path, *, outputs: Sequence[Path] = (), say: Say = 
             raise
         except CappyError as error:
             raise AdaptError(f"the examples cannot be read: {error}") from error
+    for path in paths if is_read_again else ():
+        if path.exists() and not path.is_file():
+            raise AdaptError(f"{path} is a pipe or a device, and TRAIN is read several times; save it to a file")
     return [FileShard(path) for path in dict.fromkeys(paths)]  # a pattern may fit a folder and what is in it
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +16,14 @@ from cappy_engine import storage
 from cappy_engine.bulk.resume.settings import changes
 from cappy_engine.errors import AdaptError
 from cappy_export.adaptation.log import LOG
+from cappy_export.options import Say
 
 SETTINGS, STEP, UNFINISHED = "settings.json", "step-", "unfinished"
+ENDING = ".training"
+"""What the name of the folder has behind that of the result."""
 MOST_BYTES = 2**20
+
+log = logging.getLogger(__name__)
 
 
 def look(folder: Path, *, force: bool, resume: bool) -> None:
@@ -37,17 +44,19 @@ def look(folder: Path, *, force: bool, resume: bool) -> None:
         raise AdaptError(f"{folder} holds a training that was stopped; go on with --resume, or replace it with --force")
 
 
-def begin(folder: Path, settings: Mapping[str, Any], *, force: bool) -> BinaryIO:
+def begin(folder: Path, settings: Mapping[str, Any], *, force: bool, say: Say = log.warning) -> BinaryIO:
     """Make the folder of a new training, and lock it until the file that is returned is closed.
 
         >>> held = begin(Path("my-cappy.training"), settings, force=False)
 
-    What a stopped training left is removed first, with `force` or if it saved no state. Raises AdaptError for any other
-    folder of that name, also if it belongs to a training that runs.
+    What a stopped training left is removed first, with `force`, which `say` is told, or if it saved no state. Raises
+    AdaptError for any other folder of that name, also if it belongs to a training that runs.
     """
     look(folder, force=force, resume=False)
     if folder.exists():
         with _lock(folder):
+            if kept := states(folder):
+                say(f"note: --force starts anew: the state of step {max(kept)} in {folder} is removed")
             shutil.rmtree(folder)
     folder.mkdir(parents=True)
     storage.write_json(folder / SETTINGS, settings)
@@ -78,24 +87,35 @@ def go_on(folder: Path, settings: Mapping[str, Any]) -> BinaryIO:
 
 
 def states(folder: Path) -> dict[int, Path]:
-    """Find the saved states, by the number of steps that were done.
+    """Find the saved states, by the number of steps that were done; a copy such as step-200.bak is none.
 
     >>> states(Path("my-cappy.training"))
     {200: PosixPath('my-cappy.training/step-200')}
     """
-    return {int(path.name.removeprefix(STEP)): path for path in folder.glob(f"{STEP}*")}
+    found = ((path.name.removeprefix(STEP), path) for path in folder.glob(f"{STEP}*"))
+    return {int(number): path for number, path in found if re.fullmatch("0|[1-9][0-9]*", number)}
 
 
-def tell_what_is_kept(folder: Path) -> str:
-    """Tell how to go on with a training that was stopped.
+def tell_what_is_kept(folder: Path, *, force: bool = False) -> str:
+    """Tell how to go on with a training that was stopped; `force` is that of `way_on`.
 
     >>> tell_what_is_kept(Path("my-cappy.training"))
     'the state of step 200 is kept in my-cappy.training; go on with --resume'
     """
-    kept = states(folder)
+    kept, options = states(folder), way_on(folder, force=force)
     if not kept:
-        return f"no state was saved yet; {folder} can be removed, or the training starts again with --resume"
-    return f"the state of step {max(kept)} is kept in {folder}; go on with --resume"
+        return f"no state was saved yet; {folder} can be removed, or the training starts again with {options}"
+    return f"the state of step {max(kept)} is kept in {folder}; go on with {options}"
+
+
+def way_on(folder: Path, *, force: bool) -> str:
+    """Name the options with which a training goes on; `force` if it was told to replace what is there.
+
+    >>> way_on(Path("my-cappy.training"), force=False)
+    '--resume'
+    """
+    is_over = force and os.path.lexists(folder.with_name(folder.name.removesuffix(ENDING)))
+    return "--resume --force" if is_over else "--resume"
 
 
 def _is_blank(folder: Path) -> bool:

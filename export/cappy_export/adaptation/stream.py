@@ -23,7 +23,7 @@ from cappy_engine.bulk.formats.entries import Position
 from cappy_engine.errors import AdaptError
 from cappy_engine.pairs import Pair
 from cappy_export.adaptation.examples import Examples
-from cappy_export.adaptation.scanning import number_of
+from cappy_export.adaptation.scanning import RowDigest, number_of
 from cappy_export.adaptation.schedule import Rows, count_steps, plan_window
 from cappy_export.adaptation.shards import Labelled, Shard
 
@@ -184,7 +184,7 @@ class Step:
 class Stream:
     """Reads `examples` examples from shards, again in every epoch, but for instructions up to the number `threshold`.
 
-    A window has `window` examples, a multiple of `batch_size`.
+    A window has `window` examples, a multiple of `batch_size`. `digests` tell what the shards held when it was counted.
 
         >>> stream = Stream(shards, encoder.encode, scan.examples, scan.threshold, window=65536, batch_size=128, seed=0)
     """
@@ -197,6 +197,7 @@ class Stream:
     batch_size: int
     seed: int
     has_types: bool = False
+    digests: Sequence[str] = ()
 
     @property
     def window_rows(self) -> int:
@@ -206,7 +207,7 @@ class Stream:
     def windows(self, begin: Cursor, epochs: int) -> Iterator[tuple[Cursor, Cursor, Window]]:
         """Yield windows from the one that begins at `begin`, each with its cursor and that of the next one.
 
-        Raises AdaptError if there are not as many examples as there were.
+        Raises AdaptError if there are not as many examples as there were, or others in a shard.
         """
         for epoch in range(begin.epoch, epochs):
             at = begin if epoch == begin.epoch else Cursor(epoch)
@@ -254,9 +255,16 @@ class Stream:
         order = np.random.default_rng([self.seed, at.epoch, 0, 1]).permutation(len(self.shards))
         for place in range(at.shard, len(order)):
             start = at.position if place == at.shard else Position()
+            digest = RowDigest()
             with contextlib.closing(self.shards[order[place]].read(start)) as rows:
                 for each in rows:
+                    digest.add(each.pair, each.label)
                     yield place, each
+            if self.digests and start == BEGIN and digest.digest() != self.digests[order[place]]:
+                raise AdaptError(
+                    f"the examples have changed while they were read: {self.shards[order[place]].name} does not hold "
+                    "what it did; start anew with --force"
+                )
 
     def _new(self) -> Building:
         return Building(self.encode, self.has_types)

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -71,7 +72,7 @@ def adapt(
     """
     accelerator = join(recipe.mixed_precision, wait_seconds=options.wait_seconds)
     tell, show = (say, progress) if accelerator.is_main_process else (_keep_quiet, _keep_quiet)
-    with not_alone(accelerator):
+    with not_alone(accelerator, lambda: state.way_on(state_of(Path(out)), force=options.force)):
         place, opened, shards, kept = together(
             accelerator, lambda: _prepare(accelerator, checkpoint, train, held_out, Path(out), recipe, options, tell)
         )
@@ -96,7 +97,7 @@ def adapt(
                 document = {**settings, "log": run.history()}
                 run.write(place, document, force=options.force)
             except (KeyboardInterrupt, SystemExit, OSError, OutputError):  # a signal, a full disk, or OUT in the way
-                tell(state.tell_what_is_kept(state_of(place)))
+                tell(state.tell_what_is_kept(state_of(place), force=options.force))
                 raise
             if accelerator.is_main_process:
                 shutil.rmtree(state_of(place))
@@ -109,7 +110,7 @@ def state_of(place: Path) -> Path:
     >>> state_of(Path("my-cappy"))
     PosixPath('my-cappy.training')
     """
-    return place.with_name(place.name + ".training")
+    return place.with_name(place.name + state.ENDING)
 
 
 def _prepare(
@@ -119,6 +120,8 @@ def _prepare(
     """Find where `out` leads, the checkpoint, the shards, and the held-out examples if they have files of their own."""
     files = [path for source in (train, held_out) if isinstance(source, (str, Path)) for path in paths_of(source)]
     inputs = [Path(checkpoint), *files]
+    if not options.force:
+        _check_not_beside(out)
     place = check_folder(out, ADAPTED, force=options.force, inputs=inputs)
     if state_of(place).exists():
         check_apart_from_inputs(state_of(place), inputs)
@@ -127,8 +130,18 @@ def _prepare(
     check_folder(place, ADAPTED, force=options.force, inputs=[opened.folder])
     if accelerator.is_main_process:  # it writes
         check_space(place, float32_bytes(opened, shape_model(opened)), "the checkpoint alone")
-    kept = None if held_out is None else _read_whole(_shards(held_out, place, options, recipe.seed, say))
-    return place, opened, _shards(train, place, options, recipe.seed, say), kept
+    shards = _shards(train, place, options, recipe.seed, say)
+    once = None if held_out is None else _shards(held_out, place, options, recipe.seed, say, is_read_again=False)
+    return place, opened, shards, None if once is None else _read_whole(once)
+
+
+def _check_not_beside(out: Path) -> None:
+    """Raise OutputError where both `out` and a saved state are there: --force alone would remove the state."""
+    if os.path.lexists(out) and state.states(state_of(Path(os.path.realpath(out)))):
+        raise OutputError(
+            f"{out} exists beside a training that was stopped; move it away and go on with --resume, or have it "
+            "replaced with --resume --force (--force alone starts anew)"
+        )
 
 
 def _keep_quiet(_: object) -> None:
@@ -140,7 +153,9 @@ def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("torch", "transformers", "accelerate", "tokenizers")}
 
 
-def _shards(source: Source, place: Path, options: AdaptOptions, seed: int, say: Say) -> list[Shard]:
+def _shards(
+    source: Source, place: Path, options: AdaptOptions, seed: int, say: Say, *, is_read_again: bool = True
+) -> list[Shard]:
     """Find the shards of examples in the form that `options` say, unless `source` is the examples.
 
     `place`, where the result will be, is not in their folder: the next time it would be read as examples.
@@ -149,7 +164,7 @@ def _shards(source: Source, place: Path, options: AdaptOptions, seed: int, say: 
         return [HeldShard(source)]
     if options.from_samples:
         return [HeldShard(examples_from_samples(read_samples(source), negatives=options.negatives, seed=seed))]
-    return find_shards(source, outputs=[place], say=say)
+    return find_shards(source, outputs=[place], say=say, is_read_again=is_read_again)
 
 
 def _read_whole(shards: Sequence[Shard]) -> Examples:

@@ -172,6 +172,7 @@ def test_rejects_of_a_run_are_not_packed_in_part(
 
 
 KEPT = ["partial", "settings.json", "settings.json.new", "progress.json", "progress.json.new", "made"]
+KEPT += ["partial.settings.json", "partial.settings.json.new"]
 
 
 @pytest.mark.parametrize("force", [False, True])

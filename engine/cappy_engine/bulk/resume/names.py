@@ -55,8 +55,13 @@ class Names:
 
     @property
     def settings(self) -> Path:
-        """The settings of the run, as JSON."""
+        """The settings of the complete file, as JSON, and of a run that replaces none."""
         return self.target.with_name(self.target.name + ".settings.json")
+
+    @property
+    def new_settings(self) -> Path:
+        """The settings of a run whose file will replace another one: that one's stay beside it until then."""
+        return self.target.with_name(self.partial.name + ".settings.json")
 
     @property
     def progress(self) -> Path:
@@ -66,7 +71,13 @@ class Names:
     @property
     def beside(self) -> tuple[Path, ...]:
         """All but the partial file, and what a killed run may leave of them. The mark is last: it tells of the end."""
-        return (self.settings, new_of(self.settings), new_of(self.progress), self.progress)
+        settings = (self.settings, new_of(self.settings), self.new_settings, new_of(self.new_settings))
+        return (*settings, new_of(self.progress), self.progress)
+
+    @property
+    def way_on(self) -> str:
+        """The options with which the run goes on after a stop."""
+        return "--resume --force" if self.status is not None else "--resume"
 
     @property
     def made(self) -> Path:
@@ -83,10 +94,16 @@ def find_names(out: Path, *, resume: bool = False, force: bool = False, inputs: 
     Raises OutputError if a file would be overwritten without `force`, if `out` is one of the `inputs`, or not a file,
     or if there is nothing to resume.
     """
-    place = check_output(out, force=force, inputs=inputs)
+    place = check_output(out, force=True, inputs=inputs)
+    names = Names(place.path, place.status, force)
+    if not (force or place.is_stream) and place.status is not None and os.path.lexists(names.partial):
+        raise OutputError(
+            f"{out} exists beside what a stopped run left; move it away and go on with --resume, or have it replaced "
+            "with --resume --force (--force alone starts anew)"
+        )
+    check_output(out, force=force, inputs=inputs)
     if place.is_stream:
         raise OutputError(f"{out} is not a file, and a run could not go on with it; name a file")
-    names = Names(place.path, place.status, force)
     if resume and not names.partial.is_file():
         raise OutputError(f"there is nothing to resume: {names.partial} does not exist; leave out --resume")
     if not (resume or force) and os.path.lexists(names.partial):
@@ -113,11 +130,6 @@ def find_run(
         raise OutputError(
             f"{out} exists, and no stopped run is left to go on with: it is complete already, or not of this run; "
             f"{way_out}"
-        )
-    if is_there and not force and found.status is not None:
-        raise OutputError(
-            f"{out} exists beside what a stopped run left; move it away and go on with --resume, or have it replaced "
-            "with --resume --force"
         )
     return find_names(out, resume=is_there, force=force, inputs=inputs), is_there
 

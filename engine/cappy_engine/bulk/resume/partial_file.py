@@ -1,8 +1,8 @@
 """Let a file grow as OUT.partial, batch by batch, and go on after a stop.
 
 A line counts once it is on the disk, up to its newline. OUT.settings.json keeps the settings that decide the lines: a
-run goes on only with those it began with. Its origin (versions, input) may change, and every change is kept. Knows
-nothing of what the lines hold.
+run goes on only with those it began with. Its origin (versions, input) may change, and every change is kept. A run that
+replaces OUT has OUT.partial.settings.json until then. Knows nothing of what the lines hold.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from cappy_engine import storage
@@ -81,11 +82,13 @@ class Growing:
         document = {**settings, **origin}
         try:
             check_ours(self.names.settings, document)
+            check_ours(self.names.new_settings, document)
             if check_ours(self.names.progress, MARKS).get("making"):
                 self.names.made.unlink(missing_ok=True)
             self.names.progress.unlink(missing_ok=True)  # first: a mark of another run is none of this one
-            forget(self.names)
-            self._write_settings(document)
+            replaces = self.names.status is not None
+            forget(self.names, keeps_settings=replaces)
+            self._write_settings(self.names.new_settings if replaces else self.names.settings, document)
         except OutputError:
             self.names.partial.unlink()
             raise
@@ -95,9 +98,9 @@ class Growing:
 
         Another `origin` may go on: that is said, and added to the settings as an entry of "resumed_with".
         """
-        partial = self.names.partial
+        partial, path = self.names.partial, self._settings
         try:
-            before = json.loads(storage.read_regular(self.names.settings, limit=MOST_SETTINGS_BYTES))
+            before = json.loads(storage.read_regular(path, limit=MOST_SETTINGS_BYTES))
             others = before.pop("resumed_with", [])
             begun = {name: before.pop(name) for name in origin}
             changed = changes(before, settings)
@@ -110,7 +113,7 @@ class Growing:
             )
         if moved:
             say(f"note: {partial} goes on with what is not as before: {moved}")
-            self._write_settings({**before, **begun, "resumed_with": [*others, dict(origin)]})
+            self._write_settings(path, {**before, **begun, "resumed_with": [*others, dict(origin)]})
 
     def complete_lines(self, say: Say) -> Iterator[bytes]:
         """Yield all complete lines, one by one. A torn last line is dropped from the file."""
@@ -137,7 +140,8 @@ class Growing:
             storage.append(self.file, lines)
         except OSError as error:
             raise OutputError(
-                f"{self.names.partial} cannot be written: {reason_of(error)}; go on with --resume once that is mended"
+                f"{self.names.partial} cannot be written: {reason_of(error)}; go on with {self.names.way_on} once "
+                "that is mended"
             ) from error
 
     @property
@@ -154,8 +158,8 @@ class Growing:
         """Raise OutputError unless the file has its name, and the `size` bytes that were written and no others."""
         if not self.is_there:
             raise OutputError(
-                f"{self.names.partial} was moved or removed while it was written; put it back and go on with --resume, "
-                "or start anew with --force"
+                f"{self.names.partial} was moved or removed while it was written; put it back and go on with "
+                f"{self.names.way_on}, or start anew with --force"
             )
         if self.size != size:
             raise self._has_not(size)
@@ -179,10 +183,19 @@ class Growing:
     def remove(self) -> None:
         """Leave nothing of the run."""
         self.names.partial.unlink()
-        forget(self.names)
+        forget(self.names, keeps_settings=self.names.status is not None)
 
     def finish(self) -> None:
-        """Give the complete file its name."""
+        """Give the complete file its name, and its settings theirs."""
+        self.take_name()
+        if self._settings != self.names.settings:
+            try:
+                storage.rename(self._settings, self.names.settings)
+            except OSError as error:
+                raise _unwritten(self.names.settings, error) from error
+
+    def take_name(self) -> None:
+        """Give the complete file its name. It has no settings."""
         partial, target, status = self.names.partial, self.names.target, self.names.status
         if status is not None:
             replacement.replace(self.file, partial, target, status, is_written_over=self.is_written_over)
@@ -191,11 +204,21 @@ class Growing:
             raise OutputError(f"{target} has appeared meanwhile; move it away, and finish with --resume")
         storage.rename(partial, target)
 
-    def _write_settings(self, document: Mapping[str, Any]) -> None:
+    @property
+    def _settings(self) -> Path:
+        """The settings of the run that began."""
+        new = self.names.new_settings
+        return new if os.path.lexists(new) else self.names.settings
+
+    def _write_settings(self, path: Path, document: Mapping[str, Any]) -> None:
         try:
-            write_alone(self.names.settings, document)
+            write_alone(path, document)
         except (OSError, ValueError) as error:
-            raise OutputError(f"{self.names.settings} cannot be written: {reason_of(error)}") from error
+            raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path, error: Exception) -> OutputError:
+    return OutputError(f"{path} cannot be written: {reason_of(error)}")
 
 
 def _close(file: BinaryIO) -> None:

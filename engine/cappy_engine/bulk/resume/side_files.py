@@ -69,7 +69,7 @@ def mark(names: Names, progress: Mapping[str, Any]) -> None:
         write_alone(names.progress, progress)
     except (OSError, ValueError) as error:
         raise OutputError(
-            f"{names.progress} cannot be written: {reason_of(error)}; go on with --resume once that is mended"
+            f"{names.progress} cannot be written: {reason_of(error)}; go on with {names.way_on} once that is mended"
         ) from error
 
 
@@ -93,13 +93,14 @@ def read_mark(names: Names) -> dict[str, Any]:
         raise OutputError(problem) from error
 
 
-def forget(names: Names) -> None:
-    """Remove a run's settings, and how far it was.
+def forget(names: Names, *, keeps_settings: bool = False) -> None:
+    """Remove a run's settings, and how far it was. With `keeps_settings` those of a file that is there stay.
 
     >>> forget(Names(Path("scored.jsonl")))
     """
     for path in names.beside:
-        path.unlink(missing_ok=True)
+        if not (keeps_settings and path == names.settings):
+            path.unlink(missing_ok=True)
 
 
 def in_the_way(path: Path) -> OutputError:
