@@ -183,7 +183,7 @@ def max_positions(config: Mapping[str, Any]) -> int:
     resolved = CONFIG_MAPPING[config["model_type"]](**config_arguments(config))
     positions = int(resolved.max_position_embeddings)
     if config["model_type"] == "big_bird" and resolved.attention_type == "block_sparse":
-        return min(positions, (5 + 2 * resolved.num_random_blocks) * resolved.block_size)
+        return min(positions, int((5 + 2 * resolved.num_random_blocks) * resolved.block_size))
     return positions - int(resolved.pad_token_id) - 1 if config["model_type"] in COUNTS_FROM_PADDING else positions
 
 
