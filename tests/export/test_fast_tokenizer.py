@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sentence_transformers import CrossEncoder
 
 from cappy_bench.families import FAMILIES, write_unigram
 from cappy_bench.make_checkpoint import make_family, save_weights
@@ -19,12 +18,11 @@ from cappy_engine.tokenizer import PairTokenizer
 from cappy_export import export
 from cappy_export.adaptation.model_setup import pair_tokenizer
 from cappy_export.checkpoints.checkpoint import open_checkpoint
-from cappy_export.checkpoints.fast_tokenizer import PROBES, doubts_of, load_tokenizer
+from cappy_export.checkpoints.fast_tokenizer import PROBES, load_tokenizer
 from cappy_export.proof.reference import score_with_torch
 from tests.support.checkpoints import copy, edit
 
 Change = Callable[[dict[str, Any]], object]
-CONFIG = "tokenizer_config.json"
 
 
 def changed(checkpoint: Path, folder: Path, change: Change, *, name: str = "tokenizer.json") -> Path:
@@ -191,37 +189,6 @@ def with_template(ids: list[int], type_id: int) -> Change:
         "special_tokens": {"<s>": {"id": "<s>", "ids": ids, "tokens": ["<s>"]}},
     }
     return lambda tokenizer: tokenizer.update(post_processor=post)
-
-
-def test_a_tokenizer_that_is_made_of_other_files_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    """By from_slow transformers makes it of vocab.json, though tokenizer.json has other tokens."""
-    slow = changed(checkpoint, tmp_path / "slow", lambda config: config.update(from_slow=True), name=CONFIG)
-    assert "from_slow is True, by which transformers makes the tokenizer of vocab.txt and its like" in refusal(slow)
-
-
-def test_a_tokenizer_that_cuts_at_random_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    random = changed(checkpoint, tmp_path / "random", lambda content: content["model"].update(dropout=0.5))
-    assert "has a dropout of 0.5: it cuts a text in other tokens each time" in refusal(random)
-
-
-def test_a_chat_template_is_noted(checkpoint: Path, tmp_path: Path) -> None:
-    """transformers scores texts as they are; sentence-transformers writes them into the template.
-
-    It does not where it saved a CrossEncoder for texts.
-    """
-    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    told = {"chat_template": template}
-    in_config = changed(checkpoint, tmp_path / "config", lambda config: config.update(told), name=CONFIG)
-    beside, saved = (copy(checkpoint, tmp_path / name) for name in ("beside", "saved"))
-    CrossEncoder(str(saved), device="cpu").save_pretrained(str(saved))
-    for folder in (beside, saved):
-        (folder / "chat_template.jinja").write_text(template)
-    for folder in (in_config, beside):
-        opened = open_checkpoint(folder)
-        (doubt,) = doubts_of(opened, load_tokenizer(opened, max_length=512))
-        assert f"note: {folder.name} has a chat template" in doubt
-    opened = open_checkpoint(saved)
-    assert doubts_of(opened, load_tokenizer(opened, max_length=512)) == []
 
 
 def test_ids_that_only_the_template_makes_are_seen(checkpoint: Path, tmp_path: Path) -> None:
