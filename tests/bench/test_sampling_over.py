@@ -10,6 +10,8 @@ import pytest
 from cappy_bench.candidates.decodings import choose_decodings
 from cappy_bench.candidates.sample_options import SampleOptions
 from cappy_bench.candidates.sampling import Totals, sample_file
+from cappy_engine.bulk.folders import files_of_folder
+from cappy_engine.bulk.output import replacement
 from cappy_engine.errors import OutputError, SampleError
 from tests.support.echo import Echo
 
@@ -99,3 +101,37 @@ def test_a_users_file_with_the_name_of_the_settings_in_the_making_is_not_lost(ou
         sample(out, force=True)
     assert mine.read_text() == '{"mine": 1}'
     assert seed_beside(out) == 0
+
+
+def test_settings_that_must_be_moved_with_the_file_are_named(out: Path) -> None:
+    with pytest.raises(SampleError, match="stopped"):
+        sample(out, stop=4, force=True)
+    with pytest.raises(OutputError, match=r"move it and .*out\.jsonl\.settings\.json away and go on with --resume"):
+        sample(out)
+
+
+def test_a_run_that_is_stopped_as_it_replaces_the_file_can_be_gone_on_with(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(replacement, "replace", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            sample(out, force=True)
+    assert sample(out, resume=True, force=True).resumed == 7
+    assert seed_beside(out) == 1
+    assert names_in(tmp_path) == ["out.jsonl", "out.jsonl.settings.json"]
+
+
+def test_a_run_that_was_killed_as_it_began_over_a_file_begins_anew(out: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl.partial").touch()
+    assert sample(out, resume=True, force=True).resumed == 0
+    assert seed_beside(out) == 1
+
+
+def test_what_a_stopped_run_keeps_beside_a_file_is_no_input(out: Path, tmp_path: Path) -> None:
+    with pytest.raises(SampleError, match="stopped"):
+        sample(out, stop=4, force=True)
+    assert files_of_folder(tmp_path) == [(out, Path("out.jsonl"))]

@@ -33,6 +33,11 @@ def test_what_exists_is_not_replaced(checkpoint: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
+def test_the_root_of_the_file_system_is_not_replaced(checkpoint: Path) -> None:
+    with pytest.raises(OutputError, match=r"^/ exists; choose another name"):
+        adapt(checkpoint, colour_examples(20), "/")
+
+
 @pytest.mark.slow
 def test_who_may_read_the_config_may_read_the_weights(checkpoint: Path, tmp_path: Path) -> None:
     adapt(checkpoint, colour_examples(20), tmp_path / "out", dataclasses.replace(RECIPE, max_steps=1))

@@ -152,7 +152,7 @@ def sample_file(
     }
     with open_growing(names, resume=options.resume) as growing:
         totals = Totals(len(prompts.examples))
-        if options.resume:
+        if options.resume and growing.size:  # else it was killed before it had written anything
             totals = totals.plus(_own_lines(growing.complete_lines(say), prompts.examples, names.partial))
             growing.check_settings(settings, origin, say)
             totals = dataclasses.replace(totals, resumed=totals.examples)

@@ -148,9 +148,10 @@ def _check_outside(folder: Path, outputs: Sequence[Path]) -> None:
 
 def _is_ours(path: Path) -> bool:
     """True for a file that a run keeps beside its output, and `cappy sample` leaves there."""
-    output = path.with_name(path.name.removesuffix(".json").removesuffix(".settings").removesuffix(".progress"))
-    names = Names(output)
-    return path.name == RUN or (path in (names.settings, names.progress) and is_known(output))
+    name = path.name.removesuffix(".json").removesuffix(".settings").removesuffix(".progress")
+    names = Names(path.with_name(name.removesuffix(".partial")))
+    is_beside = path in (names.settings, names.new_settings, names.progress)
+    return path.name == RUN or (is_beside and is_known(names.target))
 
 
 def score_folder(

@@ -207,8 +207,8 @@ class Run:
             file.flush()
             os.fsync(file.fileno())
         except OSError as error:
-            problem = f"{names.made} cannot be written: {reason_of(error)}; go on with --resume once that is mended"
-            raise OutputError(problem) from error
+            way_on = f"go on with {names.way_on} once that is mended"
+            raise OutputError(f"{names.made} cannot be written: {reason_of(error)}; {way_on}") from error
         return dataclasses.replace(self.growing, file=file, is_written_over=is_written_over)
 
 

@@ -72,7 +72,7 @@ def adapt(
     """
     accelerator = join(recipe.mixed_precision, wait_seconds=options.wait_seconds)
     tell, show = (say, progress) if accelerator.is_main_process else (_keep_quiet, _keep_quiet)
-    with not_alone(accelerator, lambda: state.way_on(state_of(Path(out)), force=options.force)):
+    with not_alone(accelerator, lambda: state.way_on(state_of(Path(os.path.realpath(out))), force=options.force)):
         place, opened, shards, kept = together(
             accelerator, lambda: _prepare(accelerator, checkpoint, train, held_out, Path(out), recipe, options, tell)
         )
@@ -137,7 +137,8 @@ def _prepare(
 
 def _check_not_beside(out: Path) -> None:
     """Raise OutputError where both `out` and a saved state are there: --force alone would remove the state."""
-    if os.path.lexists(out) and state.states(state_of(Path(os.path.realpath(out)))):
+    place = Path(os.path.realpath(out))
+    if place.name and os.path.lexists(out) and state.states(state_of(place)):
         raise OutputError(
             f"{out} exists beside a training that was stopped; move it away and go on with --resume, or have it "
             "replaced with --resume --force (--force alone starts anew)"

@@ -77,7 +77,7 @@ class Names:
     @property
     def way_on(self) -> str:
         """The options with which the run goes on after a stop."""
-        return "--resume --force" if self.status is not None else "--resume"
+        return "--resume --force" if self.is_forced else "--resume"
 
     @property
     def made(self) -> Path:
@@ -97,9 +97,10 @@ def find_names(out: Path, *, resume: bool = False, force: bool = False, inputs: 
     place = check_output(out, force=True, inputs=inputs)
     names = Names(place.path, place.status, force)
     if not (force or place.is_stream) and place.status is not None and os.path.lexists(names.partial):
+        both = os.path.lexists(names.new_settings) and os.path.lexists(names.settings)
         raise OutputError(
-            f"{out} exists beside what a stopped run left; move it away and go on with --resume, or have it replaced "
-            "with --resume --force (--force alone starts anew)"
+            f"{out} exists beside what a stopped run left; move it{f' and {names.settings}' * both} away and go on "
+            "with --resume, or have it replaced with --resume --force (--force alone starts anew)"
         )
     check_output(out, force=force, inputs=inputs)
     if place.is_stream:

@@ -186,13 +186,13 @@ class Growing:
         forget(self.names, keeps_settings=self.names.status is not None)
 
     def finish(self) -> None:
-        """Give the complete file its name, and its settings theirs."""
-        self.take_name()
+        """Give the complete file its name, and its settings theirs: first, as a run that is stopped here goes on."""
         if self._settings != self.names.settings:
             try:
                 storage.rename(self._settings, self.names.settings)
             except OSError as error:
                 raise _unwritten(self.names.settings, error) from error
+        self.take_name()
 
     def take_name(self) -> None:
         """Give the complete file its name. It has no settings."""
