@@ -187,7 +187,7 @@ def test_a_run_does_not_go_on_with_another_value_of_a_variable(
 
 
 def test_the_kernels_in_use_are_part_of_what_a_run_goes_on_with(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable tells of them where there is no compiler, or where the library cannot be loaded."""
+    """Without a compiler there are none, and no variable says so."""
     notes = begin()[1]
     without = {**default_settings(EMBEDDED, "int8", 1), "kernels": "none: the library cannot be loaded"}
     monkeypatch.setattr(measuring, "default_settings", lambda *asked: without)

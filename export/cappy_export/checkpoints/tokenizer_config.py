@@ -62,7 +62,7 @@ def _check_tokenizer_class(name: str, *configs: Mapping[str, Any]) -> None:
 
 
 def check_settings(found: Mapping[str, Any], path: Path) -> None:
-    """Raise CheckpointError for REFUSED_SETTINGS, and a longest text, by either of its names, that is no number.
+    """Raise CheckpointError for REFUSED_SETTINGS, and for a longest text that is not a number.
 
     >>> check_settings({"model_max_length": 512}, Path("tokenizer_config.json"))
     """
