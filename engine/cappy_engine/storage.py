@@ -23,6 +23,8 @@ from typing import Any, BinaryIO, cast
 class NamedFile(io.FileIO):
     """Write to a file or a descriptor, and name it in errors: the system does not say which file it refused.
 
+    `written` counts the bytes.
+
     >>> NamedFile(1, "stdout", closefd=False).write(b"{}")
     2
     """
@@ -30,11 +32,14 @@ class NamedFile(io.FileIO):
     def __init__(self, file: int | Path, name: str | Path, mode: str = "wb", *, closefd: bool = True) -> None:
         super().__init__(file, mode, closefd=closefd)
         self.called = str(name)
+        self.written = 0
 
     def write(self, content: Any) -> int:
         """Write, and name the file in an error."""
         with naming(self.called):
-            return super().write(content)
+            count = super().write(content)
+        self.written += count
+        return count
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import pytest
 from cappy_engine import Scorer
 from cappy_engine.bulk.input_files import Files
 from cappy_engine.bulk.resume.names import Names
+from cappy_engine.bulk.resume.partial_file import open_growing
 from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bulk.runs import Target
 from cappy_engine.bulk.score_file import score_file
@@ -86,6 +87,19 @@ def test_what_a_run_writes_is_not_given_its_name_once_something_else_changed_it(
     assert said == []
     assert not out.exists()
     assert not bad.exists()
+
+
+@pytest.mark.parametrize("damage", [emptied, longer])
+def test_damage_between_a_check_and_what_is_written_then_is_noticed(
+    damage: Callable[[Path], None], tmp_path: Path
+) -> None:
+    with open_growing(Names(tmp_path / "out.jsonl"), resume=False) as growing:
+        growing.append(b"{}\n")
+        growing.check_written(3)
+        damage(growing.names.partial)
+        growing.append(b'{"row": 1}\n')
+        with pytest.raises(OutputError, match=r"has \d+ bytes, and 14 were written"):
+            growing.check_written(14)
 
 
 def test_a_run_that_cannot_go_on_is_not_advised_to(

@@ -48,9 +48,9 @@ def open_output(
         with io.BufferedWriter(storage.NamedFile(_open_stream(place), path)) as stream, _packed(stream, path) as output:
             yield output
         return
-    file, is_written_over = _begin(place, force=force, say=say)
+    raw, is_written_over = _begin(place, force=force, say=say)
     is_empty = True
-    with file:
+    with io.BufferedRandom(raw) as file:
         try:
             with _packed(file, path) as output:
                 try:
@@ -60,7 +60,7 @@ def open_output(
             file.flush()
             with storage.naming(place.partial):
                 os.fsync(file.fileno())
-            _finish(file, place, is_written_over)
+            _finish(raw, place, is_written_over)
         except BaseException:
             _leave(file, place.partial, say, is_empty=is_empty)
             raise
@@ -86,14 +86,14 @@ def _packed(file: BinaryIO, path: Path) -> Iterator[BinaryIO]:
         yield cast(BinaryIO, packed)
 
 
-def _begin(place: Place, *, force: bool, say: Say) -> tuple[BinaryIO, bool]:
+def _begin(place: Place, *, force: bool, say: Say) -> tuple[storage.NamedFile, bool]:
     """Make and lock OUT.partial. Also tell if its content must be written over a file."""
     partial = place.partial
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     mode = 0o666 if place.status is None else 0o600
     try:
         clear_partial(partial, force=force, say=say)
-        file = cast(BinaryIO, io.BufferedRandom(storage.NamedFile(os.open(partial, flags, mode), partial, "w+b")))
+        file = storage.NamedFile(os.open(partial, flags, mode), partial, "w+b")
     except FileExistsError as error:
         raise _taken(partial) from error
     except OSError as error:
@@ -145,10 +145,10 @@ def _taken(partial: Path) -> OutputError:
     return OutputError(f"another process writes to {partial}; wait for it, or choose another name")
 
 
-def _finish(file: BinaryIO, place: Place, is_written_over: bool) -> None:
+def _finish(file: storage.NamedFile, place: Place, is_written_over: bool) -> None:
     if not is_at(file, place.partial):
         raise OutputError(f"{place.partial} was moved or removed meanwhile; run the command again")
-    size, written = os.fstat(file.fileno()).st_size, file.tell()
+    size, written = os.fstat(file.fileno()).st_size, file.written
     if size != written:
         raise OutputError(f"{place.partial} has {size} bytes, and {written} were written; remove it and start anew")
     if place.status is None and os.path.lexists(place.path):

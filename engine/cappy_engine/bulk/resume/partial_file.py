@@ -43,7 +43,7 @@ def open_growing(names: Names, *, resume: bool) -> Iterator[Growing]:
 
     Raises OutputError if that cannot be done.
     """
-    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | (0 if resume else os.O_CREAT | os.O_EXCL)
+    flags = os.O_RDWR | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | (0 if resume else os.O_CREAT | os.O_EXCL)
     try:
         names.partial.parent.mkdir(parents=True, exist_ok=True)
         if names.is_forced and not resume:

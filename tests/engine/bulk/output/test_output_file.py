@@ -47,6 +47,24 @@ def test_what_a_stopped_run_left_is_kept_until_it_is_forced(out: Path, partial: 
     assert (out.read_bytes(), names(out.parent)) == (NEW, ["out.jsonl"])
 
 
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz"])
+@pytest.mark.parametrize("mode", ["wb", "ab"])
+def test_what_something_else_emptied_or_wrote_to_is_not_given_its_name(tmp_path: Path, name: str, mode: str) -> None:
+    out = tmp_path / name
+
+    def write_around() -> None:
+        with open_output(out) as output:
+            output.write(OLD)
+            output.flush()
+            with out.with_name(f"{name}.partial").open(mode) as file:
+                file.write(b"" if mode == "wb" else b"oops\n")
+            output.write(NEW)
+
+    with pytest.raises(OutputError, match=r"\.partial has \d+ bytes, and \d+ were written; remove it and start anew"):
+        write_around()
+    assert not out.exists()
+
+
 def test_an_error_names_what_was_written_and_leaves_nothing_where_that_is_nothing(out: Path, partial: Path) -> None:
     said: list[str] = []
     for content in (b"", NEW):
