@@ -50,9 +50,9 @@ def decoded(body: bytes, shape: type[Shape]) -> Shape:
     >>> decoded(b"[1, 2]", list[int])
     [1, 2]
     """
-    with _refusing(body, shape):
+    with _refusing(body, shape) as text:
         found = msgspec.json.decode(body, type=shape)
-        FIELDS_ONCE.decode(body.decode())
+        FIELDS_ONCE.decode(text)
     return found
 
 
@@ -67,28 +67,20 @@ def field_names(body: bytes) -> Set[str]:
 
 
 @contextlib.contextmanager
-def _refusing(body: bytes, shape: object = None) -> Iterator[None]:
-    """Translate the errors of parsers. They say what `shape` has where the body has something else."""
+def _refusing(body: bytes, shape: object = None) -> Iterator[str]:
+    """Yield the body's text, and translate the errors of parsers. They say where it has something else than `shape`."""
     try:
-        yield
+        yield body.decode()
     except msgspec.ValidationError as error:
         raise InvalidRequest(_placed(str(error), shape)) from error
     except msgspec.DecodeError as error:
         check_surrogates(body)
         raise InvalidRequest(f"the body is not JSON: {error}", 400) from error
     except UnicodeDecodeError as error:
-        raise InvalidRequest(_not_utf8(body, error), 400) from error
+        where = f"byte 0x{body[error.start]:02x} at offset {error.start}"
+        raise InvalidRequest(f"the body is not UTF-8: {where}; send JSON in UTF-8", 400) from error
     except RecursionError as error:
         raise InvalidRequest("the body is not JSON: its lists or objects are nested too deeply", 400) from error
-
-
-def _not_utf8(body: bytes, error: UnicodeDecodeError) -> str:
-    """Say where a body is not UTF-8. msgspec's error counts from the beginning of a text within it."""
-    try:
-        body.decode()
-    except UnicodeDecodeError as within:
-        error = within
-    return f"the body is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}; send JSON in UTF-8"
 
 
 def wants_sigmoid(**asked: bool | None) -> bool:
