@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,10 @@ LONGEST = (
     "export/test_gpu_models.py",
 )
 """The files that take longest (`pytest --durations`). Processes share tests by files: at the end none waits for one."""
+
+# A shell's background job ignores Ctrl-C, nohup's hangups; the commands that a test starts would, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

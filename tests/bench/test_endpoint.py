@@ -242,13 +242,8 @@ def test_an_interrupt_ends_the_command_while_a_server_hangs(server: Server, tmp_
     command = [sys.executable, "-m", "cappy_engine", "sample", "prompts.jsonl", "-o", "out.jsonl"]
     command += ["--endpoint", server.url, "--model", "m"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
     try:
-        running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    try:
-        with running:
+        with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as running:
             assert come.wait(60)
             running.send_signal(signal.SIGINT)
             _, said = running.communicate()

@@ -100,7 +100,6 @@ def test_an_interrupt_ends_with_130_and_without_a_traceback(bundle: Path) -> Non
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's "&" has it ignored
     ) as process:
         assert process.stderr is not None
         assert b"fp32 on cpu" in process.stderr.readline()

@@ -85,7 +85,6 @@ def test_a_signal_to_end_leaves_what_was_scored_and_says_so(
         cwd=tmp_path,
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup's children ignore SIGHUP, and so do we then
     ) as process:
         assert process.stdin is not None
         process.stdin.write(b'{"instruction": "q", "response": "a"}\n' * 3 + b'{"instruc')

@@ -96,7 +96,7 @@ def test_a_model_that_hangs_ends_the_process(bundle: Path, tmp_path: Path) -> No
     trigger = tmp_path / "trigger"
     options = ["--request-seconds", "0.2", "--drain-seconds", "0.1"]
     with serving("--bundle", str(bundle), *options, command=faulty("hangs", trigger)) as server:
-        assert server.post("/v1/score", ONE).status_code == 200
+        server.wait_until(lambda: server.post("/v1/score", ONE).status_code == 200)
         trigger.touch()
         assert server.post("/v1/score", ONE).status_code == 503
         server.wait_until(lambda: server.get("/ready").status_code == 503)
