@@ -121,7 +121,7 @@ def test_a_request_without_an_answer_hangs_until_the_deadline_and_the_others_go_
         return answer(200)
 
     async def ask(client: Client, address: tuple[str, int]) -> list[Exchange]:
-        asked = target(client, address, b"fine", b"stuck", deadline=0.1)
+        asked = target(client, address, b"fine", b"stuck", deadline=1.0)
         return await open_loop(asked, [0, 1, 0, 0], np.array([0.0, 0.01, 0.02, 0.03]))
 
     found = with_server(handle, ask)
@@ -133,50 +133,43 @@ def test_a_request_without_an_answer_hangs_until_the_deadline_and_the_others_go_
 # Loops
 
 
-@pytest.mark.slow
 def test_a_server_that_stands_still_once_is_late_for_all_that_was_due_meanwhile() -> None:
-    """And a closed loop, which waits for it, sees one slow request: coordinated omission."""
-    begin: list[float] = []
+    come: list[int] = []
 
     async def handle(body: bytes) -> bytes:
-        begin.append(time.perf_counter())
-        if 0.1 < begin[-1] - begin[0] < 0.4:  # one that stands still answers nobody
-            await asyncio.sleep(0.4 - (begin[-1] - begin[0]))
-        return answer(200)
-
-    async def in_an_open_loop(client: Client, address: tuple[str, int]) -> list[Exchange]:
-        return await open_loop(target(client, address, b"a"), [0] * 50, np.linspace(0, 0.49, 50))
-
-    async def in_a_closed_loop(client: Client, address: tuple[str, int]) -> list[Exchange]:
-        until = time.perf_counter() + 0.49
-        return await closed_loop(target(client, address, b"a"), [0] * 10**6, connections=1, until=until)
-
-    found = with_server(handle, in_an_open_loop)
-    meanwhile = [one for one in found if 0.155 < one.due - found[0].due < 0.345]
-    assert (len(found), len(meanwhile)) == (50, 19)
-    assert all(one.ended >= begin[0] + 0.4 for one in meanwhile)
-    assert sum(one.seconds > 0.1 for one in found) >= 15
-
-    begin.clear()
-    closed = with_server(handle, in_a_closed_loop)
-    assert sum(one.seconds > 0.1 for one in closed) < 5 < len(closed)
-
-
-def test_an_open_loop_sends_although_nothing_was_answered() -> None:
-    under_way: list[int] = []
-
-    async def handle(body: bytes) -> bytes:
-        under_way.append(len(under_way) + 1)
-        while len(under_way) < 9:
-            await asyncio.sleep(0.001)
+        come.append(len(come))
+        if come[-1] >= 5:  # it stands still until the last request was sent
+            while len(come) < 15:
+                await asyncio.sleep(0.001)
         return answer(200)
 
     async def ask(client: Client, address: tuple[str, int]) -> list[Exchange]:
-        return await open_loop(target(client, address, b"a"), [0] * 9, np.linspace(0, 0.08, 9))
+        return await open_loop(target(client, address, b"a"), [0] * 15, np.linspace(0, 0.14, 15))
 
     found = with_server(handle, ask)
-    assert {one.status for one in found} == {200}, "the first answer waits for the last request"
-    assert found[0].seconds >= 0.07 > found[-1].seconds
+    assert {one.status for one in found} == {200}
+    assert [one.due - found[0].due for one in found] == pytest.approx(np.linspace(0, 0.14, 15))
+    assert all(one.seconds >= found[-1].due - one.due for one in found[5:])
+
+
+def test_a_closed_loop_waits_for_a_server_that_stands_still_and_so_sees_one_slow_request() -> None:
+    """That is coordinated omission, which an open loop does not have."""
+    come: list[int] = []
+    meanwhile: list[int] = []
+
+    async def handle(body: bytes) -> bytes:
+        come.append(len(come))
+        if come[-1] == 5:
+            await asyncio.sleep(0.2)
+            meanwhile.append(come[-1] - 5)
+        return answer(200)
+
+    async def ask(client: Client, address: tuple[str, int]) -> list[Exchange]:
+        return await closed_loop(target(client, address, b"a"), [0] * 15, connections=1)
+
+    found = with_server(handle, ask)
+    assert (len(found), meanwhile) == (15, [0])
+    assert found[5].seconds >= 0.2
 
 
 def test_latency_counts_from_when_a_request_was_due_also_if_the_generator_was_late() -> None:
@@ -227,14 +220,3 @@ def test_a_closed_loop_sends_in_order_what_there_is_room_for_and_a_larger_one_al
     assert [found for found in seen if sum(found) > 9] == [[30]]
     assert [1, 4, 4] in seen
     assert max(map(len, seen)) == 4
-
-
-def test_a_closed_loop_ends_at_its_time_although_all_is_refused() -> None:
-    async def handle(body: bytes) -> bytes:
-        return answer(429)
-
-    async def ask(client: Client, address: tuple[str, int]) -> list[Exchange]:
-        until = time.perf_counter() + 0.1
-        return await closed_loop(target(client, address, b"a"), [0] * 100, connections=2, until=until)
-
-    assert {one.status for one in with_server(handle, ask)} == {429}

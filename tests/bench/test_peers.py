@@ -169,10 +169,13 @@ def test_each_request_is_one_timed_call_and_the_tokens_are_those_of_this_message
     worker.answer({"do": "open"})
     requests = [[["a", "b"]] * count for count in (3, 1)]
     for _ in range(2):
+        begun = time.perf_counter()
         found = worker.answer({"do": "score", "requests": requests})
+        assert sum(found["seconds"]) <= time.perf_counter() - begun
         assert found["computed_tokens"] == 400
         assert found["scores"] == [[0.0, 1.0, 2.0], [0.0]]
-        assert found["seconds"][0] >= 0.03 > 0.02 > found["seconds"][1] >= 0.01
+        assert found["seconds"][0] >= 0.03
+        assert found["seconds"][1] >= 0.01
     assert runner.asked == [3, 1, 3, 1]
     runner.computed_tokens = None
     runner.score = lambda pairs: np.zeros(len(pairs), np.float32)  # type: ignore[method-assign]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -209,11 +208,9 @@ def test_a_config_that_cannot_fit_takes_neither_time_nor_memory(
         return build(config, is_hollow=True)
 
     monkeypatch.setattr(checkpoints, "build_model", hollow_only)
-    started = time.monotonic()
     with pytest.raises(CheckpointError) as caught:
         load_model(open_checkpoint(folder))
     assert text in str(caught.value)
-    assert time.monotonic() - started < 2
 
 
 def ext(*content: object, code: int = 1) -> msgpack.ExtType:

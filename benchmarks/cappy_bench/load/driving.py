@@ -6,7 +6,6 @@ Nothing is judged here: bodies are kept as they came, for later.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -122,12 +121,12 @@ class Room:
 
 
 async def closed_loop(
-    target: Target, places: Iterable[int], *, connections: int, rooms: Sequence[Room] = (), until: float = math.inf
+    target: Target, places: Iterable[int], *, connections: int, rooms: Sequence[Room] = ()
 ) -> list[Exchange]:
     """Send requests over some connections, each the next one as soon as its last was answered.
 
-    With `rooms` a request is sent when it fits into all of them; they are sent in order. It ends with the places, or at
-    the time `until`; what is under way then is waited for. A refused request is sent again a little later.
+    With `rooms` a request is sent when it fits into all of them; they are sent in order. A refused request is sent
+    again a little later.
 
         >>> await closed_loop(target, range(100), connections=8, rooms=[Room(load.sizes, 1024)])
     """
@@ -153,16 +152,12 @@ async def closed_loop(
 
     async def one_by_one() -> None:
         while (place := await enter()) is not None:
-            while time.perf_counter() < until:
-                last = await exchange(target, place)
-                found.append(last)
-                if last.status != REFUSED:
-                    break
+            found.append(last := await exchange(target, place))
+            while last.status == REFUSED:
                 await asyncio.sleep(AGAIN_SECONDS)
+                found.append(last := await exchange(target, place))
             under_way.remove(place)
             has_ended.set()
-            if time.perf_counter() >= until:
-                return
 
     await asyncio.gather(*(one_by_one() for _ in range(connections)))
     return found
