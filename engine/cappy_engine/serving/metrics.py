@@ -86,7 +86,7 @@ class Metrics:
         """Count the time of a request in each stage, and its truncated pairs."""
         for stage, seconds in result.stages.items():
             self._stages.labels(stage).observe(seconds)
-        if truncated := int(result.scored.truncated.sum()):
+        if truncated := result.truncated:
             self._truncated.inc(truncated)
 
     def swapped(self, result: str) -> None:

@@ -70,6 +70,16 @@ class ScoringResult:
     exact: Mapping[int, float] = field(default_factory=dict)
     stages: Stages = field(default_factory=Stages)
 
+    @property
+    def tokens(self) -> int:
+        """Count the tokens of all pairs."""
+        return int(self.scored.token_counts.sum())
+
+    @property
+    def truncated(self) -> int:
+        """Count the pairs that were truncated."""
+        return int(self.scored.truncated.sum())
+
 
 @dataclass(frozen=True)
 class Reply:

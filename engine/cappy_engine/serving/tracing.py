@@ -59,8 +59,8 @@ class Tracer:
         attributes["http.response.status_code"] = status
         if result is not None:
             attributes["cappy.pairs"] = len(result.scored.scores)
-            attributes["cappy.tokens"] = int(result.scored.token_counts.sum())
-            attributes["cappy.truncated"] = int(result.scored.truncated.sum())
+            attributes["cappy.tokens"] = result.tokens
+            attributes["cappy.truncated"] = result.truncated
             attributes["cappy.precision"] = result.model.precision
         kind = self._trace.SpanKind.SERVER
         span = self._tracer.start_span(f"POST {route}", parent, kind=kind, attributes=attributes, start_time=start)

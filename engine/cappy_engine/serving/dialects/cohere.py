@@ -21,7 +21,6 @@ from cappy_engine.serving.dialects.reading import (
     ranked_places,
     refuse_others,
     scores_of,
-    token_count,
     wants_sigmoid,
 )
 from cappy_engine.serving.dialects.vllm import PoolingOptions, check_options
@@ -181,7 +180,7 @@ def _answer(
     result: ScoringResult,
 ) -> RerankAnswer:
     scores = scores_of(result, is_sigmoid=is_sigmoid)
-    tokens = token_count(result)
+    tokens = result.tokens
     return RerankAnswer(
         id=f"rerank-{asked.request_id or result.request_id}",
         model=result.model.name,

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from cappy_engine.pairs import candidate_pairs
-from cappy_engine.serving.dialects.reading import decoded, ranked_places, token_count, truncated_count
+from cappy_engine.serving.dialects.reading import decoded, ranked_places
 from cappy_engine.serving.requests import ScoringRequest, ScoringResult, ServedModel
 
 Truncation = Annotated[
@@ -109,14 +109,17 @@ def read_rank(body: bytes, model: ServedModel) -> ScoringRequest:
 
 def _answer_scores(result: ScoringResult) -> ScoreAnswer:
     found = result.scored
-    rows = zip(found.scores.tolist(), found.token_counts.tolist(), found.truncated.tolist(), strict=True)
+    scores, counts, truncated = found.scores.tolist(), found.token_counts.tolist(), found.truncated.tolist()
     return ScoreAnswer(
         model=result.model.name,
         device=result.model.device,
         precision=result.model.precision,
-        results=[PairScore(*row) for row in rows],
-        tokens=token_count(result),
-        truncated=truncated_count(result),
+        results=[
+            PairScore(score=score, tokens=tokens, is_truncated=is_truncated)
+            for score, tokens, is_truncated in zip(scores, counts, truncated, strict=True)
+        ],
+        tokens=result.tokens,
+        truncated=result.truncated,
     )
 
 
@@ -137,6 +140,6 @@ def _answer_ranks(asked: RankRequest, result: ScoringResult) -> RankAnswer:
             )
             for place in ranked_places(result, asked.top_n)
         ],
-        tokens=token_count(result),
-        truncated=truncated_count(result),
+        tokens=result.tokens,
+        truncated=result.truncated,
     )

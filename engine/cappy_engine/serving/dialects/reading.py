@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Set
 from typing import Any, TypeVar
 
 import msgspec
-import numpy as np
 
 from cappy_engine.activations import sigmoid
 from cappy_engine.checks import shown
@@ -115,24 +114,6 @@ def ranked_places(result: ScoringResult, top_n: int | None) -> list[int]:
     [0]
     """
     return best_first(result.scored.scores, result.exact)[:top_n]
-
-
-def token_count(result: ScoringResult) -> int:
-    """Count the tokens of all pairs of a result.
-
-    >>> token_count(result)
-    20
-    """
-    return int(np.sum(result.scored.token_counts))
-
-
-def truncated_count(result: ScoringResult) -> int:
-    """Count the pairs of a result that were truncated.
-
-    >>> truncated_count(result)
-    0
-    """
-    return int(np.count_nonzero(result.scored.truncated))
 
 
 def too_long_of(truncate: bool | None) -> TooLong:

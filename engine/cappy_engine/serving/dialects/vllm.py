@@ -19,7 +19,6 @@ from cappy_engine.serving.dialects.reading import (
     field_names,
     refuse_others,
     scores_of,
-    token_count,
     wants_sigmoid,
 )
 from cappy_engine.serving.requests import ScoringRequest, ScoringResult, ServedModel
@@ -211,7 +210,7 @@ def _pairs(first: str, queries: str | list[str], second: str, documents: str | l
 
 def _answer(asked: PoolingOptions, result: ScoringResult) -> VllmScoreAnswer:
     is_sigmoid = wants_sigmoid(use_activation=asked.use_activation, activation=asked.activation)
-    tokens = token_count(result)
+    tokens = result.tokens
     return VllmScoreAnswer(
         id=f"score-{asked.request_id or result.request_id}",
         created=result.created,

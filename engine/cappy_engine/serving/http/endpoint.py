@@ -164,8 +164,8 @@ class ScoringEndpoint:
         fields: dict[str, object] = {"route": self._route.path, "status": status, "request_id": request_id}
         if result is not None:
             fields["pairs"] = len(result.scored.scores)
-            fields["tokens"] = int(result.scored.token_counts.sum())
-            fields["truncated"] = int(result.scored.truncated.sum())
+            fields["tokens"] = result.tokens
+            fields["truncated"] = result.truncated
         fields["ms"] = round(1000 * (time.monotonic() - started), 3)
         log.info("request", extra={FIELDS: fields})
 
@@ -202,8 +202,8 @@ def cost_headers(result: ScoringResult) -> dict[str, str]:
     """
     stages = [(stage, f"{1000 * seconds:.3f}") for stage, seconds in result.stages.items()]
     return {
-        "x-cappy-tokens": str(int(result.scored.token_counts.sum())),
-        "x-cappy-truncated": str(int(result.scored.truncated.sum())),
+        "x-cappy-tokens": str(result.tokens),
+        "x-cappy-truncated": str(result.truncated),
         **{f"x-cappy-{stage}-ms": milliseconds for stage, milliseconds in stages},
         "server-timing": ", ".join(f"{stage};dur={milliseconds}" for stage, milliseconds in stages),
     }
