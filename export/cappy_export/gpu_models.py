@@ -29,7 +29,7 @@ from cappy_export.graphs.half import is_half, round_in_float32
 from cappy_export.graphs.optimum import check_size
 from cappy_export.graphs.stand_ins import emulated
 from cappy_export.graphs.tensorrt import check_operators, check_shapes, plain_model
-from cappy_export.graphs.writer import is_written_directly
+from cappy_export.graphs.writer import is_written_for_gpus
 from cappy_export.options import ExportOptions, Say
 from cappy_export.precisions.calibration import CalibrationPairs, activation_ranges, open_exposed
 from cappy_export.precisions.fp16 import convert_to_half
@@ -45,11 +45,11 @@ def check_gpu_models(checkpoint: Checkpoint, model: PreTrainedModel, options: Ex
     >>> check_gpu_models(checkpoint, shape_model(checkpoint), ExportOptions(targets=("cuda",)))
     """
     for target in options.for_gpus:
-        if not is_written_directly(checkpoint.config):
+        if not is_written_for_gpus(checkpoint.config):
             told = ("model_type", "hidden_act", "position_embedding_type")
             found = ", ".join(f"{key} {checkpoint.config[key]}" for key in told if key in checkpoint.config)
             raise GraphError(
-                f"models for {target} are written for BERT and RoBERTa with GELU and absolute positions; "
+                f"models for {target} are written for BERT and RoBERTa with GELU or ReLU and absolute positions; "
                 f"{checkpoint.name} has {found}"
             )
     if options.for_gpus:

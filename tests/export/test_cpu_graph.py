@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cappy_export.graphs.families import family_of
-from cappy_export.graphs.writer import is_written_directly
+from cappy_export.graphs.writer import is_written_for_gpus
 from tests.support.direct_graphs import logits_of, opened, random_inputs, written
 from tests.support.small_models import LONGEST, SHAPE, WORDS, Inputs, random_model, torch_logits
 
@@ -179,9 +179,9 @@ def test_every_weight_is_stored_once(kind: str) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["roberta", "bert", "xlm-roberta", "camembert"])
-def test_an_encoder_of_absolute_positions_is_written_directly(model_type: str) -> None:
-    assert is_written_directly({"model_type": model_type})
-    assert is_written_directly({"model_type": model_type, "hidden_act": "relu", "position_embedding_type": "absolute"})
+def test_an_encoder_of_absolute_positions_is_written_for_gpus(model_type: str) -> None:
+    assert is_written_for_gpus({"model_type": model_type})
+    assert is_written_for_gpus({"model_type": model_type, "hidden_act": "relu", "position_embedding_type": "absolute"})
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_an_encoder_of_absolute_positions_is_written_directly(model_type: str) -
 )
 def test_other_architectures_are_left_to_optimum(changes: dict[str, Any]) -> None:
     for model_type in ("roberta", "bert"):
-        assert not is_written_directly({"model_type": model_type, "hidden_act": "gelu", **changes})
+        assert not is_written_for_gpus({"model_type": model_type, "hidden_act": "gelu", **changes})
 
 
 @pytest.mark.parametrize(

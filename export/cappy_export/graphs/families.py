@@ -12,23 +12,21 @@ from typing import Any
 import onnx
 
 from cappy_export.graphs import bert_cpu, deberta_cpu, modernbert_cpu
-from cappy_export.graphs.writer import Weights, has_known_layers, is_written_directly
+from cappy_export.graphs.parts import LAYOUTS
+from cappy_export.graphs.writer import Weights, has_known_layers
 
 
 @dataclass(frozen=True)
 class Family:
-    """Tell of a config of the family whether its graph can be written, and `write` it, given the weights too."""
+    """A family: `is_known` tells whether the graph of a config can be written, `write` writes it with the weights."""
 
     is_known: Callable[[Mapping[str, Any]], bool]
     write: Callable[[Any, Weights], onnx.ModelProto]
 
 
-_BERT = Family(is_written_directly, bert_cpu.encoder_model)
-
 FAMILIES: Mapping[str, Family] = {
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), _BERT),
+    **dict.fromkeys(LAYOUTS, Family(has_known_layers, bert_cpu.encoder_model)),
     "modernbert": Family(modernbert_cpu.is_known, modernbert_cpu.encoder_model),
-    "electra": Family(has_known_layers, bert_cpu.encoder_model),
     "deberta-v2": Family(deberta_cpu.is_known, deberta_cpu.encoder_model),
 }
 """The families by the model types of their configs."""

@@ -19,11 +19,11 @@ from cappy_engine.errors import GraphError
 from cappy_export.checkpoints.checkpoint import Checkpoint, float32_bytes, load_model
 from cappy_export.checkpoints.refusals import full_disk
 from cappy_export.graphs.files import MAX_BYTES, check_graph, quiet, save
-from cappy_export.graphs.writer import MICROSOFT, OPSET
+from cappy_export.graphs.writer import MICROSOFT, OPSET, ROBERTAS
 
 _WHOLE_LAYER = {"Attention": 1, "SkipLayerNormalization": 2, "BiasGelu": 1}
 FUSED_PER_LAYER: Mapping[str, Mapping[str, int]] = {
-    **dict.fromkeys(("roberta", "bert", "xlm-roberta", "camembert", "electra", "data2vec-text", "ibert"), _WHOLE_LAYER),
+    **dict.fromkeys((*ROBERTAS, "bert", "electra", "data2vec-text", "ibert"), _WHOLE_LAYER),
     "distilbert": {"SkipLayerNormalization": 2, "BiasGelu": 1},  # its attention mask is a pattern that is not known
 }
 """Fused nodes that one layer of an architecture gives. Of other architectures they are counted, but not demanded."""

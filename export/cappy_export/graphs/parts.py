@@ -5,7 +5,8 @@ Knows the layout of the weights in transformers' models; knows nothing of attent
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,22 +14,27 @@ import numpy.typing as npt
 from onnx import TensorProto
 
 from cappy_export.checkpoints.config import COUNTS_FROM_PADDING
-from cappy_export.graphs.writer import ACTIVATIONS, GraphWriter, Weights
+from cappy_export.graphs.writer import ACTIVATIONS, ROBERTAS, GraphWriter, Weights
 
 TANH, GELU = ("Tanh", ""), ACTIVATIONS["gelu"]
-HEADS = {
-    "roberta": ("classifier.dense", TANH, "classifier.out_proj"),
-    "xlm-roberta": ("classifier.dense", TANH, "classifier.out_proj"),
-    "camembert": ("classifier.dense", TANH, "classifier.out_proj"),
-    "bert": ("bert.pooler.dense", TANH, "classifier"),
-    "electra": ("classifier.dense", GELU, "classifier.out_proj"),
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Name a model's weights: the encoder's `prefix`, the head's two layers, and the `activation` between these."""
+
+    prefix: str
+    dense: str
+    activation: tuple[str, str]
+    out: str
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    **dict.fromkeys(ROBERTAS, Layout("roberta", "classifier.dense", TANH, "classifier.out_proj")),
+    "bert": Layout("bert", "bert.pooler.dense", TANH, "classifier"),
+    "electra": Layout("electra", "classifier.dense", GELU, "classifier.out_proj"),
 }
-"""The names of the head's two linear layers, by model type, and the activation between them."""
-PREFIXES = {
-    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), "roberta"),
-    "bert": "bert",
-    "electra": "electra",
-}
+"""The model types that `bert_cpu.py` writes."""
 
 
 class Parts:
@@ -103,7 +109,7 @@ class BertParts(Parts):
     """
 
     def __init__(self, graph: GraphWriter, config: Any, weights: Weights) -> None:
-        super().__init__(graph, config, weights, prefix=PREFIXES[config.model_type])
+        super().__init__(graph, config, weights, prefix=LAYOUTS[config.model_type].prefix)
         self.counts_from_padding = config.model_type in COUNTS_FROM_PADDING
         others = ["position_ids"] if self.counts_from_padding else ["token_type_ids"]
         self.inputs = ["input_ids", "attention_mask", *others]
@@ -137,7 +143,7 @@ class BertParts(Parts):
 
     def head(self, first: str) -> None:
         """Add the head: logits (batch, 1) of the first tokens (batch, hidden)."""
-        dense, (activation, domain), out = HEADS[self.config.model_type]
-        wide = self.linear(dense, first, "head/dense")
-        active = self._graph.add(activation, [wide], "head/activation", domain=domain)
-        self.linear(out, active, "logits")
+        layout = LAYOUTS[self.config.model_type]
+        operator, domain = layout.activation
+        wide = self.linear(layout.dense, first, "head/dense")
+        self.linear(layout.out, self._graph.add(operator, [wide], "head/activation", domain=domain), "logits")

@@ -17,18 +17,19 @@ OPSET = 18
 IR_VERSION = 8
 MICROSOFT = "com.microsoft"
 ACTIVATIONS = {"gelu": ("Gelu", MICROSOFT), "relu": ("Relu", "")}
-FOR_ALL_DEVICES = ("roberta", "xlm-roberta", "camembert", "bert")
+ROBERTAS = ("roberta", "xlm-roberta", "camembert")
+"""Model types with RoBERTa's weights. `config.COUNTS_FROM_PADDING` has more: they count positions as it does."""
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
 
 
-def is_written_directly(config: Mapping[str, Any]) -> bool:
-    """Tell whether an architecture's graphs are written here for CPUs and GPUs.
+def is_written_for_gpus(config: Mapping[str, Any]) -> bool:
+    """Tell whether an architecture's graphs are written here for CUDA and TensorRT too.
 
-    >>> is_written_directly({"model_type": "roberta", "hidden_act": "gelu"})
-    True
+    >>> is_written_for_gpus({"model_type": "electra", "hidden_act": "gelu"})
+    False
     """
-    return config["model_type"] in FOR_ALL_DEVICES and has_known_layers(config)
+    return config["model_type"] in (*ROBERTAS, "bert") and has_known_layers(config)
 
 
 def has_known_layers(config: Mapping[str, Any]) -> bool:
