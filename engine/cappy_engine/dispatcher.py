@@ -189,11 +189,11 @@ class Dispatcher:
                 raise ScoringError(problem, place) from error
 
     def _find_guilty(self, session: Session, encoded: EncodedPairs, failed: Batch) -> tuple[int | None, str]:
-        """Find the first row of a batch that fails alone, twice, and its error; None if the fault is not one pair's.
+        """Find the first row of a batch that fails alone, twice, and its error; None if no single pair is at fault.
 
-        So it is where a made-up pair, padded to the same length, fails too, before or after the search (the model or
-        the device is broken), where the rows fail in company only (no memory for a large batch), or the second time
-        nothing fails.
+        No pair is at fault in three cases. A made-up pair, padded to the same length, fails too, before or after the
+        search: the model or the device is broken. The rows fail only together: a large batch has no memory. Or nothing
+        fails the second time.
         """
         harmless = full_batch(1, failed.length, pad_token_id=self._pad_token_id)
         harmless["attention_mask"][:, PROBE_TOKENS:] = 0

@@ -60,7 +60,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def is_shortage(error: BaseException | None) -> bool:
-    """Tell whether a process has too little of something, such as memory, for what lies on the disk may be right.
+    """Tell whether the process lacks memory, open files or the like: what lies on the disk may be right.
 
     >>> is_shortage(OSError(errno.EMFILE, "Too many open files"))
     True

@@ -1,4 +1,4 @@
-"""Tell objects that they live in a forked child now, where no other thread is left, and any lock may be held for ever.
+"""Tell objects that the process was forked: the child has one thread, and any lock may be held for ever.
 
 Each object knows what to do then: make its locks and pools anew, open its session again. This knows none of them.
 """

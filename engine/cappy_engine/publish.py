@@ -124,7 +124,7 @@ def publish(staging: Path, out: Path, kind: Kind, *, force: bool) -> None:
 
 
 def _is_at(path: Path, status: os.stat_result) -> bool:
-    """True if the folder of this status is at `path`, and not where a file system that fails cannot tell."""
+    """True if `path` is the folder of this status; False if the file system cannot tell."""
     try:
         return os.path.samestat(path.lstat(), status)
     except OSError:

@@ -125,7 +125,7 @@ def tune(
 
 
 def choose_trial(trials: Sequence[Trial]) -> Trial:
-    """Choose the fastest, or if WORTH does not part them, one that holds the weights once and has the smaller batch.
+    """Choose the fastest. Of trials within WORTH of it, take one that holds the weights once, then the smaller batch.
 
     >>> choose_trial([Trial("latency", 512, (100.0,)), Trial("both", 512, (102.0,))]).mode
     'latency'

@@ -32,7 +32,7 @@ from tests.support.small_models import random_model
 pytestmark = pytest.mark.slow
 
 PACKAGES = (
-    "onnxruntime-gpu>=1.24",
+    "onnxruntime-gpu>=1.31",
     "click",
     "filelock",
     "flatbuffers",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -32,6 +33,16 @@ def test_a_source_distribution_takes_nothing_from_other_folders() -> None:
     for name in project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]:
         assert name.startswith("/"), name
         assert (ROOT / name[1:]).exists(), name
+
+
+def test_all_files_that_install_torch_name_the_same_version() -> None:
+    environments = (ROOT / "benchmarks/cappy_bench/environments").glob("*.txt")
+    files = (ROOT / "constraints.txt", ROOT / "Makefile", ROOT / "README.md", *environments)
+    found = {path.name: re.findall(r"torch==([\d.]+)", path.read_text(encoding="utf-8")) for path in files}
+    (version,) = found["constraints.txt"]
+    assert found["Makefile"]
+    assert found["README.md"]
+    assert {each for versions in found.values() for each in versions} == {version}
 
 
 @pytest.mark.slow

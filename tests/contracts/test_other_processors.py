@@ -69,10 +69,10 @@ def build_with_avx512(folder: Path, compiler: Sequence[str], flags: Sequence[str
     """Compile a library that has all of x86-64's kernels on any such processor with AVX2."""
     sources = shutil.copytree(native.SOURCES, folder / "sources", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     shutil.copy(SUPPORT / "cpu_features.cpp", sources)
-    sets = {name: given if name == "avx2" else PLAIN for name, given in native.SETS["x86_64"].items()}
+    sets = {name: given if name == "avx2" else PLAIN for name, given in native.ENDINGS["x86_64"].items()}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(native, "SOURCES", sources)
-        patched.setattr(native, "SETS", {**native.SETS, "x86_64": sets})
+        patched.setattr(native, "ENDINGS", {**native.ENDINGS, "x86_64": sets})
         return native.build(folder, compiler, [*NO_WARNINGS, *flags], kind="x86_64")
 
 

@@ -6,8 +6,8 @@ in an environment of its own:
     prepare(model, precision)                convert what the tool needs into `model.folder`; not timed
     open_runner(model, precision) -> Runner  load it, ready to score
 
-`prepare` converts by `conversions.convert_once`, so not again in the next run, but where a package, the CPU or the
-code is another (transformers.js takes what optimum converted, as it is). It may be missing where the tool reads a
+`prepare` converts by `conversions.convert_once`: again only where a package, the CPU or the code has changed.
+transformers.js takes what optimum converted, as it is. `prepare` may be missing where the tool reads a
 checkpoint or a bundle as it is. A module that opens its tool in several ways has them by name in WAYS.
 """
 

@@ -66,7 +66,7 @@ class Worker:
 
 
 def installed(package: str) -> tuple[str, str]:
-    """Name the package and its version, or those of the one for GPUs in its place, which has the CPU's provider, too.
+    """Name the installed package and its version; the one for GPUs counts too, as it also runs on CPUs.
 
     Raises importlib.metadata.PackageNotFoundError.
 

@@ -55,10 +55,9 @@ def files_of_folder(folder: Path, outputs: Sequence[Path] = (), *, say: Say = lo
         >>> files_of_folder(Path("samples"))[0]
         (PosixPath('samples/part-0001.parquet'), PosixPath('part-0001.parquet'))
 
-    Files that a run keeps beside an output are left out, and so are files whose name, or that of a folder they are in,
-    begins with a dot, empty ones of CSV, and those whose names tell no format: `say` is told of these. Links are
-    followed. Raises CappyError if there is no such file, or one cannot be read, and OutputError if one of the `outputs`
-    would be one of them the next time.
+    Files that a run keeps beside an output are left out. Left out with a note to `say` are hidden files, those in
+    hidden folders, empty CSV files, and names that tell no format. Links are followed. Raises CappyError if there is no
+    such file, or one cannot be read, and OutputError if one of the `outputs` would be one of them the next time.
     """
     found: list[Path] = []
     hidden: list[Path] = []

@@ -228,7 +228,7 @@ def _check_folders(bulk: BulkOptions, *, is_one: bool) -> None:
 
 
 def _is_folder(output: Path | None, *, is_one: bool) -> bool:
-    """True if files go to a folder that is there, each to its own name; one that is named goes to a file."""
+    """True if each input goes to its own name in a folder that is there. A single one goes to a file."""
     return output is not None and not is_one and output.is_dir()
 
 

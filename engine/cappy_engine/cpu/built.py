@@ -8,7 +8,7 @@ from cappy_engine.native.build import LIBRARY, SOURCES, digest, read_note
 
 
 def why_no_library(folder: Path = SOURCES) -> str:
-    """Say why `folder` has no library that can be used; "" if it has one that is as its sources are.
+    """Say why `folder` has no library that can be used; "" if it has one built from these sources.
 
     >>> why_no_library()
     ''

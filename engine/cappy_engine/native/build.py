@@ -31,7 +31,7 @@ FLAGS = (
     *("-Wall", "-Wextra", "-Wno-missing-field-initializers"),
 )
 _AVX512 = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
-SETS: Mapping[str, Mapping[str, Sequence[str]]] = {
+ENDINGS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "x86_64": {
         "avx2": ("-mavx2", "-mfma"),
         "avxvnni": ("-mavx2", "-mfma", "-mavxvnni"),
@@ -153,7 +153,7 @@ def sources_for(kind: str) -> list[Path]:
     >>> [path.name for path in sources_for("aarch64")][-1]
     'quantize.cpp'
     """
-    others = {name for other, sets in SETS.items() if other != kind for name in sets}
+    others = {name for other, sets in ENDINGS.items() if other != kind for name in sets}
     return [path for path in sorted(SOURCES.glob("*.cpp")) if path.stem.rpartition("_")[2] not in others]
 
 
@@ -163,7 +163,7 @@ def flags_of(source: Path, kind: str = "") -> Sequence[str]:
     >>> flags_of(Path("linear_avx2.cpp"), "x86_64")
     ('-mavx2', '-mfma')
     """
-    return SETS[kind or machine()].get(source.stem.rpartition("_")[2], ())
+    return ENDINGS[kind or machine()].get(source.stem.rpartition("_")[2], ())
 
 
 def read_note(folder: Path = SOURCES) -> Built | None:
@@ -195,7 +195,7 @@ def digest(kind: str, sources: Path = SOURCES) -> str:
     >>> digest("x86_64") == digest("aarch64")
     False
     """
-    whole = hashlib.sha256(repr((kind, FLAGS, SETS.get(kind), LINK, EXPORTS)).encode())
+    whole = hashlib.sha256(repr((kind, FLAGS, ENDINGS.get(kind), LINK, EXPORTS)).encode())
     for path in sorted([*sources.glob("*.cpp"), *sources.glob("*.h")]):
         whole.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return whole.hexdigest()
@@ -219,8 +219,8 @@ def find_compilers(asked: str, kind: str) -> Iterator[Compiler]:
 
 def _build_with_any(out: Path, asked: str, found: Built) -> Built:
     """Try one compiler after the other."""
-    if found.machine not in SETS:
-        return replace(found, problem=f"there are none for {found.machine}, only for Linux on {' and '.join(SETS)}")
+    if found.machine not in ENDINGS:
+        return replace(found, problem=f"there are none for {found.machine}, only for Linux on {' and '.join(ENDINGS)}")
     problems = []
     for compiler in find_compilers(asked, found.machine):
         try:

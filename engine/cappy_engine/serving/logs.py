@@ -58,7 +58,7 @@ class LinesBeside(logging.Handler):
         threading.Thread(target=self._write, name="log-of-cappy", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Let a record wait to be written; it is lost if too many wait, or if it is not one that can be written."""
+        """Queue a record to be written; it is lost if too many wait, or if it cannot be formatted."""
         try:
             self._lines.put_nowait(self.format(record) + "\n")
         except Exception:

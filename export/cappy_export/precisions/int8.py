@@ -46,8 +46,7 @@ def quantize(
     weights make up for each other's rounding errors.
 
     Products whose names hold one of `float32_products` stay in float32. Raises GraphError if one of these fits no
-    product, if there is no calibration, and unless every other product with weights but those of the head was
-    quantised.
+    product, if there is no calibration, or if a product outside the head stayed in float32 unasked.
     """
     options = Int8Options(float32_products)
     kept, counts = quantize_products(source, out, options, calibration)

@@ -71,8 +71,8 @@ def score_on_cluster(
     order; a large file becomes several. The folder is `<out>.partial` until every row is in it. Where a job was
     stopped, `resume` goes on with it. With `on_error="skip"` bad rows are listed in the folder `rejected`.
 
-    Raises OutputError for an `out` that exists, CappyError for a bad row (with its file and number), for a node that
-    lacks something, and where workers die again and again, and what `score_dataset` raises.
+    Raises OutputError for an `out` that exists, and what `score_dataset` raises. Raises CappyError for a bad row (with
+    its file and number), a node that lacks something, and workers that die again and again.
     """
     cluster = cluster or ClusterOptions()
     target = folder.out.absolute()

@@ -49,7 +49,7 @@ class Names:
 
     @property
     def is_partial_empty(self) -> bool:
-        """True if that is an empty file, which a run leaves that was killed as it began."""
+        """True if the partial file is empty: its run was killed as it began."""
         status = self.partial.lstat()
         return stat.S_ISREG(status.st_mode) and not status.st_size
 
@@ -60,7 +60,7 @@ class Names:
 
     @property
     def new_settings(self) -> Path:
-        """The settings of a run whose file will replace another one: that one's stay beside it until then."""
+        """The settings of a run whose file will replace another one, which keeps its own until then."""
         return self.target.with_name(self.partial.name + ".settings.json")
 
     @property
@@ -70,7 +70,7 @@ class Names:
 
     @property
     def beside(self) -> tuple[Path, ...]:
-        """All but the partial file, and what a killed run may leave of them. The mark is last: it tells of the end."""
+        """Every file beside the partial one, in the order of removal: the progress file tells of the end."""
         settings = (self.settings, new_of(self.settings), self.new_settings, new_of(self.new_settings))
         return (*settings, new_of(self.progress), self.progress)
 

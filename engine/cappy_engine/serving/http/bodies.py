@@ -55,8 +55,8 @@ async def read_body(
 ) -> bytes:
     """Read a body, whose length may be `announced` in a header, while it streams.
 
-    Raises InvalidRequest (413) as soon as it is longer than `max_bytes`, (408) if it takes more than `seconds`,
-    ClientGone, and what `take` raises, which is told the size of each part.
+    `take` is called with the size of each part. Raises what it raises, ClientGone, and InvalidRequest: 413 as soon as
+    the body is longer than `max_bytes`, 408 if it takes more than `seconds`.
 
         >>> with BodyRoom(2**24).of_one() as take:
         ...     body = await read_body(receive, None, max_bytes=2**20, seconds=20, take=take)

@@ -56,9 +56,9 @@ def run_server(
 
     Raises ServingError where it cannot begin (the options' keys, the bundle, the address) or requests were cut off,
     ModelBroken if the model gives no right scores any more, and what `Scorer.open` raises. Otherwise it ends the
-    process: with status 0 when all is answered, so that a signal in the last moment changes nothing, and with 1 at a
-    second signal, and where something still runs when the time to end is over. Signals that came before, `held`, are
-    taken out of the list as soon as it listens to others.
+    process: with status 0 when all is answered, with 1 at a second signal or where something still runs when the time
+    to end is over. A signal in the last moment changes nothing. Signals that came before, `held`, are taken out of the
+    list as soon as it listens to others.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     server = with_room(server)

@@ -1,4 +1,4 @@
-"""How a connection is read and ends: its client hears the last answer, and one that does not read is given up."""
+"""Read and end connections: a client gets its last answer before the end, and one that does not read is dropped."""
 
 from __future__ import annotations
 
