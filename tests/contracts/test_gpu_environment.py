@@ -21,9 +21,10 @@ from typing import Any
 import pytest
 from onnx import helper
 
+from cappy_bench.gpu.packed_attention import with_packed_attention
 from cappy_engine.errors import DeviceUnavailable, InstallationError
 from cappy_engine.gpu.providers import cuda_options, tensorrt_options
-from cappy_export.graphs.cuda import packed_model, with_packed_attention
+from cappy_export.graphs.cuda import packed_model
 from cappy_export.graphs.writer import MICROSOFT
 from tests.support.gpu_runtime import CUDA_13, SCHEMAS, misfits, simulate
 from tests.support.places import ROOT

@@ -9,8 +9,9 @@ import onnx
 import onnxruntime
 from transformers import PreTrainedModel
 
+from cappy_bench.gpu.packed_attention import with_packed_attention
 from cappy_engine.batching import position_ids
-from cappy_export.graphs.cuda import packed_model, with_packed_attention
+from cappy_export.graphs.cuda import packed_model
 from cappy_export.graphs.stand_ins import emulated
 from cappy_export.graphs.tensorrt import plain_model
 from cappy_export.proof.limits import LIMITS

@@ -64,7 +64,7 @@ def _open_both(check: Check) -> dict[str, Session]:
     # PyTorch comes with these: not before our session is open
     import onnx
 
-    from cappy_export.graphs.cuda import with_packed_attention
+    from cappy_bench.gpu.packed_attention import with_packed_attention
     from cappy_export.graphs.files import save
 
     save(with_packed_attention(onnx.load(str(ours))), other)

@@ -20,11 +20,19 @@ from cappy_engine.cli import text
 from cappy_engine.cli.arguments import command, force_option, group, quiet_option, takes
 from cappy_engine.cli.extras import extra
 from cappy_engine.cli.streams import is_verbose, open_input, open_output, print_json, say, show
-from cappy_engine.cli.values import PATH, POSITIVE, named_path
+from cappy_engine.cli.values import PATH
 from cappy_engine.errors import CappyError, InvalidLine
 from cappy_engine.options import Asked, Precision, ScorerOptions, check_asked
 from cappy_engine.pairs import Pair
 from cappy_engine.scorer import Scorer
+
+
+def _named_path(text: str) -> tuple[str, Path]:
+    """Accept a name and a path, as in RTE=rte.csv."""
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise click.BadParameter(f"must be NAME=PATH, got {text!r}")
+    return name, Path(path)
 
 
 @dataclass(frozen=True)
@@ -172,7 +180,9 @@ def evaluate_bigbench(
 )
 @click.argument("protocol", type=click.Choice(["promptsource"]))
 @click.option("--task", "tasks", multiple=True, metavar="NAME", help="repeatable (default: all 11)")
-@click.option("--examples", type=POSITIVE, metavar="NUMBER", help="at most so many of each task, drawn by --seed")
+@click.option(
+    "--examples", type=click.IntRange(min=1), metavar="NUMBER", help="at most so many of each task, drawn by --seed"
+)
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
@@ -184,7 +194,7 @@ def evaluate_bigbench(
 @click.option(
     "--file",
     "files",
-    type=named_path,
+    type=_named_path,
     multiple=True,
     metavar="NAME=PATH",
     help="take the examples of a task from a .jsonl or .csv file, not from the hub; repeatable",

@@ -14,7 +14,6 @@ import click
 SEPARATORS = tuple(filter(None, (os.sep, os.altsep)))
 NAMED_AS_FOLDERS = f"{__name__}.named_as_folders"
 """Where click's context keeps them."""
-POSITIVE = click.IntRange(min=1)
 
 
 def not_empty(path: Any) -> Any:
@@ -108,15 +107,3 @@ def json_object(text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise click.BadParameter(f"must be a JSON object, got {text!r}")
     return found
-
-
-def named_path(text: str) -> tuple[str, Path]:
-    """Accept a name and a path.
-
-    >>> named_path("RTE=rte.csv")
-    ('RTE', PosixPath('rte.csv'))
-    """
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise click.BadParameter(f"must be NAME=PATH, got {text!r}")
-    return name, Path(path)

@@ -11,8 +11,7 @@ if a query's scores all grow by the same, which is all that the keys' bias does;
 bias is a constant behind the attention, and goes into the bias of its output. The queries' bias goes into their
 weights: layer normalisation leaves a sum that is the same for every token, from which a constant can be made
 (`find_entry`). As a bias of its own it was copied into every row first, 8% of a batch's time on an H200.
-`PackedAttention`, one operator with the projections in it, has no FlashAttention, and in fp32 keeps all scores;
-`with_packed_attention` makes a model with it, to measure both.
+`PackedAttention`, one operator with the projections in it, has no FlashAttention, and in fp32 keeps all scores.
 
 The operators count on pairs that are padded on the right, as the engine pads them: of the mask they are told each
 pair's number of tokens only.
@@ -28,9 +27,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 
-from cappy_engine.errors import GraphError
 from cappy_export.graphs.parts import BertParts
 from cappy_export.graphs.writer import MICROSOFT, GraphWriter, Weights
 
@@ -112,45 +110,6 @@ def packing_counts(layers: int, *, has_gelu: bool) -> dict[str, int]:
     """
     counts = {"RemovePadding": 1, "PackedMultiHeadAttention": layers, "SkipLayerNormalization": 2 * layers}
     return {**counts, "BiasGelu": layers} if has_gelu else counts
-
-
-def with_packed_attention(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Put PackedAttention in the place of attentions and their three projections; the same object is returned.
-
-    >>> onnx.save(with_packed_attention(onnx.load("my-bundle/cuda/model_fp16.onnx")), "packed_attention.onnx")
-
-    The model may be float32 or fp16. Raises GraphError for one without PackedMultiHeadAttention, and where
-    values are cast between the projections and the attention.
-    """
-    graph = model.graph
-    producers = {node.output[0]: node for node in graph.node}
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    attentions = [node for node in graph.node if node.op_type == "PackedMultiHeadAttention"]
-    if not attentions:
-        raise GraphError("the model has no PackedMultiHeadAttention; it is not one for CUDA, or an older one")
-    for attention in attentions:
-        projections = [producers[name] for name in attention.input[:3]]
-        if not {node.op_type for node in projections} <= {"Gemm", "MatMul"}:
-            raise GraphError(f"{attention.name} does not read its projections as they are")
-        matrices = [numpy_helper.to_array(constants[node.input[1]]) for node in projections]
-        joined = {
-            f"{attention.name}.matrix": np.concatenate(matrices, axis=1),
-            f"{attention.name}.bias": np.concatenate(
-                [
-                    numpy_helper.to_array(constants[node.input[2]]) if len(node.input) > 2 else np.zeros_like(matrix[0])
-                    for node, matrix in zip(projections, matrices, strict=True)
-                ]
-            ),
-        }
-        replaced = {name for node in projections for name in node.input[1:]}
-        for node in projections:
-            graph.node.remove(node)
-        for name in replaced:
-            graph.initializer.remove(constants[name])
-        graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in joined.items())
-        attention.op_type = "PackedAttention"
-        attention.input[:] = [projections[0].input[0], *joined, *attention.input[4:]]
-    return model
 
 
 def _entries(parts: BertParts) -> list[Entry]:
