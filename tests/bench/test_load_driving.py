@@ -134,17 +134,17 @@ def test_a_request_without_an_answer_hangs_until_the_deadline_and_the_others_go_
 
 
 def test_a_server_that_stands_still_once_is_late_for_all_that_was_due_meanwhile() -> None:
-    come: list[int] = []
+    come: set[int] = set()
 
     async def handle(body: bytes) -> bytes:
-        come.append(len(come))
-        if come[-1] >= 5:  # it stands still until the last request was sent
-            while len(come) < 15:
-                await asyncio.sleep(0.001)
+        come.add(int(body))
+        while int(body) >= 5 and 14 not in come:  # it stands still until the last request was sent
+            await asyncio.sleep(0.001)
         return answer(200)
 
     async def ask(client: Client, address: tuple[str, int]) -> list[Exchange]:
-        return await open_loop(target(client, address, b"a"), [0] * 15, np.linspace(0, 0.14, 15))
+        bodies = [b"%d" % number for number in range(15)]
+        return await open_loop(target(client, address, *bodies), range(15), np.linspace(0, 0.14, 15))
 
     found = with_server(handle, ask)
     assert {one.status for one in found} == {200}

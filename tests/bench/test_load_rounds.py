@@ -66,7 +66,7 @@ def test_saturation_is_tokens_over_the_servers_seconds_and_its_ratio_the_scorers
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(load_steps, "PAUSE_SECONDS", 0.0)
-    found = asyncio.run(saturation(*a_server(200, seconds=0.5), beside_offline=True))
+    found = asyncio.run(saturation(*a_server(200, seconds=2.0), beside_offline=True))
     rounds = found["rounds"]
     assert len(rounds) > 2
     tokens, seconds = sum(one["tokens"] for one in rounds), sum(one["server"] for one in rounds)
