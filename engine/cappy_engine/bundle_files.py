@@ -44,7 +44,7 @@ class ModelFiles:
         self._folder = folder
         self._entries = dict(entries)
         self._files: dict[str, BufferedReader] = {}
-        weakref.finalize(self, _close, self._files)
+        weakref.finalize(self, _close, self._files).atexit = False  # a forked child's may be locked for ever
         for name, entry in entries.items():
             check_size(folder, name, entry)
             self._files[name] = _open(folder, name)
@@ -120,13 +120,16 @@ def check_size(folder: Path, name: str, entry: FileEntry) -> None:
 
 
 def check_nothing_else(folder: Path, parents: Iterable[str], names: Collection[str]) -> None:
-    """Raise BundleError if the folders `parents` hold anything but the files `names`."""
-    for found in sorted(path for parent in parents for path in (folder / parent).rglob("*")):
-        name = found.relative_to(folder).as_posix()
-        if (found.is_symlink() or not found.is_dir()) and name not in names:
-            raise BundleError(
-                f"bundle {folder} holds {name}, which its manifest does not name; remove it or export again"
-            )
+    """Raise BundleError if the folders `parents` hold anything but the files `names`. The first such file ends it."""
+    try:
+        for found in (path for parent in parents for path in (folder / parent).rglob("*")):
+            name = found.relative_to(folder).as_posix()
+            if (found.is_symlink() or not found.is_dir()) and name not in names:
+                raise BundleError(
+                    f"bundle {folder} holds {name}, which its manifest does not name; remove it or export again"
+                )
+    except OSError as error:
+        raise BundleError(f"the folders of bundle {folder} cannot be read ({reason_of(error)})") from error
 
 
 def read_checked(folder: Path, name: str, entry: FileEntry) -> bytes:

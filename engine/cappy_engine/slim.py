@@ -61,6 +61,7 @@ def slim(
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise BundleError(f"the manifest of {bundle} is not one of an export ({error!r}); export it again") from error
     if place is None:
+        _check_no_links(opened.path, dropped)
         # First the manifest: stopped between both, the files that are left over are named by `open_bundle`.
         write_json(opened.path / MANIFEST, document)
         _remove(opened.path, dropped)
@@ -147,6 +148,16 @@ def _copy(bundle: Bundle, out: Path, document: Mapping[str, Any], *, force: bool
             shutil.copyfile(bundle.path / name, staging / name)
         write_json(staging / MANIFEST, document)
         publish(staging, out, BUNDLE, force=force)
+
+
+def _check_no_links(folder: Path, names: Collection[str]) -> None:
+    """Raise BundleError if one of these files lies in a linked folder: it is not the bundle's own."""
+    for parent in sorted({str(Path(name).parent) for name in names}):
+        if (folder / parent).is_symlink():
+            raise BundleError(
+                f"{parent} in bundle {folder} is a link to another folder, in which nothing is removed; write the "
+                "smaller bundle to a folder of its own (--out), or put the folder itself there"
+            )
 
 
 def _remove(folder: Path, names: Collection[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,6 +154,13 @@ def test_a_linked_folder_beside_the_models_is_refused(copy: Path, tmp_path: Path
     (tmp_path / "outside").mkdir()
     (copy / "onnx" / "sub").symlink_to(tmp_path / "outside")
     with pytest.raises(BundleError, match="onnx/sub, which its manifest does not name"):
+        open_bundle(copy)
+
+
+def test_a_model_folder_that_links_to_a_whole_file_system_ends_at_its_first_file(copy: Path) -> None:
+    shutil.rmtree(copy / "cuda")
+    (copy / "cuda").symlink_to("/")
+    with pytest.raises(BundleError, match=r"holds cuda/.*, which its manifest does not name"):
         open_bundle(copy)
 
 

@@ -75,3 +75,32 @@ def test_too_few_files_are_not_taken_for_a_changed_bundle(tmp_path: Path) -> Non
     assert (done.stdout, done.returncode) == (f"400\n{shortage}", 0), done.stderr
     assert "slower: onnx/model_quantized.onnx" in done.stderr
     assert "changed since" not in done.stderr
+
+
+FORKED_WHILE_OPENING = """
+import os, signal, sys, threading
+from cappy_engine import Scorer
+
+def open_again_and_again():
+    while True:
+        Scorer.open(sys.argv[1], device="cpu", precision="int8", threads=1).close()
+
+threading.Thread(target=open_again_and_again, daemon=True).start()
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        sys.exit(0)
+    if os.waitpid(child, 0)[1]:
+        print("a child did not end", flush=True)
+        break
+os._exit(0)
+"""
+
+
+def test_a_child_that_was_forked_while_another_thread_opened_a_bundle_ends(tmp_path: Path) -> None:
+    """That thread held the lock of a file which it hashed: in the child nobody gives it back."""
+    script = tmp_path / "script.py"
+    script.write_text(FORKED_WHILE_OPENING)
+    done = subprocess.run([sys.executable, script, TINY], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("", 0), done.stderr

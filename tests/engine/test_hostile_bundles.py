@@ -239,7 +239,14 @@ def test_an_error_keeps_its_lines_and_letters(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    "change", [without("machine"), without("source"), with_value(5, "parity"), with_value("x", "versions")]
+    "change",
+    [
+        without("machine"),
+        without("source"),
+        with_value(5, "parity"),
+        with_value("x", "versions"),
+        with_value(10**400, "model", "parameters"),
+    ],
 )
 def test_a_manifest_without_what_is_shown_is_an_error(
     copy: Path, change: Callable[[Any], object], capsys: pytest.CaptureFixture[str]

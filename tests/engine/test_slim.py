@@ -52,6 +52,17 @@ def test_what_is_kept_scores_as_before(bundle: Path, tmp_path: Path, capsys: pyt
     assert sorted(path.name for path in (tmp_path / "parent").iterdir()) == ["small"]
 
 
+def test_nothing_is_removed_from_a_folder_that_a_bundle_links_to(bundle: Path, tmp_path: Path) -> None:
+    copy, shared = copy_bundle(tmp_path / "copy"), tmp_path / "shared"
+    (copy / "onnx").rename(shared)
+    (copy / "onnx").symlink_to(shared)
+    before = sorted(shared.iterdir()), read_manifest(copy)
+    with pytest.raises(BundleError, match=r"onnx in bundle .* is a link to another folder, in which nothing"):
+        slim(copy, precisions=["int8"])
+    assert (sorted(shared.iterdir()), read_manifest(copy)) == before
+    assert slim(copy, precisions=["int8"], targets=["cpu"], out=tmp_path / "small")["precisions"] == ["int8"]
+
+
 def test_the_manifest_says_no_more_of_what_was_removed(bundle: Path, tmp_path: Path) -> None:
     before = read_manifest(bundle)
     after = slim(bundle, precisions=["fp32", "fp16"], targets=["cpu", "cuda"], out=tmp_path / "small")

@@ -39,6 +39,36 @@ def test_a_tokenizer_that_cuts_at_random_is_refused(checkpoint: Path, tmp_path: 
     assert "has a dropout of 0.5: it cuts a text in other tokens each time" in refusal(random)
 
 
+@pytest.mark.parametrize("key", ["vocab_file", "tokenizer_file", "split_special_tokens"])
+def test_a_special_tokens_map_with_other_keys_is_refused(checkpoint: Path, tmp_path: Path, key: str) -> None:
+    """transformers takes them for arguments: the bundle would hold any file of the user that is named there."""
+    copied = copy(checkpoint, tmp_path / "copied")
+    (tmp_path / "private").write_text("<unk>\na line of a private file\n")
+    edit(copied / "special_tokens_map.json", lambda found: found.update({key: str(tmp_path / "private")}))
+    edit(copied / "tokenizer_config.json", lambda config: config.pop("added_tokens_decoder", None))
+    assert f"special_tokens_map.json: '{key}' is not a special token; remove the key" in refusal(copied)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "tokenizer.json", "special_tokens_map.json"])
+def test_a_tokenizer_file_that_is_a_link_out_of_the_checkpoint_is_refused(
+    checkpoint: Path, tmp_path: Path, name: str
+) -> None:
+    copied = copy(checkpoint, tmp_path / "copied")
+    private = (copied / name).rename(tmp_path / "private")
+    (copied / name).symlink_to(private)
+    assert f"{name} of copied is a link to {private}, outside of the checkpoint; copy the file there" in refusal(copied)
+
+
+def test_links_within_a_checkpoint_and_the_hubs_cache_are_followed(checkpoint: Path, tmp_path: Path) -> None:
+    copied = copy(checkpoint, tmp_path / "snapshots" / "0123abc")
+    (copied / "tokenizer.json").rename(copied / "other.json")
+    (copied / "tokenizer.json").symlink_to("other.json")
+    (tmp_path / "blobs").mkdir()
+    (copied / "vocab.json").rename(tmp_path / "blobs" / "4567")
+    (copied / "vocab.json").symlink_to(Path("..", "..", "blobs", "4567"))
+    assert load_tokenizer(open_checkpoint(copied), max_length=512).pad_token == "<pad>"
+
+
 def test_a_chat_template_is_noted(checkpoint: Path, tmp_path: Path) -> None:
     """transformers scores texts as they are; sentence-transformers writes them into the template.
 

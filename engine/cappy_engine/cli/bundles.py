@@ -36,7 +36,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
         return
     try:
         described = text.describe_manifest(found.manifest.document)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         raise BundleError(
             f"the manifest of {bundle} lacks what is shown here ({error!r}); --json prints what it has"
         ) from error

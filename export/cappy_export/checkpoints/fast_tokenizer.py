@@ -24,11 +24,16 @@ from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.checkpoints.checkpoint import Checkpoint
 from cappy_export.checkpoints.config import COUNTS_FROM_PADDING, max_positions, read_json
 from cappy_export.checkpoints.cross_encoder import is_cross_encoder
-from cappy_export.checkpoints.hub import TOKENIZER_FILES, VOCABULARIES
+from cappy_export.checkpoints.hub import TOKENIZER_FILES, VOCABULARIES, refuse_outside
 from cappy_export.checkpoints.models import model_config
 from cappy_export.checkpoints.naming import listed, shown
 from cappy_export.checkpoints.refusals import refusing
-from cappy_export.checkpoints.tokenizer_config import check_settings, has_chat_template, read_tokenizer_config
+from cappy_export.checkpoints.tokenizer_config import (
+    check_settings,
+    check_special_tokens,
+    has_chat_template,
+    read_tokenizer_config,
+)
 
 PROBES = (
     ("a", "b"),
@@ -201,7 +206,9 @@ def _load(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         return _translated(found, checkpoint) if from_newer else found
 
     with tempfile.TemporaryDirectory() as folder:
+        check_special_tokens(checkpoint.folder / "special_tokens_map.json")
         for file in TOKENIZER_FILES:
+            refuse_outside(checkpoint.folder, checkpoint.name, file)
             if (checkpoint.folder / file).is_file() and file != "tokenizer_config.json":
                 shutil.copyfile(checkpoint.folder / file, Path(folder, file))
         config = {key: value for key, value in checkpoint.config.items() if key != "tokenizer_class"}

@@ -148,6 +148,19 @@ def refuse_adapter(folder: Path, name: str) -> None:
         raise CheckpointError(f"{name} holds an adapter of PEFT, such as LoRA ({ADAPTER}); {MERGE}")
 
 
+def refuse_outside(folder: Path, name: str, file: str) -> None:
+    """Raise CheckpointError if a file that goes into the bundle is a link out of the checkpoint.
+
+    >>> refuse_outside(Path("export/cappy_mini/checkpoint"), "cappy-mini", "vocab.json")
+
+    The hub's cache has its files in `blobs`, and links to them in `snapshots`.
+    """
+    home, target = folder.resolve(), (folder / file).resolve()
+    cache = (home.parent.parent / "blobs",) if home.parent.name == "snapshots" else ()
+    if not any(target.is_relative_to(each) for each in (home, *cache)):
+        raise CheckpointError(f"{file} of {name} is a link to {target}, outside of the checkpoint; copy the file there")
+
+
 def refuse_pointers(folder: Path, name: str, files: Iterable[str]) -> None:
     """Raise CheckpointError if one of the `files` is what Git LFS leaves where a file was not fetched.
 

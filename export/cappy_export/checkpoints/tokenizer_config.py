@@ -22,6 +22,9 @@ TOKENIZER_KEYS = frozenset(
 )
 """Keys of tokenizer_config.json that say how texts become tokens; special tokens (`..._token`) are kept as well."""
 
+SPECIAL_LISTS = ("additional_special_tokens", "extra_special_tokens")
+"""Keys of special_tokens_map.json besides `..._token`."""
+
 REFUSED_SETTINGS: Mapping[str, str] = {
     "split_special_tokens": "which the engine does not know; train and save the tokenizer without it",
     "from_slow": "by which transformers makes the tokenizer of vocab.txt and its like, whatever tokenizer.json says; "
@@ -74,6 +77,19 @@ def check_settings(found: Mapping[str, Any], path: Path) -> None:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
         if value is not None and not is_number:
             raise CheckpointError(f"{path}: {key!r} must be a number of tokens, or null, found {shown(repr(value))}")
+
+
+def check_special_tokens(path: Path) -> None:
+    """Raise CheckpointError if special_tokens_map.json has anything but special tokens; without the file, nothing.
+
+    >>> check_special_tokens(Path("export/cappy_mini/checkpoint/special_tokens_map.json"))
+
+    transformers takes every key for an argument of the tokenizer: `vocab_file` would read any file of the user, which
+    the bundle would then hold.
+    """
+    for key in read_json(path) if path.exists() else ():
+        if key not in SPECIAL_LISTS and not key.endswith("_token"):
+            raise CheckpointError(f"{path}: {shown(repr(key))} is not a special token; remove the key")
 
 
 def has_chat_template(folder: Path) -> bool:
