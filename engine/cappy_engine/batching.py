@@ -13,13 +13,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from cappy_engine.checks import check_count, check_word
+from cappy_engine.checks import check_count, check_word, described
 from cappy_engine.shares import MOST_ROUNDS, deal
 
 Ids = npt.NDArray[np.int64]
@@ -32,7 +31,7 @@ WORTH_WAITING = 1.3
 """How much longer than with equal shares the last worker may take; threads that share a batch lose 5 to 30%."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # what == says of arrays is no bool
 class EncodedPairs:
     """Token ids of n pairs, as `PairTokenizer.encode` makes them.
 
@@ -69,13 +68,23 @@ class EncodedPairs:
             places[row] = place
         return self.chosen(firsts), places
 
-    def chosen(self, rows: Sequence[int] | Ids) -> EncodedPairs:
-        """Keep the pairs of some places, in the order of `rows`.
+    def chosen(self, rows: Sequence[int] | Ids | npt.NDArray[np.bool_]) -> EncodedPairs:
+        """Keep the pairs of some places, in the order of `rows`; or, as numpy does, those where a mask of all is true.
 
-        >>> encoded.chosen([2, 0]).lengths.tolist() == encoded.lengths[[2, 0]].tolist()
-        True
+            >>> encoded.chosen([2, 0]).lengths.tolist() == encoded.lengths[[2, 0]].tolist()
+            True
+
+        Raises ValueError for anything else, also for negative places.
         """
-        places = np.asarray(rows, dtype=np.int64)
+        found = np.asarray(rows)
+        if found.dtype == np.bool_ and found.shape == self.lengths.shape:
+            found = np.flatnonzero(found)
+        if found.ndim != 1 or found.dtype.kind not in ("iu" if found.size else "iuf"):  # numpy's [] is of floats
+            raise ValueError(f"rows must be places, or a mask of all {len(self)} pairs, got {described(rows)}")
+        outside = found[(found < 0) | (found >= len(self))]
+        if outside.size:
+            raise ValueError(f"rows must be places of these {len(self)} pairs, counted from 0, got {outside[0]}")
+        places = found.astype(np.int64)
         without = set(self.without_instruction)
         return EncodedPairs(
             [self.token_ids[row] for row in places],
@@ -88,11 +97,13 @@ class EncodedPairs:
 
     @classmethod
     def joined(cls, parts: Sequence[EncodedPairs]) -> EncodedPairs:
-        """Put the pairs of several calls one after the other. Raises ValueError for those of several tokenizers.
+        """Put the pairs of several calls one after the other. Raises ValueError for none, or several tokenizers.
 
         >>> len(EncodedPairs.joined([encoded, encoded])) == 2 * len(encoded)
         True
         """
+        if not parts:
+            raise ValueError("joined needs the pairs of at least one call, got none")
         if len(parts) == 1:
             return parts[0]
         tokenizers = {part.tokenizer for part in parts} - {None}
@@ -100,8 +111,8 @@ class EncodedPairs:
             raise ValueError("these pairs were encoded by several tokenizers, and cannot be scored together")
         starts = np.cumsum([0, *map(len, parts)]).tolist()
         return cls(
-            list(chain.from_iterable(part.token_ids for part in parts)),
-            list(chain.from_iterable(part.type_ids for part in parts)),
+            [ids for part in parts for ids in part.token_ids],
+            [types for part in parts for types in part.type_ids],
             np.concatenate([part.lengths for part in parts]),
             np.concatenate([part.truncated for part in parts]),
             tuple(start + row for start, part in zip(starts, parts, strict=False) for row in part.without_instruction),
@@ -144,10 +155,8 @@ class Grouping:
         With buckets, there are engines for these lengths and for batches up to this size only: larger batches and
         another padding are not taken.
         """
-        asked = Grouping(
-            self.max_batch_tokens if max_batch_tokens is None else max_batch_tokens,
-            self.padding if padding is None else padding,
-        )
+        tokens = self.max_batch_tokens if max_batch_tokens is None else max_batch_tokens
+        asked = Grouping(tokens, self.padding if padding is None else padding)
         if self.buckets:
             return dataclasses.replace(self, max_batch_tokens=min(asked.max_batch_tokens, self.max_batch_tokens))
         return asked
@@ -155,10 +164,9 @@ class Grouping:
 
 @dataclass(frozen=True)
 class Plan:
-    """The batches of one call, and whether they run beside each other.
+    """The batches of one call. If `is_shared`, each worker takes a batch and computes it with one thread.
 
-    If `is_shared`, each worker takes a batch and computes it with one thread. Otherwise one batch runs after the other,
-    with all threads.
+    Otherwise one batch runs after the other, with all threads.
     """
 
     batches: list[Batch]
@@ -216,20 +224,17 @@ def _fair_budget(ordered: Ids, budget: int, padding: Padding, workers: int) -> i
     most = min(budget, least + int(ordered[0] if len(ordered) else 0))  # only whole rows fit
     while least < most:
         middle = (least + most) // 2
-        if len(_cut(ordered, middle, padding)) <= rounds * workers:
-            most = middle
-        else:
-            least = middle + 1
+        is_enough = len(_cut(ordered, middle, padding)) <= rounds * workers
+        least, most = (least, middle) if is_enough else (middle + 1, most)
     return least
 
 
 def _cut(ordered: Ids, budget: int, padding: Padding) -> list[int]:
     """Count the rows of each batch; `ordered` lengths begin with the longest."""
     counts: list[int] = []
-    start = 0
-    while start < len(ordered):
-        counts.append(_count_fitting(ordered[start:], budget, padding))
-        start += counts[-1]
+    while len(ordered):
+        counts.append(_count_fitting(ordered, budget, padding))
+        ordered = ordered[counts[-1] :]
     return counts
 
 
@@ -242,9 +247,7 @@ def _count_fitting(lengths: Ids, budget: int, padding: Padding) -> int:
         # One pair of 8,192 tokens beside thousands of short ones: padded they would take gigabytes.
         return max(1, min(fitting, max(budget, MOST_PADDED) // longest))
     count = max(1, budget // longest)
-    if padding == "avoided":
-        count = min(count, int(np.count_nonzero(lengths[:count] == lengths[0])))
-    return max(1, count)
+    return int(np.count_nonzero(lengths[:count] == lengths[0])) if padding == "avoided" else count
 
 
 def model_inputs(encoded: EncodedPairs, batch: Batch, *, pad_token_id: int) -> dict[str, Ids]:
@@ -269,9 +272,8 @@ def full_batch(rows: int, length: int, *, pad_token_id: int) -> dict[str, Ids]:
     [[0, 0, 0], [0, 0, 0]]
     """
     ids = [np.full(length, 0 if pad_token_id else 1, dtype=np.int64)] * rows
-    encoded = EncodedPairs(
-        ids, [np.zeros(length, dtype=np.int64)] * rows, np.full(rows, length), np.zeros(rows, dtype=np.bool_)
-    )
+    types = [np.zeros(length, dtype=np.int64)] * rows
+    encoded = EncodedPairs(ids, types, np.full(rows, length), np.zeros(rows, dtype=np.bool_))
     return model_inputs(encoded, Batch(np.arange(rows), length), pad_token_id=pad_token_id)
 
 
@@ -289,10 +291,9 @@ def attention_mask(lengths: Ids, batch: Batch) -> Ids:
 
 
 def position_ids(token_ids: Ids, *, pad_token_id: int) -> Ids:
-    """Count the places of tokens as RoBERTa does, from `pad_token_id` + 1 on: (batch, length) int64.
+    """Count the places of tokens from `pad_token_id` + 1 on, as transformers does for RoBERTa: (batch, length) int64.
 
-    Padding has the place `pad_token_id`, and so has a text's token of that id: transformers'
-    create_position_ids_from_input_ids.
+    Padding has the place `pad_token_id`, and so has a text's token of that id (create_position_ids_from_input_ids).
     """
     is_text = (token_ids != pad_token_id).astype(np.int64)
     places: Ids = np.cumsum(is_text, axis=1) * is_text + pad_token_id

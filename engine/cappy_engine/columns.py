@@ -47,8 +47,13 @@ def pairs_of_table(table: Any, names: list[object]) -> Iterator[tuple[object, ob
         >>> list(pairs_of_table({"question": ["Is it?"], "answer": ["Yes"]}, ["question", "answer"]))
         [('Is it?', 'Yes')]
 
-    Raises InvalidPair for a table without such columns, and for columns that are not of one length.
+    Raises InvalidPair for a table without such columns, for columns that have no order or are not of one length, and
+    for several tables in a dict.
     """
+    if isinstance(table, Mapping) and hasattr(table, "with_format"):  # a DatasetDict of datasets
+        example = f"table[{next(iter(names), 'train')!r}]"
+        problem = f"got {type(table).__name__} with the splits {shown(names)}; choose one of them, as in {example}"
+        raise InvalidPair(0, f"{WANTED}, {problem}")
     if hasattr(table, "with_format"):  # of datasets, whose own columns take 20 to 70 times as long as Arrow's
         if not _is_arrow(table):
             return _pairs_of_batches(table)
@@ -101,16 +106,22 @@ def _choose(table: object, names: list[object]) -> tuple[object, object]:
 
 
 def _column(table: Any, name: object) -> Iterable[object]:
-    """Give one column of a table; a text is not one: its letters would be taken."""
+    """Give one column of a table. A text is none, nor a dict or another table: its letters or names would be taken."""
     try:
         column = table[name]
     except TypeError as error:
         raise InvalidPair(
             0, f"{WANTED}, got {type(table).__name__}, which does not give its columns; collect its rows before"
         ) from error
-    if isinstance(column, (str, bytes, bytearray)) or not isinstance(column, Iterable):
-        raise InvalidPair(0, f"{WANTED}, got a table whose column {name!r} is {described(column)}")
-    return column
+    if isinstance(column, (set, frozenset)):
+        what_then = ", which has no order; make a list of it where its order is known"
+    elif column_names(column) is not None:
+        what_then = "; a column is a list of texts, as in a dict from frame.to_dict('list')"
+    elif isinstance(column, (str, bytes, bytearray)) or not isinstance(column, Iterable):
+        what_then = ""
+    else:
+        return column
+    raise InvalidPair(0, f"{WANTED}, got a table whose column {name!r} is {described(column)}{what_then}")
 
 
 def _texts(column: Any) -> Iterator[object]:

@@ -187,6 +187,8 @@ class ScorerOptions:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read what `to_json` wrote. Raises ValueError for anything else, also for an option that does not exist."""
+        if not isinstance(text, (str, bytes, bytearray)):
+            raise ValueError(f"scorer options are a JSON object in a text, got {described(text)}")  # noqa: TRY004 - as for all
         try:
             fields = json.loads(text)
         except RecursionError as error:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from cappy_engine.batching import Ids, Scores
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # what == says of arrays is no bool
 class Scored:
     """Scores (n,) float32 in input order, `token_counts` (n,) int64 and `truncated` (n,) bool.
 
@@ -26,11 +26,13 @@ class Scored:
 
     @classmethod
     def joined(cls, parts: Sequence[Scored]) -> Scored:
-        """Put what several calls returned one after the other.
+        """Put what several calls returned one after the other. Raises ValueError if there were none.
 
         >>> Scored.joined([scored, scored]).scores.shape == (2 * len(scored.scores),)
         True
         """
+        if not parts:
+            raise ValueError("joined needs the scores of at least one call, got none")
         starts = np.cumsum([0, *(len(part.scores) for part in parts)]).tolist()
         return cls(
             np.concatenate([part.scores for part in parts]),

@@ -16,7 +16,7 @@ from cappy_engine.batching import Batch, EncodedPairs, Padding, Scores
 from cappy_engine.bundle import EMBEDDED, Bundle, open_bundle
 from cappy_engine.checks import check_flag, check_word, described
 from cappy_engine.dispatcher import CLOSED, Dispatcher
-from cappy_engine.errors import CappyError, ScoringError
+from cappy_engine.errors import CappyError, PrecisionUnavailable, ScoringError
 from cappy_engine.exact import ExactModel
 from cappy_engine.opening import open_dispatcher
 from cappy_engine.options import Device, Mode, Precision, ScorerInfo, ScorerOptions
@@ -148,7 +148,7 @@ class Scorer:
     def exact(self) -> ExactModel:
         """Give the fp32 model of `exact_winner`. Only a scorer from `Scorer.open` has one."""
         if self._exact is None:
-            raise AttributeError("exact_winner needs a scorer that was made by Scorer.open")
+            raise PrecisionUnavailable("exact_winner needs an fp32 model, and this scorer was not made by Scorer.open")
         return self._exact
 
     def score(self, pairs: Pairs, *, activation: Activation = "identity", too_long: TooLong = "truncate") -> Scores:
@@ -176,7 +176,7 @@ class Scorer:
         too_long: TooLong = "truncate",
         max_batch_tokens: int | None = None,
         padding: Padding | None = None,
-        progress: Callable[[int, int], object] = lambda pairs, tokens: None,
+        progress: Callable[[int, int], object] | None = None,
     ) -> Scored:
         """Score like `score`, and tell the number of tokens and the truncation of every pair.
 
@@ -207,7 +207,7 @@ class Scorer:
         *,
         max_batch_tokens: int | None = None,
         padding: Padding | None = None,
-        progress: Callable[[int, int], object] = lambda pairs, tokens: None,
+        progress: Callable[[int, int], object] | None = None,
     ) -> Scored:
         """Score pairs that `encode` made, of this scorer or of another one with the same tokenizer.
 
@@ -222,8 +222,9 @@ class Scorer:
         repeats = np.bincount(places, minlength=len(distinct))
 
         def report(batch: Batch) -> None:
-            times = repeats[batch.rows]
-            progress(int(times.sum()), int((times * distinct.lengths[batch.rows]).sum()))
+            if progress is not None:
+                times = repeats[batch.rows]
+                progress(int(times.sum()), int((times * distinct.lengths[batch.rows]).sum()))
 
         grouping = self._dispatcher.grouping.changed(max_batch_tokens=max_batch_tokens, padding=padding)
         try:
@@ -232,7 +233,7 @@ class Scorer:
             if error.index is None:
                 raise
             raise ScoringError(error.problem, int((places == error.index).argmax())) from error
-        return Scored(found[places], encoded.lengths, encoded.truncated, encoded.without_instruction)
+        return Scored(found[places], encoded.lengths.copy(), encoded.truncated.copy(), encoded.without_instruction)
 
     def rank(
         self,
@@ -251,11 +252,10 @@ class Scorer:
             >>> scorer.rank("Is the sky blue?", ["Yes", "No"])[0].response
             'Yes'
 
-        With `exact_winner`, the candidates between which int8's error could decide are scored again in fp32. These are
-        the ones that come within twice the largest error on the bundle's parity pairs (no bound for other pairs) of the
-        best score. They are marked `is_exact` and come first, by their fp32 scores; the others follow by theirs. If
-        only one candidate comes that near, nothing is scored again. The first such call loads the fp32 model; in fp32
-        the option changes nothing.
+        With `exact_winner`, the candidates between which int8's error could decide are scored again in fp32: those that
+        come within twice the largest error on the bundle's parity pairs (no bound for other pairs) of the best score.
+        They are marked `is_exact` and come first, by their fp32 scores; the others follow by theirs. If only one comes
+        that near, nothing is scored again. The first such call loads the fp32 model. In fp32 nothing changes.
 
         Raises InvalidPair, whose index is the candidate's, and ScoringError. With `exact_winner`, raises
         PrecisionUnavailable if the bundle has no fp32 model, and BundleError if it tells no errors.

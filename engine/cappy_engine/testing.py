@@ -85,7 +85,7 @@ def fake_scorer(
 ) -> Scorer:
     """Make a scorer of a fake session.
 
-    Without a `tokenizer` it has cappy-mini's, which cuts pairs at 512 tokens.
+    Without a `tokenizer` it has cappy-mini's, which cuts pairs at 512 tokens. It has no fp32 model for `exact_winner`.
 
         >>> session = FakeSession()
         >>> fake_scorer(session).rank("Is the sky blue?", ["Yes", "No"])[0].response

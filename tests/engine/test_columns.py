@@ -159,6 +159,14 @@ def test_a_table_whose_columns_are_not_clear_is_refused(names: list[str], proble
         ({"Is the sky blue?": "Yes", "Is it night?": "No."}, "pair 0: expected (instruction, response) pairs, got a "
          "table whose column 'Is the sky blue?' is str 'Yes'"),
         ({"instruction": ["a"], "response": 3}, "got a table whose column 'response' is int 3"),
+        ({"instruction": {"r1": "a"}, "response": {"r1": "b"}}, "got a table whose column 'instruction' is dict {'r1': "
+         "'a'}; a column is a list of texts, as in a dict from frame.to_dict('list')"),
+        ({"instruction": ["a"], "response": {0: "b"}}, "column 'response' is dict {0: 'b'}; a column is a list"),
+        ({"r1": {"instruction": "a"}, "r2": {"instruction": "b"}}, "column 'r1' is dict {'instruction': 'a'}; a "),
+        ({"instruction": Frame(["x"]), "response": ["b"]}, "column 'instruction' is Frame a table of several"),
+        ({"instruction": {"a"}, "response": ["b"]}, "column 'instruction' is set {'a'}, which has no order"),
+        ({"instruction": ["a"], "response": frozenset("b")}, "column 'response' is frozenset frozenset({'b'}), which "
+         "has no order; make a list"),
         ({"instruction": [*"ab"], "response": ["c"]}, "pair 1: column 'instruction' has 2 rows, and 'response' has 1"),
         ({"instruction": ["a", "b"], "response": ["c", 3]}, "pair 1: response must be a str, got int 3"),
     ],
@@ -166,6 +174,57 @@ def test_a_table_whose_columns_are_not_clear_is_refused(names: list[str], proble
 def test_columns_that_are_not_of_texts_or_not_of_one_length_are_refused(table: Any, problem: str) -> None:
     with pytest.raises(InvalidPair, match=re.escape(problem)):
         check_pairs(table)
+
+
+def test_a_column_is_written_out_only_if_it_is_refused() -> None:
+    class Column(list[str]):
+        def __repr__(self) -> str:
+            raise AssertionError("written out, however long it is")
+
+    assert check_pairs({"instruction": Column(INSTRUCTIONS), "response": Column(RESPONSES)}) == PAIRS
+
+
+def test_the_keys_and_values_of_a_dict_are_columns() -> None:
+    texts = dict(PAIRS[:2])
+    assert check_pairs({"instruction": texts.keys(), "response": texts.values()}) == PAIRS[:2]
+
+
+def test_a_frame_that_became_dicts_is_refused_and_one_that_became_lists_is_scored() -> None:
+    columns = {"instruction": INSTRUCTIONS, "response": RESPONSES}
+    frame = pytest.importorskip("pandas").DataFrame(columns, index=[*"xyz"])
+    for orient in ("list", "series"):
+        assert check_pairs(frame.to_dict(orient)) == PAIRS
+    with pytest.raises(InvalidPair, match=r"as in a dict from frame.to_dict\('list'\)"):
+        check_pairs(frame.to_dict())
+
+
+class Splits(dict[str, object]):
+    """Several datasets by the names of their splits, as `datasets` loads them."""
+
+    def with_format(self, name: str) -> object:
+        raise AssertionError(f"read in the format {name}, as if it were one dataset")
+
+
+@pytest.mark.parametrize("names", [["train"], ["train", "test"], ["train", "test", "validation"]])
+def test_one_of_several_splits_has_to_be_chosen(names: list[str]) -> None:
+    with pytest.raises(InvalidPair, match=re.escape(f"got Splits with the splits {names}; choose one of them, as in "
+                                                    "table['train']")):  # fmt: skip
+        check_pairs(Splits.fromkeys(names, {"instruction": ["a"], "response": ["b"]}))
+    with pytest.raises(InvalidPair, match=r"got Splits with the splits \[\]"):
+        check_pairs(Splits())
+
+
+def test_one_of_the_splits_of_datasets_has_to_be_chosen() -> None:
+    datasets = pytest.importorskip("datasets")
+    stored = datasets.Dataset.from_dict({"instruction": INSTRUCTIONS, "response": RESPONSES})
+    streamed = stored.to_iterable_dataset()
+    for splits in (
+        datasets.DatasetDict(train=stored, test=stored),
+        datasets.IterableDatasetDict(train=streamed, test=streamed),
+    ):
+        with pytest.raises(InvalidPair, match=r"with the splits \['train', 'test'\]; choose one of them"):
+            check_pairs(splits)
+        assert check_pairs(splits["train"]) == PAIRS
 
 
 def test_rows_of_a_long_table_do_not_become_a_list() -> None:

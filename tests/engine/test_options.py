@@ -40,6 +40,12 @@ def test_what_is_not_a_scorers_options_is_refused(text: str) -> None:
         ScorerOptions.from_json(text)
 
 
+@pytest.mark.parametrize("text", [None, 3, {"threads": 2}, ScorerOptions()])
+def test_what_is_no_json_is_refused(text: Any) -> None:
+    with pytest.raises(ValueError, match=f"scorer options are a JSON object in a text, got {type(text).__name__}"):
+        ScorerOptions.from_json(text)
+
+
 def test_a_scorer_takes_its_options_in_one_object(bundle: Path) -> None:
     options = ScorerOptions(device="cpu", precision="int8", threads=1, max_batch_tokens=77)
     with (

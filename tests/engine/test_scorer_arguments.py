@@ -111,6 +111,13 @@ def test_pairs_of_another_tokenizer_or_of_too_many_tokens_are_not_scored(scorer:
         scorer.score_encoded(longer)
 
 
+def test_progress_may_be_left_out(scorer: Scorer) -> None:
+    pairs = [("a", "b"), ("a", "c")]
+    scored = scorer.score_pairs(pairs, progress=None)
+    assert scored.scores.tolist() == scorer.score(pairs).tolist()
+    assert scorer.score_encoded(scorer.encode(pairs), progress=None).scores.tolist() == scored.scores.tolist()
+
+
 def test_numpys_whole_numbers_are_whole_numbers(scorer: Scorer) -> None:
     budget: Any = np.int64(100)
     assert len(scorer.score_pairs([("a", "b")], max_batch_tokens=budget).scores) == 1

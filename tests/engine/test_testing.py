@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cappy_engine import testing
-from cappy_engine.errors import InvalidPair, ScoringError
+from cappy_engine.errors import InvalidPair, PrecisionUnavailable, ScoringError
 from cappy_engine.testing import FakeSession, fake_scorer, score_of
 from cappy_engine.tokenizer import PairTokenizer
 
@@ -50,3 +50,8 @@ def test_a_session_fails_when_it_is_told_to() -> None:
 def test_pairs_are_checked_as_ever() -> None:
     with pytest.raises(InvalidPair, match="pair 0"):
         fake_scorer().score([("a", None)])  # type: ignore[list-item]
+
+
+def test_there_is_no_exact_winner_without_an_fp32_model() -> None:
+    with pytest.raises(PrecisionUnavailable, match="exact_winner needs an fp32 model, and this scorer was not made by"):
+        fake_scorer().rank("Is the sky blue?", ["Yes", "No"], exact_winner=True)
