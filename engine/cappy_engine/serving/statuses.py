@@ -27,6 +27,7 @@ ERROR_TYPES: Mapping[int, str] = {
     422: "validation",
     429: "overloaded",
     500: "backend",
+    501: "validation",
     503: "unhealthy",
     505: "validation",
 }

@@ -1,4 +1,4 @@
-"""The head of a request is what RFC 9112 says, or it is refused: its version, and the host that it is for."""
+"""The head of a request is what RFC 9112 says, or it is refused: version, host, and how the body is written."""
 
 from __future__ import annotations
 
@@ -69,3 +69,53 @@ def test_requests_before_a_head_that_is_refused_are_answered(server: Server) -> 
         assert found[0] == (200, '{"status":"alive"}')
         assert 200 not in dict(found[1:])
     assert exchanged(server, offer.replace(HOST, ""))[0][0] == 400
+
+
+POST = f"POST /v1/score HTTP/1.1\r\n{HOST}content-type: application/json\r\n"
+BODY = '{"pairs":[{"instruction":"Is the sky blue?","response":"Yes"}]}'
+CHUNKS = f"{len(BODY):x}\r\n{BODY}\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("headers", "coding"),
+    [
+        ("transfer-encoding: gzip, chunked\r\n", "gzip, chunked"),
+        ("transfer-encoding: gzip\r\nTransfer-Encoding: chunked\r\n", "gzip, chunked"),
+        ("transfer-encoding: identity, chunked\r\n", "identity, chunked"),
+        ("transfer-encoding: " + "x" * 100 + ", chunked\r\n", "x" * 80),
+    ],
+)
+def test_a_transfer_coding_beside_chunked_is_not_understood(server: Server, headers: str, coding: str) -> None:
+    ((status, body),) = exchanged(server, f"{POST}{headers}\r\n{CHUNKS}GET /health HTTP/1.1\r\n{HOST}{LAST}")
+    assert status == 501
+    assert json.loads(body)["error"] == f"the Transfer-Encoding is {coding!r}, and only chunked is taken; send it so"
+
+
+@pytest.mark.parametrize("value", ["chunked, chunked", "chunked\r\ntransfer-encoding: chunked", "chunked, gzip"])
+def test_a_body_whose_end_cannot_be_found_is_refused(server: Server, value: str) -> None:
+    ((status, _),) = exchanged(server, f"{POST}transfer-encoding: {value}\r\n\r\n{CHUNKS}")
+    assert status == 400
+
+
+@pytest.mark.parametrize("value", ["chunked", "Chunked", ", chunked", "  chunked "])
+def test_a_chunked_body_is_taken(server: Server, value: str) -> None:
+    ((status, _),) = exchanged(server, f"{POST}transfer-encoding: {value}\r\n{LAST}{CHUNKS}")
+    assert status == 200
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        (("identity", "gzip"), 415),
+        (("", "gzip"), 415),
+        (("gzip", "identity"), 415),
+        (("identity, br",), 415),
+        (("identity", "Identity"), 200),
+        (("identity ,",), 200),
+    ],
+)
+def test_every_content_encoding_counts(server: Server, lines: tuple[str, ...], status: int) -> None:
+    headers = "".join(f"content-encoding: {line}\r\n" for line in lines)
+    ((found, body),) = exchanged(server, f"{POST}content-length: {len(BODY)}\r\n{headers}{LAST}{BODY}")
+    assert found == status
+    assert ("packed bodies are not taken" in body) == (status == 415)

@@ -155,6 +155,39 @@ def test_a_model_is_broken_where_one_of_several_gpus_is(bundle: Path, monkeypatc
     model.close()
 
 
+class Paired:
+    """A session whose first run waits for another one beside it."""
+
+    def __init__(self, session: Session) -> None:
+        self.device = session.device
+        self.is_waiting = False
+        self._session = session
+        self._lock = threading.Lock()
+        self._runs = 0
+        self._are_two = threading.Event()
+
+    def run(self, inputs: Inputs) -> npt.NDArray[np.float32]:
+        with self._lock:
+            self._runs += self.is_waiting
+        if self._runs == 2:
+            self._are_two.set()
+        assert not self.is_waiting or self._are_two.wait(20)
+        return self._session.run(inputs)
+
+
+def test_a_request_that_is_alone_is_computed_by_all_workers(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Paired(open_session(open_bundle(bundle).model("fp32", "cpu"), threads=1))
+    dispatcher = Dispatcher(session, Grouping(64), pad_token_id=1, narrow_session=session, callers=2)
+    monkeypatch.setattr(Scorer, "dispatcher", property(lambda scorer: dispatcher))
+    options = ScorerOptions(precision="fp32")
+    model = LoadedModel(bundle, options, ServerOptions(step_tokens=4096), Metrics(), lambda model, error: None)
+    session.is_waiting = True
+    with ThreadPoolExecutor(1) as encoder, model.reserve(request_of(6), 0) as place:
+        answer = model.score(request_of(6), place, float("inf"), encoder).result(timeout=60)
+        assert answer.scores().shape == (6,)
+    model.close()
+
+
 def test_an_exact_winner_needs_an_fp32_model_beside_the_one_that_is_served(bundle: Path, tmp_path: Path) -> None:
     slim(bundle, precisions=["int8"], targets=["cpu"], out=tmp_path / "slim")
     model = LoadedModel(tmp_path / "slim", INT8, ServerOptions(), Metrics(), lambda model, error: None)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 
 import pytest
 
-from cappy_engine.serving.logs import FIELDS, LinesBeside, TextLines
+from cappy_engine.serving.logs import FIELDS, MOST_LINES, LinesBeside, TextLines
+from tests.support.gated import SECONDS
 
 
 def record_of(message: str, level: int = logging.INFO, **fields: object) -> logging.LogRecord:
@@ -61,3 +63,27 @@ def test_lines_wait_for_a_reader_also_where_the_pipe_does_not() -> None:
         handler.handle(record_of(line))
     with os.fdopen(reader) as file:
         assert [next(file) for _ in lines] == [f"{line}\n" for line in lines]
+
+
+def test_lines_are_lost_and_nobody_waits_where_a_reader_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    handler, line = LinesBeside(writer), record_of("x" * 999)
+    all_told = threading.Event()
+
+    def tell() -> None:
+        for _ in range(MOST_LINES + 4000):
+            handler.handle(line)
+        all_told.set()
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    nobody_waits = all_told.wait(SECONDS)
+    size = 0
+    with os.fdopen(reader, "rb", 0) as file:
+        while teller.is_alive() or handler.is_behind:
+            size += len(file.read() or b"")
+        size += len(file.read() or b"")
+    assert nobody_waits
+    assert MOST_LINES <= size // 1000 < MOST_LINES + 3000  # a pipe holds some beside those that wait

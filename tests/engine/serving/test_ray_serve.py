@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sys
 import types
@@ -12,13 +13,13 @@ from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
-from cappy_engine.errors import ModelBroken, ServingError
+from cappy_engine.errors import ModelBroken, ScoringError, ServingError
 from cappy_engine.nodes import BundleOfNodes
 from cappy_engine.options import ScorerOptions
 from cappy_engine.scorer import Scorer
@@ -88,6 +89,29 @@ def test_a_replica_sends_spans_where_that_was_asked(bundle: Path, monkeypatch: p
     monkeypatch.setattr(endpoint, "Tracer", lambda: Tracer(provider))
     assert posted(made(bundle, ServerOptions(tracing=True)), pairs_of(*TEXTS)).status_code == 200
     assert "POST /v1/score" in [span.name for span in kept.get_finished_spans()]
+
+
+def test_a_replica_that_ray_drops_frees_its_model_and_sends_its_last_spans(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, provider, opened = InMemorySpanExporter(), TracerProvider(), list[Scorer]()
+    provider.add_span_processor(BatchSpanProcessor(kept, schedule_delay_millis=3_600_000))
+    open_with = Scorer.open_with
+
+    def open_noted(bundle: str | Path, options: ScorerOptions) -> Scorer:
+        opened.append(open_with(bundle, options))
+        return opened[-1]
+
+    monkeypatch.setattr(endpoint, "Tracer", lambda: Tracer(provider))
+    monkeypatch.setattr(Scorer, "open_with", open_noted)
+    replica = made(bundle, ServerOptions(tracing=True))
+    assert posted(replica, pairs_of(*TEXTS)).status_code == 200
+    assert kept.get_finished_spans() == ()
+    del replica
+    gc.collect()
+    assert "POST /v1/score" in [span.name for span in kept.get_finished_spans()]
+    with pytest.raises(ScoringError, match="closed"):
+        opened[0].score(TEXTS)
 
 
 def test_a_replica_is_healthy_until_its_model_is_broken(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

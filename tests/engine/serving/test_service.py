@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,4 +90,25 @@ def test_a_service_whose_model_hangs_says_that_it_is_broken_until_it_goes_on(bun
         assert (await ask(service, "No")).scored.scores.shape == (1,)
 
     asyncio.run(asyncio.wait_for(run(), SECONDS))
+    service.close(SECONDS)
+
+
+def test_a_service_that_found_its_model_hanging_stays_broken_when_the_run_ends(bundle: Path, gate: Gate) -> None:
+    """The process is about to end: nobody should send it requests."""
+    service = start(bundle, gate, ServerOptions(request_seconds=0.01))
+    queue = service.model.queue
+    assert service.find_hanging() is None
+    with queue.reserve(1) as place:
+        job = place.submit(service.model.scorer.encode([("Is the sky blue?", "Yes")]))
+    assert gate.has_begun.wait(SECONDS)
+    ends = time.monotonic() + SECONDS
+    while not (found := service.find_hanging()):
+        assert time.monotonic() < ends
+        time.sleep(0.001)
+    assert "a run of the model has not ended in 0.1 seconds" in str(found)
+    gate.is_open.set()
+    assert job.future.result(SECONDS).shape == (1,)
+    service.model.close(SECONDS)
+    assert queue.running_seconds() == 0
+    assert service.state == "broken"
     service.close(SECONDS)

@@ -156,6 +156,24 @@ def test_there_are_two_models_at_once_and_not_three(service: Service, opened: Op
     assert opened.asked == 3
 
 
+def test_a_service_that_closes_waits_until_the_model_before_is_free(service: Service, opened: Opened) -> None:
+    old, gate = service.model, opened.gates[0]
+    gate.has_begun.clear()
+    gate.is_open.clear()
+    with ThreadPoolExecutor(2) as threads:
+        runs = threads.submit(asked, service)
+        assert gate.has_begun.wait(SECONDS)
+        service.load()
+        closes = threads.submit(service.close, SECONDS)
+        until(lambda: is_closed(service.model))
+        time.sleep(0.2)  # in which it would be done, if it did not wait
+        assert not closes.done()
+        gate.is_open.set()
+        closes.result(SECONDS)
+        assert is_closed(old)
+        assert runs.result(SECONDS).scored.scores.shape == (1,)
+
+
 def test_a_model_that_fails_when_another_has_its_place_does_not_end_the_service(
     service: Service, opened: Opened
 ) -> None:

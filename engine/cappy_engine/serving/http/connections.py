@@ -15,13 +15,8 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from cappy_engine.serving.http.heads import HEAD_BYTES, HeadCount, HeadRoom, WaitingHeads, head_without_offer
 from cappy_engine.serving.http.refusals import (
-    FIELD_BYTES,
-    HEAD_BYTES,
-    LONG_HEAD,
-    MAX_HEADER_BYTES,
-    MAX_WAITING,
-    MAX_WAITING_HEADS,
     NOT_HTTP,
     SPARE_CONNECTIONS,
     SPARE_SECONDS,
@@ -47,7 +42,7 @@ def connection_class(options: ServerOptions, counters: Metrics) -> type[BoundedC
     """
 
     class Connection(BoundedConnection):
-        bounds, metrics = options, counters
+        bounds, metrics, room = options, counters, HeadRoom()
 
     return Connection
 
@@ -57,6 +52,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     bounds: ServerOptions
     metrics: Metrics
+    room: HeadRoom
     _out: BoundedTransport
     _unanswered: deque[Any]
     """uvicorn's cycles: the request that is answered, and those that wait behind it."""
@@ -68,11 +64,6 @@ class BoundedConnection(HttpToolsProtocol):
     _is_in_head = False
     _is_deaf = False
     """Nothing that comes is read any more."""
-    _steps = 0
-    _loose_bytes = 0
-    """The bytes since the last step that are not of a body: of a head, of the fields behind a body, of chunk sizes."""
-    _told_bytes = 0
-    """What the path and the fields count that the parser told since then: each of them once it is whole."""
 
     # What happens to the connection
 
@@ -80,6 +71,8 @@ class BoundedConnection(HttpToolsProtocol):
         """Begin to wait for the first request."""
         self._out = BoundedTransport(transport, self.loop, self.bounds.idle_seconds, self._has_unread)
         self._unanswered = deque()
+        self._head = HeadCount()
+        self._waiting = WaitingHeads(self.room)
         super().connection_made(self._out)
         self.app = self._answer
         self.flow = BoundedFlow(self._out, self._is_full)
@@ -97,11 +90,11 @@ class BoundedConnection(HttpToolsProtocol):
         if self._is_deaf or self._out.is_closing():
             return
         self._unset_keepalive_if_required()
-        steps = self._steps
+        steps = self._head.steps
         try:
             self._parse(data)
-            if self._steps == steps:  # not all of it is told to `on_header`: what is not at its end is not
-                self._count(loose=len(data))
+            if self._head.steps == steps:  # not all of it is told to `on_header`: what is not at its end is not
+                self._head.add_loose(len(data))
         except httptools.HttpParserError as error:
             cause = error.__context__
             if isinstance(cause, TooMany):
@@ -114,35 +107,41 @@ class BoundedConnection(HttpToolsProtocol):
         self._wait_if_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell every request of the connection that nobody waits for its answer."""
+        """Tell every request of the connection that nobody waits for its answer, and forget those that wait."""
         self._stop_waiting()
+        self._unset_keepalive_if_required()  # uvicorn leaves that timer where the client broke the connection off
         self._out.lost()
         for cycle in self._unanswered:
             cycle.disconnected = True
             cycle.message_event.set()
         self.pipeline.clear()
+        self._count_waiting()
         super().connection_lost(exc)
+        while len(self._unanswered) > 1:  # the first one may still be begun
+            self._unanswered.pop()
+        self.url = b""  # these, too, since Python may find only later that nobody needs `self`
+        self.cycle = self.scope = self.headers = None  # type: ignore[assignment]
 
     # What the parser finds
 
     def on_message_begin(self) -> None:
         """Begin to wait for the rest of a request's head."""
-        if len(self.pipeline) >= MAX_WAITING or self._waiting_heads() > MAX_WAITING_HEADS:
+        if self._unanswered and self._waiting.are_too_many:
             raise TooMany
         super().on_message_begin()
         self._is_in_message = self._is_in_head = True
-        self._step()
+        self._head.step()
         if self._until_head is None:
             self._wait_for_head()
 
     def on_url(self, url: bytes) -> None:
         """Take a part of the request's path."""
-        self._count(told=len(url))
+        self._head.add_path(url)
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; fields behind a body are counted only."""
-        self._count(told=len(name) + len(value) + FIELD_BYTES)
+        self._head.add_field(name, value)
         if self._is_in_head:
             super().on_header(name, value)
 
@@ -150,22 +149,24 @@ class BoundedConnection(HttpToolsProtocol):
         """Wait no longer: the head is there."""
         if self._is_offer():
             return
+        self._head.add_decoded(self.url)
         check_head(version := self.parser.get_http_version(), self.headers)
         if self._is_spare and self.url.partition(b"?")[0] not in ALWAYS_ANSWERED:
             raise Refused(too_many_connections(self.bounds.max_connections))
         self._is_in_head = False
-        self.scope["state"][HEAD_BYTES] = self._told_bytes
-        self._step()
+        self.scope["state"][HEAD_BYTES] = self._head.told
+        self._head.step()
         self._stop_waiting()
         self.expect_100_continue = self.expect_100_continue and version != "1.0"
         super().on_headers_complete()
         self._unanswered.append(self.cycle)
+        self._count_waiting()
         self._was_asked = True
         self.flow.resume_reading()  # else nobody would hear that a client with several requests hangs up
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""
-        self._step()
+        self._head.step()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -173,7 +174,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self._is_offer():
             return
         self._is_in_message = False
-        self._step()
+        self._head.step()
         super().on_message_complete()
 
     # How it is answered
@@ -197,6 +198,7 @@ class BoundedConnection(HttpToolsProtocol):
         """Go on with the next request."""
         self._unanswered.popleft()
         super().on_response_complete()
+        self._count_waiting()
 
     def _refuse(self, failure: Failure) -> None:
         """Take no more, and say why, in the place of the request that is wrong.
@@ -208,6 +210,7 @@ class BoundedConnection(HttpToolsProtocol):
         if wrong is not None and self.pipeline:  # its body is wrong, and it was not begun
             self.pipeline.popleft()
             self._unanswered.pop()
+            self._count_waiting()
         elif wrong is not None:
             wrong.disconnected = True
             wrong.message_event.set()
@@ -223,7 +226,7 @@ class BoundedConnection(HttpToolsProtocol):
             self.metrics.refused(failure.error_type)
         self._out.close()
 
-    # What is counted
+    # What is read, and counted
 
     def _parse(self, data: bytes) -> None:
         """Read requests. The parser stops at an offer to change the protocol, and would not read that request's body.
@@ -236,7 +239,8 @@ class BoundedConnection(HttpToolsProtocol):
             except httptools.HttpParserUpgrade as upgrade:
                 data = data[upgrade.args[0] :]
                 if self._is_offer():
-                    data = self._head_without_offer() + data
+                    method, version = self.parser.get_method(), self.parser.get_http_version()
+                    data = head_without_offer(method, self.url, version, self.headers) + data
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
             else:
@@ -245,21 +249,6 @@ class BoundedConnection(HttpToolsProtocol):
     def _is_offer(self) -> bool:
         return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
 
-    def _head_without_offer(self) -> bytes:
-        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
-        lines = [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
-        return b"\r\n".join([b"%s %s HTTP/%s" % (method, self.url, version), *lines, b"", b""])
-
-    def _step(self) -> None:
-        self._steps += 1
-        self._loose_bytes = self._told_bytes = 0
-
-    def _count(self, *, loose: int = 0, told: int = 0) -> None:
-        self._loose_bytes += loose
-        self._told_bytes += told
-        if max(self._loose_bytes, self._told_bytes) > MAX_HEADER_BYTES:
-            raise Refused(LONG_HEAD)
-
     def _has_unread(self) -> bool:
         return self._is_in_message or self._is_deaf
 
@@ -267,8 +256,8 @@ class BoundedConnection(HttpToolsProtocol):
         """Tell if the bodies that wait hold more than they may."""
         return sum(len(cycle.body) for cycle, _ in self.pipeline) > HIGH_WATER_LIMIT
 
-    def _waiting_heads(self) -> int:
-        return sum(cycle.scope["state"][HEAD_BYTES] for cycle, _ in self.pipeline)
+    def _count_waiting(self) -> None:
+        self._waiting.hold(cycle.scope["state"][HEAD_BYTES] for cycle, _ in self.pipeline)
 
     # How long it stays
 

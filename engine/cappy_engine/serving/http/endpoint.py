@@ -145,7 +145,8 @@ class ScoringEndpoint:
             if name.strip() == "charset" and (charset := value.partition(",")[0].strip(" \t\"'")) not in UTF8:
                 problem = f"the body's charset is {charset[:80]!r}, and bodies are UTF-8"
                 raise InvalidRequest(f"{problem}; send it so, with 'Content-Type: application/json'", 415)
-        if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        codings = ",".join(headers.getlist("content-encoding")).split(",")
+        if any(coding.strip().lower() not in ("", "identity") for coding in codings):
             raise InvalidRequest("the body is packed, and packed bodies are not taken; send it as it is", 415)
 
     async def _score(self, request: ScoringRequest, request_id: str, receive: Receive) -> ScoringResult:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -11,21 +11,15 @@ from cappy_engine.serving.http.endpoint import failure_reply
 from cappy_engine.serving.statuses import Failure
 
 MAX_HEADER_BYTES = 64 * 2**10
-FIELD_BYTES = 32
-"""What each header is counted for beside its text: an empty one takes memory, too."""
+FIELD_BYTES = 176
+"""What each header is counted for beside its text: two strings, a tuple and its place take 169 bytes at most."""
 
 NOT_HTTP = Failure(400, "what was sent is not valid HTTP/1.1; the server speaks neither HTTP/2 nor TLS")
 LONG_HEAD = Failure(
     400,
-    f"the headers have more than {MAX_HEADER_BYTES} bytes, with {FIELD_BYTES} more for each header; send fewer, or "
-    "shorter ones",
+    f"the path and the headers have more than {MAX_HEADER_BYTES} bytes, with {FIELD_BYTES} more for each header; send "
+    "fewer, or shorter ones",
 )
-HEAD_BYTES = "cappy.head_bytes"
-"""The key of a request's state for the bytes of its head."""
-MAX_WAITING = 64
-"""The requests that may wait on a connection behind the one that is answered. What comes after them is not read."""
-MAX_WAITING_HEADS = 4 * MAX_HEADER_BYTES
-"""The bytes of their heads, likewise."""
 SPARE_CONNECTIONS = 64
 """The connections above the limit on which probes are answered; any more are closed without a word."""
 SPARE_SECONDS = 1.0
@@ -46,8 +40,8 @@ class Refused(Exception):
         self.failure = failure
 
 
-def check_head(version: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """Raise Refused for a request that a server of HTTP/1.1 must refuse (RFC 9112, 2.3 and 3.2).
+def check_head(version: str, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Raise Refused for a request that a server of HTTP/1.1 must refuse (RFC 9112, 2.3, 3.2 and 6.1).
 
     >>> check_head("1.1", [(b"host", b"localhost:8000")])
     """
@@ -62,6 +56,10 @@ def check_head(version: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
     if hosts and not HOST.fullmatch(hosts[0].strip(b" \t")):
         host = ascii(hosts[0][:80].decode("latin-1"))
         raise Refused(Failure(400, f"the Host {host} is not a name of a host; send the one that was called"))
+    codings = ", ".join(value.decode("latin-1") for name, value in headers if name == b"transfer-encoding")
+    if any(coding.strip().lower() not in ("", "chunked") for coding in codings.split(",")):
+        problem = f"the Transfer-Encoding is {codings[:80]!a}, and only chunked is taken; send it so"
+        raise Refused(Failure(501, problem))
 
 
 def too_many_connections(limit: int) -> Failure:
