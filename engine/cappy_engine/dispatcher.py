@@ -159,22 +159,29 @@ class Dispatcher:
         return scores
 
     def close(self) -> None:
-        """Free the model; running afterwards raises ScoringError."""
+        """Free the model, once no call uses it any more; running afterwards raises ScoringError.
+
+        This waits for nothing: a signal handler may call it in the midst of a run, whose locks its thread then holds.
+        """
         self._session = self._narrow = None
-        if self._callers is not None:
-            self._callers.shutdown()
+        self._callers = None  # a pool to which nothing refers ends its threads
 
     def _each(self, plan: Plan, encoded: EncodedPairs) -> Iterator[tuple[Batch, Scores]]:
         """Yield each batch with its scores, in the plan's order."""
-        if plan.is_shared and self._callers is not None:
+        callers = self._callers
+        if plan.is_shared and callers is not None:
             try:
                 with starting():
-                    shared = self._callers.map(partial(self._score, _opened(self._narrow), encoded), plan.batches)
+                    shared = callers.map(partial(self._score_narrow, encoded), plan.batches)
                 return zip(plan.batches, shared, strict=True)
             except PythonEnding:
-                pass  # without the pool, unless another thread closed the dispatcher meanwhile
+                pass  # without the pool
         score = partial(self._score, _opened(self._session), encoded)
         return zip(plan.batches, map(score, plan.batches), strict=True)
+
+    def _score_narrow(self, encoded: EncodedPairs, batch: Batch) -> Scores:
+        # The pool does not hold the session: it is freed at once when this is closed.
+        return self._score(_opened(self._narrow), encoded, batch)
 
     def _score(self, session: Session, encoded: EncodedPairs, batch: Batch) -> Scores:
         """Score a batch; where it fails, find the pair that is at fault, on the same session."""

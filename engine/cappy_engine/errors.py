@@ -29,7 +29,11 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from typing import Any
+
+KNOWN = frozenset({"cappy_engine", "numpy", "onnxruntime", *sys.stdlib_module_names})
+"""Whose errors say that something failed here: this package's, and those of what it calls."""
 
 
 def install_hint(extras: str) -> str:
@@ -48,6 +52,21 @@ def is_failure(error: BaseException) -> bool:
     (True, False)
     """
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def is_callers(error: BaseException) -> bool:
+    """True for what a signal handler of the caller's raised, which Python runs in the midst of any function.
+
+    Celery and RQ end by such an error what takes too long: it must reach the caller as it is. It has a type of the
+    caller's, or comes out of a function of the caller's.
+
+    >>> is_callers(ValueError())
+    False
+    """
+    trace, raised_in = error.__traceback__, "builtins"
+    while trace is not None:
+        raised_in, trace = str(trace.tb_frame.f_globals.get("__name__")), trace.tb_next
+    return any(name.partition(".")[0] not in KNOWN for name in (type(error).__module__, raised_in))
 
 
 def reason_of(error: BaseException) -> str:

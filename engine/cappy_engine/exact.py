@@ -43,19 +43,26 @@ class ExactModel:
         with self._lock:
             if self._is_closed:
                 raise ScoringError(CLOSED)
-            if self._dispatcher is None:
+            dispatcher = self._dispatcher
+            if dispatcher is None:
                 with self.bundle.used_again():
-                    self._dispatcher, _ = open_dispatcher(self.bundle, self._info.exact(), name=self._info.bundle)
-            return self._dispatcher
+                    dispatcher, _ = open_dispatcher(self.bundle, self._info.exact(), name=self._info.bundle)
+                self._dispatcher = dispatcher
+                if self._is_closed:  # meanwhile
+                    self.close()
+                    raise ScoringError(CLOSED)
+            return dispatcher
 
     def run(self, encoded: EncodedPairs) -> Scores:
         """Score pairs in fp32. Raises what `open` raises, and ScoringError."""
         return self.open().run(encoded)
 
     def close(self) -> None:
-        """Free the model; running afterwards raises ScoringError."""
-        with self._lock:
-            self._is_closed = True
-            if self._dispatcher is not None:
-                self._dispatcher.close()
-                self._dispatcher = None
+        """Free the model; running afterwards raises ScoringError.
+
+        It takes no lock: a signal handler may call it while its own thread opens the model.
+        """
+        self._is_closed = True
+        dispatcher, self._dispatcher = self._dispatcher, None
+        if dispatcher is not None:
+            dispatcher.close()

@@ -37,8 +37,14 @@ def never_free(thing: object) -> None:
 
 
 def _tell_all() -> None:
+    failed: list[Exception] = []
     for thing in list(_TOLD):
-        thing.after_fork()
+        try:
+            thing.after_fork()
+        except Exception as error:  # the others are told all the same
+            failed.append(error)
+    if failed:  # Python goes on after it, and shows it (sys.unraisablehook)
+        raise ExceptionGroup("some objects do not work in this forked child", failed)
 
 
 _TOLD: weakref.WeakSet[Forked] = weakref.WeakSet()

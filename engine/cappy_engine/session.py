@@ -19,7 +19,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cappy_engine.errors import BundleError, DeviceUnavailable, InstallationError, ScoringError, install_hint
+from cappy_engine.errors import (
+    BundleError,
+    DeviceUnavailable,
+    InstallationError,
+    ScoringError,
+    install_hint,
+    is_callers,
+)
 from cappy_engine.forking import never_free, tell_after_fork
 from cappy_engine.native.library import ChosenSet, NativeLibrary
 
@@ -31,13 +38,7 @@ PROVIDERS: Mapping[str, str] = {
 """ONNX Runtime's execution provider for each device."""
 DEVICES = tuple(PROVIDERS)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-RUNTIME_PACKAGES = (
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxruntime-directml",
-    "onnxruntime-openvino",
-    "onnxruntime-qnn",
-)
+RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
 """Packages that hold ONNX Runtime, all in one import directory: only one may be installed."""
 OPEN_IN_CHILD = "open the scorer after the fork, in the child process"
 Inputs = Mapping[str, npt.NDArray[np.int64]]
@@ -73,7 +74,7 @@ class OrtSession:
     def __del__(self) -> None:
         """Free the model; the C library would keep its memory."""
         if not self._is_forked and not sys.is_finalizing():
-            del self._session
+            self._session = None  # not deleted: after a fork in the midst of this, the child asks for it
             give_memory_back()
 
     @property
@@ -87,6 +88,8 @@ class OrtSession:
         try:
             return census(self._session.get_provider_graph_assignment_info())
         except Exception as error:  # ONNX Runtime has no common base class for its errors
+            if is_callers(error):
+                raise
             raise DeviceUnavailable(
                 f"ONNX Runtime does not tell which nodes run on {self.device} ({error}); {install_hint('gpu')}"
             ) from error
@@ -102,6 +105,8 @@ class OrtSession:
             (logits,) = self._session.run(["logits"], {name: inputs[name] for name in self._inputs})
             logits = np.asarray(logits)
         except Exception as error:  # ONNX Runtime has no common base class for its errors
+            if is_callers(error):
+                raise
             shape = inputs["input_ids"].shape
             raise ScoringError(f"ONNX Runtime failed on a batch of shape {shape} on {self.device}: {error}") from error
         if logits.shape != (len(inputs["input_ids"]), 1):
@@ -178,6 +183,8 @@ def open_session(
             enable_fallback=0,
         )
     except Exception as error:  # ONNX Runtime has no common base class for its errors
+        if is_callers(error):
+            raise
         if device != "cpu":
             raise DeviceUnavailable(f"ONNX Runtime {runtime.__version__} cannot use {device}: {error}") from error
         raise BundleError(f"ONNX Runtime {runtime.__version__} cannot load {model}: {error}") from error
@@ -201,6 +208,8 @@ def _register(options: Any, kernels: ChosenSet, threads: int | None, version: st
         if native.registrations == before:  # where the library found no function to make an error with
             raise OSError("they do not know its interface")
     except Exception as error:  # ONNX Runtime has no common base class for its errors
+        if is_callers(error):
+            raise
         raise InstallationError(
             f"ONNX Runtime {version} refuses the kernels of {kernels.path} ({error}); install cappy-engine again, or "
             "set CAPPY_KERNELS=none, which is slower"
@@ -212,8 +221,11 @@ def give_memory_back() -> None:
 
     >>> give_memory_back()
     """
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, another system
+    try:
         ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError) as error:  # another C library, another system
+        if is_callers(error):
+            raise
 
 
 def load_runtime() -> Any:
@@ -227,6 +239,8 @@ def load_runtime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
+        if error.__cause__ and is_callers(error.__cause__):  # it came while the C part was imported
+            raise error.__cause__ from None
         raise InstallationError(
             f"ONNX Runtime cannot be imported ({error}); {install_hint('cpu')} (on a machine with a GPU, [gpu])"
         ) from error

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cappy_engine.batching import EncodedPairs, Grouping, Padding, Scores, keeps_busy
-from cappy_engine.dispatcher import Dispatcher, LazySession
+from cappy_engine.dispatcher import CLOSED, Dispatcher, LazySession
 from cappy_engine.errors import ScoringError
 from cappy_engine.scorer import Scorer
 from cappy_engine.session import Inputs
@@ -104,6 +104,39 @@ def test_a_closed_runner_runs_nothing() -> None:
     with pytest.raises(ScoringError, match="was closed"):
         dispatcher.run(encoded([3] * 100))
     assert session.batches == []
+
+
+def test_closing_waits_for_no_batch_and_ends_the_threads_behind_it() -> None:
+    """A signal handler may close, in the midst of what the threads wait for."""
+    begun, may_end = threading.Semaphore(0), threading.Event()
+
+    class Held(ThreadsSession):
+        def run(self, inputs: Inputs) -> Scores:
+            begun.release()
+            may_end.wait(30)
+            return super().run(inputs)
+
+    session, before = Held(), set(threading.enumerate())
+    dispatcher = Dispatcher(session, Grouping(10), pad_token_id=1, narrow_session=session, callers=2)
+    errors: list[ScoringError] = []
+
+    def run() -> None:
+        try:
+            dispatcher.run(encoded([10] * 5))
+        except ScoringError as error:
+            errors.append(error)
+
+    caller = threading.Thread(target=run)
+    caller.start()
+    assert all(begun.acquire(timeout=30) for _ in range(2))
+    dispatcher.close()
+    assert session.batches == []
+    may_end.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert len(session.batches) == 2
+    assert [error.problem for error in errors] == [CLOSED]
 
 
 def test_equal_pairs_are_kept_once_and_found_again() -> None:

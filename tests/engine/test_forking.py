@@ -12,6 +12,7 @@ from cappy_engine import Scorer
 from cappy_engine.batching import Scores, full_batch
 from cappy_engine.dispatcher import LazySession
 from cappy_engine.errors import ScoringError
+from cappy_engine.forking import tell_after_fork
 from cappy_engine.gpu.sessions import SharedSession
 from cappy_engine.session import Inputs, open_session
 from cappy_engine.testing import FakeSession
@@ -113,3 +114,58 @@ def test_locks_and_gpus_that_a_thread_holds_at_the_fork_are_free_in_the_child() 
     scorer.close()
     is_over.set()
     thread.join()
+
+
+def test_a_child_that_was_forked_while_another_thread_freed_a_scorer_uses_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Half freed, that one could not be told of the fork, nor could the others then."""
+    freeing, is_over = threading.Event(), threading.Event()
+
+    def give_back() -> None:
+        freeing.set()
+        is_over.wait(30)
+
+    kept = [Scorer.open(TINY, precision="int8", device="cpu", threads=2) for _ in range(3)]
+    expected = [scorer.score([("Is it?", "Yes")]).tolist() for scorer in kept]
+    freed = Scorer.open(TINY, precision="int8", device="cpu", threads=1)
+    shown: list[BaseException | None] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("cappy_engine.session.give_memory_back", give_back)
+        thread = threading.Thread(target=freed.close)
+        thread.start()
+        assert freeing.wait(30)
+        patch.setattr("sys.unraisablehook", lambda failed: shown.append(failed.exc_value))
+        found = in_a_fork(lambda: str(([scorer.score([("Is it?", "Yes")]).tolist() for scorer in kept], shown)))
+        is_over.set()
+        thread.join()
+    assert found == str((expected, []))
+
+
+class Told:
+    """Is told of a fork; fails there if it `is_broken`."""
+
+    def __init__(self, *, is_broken: bool) -> None:
+        self.is_told = False
+        self._is_broken = is_broken
+        tell_after_fork(self)
+
+    def after_fork(self) -> None:
+        self.is_told = True
+        if self._is_broken:
+            raise ValueError("broken in the child")
+
+
+def test_one_object_that_fails_after_a_fork_keeps_no_other_from_being_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    things = [Told(is_broken=place % 3 == 0) for place in range(9)]
+    shown: list[BaseException | None] = []
+    monkeypatch.setattr("sys.unraisablehook", lambda failed: shown.append(failed.exc_value))
+
+    def tell() -> str:
+        (error,) = shown
+        assert isinstance(error, ExceptionGroup)
+        return f"{sum(thing.is_told for thing in things)} told, {len(error.exceptions)} failed: {error}"
+
+    told = in_a_fork(tell)
+    assert told == "9 told, 3 failed: some objects do not work in this forked child (3 sub-exceptions)"
+    assert not any(thing.is_told for thing in things)

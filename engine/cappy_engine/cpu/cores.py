@@ -11,6 +11,8 @@ import platform
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from cappy_engine.errors import is_callers
+
 TOPOLOGY_FILES = ("physical_package_id", "core_id", "die_id", "cluster_id")
 """What tells one core from another; the first two must be known, the others are absent on older kernels.
 
@@ -81,7 +83,9 @@ def cpu_flags(*, root: Path = Path("/")) -> frozenset[str]:
 def _allowed_cpus() -> Iterable[int]:
     try:
         return os.sched_getaffinity(0)
-    except (AttributeError, OSError):  # macOS and Windows have no such function; a sandbox may refuse the call
+    except (AttributeError, OSError) as error:  # macOS, Windows have no such function; a sandbox may refuse the call
+        if is_callers(error):
+            raise
         return range(os.cpu_count() or 1)
 
 
@@ -127,5 +131,7 @@ def _cpuinfo(*keys: str, root: Path) -> str:
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    except OSError as error:
+        if is_callers(error):
+            raise
         return ""

@@ -17,7 +17,7 @@ import numpy as np
 
 from cappy_engine.bundle import Bundle
 from cappy_engine.cpu.built import why_no_library
-from cappy_engine.errors import InstallationError
+from cappy_engine.errors import InstallationError, is_callers
 from cappy_engine.native import reference
 from cappy_engine.native.build import LIBRARY, SOURCES
 from cappy_engine.native.library import ChosenSet, NativeLibrary
@@ -133,6 +133,8 @@ def _find(asked: str, path: Path) -> Kernels:
     try:
         library = NativeLibrary(path)
     except OSError as error:
+        if is_callers(error):
+            raise
         return _unusable(asked, f"the library cannot be loaded: {error}")
     return _choose(library, path, asked)
 
@@ -182,6 +184,8 @@ def self_test(library: NativeLibrary, name: str) -> str:
                     return f"{problem}, {' x '.join(map(str, shape[:3]))}"
         return _blocks_problem(library, name, random) or _attention_problem(library, name, random)
     except (ValueError, OSError) as error:
+        if is_callers(error):
+            raise
         return str(error)
 
 

@@ -18,7 +18,7 @@ from cappy_engine.bundle import Bundle
 from cappy_engine.cpu.cores import cpu_name
 from cappy_engine.cpu.execution import MODES, Execution
 from cappy_engine.cpu.kernels import choose_kernels
-from cappy_engine.errors import OutputError, reason_of
+from cappy_engine.errors import OutputError, is_callers, reason_of
 from cappy_engine.json_values import text, whole
 from cappy_engine.session import load_runtime
 from cappy_engine.storage import read_regular, write_json
@@ -55,6 +55,8 @@ def read_tuned(folder: Path, key: str) -> Execution | None:
     try:
         return _execution_of(json.loads(read_regular(path, limit=MAX_BYTES)))
     except (OSError, ValueError, TypeError, RecursionError) as error:
+        if is_callers(error):
+            raise
         if isinstance(error, OSError) and not os.path.lexists(path):  # also in a folder that cannot be entered
             return None
         log.warning(
@@ -85,6 +87,8 @@ def prepare_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
+        if is_callers(error):
+            raise
         raise OutputError(
             f"the answer cannot be kept in {folder} ({reason_of(error)}); name another folder in CAPPY_CACHE"
         ) from error
