@@ -25,6 +25,10 @@ class PythonEnding(ScoringError):
     """
 
 
+class NobodyWaits(BaseException):
+    """Ends the work of a thread whose items nobody takes any more. No Exception: those may be ends of an input."""
+
+
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
     """Raise ScoringError where the system has no more threads for this process, or PythonEnding; the block starts one.
@@ -77,7 +81,8 @@ def beside(work: Callable[[], Item]) -> Iterator[Callable[[], Item]]:
 def ahead(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
     """Have a thread make the next item while this one is used; an error comes after the items before it.
 
-    Two items at most are ready ahead. The thread ends with the block.
+    Two items at most are ready ahead. The thread ends with the block, when its item is made: what takes long calls
+    `check_waited_for` meanwhile.
 
         >>> with ahead(iter([1, 2, 3])) as ready:
         ...     list(ready)
@@ -116,7 +121,7 @@ def ahead(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
                 raise value
             yield value  # type: ignore[misc]
 
-    thread = threading.Thread(target=make, name="cappy-ahead")
+    thread = _Ahead(make, is_over)
     made, is_refused = use(), False
     try:
         try:
@@ -131,6 +136,24 @@ def ahead(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
             thread.join()
         if is_refused:
             close()
+
+
+def check_waited_for() -> None:
+    """Raise NobodyWaits in a thread of `ahead` whose block has ended. Long loops without an item call it.
+
+    >>> check_waited_for()
+    """
+    thread = threading.current_thread()
+    if isinstance(thread, _Ahead) and thread.is_over.is_set():
+        raise NobodyWaits
+
+
+class _Ahead(threading.Thread):
+    """A thread of `ahead`."""
+
+    def __init__(self, make: Callable[[], None], is_over: threading.Event) -> None:
+        super().__init__(target=make, name="cappy-ahead")
+        self.is_over = is_over
 
 
 class Behind(Generic[Item]):

@@ -12,7 +12,7 @@ import pytest
 
 from cappy_engine import Scorer
 from cappy_engine.errors import ScoringError
-from cappy_engine.overlap import Behind, ahead
+from cappy_engine.overlap import Behind, ahead, check_waited_for
 
 
 def test_all_is_done_in_order_when_the_block_ends() -> None:
@@ -101,6 +101,25 @@ def test_memory_is_bounded_by_what_waits() -> None:
         may_go.set()
         asking.join(30)
     assert asked == list(range(20))
+
+
+def test_what_takes_long_ends_with_the_block() -> None:
+    is_busy, may_end = threading.Event(), threading.Event()
+
+    def numbers() -> Iterator[int]:
+        yield 1
+        while not may_end.wait(0.01):
+            is_busy.set()
+            check_waited_for()
+
+    giving_up = threading.Timer(20, may_end.set)
+    giving_up.start()
+    with ahead(numbers()) as ready:
+        assert next(ready) == 1
+        assert is_busy.wait(20)
+        check_waited_for()  # here nobody has to wait
+    giving_up.cancel()
+    assert not may_end.is_set()
 
 
 def test_ctrl_c_again_while_a_write_is_waited_for_leaves_no_thread_behind() -> None:

@@ -1,7 +1,7 @@
 """Gather rows into windows, by their place in the input; tokenise and score a window. Knows nothing of files.
 
-A window is cut after a number of pairs or bytes, so that the same rows are scored together whenever, and however often,
-a run goes on. A stream cannot be read twice, so it is also cut where it pauses.
+A window is cut after a number of pairs, bytes or blank lines, so that the same rows are scored together whenever, and
+however often, a run goes on. A stream cannot be read twice, so it is also cut where it pauses.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from cappy_engine.scorer import Scorer
 
 WINDOW_BYTES = 16 * 2**20
 """Rows that are larger together are scored at once: they are held in memory."""
+MOST_BLANK_LINES = 2**18
+"""A window with so many ends too, so that a run that is stopped among them ends soon."""
 
 Count = Callable[[int, int], object]
 
@@ -62,7 +64,7 @@ def windows(source: Source, start: Position, *, most_pairs: int, stops: bool) ->
                 if stops and isinstance(row, Refused):
                     raise row.error
                 rows.take(row)
-                if rows.pairs < most_pairs and rows.size < WINDOW_BYTES:
+                if rows.pairs < most_pairs and rows.size < WINDOW_BYTES and rows.blank_lines < MOST_BLANK_LINES:
                     continue
                 source.pass_over()  # else many rows that are too long would fill the memory
             yield rows.window(source.position() or start)

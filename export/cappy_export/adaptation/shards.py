@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from cappy_engine.bulk.folders import files_of_folder
-from cappy_engine.bulk.formats.compression import tables_for
 from cappy_engine.bulk.formats.entries import Entry, Position, Reading, Refused, Source
 from cappy_engine.bulk.formats.file_format import format_of
 from cappy_engine.bulk.formats.sources import open_source
+from cappy_engine.bulk.formats.table_rows import values_of
 from cappy_engine.bulk.tasks import ScoreTask
 from cappy_engine.errors import AdaptError, CappyError, InvalidLine, OutputError, message_of
 from cappy_engine.pairs import Pair
@@ -169,7 +169,6 @@ def _labels(path: Path, source: Source) -> Callable[[Entry], float]:
         raise AdaptError(f"{path} has no column {LABEL!r}; each example needs one of 0 (wrong) to 1 (right)")
     if kind == "csv":
         return lambda entry: check_label({LABEL: _number((entry.fields or {})[LABEL])}, entry.number)
-    values_of = tables_for(path).values_of
     held: list[Any] = [None, []]  # the batch of the last row, and its labels
 
     def of_table(entry: Entry) -> float:

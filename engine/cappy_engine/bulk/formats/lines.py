@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import cast
 
 from cappy_engine.errors import InvalidLine
+from cappy_engine.overlap import check_waited_for
 
 MAX_LINE_BYTES = 16 * 2**20
 """Longer lines are refused. A line is held in memory, and so is all that it becomes."""
@@ -64,6 +65,7 @@ class Lines:
             self._pass(next(self._parts, b""))
 
     def _pass(self, part: bytes | None) -> None:
+        check_waited_for()  # the line may have gigabytes
         self.bytes_read += len(part or b"")
         self.is_within = part is None or (part != b"" and not part.endswith(b"\n"))
 

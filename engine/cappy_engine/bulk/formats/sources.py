@@ -6,6 +6,7 @@ A file's name tells its format. Knows nothing of tokens or models.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -28,7 +29,9 @@ from cappy_engine.bulk.formats.entries import (
 from cappy_engine.bulk.formats.file_format import Format, format_of
 from cappy_engine.bulk.formats.json_lines import read_fields
 from cappy_engine.bulk.formats.lines import SKIPPED_AT_A_TIME, Lines, check_length
+from cappy_engine.bulk.formats.table_rows import values_of
 from cappy_engine.errors import CappyError, InvalidLine
+from cappy_engine.overlap import check_waited_for
 
 
 @contextlib.contextmanager
@@ -198,7 +201,6 @@ class TableSource:
         tables = tables_for(path)
         self._rows = tables.ParquetRows(path, file)
         self._end = self._rows.count if end is None else end
-        self._values_of = tables.values_of
         self._task = reading.task
         self.lines = 0
         self.header = self.columns = self._rows.schema
@@ -232,7 +234,7 @@ class TableSource:
             if first >= self._end:
                 return
             batch = whole.slice(0, self._end - first)
-            columns = [self._values_of(batch, name) for name in names]
+            columns = [values_of(batch, name) for name in names]
             for place, values in enumerate(zip(*columns, strict=True)):
                 self.lines = first + place + 1
                 try:
@@ -252,8 +254,9 @@ def skip(lines: Iterable[bytes], size: int) -> None:
     if not size:
         return
     file: Any = lines
-    if file.seekable():
+    if file.seekable() and not isinstance(file, gzip.GzipFile):  # which would unpack all that is skipped at once
         file.seek(size, os.SEEK_CUR)
         return
     while size and (part := file.read(min(size, SKIPPED_AT_A_TIME))):
+        check_waited_for()
         size -= len(part)

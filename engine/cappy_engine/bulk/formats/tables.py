@@ -1,12 +1,12 @@
 """Read and write tables: Parquet files and Arrow streams; pack and unpack zstd.
 
 A Parquet file cannot be appended to. While rows are made they are Arrow streams, one after another in one file, each a
-complete one; `write_parquet_of` makes a Parquet file of them at the end. With `json_columns`, the only module that
-imports pyarrow. Knows nothing of models.
+complete one; `write_parquet_of` makes a Parquet file of them at the end. Only this and `json_columns` import pyarrow.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -17,12 +17,18 @@ from types import SimpleNamespace
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cappy_engine.bulk.formats.table_rows import gathered, shares_texts
 from cappy_engine.errors import CappyError
 
 ROWS_AT_A_TIME, BYTES_AT_A_TIME = 1024, 2**20
 """A batch that is read has at most so many rows; fewer, where rows are large: all of it is held as long as one row."""
+FEW_ROWS = 16
+"""So many are unpacked before their size is known: a text that many rows have may be in the file only once."""
+BYTES_OF_PARTS = 96 * 2**20
+"""Rows that become a batch take no more meanwhile, each few with a dictionary of its own."""
 ROWS_OF_A_GROUP = 65_536
 """Rows of a group in what is written: few enough to be held in memory with texts of some kilobytes."""
 BYTES_OF_A_GROUP = 64 * 2**20
@@ -53,7 +59,9 @@ class ParquetRows:
         self._open = file
         try:
             self._file = pq.ParquetFile(file, pre_buffer=False)
-        except (OSError, pa.ArrowException) as error:
+        except MemoryError as error:
+            raise _shortage(path, "its footer") from error
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # the last one of the name of a column
             raise CappyError(f"{path} is not a complete Parquet file: {error}") from error
         self.schema: Schema = self._file.schema_arrow
         metadata = self._file.metadata
@@ -91,11 +99,15 @@ class ParquetRows:
                     continue
                 of_row = group.total_byte_size // group.num_rows + 1
                 at_a_time = max(1, min(ROWS_AT_A_TIME, BYTES_AT_A_TIME // of_row))
-                for batch in self._file.iter_batches(at_a_time, row_groups=[number]):
+                few = min(FEW_ROWS, at_a_time) if shares_texts(group) else at_a_time
+                parts = self._file.iter_batches(few, row_groups=[number])
+                for batch in map(_one_batch, gathered(parts, _sizes, (at_a_time, BYTES_AT_A_TIME, BYTES_OF_PARTS))):
                     skipped = min(batch.num_rows, max(0, start - first))
                     if skipped < batch.num_rows:
-                        yield first + skipped, batch.slice(skipped), _size(batch) // batch.num_rows
+                        yield first + skipped, batch.slice(skipped), max(_sizes(batch)[1:]) // batch.num_rows
                     first += batch.num_rows
+        except MemoryError as error:
+            raise _shortage(self.path, f"the rows behind row {first}") from error
         except (OSError, pa.ArrowException) as error:
             raise CappyError(f"{self.path} is damaged behind row {first}: {error}") from error
 
@@ -112,24 +124,6 @@ def check_type(schema: Schema, name: str, path: Path, *, is_list: bool = False) 
     if (is_list and not _is_list(kind)) or not (_is_text(inner) or pa.types.is_null(inner)):
         wanted = "lists of texts" if is_list else "texts"
         raise CappyError(f"{path}: the column {name!r} holds {kind}, and must hold {wanted}")
-
-
-def values_of(batch: Batch, name: str) -> list[Any]:
-    """List a column's values as Python's. A text that is not UTF-8 is a UnicodeDecodeError in its place.
-
-    >>> values_of(batch, "response")
-    ['Yes', None]
-    """
-    column = batch.column(name)
-    try:
-        return cast("list[Any]", column.to_pylist())
-    except UnicodeDecodeError:
-        return [_value(each) for each in column]
-
-
-def rows_of(batch: Batch) -> list[dict[str, Any]]:
-    """List a batch's rows as dictionaries, by the names of columns."""
-    return cast("list[dict[str, Any]]", batch.to_pylist())
 
 
 def keep_rows(batch: Batch, places: Sequence[int]) -> Batch:
@@ -278,12 +272,26 @@ def _is_list(kind: Any) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _value(scalar: Any) -> Any:
-    try:
-        return scalar.as_py()
-    except UnicodeDecodeError as error:
-        return error
+def _one_batch(parts: Sequence[Batch]) -> Batch:
+    return parts[0] if len(parts) == 1 else pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
 
 
 def _size(batch: Batch) -> int:
     return cast(int, batch.nbytes)
+
+
+def _sizes(batch: Batch) -> tuple[int, int, int]:
+    """Count a batch's rows, its bytes with the texts of dictionaries in all their places, and those that it takes."""
+    added = sum(_added_by(column) for column in batch.columns if pa.types.is_dictionary(column.type))
+    return batch.num_rows, batch.nbytes + added, batch.nbytes
+
+
+def _added_by(column: Any) -> int:
+    if not _is_text(column.type):
+        return 0  # it stays a dictionary wherever it is written
+    lengths = pc.binary_length(column.dictionary).take(column.indices)
+    return (pc.sum(lengths).as_py() or 0) - cast(int, column.dictionary.nbytes)
+
+
+def _shortage(path: Path, what: str) -> OSError:
+    return OSError(errno.ENOMEM, f"memory is too small for {what}; let this process have more", str(path))

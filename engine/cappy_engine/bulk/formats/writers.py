@@ -19,6 +19,7 @@ from cappy_engine.bulk.formats.compression import tables_for
 from cappy_engine.bulk.formats.entries import Entry, ScoredRow
 from cappy_engine.bulk.formats.file_format import Format
 from cappy_engine.bulk.formats.json_lines import json_line
+from cappy_engine.bulk.formats.table_rows import rows_of
 from cappy_engine.bulk.tasks import Task
 from cappy_engine.errors import CappyError
 
@@ -234,8 +235,7 @@ def fields_of(rows: Sequence[ScoredRow]) -> list[dict[str, Any]]:
     'Yes'
     """
     if rows and rows[0].entry.fields is None:
-        tables = tables_for("a Parquet file")
-        return [fields for batch in _batches(rows) for fields in tables.rows_of(batch)]
+        return [fields for batch in _batches(rows) for fields in rows_of(batch)]
     return [row.entry.fields or {} for row in rows]
 
 
