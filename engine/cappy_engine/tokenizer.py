@@ -1,5 +1,6 @@
 """Turn pairs of texts into token ids, exactly as transformers' tokenizers do, each distinct text once.
 
+The library takes some 30 bytes for a character until a text's ids are read, so it gets texts part by part.
 Texts are encoded alone, then joined: truncated `longest_first`, with the special tokens that the tokenizer's own
 post-processor puts around a pair. The joining is ours because the library's (`Tokenizer.post_process` with truncation)
 builds every combination of overflowing parts: 3 s for one pair of 100,000 characters each, and all the memory there is
@@ -11,24 +12,30 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from cappy_engine.batching import EncodedPairs, Ids
 from cappy_engine.bundle_files import MAX_SMALL_BYTES
 from cappy_engine.checks import check_word, described
-from cappy_engine.errors import BundleError, CappyError, InvalidPair, ScoringError, is_failure, reason_of
+from cappy_engine.errors import BundleError, CappyError, InvalidPair, ScoringError, reason_of
 from cappy_engine.forking import tell_after_fork
 from cappy_engine.pairs import MAX_TEXT_CHARS, TOO_LONG, Pairs, PairTexts, TooLong, read_pairs
 from cappy_engine.storage import read_regular
 
 HARMLESS = "a"
 """A text that every tokenizer encodes: it was encoded when this one was opened."""
+PART_CHARS = 2_000_000
+"""How many characters the library gets at once, or the one text that has more."""
+TEXT_CHARS = 100
+"""What a text costs besides its characters, in characters."""
+TextIds = npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
@@ -38,21 +45,23 @@ class PairTemplate:
     prefix: Ids
     middle: Ids
     suffix: Ids
-    type_ids: tuple[int, int, int, int, int]
+    type_ids: tuple[int, ...]
 
     @property
     def special_tokens(self) -> int:
         """Count the special tokens of a pair."""
         return len(self.prefix) + len(self.middle) + len(self.suffix)
 
-    def join(self, first: Ids, second: Ids) -> Ids:
+    def join(self, first: TextIds, second: TextIds) -> Ids:
         """Join two texts' token ids into the pair's, (length,) int64."""
         return np.concatenate([self.prefix, first, self.middle, second, self.suffix])
 
-    def join_types(self, first: Ids, second: Ids) -> Ids:
-        """Make the token type ids of the pair, (length,) int64."""
-        parts = (self.prefix, first, self.middle, second, self.suffix)
-        return np.repeat(np.array(self.type_ids, dtype=np.int64), [len(part) for part in parts])
+    def join_types(self, first: int, second: int) -> Ids:
+        """Make the token type ids of a pair whose texts have so many tokens, (length,) int64: pairs may share them."""
+        lengths = (len(self.prefix), first, len(self.middle), second, len(self.suffix))
+        types = np.repeat(np.array(self.type_ids, dtype=np.int64), lengths)
+        types.setflags(write=False)
+        return types
 
 
 class PairTokenizer:
@@ -81,11 +90,6 @@ class PairTokenizer:
                 f"this tokenizer puts {self.template.special_tokens} special tokens around a pair, and the model takes "
                 f"{max_length} tokens; export the bundle again, with its own tokenizer"
             )
-        tell_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Have the library work without threads in a forked child, where its own are not."""
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
     @classmethod
     def from_file(cls, path: Path, *, max_length: int) -> PairTokenizer:
@@ -105,7 +109,7 @@ class PairTokenizer:
 
         >>> PairTokenizer.from_bytes(open_bundle("cappy-bundle").read("tokenizer.json"), max_length=512)
         """
-        with _translated("tokenizer.json is not a tokenizer"):
+        with _translated("tokenizer.json is not a tokenizer", ValueError):
             tokenizer = Tokenizer.from_buffer(content)
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -131,32 +135,41 @@ class PairTokenizer:
     def encode_texts(self, found: PairTexts, *, too_long: TooLong = "truncate") -> EncodedPairs:
         """Tokenise pairs that `read` has read; raises what `encode` does."""
         check_word("too_long", too_long, TOO_LONG)
-        try:
-            with _translated("the tokenizer fails"):
-                encodings = self._tokenizer.encode_batch_fast(found.texts, add_special_tokens=False)
-        except BundleError as error:
-            raise self._blame(found, str(error)) from error
-        ids = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
         budget = self.max_length - self.template.special_tokens
+        ids, counts = self._encode_each(found, budget)
         token_ids, type_ids = [], []
+        types = dict[tuple[int, int], Ids]()  # pairs with as many tokens of each text share them
         truncated = np.zeros(len(found.places), dtype=np.bool_)
         for row, (instruction, response) in enumerate(found.places.tolist()):
-            first, second = ids[instruction], ids[response]
-            kept = truncate_longest_first(len(first), len(second), budget)
-            truncated[row] = kept != (len(first), len(second))
+            whole = counts[instruction], counts[response]
+            kept = truncate_longest_first(*whole, budget)
+            truncated[row] = kept != whole
             if truncated[row] and too_long == "refuse":
-                raise InvalidPair(
-                    row,
-                    f"has {len(first) + len(second) + self.template.special_tokens} tokens, and the model takes "
-                    f"{self.max_length}; shorten it, or let it be truncated",
-                )
-            first, second = first[: kept[0]], second[: kept[1]]
-            token_ids.append(self.template.join(first, second))
-            type_ids.append(self.template.join_types(first, second))
+                has = f"has {sum(whole) + self.template.special_tokens} tokens, and the model takes {self.max_length}"
+                raise InvalidPair(row, f"{has}; shorten it, or let it be truncated")
+            token_ids.append(self.template.join(ids[instruction][: kept[0]], ids[response][: kept[1]]))
+            if kept not in types:
+                types[kept] = self.template.join_types(*kept)
+            type_ids.append(types[kept])
         lengths = np.array([len(row_ids) for row_ids in token_ids], dtype=np.int64)
-        is_empty = np.array([not len(text_ids) for text_ids in ids], dtype=np.bool_)
+        is_empty = np.array(counts, dtype=np.int64) == 0
         without_instruction = tuple(np.flatnonzero(is_empty[found.places[:, 0]]).tolist())
         return EncodedPairs(token_ids, type_ids, lengths, truncated, without_instruction, self.digest)
+
+    def _encode_each(self, found: PairTexts, budget: int) -> tuple[list[TextIds], list[int]]:
+        """Encode all texts; returns up to `budget` ids of each, since no pair has more, and how many it has."""
+        ids, counts = list[TextIds](), list[int]()
+        for texts in _parts(found.texts):
+            tell_after_fork(_THREADS)
+            try:
+                with _translated("the tokenizer fails"):
+                    encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            except BundleError as error:
+                raise self._blame(found, str(error)) from error
+            counts += map(len, encodings)
+            ids += (np.array(encoding.ids[:budget], dtype=np.uint32) for encoding in encodings)
+            del encodings  # before there are those of the next part
+        return ids, counts
 
     def check(self, encoded: EncodedPairs) -> None:
         """Raise ValueError for what is not encoded, or was encoded for another tokenizer or for longer pairs.
@@ -211,6 +224,26 @@ def truncate_longest_first(first: int, second: int, budget: int) -> tuple[int, i
     return (longer, shorter) if first > second else (shorter, longer)
 
 
+def _parts(texts: list[str]) -> Iterator[list[str]]:
+    """Cut a list of texts where it has `PART_CHARS`."""
+    start = chars = 0
+    for place, text in enumerate(texts):
+        if chars and chars + len(text) > PART_CHARS:
+            yield texts[start:place]
+            start, chars = place, 0
+        chars += len(text) + TEXT_CHARS
+    if chars:
+        yield texts[start:]
+
+
+class _LibraryThreads:
+    """The library's threads: all tokenizers of a process share them, and they outlive each."""
+
+    def after_fork(self) -> None:
+        """Have the library work without threads in a forked child, where the parent's are not."""
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
 def find_template(tokenizer: Tokenizer) -> PairTemplate:
     """Learn from the tokenizer itself which special tokens it puts around a pair.
 
@@ -221,12 +254,12 @@ def find_template(tokenizer: Tokenizer) -> PairTemplate:
         joined = tokenizer.encode(HARMLESS, "b")
         template = _split(joined, first.ids, second.ids)
         probe = ("an example, rather longer", "its\nanswer")
-        parts = [np.array(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64) for text in probe]
+        parts = [np.array(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.uint32) for text in probe]
         expected = tokenizer.encode(*probe)
     if (
         template is None
         or template.join(parts[0], parts[1]).tolist() != expected.ids
-        or template.join_types(parts[0], parts[1]).tolist() != expected.type_ids
+        or template.join_types(len(parts[0]), len(parts[1])).tolist() != expected.type_ids
     ):
         raise BundleError(f"this tokenizer joins a pair in an unknown way: ('a', 'b') becomes {joined.tokens}")
     return template
@@ -244,24 +277,23 @@ def _split(joined: Any, first: list[int], second: list[int]) -> PairTemplate | N
                 cuts = (ids[:start], ids[after:at], ids[end:])
                 prefix, middle, suffix = (np.array(cut, dtype=np.int64) for cut in cuts)
                 sections = (types[:start], types[start:after], types[after:at], types[at:end], types[end:])
-                return PairTemplate(prefix, middle, suffix, _one_each(sections))
+                return PairTemplate(prefix, middle, suffix, tuple(types[0] if types else 0 for types in sections))
     return None
 
 
-def _one_each(sections: Sequence[list[int]]) -> tuple[int, int, int, int, int]:
-    first, second, third, fourth, fifth = (section[0] if section else 0 for section in sections)
-    return first, second, third, fourth, fifth
-
-
 @contextlib.contextmanager
-def _translated(problem: str) -> Iterator[None]:
-    """Raise BundleError for whatever the library raises: a plain Exception, or a panic, which is not even one."""
+def _translated(problem: str, *others: type[Exception]) -> Iterator[None]:
+    """Raise BundleError for what the library raises: Exception itself, a panic, which is not even one, or `others`.
+
+    Anything else comes from a signal, as Ctrl-C or the time limit of a job does, and is left as it is.
+    """
     try:
         yield
     except BaseException as error:
-        if not is_failure(error):
+        if type(error) not in (Exception, *others) and type(error).__name__ != "PanicException":
             raise
         raise BundleError(f"{problem}: {str(error)[:_LONGEST_REASON]}") from error
 
 
 _LONGEST_REASON = 300
+_THREADS = _LibraryThreads()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,11 +74,51 @@ def test_a_pattern_that_tries_for_ever_is_stopped_at_the_pair() -> None:
         tokenizer.encode([("b", "c"), ("a" * 40 + "!", "c")])
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit()], ids=repr)
+class SoftTimeLimitExceeded(Exception):
+    """What Celery raises in its handler of a signal, wherever the main thread is; a job of RQ ends likewise."""
+
+
+INTERRUPTIONS = [KeyboardInterrupt(), SystemExit(), SoftTimeLimitExceeded("soft time limit"), TimeoutError("too long")]
+
+
+@pytest.mark.parametrize("error", INTERRUPTIONS, ids=repr)
 def test_an_interruption_is_not_taken_for_a_failure(error: BaseException) -> None:
     library: Any = Panicking(Tokenizer.from_file(str(TINY / "tokenizer.json")), "bad", error)
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error)) as caught:
         PairTokenizer(library, max_length=512).encode([("a", "bad")])
+    assert caught.value is error
+
+
+def test_an_interruption_of_the_search_for_a_bad_text_blames_no_text() -> None:
+    def stop(*_: object) -> None:
+        raise SoftTimeLimitExceeded("soft time limit")
+
+    class Stopped(Panicking):
+        def encode_batch_fast(self, texts: list[str], *, add_special_tokens: bool) -> object:
+            if texts == ["a"]:
+                signal.raise_signal(signal.SIGALRM)
+            return super().encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+
+    library: Any = Stopped(Tokenizer.from_file(str(TINY / "tokenizer.json")), "bad", ERRORS[0])
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        with pytest.raises(SoftTimeLimitExceeded):
+            PairTokenizer(library, max_length=512).encode([("b", "bad")])
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("error", INTERRUPTIONS, ids=repr)
+def test_an_interruption_while_a_tokenizer_is_opened_blames_no_bundle(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(content: bytes) -> object:
+        raise error
+
+    monkeypatch.setattr("cappy_engine.tokenizer.Tokenizer", SimpleNamespace(from_buffer=interrupted))
+    with pytest.raises(type(error)) as caught:
+        PairTokenizer.from_bytes((TINY / "tokenizer.json").read_bytes(), max_length=512)
+    assert caught.value is error
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)

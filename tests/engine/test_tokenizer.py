@@ -161,6 +161,43 @@ def test_two_texts_of_a_million_characters_fit_in_little_memory(tokenizer_file: 
     assert done.returncode == 0, done.stderr
 
 
+# Processes
+
+
+FORK = """
+import os, signal, sys
+from pathlib import Path
+from cappy_engine.tokenizer import PairTokenizer
+
+def tokens():
+    tokenizer = PairTokenizer.from_file(Path(sys.argv[1]), max_length=512)
+    return int(tokenizer.encode([("Is the sky blue?", f"Yes {number}") for number in range(50)]).lengths.sum())
+
+expected = tokens() if sys.argv[2] == "used" else 0  # that tokenizer is gone
+if os.fork() == 0:
+    signal.alarm(20)
+    found = tokens()
+    threads = len(os.listdir("/proc/self/task"))
+    print(found == expected, "one thread" if threads == 1 else "threads", flush=True)
+    os._exit(0)
+print(os.wait()[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("use", "told"), [("used", "True one thread\n0\n"), ("unused", "False threads\n0\n")])
+def test_a_child_tokenises_whether_its_parents_tokenizer_lives_or_not(
+    tokenizer_file: Path, use: str, told: str
+) -> None:
+    """The library's threads are not in the child, whoever used them. Where nobody did, the child has its own."""
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true"}
+    python = [sys.executable, "-W", "ignore:This process:DeprecationWarning"]  # Python 3.12 warns of forks with threads
+    done = subprocess.run(
+        [*python, "-c", FORK, str(tokenizer_file), use], capture_output=True, text=True, check=False, env=environment
+    )
+    assert (done.stdout, done.stderr) == (told, "")
+
+
 # What is refused
 
 
