@@ -35,10 +35,10 @@ WORTH_WAITING = 1.3
 class EncodedPairs:
     """Token ids of n pairs, as `PairTokenizer.encode` makes them.
 
-    `token_ids` and `type_ids` hold n arrays (length,) int64. `lengths` is (n,) int64, in tokens. `truncated` is (n,)
-    bool: true where tokens were cut off to stay within the model's maximum. `without_instruction` are the places of
-    pairs whose instruction has no tokens. `tokenizer` is the digest of the tokenizer that made the ids, None if
-    that is not known.
+    `token_ids` and `type_ids` hold n arrays (length,) int64; pairs may share types. `lengths` is (n,) int64, in tokens.
+    `truncated` is (n,) bool: true where tokens were cut off to stay within the model's maximum. `without_instruction`
+    are the places of pairs whose instruction has no tokens. `tokenizer` is the digest of the tokenizer that made the
+    ids, None if that is not known.
     """
 
     token_ids: Sequence[Ids]

@@ -29,11 +29,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from types import CodeType
 from typing import Any
 
 KNOWN = frozenset({"cappy_engine", "numpy", "onnxruntime", *sys.stdlib_module_names})
-"""Whose errors say that something failed here: this package's, and those of what it calls."""
+"""Whose types of errors say that something failed here: this package's, and those of what it calls."""
 
 
 def install_hint(extras: str) -> str:
@@ -58,15 +61,27 @@ def is_callers(error: BaseException) -> bool:
     """True for what a signal handler of the caller's raised, which Python runs in the midst of any function.
 
     Celery and RQ end by such an error what takes too long: it must reach the caller as it is. It has a type of the
-    caller's, or comes out of a function of the caller's.
+    caller's, or went through a handler that is set now.
 
     >>> is_callers(ValueError())
     False
     """
-    trace, raised_in = error.__traceback__, "builtins"
-    while trace is not None:
-        raised_in, trace = str(trace.tb_frame.f_globals.get("__name__")), trace.tb_next
-    return any(name.partition(".")[0] not in KNOWN for name in (type(error).__module__, raised_in))
+    if type(error).__module__.partition(".")[0] not in KNOWN and not isinstance(error, (OSError, ImportError)):
+        return True
+    handlers, trace = set(_handlers()), error.__traceback__
+    while trace is not None and trace.tb_frame.f_code not in handlers:
+        trace = trace.tb_next
+    return trace is not None
+
+
+def _handlers() -> Iterator[CodeType]:
+    """Give the code of all signal handlers: of functions, methods, partials, and objects that can be called."""
+    for number in signal.valid_signals():
+        handler: Any = signal.getsignal(number)
+        handler = getattr(handler, "func", handler)
+        for each in (getattr(handler, "__func__", handler), type(handler).__call__):
+            if isinstance(code := getattr(each, "__code__", None), CodeType):
+                yield code
 
 
 def reason_of(error: BaseException) -> str:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Self, cast
 
 import numpy as np
@@ -148,7 +147,7 @@ class Scorer:
     def exact(self) -> ExactModel:
         """Give the fp32 model of `exact_winner`. Only a scorer from `Scorer.open` has one."""
         if self._exact is None:
-            raise PrecisionUnavailable("exact_winner needs an fp32 model, and this scorer was not made by Scorer.open")
+            raise AttributeError("exact_winner needs a scorer that was made by Scorer.open")
         return self._exact
 
     def score(self, pairs: Pairs, *, activation: Activation = "identity", too_long: TooLong = "truncate") -> Scores:
@@ -222,8 +221,8 @@ class Scorer:
         repeats = np.bincount(places, minlength=len(distinct))
 
         def report(batch: Batch) -> None:
+            times = repeats[batch.rows]
             if progress is not None:
-                times = repeats[batch.rows]
                 progress(int(times.sum()), int((times * distinct.lengths[batch.rows]).sum()))
 
         grouping = self._dispatcher.grouping.changed(max_batch_tokens=max_batch_tokens, padding=padding)
@@ -246,8 +245,8 @@ class Scorer:
     ) -> list[Candidate]:
         """Score each candidate as the response to `instruction`, best first; the first wins a tie.
 
-        `candidates` may be any collection of texts, a column of a table too. It is gone through once. Raw scores decide
-        the order, also with the `activation` "sigmoid", which puts the scores of the candidates between 0 and 1.
+        `candidates` may be any collection of texts, a column of a table too. Raw scores decide the order, also with the
+        `activation` "sigmoid", which puts scores between 0 and 1.
 
             >>> scorer.rank("Is the sky blue?", ["Yes", "No"])[0].response
             'Yes'
@@ -263,6 +262,8 @@ class Scorer:
         check_flag("exact_winner", exact_winner)
         check_word("activation", activation, ACTIVATIONS)
         pairs = candidate_pairs(instruction, candidates)
+        if exact_winner and self._exact is None:
+            raise PrecisionUnavailable("exact_winner needs an fp32 model, and this scorer was not made by Scorer.open")
         reach = self.exact.reach() if exact_winner else 0.0
         scored = self.score_pairs(pairs, too_long=too_long)
         if scored.without_instruction:
@@ -280,9 +281,7 @@ class Scorer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self.close()
 
     def _rescore(self, pairs: Sequence[Pair], near: Sequence[int]) -> dict[int, float]:

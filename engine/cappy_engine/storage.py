@@ -38,7 +38,7 @@ class NamedFile(io.FileIO):
         """Write, and name the file in an error."""
         with naming(self.called):
             count = super().write(content)
-        self.written += count
+        self.written += count or 0  # None: a pipe that does not block is full
         return count
 
 

@@ -170,6 +170,21 @@ def test_only_what_comes_from_elsewhere_is_the_callers(tmp_path: Path) -> None:
     assert is_callers(TimeLimit("raised nowhere"))
 
 
+def test_a_wrapper_of_what_fails_is_not_a_signal_handler() -> None:
+    """eventlet wraps os.open, PyInstaller ctypes.CDLL: in their functions an OSError says what it always says."""
+
+    class WrappedError(OSError):
+        pass
+
+    def wrapped(kind: type[OSError]) -> None:
+        raise kind(2, "no such file")
+
+    for kind in (OSError, FileNotFoundError, WrappedError):
+        with pytest.raises(OSError, match="no such file") as caught:
+            wrapped(kind)
+        assert not is_callers(caught.value)
+
+
 # Handlers that close
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from sentence_transformers import CrossEncoder
+from transformers import AutoTokenizer
 
 from cappy_engine.errors import CheckpointError
 from cappy_export.checkpoints.checkpoint import open_checkpoint
@@ -50,6 +51,15 @@ def test_a_special_tokens_map_with_other_keys_is_refused(checkpoint: Path, tmp_p
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "tokenizer.json", "special_tokens_map.json"])
+def test_named_special_tokens_are_taken_where_transformers_saved_them(checkpoint: Path, tmp_path: Path) -> None:
+    copied = copy(checkpoint, tmp_path / "copied")
+    named = AutoTokenizer.from_pretrained(copied, extra_special_tokens={"doc_start": "<mask>"})
+    named.save_pretrained(copied)
+    assert "doc_start" in (copied / "special_tokens_map.json").read_text()
+    found = load_tokenizer(open_checkpoint(copied), max_length=512)
+    assert found("a", "b")["input_ids"] == named("a", "b")["input_ids"]
+
+
 def test_a_tokenizer_file_that_is_a_link_out_of_the_checkpoint_is_refused(
     checkpoint: Path, tmp_path: Path, name: str
 ) -> None:
@@ -60,12 +70,16 @@ def test_a_tokenizer_file_that_is_a_link_out_of_the_checkpoint_is_refused(
 
 
 def test_links_within_a_checkpoint_and_the_hubs_cache_are_followed(checkpoint: Path, tmp_path: Path) -> None:
+    tmp_path = tmp_path / "models--a--b"
     copied = copy(checkpoint, tmp_path / "snapshots" / "0123abc")
     (copied / "tokenizer.json").rename(copied / "other.json")
     (copied / "tokenizer.json").symlink_to("other.json")
     (tmp_path / "blobs").mkdir()
     (copied / "vocab.json").rename(tmp_path / "blobs" / "4567")
     (copied / "vocab.json").symlink_to(Path("..", "..", "blobs", "4567"))
+    (tmp_path.parent / "blobs" / "ab").mkdir(parents=True)  # shared by repositories from huggingface_hub 2 on
+    (copied / "merges.txt").rename(tmp_path.parent / "blobs" / "ab" / "89")
+    (copied / "merges.txt").symlink_to(Path("..", "..", "..", "blobs", "ab", "89"))
     assert load_tokenizer(open_checkpoint(copied), max_length=512).pad_token == "<pad>"
 
 

@@ -149,9 +149,8 @@ def _named(stdout: io.TextIOWrapper) -> io.TextIOWrapper:
     """Make a stream like `stdout`, whose errors name it."""
     stdout.flush()
     raw = NamedFile(stdout.fileno(), "stdout", closefd=False)
-    is_unbuffered = isinstance(stdout.buffer, io.RawIOBase)  # PYTHONUNBUFFERED
     return io.TextIOWrapper(
-        raw if is_unbuffered else io.BufferedWriter(raw),
+        io.BufferedWriter(raw),
         encoding=stdout.encoding,
         line_buffering=stdout.line_buffering,
         write_through=stdout.write_through,

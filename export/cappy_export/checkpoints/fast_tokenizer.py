@@ -29,9 +29,10 @@ from cappy_export.checkpoints.models import model_config
 from cappy_export.checkpoints.naming import listed, shown
 from cappy_export.checkpoints.refusals import refusing
 from cappy_export.checkpoints.tokenizer_config import (
+    READ,
     check_settings,
-    check_special_tokens,
     has_chat_template,
+    read_special_tokens,
     read_tokenizer_config,
 )
 
@@ -206,19 +207,19 @@ def _load(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         return _translated(found, checkpoint) if from_newer else found
 
     with tempfile.TemporaryDirectory() as folder:
-        check_special_tokens(checkpoint.folder / "special_tokens_map.json")
         for file in TOKENIZER_FILES:
             refuse_outside(checkpoint.folder, checkpoint.name, file)
-            if (checkpoint.folder / file).is_file() and file != "tokenizer_config.json":
+            if (checkpoint.folder / file).is_file() and file not in READ:
                 shutil.copyfile(checkpoint.folder / file, Path(folder, file))
         config = {key: value for key, value in checkpoint.config.items() if key != "tokenizer_class"}
-        tokenizer_config = read_tokenizer_config(
-            checkpoint.folder, checkpoint.name, checkpoint.config, translate=translate
-        )
+        told = read_tokenizer_config(checkpoint.folder, checkpoint.name, checkpoint.config, translate=translate)
+        if "added_tokens_decoder" not in told:  # else transformers does not read it
+            special = read_special_tokens(checkpoint.folder / "special_tokens_map.json")
+            Path(folder, "special_tokens_map.json").write_text(json.dumps(special))
         _check_vocabulary(checkpoint)
-        tokenizer_config.setdefault("tokenizer_class", checkpoint.config.get("tokenizer_class"))
+        told.setdefault("tokenizer_class", checkpoint.config.get("tokenizer_class"))
         Path(folder, "config.json").write_text(json.dumps(config))
-        Path(folder, "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+        Path(folder, "tokenizer_config.json").write_text(json.dumps(told))
         # False: transformers suspects every vocabulary over 100,000 of a fault of Mistral's, and warns.
         tokenizer = AutoTokenizer.from_pretrained(
             folder, use_fast=True, trust_remote_code=False, local_files_only=True, fix_mistral_regex=False

@@ -153,10 +153,13 @@ def refuse_outside(folder: Path, name: str, file: str) -> None:
 
     >>> refuse_outside(Path("export/cappy_mini/checkpoint"), "cappy-mini", "vocab.json")
 
-    The hub's cache has its files in `blobs`, and links to them in `snapshots`.
+    The hub's cache has links to its files in `snapshots`, and the files in the repository's `blobs`, or the cache's.
     """
+    if not (folder / file).is_file():
+        return
     home, target = folder.resolve(), (folder / file).resolve()
-    cache = (home.parent.parent / "blobs",) if home.parent.name == "snapshots" else ()
+    repository = next((each.parent for each in home.parents if each.name == "snapshots"), None)
+    cache = () if repository is None else (repository / "blobs", repository.parent / "blobs")
     if not any(target.is_relative_to(each) for each in (home, *cache)):
         raise CheckpointError(f"{file} of {name} is a link to {target}, outside of the checkpoint; copy the file there")
 

@@ -13,6 +13,9 @@ from cappy_export.checkpoints.config import read_json, refuse_code
 from cappy_export.checkpoints.hub import CHAT_TEMPLATE
 from cappy_export.checkpoints.naming import shown
 
+READ = ("tokenizer_config.json", "special_tokens_map.json")
+"""The files of a tokenizer that are read here, reduced, and not copied."""
+
 TOKENIZER_KEYS = frozenset(
     """tokenizer_class model_max_length max_len added_tokens_decoder additional_special_tokens extra_special_tokens
     add_prefix_space trim_offsets errors do_lower_case strip_accents tokenize_chinese_chars do_basic_tokenize
@@ -22,7 +25,7 @@ TOKENIZER_KEYS = frozenset(
 )
 """Keys of tokenizer_config.json that say how texts become tokens; special tokens (`..._token`) are kept as well."""
 
-SPECIAL_LISTS = ("additional_special_tokens", "extra_special_tokens")
+SPECIAL_LISTS = frozenset({"additional_special_tokens", "extra_special_tokens"})
 """Keys of special_tokens_map.json besides `..._token`."""
 
 REFUSED_SETTINGS: Mapping[str, str] = {
@@ -79,17 +82,20 @@ def check_settings(found: Mapping[str, Any], path: Path) -> None:
             raise CheckpointError(f"{path}: {key!r} must be a number of tokens, or null, found {shown(repr(value))}")
 
 
-def check_special_tokens(path: Path) -> None:
-    """Raise CheckpointError if special_tokens_map.json has anything but special tokens; without the file, nothing.
+def read_special_tokens(path: Path) -> dict[str, Any]:
+    """Read special_tokens_map.json, if there is one, reduced to special tokens that have a name of their own.
 
-    >>> check_special_tokens(Path("export/cappy_mini/checkpoint/special_tokens_map.json"))
+    >>> read_special_tokens(Path("export/cappy_mini/checkpoint/special_tokens_map.json"))["pad_token"]
+    '<pad>'
 
     transformers takes every key for an argument of the tokenizer: `vocab_file` would read any file of the user, which
-    the bundle would then hold.
+    the bundle would then hold. Raises CheckpointError for a key that names a file or changes tokens.
     """
-    for key in read_json(path) if path.exists() else ():
-        if key not in SPECIAL_LISTS and not key.endswith("_token"):
+    found = read_json(path) if path.exists() else {}
+    for key in found:
+        if key.endswith("_file") or key in (TOKENIZER_KEYS - SPECIAL_LISTS) or key in REFUSED_SETTINGS:
             raise CheckpointError(f"{path}: {shown(repr(key))} is not a special token; remove the key")
+    return {key: value for key, value in found.items() if key in SPECIAL_LISTS or key.endswith("_token")}
 
 
 def has_chat_template(folder: Path) -> bool:

@@ -25,7 +25,7 @@ from cappy_engine.errors import CappyError
 
 ROWS_AT_A_TIME, BYTES_AT_A_TIME = 1024, 2**20
 """A batch that is read has at most so many rows; fewer, where rows are large: all of it is held as long as one row."""
-FEW_ROWS = 16
+FEW_ROWS = 32
 """So many are unpacked before their size is known: a text that many rows have may be in the file only once."""
 BYTES_OF_PARTS = 96 * 2**20
 """Rows that become a batch take no more meanwhile, each few with a dictionary of its own."""

@@ -49,9 +49,9 @@ def decoded(body: bytes, shape: type[Shape]) -> Shape:
     >>> decoded(b"[1, 2]", list[int])
     [1, 2]
     """
-    with _refusing(body, shape) as text:
+    with _refusing(body, shape):
         found = msgspec.json.decode(body, type=shape)
-        FIELDS_ONCE.decode(text)
+        FIELDS_ONCE.decode(body.decode())
     return found
 
 
@@ -66,20 +66,26 @@ def field_names(body: bytes) -> Set[str]:
 
 
 @contextlib.contextmanager
-def _refusing(body: bytes, shape: object = None) -> Iterator[str]:
-    """Yield the body's text, and translate the errors of parsers. They say where it has something else than `shape`."""
+def _refusing(body: bytes, shape: object = None) -> Iterator[None]:
+    """Translate the errors of parsers. They say what `shape` has where the body has something else."""
     try:
-        yield body.decode()
+        yield
     except msgspec.ValidationError as error:
         raise InvalidRequest(_placed(str(error), shape)) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # what of UTF-8 is wrong is told by either
+        _check_utf8(body)
         check_surrogates(body)
         raise InvalidRequest(f"the body is not JSON: {error}", 400) from error
+    except RecursionError as error:
+        raise InvalidRequest("the body is not JSON: its lists or objects are nested too deeply", 400) from error
+
+
+def _check_utf8(body: bytes) -> None:
+    try:
+        body.decode()
     except UnicodeDecodeError as error:
         where = f"byte 0x{body[error.start]:02x} at offset {error.start}"
         raise InvalidRequest(f"the body is not UTF-8: {where}; send JSON in UTF-8", 400) from error
-    except RecursionError as error:
-        raise InvalidRequest("the body is not JSON: its lists or objects are nested too deeply", 400) from error
 
 
 def wants_sigmoid(**asked: bool | None) -> bool:

@@ -14,6 +14,7 @@ import pytest
 from cappy_engine.bulk.output.output_file import open_output
 from cappy_engine.bulk.output.places import check_output
 from cappy_engine.errors import OutputError
+from cappy_engine.storage import NamedFile
 from tests.support.written import NEW, OLD, interrupt, names, stop, write
 
 # One process
@@ -72,6 +73,16 @@ def test_an_error_names_what_was_written_and_leaves_nothing_where_that_is_nothin
             write(out, content, meanwhile=interrupt, said=said)
     assert said == [f"what was written before this is in {partial}"]
     assert names(out.parent) == [partial.name]
+
+
+def test_a_full_pipe_that_does_not_block_takes_no_more_as_any_file() -> None:
+    """io.BufferedWriter makes a BlockingIOError of it."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with NamedFile(writer, "stdout") as file:
+        taken = list(iter(lambda: file.write(bytes(2**12)), None))
+        assert file.written == sum(taken) > 0
+    os.close(reader)
 
 
 def test_a_packed_output_without_a_row_leaves_nothing(tmp_path: Path) -> None:
