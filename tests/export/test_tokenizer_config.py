@@ -51,15 +51,6 @@ def test_a_special_tokens_map_with_other_keys_is_refused(checkpoint: Path, tmp_p
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "tokenizer.json", "special_tokens_map.json"])
-def test_named_special_tokens_are_taken_where_transformers_saved_them(checkpoint: Path, tmp_path: Path) -> None:
-    copied = copy(checkpoint, tmp_path / "copied")
-    named = AutoTokenizer.from_pretrained(copied, extra_special_tokens={"doc_start": "<mask>"})
-    named.save_pretrained(copied)
-    assert "doc_start" in (copied / "special_tokens_map.json").read_text()
-    found = load_tokenizer(open_checkpoint(copied), max_length=512)
-    assert found("a", "b")["input_ids"] == named("a", "b")["input_ids"]
-
-
 def test_a_tokenizer_file_that_is_a_link_out_of_the_checkpoint_is_refused(
     checkpoint: Path, tmp_path: Path, name: str
 ) -> None:
@@ -67,6 +58,15 @@ def test_a_tokenizer_file_that_is_a_link_out_of_the_checkpoint_is_refused(
     private = (copied / name).rename(tmp_path / "private")
     (copied / name).symlink_to(private)
     assert f"{name} of copied is a link to {private}, outside of the checkpoint; copy the file there" in refusal(copied)
+
+
+def test_named_special_tokens_are_taken_where_transformers_saved_them(checkpoint: Path, tmp_path: Path) -> None:
+    copied = copy(checkpoint, tmp_path / "copied")
+    named = AutoTokenizer.from_pretrained(copied, extra_special_tokens={"doc_start": "<mask>"})
+    named.save_pretrained(copied)
+    assert "doc_start" in (copied / "special_tokens_map.json").read_text()
+    found = load_tokenizer(open_checkpoint(copied), max_length=512)
+    assert found("a", "b")["input_ids"] == named("a", "b")["input_ids"]
 
 
 def test_links_within_a_checkpoint_and_the_hubs_cache_are_followed(checkpoint: Path, tmp_path: Path) -> None:
