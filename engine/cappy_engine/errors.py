@@ -78,6 +78,8 @@ def _handlers() -> Iterator[CodeType]:
     """Give the code of all signal handlers: of functions, methods, partials, and objects that can be called."""
     for number in signal.valid_signals():
         handler: Any = signal.getsignal(number)
+        if not callable(handler):  # none is set
+            continue
         handler = getattr(handler, "func", handler)
         for each in (getattr(handler, "__func__", handler), type(handler).__call__):
             if isinstance(code := getattr(each, "__code__", None), CodeType):

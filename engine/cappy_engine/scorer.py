@@ -251,10 +251,10 @@ class Scorer:
             >>> scorer.rank("Is the sky blue?", ["Yes", "No"])[0].response
             'Yes'
 
-        With `exact_winner`, the candidates between which int8's error could decide are scored again in fp32: those that
-        come within twice the largest error on the bundle's parity pairs (no bound for other pairs) of the best score.
-        They are marked `is_exact` and come first, by their fp32 scores; the others follow by theirs. If only one comes
-        that near, nothing is scored again. The first such call loads the fp32 model. In fp32 nothing changes.
+        With `exact_winner`, the candidates that int8's error could put first are scored again in fp32: their scores are
+        within twice the largest error on the bundle's parity pairs (no bound for other pairs) of the best one. They are
+        marked `is_exact` and come first, by their fp32 scores. If only one comes that near, nothing is scored again.
+        The first such call loads the fp32 model. In fp32 nothing changes.
 
         Raises InvalidPair, whose index is the candidate's, and ScoringError. With `exact_winner`, raises
         PrecisionUnavailable if the bundle has no fp32 model, and BundleError if it tells no errors.
@@ -272,7 +272,7 @@ class Scorer:
         return ranked([pair[1] for pair in pairs], scored.scores, scored.truncated, exact, activation=activation)
 
     def close(self) -> None:
-        """Free the model; scoring afterwards raises ScoringError."""
+        """Free the model, once no call uses it; scoring afterwards raises ScoringError. It waits for nothing."""
         self._is_closed = True
         if self._exact is not None:
             self._exact.close()

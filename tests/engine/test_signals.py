@@ -185,6 +185,13 @@ def test_a_wrapper_of_what_fails_is_not_a_signal_handler() -> None:
         assert not is_callers(caught.value)
 
 
+def test_what_goes_through_the_type_of_an_unset_handler_is_not_the_callers() -> None:
+    """signal.SIG_DFL is a member of an Enum: its type is called to look one up."""
+    with pytest.raises(ValueError, match="is not a valid Handlers") as caught:
+        signal.Handlers(12345)
+    assert not is_callers(caught.value)
+
+
 # Handlers that close
 
 

@@ -45,7 +45,7 @@ PROOF_DESCRIPTION = "all pairs in one request, in bulk's lengths: scored once, n
 class Sizes:
     """How many requests (interactive, rerank), pairs (bulk, long, questions, proof) or pairs of each length (lengths).
 
-    A workload of size 0 is left out. If the texts have too few pairs, the proof takes those that are left.
+    A workload of size 0 is left out. The proof takes fewer pairs where the texts have too few.
     """
 
     interactive: int

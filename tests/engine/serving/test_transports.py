@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from cappy_engine.serving.http.transports import LINGER_SECONDS, MAX_UNREAD_BYTES, BoundedTransport
+from tests.support.wires import Wire
 
 
 class Clock:
@@ -35,34 +36,18 @@ class Timer:
         self.runs = False
 
 
-class Socket(asyncio.Transport):
-    """A transport that holds what its client did not take."""
+class Socket(Wire):
+    """A wire that holds what its client did not take."""
 
     def __init__(self) -> None:
         super().__init__()
         self.held = 0
-        self.end = ""
 
     def write(self, data: Any) -> None:
         self.held += len(data)
 
     def get_write_buffer_size(self) -> int:
         return self.held
-
-    def resume_reading(self) -> None:
-        pass
-
-    def write_eof(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self.end = self.end or "closed"
-
-    def abort(self) -> None:
-        self.end = self.end or "aborted"
-
-    def is_closing(self) -> bool:
-        return bool(self.end)
 
 
 def made(*, has_unread: bool = False) -> tuple[BoundedTransport, Socket, Clock]:

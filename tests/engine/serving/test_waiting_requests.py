@@ -6,7 +6,6 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 import uvicorn
@@ -19,49 +18,12 @@ from cappy_engine.serving.http.transports import MAX_UNREAD_BYTES
 from cappy_engine.serving.metrics import Metrics
 from cappy_engine.serving.server_options import ServerOptions
 from tests.support.gated import SECONDS
+from tests.support.wires import Wire
 
 GET = b"GET / HTTP/1.1\r\nhost: here\r\n\r\n"
 CHUNKED = b"POST / HTTP/1.1\r\nhost: here\r\ntransfer-encoding: chunked\r\n\r\n"
 NOT_HTTP = b"zz\r\n"
 PART = b"x" * 16384
-
-
-class Wire(asyncio.Transport):
-    """The server's end of a connection: what was written to it, if it is read, and how it ended."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written = b""
-        self.is_read = True
-        self.eofs = 0
-        self.end = ""
-
-    def write(self, data: Any) -> None:
-        self.written += data
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def pause_reading(self) -> None:
-        self.is_read = False
-
-    def resume_reading(self) -> None:
-        self.is_read = True
-
-    def write_eof(self) -> None:
-        self.eofs += 1
-
-    def close(self) -> None:
-        self.end = self.end or "closed"
-
-    def abort(self) -> None:
-        self.end = self.end or "aborted"
-
-    def is_closing(self) -> bool:
-        return bool(self.end)
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return default
 
 
 class Asked:

@@ -107,7 +107,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._wait_if_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell every request of the connection that nobody waits for its answer, and forget those that wait."""
+        """Tell every request of the connection that its client is gone, and forget those that were not begun."""
         self._stop_waiting()
         self._unset_keepalive_if_required()  # uvicorn leaves that timer where the client broke the connection off
         self._out.lost()

@@ -1,4 +1,4 @@
-"""Count what the heads of requests take in memory: one of them, and those that wait, on a connection and on all."""
+"""Count what heads of requests take in memory: of one request, of all that wait on a connection, and on all of them."""
 
 from __future__ import annotations
 
