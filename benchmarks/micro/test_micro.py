@@ -16,9 +16,10 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from cappy_engine import Scorer
-from cappy_engine.batching import Batch, EncodedPairs, Ids, model_inputs, plan_batches
+from cappy_engine.batching import Batch, EncodedPairs, Ids, plan_batches
 from cappy_engine.bundle import EMBEDDED, open_bundle
 from cappy_engine.cpu.execution import BATCH_TOKENS
+from cappy_engine.inputs import model_inputs
 from cappy_engine.pairs import Pair
 from cappy_engine.scored import Scored
 from cappy_engine.session import OrtSession, open_session

@@ -31,7 +31,7 @@ WORTH_WAITING = 1.3
 """How much longer than with equal shares the last worker may take; threads that share a batch lose 5 to 30%."""
 
 
-@dataclass(frozen=True, eq=False)  # what == says of arrays is no bool
+@dataclass(frozen=True, eq=False)  # arrays have no == that is a bool
 class EncodedPairs:
     """Token ids of n pairs, as `PairTokenizer.encode` makes them.
 
@@ -66,7 +66,7 @@ class EncodedPairs:
             if place == len(firsts):
                 firsts.append(row)
             places[row] = place
-        return self.chosen(firsts), places
+        return (self.chosen(firsts) if len(firsts) < len(self) else self), places
 
     def chosen(self, rows: Sequence[int] | Ids | npt.NDArray[np.bool_]) -> EncodedPairs:
         """Keep the pairs of some places, in the order of `rows`; or, as numpy does, those where a mask of all is true.
@@ -185,6 +185,8 @@ def plan_batches(lengths: Ids, *, max_batch_tokens: int, padding: Padding = "all
         >>> [batch.rows.tolist() for batch in plan_batches(np.array([5, 9, 5]), max_batch_tokens=10)]
         [[1], [0, 2]]
     """
+    if len(lengths) == 1:  # the same, in 2 us of 30
+        return [Batch(np.zeros(1, dtype=np.int64), int(lengths[0]))]
     order = np.argsort(-lengths, kind="stable")
     ordered = lengths[order]
     if workers > 1 and padding == "removed":
@@ -248,53 +250,3 @@ def _count_fitting(lengths: Ids, budget: int, padding: Padding) -> int:
         return max(1, min(fitting, max(budget, MOST_PADDED) // longest))
     count = max(1, budget // longest)
     return int(np.count_nonzero(lengths[:count] == lengths[0])) if padding == "avoided" else count
-
-
-def model_inputs(encoded: EncodedPairs, batch: Batch, *, pad_token_id: int) -> dict[str, Ids]:
-    """Make the arrays that a session is run with, by the names of `session.INPUTS`: each (batch, length) int64.
-
-    >>> model_inputs(encoded, Batch(np.array([0, 1]), 16), pad_token_id=1)["input_ids"].shape
-    (2, 16)
-    """
-    ids = pad(encoded.token_ids, batch, value=pad_token_id)
-    return {
-        "input_ids": ids,
-        "attention_mask": attention_mask(encoded.lengths, batch),
-        "token_type_ids": pad(encoded.type_ids, batch, value=0),
-        "position_ids": position_ids(ids, pad_token_id=pad_token_id),
-    }
-
-
-def full_batch(rows: int, length: int, *, pad_token_id: int) -> dict[str, Ids]:
-    """Make the inputs of a batch without padding, of a token that every vocabulary has.
-
-    >>> full_batch(2, 3, pad_token_id=1)["input_ids"].tolist()
-    [[0, 0, 0], [0, 0, 0]]
-    """
-    ids = [np.full(length, 0 if pad_token_id else 1, dtype=np.int64)] * rows
-    types = [np.zeros(length, dtype=np.int64)] * rows
-    encoded = EncodedPairs(ids, types, np.full(rows, length), np.zeros(rows, dtype=np.bool_))
-    return model_inputs(encoded, Batch(np.arange(rows), length), pad_token_id=pad_token_id)
-
-
-def pad(sequences: Sequence[Ids], batch: Batch, *, value: int) -> Ids:
-    """Pad the batch's rows of `sequences` on the right with `value`: (batch, length) int64."""
-    padded = np.full((len(batch.rows), batch.length), value, dtype=np.int64)
-    for place, row in enumerate(batch.rows):
-        padded[place, : len(sequences[row])] = sequences[row]
-    return padded
-
-
-def attention_mask(lengths: Ids, batch: Batch) -> Ids:
-    """Return 1 for the batch's real tokens and 0 for padding: (batch, length) int64."""
-    return (np.arange(batch.length) < lengths[batch.rows][:, None]).astype(np.int64)
-
-
-def position_ids(token_ids: Ids, *, pad_token_id: int) -> Ids:
-    """Count the places of tokens from `pad_token_id` + 1 on, as transformers does for RoBERTa: (batch, length) int64.
-
-    Padding has the place `pad_token_id`, and so has a text's token of that id (create_position_ids_from_input_ids).
-    """
-    is_text = (token_ids != pad_token_id).astype(np.int64)
-    places: Ids = np.cumsum(is_text, axis=1) * is_text + pad_token_id
-    return places

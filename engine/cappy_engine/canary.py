@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cappy_engine.batching import Batch, EncodedPairs, Scores, model_inputs
+from cappy_engine.batching import Batch, EncodedPairs, Scores
 from cappy_engine.errors import BundleError, DeviceUnavailable
+from cappy_engine.inputs import model_inputs
 from cappy_engine.json_values import size, whole
 from cappy_engine.session import Session
 

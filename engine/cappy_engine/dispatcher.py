@@ -10,21 +10,11 @@ from functools import partial
 
 import numpy as np
 
-from cappy_engine.batching import (
-    Batch,
-    EncodedPairs,
-    Grouping,
-    Ids,
-    Plan,
-    Scores,
-    full_batch,
-    keeps_busy,
-    model_inputs,
-    plan_batches,
-)
+from cappy_engine.batching import Batch, EncodedPairs, Grouping, Ids, Plan, Scores, keeps_busy, plan_batches
 from cappy_engine.buckets import bucket_lengths
 from cappy_engine.errors import ScoringError
 from cappy_engine.forking import tell_after_fork
+from cappy_engine.inputs import full_batch, model_inputs
 from cappy_engine.overlap import PythonEnding, starting
 from cappy_engine.session import Inputs, Session
 
@@ -34,9 +24,9 @@ PROBE_TOKENS = 8
 
 
 class LazySession:
-    """A session that `open_now` opens when it is first run, and again in a forked child; any thread may call it.
+    """A session that `open_now` opens at its first run, and again in a forked child.
 
-    `session` is one that is open already.
+    Any thread may call it. `session` is one that is open already.
     """
 
     device = "cpu"
@@ -237,14 +227,14 @@ def finite(scores: Scores) -> Scores:
     >>> finite(np.array([0.5], dtype=np.float32))
     array([0.5], dtype=float32)
     """
-    bad = np.flatnonzero(~np.isfinite(scores))
-    if len(bad):
-        raise ScoringError(f"the model gave {scores[bad[0]]}, which is not a score")
+    is_score = np.isfinite(scores)
+    if not is_score.all():
+        raise ScoringError(f"the model gave {scores[~is_score][0]}, which is not a score")
     return scores
 
 
 def _problem_of(session: Session, inputs: Inputs) -> str:
-    """Return the message of the ScoringError in which a run ends, empty if it gives scores."""
+    """Return the message of a run's ScoringError, or nothing if the run gives scores."""
     try:
         finite(session.run(inputs))
     except ScoringError as error:

@@ -1,10 +1,7 @@
-"""Turn pairs of texts into token ids, exactly as transformers' tokenizers do, each distinct text once.
+"""Turn pairs of texts into token ids, exactly as transformers' tokenizers do.
 
-The library takes some 30 bytes for a character until a text's ids are read, so it gets texts part by part.
-Texts are encoded alone, then joined: truncated `longest_first`, with the special tokens that the tokenizer's own
-post-processor puts around a pair. The joining is ours because the library's (`Tokenizer.post_process` with truncation)
-builds every combination of overflowing parts: 3 s for one pair of 100,000 characters each, and all the memory there is
-for a million. Where the special tokens go is learnt from the library when the tokenizer is opened, and checked there.
+Each distinct text is encoded once and alone, then texts are joined (`pair_template`). The library takes some 30 bytes
+for a character until a text's ids are read, so it gets texts part by part.
 """
 
 from __future__ import annotations
@@ -13,12 +10,9 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from cappy_engine.batching import EncodedPairs, Ids
@@ -26,42 +20,16 @@ from cappy_engine.bundle_files import MAX_SMALL_BYTES
 from cappy_engine.checks import check_word, described
 from cappy_engine.errors import BundleError, CappyError, InvalidPair, ScoringError, reason_of
 from cappy_engine.forking import tell_after_fork
+from cappy_engine.pair_template import HARMLESS, TextIds, find_template, truncate_longest_first
 from cappy_engine.pairs import MAX_TEXT_CHARS, TOO_LONG, Pairs, PairTexts, TooLong, read_pairs
 from cappy_engine.storage import read_regular
 
-HARMLESS = "a"
-"""A text that every tokenizer encodes: it was encoded when this one was opened."""
 PART_CHARS = 2_000_000
 """How many characters the library gets at once, or the one text that has more."""
 TEXT_CHARS = 100
 """What a text costs besides its characters, in characters."""
-TextIds = npt.NDArray[np.uint32]
-
-
-@dataclass(frozen=True)
-class PairTemplate:
-    """The special tokens around a pair: `prefix A middle B suffix`, and the token type ids of these five parts."""
-
-    prefix: Ids
-    middle: Ids
-    suffix: Ids
-    type_ids: tuple[int, ...]
-
-    @property
-    def special_tokens(self) -> int:
-        """Count the special tokens of a pair."""
-        return len(self.prefix) + len(self.middle) + len(self.suffix)
-
-    def join(self, first: TextIds, second: TextIds) -> Ids:
-        """Join two texts' token ids into the pair's, (length,) int64."""
-        return np.concatenate([self.prefix, first, self.middle, second, self.suffix])
-
-    def join_types(self, first: int, second: int) -> Ids:
-        """Make the token type ids of a pair whose texts have so many tokens, (length,) int64: pairs may share them."""
-        lengths = (len(self.prefix), first, len(self.middle), second, len(self.suffix))
-        types = np.repeat(np.array(self.type_ids, dtype=np.int64), lengths)
-        types.setflags(write=False)
-        return types
+ALONE_CHARS = 1_000
+"""Fewer characters are encoded before the library's threads wake up: a pair in 90 us instead of 190."""
 
 
 class PairTokenizer:
@@ -81,7 +49,8 @@ class PairTokenizer:
         digest: str | None = None,
     ) -> None:
         self._tokenizer = tokenizer
-        self.template = find_template(tokenizer)
+        with _translated("this tokenizer cannot encode a pair"):
+            self.template = find_template(tokenizer.encode)
         self.max_length = max_length
         self.max_text_chars = max_text_chars
         self.digest = digest
@@ -172,7 +141,7 @@ class PairTokenizer:
         return ids, counts
 
     def check(self, encoded: EncodedPairs) -> None:
-        """Raise ValueError for what is not encoded, or was encoded for another tokenizer or for longer pairs.
+        """Raise ValueError unless pairs are encoded, for this tokenizer, and not too long for it.
 
         >>> tokenizer.check(tokenizer.encode([("Is the sky blue?", "Yes")]))
         """
@@ -208,27 +177,12 @@ class PairTokenizer:
         return ""
 
 
-def truncate_longest_first(first: int, second: int, budget: int) -> tuple[int, int]:
-    """Count the tokens that are kept of a pair's two texts, by the rule of the tokenizers library.
-
-    The longer text loses first. Where both must be cut and the budget is odd, the text that was longer keeps one more
-    (the second, if they were equal).
-
-        >>> truncate_longest_first(10, 3, 9)
-        (6, 3)
-    """
-    if first + second <= budget:
-        return first, second
-    shorter = min(first, second, budget // 2)
-    longer = budget - shorter
-    return (longer, shorter) if first > second else (shorter, longer)
-
-
 def _parts(texts: list[str]) -> Iterator[list[str]]:
-    """Cut a list of texts where it has `PART_CHARS`."""
+    """Cut a list of texts where it has `PART_CHARS`; of a short list, each text is a part, and takes one thread."""
+    most = PART_CHARS if sum(map(len, texts)) > ALONE_CHARS else 0
     start = chars = 0
     for place, text in enumerate(texts):
-        if chars and chars + len(text) > PART_CHARS:
+        if chars and chars + len(text) > most:
             yield texts[start:place]
             start, chars = place, 0
         chars += len(text) + TEXT_CHARS
@@ -244,48 +198,11 @@ class _LibraryThreads:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def find_template(tokenizer: Tokenizer) -> PairTemplate:
-    """Learn from the tokenizer itself which special tokens it puts around a pair.
-
-    Raises BundleError if its output for a probe cannot be explained by a template.
-    """
-    with _translated("this tokenizer cannot encode a pair"):
-        first, second = (tokenizer.encode(text, add_special_tokens=False) for text in (HARMLESS, "b"))
-        joined = tokenizer.encode(HARMLESS, "b")
-        template = _split(joined, first.ids, second.ids)
-        probe = ("an example, rather longer", "its\nanswer")
-        parts = [np.array(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.uint32) for text in probe]
-        expected = tokenizer.encode(*probe)
-    if (
-        template is None
-        or template.join(parts[0], parts[1]).tolist() != expected.ids
-        or template.join_types(len(parts[0]), len(parts[1])).tolist() != expected.type_ids
-    ):
-        raise BundleError(f"this tokenizer joins a pair in an unknown way: ('a', 'b') becomes {joined.tokens}")
-    return template
-
-
-def _split(joined: Any, first: list[int], second: list[int]) -> PairTemplate | None:
-    """Cut the ids of a joined pair into prefix, first, middle, second, suffix; None if they are not found in it."""
-    ids, types = joined.ids, joined.type_ids
-    starts = [at for at in range(len(ids)) if ids[at : at + len(first)] == first]
-    for start in starts:
-        after = start + len(first)
-        for at in range(after, len(ids)):
-            if ids[at : at + len(second)] == second:
-                end = at + len(second)
-                cuts = (ids[:start], ids[after:at], ids[end:])
-                prefix, middle, suffix = (np.array(cut, dtype=np.int64) for cut in cuts)
-                sections = (types[:start], types[start:after], types[after:at], types[at:end], types[end:])
-                return PairTemplate(prefix, middle, suffix, tuple(types[0] if types else 0 for types in sections))
-    return None
-
-
 @contextlib.contextmanager
 def _translated(problem: str, *others: type[Exception]) -> Iterator[None]:
-    """Raise BundleError for what the library raises: Exception itself, a panic, which is not even one, or `others`.
+    """Raise BundleError for an error of the library: Exception itself, a panic, or one of `others`.
 
-    Anything else comes from a signal, as Ctrl-C or the time limit of a job does, and is left as it is.
+    A panic is not an Exception. Any other error comes from a signal (Ctrl-C, the time limit of a job), and stays.
     """
     try:
         yield

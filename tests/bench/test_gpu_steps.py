@@ -22,10 +22,10 @@ from cappy_bench.gpu.throughput import score_in_rows, time_in_turns
 from cappy_bench.gpu.watching import FACTS, attention_kernels, first_gpu, gpu_facts, watched
 from cappy_bench.peers.pytorch import runs
 from cappy_engine import Scorer
-from cappy_engine.batching import full_batch
 from cappy_engine.bundle import EMBEDDED, open_bundle
 from cappy_engine.cpu.kernels import find_kernels
 from cappy_engine.errors import DeviceUnavailable, ScoringError
+from cappy_engine.inputs import full_batch
 from cappy_engine.session import open_session
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.checkpoints.checkpoint import load_model, open_checkpoint

@@ -28,7 +28,8 @@ LAYERS = """
 errors, storage, checks, forking, external_data, json_values, native/
 < columns, activations, overlap, shares
 < pairs, batching, buckets, session, bundle_files, ranking, publish
-< bundle, canary
+< bundle, pair_template, inputs
+< canary
 < tokenizer, dispatcher, scored, cpu/, gpu/
 < parts, options < opening < exact < scorer < nodes
 < tuning, slim

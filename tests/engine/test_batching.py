@@ -9,16 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cappy_engine.batching import (
-    MOST_PADDED,
-    Batch,
-    Ids,
-    Padding,
-    attention_mask,
-    keeps_busy,
-    pad,
-    plan_batches,
-)
+from cappy_engine.batching import MOST_PADDED, Batch, Ids, Padding, keeps_busy, plan_batches
+from cappy_engine.inputs import attention_mask, pad
 
 lengths_of_rows = st.lists(st.integers(0, 600), max_size=200).map(lambda lengths: np.array(lengths, dtype=np.int64))
 budgets = st.integers(1, 5000)

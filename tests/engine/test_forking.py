@@ -9,11 +9,12 @@ import threading
 import pytest
 
 from cappy_engine import Scorer
-from cappy_engine.batching import Scores, full_batch
+from cappy_engine.batching import Scores
 from cappy_engine.dispatcher import LazySession
 from cappy_engine.errors import ScoringError
 from cappy_engine.forking import tell_after_fork
 from cappy_engine.gpu.sessions import SharedSession
+from cappy_engine.inputs import full_batch
 from cappy_engine.session import Inputs, open_session
 from cappy_engine.testing import FakeSession
 from tests.support.places import TINY

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cappy_engine import CappyError, Scorer
-from cappy_engine.batching import Scores, position_ids
+from cappy_engine.batching import Scores
 from cappy_engine.errors import InvalidPair, ScoringError
+from cappy_engine.inputs import position_ids
 from cappy_engine.session import INPUTS
 from cappy_engine.testing import FakeSession, fake_scorer, score_of
 from cappy_engine.tokenizer import PairTokenizer

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import onnxruntime
 import pytest
 
-from cappy_engine.batching import position_ids
 from cappy_engine.bundle import MODEL_FILES
 from cappy_engine.cpu.kernels import find_kernels
 from cappy_engine.errors import BundleError, DeviceUnavailable, InstallationError, ScoringError
 from cappy_engine.gpu.operator_providers import check_operator_providers
+from cappy_engine.inputs import position_ids
 from cappy_engine.native.library import NativeLibrary
 from cappy_engine.session import (
     INPUTS,

@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 
 from cappy_engine import Scorer
-from cappy_engine.batching import EncodedPairs, Grouping, full_batch
+from cappy_engine.batching import EncodedPairs, Grouping
 from cappy_engine.cpu.kernels import find_kernels, self_test
 from cappy_engine.cpu.tuned import read_tuned
 from cappy_engine.dispatcher import CLOSED, Dispatcher
 from cappy_engine.errors import BundleError, ScoringError, is_callers
+from cappy_engine.inputs import full_batch
 from cappy_engine.native.library import NativeLibrary
 from cappy_engine.session import give_memory_back, load_runtime, open_session
 from cappy_engine.testing import FakeSession

@@ -22,7 +22,8 @@ from tokenizers import BertWordPieceTokenizer, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from cappy_engine.errors import BundleError, InvalidPair
-from cappy_engine.tokenizer import PairTokenizer, truncate_longest_first
+from cappy_engine.pair_template import truncate_longest_first
+from cappy_engine.tokenizer import PairTokenizer
 from tests.support.places import parity_pairs
 
 words = st.integers(0, 40).map(lambda count: " a" * count)

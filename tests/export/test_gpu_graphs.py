@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from transformers.models.roberta.modeling_roberta import create_position_ids_from_input_ids
 
-from cappy_engine.batching import position_ids
 from cappy_engine.errors import GraphError
+from cappy_engine.inputs import position_ids
 from cappy_export.graphs.bert_cpu import encoder_model
 from cappy_export.graphs.cuda import packing_counts
 from cappy_export.graphs.stand_ins import emulated

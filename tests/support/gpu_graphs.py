@@ -10,7 +10,7 @@ import onnxruntime
 from transformers import PreTrainedModel
 
 from cappy_bench.gpu.packed_attention import with_packed_attention
-from cappy_engine.batching import position_ids
+from cappy_engine.inputs import position_ids
 from cappy_export.graphs.cuda import packed_model
 from cappy_export.graphs.stand_ins import emulated
 from cappy_export.graphs.tensorrt import plain_model

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from cappy_engine.batching import Batch, EncodedPairs, Ids, model_inputs
+from cappy_engine.batching import Batch, EncodedPairs, Ids
 from cappy_engine.bundle import TARGETS, Bundle, open_bundle
 from cappy_engine.errors import ScoringError
 from cappy_engine.gpu.engines import EngineCache
 from cappy_engine.gpu.installation import Installation
 from cappy_engine.gpu.plan import GpuModel, plan_gpu
 from cappy_engine.gpu.start import Machine, open_on_gpus
+from cappy_engine.inputs import model_inputs
 from cappy_engine.session import INPUTS, PROVIDERS, Providers, Session
 from cappy_engine.testing import FakeSession, score_of
 from tests.support.bundles import Change, Manifest, add_file, write_manifest

@@ -23,10 +23,10 @@ from cappy_bench.gpu.plan import Check, CheckFailed, Step
 from cappy_bench.gpu.results import Figures
 from cappy_bench.gpu.steps import kept_engines
 from cappy_bench.peers.process import in_short
-from cappy_engine.batching import full_batch
 from cappy_engine.bundle import MANIFEST, open_bundle, seal
 from cappy_engine.errors import BundleError, DeviceUnavailable, ScoringError
 from cappy_engine.gpu.engines import engine_folder
+from cappy_engine.inputs import full_batch
 from cappy_engine.storage import sha256_of, write_json
 
 PRECISION = "fp16"

@@ -16,9 +16,10 @@ from cappy_bench.peers.process import in_short
 from cappy_bench.shapes import read_shape
 from cappy_bench.speed.texts import choose_pool
 from cappy_bench.speed.workloads import Sizes, make_workloads
-from cappy_engine.batching import Batch, Ids, Scores, full_batch, model_inputs
+from cappy_engine.batching import Batch, Ids, Scores
 from cappy_engine.bundle import open_bundle
 from cappy_engine.gpu.plan import GpuModel
+from cappy_engine.inputs import full_batch, model_inputs
 from cappy_engine.session import Session
 from cappy_engine.tokenizer import PairTokenizer
 
@@ -87,7 +88,7 @@ def measure_mixed(check: Check, *, names: Sequence[str]) -> Figures:
 def score_in_rows(
     session: Session, tokenizer: PairTokenizer, pairs: Sequence[Pair], rows: int, *, pad_token_id: int
 ) -> Scores:
-    """Score `pairs` in batches of `rows`, the longest pairs first, each batch padded to its longest.
+    """Score `pairs` in batches of `rows`, the longest pairs first. Each batch is padded to its longest pair.
 
     >>> score_in_rows(session, tokenizer, [("Is the sky blue?", "Yes")], 8, pad_token_id=1).shape
     (1,)

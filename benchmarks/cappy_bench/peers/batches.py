@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from cappy_bench.peers.peer import Model, Pair, Scores
-from cappy_engine.batching import Batch, Ids, model_inputs, plan_batches
+from cappy_engine.batching import Batch, Ids, plan_batches
+from cappy_engine.inputs import model_inputs
 from cappy_engine.tokenizer import PairTokenizer
 
 Inputs = Mapping[str, Ids]
-"""`input_ids`, `attention_mask` and more, as `batching.model_inputs` makes them: each (batch, length) int64"""
+"""`input_ids`, `attention_mask` and more, as `inputs.model_inputs` makes them: each (batch, length) int64"""
 BATCH_TOKENS = 512
 """The same as our engine's default on a CPU; larger batches were slower with every tool that was tried."""
 

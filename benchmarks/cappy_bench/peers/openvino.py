@@ -1,15 +1,16 @@
-"""Scores with OpenVINO on what optimum-intel exported, in float32, in its default precision, or in NNCF's static int8.
+"""Scores with OpenVINO on models that optimum-intel exported.
 
-Where a CPU has bfloat16, OpenVINO computes in it unless told otherwise (INFERENCE_PRECISION_HINT), also in the parts of
-a quantised model that stay in floating point. So fp32 is asked for, bf16 is OpenVINO's own choice, and fails on a CPU
-where it chooses something else. One stream (LATENCY) with all threads is optimum-intel's own default; with as many
-streams as threads each batch has one thread, and batches run side by side.
+They run in float32, in OpenVINO's default precision, or in NNCF's static int8. Where a CPU has bfloat16, OpenVINO
+computes in it unless told otherwise (INFERENCE_PRECISION_HINT), also in the parts of a quantised model that stay in
+floating point. So fp32 is asked for. bf16 is OpenVINO's own choice, and fails on a CPU where OpenVINO chooses something
+else. One stream (LATENCY) with all threads is optimum-intel's own default; with as many streams as threads each batch
+has one thread, and batches run side by side.
 
-Int8 is what sentence-transformers' `export_static_quantized_openvino_model` makes: weights and activations, by
-OVQuantizationConfig's defaults (SmoothQuant, fast bias correction, 128 samples in random order), calibrated here on the
-exporter's parity pairs: pairs of the model's own kind that no workload has. Of the other options tried on cappy-mini
-only 8-bit weights (OVWeightQuantizationConfig) ranked better by more than 0.001 of Spearman's correlation: 0.999 for
-0.992, at 1.4 times the time.
+Int8 is made as by sentence-transformers' `export_static_quantized_openvino_model`: weights and activations, by
+OVQuantizationConfig's defaults (SmoothQuant, fast bias correction, 128 samples in random order). It is calibrated here
+on the exporter's parity pairs. They are of the model's own kind, and no workload has them. Of the other options tried
+on cappy-mini only 8-bit weights (OVWeightQuantizationConfig) ranked better by more than 0.001 of Spearman's
+correlation: 0.999 instead of 0.992, at 1.4 times the time.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from cappy_bench.peers.batches import Batched, Inputs
 from cappy_bench.peers.conversions import convert_once
 from cappy_bench.peers.peer import Model, Scores
 from cappy_bench.peers.worker import serve
-from cappy_engine.batching import Batch, model_inputs
+from cappy_engine.batching import Batch
+from cappy_engine.inputs import model_inputs
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.proof import pairs
 

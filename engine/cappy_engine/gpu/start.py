@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from cappy_engine.batching import full_batch
 from cappy_engine.canary import check_canary, read_canary
 from cappy_engine.errors import BundleError, DeviceUnavailable
 from cappy_engine.gpu.engines import EngineCache, engine_folder
@@ -30,6 +29,7 @@ from cappy_engine.gpu.plan import GpuModel, batch_flops, canary_batches
 from cappy_engine.gpu.preflight import require_device
 from cappy_engine.gpu.providers import cuda_options, tensorrt_options
 from cappy_engine.gpu.sessions import BucketedSession, SharedSession, naming_gpu
+from cappy_engine.inputs import full_batch
 from cappy_engine.session import INPUTS, Providers, Session, load_runtime, open_session
 
 NO_TF32 = "NVIDIA_TF32_OVERRIDE"
@@ -164,7 +164,7 @@ def _input_names(model: GpuModel) -> list[str]:
 
 
 def _warm_up(session: Session, model: GpuModel, gpu: int, clock: Callable[[], float]) -> None:
-    """Run a full batch of every bucket twice, and warn if the second run was slow."""
+    """Run a full batch of every bucket twice. Warn if the second run was slow."""
     manifest = model.bundle.manifest
     for length in model.grouping.buckets or (manifest.max_length,):
         rows = model.max_rows(length)

@@ -1,8 +1,9 @@
-"""Give training its steps from a stream of shards, in constant memory, from any step on.
+"""Give training its steps from a stream of shards, from any step on.
 
-A shuffle in two levels: the order of the shards is drawn anew for every epoch, and so is that of the groups within a
-window, some ten thousand examples that follow each other in that order. What fits into one window is shuffled as a
-whole. Tokens are made once for each window, in a thread that works ahead.
+The memory is constant. The shuffle has two levels: the order of the shards is drawn anew for every epoch, and so is the
+order of the groups within a window. A window is some ten thousand examples that follow each other in the order of the
+shards. Examples that fit into one window are shuffled as a whole. Tokens are made once for each window, in a thread
+that works ahead.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cappy_engine.batching import Batch, EncodedPairs, attention_mask, pad
+from cappy_engine.batching import Batch, EncodedPairs
 from cappy_engine.bulk.formats.entries import Position
 from cappy_engine.errors import AdaptError
+from cappy_engine.inputs import attention_mask, pad
 from cappy_engine.pairs import Pair
 from cappy_export.adaptation.examples import Examples
 from cappy_export.adaptation.scanning import RowDigest, number_of
@@ -182,9 +184,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Stream:
-    """Reads `examples` examples from shards, again in every epoch, but for instructions up to the number `threshold`.
+    """Reads `examples` examples from shards, again in every epoch.
 
-    A window has `window` examples, a multiple of `batch_size`. `digests` tell what the shards held when it was counted.
+    Instructions whose number is at most `threshold` are left out. A window has `window` examples, a multiple of
+    `batch_size`. `digests` tell what the shards held when the examples were counted.
 
         >>> stream = Stream(shards, encoder.encode, scan.examples, scan.threshold, window=65536, batch_size=128, seed=0)
     """
@@ -205,9 +208,9 @@ class Stream:
         return max(1, self.window // self.batch_size) * self.batch_size
 
     def windows(self, begin: Cursor, epochs: int) -> Iterator[tuple[Cursor, Cursor, Window]]:
-        """Yield windows from the one that begins at `begin`, each with its cursor and that of the next one.
+        """Yield the windows from `begin` on, each with its cursor and the next window's.
 
-        Raises AdaptError if there are not as many examples as there were, or others in a shard.
+        Raises AdaptError if the number of examples has changed, or the examples of a shard.
         """
         for epoch in range(begin.epoch, epochs):
             at = begin if epoch == begin.epoch else Cursor(epoch)
@@ -251,7 +254,10 @@ class Stream:
                     yield Step(before + place, window, rows, behind if place == len(planned) else at)
 
     def _labelled(self, at: Cursor) -> Iterator[tuple[int, Labelled]]:
-        """Yield the examples of an epoch from a cursor on, each with the place of its shard in the epoch's order."""
+        """Yield an epoch's examples from a cursor on, each with the place of its shard.
+
+        Places count the shards in the epoch's order.
+        """
         order = np.random.default_rng([self.seed, at.epoch, 0, 1]).permutation(len(self.shards))
         for place in range(at.shard, len(order)):
             start = at.position if place == at.shard else Position()

@@ -18,8 +18,9 @@ import numpy.typing as npt
 import onnx
 from onnxruntime import InferenceSession, NodeArg, SessionOptions
 
-from cappy_engine.batching import Batch, EncodedPairs, model_inputs
+from cappy_engine.batching import Batch, EncodedPairs
 from cappy_engine.errors import GraphError
+from cappy_engine.inputs import model_inputs
 from cappy_export.graphs.files import save
 from cappy_export.precisions.rounding import Floats
 

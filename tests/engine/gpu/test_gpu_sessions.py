@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from cappy_engine.batching import Scores, full_batch
+from cappy_engine.batching import Scores
 from cappy_engine.errors import ScoringError
 from cappy_engine.gpu.sessions import BucketedSession, SharedSession
+from cappy_engine.inputs import full_batch
 from cappy_engine.session import Inputs
 from cappy_engine.testing import score_of
 from tests.support.gpus import (

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cappy_engine.batching import Grouping, Ids, Padding, full_batch
+from cappy_engine.batching import Grouping, Ids, Padding
 from cappy_engine.bundle import EMBEDDED, TARGETS, Bundle, open_bundle
 from cappy_engine.dispatcher import Dispatcher
 from cappy_engine.errors import BundleError, DeviceUnavailable, PrecisionUnavailable
 from cappy_engine.gpu.plan import GpuModel, batch_flops, canary_batches
+from cappy_engine.inputs import full_batch
 from cappy_engine.session import INPUTS
 from tests.support.bundles import Manifest, remove_file, with_value, without
 from tests.support.gpus import (
