@@ -22,7 +22,7 @@ class KernelsHook(BuildHookInterface[Any]):
     """Put the library, and the note of how it was made, into a wheel; beside the sources where these are used."""
 
     def dependencies(self) -> list[str]:
-        """Name ziglang where it was asked for, so that pip fetches it for the build alone."""
+        """Name ziglang if it was asked for. Then pip fetches it for the build alone."""
         return ["ziglang"] if _asked().startswith(("zig", "manylinux")) and self.target_name == "wheel" else []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

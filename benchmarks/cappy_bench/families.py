@@ -131,7 +131,7 @@ class Published:
     has_modules: bool = False
 
     def config_of(self, tokenizer: PreTrainedTokenizerBase, *, is_tiny: bool) -> dict[str, Any]:
-        """Make the config.json of a checkpoint with this tokenizer, of the published size or a tiny one.
+        """Make the config.json of a checkpoint with this tokenizer, in the published size or tiny.
 
         >>> FAMILIES["ms-marco-MiniLM-L6-v2"].config_of(tokenizer, is_tiny=True)["hidden_size"]
         32

@@ -43,11 +43,12 @@ def config(modernbert: Mapping[str, Any], size: Mapping[str, int]) -> dict[str, 
 
 
 def write_modules(out: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Write the head of `weights` as modules into `out`, and return the encoder's weights by their own names.
+    """Write the head of `weights` as modules into `out`, and return the encoder's weights.
 
     >>> write_modules(Path("made"), model.state_dict())
 
-    The LayerNorm gets a bias, which changes no score: the last Dense's becomes less by its product.
+    The encoder's weights are returned by their own names. The LayerNorm gets a bias. It changes no score: its product
+    with the last Dense's weights is taken from that Dense's bias.
     """
     size = len(weights["head.norm.weight"])
     bias = torch.linspace(-0.1, 0.1, size)

@@ -96,12 +96,13 @@ def make_checkpoint(
 
 
 def make_family(out: Path, family: str, *, is_tiny: bool = False, seed: int = 0) -> Path:
-    """Write a checkpoint in the form of one of `families.FAMILIES`, of the published size or a tiny one.
+    """Write a checkpoint in the form of one of `families.FAMILIES`.
 
         >>> make_family(Path("minilm"), "ms-marco-MiniLM-L6-v2", is_tiny=True)
         PosixPath('minilm')
 
-    The weights have the type that config.json names. Raises FileExistsError if `out` exists.
+    It has the published size, or is tiny. Its weights have the type that config.json names. Raises FileExistsError if
+    `out` exists.
     """
     published = FAMILIES[family]
     out.mkdir(parents=True)

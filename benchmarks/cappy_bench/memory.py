@@ -66,7 +66,7 @@ def resident_bytes() -> int:
 
 
 def shared_bytes() -> int:
-    """Read the memory that this process holds now, each page counted once and shared ones in part.
+    """Read the memory that this process holds now. Each page counts once, and a shared page in part.
 
     `resident_bytes` counts a page as often as it is mapped: weights twice, where two sessions map their file.
     Elsewhere than on Linux it is the same as `resident_bytes`.

@@ -12,12 +12,13 @@ from cappy_engine.errors import InstallationError
 
 @contextlib.contextmanager
 def needed(extras: str, importer: str) -> Iterator[None]:
-    """Turn a missing package into one line, as `cappy` does, where `importer` is the program that was started.
+    """Turn a missing package into one line, as `cappy` does.
 
     >>> with needed("bench", __name__):
     ...     import onnx
 
-    Raises InstallationError where `importer` is another module, and SystemExit.
+    Raises SystemExit with this line if `importer` is the program that was started. Raises InstallationError if
+    `importer` is another module.
     """
     try:
         with extra(extras):

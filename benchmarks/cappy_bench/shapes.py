@@ -19,7 +19,7 @@ GATED = ("modernbert",)
 
 
 def read_shape(bundle: Path) -> dict[str, int]:
-    """Read the sizes of the model in the folder `bundle`, and how many products its feed-forward has.
+    """Read the sizes of the model in `bundle`, and how many products its feed-forward has.
 
     >>> read_shape(EMBEDDED)["layers"]
     6

@@ -1,6 +1,6 @@
-"""Choose the fixed lengths ("buckets") that pairs are padded to, where a device wants few shapes.
+"""Choose the fixed lengths ("buckets") to which pairs are padded.
 
-TensorRT wants an engine for each of them.
+A device that wants few shapes needs them: TensorRT wants an engine for each bucket.
 
 Pure: counts of lengths in, lengths out; knows nothing of devices.
 """

@@ -161,7 +161,7 @@ class Bundle:
 
     @contextlib.contextmanager
     def used_again(self) -> Iterator[None]:
-        """Say of a BundleError in the block that the bundle was changed since it was opened."""
+        """Add to a BundleError in the block that the bundle changed since it was opened."""
         try:
             yield
         except BundleError as error:

@@ -1,6 +1,7 @@
-"""Check a bundle's files against its manifest, and hold a model's files open while it is loaded and used.
+"""Check a bundle's files against its manifest, and hold a model's files open.
 
-Only regular files are opened, and their size is checked before they are read. Knows nothing of manifests.
+They are open while the model is loaded and used. Only regular files are opened, and their size is checked before they
+are read. Of a manifest it knows only the entries of files.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ class ModelFiles:
         self.is_mapped = len(entries) > 1
 
     def check(self) -> None:
-        """Raise BundleError unless the files are what was exported, byte by byte, and the model has no others."""
+        """Raise BundleError unless the files are the exported ones, byte by byte.
+
+        Also raises BundleError if the model keeps weights in other files.
+        """
         try:
             for name, file in self._files.items():
                 file.seek(0)

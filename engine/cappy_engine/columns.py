@@ -86,7 +86,7 @@ def _is_arrow(table: Any) -> bool:
 
 
 def _pairs_of_batches(table: Any) -> Iterator[tuple[object, object]]:
-    """Yield the pairs of a dataset's rows as it gives them, whose columns may be others than it names."""
+    """Yield the pairs of a dataset's rows as it gives them. The rows may have other columns than it names."""
     for batch in table.iter(ROWS_AT_A_TIME):
         yield from pairs_of_table(batch, column_names(batch) or [])
 

@@ -49,7 +49,7 @@ def install_hint(extras: str) -> str:
 
 
 def is_failure(error: BaseException) -> bool:
-    """True for an Exception, and for a panic in Rust, which Python does not count as one.
+    """Tell if an error is an Exception or a panic in Rust. Python does not count a panic as an Exception.
 
     >>> is_failure(ValueError()), is_failure(KeyboardInterrupt())
     (True, False)
@@ -58,10 +58,11 @@ def is_failure(error: BaseException) -> bool:
 
 
 def is_callers(error: BaseException) -> bool:
-    """True for what a signal handler of the caller's raised, which Python runs in the midst of any function.
+    """Tell if a signal handler of the caller's raised the error.
 
-    Celery and RQ end by such an error what takes too long: it must reach the caller as it is. It has a type of the
-    caller's, or went through a handler that is set now.
+    Python runs such a handler in the midst of any function. Celery and RQ end a task by such an error if the task takes
+    too long: the error must reach the caller as it is. Its type is the caller's, or it went through a handler that is
+    set now.
 
     >>> is_callers(ValueError())
     False
@@ -124,7 +125,10 @@ class CappyError(Exception):
 
 
 class InstallationError(CappyError):
-    """A package is missing, two installed ones exclude each other, or kernels asked for by name cannot be used."""
+    """A package is missing, or two installed packages exclude each other.
+
+    Also raised if kernels that were asked for by name cannot be used.
+    """
 
 
 class InvalidPair(CappyError, ValueError):
@@ -160,7 +164,10 @@ class InvalidLine(CappyError, ValueError):
 
 
 class BundleError(CappyError):
-    """A bundle is damaged or incomplete, was written by a newer version, or is not a bundle at all."""
+    """A bundle is damaged, incomplete, too new, or not a bundle at all.
+
+    A bundle is too new if a newer version wrote it.
+    """
 
 
 class PrecisionUnavailable(BundleError):
@@ -187,7 +194,7 @@ class ScoringError(CappyError):
 
 
 class ServingError(CappyError):
-    """A server cannot begin, cannot answer a request with scores, or did not end as it should."""
+    """A server cannot begin, cannot score a request, or did not end as it should."""
 
 
 class InvalidRequest(ServingError, ValueError):

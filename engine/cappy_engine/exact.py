@@ -1,4 +1,4 @@
-"""Score again, with the fp32 model, the candidates that int8 could have put in the wrong order."""
+"""Score candidates again in fp32 if another precision may have ordered them wrongly."""
 
 from __future__ import annotations
 

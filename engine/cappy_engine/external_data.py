@@ -1,7 +1,8 @@
-"""Find the files that an ONNX model keeps its weights in, without the package `onnx` and without reading the weights.
+"""Find the files that hold the weights of an ONNX model.
 
-Walks the protobuf encoding of a ModelProto wherever a TensorProto may be: initializers, nodes' attributes, graphs in
-attributes, functions, sparse tensors. Knows nothing of bundles.
+Does not need the package `onnx`, and does not read the weights. Walks the protobuf encoding of a ModelProto wherever a
+TensorProto may be: initializers, nodes' attributes, graphs in attributes, functions, sparse tensors. Knows nothing of
+bundles.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ _DEEPEST = 100
 
 
 def external_locations(file: BinaryIO) -> set[bytes]:
-    """Find the locations of external data that a model in an open file names, as they are written there.
+    """Find the locations of external data that the model in an open file names.
+
+    They are returned as they are written in the model.
 
     >>> external_locations(open("cappy-bundle/onnx/model.onnx", "rb"))
     {b'model.onnx_data'}

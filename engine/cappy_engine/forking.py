@@ -27,7 +27,7 @@ def tell_after_fork(thing: Forked) -> None:
 
 
 def never_free(thing: object) -> None:
-    """Keep an object until the process ends, and never run its destructor, not even at the end.
+    """Keep an object until the process ends. Its destructor never runs, not even at the end.
 
     The destructor of ONNX Runtime's session waits for its threads, and so for ever in a forked child.
 

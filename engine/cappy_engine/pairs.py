@@ -31,7 +31,7 @@ MAX_TEXT_CHARS = 1_000_000
 
 @dataclass(frozen=True)
 class PairTexts:
-    """The distinct `texts` of n pairs, and the `places` of both texts of every pair among them, (n, 2) int64."""
+    """The distinct `texts` of n pairs, and the `places` of each pair's texts: (n, 2) int64."""
 
     texts: list[str]
     places: npt.NDArray[np.int64]
@@ -103,7 +103,7 @@ def candidate_pairs(instruction: str, candidates: Iterable[str]) -> list[Pair]:
 
 
 def plain(value: object) -> object:
-    """Return a str of exactly that type for numpy's and others' strings, and the value of an Arrow scalar.
+    """Make strings, such as numpy's, plain, and turn Arrow scalars into their values.
 
     >>> plain(np.str_("Yes"))
     'Yes'

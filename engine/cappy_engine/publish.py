@@ -49,7 +49,9 @@ def check_folder(out: Path, kind: Kind, *, force: bool, inputs: Sequence[Path] =
 
 
 def check_space(out: Path, needed: int, what: str) -> None:
-    """Raise OutputError if the file system of the folder `out` has no space for `needed` bytes; `what` takes these.
+    """Raise OutputError if the file system of the folder `out` lacks space for `needed` bytes.
+
+    The error says that `what` takes these bytes.
 
     >>> check_space(Path("new-bundle"), 1_421_500_000, "the fp32 model alone")
     """
@@ -62,7 +64,7 @@ def check_space(out: Path, needed: int, what: str) -> None:
 
 
 def check_apart_from_inputs(out: Path, inputs: Sequence[Path]) -> None:
-    """Raise OutputError if the folder `out` is one of the `inputs`, holds one, or is in one; links are followed.
+    """Raise OutputError if the folder `out` is, holds or lies in one of the `inputs`. Links are followed.
 
     >>> check_apart_from_inputs(Path("new-bundle"), [Path("my-checkpoint")])
     """

@@ -89,7 +89,7 @@ class Scorer:
 
     @classmethod
     def open_with(cls, bundle: str | Path = EMBEDDED, options: ScorerOptions | None = None) -> Self:
-        """Open a bundle with all options in one object, which pickles and writes itself as JSON.
+        """Open a bundle with all options in one object. It pickles, and writes itself as JSON.
 
         >>> scorer = Scorer.open_with("cappy-bundle", ScorerOptions(precision="int8", threads=4))
 
@@ -208,7 +208,7 @@ class Scorer:
         padding: Padding | None = None,
         progress: Callable[[int, int], object] | None = None,
     ) -> Scored:
-        """Score pairs that `encode` made, of this scorer or of another one with the same tokenizer.
+        """Score pairs that `encode` made, of any scorer with the same tokenizer.
 
         A pair that comes several times is computed once. Raises ValueError for pairs of another tokenizer.
 

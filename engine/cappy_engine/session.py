@@ -199,7 +199,10 @@ def open_session(
 
 
 def _register(options: Any, kernels: ChosenSet, threads: int | None, version: str) -> None:
-    """Register the library, and choose the set and the threads for the session that this thread opens next."""
+    """Register the library for a session, and choose its instruction set and threads.
+
+    The choice is for the session that this thread opens next.
+    """
     try:
         native = NativeLibrary(kernels.path)
         native.choose(kernels.instruction_set, threads)
@@ -217,7 +220,7 @@ def _register(options: Any, kernels: ChosenSet, threads: int | None, version: st
 
 
 def give_memory_back() -> None:
-    """Give freed memory back to the system where the C library is glibc, which keeps it; takes some 10 ms.
+    """Give freed memory, which glibc keeps, back to the system. It takes some 10 ms.
 
     >>> give_memory_back()
     """

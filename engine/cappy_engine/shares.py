@@ -12,7 +12,7 @@ MOST_ROUNDS = 16
 
 
 def deal(ordered: npt.NDArray[np.int64], *, budget: int, workers: int, most_padded: int) -> list[list[int]] | None:
-    """Deal rows to batches with about equal tokens, in as few rounds of all workers as possible.
+    """Deal rows to batches with about equal tokens, in as few rounds as possible.
 
     `ordered` is (n,) int64, the lengths of rows in tokens, longest first. Each row goes to the batch that has the
     fewest tokens so far (Graham's longest processing time first, 1969). Returned are the places of each batch's rows,

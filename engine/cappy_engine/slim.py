@@ -97,7 +97,7 @@ def _is_dropped(name: str, kept: Models) -> bool:
 
 
 def _slim_document(document: Mapping[str, Any], kept: Models, dropped: Collection[str]) -> dict[str, Any]:
-    """Leave out of a manifest what it says of models that are not kept, and seal it."""
+    """Copy a manifest without the entries of dropped models, and seal it."""
     parity, canary = document.get("parity", {}), document.get("canary", {})
     parts = {target: _part(part, target, kept) for target, part in document.get("targets", {}).items()}
     targets = {target: part for target, part in parts.items() if part["precisions"]}
@@ -141,7 +141,7 @@ def _files_of(bundle: Bundle) -> list[Path]:
 
 
 def _copy(bundle: Bundle, out: Path, document: Mapping[str, Any], *, force: bool) -> None:
-    """Write the smaller bundle into a new folder, which gets its name when it is complete."""
+    """Write the smaller bundle into a new folder. The folder gets its name when it is complete."""
     with staging_folder(out, log.warning) as staging:
         for name in document["files"]:
             (staging / name).parent.mkdir(parents=True, exist_ok=True)

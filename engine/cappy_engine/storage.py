@@ -1,6 +1,7 @@
-"""Write files whole or not at all, and lock files that one process uses at a time.
+"""Write files whole or not at all, and lock files.
 
-A file that grows line by line is `bulk/resume/partial_file.py`. Knows nothing of bundles, engines or rows.
+A locked file is for one process at a time. Files that grow line by line are in `bulk/resume/partial_file.py`. Knows
+nothing of bundles, engines or rows.
 """
 
 from __future__ import annotations
@@ -217,7 +218,10 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
 
 
 def is_mounted(path: Path) -> bool:
-    """True if a file or folder itself is a mount, as those are that a container was given. Needs Linux."""
+    """Tell if a file or folder itself is a mount. Needs Linux.
+
+    Files and folders that a container was given are mounts.
+    """
     return hasattr(os, "O_PATH") and _mount_of(path) != _mount_of(path.parent)
 
 

@@ -28,7 +28,7 @@ PAD_TOKEN_ID = 1
 
 
 def score_of(token_ids: Sequence[int]) -> float:
-    """Make up a score from 0 to 1 that depends on every token and its place.
+    """Make up a score from 0 to 1. It depends on every token and its place.
 
     >>> score_of([0, 7, 9, 2]) == score_of([0, 9, 7, 2])
     False

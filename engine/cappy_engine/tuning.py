@@ -1,7 +1,7 @@
-"""Measure which mode and batch size score a bundle's pairs fastest on this machine, and keep the answer.
+"""Measure which mode and batch size are fastest on this machine, and keep the answer.
 
-Every alternative scores the same pairs, in turn, so that a disturbance of the machine meets all of them. Latency is not
-measured: a pair alone has all threads in every mode.
+The answer is for one bundle. Every alternative scores the same pairs, in turn, so that a disturbance of the machine
+meets all of them. Latency is not measured: a pair alone has all threads in every mode.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def choose_trial(trials: Sequence[Trial]) -> Trial:
 
 
 def made_up_pairs() -> list[Pair]:
-    """Make 24 pairs of about 10 to 300 tokens, most of them short, as in classification and re-ranking.
+    """Make 24 pairs of about 10 to 300 tokens. Most are short, as in classification and re-ranking.
 
     >>> len(made_up_pairs())
     24
@@ -149,7 +149,10 @@ def made_up_pairs() -> list[Pair]:
 
 
 def _fitting(pairs: list[Pair], scorers: Mapping[str, Scorer], seconds: float) -> list[Pair]:
-    """Take as many pairs, spread over all of them, as every scorer gets through in `seconds`; also a warm-up."""
+    """Take as many pairs as every scorer gets through in `seconds`.
+
+    They are spread over all pairs. The measurement is also a warm-up.
+    """
     sample = pairs[:: -(-len(pairs) // SAMPLE)]
     slowest = 0.0
     for scorer in scorers.values():

@@ -1,8 +1,9 @@
-"""How large a file, a function and its list of parameters may be, and that a file's name is there once."""
+"""How large a file, a function, its parameters and its first sentence may be, and that a file's name is there once."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 
 from tests.support.sources import ROOTS, every_source, none, sources, sources_of_tests
@@ -10,9 +11,15 @@ from tests.support.sources import ROOTS, every_source, none, sources, sources_of
 MOST_LINES = 300
 MOST_LINES_OF_A_FUNCTION = 60
 MOST_PARAMETERS = 8
+MOST_WORDS = 15
 ALL = [*every_source(), *sources_of_tests()]
 ATTRIBUTES = "attributes"
 """An ONNX node's attributes are open-ended, so that a writer of nodes may pass them on."""
+
+END = re.compile(r"[.!?;:][\"'`)]*(?:\s|$)|\n\n")
+"""Where the first sentence of a docstring ends; what stands behind a colon is a list, or a shape."""
+SIGNATURE = re.compile(r"[A-Za-z0-9]+ \(")
+"""An operator's docstring begins like this: it is in the models, as their documentation."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -61,6 +68,17 @@ def test_no_function_has_more_than_8_parameters_or_a_dataclass_says_what_belongs
             if len(parameters(function)) > MOST_PARAMETERS
         ]
     )
+
+
+def test_the_first_sentence_of_a_docstring_has_at_most_15_words() -> None:
+    long = []
+    for source in every_source():
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                first = END.split(ast.get_docstring(node) or "", maxsplit=1)[0]
+                if len(first.split()) > MOST_WORDS and not SIGNATURE.match(first):
+                    long.append(f"{source.shown}: {' '.join(first.split())}")
+    none(long)
 
 
 def test_options_are_not_passed_through_unseen_but_named() -> None:

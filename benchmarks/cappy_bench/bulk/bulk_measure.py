@@ -1,8 +1,9 @@
-"""Scores a file of short pairs with `cappy score`, beside what the scorer does with the same pairs in memory.
+"""Compares `cappy score` on a file of short pairs with the scorer in memory.
 
-The scorer alone gets samples of the pairs, each in one call: before the file, after it, and every some seconds in
-between, while the command is stopped (SIGSTOP). So both meet the same phases of a machine whose speed changes. The
-file's seconds are those of the whole process, its start and the renaming of its output too, without the stops.
+Both get the same pairs. The scorer alone gets samples of them, each in one call: before the file, after it, and every
+few seconds in between, while the command is stopped (SIGSTOP). So both meet the same phases of a machine whose speed
+changes. The file's seconds are those of the whole process, with its start and the renaming of its output, but without
+the stops.
 """
 
 from __future__ import annotations

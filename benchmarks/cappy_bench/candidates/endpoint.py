@@ -119,9 +119,9 @@ class Endpoint:
         return found
 
     def _answer(self, instruction: str, fields: dict[str, Any], extra: dict[str, Any]) -> tuple[Any, bytes]:
-        """Ask for an answer, and again, as after a lost connection, where it is no JSON; also give its bytes.
+        """Ask for an answer, and return it with its bytes.
 
-        Raises ValueError if none is JSON.
+        If it is not JSON, ask again, as after a lost connection. Raises ValueError if no answer is JSON.
         """
         retries, wait = 0, 0.5
         while True:
@@ -228,7 +228,7 @@ def _choices(answer: Any) -> list[Any]:
 
 
 def _error_in(answer: Any) -> list[str]:
-    """Find the words of an error that an answer, or a choice, holds in spite of its status of 200."""
+    """Find the words of an error in an answer or a choice. The status may be 200 all the same."""
     found = getattr(answer, "error", None)
     return [str(found.get("message") or found if isinstance(found, dict) else found)[:500]] if found else []
 
@@ -239,7 +239,7 @@ def _begin_of(content: bytes) -> str:
 
 
 def _is_log_p(value: Any) -> bool:
-    """True for a number that can be the logarithm of a probability, but for its last bits."""
+    """Tell whether a value can be the logarithm of a probability. Its last bits may be wrong."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < 1e-3
 
 

@@ -1,4 +1,4 @@
-"""Compares the two attention operators that a graph for CUDA may have, on this GPU, with the same weights.
+"""Compares two attention operators for CUDA graphs on this GPU, with the same weights.
 
 The exporter writes PackedMultiHeadAttention. The other form is made of the bundle's own model, so that nothing else
 differs.
@@ -21,7 +21,7 @@ SHAPES = ((1, 64), (1, 256), (8, 128), (64, 128), (32, 512))
 
 
 def run_attention(check: Check) -> Figures:
-    """Run both forms once at every shape, for ONNX Runtime to say which kernels it takes.
+    """Run both forms once at every shape. ONNX Runtime then says which kernels it takes.
 
     >>> run_attention(check)["outcome"]
     'both forms ran at 5 shapes'

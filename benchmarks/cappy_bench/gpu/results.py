@@ -131,7 +131,7 @@ def _throughput_table(steps: Sequence[Entry]) -> str:
 
 
 def _watched_table(steps: Sequence[Entry]) -> str:
-    """Write what the GPU did in each step, as nvidia-smi saw it, and which attention kernels ran."""
+    """Write nvidia-smi's figures of the GPU for each step, and which attention kernels ran."""
     rows = []
     for step in steps:
         seen, kernels = step.get("gpu"), step.get("attention")

@@ -1,6 +1,7 @@
-"""Watches a GPU while something runs, through nvidia-smi, and reads which attention kernels ONNX Runtime took.
+"""Watches a GPU through nvidia-smi while something runs.
 
-Without nvidia-smi the result is empty; that is not an error. No setting of a GPU is changed.
+Also reads which attention kernels ONNX Runtime took. Without nvidia-smi the result is empty; that is not an error. No
+setting of a GPU is changed.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def _json(value: object) -> bytes:
 
 
 def _in_order(results: list[dict[str, Any]], name: str) -> list[float]:
-    """Order the scores of ranked results by the places of their candidates, each of which must be there once."""
+    """Order the scores of ranked results by the places of their candidates. Each place must be there once."""
     found = {int(result["index"]): float(result[name]) for result in results}
     if len(found) < len(results):
         raise ValueError("a candidate was answered twice")

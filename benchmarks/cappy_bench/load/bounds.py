@@ -77,7 +77,10 @@ def _compared(server: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _answers(steps: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What must not happen at all, in any step or while there is one request at a time."""
+    """Require that no step has wrong scores, failed requests or hung requests.
+
+    In the unloaded step, with one request at a time, no request may be refused either.
+    """
     every = list(steps.values())
     counts = {
         "all steps: answers with other scores than Scorer.score": sum(

@@ -19,7 +19,7 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class BadAnswer(Exception):
-    """What came back is not an answer that can be read, or the connection was closed before it was complete."""
+    """The answer cannot be read, or the connection was closed before it was complete."""
 
 
 @dataclass(frozen=True, slots=True)

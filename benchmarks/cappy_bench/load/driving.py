@@ -1,6 +1,6 @@
-"""Sends requests to a server, in an open or a closed loop, and notes what came back and when.
+"""Sends requests to a server, in an open or a closed loop.
 
-Nothing is judged here: bodies are kept as they came, for later.
+Each answer, or problem, is noted with its time. Nothing is judged here: bodies are kept as they came, for later.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Target:
-    """A server, and every request of the load as the bytes that are sent to it.
+    """Holds a client of the server, and the bytes of every request of the load.
 
     A request without an answer after `deadline_seconds` counts as hung.
     """
@@ -123,10 +123,10 @@ class Room:
 async def closed_loop(
     target: Target, places: Iterable[int], *, connections: int, rooms: Sequence[Room] = ()
 ) -> list[Exchange]:
-    """Send requests over some connections, each the next one as soon as its last was answered.
+    """Send requests over some connections.
 
-    With `rooms` a request is sent when it fits into all of them; they are sent in order. A refused request is sent
-    again a little later.
+    Each connection sends the next request as soon as its last was answered. With `rooms` a request is sent when it fits
+    into all of them; requests are sent in order. A refused request is sent again a little later.
 
         >>> await closed_loop(target, range(100), connections=8, rooms=[Room(load.sizes, 1024)])
     """

@@ -184,9 +184,9 @@ async def random_load(server: Server, asked: Asked, *, rate: float, seconds: flo
 
 @contextlib.asynccontextmanager
 async def _watched(server: Server, seconds: float) -> AsyncIterator[Result]:
-    """Watch the server's process, and our own CPU time, while a step of some seconds runs.
+    """Watch the server's process, and our own CPU time, while a step runs.
 
-    What was seen is in the dict in the end.
+    The step takes some `seconds`. In the end, the dict holds the figures.
     """
     usage: Result = {}
     samples: list[Sample] = []

@@ -51,7 +51,7 @@ def _heading(server: Step) -> str:
 
 
 def _problems(server: Step) -> list[str]:
-    """Say why requests failed, where none was accepted, and that a server did not end well."""
+    """Say where no request was accepted, why requests failed, and how a server ended badly."""
     lines = []
     for name, step in _steps(server):
         if step["accepted"]["p99"] is None:
@@ -130,9 +130,11 @@ def resource_table(server: Step) -> str:
 
 
 def latency_table(server: Step) -> str:
-    """Write the latencies of accepted requests by their pairs, and what they are above the scorer's.
+    """Write the latencies of accepted requests by their number of pairs.
 
     >>> print(latency_table(server))
+
+    The last column says how far the median is above the scorer's.
     """
     rows: list[Row] = []
     for name, step in _steps(server):

@@ -68,9 +68,10 @@ def count_outcomes(exchanges: Sequence[Exchange], sizes: Sequence[int]) -> dict[
 def compare_scores(
     exchanges: Sequence[Exchange], expected: Sequence[npt.NDArray[np.float64]], read: ReadScores
 ) -> dict[str, Any]:
-    """Compare the scores of all accepted answers with the `expected` ones of their requests, as equal numbers.
+    """Compare the scores of all accepted answers with the `expected` scores of their requests.
 
-    `different` counts answers with at least one other score, `unreadable` those without a score for every pair.
+    The numbers must be equal. `different` counts answers with at least one other score, and `unreadable` counts answers
+    without a score for every pair.
 
         >>> compare_scores(exchanges, expected, NATIVE.scores)
         {'compared': 120, 'different': 0, 'unreadable': 0, 'max_difference': 0.0}

@@ -46,7 +46,7 @@ def sample(pid: int) -> Sample | None:
 
 
 async def watch(pid: int, samples: list[Sample], *, every_seconds: float) -> None:
-    """Add a sample to `samples` again and again, until the task is cancelled or the process has ended.
+    """Add samples to `samples` until the task is cancelled or the process has ended.
 
     >>> task = asyncio.create_task(watch(os.getpid(), [], every_seconds=1.0))
     """

@@ -99,7 +99,7 @@ def _take_load(options: LoadOptions, bundle: Bundle) -> Load:
 
 
 def queue_rooms(load: Load, limits: Result) -> list[Room]:
-    """Make the rooms of a server's queue, so that a closed loop fills it and nothing is refused.
+    """Make the rooms of a server's queue. A closed loop then fills the queue, and nothing is refused.
 
     >>> queue_rooms(load, {"max_queue_pairs": 8192, "max_queue_tokens": 16384})[1].most
     16384

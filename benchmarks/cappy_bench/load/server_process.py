@@ -1,4 +1,4 @@
-"""Starts a server as a process of its own, waits until it is ready, and ends it."""
+"""Starts a server in its own process, waits until it is ready, and ends it."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def read_info(address: tuple[str, int]) -> dict[str, Any]:
 
 
 def free_port() -> int:
-    """Find a port that nobody uses at the moment, for a server that cannot choose one itself.
+    """Find a port that nobody uses at the moment. It is for a server that cannot choose one itself.
 
     >>> free_port()
     40123

@@ -30,7 +30,7 @@ def default_execution(bundle: Path, precision: str, threads: int) -> Execution:
 
 
 def default_settings(bundle: Path, precision: str, threads: int) -> dict[str, Any]:
-    """Tell the kernels, the mode and the size of batches that a runner has, and why.
+    """Tell a runner's kernels, its mode, the reason for the mode, and its batch size.
 
     >>> default_settings(EMBEDDED, "int8", 2)["kernels"]
     'avx512'

@@ -21,10 +21,11 @@ MARK = ".made-with.json"
 
 
 def convert_once(target: Path, make: Callable[[Path], object], *, sources: Sequence[Path]) -> None:
-    """Let `make` write the file or folder `target`, unless one is there that was made with the same.
+    """Let `make` write the file or folder `target`, unless a current one is there.
 
-    `sources` are the files with the code, and with all it reads besides the checkpoint. `make` gets another path, which
-    becomes `target` when it is whole.
+    It is current if it was made with the same packages, instruction sets and `sources`. `sources` are the files with
+    the code, and with all that the code reads besides the checkpoint. `make` gets another path, which becomes `target`
+    when it is whole.
 
         >>> convert_once(model.folder / "fp32", convert, sources=[Path(__file__)])
     """

@@ -74,7 +74,10 @@ def pad_token_id(module: torch.nn.Module) -> int:
 
 
 def runs(module: torch.nn.Module, forward: Callable[..., Any] | None = None) -> Run:
-    """Return a function that runs the module, or `forward` (its compiled form), on one batch, where the weights are."""
+    """Return a function that runs the module on one batch, where the weights are.
+
+    `forward`, the module's compiled form, runs instead if it is given.
+    """
     called, device = module if forward is None else forward, next(module.parameters()).device
     names = ["input_ids", "attention_mask"]
     if getattr(module.config, "type_vocab_size", 0) > 1:

@@ -35,14 +35,14 @@ def notes_on(examples: Sequence[Example]) -> list[str]:
 
 
 def read_examples(lines: Iterable[bytes]) -> tuple[list[Pair], list[Example]]:
-    """Read the pairs of all lines and the examples, both in the order of the lines.
+    """Read the pairs of all lines, and the examples, in the order of the lines.
 
         >>> with open_lines("docs/examples/promptsource.jsonl") as lines:
         ...     pairs, examples = read_examples(lines)
 
-    Raises InvalidLine for a line that is not of the protocol's form, for a text that is too long to score, for a label
-    other than 0 and 1, and for another instruction than that of the example's first candidate: two files in one count
-    from 0 twice.
+    Raises InvalidLine for a line that is not of the protocol's form, for a text that is too long to score, and for a
+    label other than 0 and 1. Also raises it if an instruction differs from the one of the example's first candidate:
+    two files in one count their examples from 0 twice.
     """
     pairs: list[Pair] = []
     groups: dict[tuple[str, str, str], list[tuple[int, float]]] = {}

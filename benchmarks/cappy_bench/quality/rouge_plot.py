@@ -52,7 +52,7 @@ def _draw_ways(axes: Axes, found: Evaluation) -> None:
 
 
 def _draw_tasks(axes: Axes, found: Evaluation, tasks: list[str]) -> None:
-    """Draw each task from a random pick to the best, with the first scorer's picks between."""
+    """Draw each task from a random pick to the best. The first scorer's picks lie between."""
     first = found.scorers[0]
     cells = {name: average_by_dataset(found.examples, found.ways[name]) for name in (CHANCE, first, BEST)}
     for place, task in enumerate(tasks):

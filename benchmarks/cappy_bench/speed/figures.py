@@ -68,7 +68,7 @@ def read_result(path: Path) -> Result:
 
 
 def _check_seconds(runner: Mapping[str, Any], where: str) -> None:
-    """Raise BenchmarkError for a time that is not a number of seconds, with the field in which it stands."""
+    """Raise BenchmarkError for a time that is not a number of seconds. The error names its field."""
     fields = {"load_seconds": runner["load_seconds"], "prepare_seconds": [runner.get("prepare_seconds") or 0.0]}
     for cell in runner["cells"]:
         for place, seconds in enumerate(cell["seconds"], 1):
@@ -80,7 +80,7 @@ def _check_seconds(runner: Mapping[str, Any], where: str) -> None:
 
 
 def check_parity(parity: Mapping[str, Any], where: str, advice: str) -> None:
-    """Raise BenchmarkError for a figure that is not finite, with `where` it stands and what to do.
+    """Raise BenchmarkError for a figure that is not finite. It says `where` the figure stands, and gives `advice`.
 
     >>> check_parity({"spearman": float("nan")}, "result.json, torch", "measure again")
     Traceback (most recent call last):
@@ -228,7 +228,7 @@ def useful_flops(shape: Mapping[str, int], lengths: Sequence[int]) -> float:
 
 
 def _peak(result: Result, precision: str) -> float:
-    """Return the most operations per second in `precision`, in float32 where that multiplies faster than bfloat16."""
+    """Return the most operations per second in `precision`. For bf16, it is float32's peak where that is higher."""
     computed = {"int8": ("int8",), "bf16": ("bf16", "fp32")}.get(precision, ("fp32",))
     return max(float(result["peak"][name]["flops"]) for name in computed if name in result["peak"])
 

@@ -44,10 +44,12 @@ def error(value: float) -> str:
 
 
 def beside(value: float, limit: float, form: str) -> str:
-    """Write a value with the digits of `form` ("3f", "2g"), or with more where it would read as the limit it breaks.
+    """Write a value with the digits of `form` ("3f", "2g"), or with more.
 
     >>> beside(0.951, 0.97, "3f"), beside(0.99496, 0.995, "3f")
     ('0.951', '0.99496')
+
+    It gets more digits where it would read as the limit that it breaks.
     """
     least, kind = int(form[:-1]), form[-1]
     for digits in range(least, MOST_DIGITS):

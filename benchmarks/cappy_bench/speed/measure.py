@@ -193,9 +193,10 @@ def describe_model(bundle: Bundle, checkpoint: Path | None) -> dict[str, Any]:
 
 
 def require_same_model(bundle: Bundle, checkpoint: Path) -> None:
-    """Raise BenchmarkError unless the bundle was made of this checkpoint, by the digests that its manifest records.
+    """Raise BenchmarkError unless the bundle was made of this checkpoint.
 
-    A file that only one of them has says nothing: a checkpoint may hold its weights in several formats.
+    Files are compared by the digests in the bundle's manifest. A file that only one of them has says nothing: a
+    checkpoint may hold its weights in several formats.
 
         >>> require_same_model(open_bundle("cappy-bundle"), Path("my-checkpoint"))
     """

@@ -167,7 +167,7 @@ def _label_bar(axes: Axes, place: int, row: Bar) -> None:
 
 
 def _set_log_axes(axes: Axes, lines: Sequence[Line]) -> None:
-    """Set ticks at the measured lengths, and at 1, 2, 5, 10, 20 and so on."""
+    """Set ticks at the measured lengths, and at 1, 2, 5, 10 and so on."""
     tokens = sorted({count for line in lines for count in line.tokens})
     axes.set_xscale("log")
     axes.set_yscale("log")

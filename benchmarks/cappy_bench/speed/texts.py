@@ -29,10 +29,11 @@ MADE = 4000
 
 
 def choose_pool(pairs: Path | None, data: Path | None, *, seed: int, made: int = MADE) -> tuple[list[Pair], str]:
-    """Read the texts of a file, or of the tasks in a folder, or make so many pairs up; also say what to call them.
+    """Read the texts of a file or of a folder's tasks, or make pairs up.
 
-    Raises BenchmarkError with the line of a file that is not of that form, and for a file or a folder that holds no
-    texts; OSError.
+    Without a file or a folder, `made` pairs are made up. The second value says what to call the texts. Raises
+    BenchmarkError with the line of a file that has another form, and for a file or a folder without texts. Raises
+    OSError, too.
 
         >>> choose_pool(None, None, seed=0)[1]
         "made of words of the package's parity pairs"

@@ -81,7 +81,10 @@ def judge_runner(
 
 
 def _judge_parity(precision: str, parity: Parity, *, spread: float) -> str | None:
-    """Say why scores with this parity are wrong, by our bundles' limits for scores of this `spread`; NaN keeps none."""
+    """Say why scores with this parity are wrong, by the limits of our bundles.
+
+    The limits are for scores of this `spread`. NaN breaks every limit.
+    """
     limits = default_limits(spread)[precision]
     if limits.max_error is not None and not parity["max_error"] <= limits.max_error:
         return f"max error {beside(parity['max_error'], limits.max_error, '2g')}, limit {limits.max_error:g}"

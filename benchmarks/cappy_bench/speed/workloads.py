@@ -43,9 +43,10 @@ PROOF_DESCRIPTION = "all pairs in one request, in bulk's lengths: scored once, n
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many requests (interactive, rerank), pairs (bulk, long, questions, proof) or pairs of each length (lengths).
+    """Says how many requests or pairs each workload has.
 
-    A workload of size 0 is left out. The proof takes fewer pairs where the texts have too few.
+    It counts requests (interactive, rerank), pairs (bulk, long, questions, proof), or pairs of each length (lengths). A
+    workload of size 0 is left out. The proof takes fewer pairs where the texts have too few.
     """
 
     interactive: int
@@ -99,7 +100,10 @@ class Workload:
 
     @property
     def steps(self) -> list[int]:
-        """The tokens of the pairs that stand for each of LENGTHS, which texts may not have: their medians."""
+        """Give the median count of tokens in the pairs that stand for each of LENGTHS.
+
+        The texts may not have pairs of exactly these lengths.
+        """
         return [int(np.median(part)) for part in np.array_split(self.token_counts, len(LENGTHS))]
 
 

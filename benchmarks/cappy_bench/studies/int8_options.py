@@ -62,7 +62,10 @@ CHOSEN = "chosen"
 
 
 def _nearest(bits: int) -> Callable[[Floats, Floats], tuple[Int8, Floats]]:
-    """Round each weight alone to steps of so many bits, whether neighbours may saturate or not."""
+    """Make a function that rounds each weight alone, to steps of so many bits.
+
+    It does so whether neighbours may saturate or not.
+    """
     limit = 2 ** (bits - 1) - 1
 
     def rounded(weights: Floats, moments: Floats) -> tuple[Int8, Floats]:

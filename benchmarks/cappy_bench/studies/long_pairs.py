@@ -1,4 +1,4 @@
-"""Measures how far scores of long pairs are from PyTorch's, and how much memory the engine takes for them.
+"""Measures how far scores of long pairs are from PyTorch's. Also measures the memory that the engine takes for them.
 
     python -m cappy_bench.studies.long_pairs BUNDLE CHECKPOINT [--pairs 24] [--shortest 512]
         [--longest 8192] [--kept FILE.jsonl] [--attention sdpa]

@@ -1,9 +1,9 @@
-"""Compare the engine's token ids with transformers' over made-up pairs, for the tokenizer of each family.
+"""Compare the engine's token ids with transformers' on made-up pairs, for each family's tokenizer.
 
     python -m cappy_bench.studies.token_ids --pairs 100000
 
 Texts mix words, special tokens, spaces, controls and code points of all planes; some are longer than a model takes. The
-last line is a JSON object with the counts of pairs that differ. It ends with 1 if there is one.
+last line is a JSON object with the counts of pairs that differ. The exit status is 1 if one differs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def made_up_pairs(count: int, seed: int) -> Iterator[Pair]:
 
 
 def _differing(tokenizer: Any, engine: PairTokenizer, pairs: Sequence[Pair]) -> list[Pair]:
-    """List the pairs whose ids, or token types where the model takes them, are not transformers'."""
+    """List the pairs whose ids or token types are not transformers'. Types count where the model takes them."""
     found, types = engine.encode(pairs), "token_type_ids" in tokenizer.model_input_names
     wanted = tokenizer(list(pairs), truncation=True, max_length=engine.max_length, return_token_type_ids=types)
     return [
@@ -62,10 +62,12 @@ def _differing(tokenizer: Any, engine: PairTokenizer, pairs: Sequence[Pair]) -> 
 
 
 def compare(family: str, folder: Path, count: int, seed: int) -> list[Pair]:
-    """Write the tokenizer of `family` to `folder`, and list the pairs of `count` made-up ones that differ.
+    """Write the tokenizer of `family` to `folder`, and list made-up pairs that differ.
 
     >>> compare("bge-reranker-base", Path("made"), 1000, seed=0)
     []
+
+    It makes up `count` pairs, and lists those whose ids or token types are not transformers'.
     """
     FAMILIES[family].write_tokenizer(folder, None, 512).save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -37,7 +37,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Folder:
-    """Files to read, with their names in the folder `out`, and what is done with rows.
+    """Gives each file to read its name in the folder `out`.
+
+    `task` and `options` say how rows are handled.
 
     >>> Folder(files_of_folder(Path("samples")), Path("scored")).task.score_field
     'score'
@@ -146,7 +148,7 @@ def _check_outside(folder: Path, outputs: Sequence[Path]) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """True for a file that a run keeps beside its output, and `cappy sample` leaves there."""
+    """Tell if a run keeps this file beside its output. `cappy sample` leaves such files there."""
     name = path.name.removesuffix(".json").removesuffix(".settings").removesuffix(".progress")
     names = Names(path.with_name(name.removesuffix(".partial")))
     is_beside = path in (names.settings, names.new_settings, names.progress)
@@ -217,7 +219,7 @@ def _rejects_of(name: Path, rejects: Path) -> Path:
 
 
 def _check_rejects_are_no_outputs(folder: Folder, rejects: Path) -> None:
-    """Raise OutputError if the bad rows of one file would go to the output of another."""
+    """Raise OutputError if one file's bad rows would go to another file's output."""
     outputs = {folder.out.resolve() / name for _, name in folder.files}
     found = next(
         (_rejects_of(name, rejects) for _, name in folder.files if _rejects_of(name, rejects.resolve()) in outputs),
@@ -239,7 +241,10 @@ def _adding(so_far: Totals, progress: Progress) -> Progress:
 
 
 def _forget_killed(target: Target, settings: Mapping[str, Any]) -> None:
-    """Remove what a run left beside a listed file, if it was killed between listing it and forgetting it."""
+    """Remove the files that a killed run left beside a listed file.
+
+    Such a run was killed after it had listed the file, and before it had removed them.
+    """
     target = dataclasses.replace(target, out=find_names(target.out, force=True).target)
     if finished(target, settings):
         forget(Names(target.out))

@@ -59,9 +59,10 @@ class WithExamples(click.Command):
 
 
 class Command(WithExamples):
-    """A command that builds what it `takes`, and prints the remarks below its options as they stand.
+    """A command that builds the objects it `takes` from its options.
 
-    `variables` is what the names of its environment variables begin with, if it has some.
+    It prints the remarks below its options as they stand. If it has environment variables, their names begin with
+    `variables`.
     """
 
     variables = ""
@@ -111,7 +112,7 @@ class Group(WithExamples, click.Group):
     """Commands of a command, such as `cappy evaluate promptsource`."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List all commands with the whole first sentence of their help, in as many lines as it takes."""
+        """List all commands with the first sentence of their help. It stands whole, in as many lines as it takes."""
         found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl([(name, made.get_short_help_str(limit=200)) for name, made in found if made])
@@ -164,11 +165,11 @@ def group(epilog: str) -> Callable[[Callable[..., Any]], Group]:
 def takes(
     cls: type[Any], name: str = "options", *, only: Collection[str] = (), section: str = ""
 ) -> Callable[[AnyFunction], AnyFunction]:
-    r"""Give a command one option for every field of the dataclass `cls` that is annotated with `Asked`.
+    r"""Give a command one option for every field of `cls` annotated with `Asked`.
 
-    The command gets an object of the class under `name`. Fields without `Asked` keep their defaults. If `only` is
-    given, only the fields in it become options. A ValueError of the class is wrong usage. `section` heads the options
-    in the help.
+    `cls` is a dataclass, and the command gets an object of it under `name`. Fields without `Asked` keep their defaults.
+    If `only` is given, only the fields in it become options. A ValueError of the class is wrong usage. `section` heads
+    the options in the help.
 
         >>> @command("examples:\n  cappy hello --threads 2")
         ... @takes(ScorerOptions)
@@ -188,7 +189,9 @@ def takes(
 
 
 def flags_given(names: Collection[str]) -> list[str]:
-    """Tell which of the parameters `names` stood on the command line of the command that runs, as flags.
+    """List the flags of parameters that stand on the running command's command line.
+
+    Only the parameters in `names` are looked at.
 
     >>> flags_given(["max_new_tokens", "seed"])
     ['--max-new-tokens']

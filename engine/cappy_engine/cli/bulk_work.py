@@ -85,7 +85,7 @@ def run_bulk(
     inputs: Sequence[str], bundle: Path, task: Task, rows: RowOptions, bulk: BulkOptions,
     open_scorer: Callable[[], Scorer],
 ) -> int:  # fmt: skip
-    """Do what a command was asked for with files or stdin, and return its exit status.
+    """Run a command's task for files or stdin, and return the exit status.
 
     >>> run_bulk(["pairs.jsonl"], EMBEDDED, ScoreTask(), RowOptions(), BulkOptions(), Scorer.open)
     0
@@ -182,7 +182,10 @@ def _outputs(
 
 
 def _check_places(bulk: BulkOptions) -> None:
-    """Raise OutputError if a folder is missing, or bad rows would be mixed into the results, or written over them."""
+    """Raise OutputError if a folder is missing, or results and bad rows share a file.
+
+    There bad rows would be mixed into the results, or written over them.
+    """
     for path in (bulk.output, bulk.rejects):
         if path is not None and not path.parent.is_dir():
             raise OutputError(f"{path} cannot be written: the folder {path.parent} does not exist; make it first")
@@ -213,7 +216,7 @@ def _required(output: Path | None) -> Path:
 
 
 def _check_folders(bulk: BulkOptions, *, is_one: bool) -> None:
-    """Raise OutputError for a name with / at its end that would become that of a file."""
+    """Raise OutputError if a name with a final / would become a file's name."""
     for path, option, may_be_folder, example in (
         (bulk.output, "-o", not is_one, "scored.jsonl"),
         (bulk.rejects, "--rejects", _is_folder(bulk.output, is_one=is_one), "bad.jsonl"),

@@ -24,7 +24,7 @@ from cappy_engine.options import ScorerOptions
 def run_on_cluster(
     inputs: Sequence[str], bundle: Path, options: ScorerOptions, task: Task, rows: RowOptions, bulk: BulkOptions
 ) -> int:
-    """Do what a command was asked for with files on a cluster, and return its exit status.
+    """Run a command's task for files on a cluster, and return the exit status.
 
         >>> run_on_cluster(["samples"], EMBEDDED, ScorerOptions(), ScoreTask(), RowOptions(), BulkOptions(ray="auto"))
         0

@@ -15,7 +15,7 @@ from cappy_engine.errors import CappyError
 
 
 def found_files(inputs: Sequence[str], outputs: Sequence[Path] = ()) -> list[tuple[Path, Path]]:
-    """Find the files that are meant, each with the name that it has in a folder of outputs.
+    """Find the files that the `inputs` mean, with their names in a folder of outputs.
 
     >>> found_files(["samples/part-0001.parquet"])
     [(PosixPath('samples/part-0001.parquet'), PosixPath('part-0001.parquet'))]

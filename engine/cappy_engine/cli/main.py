@@ -51,7 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Explained:
-    """Turns an error of ours, of a file, or a signal into a line on stderr and an exit status."""
+    """Turns errors and signals into a line on stderr and an exit status.
+
+    The errors are our own and those of files.
+    """
 
     def __init__(self, command: Callable[[], str]) -> None:
         self.status = EXIT_ERROR

@@ -223,7 +223,7 @@ def _is_read(word: str) -> bool:
 
 
 def _whole(file: BinaryIO, most: int) -> bytes:
-    """Read all of a file or stream, or if it has more than `most` bytes, its beginning."""
+    """Read a file or stream whole. If it has more than `most` bytes, read only its beginning."""
     content = bytearray()
     for part in Lines(file, most):
         content += part or b""
@@ -233,7 +233,7 @@ def _whole(file: BinaryIO, most: int) -> bytes:
 
 
 def _lines(file: BinaryIO, most: int) -> Iterator[bytes]:
-    """Yield the lines of a file or stream, or if one has more than `most` bytes, its beginning."""
+    """Yield the lines of a file or stream. If a line has more than `most` bytes, yield only its beginning."""
     return (line for line in Lines(file, most) if line is not None)
 
 

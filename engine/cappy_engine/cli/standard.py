@@ -38,10 +38,10 @@ def ended_by(error: BaseException) -> BaseException:
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Open what is closed of stdin, stdout and stderr on the null device, before a file gets their numbers.
+    """Open stdin, stdout and stderr on the null device if they are closed.
 
-    What is read of a closed stdin ends at once, what is written to a closed stdout is an error, and what is written to
-    a closed stderr is lost. Texts that a terminal cannot show are escaped. An error of stdout names it.
+    Thus no other file gets their numbers. Reading a closed stdin ends at once, writing to a closed stdout is an error,
+    and text for a closed stderr is lost. Texts that a terminal cannot show are escaped. An error of stdout names it.
 
         >>> with standard_streams():
         ...     print("a result")
@@ -94,9 +94,10 @@ def silence(stream: TextIO) -> None:
 
 @contextlib.contextmanager
 def raised_signals() -> Iterator[None]:
-    """Raise Terminated at SIGTERM and SIGHUP, also as process 1 of a container, which has no default for them.
+    """Raise Terminated at SIGTERM and SIGHUP.
 
-    A signal that whoever started us ignores stays ignored. After the first one, others do not disturb the way out.
+    This also works in process 1 of a container, which has no default action for these signals. If the parent process
+    ignores a signal, it stays ignored. After the first signal, others do not disturb the way out.
 
         >>> with raised_signals():
         ...     export("my-checkpoint", "my-bundle")
@@ -124,13 +125,13 @@ def raised_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_signals() -> Iterator[list[int]]:
-    """Keep SIGTERM, SIGINT and SIGHUP in the list that it gives, for a server that takes them over later.
+    """Yield a list that collects SIGTERM, SIGINT and SIGHUP. A server takes these signals over later.
 
         >>> with held_signals() as held:
         ...     run_server("cappy-bundle", ScorerOptions(), ServerOptions(), held)
 
-    What is still in the list at the end is raised again. Handlers do this, and no mask: a mask is a thread's own, and
-    numpy's threads, which began before, would take the signal.
+    A signal that is still in the list at the end is raised again. Handlers collect the signals, not a mask: a mask
+    belongs to one thread, and numpy's threads, which began before, would take the signal.
     """
     held: list[int] = []
     names = ("SIGTERM", "SIGINT", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()

@@ -53,9 +53,10 @@ def open_stdin() -> BinaryIO:
 
 @contextlib.contextmanager
 def open_output(path: Path | None, *, force: bool = False, inputs: Sequence[Input] = ()) -> Iterator[BinaryIO]:
-    """Yield stdout (None or `-`), or a file that appears under its name only when everything was written.
+    """Yield stdout (None or `-`), or a file to write.
 
-    An existing file is replaced with `force` only, and none of the `inputs` ever is.
+    The file appears under its name only when everything was written. An existing file is replaced with `force` only,
+    and none of the `inputs` ever is.
 
         >>> with open_output(Path("scored.jsonl")) as output:
         ...     output.write(b"{}")

@@ -45,7 +45,7 @@ PATH = FilePath(path_type=Path)
 
 
 def is_named_as_folder(path: Path) -> bool:
-    """Tell if a path of the command that runs was given with a / at its end.
+    """Tell if a path of the running command was given with a final /.
 
     >>> is_named_as_folder(Path("scored"))
     False

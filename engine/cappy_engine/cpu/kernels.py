@@ -1,8 +1,8 @@
-"""Find the native library, test it, and choose the instruction set that the CPU's sessions use.
+"""Find the native library, test it, and choose the instruction set of the CPU's sessions.
 
-A library that is not there, or does not work, keeps nothing from working: models run then on ONNX Runtime's own
-operators, slower, and `Kernels.why_not` says why. The environment variable CAPPY_KERNELS chooses: `auto` (or nothing),
-`none`, or an instruction set by its name, such as `avx2`: then that one runs, or it is an error.
+If the library is missing or does not work, models run slower, on ONNX Runtime's own operators; `Kernels.why_not` says
+why. The environment variable CAPPY_KERNELS chooses: `auto` (or nothing), `none`, or an instruction set by its name,
+such as `avx2`. A set that is named runs, or it is an error.
 """
 
 from __future__ import annotations

@@ -67,12 +67,13 @@ def describe_processor(processor: Processor) -> str:
 
 
 def is_amx_hidden(processor: Processor) -> bool:
-    """Tell if a virtual machine hides the processor's AMX, its fastest instructions for int8 and bf16.
+    """Tell if a virtual machine hides the processor's AMX.
 
     >>> is_amx_hidden(read_processor())
     False
 
-    Intel's processors for servers have AMX since Sapphire Rapids, which was the first with AVX512-FP16.
+    AMX has the processor's fastest instructions for int8 and bf16. Intel's processors for servers have it since
+    Sapphire Rapids, which was the first with AVX512-FP16.
     """
     is_made_for_amx = processor.name.startswith("Intel") and {"avx512_fp16", "hypervisor"} <= processor.flags
     return is_made_for_amx and "amx_int8" not in processor.flags

@@ -125,7 +125,7 @@ def forget_tuned(folder: Path, models: Collection[str] | None = None) -> int:
 
 
 def _is_for(path: Path, models: Collection[str]) -> bool:
-    """True if a file is an answer for one of the models with these digests, or is not an answer."""
+    """Tell if a file is an answer for a model with one of these digests. Also true if it is not an answer."""
     try:
         document = json.loads(read_regular(path, limit=MAX_BYTES))
         return not set(models).isdisjoint(map(text, document["facts"]["model"]))

@@ -152,7 +152,7 @@ class EngineCache:
 
 
 def _check_engine(folder: Path, facts: Facts) -> None:
-    """Raise ValueError unless `folder` is private and holds the engine that was kept with these `facts`.
+    """Raise ValueError unless `folder` is private and holds the engine kept with these `facts`.
 
     Raises FileNotFoundError if there is no such folder.
     """

@@ -119,7 +119,7 @@ def tensorrt_folder() -> Path | None:
 
 
 def preload_tensorrt(folder: Path) -> None:
-    """Load the TensorRT libraries that are in `folder`, so that its provider finds them by name."""
+    """Load the TensorRT libraries in `folder`, so that TensorRT's provider finds them by name."""
     # The builder opens its resources by name when it first builds; its wheel's folder is not searched then.
     resources = sorted(folder.glob("libnvinfer_builder_resource*.so.*"))
     for path in (*(folder / name for name in TENSORRT_LIBRARIES), *resources):
@@ -128,7 +128,10 @@ def preload_tensorrt(folder: Path) -> None:
 
 
 def library_needs(folder: Path, device: str) -> dict[str, tuple[str, ...]]:
-    """List the libraries that each provider library for `device` needs, but for those that every system has."""
+    """List the libraries that each provider library for `device` needs.
+
+    Libraries that every system has are left out.
+    """
     needs = {}
     for name in PROVIDER_LIBRARIES[device]:
         with (
@@ -150,7 +153,7 @@ def find_missing(needs: Mapping[str, Sequence[str]], load: Callable[[str], Any])
 def find_other_versions(
     missing: Mapping[str, Sequence[str]], load: Callable[[str], Any], tensorrt: Path | None = None
 ) -> tuple[str, ...]:
-    """List libraries of CUDA and TensorRT that are here in another major version than the `missing` one.
+    """List installed libraries of CUDA and TensorRT with other major versions than the `missing` ones.
 
     `tensorrt` is pip's folder of TensorRT's libraries, which the loader does not search.
     """

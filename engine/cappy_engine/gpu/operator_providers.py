@@ -60,9 +60,10 @@ def check_operator_providers(device: str, placed: Mapping[str, Counter[str]]) ->
 
 
 def warn_if_slow(device: str, *, gpu: int, flops: float, seconds: float) -> None:
-    """Log a warning if a full batch of `flops` operations took longer than on any free GPU.
+    """Log a warning if a full batch took longer than on any free GPU.
 
-    Call it with the second run of a batch: the first one loads kernels. A batch that is too small is not judged.
+    The batch has `flops` operations. Call this with the second run of a batch: the first one loads kernels. A batch
+    that is too small is not judged.
     """
     if flops < SPEED_FLOOR * LEAST_JUDGED_SECONDS or flops >= SPEED_FLOOR * seconds:
         return

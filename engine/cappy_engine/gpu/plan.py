@@ -20,7 +20,7 @@ BATCH_TOKENS = 16_384
 
 @dataclass(frozen=True)
 class GpuModel:
-    """A model of a bundle, the GPUs that run it, and how pairs are grouped for it."""
+    """Says which GPUs run a bundle's model, and how pairs are grouped for it."""
 
     bundle: Bundle
     device: str

@@ -29,10 +29,10 @@ def cuda_options(*, gpu: int = 0) -> dict[str, str]:
 
 
 def tensorrt_options(*, gpu: int = 0, max_rows: int, length: int, inputs: Sequence[str], cache: Path) -> dict[str, str]:
-    """List the options of TensorrtExecutionProvider for an engine that takes 1 to `max_rows` rows of `length` tokens.
+    """List the options of TensorrtExecutionProvider for one engine.
 
-    `inputs` are the model's. `cache` must be a folder for this model, precision, shape and machine alone: engines are
-    found by the names in the graph, not by its weights.
+    The engine takes 1 to `max_rows` rows of `length` tokens. `inputs` are the model's. `cache` must be a folder for
+    this model, precision, shape and machine alone: engines are found by the names in the graph, not by its weights.
     """
     return {
         "device_id": str(gpu),

@@ -83,13 +83,13 @@ class Built:
 
 
 def provide(out: Path = SOURCES, asked: str = "auto") -> Built:
-    """Build the library with a compiler that there is, unless `out` has it, and note there what came of it.
+    """Build the library with an installed compiler, and note the outcome in `out`.
 
     >>> provide().compiler
     'c++ (Debian 12.2.0-14+deb12u1) 12.2.0'
 
-    With "auto" a failure is noted only; with a compiler by name it raises BuildFailed. ValueError for an unknown name,
-    OSError if `out` cannot be written.
+    With "auto" an up-to-date library in `out` is kept, and a failure is only noted; with a compiler by name a failure
+    raises BuildFailed. Raises ValueError for an unknown name, and OSError if `out` cannot be written.
     """
     if asked not in CHOICES:
         raise ValueError(f"CAPPY_BUILD is {asked!r}; choose from {', '.join(CHOICES)}")
@@ -109,12 +109,12 @@ def provide(out: Path = SOURCES, asked: str = "auto") -> Built:
 
 
 def build(out: Path = SOURCES, compiler: Sequence[str] = ("c++",), flags: Sequence[str] = (), kind: str = "") -> Path:
-    """Compile the library into the folder `out`, with a note, for a `kind` of processor ("": this); returns its path.
+    """Compile the library into the folder `out`, with a note; returns the library's path.
 
     >>> build(Path("/tmp"), ["g++"])
     PosixPath('/tmp/libcappy_kernels.so')
 
-    Raises BuildFailed, with what the compiler said.
+    `kind` is the kind of processor ("": this one). Raises BuildFailed, with the compiler's message.
     """
     with tempfile.TemporaryDirectory() as folder:
         kind = kind or machine()

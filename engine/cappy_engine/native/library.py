@@ -89,9 +89,10 @@ class NativeLibrary:
         return int(self._chosen_threads())
 
     def choose(self, instruction_set: str, threads: int | None = None) -> None:
-        """Use a set for sessions that this thread opens from now on, which have so many threads.
+        """Use an instruction set for sessions that this thread opens from now on.
 
-        None is one thread for each processor of the system. Raises ValueError if the set cannot be used here.
+        These sessions have `threads` threads; None is one for each processor of the system. Raises ValueError if the
+        set cannot be used here.
         """
         _known(self._choose(instruction_set.encode(), threads or 0), instruction_set)
 

@@ -180,10 +180,11 @@ class Pairs:
 
 
 def draw_attention(random: np.random.Generator) -> Iterator[Pairs]:
-    """Draw pairs for each kind of attention, with heads of whole vectors, and such as end anywhere.
+    """Draw pairs for each kind of attention.
 
-    Two pairs have large queries and keys, whose scores choose a key. In the third a key is not a number, in one head.
-    The last comes in tasks, and in blocks of queries with a window.
+    Heads fill whole vectors, or end anywhere. Two pairs have large queries and keys, whose scores choose one key. In
+    the third a key is not a number, in one head. The last pair is cut into tasks, and with a window into blocks of
+    queries.
     """
     lengths, heads, window = np.array([1, 2, 3, 33, 97]), 2, 5
     kinds = (("", 64), ("Disentangled", 58), ("Rotary", 58), ("LocalRotary", 64))

@@ -51,7 +51,7 @@ def quantize_rows(x: Floats, rounding: Rounding) -> tuple[Bytes, Floats]:
 
 
 def rotate_rows(x: Floats, rotation: Rotation) -> Floats:
-    """Rotate the rows of `x` (rows, columns), in steps of sums and differences, of neighbours first.
+    """Rotate the rows of `x` (rows, columns) in steps of sums and differences. The first step is of neighbours.
 
     >>> rotate_rows(np.float32([[1, 2, 3, 4]]), Rotation(np.float32([1] * 4), np.float32([0] * 4), 4))
     array([[10., -2., -4.,  0.]], dtype=float32)
@@ -108,7 +108,10 @@ def bf16_linear(layer: Bf16Layer, x: Floats, residual: Floats | None = None) -> 
 
 
 def _finished(layer: Layer | Bf16Layer, result: Floats, residual: Floats | None) -> Floats:
-    """Take the Gelu of a product with its bias, or add the residual, and take the layer norm, as the layer says."""
+    """Apply the layer's last steps to a product with its bias.
+
+    They are the Gelu, or the residual and the layer norm, as the layer says.
+    """
     if layer.is_gelu:
         return gelu(result)
     added = result if residual is None else result + residual
@@ -236,12 +239,12 @@ def gelu(x: Floats) -> Floats:
 
 
 def are_close(found: Floats, wanted: Floats) -> bool:
-    """Tell whether each value is near, relative to the largest or to 1, or is no number in both.
+    """Tell whether each value is near the wanted one, or is NaN in both.
 
         >>> are_close(np.float32([np.nan, 100]), np.float32([np.nan, 100.0001]))
         True
 
-    An infinite value is never near.
+    The distance is relative to the largest wanted value, or to 1 if that is larger. An infinite value is never near.
     """
     bound = CLOSE * float(np.abs(wanted[np.isfinite(wanted)]).max(initial=1.0))
     is_near = np.abs(found - wanted) <= bound

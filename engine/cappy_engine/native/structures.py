@@ -1,4 +1,7 @@
-"""Lay out the structures that the library is called with, as `kernels.h`, `linear.h` and `attention.h` have them."""
+"""Lay out the structures that the library's functions take.
+
+`kernels.h`, `linear.h` and `attention.h` define the same structures.
+"""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class NextStep:
-    """The parts of a step that is to run, the lengths of their pairs, and whether it runs alone."""
+    """Describes the next step: its parts, the lengths of their pairs, and whether it runs alone."""
 
     parts: list[Part]
     lengths: Ids
@@ -186,10 +186,10 @@ class Step:
 
 
 def cut_step(jobs: Iterable[Job], step_tokens: int) -> list[Part]:
-    """Cut a step of `step_tokens` tokens, of the model that the oldest of the `jobs` needs; `jobs` are in their order.
+    """Cut a step of `step_tokens` tokens for the model of the oldest job.
 
-    The oldest gets half of it. What is left goes to the jobs with the fewest tokens left, among the LOOKED_AT oldest.
-    At least one pair is taken, however long it is.
+    The `jobs` are in the order in which they came. The oldest gets half of the step. The rest of the step goes to the
+    jobs with the fewest tokens left, among the LOOKED_AT oldest. At least one pair is taken, however long it is.
 
         >>> [len(part.rows) for part in cut_step([long, short], 512)]
         [5, 1]

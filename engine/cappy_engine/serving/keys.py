@@ -1,4 +1,4 @@
-"""Check the API key of a request, in a time that tells nothing of the keys there are."""
+"""Check the API key of a request. The time that this takes tells nothing of the accepted keys."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ class LoadedModel:
         return answer
 
     def close(self, wait_seconds: float | None = None) -> None:
-        """Answer what waits, for at most `wait_seconds`, and free the model when its last run has ended."""
+        """Answer waiting requests for at most `wait_seconds`. The model is freed when its last run has ended."""
         self.queue.close(wait_seconds=wait_seconds)
         self.scorer.close()
 
@@ -186,7 +186,7 @@ class LoadedModel:
         return dispatcher.run(encoded) if is_alone else dispatcher.run_beside(encoded)
 
     def _check(self) -> None:
-        """Raise ModelBroken unless the model scores the canary right in all ways in which it runs, on every GPU."""
+        """Raise ModelBroken unless the model scores the canary right. All its ways to run are tried, on every GPU."""
         for run in self.scorer.dispatcher.ways():
             check_scores(self._canary, run)
 

@@ -57,7 +57,7 @@ class Metrics:
         return generate_latest(self._registry)
 
     def serves(self, device: str, precision: str) -> None:
-        """Begin to count for a model, so that its counters are there before its first run."""
+        """Begin to count for a model. So its counters are there before its first run."""
         for counter in (self._pairs, self._tokens, self._computed):
             counter.labels(device, precision)
 

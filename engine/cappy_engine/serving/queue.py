@@ -209,7 +209,7 @@ class ScoringQueue:
                 self._changed.notify_all()
 
     def _work(self) -> None:
-        """Run steps that are alone, and hand the others to the workers, until the queue is closed and empty."""
+        """Run steps that are alone, and hand the others to the workers. End when the queue is closed and empty."""
         try:
             while step := self._next_step():
                 if step.is_alone:
@@ -291,6 +291,6 @@ class ScoringQueue:
 
 
 def _give_way() -> None:
-    """Let the threads that read and answer requests go first, where the system has priorities for threads."""
+    """Let the threads that read and answer requests go first, if threads have priorities here."""
     with contextlib.suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

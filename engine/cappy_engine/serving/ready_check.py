@@ -1,4 +1,7 @@
-"""Check that a model scores as its bundle says, before it answers anybody, and again when something failed."""
+"""Check that a model scores as its bundle says.
+
+This is done before the model answers anybody, and again when something failed.
+"""
 
 from __future__ import annotations
 

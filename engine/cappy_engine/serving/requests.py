@@ -39,7 +39,7 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class Stages:
-    """The seconds that a request took to be tokenised, to wait, to be scored, and all in all."""
+    """Holds the seconds that a request took: to be tokenised, to wait, to be scored, and all in all."""
 
     tokenize: float = 0.0
     queue: float = 0.0

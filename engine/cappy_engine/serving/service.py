@@ -140,7 +140,7 @@ class Service:
             ) from error
 
     async def aside(self, work: Callable[[], Done]) -> Done:
-        """Do work that takes longer than the event loop may stand still, such as reading a large request."""
+        """Do long work in a thread, such as reading a large request. The event loop may not stand still so long."""
         return await asyncio.get_running_loop().run_in_executor(self._reader, work)
 
     def drain(self) -> None:
@@ -151,9 +151,9 @@ class Service:
                 self._state = "draining"
 
     def close(self, wait_seconds: float | None = None) -> None:
-        """Answer what was accepted, for at most `wait_seconds`, and free the models when their last runs have ended.
+        """Answer accepted requests for at most `wait_seconds`, and free the models.
 
-        A model that is being loaded is not waited for.
+        A model is freed when its last run has ended. A model that is being loaded is not waited for.
         """
         self.drain()
         if self._model is not None:

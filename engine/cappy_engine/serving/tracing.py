@@ -1,4 +1,7 @@
-"""Send a span for each request, with one for each of its stages, to an OpenTelemetry collector. Never any text."""
+"""Send spans of requests and of their stages to an OpenTelemetry collector.
+
+Each request has a span, and each of its stages has one. Texts are never sent.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,10 @@ class Tracer:
     def trace(
         self, route: str, headers: Mapping[str, str], status: int, seconds: float, result: ScoringResult | None
     ) -> None:
-        """Make the span of a request that took `seconds` and ends now, below the client's own by `traceparent`."""
+        """Make the span of a request that took `seconds` and ends now.
+
+        It is below the client's own span, which the header `traceparent` names.
+        """
         parent = self._parents.extract(headers)
         end = time.time_ns()
         start = end - round(seconds * 1e9)

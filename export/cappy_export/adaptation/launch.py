@@ -1,4 +1,4 @@
-"""Join the processes that a launcher started, and let them begin and end as one training."""
+"""Join the processes that a launcher started. They then begin and end as one training."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ Result = TypeVar("Result")
 
 
 def check_launch(environment: Mapping[str, str]) -> None:
-    """Raise AdaptError if the environment is of one of several processes, but says too little to join them.
+    """Raise AdaptError if the environment tells of several processes, but not how to join them.
 
     >>> check_launch({})
     >>> check_launch({"LOCAL_RANK": "0"})
     Traceback (most recent call last):
     cappy_engine.errors.AdaptError: LOCAL_RANK is set, as by a launcher of several processes, but RANK, ...
 
-    LOCAL_RANK makes accelerate join others. Without it, it trains alone, which is wrong if there are others.
+    LOCAL_RANK makes accelerate join others. Without it, accelerate trains alone, which is wrong if there are others.
     """
     names = {*LAUNCHED, *ELSEWHERE}
     found = {name: environment[name] for name in names if environment.get(name, "") != ""}
@@ -78,13 +78,14 @@ def check_launch(environment: Mapping[str, str]) -> None:
 
 
 def join(mixed_precision: str, *, wait_seconds: int) -> Accelerator:
-    """Join the other processes, if a launcher started several, with the mixed precision that was asked for.
+    """Join the other processes, if a launcher started several.
 
     >>> join("no", wait_seconds=600).num_processes
     1
 
-    They wait `wait_seconds` for each other, now and whenever they exchange something. Raises AdaptError if they do not
-    come together, the device has not that precision, or this process joined with another one before.
+    The result has the mixed precision that was asked for. The processes wait `wait_seconds` for each other, now and
+    whenever they exchange something. Raises AdaptError if they do not come together, if the device does not have that
+    precision, or if this process joined with another one before.
     """
     check_launch(os.environ)
     _end_with_launcher()

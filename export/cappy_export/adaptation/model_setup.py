@@ -14,9 +14,11 @@ from cappy_export.checkpoints.refusals import refusing
 
 
 def pair_tokenizer(checkpoint: Checkpoint, max_length: int) -> tuple[PairTokenizer, int]:
-    """Make the engine's tokenizer, so that training sees exactly the tokens that will be served, and its padding id.
+    """Make the engine's tokenizer, and return it with its padding id.
 
     >>> encoder, pad_token_id = pair_tokenizer(checkpoint, 512)
+
+    With it, training sees exactly the tokens that will be served.
     """
     fast = load_tokenizer(checkpoint, max_length=max_length)
     backend = fast.backend_tokenizer
@@ -37,11 +39,11 @@ def parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[s
 
 
 def save_memory(model: PreTrainedModel) -> None:
-    """Let the model keep its layers' inputs only, and compute the rest again for the gradients, which stay the same.
+    """Let the model keep only the inputs of its layers.
 
     >>> save_memory(model)
 
-    Raises AdaptError for a model that cannot.
+    It computes the rest again for the gradients, which stay the same. Raises AdaptError for a model that cannot do so.
     """
     try:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

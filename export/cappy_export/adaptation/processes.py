@@ -1,4 +1,4 @@
-"""Start a training in several processes on this machine, as torchrun does, and end all if one ends badly."""
+"""Start a training in several processes on this machine, as torchrun does. If one ends badly, all are ended."""
 
 from __future__ import annotations
 

@@ -69,15 +69,15 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptOptions:
-    """Say how a training reads, how often it measures and saves, and whether it goes on.
+    """Say how a training reads, when it measures and saves, and whether it goes on.
 
     >>> AdaptOptions(held_out_fraction=0.1, save_every=50)
 
     With `from_samples` the files hold references and an LLM's samples (`samples.read_samples`), and each example gets
     `negatives` references of others. Without held-out examples of their own, `adapt` holds out all examples of
     `held_out_fraction` of the instructions. Several processes wait `wait_seconds` for each other, and no longer.
-    `resume` goes on with a training that was stopped; `force` replaces `out`, and what a stopped training left unless
-    it goes on. Raises ValueError for a number out of range.
+    `resume` goes on with a training that was stopped. `force` replaces `out`. It also replaces the folder of a stopped
+    training, unless `resume` goes on with it. Raises ValueError for a number out of range.
     """
 
     revision: Revision = None

@@ -118,7 +118,7 @@ class Run:
         self._tell_of_start(first[2])
 
     def train(self, progress: Callable[[Progress], object]) -> None:
-        """Run the steps that are left, and measure and save as often as the options say."""
+        """Run the steps that are left. Measure and save as often as the options say."""
         options, processes, meter = self.options, self.accelerator.num_processes, self.trained.meter
         if not self.done:
             constant = {"constant_loss": float(self.held_out.labels.var())} if len(self.held_out) else {}

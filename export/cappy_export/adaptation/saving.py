@@ -1,6 +1,7 @@
-"""Save the whole state of a training, so that it goes on to the same weights, in any number of processes.
+"""Save the whole state of a training, so that it can go on.
 
-Only the main process writes. All read, so that machines need a common disk to go on.
+A training that goes on comes to the same weights, in any number of processes. Only the main process writes. All
+processes read, so several machines need a common disk to go on.
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ def _save(moments: Mapping[str, Any], path: Path) -> None:
 
 @contextlib.contextmanager
 def _damaged(path: Path) -> Iterator[None]:
-    """Raise ValueError, with its name, for a file of a state that is missing or does not hold what it should."""
+    """Raise ValueError with the file's name for a missing or damaged file of a state."""
     try:
         yield
     except FileNotFoundError as error:
@@ -190,9 +191,10 @@ def write_checkpoint(
     force: bool,
     say: Say,
 ) -> None:
-    """Publish trained weights as `out`, complete or not at all, with the checkpoint's tokenizer and the folder's log.
+    """Publish trained weights as the checkpoint `out`, complete or not at all.
 
-    Its config says that scores are raw, whatever the checkpoint's said: the labels were learnt as the raw output.
+    The tokenizer of `checkpoint` and the log of `folder` come with them. The config of `out` says that scores are raw,
+    whatever the config of `checkpoint` said: the labels were learnt as the raw output.
 
     >>> write_checkpoint(trained.weights(9), checkpoint, folder, Path("my-cappy"), {"log": []}, force=False, say=print)
     """

@@ -38,7 +38,7 @@ class Labelled(NamedTuple):
 
 
 class Shard(Protocol):
-    """A part of the examples that is read from beginning to end, or from a position on.
+    """Read a part of the examples to its end, from the beginning or a position.
 
     >>> [pair for pair, label, position in shard.read(Position())]
     """

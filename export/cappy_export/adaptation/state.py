@@ -45,12 +45,13 @@ def look(folder: Path, *, force: bool, resume: bool) -> None:
 
 
 def begin(folder: Path, settings: Mapping[str, Any], *, force: bool, say: Say = log.warning) -> BinaryIO:
-    """Make the folder of a new training, and lock it until the file that is returned is closed.
+    """Make the folder of a new training, and lock it.
 
         >>> held = begin(Path("my-cappy.training"), settings, force=False)
 
-    What a stopped training left is removed first, with `force`, which `say` is told, or if it saved no state. Raises
-    AdaptError for any other folder of that name, also if it belongs to a training that runs.
+    The lock holds until the returned file is closed. The folder of a stopped training is removed first if it saved no
+    state, or with `force`; `say` is told of a state that is removed. Raises AdaptError for any other folder of that
+    name, also if it belongs to a training that runs.
     """
     look(folder, force=force, resume=False)
     if folder.exists():
@@ -119,7 +120,7 @@ def way_on(folder: Path, *, force: bool) -> str:
 
 
 def _is_blank(folder: Path) -> bool:
-    """True if a folder holds nothing but what a training writes before it saves a state."""
+    """Tell whether a folder holds only the files of a training before its first state."""
     names = {path.name for path in folder.iterdir()}
     if folder.is_symlink() or not {SETTINGS} <= names <= {SETTINGS, LOG, UNFINISHED}:
         return False

@@ -117,7 +117,10 @@ def _prepare(
     accelerator: Accelerator, checkpoint: str | Path, train: Source, held_out: Source | None, out: Path, recipe: Recipe,
     options: AdaptOptions, say: Say,
 ) -> tuple[Path, Checkpoint, list[Shard], Examples | None]:  # fmt: skip
-    """Find where `out` leads, the checkpoint, the shards, and the held-out examples if they have files of their own."""
+    """Find the place of `out`, the checkpoint, the shards and the held-out examples.
+
+    The place is where `out` leads. The held-out examples are None unless they have a source of their own.
+    """
     files = [path for source in (train, held_out) if isinstance(source, (str, Path)) for path in paths_of(source)]
     inputs = [Path(checkpoint), *files]
     if not options.force:
@@ -157,9 +160,10 @@ def _versions() -> dict[str, str]:
 def _shards(
     source: Source, place: Path, options: AdaptOptions, seed: int, say: Say, *, is_read_again: bool = True
 ) -> list[Shard]:
-    """Find the shards of examples in the form that `options` say, unless `source` is the examples.
+    """Find the shards of `source`, in the form that `options` say.
 
-    `place`, where the result will be, is not in their folder: the next time it would be read as examples.
+    Examples in memory are one shard. `place`, where the result will be, must not be in the folder of the examples: the
+    next time it would be read as examples.
     """
     if isinstance(source, Examples):
         return [HeldShard(source)]

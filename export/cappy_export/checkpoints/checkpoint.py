@@ -70,7 +70,7 @@ class Checkpoint:
 
     @property
     def index(self) -> Path | None:
-        """Give the file that says which weight lies where, if the weights lie in several files."""
+        """Give the index file if the weights lie in several files. It says which weight lies where."""
         return next((self.folder / name for name in self.weight_files if name.endswith(".index.json")), None)
 
     @property
@@ -147,13 +147,13 @@ def shape_model(checkpoint: Checkpoint) -> PreTrainedModel:
 
 
 def float32_bytes(checkpoint: Checkpoint, model: PreTrainedModel) -> int:
-    """Count the bytes of a checkpoint's `model` in float32, or what its files can hold, if that is less.
+    """Count the bytes of a checkpoint's `model` in float32.
 
     >>> checkpoint = open_checkpoint("export/cappy_mini/checkpoint")
     >>> float32_bytes(checkpoint, shape_model(checkpoint))
 
-    A weight takes two bytes or more in a file. If a config asks for more, it does not fit its weights, and `load_model`
-    says so.
+    The result is at most what the checkpoint's files can hold: a weight takes two bytes or more in a file. If a config
+    asks for more, it does not fit its weights, and `load_model` says so.
     """
     described: int = sum(parameter.nbytes for parameter in model.parameters())
     return min(described, 2 * sum(path.stat().st_size for path in checkpoint.weight_paths))

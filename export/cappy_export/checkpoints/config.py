@@ -104,7 +104,7 @@ def has_head(config: Mapping[str, Any]) -> bool:
 
 
 def with_head(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Make the config of an encoder that of the same encoder with a head for one score.
+    """Turn the config of an encoder into one with a head for one score.
 
     >>> with_head({"model_type": "roberta", "architectures": ["RobertaForMaskedLM"]}, "roberta-large")["architectures"]
     ['RobertaForSequenceClassification']

@@ -33,7 +33,10 @@ INSTEAD = {
 
 @dataclass(frozen=True)
 class SavedCrossEncoder:
-    """Hold a CrossEncoder's own `config`, and the modules that compute its score, if it is not the model itself."""
+    """Hold a CrossEncoder's own `config`, and its `modules`.
+
+    The modules compute its score. They are None if the model itself computes it.
+    """
 
     config: Mapping[str, Any] = field(default_factory=dict)
     modules: ScoreModules | None = None
@@ -89,7 +92,10 @@ def _read_modules(folder: Path) -> ScoreModules | None:
 
 
 def _check_inputs(path: Path, *, output: str) -> None:
-    """Raise CheckpointError for texts that are read otherwise than the tokenizer's files say, and other outputs."""
+    """Raise CheckpointError unless texts are read as the tokenizer's files say.
+
+    Also raises it for any other output than `output`.
+    """
     found = read_json(path) if path.is_file() else {}
     for key in sorted(key for key, value in found.items() if value and key not in KNOWN_INPUTS):
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Load a checkpoint's tokenizer, and check that the model has a place for all that it can make.
+"""Load a checkpoint's tokenizer. Check that the model has a row for every id and token type.
 
 Tokenizers that transformers 5 saved are taken from their tokenizer.json as it is: transformers 4 knows neither their
 class nor the form of some keys.
@@ -113,12 +113,12 @@ def load_tokenizer(checkpoint: Checkpoint, *, max_length: int) -> PreTrainedToke
 
 
 def check_tables(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise CheckpointError unless the model's tables of embeddings have a row for every id that can come.
+    """Raise CheckpointError unless the model's tables of embeddings have a row for every id.
 
     >>> check_tables(opened, load_tokenizer(opened, max_length=512))
 
-    Checked are the ids of the vocabulary, of added tokens, and of what is put around a pair; the types of tokens; and
-    the padding's id where positions are counted from it.
+    It checks the ids of the vocabulary, of added tokens, and of the tokens around a pair; the types of tokens; and the
+    padding's id where positions are counted from it.
     """
     name, model_type = checkpoint.name, checkpoint.config["model_type"]
     config = model_config(checkpoint.config)
@@ -197,7 +197,7 @@ def _check_vocabulary(checkpoint: Checkpoint) -> None:
 
 
 def _load(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """Load the tokenizer from copies of its files, with a config that holds nothing but what is known."""
+    """Load the tokenizer from copies of its files. The copy of tokenizer_config.json holds only known keys."""
     from_newer = False
 
     def translate(found: dict[str, Any]) -> dict[str, Any]:

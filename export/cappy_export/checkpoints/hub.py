@@ -149,11 +149,11 @@ def refuse_adapter(folder: Path, name: str) -> None:
 
 
 def refuse_outside(folder: Path, name: str, file: str) -> None:
-    """Raise CheckpointError if a file that goes into the bundle is a link out of the checkpoint.
+    """Raise CheckpointError if a file for the bundle is a link out of the checkpoint.
 
     >>> refuse_outside(Path("export/cappy_mini/checkpoint"), "cappy-mini", "vocab.json")
 
-    The hub's cache has links to its files in `snapshots`, and the files in the repository's `blobs`, or the cache's.
+    The hub's cache is allowed: it has links in `snapshots`, and their files in the `blobs` of the repository or cache.
     """
     if not (folder / file).is_file():
         return
@@ -165,9 +165,11 @@ def refuse_outside(folder: Path, name: str, file: str) -> None:
 
 
 def refuse_pointers(folder: Path, name: str, files: Iterable[str]) -> None:
-    """Raise CheckpointError if one of the `files` is what Git LFS leaves where a file was not fetched.
+    """Raise CheckpointError if one of the `files` is a pointer of Git LFS.
 
     >>> refuse_pointers(Path("export/cappy_mini/checkpoint"), "cappy-mini", ["model.safetensors"])
+
+    Git LFS leaves a pointer where a file was not fetched.
     """
     for each in files:
         if (folder / each).is_file():

@@ -1,7 +1,7 @@
-"""Tell which keys of a config.json the installed transformers honours, and which values they may have.
+"""Tell the keys of a config.json that the installed transformers honours, and their possible values.
 
-Honoured is a key that the architecture's config class takes, or that its model's code reads. Any other key is lost when
-the config is built, in the exported graph and in PyTorch's reference alike: no parity check could see it.
+A key is honoured if the architecture's config class takes it, or if its model's code reads it. Any other key is lost
+when the config is built, in the exported graph and in PyTorch's reference alike: no parity check could see it.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _sources(model_type: str) -> tuple[str, str]:
 
 @cache
 def _read_by_the_model(model_type: str) -> frozenset[str]:
-    """Find the keys that are not arguments, but read all the same, such as DeBERTa-v2's position_buckets."""
+    """Find the keys that are read, but are not arguments, such as DeBERTa-v2's position_buckets."""
     config_code, model_code = _sources(model_type)
     found = re.findall(r"\bconfig\.([a-z]\w*)", model_code)
     found += re.findall(r"\bgetattr\((?:self\.)?config, [\"'](\w+)[\"']", model_code)

@@ -1,6 +1,7 @@
-"""Read ModernBERT configs of transformers 5 and of its authors, in the words of transformers 4.
+"""Translate ModernBERT configs into the keys of transformers 4.
 
-transformers 5 writes `layer_types` and `rope_parameters`, which transformers 4 would drop without a word.
+The configs come from transformers 5 or from ModernBERT's authors. transformers 5 writes `layer_types` and
+`rope_parameters`, which transformers 4 would drop without a word.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def _theta(path: Path, rope: Mapping[str, Any], kind: str) -> float | None:
 
 
 def _every(path: Path, kinds: Any, config: Mapping[str, Any]) -> int:
-    """Find n such that every n-th layer, from the first, has full attention, and no other."""
+    """Find n such that only every n-th layer, from the first, has full attention."""
     if isinstance(kinds, list) and kinds and len(kinds) == config.get("num_hidden_layers", len(kinds)):
         told = config.get("global_attn_every_n_layers")
         for every in [told] if isinstance(told, int) and told > 0 else range(1, len(kinds) + 1):

@@ -20,7 +20,7 @@ def listed(names: Iterable[object], at_most: int = AT_MOST) -> str:
 
 
 def shown(name: object, longest: int = LONGEST) -> str:
-    r"""Write a name such that it can be printed, cut in the middle if it is longer than `longest`.
+    r"""Write a name such that it can be printed. A name longer than `longest` is cut in the middle.
 
     >>> shown("weight\x1b[2J")
     "'weight\\x1b[2J'"

@@ -52,7 +52,10 @@ NORM_EPS = 1e-5
 
 @dataclass(frozen=True)
 class ScoreModules:
-    """Name the folders of the modules, and what config.json has of a model with the same head."""
+    """Name the folders of the modules.
+
+    `config` holds the keys that describe the same head in a model's config.json.
+    """
 
     pooling: str
     dense: str
@@ -68,7 +71,7 @@ class ScoreModules:
 
 
 def is_head(modules: Any) -> bool:
-    """Tell whether the content of a modules.json names a model and the modules that are its head.
+    """Tell whether the content of a modules.json names a model and its head.
 
     >>> is_head([{"type": "sentence_transformers.base.modules.transformer.Transformer"}])
     False
@@ -78,12 +81,13 @@ def is_head(modules: Any) -> bool:
 
 
 def read_modules(folder: Path, modules: Sequence[Mapping[str, Any]], path: Path) -> ScoreModules:
-    """Judge the `modules` behind the model, entries of the modules.json at `path`, and read their configs.
+    """Judge the `modules` behind the model, and read their configs.
 
     >>> read_modules(folder, json.loads(path.read_text())[1:], path).config["classifier_pooling"]
     'cls'
 
-    Raises CheckpointError for all that a ModernBERT's own head does not compute.
+    `modules` are entries of the modules.json at `path`. Raises CheckpointError for all that a ModernBERT's own head
+    does not compute.
     """
     names = [_kind(module) for module in modules]
     config = read_json(folder / CONFIG)
@@ -113,13 +117,14 @@ def read_modules(folder: Path, modules: Sequence[Mapping[str, Any]], path: Path)
 def with_head_weights(
     folder: Path, modules: ScoreModules, weights: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Put the modules' weights, by the names of a ModernBERT's head, beside the `weights` of the encoder.
+    """Put the modules' weights beside the `weights` of the encoder.
 
     >>> sorted(with_head_weights(folder, modules, {}))[:2]
     ['classifier.bias', 'classifier.weight']
 
-    Where a ModernBERT has no biases in its norms, the bias of the head's norm becomes part of the classifier's.
-    Raises CheckpointError for files that cannot be read, and weights that are missing or not known.
+    The modules' weights get the names of a ModernBERT's head. Where a ModernBERT has no biases in its norms, the bias
+    of the head's norm becomes part of the classifier's bias. Raises CheckpointError for files that cannot be read, and
+    weights that are missing or not known.
     """
     dense = _weights(folder / modules.dense / WEIGHTS, "linear", has_bias=modules.config["classifier_bias"])
     norm = _weights(folder / modules.norm / WEIGHTS, "norm", has_bias=True)

@@ -83,7 +83,7 @@ def check_settings(found: Mapping[str, Any], path: Path) -> None:
 
 
 def read_special_tokens(path: Path) -> dict[str, Any]:
-    """Read special_tokens_map.json, if there is one, reduced to special tokens that have a name of their own.
+    """Read special_tokens_map.json, if there is one. Only special tokens with a name of their own are kept.
 
     >>> read_special_tokens(Path("export/cappy_mini/checkpoint/special_tokens_map.json"))["pad_token"]
     '<pad>'
@@ -99,7 +99,7 @@ def read_special_tokens(path: Path) -> dict[str, Any]:
 
 
 def has_chat_template(folder: Path) -> bool:
-    """Tell whether the tokenizer has a template by which other tools write a pair as messages.
+    """Tell whether the tokenizer has a chat template. With it, other tools write a pair as messages.
 
     >>> has_chat_template(Path("export/cappy_mini/checkpoint"))
     False

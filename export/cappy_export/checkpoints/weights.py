@@ -1,4 +1,4 @@
-"""Read weights of any format, and check that they fit the model before memory is taken for it."""
+"""Read weights of any format, and check that they fit the model. Memory is taken for the model only then."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def check_plain(weights: Mapping[str, torch.Tensor]) -> None:
 
 
 def check_finite(weights: Mapping[str, torch.Tensor]) -> None:
-    """Raise CheckpointError that names weights with NaN or infinity in them, as they are or in float32.
+    """Raise CheckpointError that names weights with NaN or infinity, even if only in float32.
 
     >>> check_finite({"classifier.bias": torch.zeros(1)})
     """
@@ -122,9 +122,11 @@ def check_counts(config: Any, names: Iterable[str]) -> None:
 
 
 def check_keys(needed: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], unused: Iterable[str]) -> None:
-    """Raise one CheckpointError for all weights that do not match in name and shape, but for the names `unused`.
+    """Raise one CheckpointError for all weights whose names or shapes do not match.
 
     >>> check_keys(model.state_dict(), read_weights([Path("model.safetensors")], "safetensors"), [])
+
+    Weights with a name in `unused` are allowed.
     """
     adapted = sorted(key for key in found if ADAPTED.search(key))
     if adapted:
@@ -150,7 +152,7 @@ def check_keys(needed: Mapping[str, torch.Tensor], found: Mapping[str, torch.Ten
 
 
 def common_prefix(needed: Iterable[str], found: Iterable[str]) -> str | None:
-    """Find what stands before the model's own names in all names that were found, if anything does.
+    """Find the prefix of all `found` names before the model's own names, if any.
 
     >>> common_prefix(["classifier.bias"], ["module.classifier.bias"])
     'module.'

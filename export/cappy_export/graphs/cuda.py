@@ -54,10 +54,11 @@ class Entry:
 
 
 def find_entry(scale: npt.NDArray[np.float32], shift: npt.NDArray[np.float32]) -> Entry:
-    """Find a row whose product with every token is 1, behind a layer normalisation of this `scale` and `shift`.
+    """Find a row whose product with every token is 1.
 
-    A token is `z * scale + shift`, and its z add up to 0. So its values, each over its scale, add up to the sum of
-    `shift / scale`, whatever the token. Where that sum is near 0, the tokens are moved first.
+    The tokens come from a layer normalisation of this `scale` and `shift`. A token is `z * scale + shift`, and its z
+    add up to 0. So its values, each over its scale, add up to the sum of `shift / scale`, whatever the token. Where
+    that sum is near 0, the tokens are moved first.
 
         >>> entry = find_entry(np.array([1, 2], np.float32), np.array([3, 2], np.float32))
         >>> token = np.array([0.5, -0.5]) * [1, 2] + [3, 2]
@@ -184,7 +185,7 @@ def _attention(
 
 
 def _bias_behind_attention(graph: GraphWriter, parts: BertParts, weights: str, entry: Entry) -> str:
-    """Add the bias of attention's output, with what the values' bias becomes in it, and the tokens' move taken back."""
+    """Add the bias of attention's output. It includes the values' bias, and takes the tokens' move back."""
     output = parts.weight(f"{weights}.output.dense.weight").astype(np.float64)
     moved = parts.weight(f"{weights}.self.value.weight") @ entry.move
     values = parts.weight(f"{weights}.self.value.bias") - moved

@@ -1,4 +1,4 @@
-"""Compute an fp16 graph on a CPU, and round every value that is fp16 in the graph.
+"""Compute an fp16 graph on a CPU. Round every value that is fp16 in the graph.
 
 A GPU does not round more often than that. Where TensorRT fuses operators, it rounds less often. ONNX Runtime has hardly
 any fp16 operators for CPUs. It computes the others in float32, between casts, and removes the casts between two of

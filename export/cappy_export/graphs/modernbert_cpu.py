@@ -52,10 +52,12 @@ def encoder_model(config: Any, weights: Weights) -> onnx.ModelProto:
 
 
 def rotations(config: Any, theta: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Compute cosines and sines of rotary positions, (positions, head size / 2) float32, bit by bit as transformers.
+    """Compute cosines and sines of rotary positions: (positions, head size / 2) float32.
 
     >>> rotations(model.config, 10000.0)[0].shape
     (8192, 32)
+
+    They are equal to those of transformers, bit by bit.
     """
     size = config.hidden_size // config.num_attention_heads
     frequencies = 1.0 / (theta ** (torch.arange(0, size, 2, dtype=torch.int64).float() / size))

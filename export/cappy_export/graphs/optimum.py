@@ -1,6 +1,7 @@
-"""Export a checkpoint of any architecture with optimum, and fuse its graph for ONNX Runtime, in float32.
+"""Export a checkpoint of any architecture with optimum, and fuse its graph for ONNX Runtime.
 
-fp16 is made from it, since its operators have half-precision versions on GPUs; and all that `families.py` has not.
+The graph is in float32. fp16 is made from it, since its operators have half-precision versions on GPUs. For a
+family that `families.py` does not have, all other graphs are made from it, too.
 """
 
 from __future__ import annotations
@@ -91,12 +92,12 @@ def check_size(model: PreTrainedModel, checkpoint: Checkpoint, most_bytes: int) 
 
 
 def check_exportable(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
-    """Raise GraphError if the model is too large for one file, or of an architecture that optimum does not know.
+    """Raise GraphError if the model is too large for one file, or unknown to optimum.
 
     >>> checkpoint = open_checkpoint("export/cappy_mini/checkpoint")
     >>> check_exportable(checkpoint, shape_model(checkpoint))
 
-    Takes seconds, and no weights.
+    optimum must know the model's architecture. The check takes seconds, and no weights.
     """
     check_size(model, checkpoint, MAX_BYTES)
     with _explained(checkpoint):
@@ -137,7 +138,10 @@ def _exporter_config(model: PreTrainedModel) -> Any:
 
 @contextlib.contextmanager
 def _explained(checkpoint: Checkpoint) -> Iterator[None]:
-    """Silence optimum, and raise GraphError for what it raises, but for the system's errors, such as a full disk."""
+    """Silence optimum, and raise GraphError for its errors.
+
+    Errors of the system, such as a full disk, are raised as such.
+    """
     try:
         with quiet():
             yield

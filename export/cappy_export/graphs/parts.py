@@ -90,7 +90,7 @@ class Parts:
         return self._graph.add("LayerNormalization", [hidden, *names], weights, axis=-1, epsilon=self.epsilon)
 
     def norm_weights(self, name: str, *, move: npt.NDArray[np.float64] | float = 0.0) -> list[str]:
-        """Add scale and shift of a layer normalisation, the shift with `move`, and return their names."""
+        """Add scale and shift of a layer normalisation, and return their names. `move` is added to the shift."""
         scale, shift = (self._weights[f"{name}.{part}"] for part in ("weight", "bias"))
         return [self._graph.constant(f"{name}.weight", scale), self._graph.constant(f"{name}.bias", shift + move)]
 

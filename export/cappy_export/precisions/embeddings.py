@@ -57,7 +57,7 @@ def _is_embedding(table: onnx.TensorProto) -> bool:
 
 
 def _stored(table: onnx.TensorProto, bits: Bits) -> list[onnx.TensorProto]:
-    """Turn a table into rows (rows, hidden), with 12 bits also halves (rows, hidden / 2), and scales (rows, 1)."""
+    """Turn a table into rows (rows, hidden) and scales (rows, 1). With 12 bits, add halves (rows, hidden / 2)."""
     values: Floats = onnx.numpy_helper.to_array(table)
     scales = np.maximum(np.abs(values).max(axis=1, keepdims=True), np.finfo(np.float32).tiny) / LARGEST[bits]
     scaled = values / scales
@@ -85,7 +85,7 @@ def _lookup(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def _lookup_halves(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Write the nodes that gather rows, halves and scales, and compute (16 rows + halves) scales."""
+    """Write the nodes that gather rows, halves and scales. They compute (16 rows + halves) scales."""
     table, out, name = node.input[0], node.output[0], node.name
     steps: tuple[tuple[str, list[str], str, dict[str, Any]], ...] = (
         ("BitwiseAnd", [f"{out}_halves", f"{table}_mask"], "first", {}),

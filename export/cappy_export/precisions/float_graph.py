@@ -137,9 +137,11 @@ def multi_head(attention: onnx.NodeProto, parts: Sequence[str]) -> onnx.NodeProt
 
 
 def put_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], added: Iterable[onnx.TensorProto]) -> None:
-    """Replace a model's nodes by `nodes`, add the weights `added`, and remove all weights that no node reads.
+    """Replace a model's nodes by `nodes`, and add the weights `added`.
 
     >>> put_nodes(model, model.graph.node, [])
+
+    All weights that no node reads are removed.
     """
     graph, kept = model.graph, list(nodes)
     del graph.node[:]

@@ -79,7 +79,10 @@ class Int8Rewriter(ProductRewriter):
         return True
 
     def _replace_product(self, node: onnx.NodeProto) -> None:
-        """Put the 8-bit product in place of a MatMul, or of a Gemm and all that follows it in one operator."""
+        """Put the 8-bit product in place of a MatMul or a Gemm.
+
+        A Gemm is replaced together with the nodes behind it that fit into the same operator.
+        """
         weights, _ = self._graph.weights_of(node)
         has_bias = len(node.input) > 2
         is_linear = has_bias and self._is_linear(node, weights)
@@ -100,7 +103,7 @@ class Int8Rewriter(ProductRewriter):
         return inner % GROUP == 0 and columns % PANEL == 0 and bias is not None and list(bias.dims) == [columns]
 
     def _corrected_bias(self, node: onnx.NodeProto) -> str:
-        """Name the bias, less the shift of the mean that was taken out of the inputs."""
+        """Name the bias less the shift. The shift comes from the mean that was taken out of the inputs."""
         bias = str(node.input[2])
         if bias not in self._graph.weights:
             corrected = f"{node.name}/corrected_bias"
@@ -168,7 +171,10 @@ class Int8Rewriter(ProductRewriter):
         return self._quantized[source]
 
     def _joined_before(self, source: str) -> onnx.NodeProto | None:
-        """Find the layer norm or gate that makes `source`, if nothing reads it but products in 8 bits; take it out."""
+        """Find the layer norm or gate that makes `source`, and take it out.
+
+        None if anything but products in 8 bits reads `source`.
+        """
         producer: onnx.NodeProto | None = self._graph.producers.get(source)
         readers = self._graph.readers[source]
         is_read = self._graph.is_output(source) or not all(node.name in self._products for node in readers)

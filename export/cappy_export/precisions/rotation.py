@@ -51,7 +51,7 @@ class Rotation:
 
     @property
     def inverse_factors(self) -> Floats:
-        """Compute the factors of inputs that are then multiplied by the matrix of 1 and -1."""
+        """Compute the factors of inputs. The inputs are then multiplied by the matrix of 1 and -1."""
         return (1 / (self.factors * math.sqrt(self.block))).astype(np.float32)
 
     @property
@@ -64,7 +64,7 @@ class Rotation:
         return self._turned(weights * self.factors[:, None])
 
     def of_moments(self, moments: Floats) -> Floats:
-        """Turn second moments of the inputs into those of inputs that are rotated, but keep their mean."""
+        """Turn second moments of the inputs into those of rotated inputs, which keep their mean."""
         half = self._turned(moments / np.outer(self.factors, self.factors))
         return self._turned(half.T)
 

@@ -81,7 +81,7 @@ def _feedback(moments: Floats) -> Floats:
 
 
 def _bounds(steps: Floats, neighbour: int | None) -> tuple[Floats | int, Floats | int]:
-    """Bound a row's steps, least and most, by those of its neighbour if that is rounded."""
+    """Return the least and the most steps of a row. They depend on its neighbour if that is rounded."""
     if neighbour is None:
         return -LARGEST_STEP, LARGEST_STEP
     return (

@@ -78,7 +78,10 @@ def score_with_torch(checkpoint: Checkpoint, pairs: Iterable[Sequence[str]], *, 
 
 @dataclass(frozen=True)
 class TorchScore:
-    """Hold PyTorch's score of one pair, finite or not, and what its tokenizer made of the pair."""
+    """Hold PyTorch's score of one pair, finite or not.
+
+    `token_count` and `is_truncated` come from its tokenizer.
+    """
 
     score: float
     token_count: int

@@ -60,7 +60,9 @@ def format_of(path: str | Path) -> Format:
 
 
 def check_name(path: str | Path) -> None:
-    """Raise CappyError for a name that tells a packing or format that is neither read nor written.
+    """Raise CappyError if a name tells a packing or format that is not supported.
+
+    Such files are neither read nor written.
 
     >>> check_name("pairs.csv.bz2")
     CappyError('pairs.csv.bz2: files packed as .bz2 are neither read nor written; choose .gz or .zst, or a name ...')

@@ -1,4 +1,7 @@
-"""Take rows and values out of a table's batches, and gather small batches into larger ones. Knows no pyarrow."""
+"""Take rows and values from a table's batches, and gather small batches into larger ones.
+
+Does not import pyarrow.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ Part = TypeVar("Part")
 
 
 def shares_texts(group: Any) -> bool:
-    """Tell if rows of a row group may share the bytes of a text, so that its size tells little of theirs.
+    """Tell if rows of a row group may share the bytes of a text.
+
+    Then the size of the group tells little about the sizes of its rows.
 
     >>> shares_texts(file.metadata.row_group(0))
     True
@@ -24,7 +29,7 @@ def shares_texts(group: Any) -> bool:
 def gathered(
     parts: Iterator[Part], sizes_of: Callable[[Part], tuple[int, ...]], most: tuple[int, ...]
 ) -> Iterator[list[Part]]:
-    """List parts together as long as none of their sizes is more than `most` in sum. A larger part is alone.
+    """Yield parts in groups. In a group no sum of sizes is more than its limit in `most`. A larger part is alone.
 
     >>> list(gathered(iter("abcdef"), lambda part: (1, 100), most=(4, 300)))
     [['a', 'b', 'c'], ['d', 'e', 'f']]

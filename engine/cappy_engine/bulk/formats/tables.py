@@ -281,7 +281,7 @@ def _size(batch: Batch) -> int:
 
 
 def _sizes(batch: Batch) -> tuple[int, int, int]:
-    """Count a batch's rows, its bytes if every row had its own texts, and its bytes as it is."""
+    """Count a batch's rows, its bytes without shared texts, and its bytes as it is."""
     added = sum(_added_by(column) for column in batch.columns if pa.types.is_dictionary(column.type))
     return batch.num_rows, batch.nbytes + added, batch.nbytes
 

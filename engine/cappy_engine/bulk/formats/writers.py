@@ -260,7 +260,7 @@ def _cell(value: object) -> str:
 
 
 def _with_fields(line: bytes, fields: Mapping[str, object]) -> bytes:
-    """Put fields before the last brace of a row, whose other bytes stay as they are."""
+    """Put fields before the last brace of a row. The other bytes of the row stay as they are."""
     line = line.removeprefix(codecs.BOM_UTF8).rstrip(SPACES)
     begun = line[:-1].rstrip(SPACES)
     return b"%s, %s%s\n" % (begun, json_line(fields)[1:-2], line[len(begun) :])

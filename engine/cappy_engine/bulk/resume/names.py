@@ -60,7 +60,7 @@ class Names:
 
     @property
     def new_settings(self) -> Path:
-        """The settings of a run whose file will replace another one, which keeps its own until then."""
+        """Name the settings of a run whose file will replace another file. That file keeps its own until then."""
         return self.target.with_name(self.partial.name + ".settings.json")
 
     @property
@@ -118,12 +118,14 @@ def find_names(out: Path, *, resume: bool = False, force: bool = False, inputs: 
 def find_run(
     out: Path, *, resume: bool = False, force: bool = False, inputs: Sequence[Input] = (), way_out: str = OTHER_NAME
 ) -> tuple[Names, bool]:
-    """Name the files of a run that begins, or with `resume` goes on where one was stopped; also tell if it goes on.
+    """Name a run's files, and tell if it goes on with a stopped run.
+
+    With `resume` it goes on if the partial file of a stopped run is left; any other run begins anew.
 
         >>> find_run(Path("new.jsonl"), resume=True)[1]
         False
 
-    Raises what `find_names` raises; `way_out` is the advice where `out` is not a stopped run's.
+    Raises the errors of `find_names`; `way_out` is the advice where `out` does not belong to a stopped run.
     """
     found = find_names(out, force=True, inputs=inputs)
     is_there = resume and os.path.lexists(found.partial)
@@ -152,7 +154,9 @@ def find_rejects(rejects: Path, *, resume: bool, force: bool, inputs: Sequence[I
 
 
 def check_rejects(rejects: Path, out: Path | Place) -> None:
-    """Raise OutputError if results and bad rows would be written to one file, and what `check_name` raises.
+    """Raise OutputError if results and bad rows would be written to the same file.
+
+    Also raises the errors of `check_name`.
 
     >>> check_rejects(Path("bad.jsonl"), Path("scored.jsonl"))
     """

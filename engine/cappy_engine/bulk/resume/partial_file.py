@@ -155,7 +155,7 @@ class Growing:
         return is_at(self.file, self.names.partial)
 
     def check_written(self, size: int) -> None:
-        """Raise OutputError unless the file has its name, and the `size` bytes that were written and no others."""
+        """Raise OutputError unless the file has its name and exactly the `size` written bytes."""
         if not self.is_there:
             raise OutputError(
                 f"{self.names.partial} was moved or removed while it was written; put it back and go on with "

@@ -1,7 +1,7 @@
-"""Keep a list of the files of a folder that are complete, so that a run goes on behind them.
+"""Keep a list of the complete files of a folder.
 
-It is FOLDER/cappy.run.json, with a line of JSON for each file. A line is added once the file has its name, so the last
-of many files takes as long as the first. Knows nothing of rows.
+A run that goes on skips the files in the list. The list is FOLDER/cappy.run.json, with a line of JSON for each file. A
+line is added once the file has its name, so the last of many files takes as long as the first. Knows nothing of rows.
 """
 
 from __future__ import annotations

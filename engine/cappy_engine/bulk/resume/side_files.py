@@ -122,5 +122,5 @@ def _content(path: Path) -> bytes:
 
 
 def _prefixes(begin: bytes) -> set[bytes]:
-    """List what a killed run may have written of `begin`, which is all of it mostly."""
+    """List all beginnings of `begin`. A killed run may have written any of them, mostly all of `begin`."""
     return {begin[:size] for size in range(len(begin) + 1)}

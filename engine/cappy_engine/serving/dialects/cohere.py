@@ -36,7 +36,7 @@ Document = Annotated[
 
 
 class RerankRequest(PoolingOptions):
-    """Documents to rank for a query, with all the fields that Cohere, Jina, vLLM and infinity have."""
+    """Holds documents to rank for a query. It has all fields of Cohere, Jina, vLLM and infinity."""
 
     query: Annotated[str, Meta(description="The instruction.", examples=["Is the sky blue?"])]
     documents: Annotated[

@@ -193,7 +193,7 @@ def read_infer(body: bytes, model: ServedModel, json_length: str | None = None) 
 
 
 def _texts(tensors: list[InputTensor], rest: bytes) -> dict[str, list[str]]:
-    """Read the texts of each tensor, from the JSON or from the bytes that follow it."""
+    """Read the texts of each tensor, from the JSON or the bytes after it."""
     found: dict[str, list[str]] = {}
     for place, tensor in enumerate(tensors):
         where = f"$.inputs[{place}]"

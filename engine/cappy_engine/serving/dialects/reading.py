@@ -31,7 +31,7 @@ MOST_SHOWN = 200
 
 
 def _check_once(fields: list[tuple[str, object]]) -> None:
-    """Raise InvalidRequest if an object has a field twice, whatever its name is and however it is written."""
+    """Raise InvalidRequest if an object has a field twice. Any name counts, however it is written."""
     if len(dict(fields)) < len(fields):
         name = Counter(name for name, _ in fields).most_common(1)[0][0]
         raise InvalidRequest(f"the body: has the field {shown(name)} twice; send it once")
@@ -56,7 +56,7 @@ def decoded(body: bytes, shape: type[Shape]) -> Shape:
 
 
 def field_names(body: bytes) -> Set[str]:
-    """List the names of the fields of a JSON object, whose values are not looked at. Raises InvalidRequest.
+    """List the names of a JSON object's fields, without a look at their values. Raises InvalidRequest.
 
     >>> sorted(field_names(b'{"query": "Is the sky blue?", "texts": []}'))
     ['query', 'texts']
@@ -186,7 +186,7 @@ def _values_of(types: Iterable[Any]) -> list[str]:
 
 
 def _inner(shape: Any, name: str | None) -> Iterator[Any]:
-    """Yield the types of a field, or without a name of the values of a list or an object."""
+    """Yield the types of the field `name`. Without a name, yield those of a list's or an object's values."""
     for kind in _kinds(shape):
         if name:
             yield from (field.type for field in getattr(kind, "fields", ()) if field.encode_name == name)

@@ -31,7 +31,9 @@ PLAIN_NAME = re.compile(r"\w{1,40}", re.ASCII)
 
 
 def check_surrogates(body: bytes) -> None:
-    r"""Raise InvalidPair if a pair of a JSON body has a lone surrogate, and InvalidRequest if anything else has one.
+    r"""Raise InvalidPair if a pair of a JSON body has a lone surrogate.
+
+    Raises InvalidRequest if another part of the body has one.
 
     >>> check_surrogates(rb'{"pairs": [{"instruction": "Is the sky blue?", "response": "\ud83d"}]}')
     Traceback (most recent call last):

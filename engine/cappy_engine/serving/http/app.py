@@ -84,9 +84,9 @@ def _pattern(path: str) -> str:
 
 
 def _counted(app: Starlette, metrics: Metrics) -> ASGIApp:
-    """Count every answer by the path of its route, never by the one that was asked for: anybody can make up those.
+    """Count every answer by the path of its route, never by the requested path. Anybody can make up paths.
 
-    What is to be scored goes to its endpoint at once: Starlette tries the routes one after the other.
+    Requests for scores go to their endpoint at once: Starlette tries the routes one after the other.
     """
     paths: dict[object, str] = {route.endpoint: route.path_format for route in app.routes if isinstance(route, Path)}
     posts = {path: endpoint for endpoint, path in paths.items() if isinstance(endpoint, ScoringEndpoint)}

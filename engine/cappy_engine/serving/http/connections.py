@@ -48,7 +48,7 @@ def connection_class(options: ServerOptions, counters: Metrics) -> type[BoundedC
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """A connection that holds no more than it may, and is closed if it sends no whole request head in time."""
+    """A connection that holds no more than it may. It is closed if no whole request head comes in time."""
 
     bounds: ServerOptions
     metrics: Metrics
@@ -107,7 +107,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._wait_if_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell every request of the connection that its client is gone, and forget those that were not begun."""
+        """Tell all requests of the connection that their client is gone. Those that were not begun are forgotten."""
         self._stop_waiting()
         self._unset_keepalive_if_required()  # uvicorn leaves that timer where the client broke the connection off
         self._out.lost()

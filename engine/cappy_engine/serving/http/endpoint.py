@@ -137,7 +137,7 @@ class ScoringEndpoint:
             return read() if len(body) <= LARGE_BYTES else await self._gate.service.aside(read)
 
     def _check_content(self, headers: Headers) -> None:
-        """Raise InvalidRequest (415) for a body that says to be something else than JSON in UTF-8."""
+        """Raise InvalidRequest (415) if the headers announce a body other than JSON in UTF-8."""
         kind, *parameters = (part.strip().lower() for part in headers.get("content-type", "").split(";"))
         if kind and not (kind == "application/json" or kind.endswith("+json") or self._route.has_tensors):
             raise InvalidRequest(f"the body is {kind[:80]!r}; send JSON, with 'Content-Type: application/json'", 415)

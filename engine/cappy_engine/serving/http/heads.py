@@ -65,7 +65,7 @@ class HeadCount:
 
 @dataclass
 class HeadRoom:
-    """The memory that the heads which wait on all connections of a server may fill together."""
+    """Limits the memory that the waiting heads of all a server's connections fill together."""
 
     max_bytes: int = MAX_ALL_WAITING_HEADS
     held: int = 0

@@ -105,7 +105,7 @@ class Listener:
         return waiting
 
     def close(self) -> None:
-        """Listen no more, and remove the unix socket's file, unless it is another server's by now."""
+        """Listen no more, and remove the unix socket's file. If it is another server's by now, it stays."""
         self._remove_file()
         self.socket.close()
 

@@ -110,13 +110,13 @@ def make_deployment(
     replicas: ReplicaOptions | None = None,
     name: str = "cappy",
 ) -> Any:
-    """Make a Ray Serve application of a bundle, which lies at the same path on every node.
+    """Make a Ray Serve application of a bundle. The bundle must lie at the same path on every node.
 
         >>> ray.serve.run(make_deployment("/models/cappy-bundle", replicas=ReplicaOptions(max_replicas=8)))
 
-    Of `server`, host, port, sockets, connections and the format of the log are Ray's business. Each replica checks the
-    bundle's digest and its canary before it answers. Raises BundleError, InstallationError, and ValueError for GPUs by
-    number.
+    Ray decides on host, port, sockets, connections and the format of the log, whatever `server` says of them. Each
+    replica checks the bundle's digest and its canary before it answers. Raises BundleError, InstallationError, and
+    ValueError for GPUs by number.
     """
     try:
         from ray import serve

@@ -41,7 +41,7 @@ class Refused(Exception):
 
 
 def check_head(version: str, headers: Sequence[tuple[bytes, bytes]]) -> None:
-    """Raise Refused for a request that a server of HTTP/1.1 must refuse (RFC 9112, 2.3, 3.2 and 6.1).
+    """Raise Refused for a request that an HTTP/1.1 server must refuse. See RFC 9112, 2.3, 3.2 and 6.1.
 
     >>> check_head("1.1", [(b"host", b"localhost:8000")])
     """

@@ -14,10 +14,12 @@ MAX_UNREAD_BYTES = 64 * 2**20
 
 
 class BoundedTransport(asyncio.Transport):
-    """A transport that closes gently, and not later than `idle_seconds` after its client stopped to read.
+    """A transport that closes gently, and gives up a client that stops reading.
 
-    A socket that is closed while its client sends makes the system forget the answer. So if `has_unread` says that
-    more may come, `close` sends the answer and the end, and what comes is thrown away, for LINGER_SECONDS at most.
+    It gives up if bytes wait and the client takes none within a period of `idle_seconds`.
+
+    If a socket is closed while its client sends, the system forgets the answer. So if `has_unread` says that more may
+    come, `close` sends the answer and the end. The bytes that come are thrown away, for LINGER_SECONDS at most.
     """
 
     def __init__(

@@ -1,4 +1,7 @@
-"""uvicorn's server, which ends by our signals and at our deadline, with every connection that was made answered."""
+"""Run uvicorn's server, and end it by our signals and at our deadline.
+
+Until the deadline, every connection that was made is answered.
+"""
 
 from __future__ import annotations
 
