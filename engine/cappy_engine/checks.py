@@ -69,6 +69,15 @@ def check_flag(name: str, value: object) -> None:
         raise ValueError(f"{name} must be True or False, got {described(value)}")  # noqa: TRY004 - as for all options
 
 
+def check_callable(name: str, value: object) -> None:
+    """Raise ValueError unless `value` can be called, or is None.
+
+    >>> check_callable("progress", print)
+    """
+    if value is not None and not callable(value):
+        raise ValueError(f"{name} must be a function, got {described(value)}")
+
+
 def check_names(name: str, values: Iterable[str]) -> list[str]:
     """Return a collection of words as a list.
 

@@ -13,7 +13,7 @@ import numpy as np
 from cappy_engine.activations import ACTIVATIONS, Activation, activated
 from cappy_engine.batching import Batch, EncodedPairs, Padding, Scores
 from cappy_engine.bundle import EMBEDDED, Bundle, open_bundle
-from cappy_engine.checks import check_flag, check_word, described
+from cappy_engine.checks import check_callable, check_flag, check_word, described
 from cappy_engine.dispatcher import CLOSED, Dispatcher
 from cappy_engine.errors import CappyError, PrecisionUnavailable, ScoringError
 from cappy_engine.exact import ExactModel
@@ -216,6 +216,7 @@ class Scorer:
         with how many pairs and tokens (without padding) it held. Raises ScoringError, with the index of a pair that
         fails in the model; the index is None where no single pair is at fault.
         """
+        check_callable("progress", progress)
         self.tokenizer.check(encoded)
         distinct, places = encoded.distinct()
         repeats = np.bincount(places, minlength=len(distinct))

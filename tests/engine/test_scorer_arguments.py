@@ -77,6 +77,7 @@ def test_a_text_of_too_many_characters_is_refused_before_it_is_tokenised(bundle:
         ({"max_batch_tokens": True}, "max_batch_tokens must be a whole number of at least 1, got bool True"),
         ({"max_batch_tokens": 2.5}, "max_batch_tokens must be a whole number of at least 1, got float 2.5"),
         ({"max_batch_tokens": float("nan")}, "max_batch_tokens must be a whole number of at least 1, got float nan"),
+        ({"progress": True}, "progress must be a function, got bool True"),
     ],
 )
 @pytest.mark.parametrize("pairs", [[], [("a", "b")]])
