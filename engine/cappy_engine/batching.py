@@ -31,7 +31,7 @@ WORTH_WAITING = 1.3
 """How much longer than with equal shares the last worker may take; threads that share a batch lose 5 to 30%."""
 
 
-@dataclass(frozen=True, eq=False)  # arrays have no == that is a bool
+@dataclass(frozen=True, eq=False)  # == of arrays is not a bool
 class EncodedPairs:
     """Token ids of n pairs, as `PairTokenizer.encode` makes them.
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from cappy_engine.batching import Ids, Scores
 
 
-@dataclass(frozen=True, eq=False)  # what == says of arrays is no bool
+@dataclass(frozen=True, eq=False)  # == of arrays is not a bool
 class Scored:
     """Scores (n,) float32 in input order, `token_counts` (n,) int64 and `truncated` (n,) bool.
 

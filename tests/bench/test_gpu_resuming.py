@@ -90,5 +90,5 @@ def test_questions_that_are_not_there_are_an_error(gpu_check: Callable[..., Ran]
 @pytest.mark.parametrize("text", ["", "[]", '{"steps": 3}', NO_FIGURES])
 def test_a_file_of_something_else_is_not_gone_on_with(gpu_check: Callable[..., Ran], tmp_path: Path, text: str) -> None:
     (tmp_path / "result.json").write_text(text)
-    with pytest.raises(SystemExit, match="is no result of a GPU check"):
+    with pytest.raises(SystemExit, match="is not a result of a GPU check"):
         gpu_check("--resume", only=["open"])

@@ -59,7 +59,7 @@ def kept_steps(out: Path, same: Figures, check: Check) -> dict[str, Figures]:
         steps = {step["name"]: step for step in earlier["steps"] if step["status"] == "ok"}
         parities = {name: dict(step["figures"]) for name, step in steps.items() if name.startswith("parity/")}
     except (ValueError, TypeError, KeyError) as error:
-        raise BenchmarkError(f"{out} is no result of a GPU check ({error!r}); choose another --out") from error
+        raise BenchmarkError(f"{out} is not a result of a GPU check ({error!r}); choose another --out") from error
     for name, here in same.items():
         if found.get(name) != here:
             raise BenchmarkError(

@@ -106,7 +106,7 @@ def checked_files(paths: Iterable[Path]) -> list[Path]:
         >>> checked_files([Path("samples/part-0002.parquet"), Path("samples/part-0001.parquet")])[0]
         PosixPath('samples/part-0001.parquet')
 
-    Raises CappyError for a link that leads nowhere, and what else is no file: none is left out.
+    Raises CappyError for a link that leads nowhere and for anything else that is not a file. None is left out.
     """
     found = sorted(paths)
     for path in found:

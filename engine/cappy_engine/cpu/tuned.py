@@ -71,7 +71,7 @@ def read_tuned(folder: Path, key: str) -> Execution | None:
 def _execution_of(document: object) -> Execution:
     """Make an answer of its JSON. Raises TypeError and ValueError."""
     if not isinstance(document, dict) or not {"mode", "max_batch_tokens", "reason"} <= document.keys():
-        raise ValueError("it is no JSON object with mode, max_batch_tokens and reason")
+        raise ValueError("it is not a JSON object with mode, max_batch_tokens and reason")
     found = Execution(text(document["mode"]), whole(document["max_batch_tokens"]), text(document["reason"]))
     if found.mode not in MODES or found.max_batch_tokens < 1:
         raise ValueError(f"mode {found.mode!r}, max_batch_tokens {found.max_batch_tokens}")
