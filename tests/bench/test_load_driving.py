@@ -198,6 +198,19 @@ def test_a_closed_loop_sends_a_refused_request_again_and_notes_both() -> None:
     assert [one.status for one in with_server(handle, ask)] == [429, 200]
 
 
+def test_a_closed_loop_ends_though_every_request_is_refused_for_good() -> None:
+    async def refuse(body: bytes) -> bytes:
+        return answer(429)
+
+    async def ask(client: Client, address: tuple[str, int]) -> list[Exchange]:
+        loop = closed_loop(target(client, address, b"a", b"b", deadline=0.05), [0, 1], connections=1)
+        return await asyncio.wait_for(loop, 60)
+
+    found = with_server(refuse, ask)
+    assert {one.status for one in found} == {429}
+    assert {one.place for one in found} == {0, 1}
+
+
 def test_a_closed_loop_sends_in_order_what_there_is_room_for_and_a_larger_one_alone() -> None:
     under_way: list[int] = []
     seen: list[list[int]] = []

@@ -126,7 +126,7 @@ async def closed_loop(
     """Send requests over some connections.
 
     Each connection sends the next request as soon as its last was answered. With `rooms` a request is sent when it fits
-    into all of them; requests are sent in order. A refused request is sent again a little later.
+    into all of them; requests are sent in order. A refused request is sent again a little later, until its deadline.
 
         >>> await closed_loop(target, range(100), connections=8, rooms=[Room(load.sizes, 1024)])
     """
@@ -153,7 +153,8 @@ async def closed_loop(
     async def one_by_one() -> None:
         while (place := await enter()) is not None:
             found.append(last := await exchange(target, place))
-            while last.status == REFUSED:
+            deadline = last.sent + target.deadline_seconds
+            while last.status == REFUSED and time.perf_counter() < deadline:
                 await asyncio.sleep(AGAIN_SECONDS)
                 found.append(last := await exchange(target, place))
             under_way.remove(place)
