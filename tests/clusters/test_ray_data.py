@@ -130,6 +130,17 @@ def test_a_dataset_gets_scores_beside_its_columns(connection: None, activation: 
         score_dataset(ray.data.from_items(rows))
 
 
+def test_a_dataset_is_read_and_written_as_ray_does_it(connection: None, samples: Path, tmp_path: Path) -> None:
+    """Reading and writing take a whole core, which actors on all cores would keep for ever."""
+    import pyarrow.parquet as pq
+
+    file = samples / "00.parquet"
+    score_dataset(ray.data.read_parquet(str(file))).write_parquet(str(tmp_path / "scored"))
+    scored = pq.read_table(tmp_path / "scored")
+    assert sorted(scored["id"].to_pylist()) == sorted(pq.read_table(file)["id"].to_pylist())
+    assert scored["score"].null_count == 0
+
+
 def test_a_node_with_another_bundle_is_refused(
     connection: None, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,7 +128,7 @@ def _check_kind(source: Source) -> None:
 
 def _open_sampler(source: Source, here: LLMOptions, there: EndpointOptions) -> Sampler:
     if source.llm is not None:
-        with extra("cpu,export,train"):
+        with extra("cpu,export"):
             from cappy_bench.candidates.llm import open_llm
         return open_llm(source.llm, here, max_new_tokens=source.max_new_tokens, say=say)
     with extra("cpu,llm"):

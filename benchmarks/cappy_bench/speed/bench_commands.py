@@ -196,18 +196,18 @@ def bulk(options: BulkBenchOptions, scorer: ScorerOptions) -> None:
     of=bench,
 )
 @click.argument("logs", type=PATH, nargs=-1, required=True, metavar="LOG...")
-@click.argument("plot", type=PATH, metavar="PLOT")
+@click.argument("out", type=PATH, metavar="OUT")
 @force_option
-def curve(logs: Sequence[Path], plot: Path, force: bool) -> None:
+def curve(logs: Sequence[Path], out: Path, force: bool) -> None:
     """Draw logs of `cappy adapt`: loss, the gradient's norm and tokens a second.
 
-    A LOG is what `cappy adapt` wrote, finished or not, or its log.jsonl. PLOT ends in .svg, .png or .pdf.
+    A LOG is what `cappy adapt` wrote, finished or not, or its log.jsonl. OUT ends in .svg, .png or .pdf.
     """
     with extra("bench"):
         from cappy_bench.quality.curve_plot import names_of, plot_curves, read_log
     found = [read_log(path, say=say) for path in logs]
-    plot_curves(dict(zip(names_of(logs), found, strict=True)), plot, force=force)
-    show(str(plot))
+    plot_curves(dict(zip(names_of(logs), found, strict=True)), out, force=force)
+    show(str(out))
 
 
 def _words(scorer: ScorerOptions) -> list[str]:

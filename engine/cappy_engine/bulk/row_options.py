@@ -12,7 +12,7 @@ from cappy_engine.pairs import TOO_LONG, TooLong
 MOST_LINE_BYTES = 2**62
 """Leaves room: more than the limit is read at a time, and Python counts these bytes in 64 bits, with a sign."""
 FILE_WINDOW_PAIRS = 2048
-"""Pairs of a file that are scored together, and lost at most if the process is killed."""
+"""Pairs of a file that are scored together. If the process is killed, at most three times as many are lost."""
 
 
 @dataclass(frozen=True)

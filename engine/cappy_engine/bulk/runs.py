@@ -33,7 +33,7 @@ from cappy_engine.bulk.resume.names import OTHER_NAME, Names, check_rejects, fin
 from cappy_engine.bulk.resume.partial_file import Growing, open_growing
 from cappy_engine.bulk.resume.settings import changes
 from cappy_engine.bulk.resume.side_files import in_the_way, mark, read_mark
-from cappy_engine.errors import CappyError, OutputError, reason_of
+from cappy_engine.errors import CappyError, InvalidLine, OutputError, reason_of
 
 Say = Callable[[str], object]
 Make = Callable[[BinaryIO, int, BinaryIO], None]
@@ -289,7 +289,8 @@ def _leave(run: Run, error: BaseException, say: Say) -> None:
         return
     if growing.size or run.marked.get("rejected_bytes"):
         is_input_bad = type(error) is CappyError  # a mended one is another, with which no run goes on
-        advice = "" if is_input_bad else f"; go on with --resume{' --force' * names.is_forced}"
+        leaves_out = " --rejects FILE, which leaves bad rows out" if isinstance(error, InvalidLine) else ""
+        advice = "" if is_input_bad else f"; go on with {names.way_on}{leaves_out}"
         say(f"what was written before this is in {names.partial}{advice}")
         return
     if run.marked.get("making"):

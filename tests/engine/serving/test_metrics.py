@@ -16,20 +16,21 @@ LABELS = 'device="cpu",precision="int8"'
 
 
 @pytest.mark.parametrize(
-    ("status", "reason", "document"),
+    ("path", "status", "reason", "document"),
     [
-        (422, "validation", {"pairs": []}),
-        (413, "too_large", pairs_of(*[("Is the sky blue?", "Yes")] * 51)),
+        ("/v1/score", 422, "validation", {"pairs": []}),
+        ("/v1/score", 413, "too_large", pairs_of(*[("Is the sky blue?", "Yes")] * 51)),
+        ("/v1/none", 404, "not_found", {}),
+        ("/health", 405, "method_not_allowed", {}),
     ],
 )
 def test_a_refused_request_is_counted_by_its_error_type(
-    server: Server, status: int, reason: str, document: dict[str, object]
+    server: Server, path: str, status: int, reason: str, document: dict[str, object]
 ) -> None:
     line = f'cappy_refused_requests_total{{reason="{reason}"}}'
-    before = server.metric(
-        line
-    )  # it is there from the start: Prometheus does not see a counter's first value as a rise
-    refused = server.post("/v1/score", document)
+    # It is there from the start: Prometheus does not see a counter's first value as a rise.
+    before = server.metric(line)
+    refused = server.post(path, document)
     assert (refused.status_code, refused.json()["error_type"]) == (status, reason)
     assert server.metric(line) == before + 1
 

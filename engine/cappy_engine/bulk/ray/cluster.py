@@ -134,8 +134,8 @@ def score_dataset(
 ) -> ray.data.Dataset:
     """Add scores to the rows of a Ray Dataset. It is as lazy as the other steps of a dataset.
 
-        >>> rows = ray.data.read_parquet("s3://bucket/samples", num_cpus=0.25)
-        >>> score_dataset(rows, "/models/cappy-bundle").write_parquet("s3://bucket/scored", num_cpus=0.25)
+        >>> rows = ray.data.read_parquet("s3://bucket/samples")
+        >>> score_dataset(rows, "/models/cappy-bundle").write_parquet("s3://bucket/scored")
 
     The bundle must lie at the same path on every node: its digest is checked there. Device "auto" is decided once for
     all actors: CUDA where the cluster has GPUs and the bundle a model for it, else the CPU. Raises BundleError,
@@ -144,7 +144,7 @@ def score_dataset(
     """
     ray, task = import_ray(), task or ScoreTask()
     check_names(dataset.columns(), Reading(task), Path("the dataset"))
-    pool = make_pool(ray, bundle, options or ScorerOptions(), cluster or ClusterOptions())
+    pool = make_pool(ray, bundle, options or ScorerOptions(), cluster or ClusterOptions(), leaves_core=True)
     return dataset.map_batches(
         TableActor,
         fn_constructor_args=(BundleOfNodes.of(bundle, pool.options), task, too_long),

@@ -23,8 +23,8 @@ from cappy_engine.options import ScorerOptions
 MOST_CORES = 8
 """Cores of an actor, where nothing else is asked for."""
 SPARE_CPUS = 0.25
-"""What an actor leaves of its cores: reading and writing a dataset would else wait for the actors for ever. Two actors
-never fit into one's cores."""
+"""What an actor leaves of its cores: Ray's own steps would else wait for the actors for ever. Two actors never fit into
+one's cores."""
 CONNECT_SECONDS = 10
 """How long a cluster may take to answer. Ray itself tries for a quarter of an hour."""
 VARIABLES = {"RAY_gcs_server_port_wait_time_s": "1", "RAY_BACKEND_LOG_LEVEL": "fatal"}
@@ -61,6 +61,7 @@ class Pool:
     gpus: int
     actors: int
     options: ScorerOptions
+    spare_cpus: float = SPARE_CPUS
 
     def __str__(self) -> str:
         """Say it in a few words."""
@@ -76,7 +77,7 @@ class Pool:
             "compute": ray.data.ActorPoolStrategy(
                 min_size=1, initial_size=self.actors, max_size=self.actors, max_tasks_in_flight_per_actor=2
             ),
-            "num_cpus": self.cores - SPARE_CPUS,
+            "num_cpus": self.cores - self.spare_cpus,
             "num_gpus": self.gpus,
         }
 
@@ -95,11 +96,14 @@ def check_address(address: str) -> str:
     )
 
 
-def make_pool(ray: Any, bundle: str | Path, options: ScorerOptions, cluster: ClusterOptions) -> Pool:
+def make_pool(
+    ray: Any, bundle: str | Path, options: ScorerOptions, cluster: ClusterOptions, *, leaves_core: bool = False
+) -> Pool:
     """Fit the actors to the nodes that there are now. Raises CappyError for a cluster without room for one.
 
     An actor has `options.threads` cores; without them all of the smallest node, and at most 8. On GPUs it has one, and
-    without `options.threads` its share of the node's cores.
+    without `options.threads` its share of the node's cores. With `leaves_core` a whole core is left, for which Ray's
+    reading and writing of files wait: an actor asks for one core less than it uses, or there is one actor less.
 
         >>> make_pool(ray, "cappy-bundle", ScorerOptions(threads=4), ClusterOptions("auto")).actors
         16
@@ -121,11 +125,14 @@ def make_pool(ray: Any, bundle: str | Path, options: ScorerOptions, cluster: Clu
         wanted = _cores(cores) + " and a GPU" * is_gpu
         found = ", ".join(f"{_cores(cpus)} and {gpus} GPU{'s' * (gpus != 1)}" for cpus, gpus in nodes)
         raise CappyError(f"no node of this Ray cluster has {wanted} for an actor; its nodes have {found}")
+    if leaves_core and cores == 1:
+        room = max(1, room - 1)
     return Pool(
         cores=cores,
         gpus=int(is_gpu),
         actors=min(room, cluster.actors or room),
         options=replace(options, device=device, threads=cores),
+        spare_cpus=1 if leaves_core and cores > 1 else SPARE_CPUS,
     )
 
 

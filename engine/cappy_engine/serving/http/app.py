@@ -58,7 +58,7 @@ def make_app(gate: Gate) -> ASGIApp:
     gets = [Path(_pattern(path), _answer(gate, read, needs_key=path not in PROBES)) for path, read in reads.items()]
     app = Starlette(
         routes=[*posts, *gets, *pages],
-        exception_handlers={HTTPException: _http_error, Exception: _server_error},
+        exception_handlers={HTTPException: partial(_http_error, service.metrics), Exception: _server_error},
     )
     app.router.redirect_slashes = False
     return _counted(app, service.metrics)
@@ -184,7 +184,7 @@ async def _show(asset: Asset, request: Request) -> Response:
     return Response(asset.body, headers=headers)
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
+async def _http_error(metrics: Metrics, request: Request, error: Exception) -> Response:
     """Answer what no path answers."""
     status = getattr(error, "status_code", 500)
     headers = getattr(error, "headers", None) or {}
@@ -193,7 +193,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
         404: f"there is nothing at {path!r}; /docs lists the paths",
         405: f"{path!r} takes {headers.get('Allow', 'other methods')}, not {request.method[:20]}",
     }.get(status, getattr(error, "detail", "this request cannot be answered"))
-    return _failed(Failure(status, message, headers={name.lower(): value for name, value in headers.items()}))
+    failure = Failure(status, message, headers={name.lower(): value for name, value in headers.items()})
+    metrics.refused(failure.error_type)
+    return _failed(failure)
 
 
 async def _server_error(request: Request, error: Exception) -> Response:
