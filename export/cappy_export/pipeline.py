@@ -94,15 +94,16 @@ def verify(
     bundle, and ExportError.
     """
     manifest = open_bundle(bundle).manifest
+    sha256, told = _told_by(manifest, bundle)
     all_models = {"cpu": manifest.precisions, **manifest.targets}
     models = all_models if options.precisions is None else {"cpu": options.precisions}
     check_measured(options.limits, {precision for precisions in models.values() for precision in precisions})
     name, pairs = parity_pairs(options.pairs)
     check_winners(parse_limits(options.limits), pairs)
     opened = open_checkpoint(checkpoint, revision=options.revision)
-    if digest_of_files(opened.files) != manifest.document["source"]["sha256"]:
+    if digest_of_files(opened.files) != sha256:
         say(f"note: {checkpoint} is not, file for file, the checkpoint that the bundle was exported from")
-    _check_told(manifest, opened, f"bundle {bundle}")
+    _check_told(told, opened, manifest.max_length, f"bundle {bundle}")
     say(f"scoring {len(pairs)} pairs with PyTorch")
     reference = score_with_torch(opened, pairs, max_length=manifest.max_length)
     proof = Proof(name, pairs, reference, parse_limits(options.limits, spread=reference.spread))
@@ -111,9 +112,19 @@ def verify(
     return parity
 
 
-def _check_told(manifest: Manifest, checkpoint: Checkpoint, subject: str) -> None:
+def _told_by(manifest: Manifest, bundle: str | Path) -> tuple[str, dict[str, Any]]:
+    """Read the digest of the checkpoint's files, and what the manifest tells of the model and its scores."""
+    document = manifest.document
+    try:
+        return document["source"]["sha256"], {**document["model"], **document.get("score", {})}
+    except (KeyError, TypeError, IndexError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise BundleError(f"the manifest of {bundle} does not tell its source ({reason}); export it again") from error
+
+
+def _check_told(model: Mapping[str, Any], checkpoint: Checkpoint, max_length: int, subject: str) -> None:
     """Raise BundleError if a manifest says of scores what the checkpoint does not; older ones say less."""
-    tokenizer = load_tokenizer(checkpoint, max_length=manifest.max_length)
+    tokenizer = load_tokenizer(checkpoint, max_length=max_length)
     expected = {
         "architecture": checkpoint.config["architectures"][0],
         "max_length": tokenizer.model_max_length,
@@ -121,7 +132,7 @@ def _check_told(manifest: Manifest, checkpoint: Checkpoint, subject: str) -> Non
         "labels": 1,
         "activation": checkpoint.score["activation"],
     }
-    told = {**expected, **manifest.document["model"], **manifest.document.get("score", {})}
+    told = {**expected, **model}
     wrong = [
         f"the {name} {told[name]!r}, and the checkpoint has {value!r}"
         for name, value in expected.items()

@@ -207,7 +207,7 @@ def test_a_canary_needs_a_tolerance_that_can_be(value: object) -> None:
         read_canary(document, "cuda", "fp32")
 
 
-@pytest.mark.parametrize("ids", [[2**63], [-1], [[0, 5, 2]], ["a"], [0, 5], 5, [0, [5], 2]], ids=repr)
+@pytest.mark.parametrize("ids", [[2**63], [0, -1, 2], [[0, 5, 2]], ["a"], [0, 5], 5, [0, [5], 2]], ids=repr)
 def test_a_canary_needs_tokens(ids: object) -> None:
     pair = {"input_ids": ids, "token_type_ids": [0, 0, 0], "score": 0.5}
     canary = {"pairs": [pair], "tolerance": {"cuda": {"fp32": 0.001}}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from cappy_engine import storage
 from cappy_engine.errors import OutputError
-from cappy_engine.publish import Kind, check_folder, publish, staging_folder
+from cappy_engine.publish import Kind, check_folder, check_space, publish, staging_folder
 
 KIND = Kind("a thing", "thing.json")
 
@@ -154,3 +155,23 @@ def test_everybody_may_read_a_folder_that_was_published(tmp_path: Path) -> None:
     out = tmp_path / "out"
     replace(out)
     assert out.stat().st_mode & 0o777 == 0o755
+
+
+def test_what_a_killed_command_left_is_told_whatever_the_name(tmp_path: Path) -> None:
+    left, others = tmp_path / ".v[1].partial-abc", [tmp_path / ".v1.partial-abc", tmp_path / ".v[12].partial-abc"]
+    for folder in (left, *others):
+        folder.mkdir()
+    said = list[str]()
+    with staging_folder(tmp_path / "v[1]", said.append):
+        pass
+    assert said == [f"note: {left} is of another command that writes v[1]; if none is running, remove it"]
+
+
+@pytest.mark.parametrize(("total", "free", "is_refused"), [(100, 9, True), (100, 10, False), (0, 0, False)])
+def test_space_is_lacking_only_where_the_file_system_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, total: int, free: int, is_refused: bool
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(total=total, free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(OutputError, match="free some space") if is_refused else contextlib.nullcontext():
+        check_space(tmp_path / "out", 10, "a thing")

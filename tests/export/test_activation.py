@@ -14,6 +14,7 @@ from sentence_transformers import CrossEncoder
 from cappy_engine.errors import CheckpointError
 from cappy_export.checkpoints.activation import find_activation
 from cappy_export.checkpoints.checkpoint import open_checkpoint
+from cappy_export.checkpoints.config import bundle_config
 from tests.support.checkpoints import copy, edit
 
 IDENTITY, SIGMOID = "torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Sigmoid"
@@ -120,3 +121,11 @@ def test_a_head_in_modules_of_sentence_transformers_is_refused(checkpoint: Path,
     assert open_checkpoint(folder, needs_head=False).has_head
     edit(folder / "config_sentence_transformers.json", lambda config: config.update(model_type="SparseEncoder"))
     assert open_checkpoint(folder).score["told_by"] is None  # CrossEncoder reads config.json alone then
+
+
+def test_a_bundles_config_says_that_scores_are_raw_whatever_the_checkpoints_said(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = copy(checkpoint, tmp_path / "copy")
+    edit(folder / "config.json", lambda config: config.update(problem_type="single_label_classification"))
+    assert bundle_config(open_checkpoint(folder).config)["problem_type"] == "regression"

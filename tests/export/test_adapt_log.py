@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from cappy_bench.make_checkpoint import make_family
 from cappy_engine.cli.main import main
 from cappy_engine.errors import AdaptError
 from cappy_export.adaptation.examples import grouped_accuracy
@@ -63,6 +64,15 @@ def test_held_out_figures_are_those_of_the_checkpoint_that_is_written(checkpoint
     assert last["held_out_loss"] == pytest.approx(np.square(scores - held_out.labels).mean(), rel=1e-4)
     assert last["held_out_accuracy"] == grouped_accuracy(scores, held_out)[0]
     assert document["log"][0]["constant_loss"] == pytest.approx(held_out.labels.var())
+
+
+@pytest.mark.slow
+def test_a_model_with_token_types_is_measured_and_trained_with_them(tmp_path: Path) -> None:
+    bert, held_out = make_family(tmp_path / "bert", "ms-marco-MiniLM-L6-v2", is_tiny=True), colour_examples(12)
+    document = adapt(bert, colour_examples(8), tmp_path / "out", RECIPE, held_out=held_out)
+    for entry, folder in ((document["log"][0], bert), (document["log"][-1], tmp_path / "out")):
+        scores = score_checkpoint(folder, held_out.pairs, max_length=64)
+        assert entry["held_out_loss"] == pytest.approx(np.square(scores - held_out.labels).mean(), rel=1e-4)
 
 
 def test_no_more_tokens_are_computed_at_once_than_was_asked_for(checkpoint: Path, tmp_path: Path) -> None:

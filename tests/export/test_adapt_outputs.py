@@ -6,13 +6,14 @@ import dataclasses
 import json
 import resource
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from cappy_engine.errors import AdaptError, OutputError
+from cappy_engine.errors import AdaptError, CheckpointError, OutputError
 from cappy_export.adaptation.log import Progress
 from cappy_export.adaptation.recipe import AdaptOptions
 from cappy_export.adaptation.training import adapt
@@ -44,6 +45,28 @@ def test_who_may_read_the_config_may_read_the_weights(checkpoint: Path, tmp_path
     plain = tmp_path / "plain"
     plain.touch()
     assert {path.stat().st_mode for path in (tmp_path / "out").iterdir()} == {plain.stat().st_mode}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [shutil.rmtree, lambda folder: (folder / "tokenizer.json").unlink()])
+def test_a_checkpoint_that_changes_before_the_end_gives_no_tokenizer_to_the_result(
+    damage: Callable[[Path], object], checkpoint: Path, tmp_path: Path
+) -> None:
+    source, out, recipe = copy(checkpoint, tmp_path / "in"), tmp_path / "out", dataclasses.replace(RECIPE, max_steps=2)
+
+    def change(progress: Progress) -> None:
+        if progress.step == progress.steps:
+            damage(source)
+
+    said: list[str] = []
+    with pytest.raises(CheckpointError, match=r"(not as it was when|cannot be read any more).*go on with --resume"):
+        adapt(source, colour_examples(20), out, recipe, say=said.append, progress=change)
+    assert not out.exists()
+    assert "--resume" in said[-1]
+    shutil.rmtree(source, ignore_errors=True)
+    copy(checkpoint, source)
+    adapt(source, colour_examples(20), out, recipe, AdaptOptions(resume=True))
+    assert (out / "tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
 
 
 @pytest.mark.slow

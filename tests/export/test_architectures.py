@@ -24,6 +24,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from cappy_engine import Scorer
+from cappy_engine.canary import read_canary
 from cappy_engine.errors import CheckpointError, ExportError, ParityError
 from cappy_export import ExportOptions, export
 from cappy_export.checkpoints.checkpoint import open_checkpoint
@@ -125,8 +126,10 @@ def test_an_encoder_is_exported_with_pytorchs_scores(
             model(**tokenizer([pair], truncation=True, max_length=512, return_tensors="pt")).logits[0, 0].item()
             for pair in pairs
         ]
+    canary = read_canary(manifest, "cpu", "fp32")
     with Scorer.open(tmp_path / "bundle", precision="fp32") as scorer:
         np.testing.assert_allclose(scorer.score(pairs), expected, atol=1e-4)
+        np.testing.assert_allclose(scorer.score_encoded(canary.pairs).scores, canary.scores, atol=canary.tolerance)
 
 
 @pytest.mark.slow

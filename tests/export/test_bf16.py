@@ -93,15 +93,33 @@ def test_an_architecture_that_optimum_exports_becomes_bf16_too(fused: Path, tmp_
     assert 0 < np.abs(found - expected).max() < 0.05
 
 
-def test_a_graph_none_of_whose_products_fills_a_panel_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("inner", "columns", "bias"),
+    [
+        pytest.param(8, 8, None, id="half a panel"),
+        pytest.param(7, 32, (32,), id="half a group"),
+        pytest.param(8, 32, (1, 32), id="a bias of two dimensions"),
+        pytest.param(8, 32, (1,), id="one value as bias"),
+        pytest.param(8, 32, "computed", id="a bias that is computed"),
+    ],
+)
+def test_a_graph_none_of_whose_products_fits_the_operators_is_an_error(
+    tmp_path: Path, inner: int, columns: int, bias: tuple[int, ...] | str | None
+) -> None:
     """It would be a float32 model under the name of bf16."""
-    x, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 8]) for name in ("x", "logits"))
-    weights = numpy_helper.from_array(np.eye(8, dtype=np.float32), "w")
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", inner])
+    out = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", columns])
+    constants = {"w": np.ones((inner, columns), np.float32), "s": np.ones(columns, np.float32)}
     nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["y"], "narrow"),
+        helper.make_node("MatMul" if bias is None else "Gemm", ["x", "w"] + ["b"] * (bias is not None), ["y"], "dense"),
         helper.make_node("LayerNormalization", ["y", "s"], ["logits"], "norm"),
     ]
-    graph = helper.make_graph(nodes, "g", [x], [out], [weights, numpy_helper.from_array(np.ones(8, np.float32), "s")])
+    if bias == "computed":
+        nodes.insert(0, helper.make_node("Neg", ["s"], ["b"], "negative"))
+    elif isinstance(bias, tuple):
+        constants["b"] = np.ones(bias, np.float32)
+    stored = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", [x], [out], stored)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
-    with pytest.raises(GraphError, match="no matrix product could be converted to bf16; there are narrow"):
+    with pytest.raises(GraphError, match="no matrix product could be converted to bf16; there are dense"):
         convert_to_bf16(tmp_path / "m.onnx", tmp_path / "out.onnx")

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export.precisions import calibration
 from cappy_export.precisions.calibration import CalibrationPairs, activation_ranges, measure_activations, take_census
+from cappy_export.precisions.fp16 import overflowing_nodes
 
 
 @pytest.mark.parametrize("tokens_at_once", [1, 7, 1000])
@@ -42,10 +43,13 @@ def test_activations_are_measured_over_all_tokens_of_all_batches(
 def test_the_census_sees_the_largest_value_of_every_tensor(tmp_path: Path) -> None:
     nodes = [helper.make_node("Mul", ["x", "x"], ["square"]), helper.make_node("Neg", ["square"], ["logits"])]
     x, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in ("x", "logits"))
-    graph = helper.make_graph(nodes, "g", [x], [out])
+    weights = {"w": np.array([2, -7], np.float32), "empty": np.zeros((2, 0), np.float32), "ids": np.array([9])}
+    stored = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "g", [x], [out], stored)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
-    feeds = [{"x": np.array(values, dtype=np.float32)} for values in ([1, -3], [2, 0])]
-    assert take_census(tmp_path / "m.onnx", feeds).largest == {"square": 9.0, "logits": 9.0}  # type: ignore[arg-type]
+    feeds = [{"x": np.array(values, dtype=np.float32)} for values in ([1, -3], [2, 0], [])]
+    largest = take_census(tmp_path / "m.onnx", feeds).largest  # type: ignore[arg-type]
+    assert largest == {"w": 7.0, "square": 9.0, "logits": 9.0}
 
 
 def test_ranges_are_those_of_every_channel_that_a_product_with_weights_reads(tmp_path: Path) -> None:
@@ -74,3 +78,20 @@ def test_pairs_to_calibrate_on_come_one_by_one_from_all_lengths(bundle: Path) ->
     assert lengths == sorted(encoded.lengths.tolist(), reverse=True)[::4]
     assert all(found["attention_mask"].all() for found in inputs)
     assert inputs[-1]["position_ids"].tolist() == [list(range(2, 2 + lengths[-1]))]
+
+
+@pytest.mark.parametrize("values", [[-1, 4], [4, -1]], ids=str)
+def test_a_value_that_is_not_a_number_is_remembered_whatever_comes_later(tmp_path: Path, values: list[float]) -> None:
+    nodes = [
+        helper.make_node("Sqrt", ["x"], ["root"], "root"),
+        helper.make_node("IsNaN", ["root"], ["strange"], "strange"),
+        helper.make_node("Where", ["strange", "x", "root"], ["logits"], "chosen"),
+    ]
+    x, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in ("x", "logits"))
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [x], [out]), opset_imports=[helper.make_opsetid("", 18)], ir_version=10
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    census = take_census(tmp_path / "m.onnx", [{"x": np.array([value], np.float32)} for value in values])
+    assert np.isnan(census.largest["root"])
+    assert "root" in overflowing_nodes(model, census.largest)

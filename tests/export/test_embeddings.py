@@ -61,16 +61,28 @@ def test_rows_of_an_odd_number_of_values_have_16_bits_for_12(tmp_path: Path) -> 
     np.testing.assert_allclose(session.run(["first"], {"ids": [[5, 6]]})[0], [table[5:7]], rtol=1e-3)
 
 
-def test_small_tables_stay_as_they_are(tmp_path: Path) -> None:
-    path = lookup_model(tmp_path / "lookup.onnx", np.ones((MIN_TABLE_ROWS - 1, 4), dtype=np.float32))
+@pytest.mark.parametrize(
+    "table",
+    [np.ones((MIN_TABLE_ROWS - 1, 4), np.float32), np.ones((MIN_TABLE_ROWS, 4), np.int64)],
+    ids=["small", "whole numbers"],
+)
+def test_tables_that_are_small_or_no_floats_stay_as_they_are(tmp_path: Path, table: np.ndarray) -> None:
+    path = lookup_model(tmp_path / "lookup.onnx", table)
     before = path.read_bytes()
     assert quantize_embeddings(path) == 0
     assert onnx.load(str(path)) == onnx.load_model_from_string(before)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_only_int8_has_its_words_in_12_bits(bundle: Path, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [
+        ("fp32", [TensorProto.FLOAT]),
+        ("fp16", [TensorProto.FLOAT16]),
+        ("bf16", [TensorProto.FLOAT16]),
+        ("int8", [TensorProto.INT8, TensorProto.UINT8]),
+    ],
+)
+def test_only_int8_has_its_words_in_12_bits(bundle: Path, precision: str, expected: list[int]) -> None:
     model = onnx.load(str(bundle / MODEL_FILES[precision]))
     tables = [entry for entry in model.graph.initializer if len(entry.dims) == 2 and entry.dims[0] >= MIN_TABLE_ROWS]
-    types = [entry.data_type for entry in tables if entry.dims[1] > 1]
-    assert types == ([TensorProto.INT8, TensorProto.UINT8] if precision == "int8" else [TensorProto.FLOAT])
+    assert [entry.data_type for entry in tables if entry.dims[1] > 1] == expected

@@ -94,6 +94,21 @@ def test_a_tokenizer_of_transformers_5_that_cannot_be_read_right_is_refused(
     assert text in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    "sign",
+    [{"tokenizer_class": "TokenizersBackend"}, {"backend": "tokenizers"}, {"extra_special_tokens": []}, {}],
+    ids=str,
+)
+def test_each_sign_of_transformers_5_is_enough(checkpoint: Path, tmp_path: Path, sign: dict[str, Any]) -> None:
+    """The last one is the version in config.json."""
+    folder = newer(checkpoint, tmp_path / "newer", add_prefix_space=True)
+    edit(folder / "tokenizer_config.json", lambda config: (config.pop("backend"), config.pop("tokenizer_class")))
+    if sign:
+        edit(folder / "tokenizer_config.json", lambda config: config.update(sign))
+        edit(folder / "config.json", lambda config: config.update(transformers_version="4.57.6"))
+    assert "reads it unlike its tokenizer.json" in refusal(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "names", "problem"),

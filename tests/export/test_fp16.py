@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cappy_export.precisions.fp16 import convert_to_half
@@ -23,22 +24,27 @@ def test_fp16_holds_half_the_bytes_and_a_head_in_fp32(bundle: Path) -> None:
     assert half.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
 
 
-def test_a_node_that_overflows_fp16_stays_in_fp32(fused: Path, tmp_path: Path) -> None:
-    """Scale one value up to beyond 65504 and down again: the float32 scores stay, a plain fp16 graph gives NaN."""
+@pytest.mark.parametrize(
+    ("factors", "overflowing"), [((1e7, 1e-7), {"scale_0", "scale_1"}), ((1e-3, 1e5, 0.01), {"scale_1"})], ids=str
+)
+def test_a_node_that_overflows_fp16_stays_in_fp32(
+    fused: Path, tmp_path: Path, factors: tuple[float, ...], overflowing: set[str]
+) -> None:
+    """Scale by values beyond 65504, or to them, and back: the float32 scores stay, a plain fp16 graph's do not."""
     source, big, half = fused, tmp_path / "big.onnx", tmp_path / "half.onnx"
     model = onnx.load(source)
     node = next(node for node in model.graph.node if node.op_type == "BiasGelu")
-    output = node.output[0]
-    node.output[0] = f"{output}_raw"
-    for name, value in (("up", 1e7), ("down", 1e-7)):
-        model.graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=np.float32), name))
     place = list(model.graph.node).index(node) + 1
-    model.graph.node.insert(place, helper.make_node("Mul", [f"{output}_raw", "up"], ["huge"], name="scale_up"))
-    model.graph.node.insert(place + 1, helper.make_node("Mul", ["huge", "down"], [output], name="scale_down"))
+    names = [*(f"scaled_{step}" for step in range(len(factors))), node.output[0]]
+    node.output[0] = names[0]
+    for step, factor in enumerate(factors):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(factor, np.float32), f"factor_{step}"))
+        scale = helper.make_node("Mul", [names[step], f"factor_{step}"], [names[step + 1]], name=f"scale_{step}")
+        model.graph.node.insert(place + step, scale)
     onnx.save(model, big)
     inputs = random_inputs(2, 40)
     facts = convert_to_half(big, half, [inputs])
-    assert "scale_up" in facts["overflowing_in_fp32"]
+    assert set(facts["overflowing_in_fp32"]) == overflowing
     assert facts["largest_value"] > 65504
     expected, found = (
         onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(["logits"], inputs)[0]

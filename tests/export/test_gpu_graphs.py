@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from cappy_export.graphs.cuda import packing_counts
 from cappy_export.graphs.stand_ins import emulated
 from cappy_export.graphs.tensorrt import PARSED, check_operators, check_shapes
 from cappy_export.graphs.writer import MICROSOFT
-from cappy_export.precisions.int8_tensorrt import smoothing_factors
+from cappy_export.precisions.calibration import activation_ranges
+from cappy_export.precisions.int8_tensorrt import quantize_explicitly, smoothing_factors
 from tests.support.direct_graphs import random_inputs
 from tests.support.gpu_graphs import ATOL, WRITERS, logits_of, opened, written
 from tests.support.small_models import LONGEST, SHAPE, random_model, torch_logits, weights_of
@@ -214,3 +216,26 @@ def test_smoothing_moves_the_differences_between_channels_into_the_weights() -> 
     all_moved, none_moved = (smoothing_factors(activation, weights, share) for share in (1.0, 0.0))
     np.testing.assert_allclose(activation / all_moved, (activation / all_moved)[0], rtol=1e-5)
     np.testing.assert_allclose(weights * none_moved, (weights * none_moved)[0], rtol=1e-5)
+
+
+def test_channels_that_are_always_0_have_scales_above_0_in_8_bits(tmp_path: Path) -> None:
+    """As of values that a pruning took out. TensorRT takes no scale of 0."""
+    model = random_model("bert")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "layer.0.attention.self.value" in name:
+                parameter.zero_()
+            elif "layer.1.intermediate.dense.weight" in name:
+                parameter[3] = 0
+    onnx.save(written("plain", model), tmp_path / "model.onnx")
+    inputs = random_inputs(model, [LONGEST, 3, 20])
+    quantize_explicitly(
+        tmp_path / "model.onnx", tmp_path / "int8.onnx", activation_ranges(tmp_path / "model.onnx", [inputs])
+    )
+    quantized = onnx.load(tmp_path / "int8.onnx")
+    stored = {entry.name: onnx.numpy_helper.to_array(entry) for entry in quantized.graph.initializer}
+    scales = [stored[node.input[1]] for node in quantized.graph.node if "quantizelinear" in node.op_type.lower()]
+    assert len(scales) > 12
+    assert all((scale > 0).all() for scale in scales)
+    found, wanted = logits_of(opened(quantized), model, inputs), torch_logits(model, inputs)
+    assert np.abs(found - wanted).max() < 0.2 * wanted.std()

@@ -16,14 +16,14 @@ from cappy_engine import Scorer
 from cappy_engine.bundle import open_bundle
 from cappy_engine.canary import read_canary
 from cappy_engine.cli.main import main
-from cappy_engine.errors import BundleError, DeviceUnavailable, ParityError, PrecisionUnavailable
+from cappy_engine.errors import BundleError, DeviceUnavailable, ExportError, ParityError, PrecisionUnavailable
 from cappy_engine.tokenizer import PairTokenizer
 from cappy_export import ExportOptions, VerifyOptions, export, verify
 from cappy_export.graphs.tensorrt import plain_model
 from cappy_export.proof.canary import CANARY_PAIRS, canary_rows, canary_tolerance
 from cappy_export.proof.limits import LIMITS
 from cappy_export.proof.pairs import default_pairs
-from tests.support.bundles import copy_bundle, flip_byte
+from tests.support.bundles import copy_bundle, flip_byte, keep_precisions
 from tests.support.places import write_short_parity_pairs
 
 GPU_MODELS = [("cuda", "fp32"), ("cuda", "fp16"), ("tensorrt", "fp32"), ("tensorrt", "fp16"), ("tensorrt", "int8")]
@@ -83,10 +83,18 @@ def test_the_canary_has_the_tokens_of_its_pairs(gpu_bundle: Path) -> None:
 
 
 def test_a_canary_of_pairs_of_one_length_still_has_many() -> None:
-    scores = np.linspace(0, 1, 20, dtype=np.float32)
+    scores = np.random.default_rng(0).permutation(np.linspace(0, 1, 20, dtype=np.float32))
     rows = canary_rows(scores, np.full(20, 7))
     assert len(rows) >= CANARY_PAIRS - 1
-    assert {0, 19} <= set(rows)
+    assert {int(scores.argmin()), int(scores.argmax())} <= set(rows)
+
+
+def test_a_canary_is_of_the_shorter_half_of_the_pairs_and_the_longest() -> None:
+    counts = np.random.default_rng(0).permutation(100)
+    rows = canary_rows(np.linspace(0, 1, 100, dtype=np.float32), counts)
+    assert len(rows) == CANARY_PAIRS
+    assert sorted(counts[rows] < 50) == [False] + [True] * (CANARY_PAIRS - 1)
+    assert counts[rows].max() == 99
 
 
 @pytest.mark.parametrize(("error", "tolerance"), [(0.01, 0.04), (0.05, 0.1)])
@@ -181,6 +189,12 @@ def test_verify_measures_the_models_for_gpus_too(gpu_bundle: Path, checkpoint: P
     assert parity["targets"].keys() == {"cuda", "tensorrt"}
     with pytest.raises(ParityError, match="fp16 of cuda"):
         verify(gpu_bundle, checkpoint, VerifyOptions(limits=("fp16.max_error=1e-9",)))
+
+
+def test_verify_knows_that_a_gpu_alone_runs_a_precision(gpu_bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    copy = keep_precisions(copy_bundle(tmp_path / "b", source=gpu_bundle), "fp32")
+    with pytest.raises(ExportError, match=r"'bf16\.max_error=1' changes nothing: measured are fp32, fp16, int8$"):
+        verify(copy, checkpoint, VerifyOptions(limits=("bf16.max_error=1",)))
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 
 from cappy_engine.errors import CheckpointError
 from cappy_export.checkpoints.checkpoint import open_checkpoint
+from cappy_export.checkpoints.hub import CROSS_ENCODER_FILES, OTHER_INPUTS
 from tests.support.checkpoints import FILES, copy
 from tests.support.hub import hub, hub_environment, run_open
 
@@ -94,3 +95,43 @@ def test_an_adapter_on_the_hub_is_known_for_one(preloaded: Path, tmp_path: Path)
         environment = hub_environment(endpoint, tmp_path / "home")
         (found,) = run_open(preloaded / "python", ("someone/adapter", None), environment=environment)
     assert "someone/adapter holds an adapter of PEFT" in found
+
+
+@pytest.mark.slow
+def test_files_that_tell_of_more_than_the_model_come_from_the_hub(
+    checkpoint: Path, preloaded: Path, tmp_path: Path
+) -> None:
+    repository, told = copy(checkpoint, tmp_path / "repository"), {"chat_template.jinja", *CROSS_ENCODER_FILES}
+    for name in told | set(OTHER_INPUTS):
+        (repository / name).write_text("{}")
+    with hub({"someone/cappy-tiny": repository}, []) as endpoint:
+        environment = hub_environment(endpoint, tmp_path / "home")
+        ((_, _, files),) = run_open(preloaded / "python", ("someone/cappy-tiny", None), environment=environment)
+    assert told | set(OTHER_INPUTS) <= set(files)
+
+
+class Leaving(list[str]):
+    """What a hub was asked that answers one question, and then no more."""
+
+    def append(self, path: str) -> None:
+        super().append(path)
+        if len(self) > 1:
+            raise ConnectionError("the hub went away")
+
+
+@pytest.mark.slow
+def test_an_older_download_is_not_taken_for_the_commit_that_the_hub_told(
+    checkpoint: Path, preloaded: Path, tmp_path: Path
+) -> None:
+    name, commit, asked = "someone/cappy-tiny", "0123456789abcdef0123456789abcdef01234567", Leaving()
+    with hub({name: checkpoint}, []) as endpoint:
+        run_open(preloaded / "python", (name, None), environment=hub_environment(endpoint, tmp_path / "home"))
+    cache = tmp_path / "home" / "hub" / "models--someone--cappy-tiny"
+    (cache / "snapshots" / commit).rename(cache / "snapshots" / ("f" * 40))
+    (cache / "refs" / "main").write_text("f" * 40)
+    with hub({name: checkpoint}, asked) as endpoint:
+        (found,) = run_open(
+            preloaded / "python", (name, None), environment=hub_environment(endpoint, tmp_path / "home")
+        )
+    assert len(asked) > 1
+    assert found == f"{name} is at commit {commit}, but only {'f' * 40} is downloaded; run it again"

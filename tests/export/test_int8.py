@@ -10,14 +10,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from cappy_engine import Scorer
 from cappy_engine.bundle import MODEL_FILES, open_bundle
 from cappy_engine.errors import ExportError, GraphError
 from cappy_engine.native.operands import GROUP, PANEL
 from cappy_engine.options import Mode
+from cappy_engine.tokenizer import PairTokenizer
 from cappy_export import ExportOptions, export
+from cappy_export.precisions.calibration import CalibrationPairs
 from cappy_export.precisions.embeddings import MIN_TABLE_ROWS
 from cappy_export.precisions.int8 import products_with_weights, quantize
 from cappy_export.proof.pairs import default_pairs
@@ -48,6 +50,21 @@ def test_int8_has_its_words_in_12_bits_and_the_manifest_says_how_it_was_made(bun
     tables = [entry for entry in model.graph.initializer if len(entry.dims) == 2 and entry.dims[0] >= MIN_TABLE_ROWS]
     assert [entry.data_type for entry in tables if entry.dims[1] > 1] == [TensorProto.INT8, TensorProto.UINT8]
     assert "rotated in blocks" in open_bundle(bundle).manifest.document["graphs"]["int8"]["method"]
+
+
+def test_int8_is_calibrated_on_every_pair_of_the_package(bundle: Path, tmp_path: Path) -> None:
+    encoded = PairTokenizer.from_file(bundle / "tokenizer.json", max_length=512).encode(default_pairs())
+    every = CalibrationPairs(encoded, pad_token_id=1).inputs(len(encoded))
+    source = Path(shutil.copyfile(bundle / MODEL_FILES["fp32"], tmp_path / "model.onnx"))
+    quantize(source, tmp_path / "q.onnx", every)
+    found, expected = (
+        {entry.name: entry for entry in onnx.load(path).graph.initializer if entry.data_type == TensorProto.INT8}
+        for path in (tmp_path / "q.onnx", bundle / MODEL_FILES["int8"])
+    )
+    assert found.keys() == expected.keys()
+    for name, entry in expected.items():
+        steps = numpy_helper.to_array(entry)
+        assert np.mean(numpy_helper.to_array(found[name]) == steps) > 0.999, name
 
 
 def test_int8_without_calibration_is_an_error(bundle: Path, tmp_path: Path) -> None:

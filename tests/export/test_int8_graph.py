@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy.linalg import hadamard
 
 from cappy_engine.errors import GraphError
+from cappy_export.precisions.float_graph import FloatGraph, joined_with
 from cappy_export.precisions.int8 import quantize, quantize_products
 from cappy_export.precisions.int8_graph import Int8Options
 from cappy_export.precisions.rounding import compensate_weights
@@ -234,3 +235,36 @@ def test_products_may_follow_each_other(tmp_path: Path) -> None:
     [found] = run(tmp_path / "q.onnx", SEEN, ["y"])
     error = np.linalg.norm(found - SEEN @ W1 @ W2, axis=-1)
     assert (error <= 0.03 * np.linalg.norm(SEEN @ W1 @ W2, axis=-1)).all()
+
+
+def test_weights_that_only_a_branch_reads_are_kept(tmp_path: Path) -> None:
+    moved = helper.make_tensor_value_info("moved", TensorProto.FLOAT, None)
+    branch = helper.make_graph([helper.make_node("Add", ["x", "shift"], ["moved"], "add")], "branch", [], [moved])
+    nodes = [
+        helper.make_node("If", ["yes"], ["chosen"], "if", then_branch=branch, else_branch=branch),
+        helper.make_node("MatMul", ["chosen", "w"], ["y"], "layer/dense"),
+        *body_end("y"),
+    ]
+    stored = {"w": W1, "shift": SEEN[0], "yes": np.array(True), "y_ones": np.ones(32, np.float32)}
+    source = product_model(tmp_path / "m.onnx", nodes, ["y_normed"], stored)
+    quantize_products(source, tmp_path / "q.onnx", Int8Options(), CALIBRATION)
+    [found] = run(tmp_path / "q.onnx", X, ["y"])
+    expected = int8_product(X + SEEN[0], W1, SEEN + SEEN[0])
+    assert (np.abs(found - expected) <= 1e-4 * np.maximum(1, np.abs(expected))).all()
+
+
+@pytest.mark.parametrize(("domain", "operator"), [("com.microsoft", "LinearGelu"), ("", "Linear")])
+def test_a_gelu_that_may_be_approximate_is_not_joined(tmp_path: Path, domain: str, operator: str) -> None:
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["wide"], "layer/up"),
+        helper.make_node("Gelu", ["wide"], ["y"], "layer/gelu", domain=domain),
+    ]
+    model = onnx.load(product_model(tmp_path / "m.onnx", nodes, ["y"], {"w": W1, "b": B1}))
+    assert joined_with(FloatGraph(model), model.graph.node[0]).operator == operator
+
+
+def test_a_graph_that_the_engine_could_not_run_is_an_error(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "layer/dense"), *body_end("y")]
+    source = product_model(tmp_path / "m.onnx", nodes, ["y_normed"], {"w": W1, "y_ones": np.ones(32, np.float32)})
+    with pytest.raises(GraphError, match=r"onnx\.checker refuses q\.onnx"):
+        quantize(source, tmp_path / "q.onnx", CALIBRATION)

@@ -89,3 +89,23 @@ def test_what_is_added_and_is_no_residual_stays(tmp_path: Path, inputs: list[str
     added = helper.make_node("Add", inputs, ["y"], "layer/residual")
     kinds = kinds_of(quantized(tmp_path / "q", [*LAYER[:-1], added]))
     assert (kinds["LinearAdd"], kinds["Add"]) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "attributes"),
+    [
+        pytest.param(["x", "gamma", "beta"], ["normed"], {"axis": 0}, id="of all rows together"),
+        pytest.param(["x", "gamma"], ["normed"], {}, id="without a shift"),
+        pytest.param(["x", "gamma", "beta"], ["normed", "mean"], {}, id="whose mean is read"),
+    ],
+)
+def test_a_layer_norm_of_another_kind_stays(
+    tmp_path: Path, inputs: list[str], outputs: list[str], attributes: dict[str, Any]
+) -> None:
+    norm = helper.make_node("LayerNormalization", inputs, outputs, "layer/norm", **attributes)
+    added = "mean" if "mean" in outputs else "x"
+    residual = helper.make_node("Add", ["narrow", added], ["y"], "layer/residual")
+    found = quantized(tmp_path / "q", [norm, *LAYER[1:-1], residual])
+    assert kinds_of(found)["QuantizeNormedRows"] == 0
+    [near], [exact] = (run(path, X, ["y"]) for path in (found, tmp_path / "q" / "m.onnx"))
+    assert np.abs(near - exact).max() < 0.05 * exact.std()

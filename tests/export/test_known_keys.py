@@ -116,6 +116,7 @@ def test_keys_of_modernberts_authors_that_nothing_reads_are_left_out(tmp_path: P
         ({"layer_types": ["sliding_attention"] * 4}, "'layer_types'.*cannot compute"),
         ({"layer_types": ["full_attention"] * 3}, "'layer_types'"),
         ({"layer_types": "full_attention"}, "'layer_types'"),
+        ({"num_hidden_layers": 5}, "'layer_types'"),
         ({"global_attn_every_n_layers": 2}, "'layer_types'"),
         (
             {"rope_theta": 500.0},

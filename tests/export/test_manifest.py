@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,9 @@ def test_the_manifest_tells_all(bundle: Path, checkpoint: Path) -> None:
     assert document["source"]["name"] == checkpoint.name
     assert document["source"]["format"] == "safetensors"
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(document["source"]["files"])
-    assert {"torch", "transformers", "optimum", "onnx", "onnxruntime", "python"} <= set(document["versions"])
+    made_with = {"torch", "transformers", "tokenizers", "optimum", "onnx", "onnxruntime", "numpy", "python"}
+    assert made_with <= set(document["versions"])
+    assert datetime.fromisoformat(document["created"]).utcoffset() == timedelta(0)
     assert document["model"] | {"max_length": 512, "pad_token_id": 1, "layers": 2} == document["model"]
     assert document["score"] == {"labels": 1, "activation": None, "told_by": None}
     files = {str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()}

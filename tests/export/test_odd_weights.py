@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from cappy_engine.errors import CheckpointError
 from cappy_export.checkpoints import checkpoint as checkpoints
 from cappy_export.checkpoints import models
-from cappy_export.checkpoints.checkpoint import load_model, open_checkpoint
+from cappy_export.checkpoints.checkpoint import load_model, open_checkpoint, shape_model
 from cappy_export.checkpoints.flax import read_flax
 from tests.support.checkpoints import copy, edit
 
@@ -211,6 +211,13 @@ def test_a_config_that_cannot_fit_takes_neither_time_nor_memory(
     with pytest.raises(CheckpointError) as caught:
         load_model(open_checkpoint(folder))
     assert text in str(caught.value)
+
+
+def test_a_model_of_more_layers_than_any_has_is_not_even_shaped(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy(checkpoint, tmp_path / "copy")
+    edit(folder / "config.json", lambda config: config.update(num_hidden_layers=1001))
+    with pytest.raises(CheckpointError, match="has 1001 as num_hidden_layers; at most 1000 can be"):
+        shape_model(open_checkpoint(folder))
 
 
 def ext(*content: object, code: int = 1) -> msgpack.ExtType:

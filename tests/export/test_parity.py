@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from cappy_export.proof.limits import LIMITS, Limits
 from cappy_export.proof.pairs import default_pairs
 from cappy_export.proof.parity import (
     candidate_groups,
+    describe_pairs,
     measure,
     require,
     score_in_shapes,
@@ -27,6 +29,7 @@ from cappy_export.proof.parity import (
     violations,
     winner_agreement,
 )
+from cappy_export.proof.reference import Reference
 from tests.support.places import TINY
 
 SCORES = st.lists(st.sampled_from([-1.0, 0.0, 0.25, 0.5, 0.75, 1.0, 3.0]), min_size=3, max_size=40)
@@ -182,6 +185,17 @@ def test_padding_is_measured_where_the_scorer_avoids_it() -> None:
     with Scorer(tokenizer, Dispatcher(session, Grouping(512, "avoided"), pad_token_id=1)) as scorer:
         score_in_shapes(scorer, default_pairs()[:60])
     assert any(not batch["attention_mask"].all() for batch in session.batches)
+
+
+def test_pairs_are_described_by_a_digest_of_each_and_by_groups_that_compete() -> None:
+    pairs = [("a", "1"), ("b", "2"), ("c", "3")]
+    reference = Reference(np.zeros(3, np.float32), np.full(3, 5), np.zeros(3, np.bool_))
+    others = [pairs, pairs[::-1], [*pairs[:2], ("c", "4")], [("", "a1"), *pairs[1:]]]
+    assert len({describe_pairs(each, reference, "mine")["sha256"] for each in others}) == len(others)
+    again = [describe_pairs(list(pairs), reference, name)["sha256"] for name in ("mine", "yours")]
+    groups = [describe_pairs(each, reference, "mine")["groups"] for each in (pairs, [*pairs[:2], ("a", "3")])]
+    assert groups == [0, 1]
+    assert again[0] == again[1] == hashlib.sha256(b'[["a", "1"], ["b", "2"], ["c", "3"]]').hexdigest()
 
 
 def test_a_violation_is_a_parity_error_that_holds_the_report() -> None:

@@ -14,6 +14,7 @@ from cappy_export.proof.pairs import MIN_PAIRS, default_pairs, read_pairs
 from cappy_export.proof.parity import (
     candidate_groups,
 )
+from tests.support.places import ROOT
 
 
 def test_default_pairs_are_many_and_of_many_kinds() -> None:
@@ -29,6 +30,11 @@ def test_default_pairs_are_many_and_of_many_kinds() -> None:
         assert sample in text, sample
     assert ("", "") in pairs
     assert any(instruction.startswith("\n") for instruction, _ in pairs)
+
+
+def test_the_least_number_of_pairs_is_that_of_the_page() -> None:
+    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    assert f"takes your pairs instead, {MIN_PAIRS} different ones or more" in page
 
 
 def test_the_users_pairs_are_read_and_too_few_or_bad_ones_refused(tmp_path: Path) -> None:

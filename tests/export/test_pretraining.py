@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+)
 
 from cappy_engine.errors import AdaptError, CheckpointError
 from cappy_export.adaptation import state
@@ -55,6 +62,13 @@ def test_an_encoder_gets_a_head_from_the_seed_and_keeps_its_weights(
     body = {name.removeprefix("roberta."): value for name, value in found[0].items() if name.startswith("roberta.")}
     assert body
     assert all(torch.equal(value, saved[name]) for name, value in body.items())
+
+
+def test_an_encoder_without_a_pooler_gets_one_with_its_head(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertForMaskedLM(BertConfig(**sizes, intermediate_size=16)).save_pretrained(tmp_path / "bert")
+    _, new = load_with_head(open_checkpoint(tmp_path / "bert", needs_head=False), is_quiet=True)
+    assert new == [f"{layer}.{part}" for layer in ("bert.pooler.dense", "classifier") for part in ("bias", "weight")]
 
 
 def test_an_encoder_becomes_a_checkpoint_that_can_be_exported(checkpoint: Path, tmp_path: Path) -> None:

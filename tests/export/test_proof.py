@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 
 from cappy_engine.cli.main import main
 from cappy_engine.cpu.kernels import find_kernels
-from cappy_engine.errors import CheckpointError, ExportError, OutputError, ParityError
+from cappy_engine.errors import BundleError, CheckpointError, ExportError, OutputError, ParityError
 from cappy_export import ExportOptions, VerifyOptions, cpu_models, export, pipeline, verify
 from cappy_export.adaptation.recipe import AdaptOptions
 from cappy_export.adaptation.training import adapt
 from cappy_export.precisions.int8 import quantize
-from cappy_export.proof.reference import score_with_torch
-from tests.support.bundles import copy_bundle
+from cappy_export.proof.reference import score_checkpoint, score_with_torch
+from tests.support.bundles import Change, change_manifest, copy_bundle, with_value, without
 from tests.support.checkpoints import copy
 from tests.support.colours import colour_examples, weights_of
 from tests.support.places import ROOT, TINY
@@ -112,6 +112,9 @@ def test_the_commands_replace_a_bundle_and_verify_it_as_they_are_told(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = copy_bundle(tmp_path / "bundle")
+    assert main(["export", str(checkpoint), str(old)]) == 1
+    assert "exists; choose another name, or replace it with --force" in capsys.readouterr().err
+    assert len(list((old / "onnx").iterdir())) > 1
     assert main(["export", str(checkpoint), str(old), "--force"]) == 0
     assert sorted(path.name for path in (old / "onnx").iterdir()) == ["model.onnx"]
     capsys.readouterr()
@@ -121,6 +124,18 @@ def test_the_commands_replace_a_bundle_and_verify_it_as_they_are_told(
     assert report["precisions"]["fp32"]["limits"]["max_error"] == 0.01
     assert main([*words, "fp32.max_error=1e-12"]) == 1
     assert "is above 1e-12" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_verifies_the_precisions_and_the_pairs_that_it_is_told(
+    checkpoint: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = write_pairs(tmp_path / "mine.jsonl")
+    words = ["verify", str(bundle), "--checkpoint", str(checkpoint), "--precision", "bf16", "--pairs", str(pairs)]
+    assert main([*words, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report["precisions"]) == ["bf16"]
+    assert report["pairs"]["name"] == "mine.jsonl"
 
 
 def test_the_users_pairs_are_never_replaced_by_the_bundle_that_they_prove(checkpoint: Path, tmp_path: Path) -> None:
@@ -151,3 +166,17 @@ def test_a_checkpoint_whose_scores_are_all_infinite_is_refused(checkpoint: Path,
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"PyTorch itself gives inf for 279 pairs, first \("):
         export(folder, tmp_path / "bundle")
+    with pytest.raises(CheckpointError, match=r"PyTorch itself gives inf for 1 pairs, first \('Is it\?', 'Yes'\)"):
+        score_checkpoint(folder, [("Is it?", "Yes")])
+
+
+@pytest.mark.parametrize("change", [without("source"), without("source", "sha256"), with_value([1], "score")])
+def test_verify_refuses_a_manifest_that_lacks_what_it_compares(
+    checkpoint: Path, bundle: Path, tmp_path: Path, change: Change
+) -> None:
+    copied = copy_bundle(tmp_path / "bundle", source=bundle)
+    change_manifest(copied, change)
+    with pytest.raises(
+        BundleError, match=r"the manifest of .* does not tell its source \((KeyError|TypeError): .*export it again"
+    ):
+        verify(copied, checkpoint, VerifyOptions(precisions=("fp32",)))

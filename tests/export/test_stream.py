@@ -20,6 +20,7 @@ from cappy_engine.errors import AdaptError, CappyError
 from cappy_engine.pairs import Pair
 from cappy_export.adaptation.examples import make_examples
 from cappy_export.adaptation.log import Progress
+from cappy_export.adaptation.scanning import Counted, count
 from cappy_export.adaptation.shards import FileShard, HeldShard, Shard, find_shards, read_all
 from cappy_export.adaptation.stream import Cursor, Step, Stream, encode_all
 from cappy_export.adaptation.training import adapt
@@ -119,7 +120,7 @@ def write_shards(folder: Path) -> list[tuple[Pair, float]]:
     (folder / "0.jsonl").write_bytes(lines[0])
     (folder / "1.jsonl.gz").write_bytes(gzip.compress(lines[1]))
     (folder / "2.jsonl.zst").write_bytes(pack_zstd(lines[2]))
-    pq.write_table(pa.Table.from_pylist(fields[3]), folder / "3.parquet")
+    pq.write_table(pa.Table.from_pylist(fields[3]), folder / "3.parquet", row_group_size=3)
     csv = [
         "instruction,response,label",
         *(f"{row['instruction']},{row['response']},{row['label']}" for row in fields[4]),
@@ -241,3 +242,16 @@ def test_a_file_that_changed_since_it_was_counted_stops_the_training(tmp_path: P
     problem = f"the examples have changed while they were read: there are {50 + change}, and were 50"
     with pytest.raises(AdaptError, match=problem):
         all_steps(stream)
+
+
+@pytest.mark.parametrize("changed", range(3))
+def test_each_shard_must_hold_what_it_did_when_it_was_counted(changed: int) -> None:
+    shards, found = held([4] * 3), Counted()
+    for _ in count(shards, range(3), seed=0, found=found):
+        pass
+    digests = [digest for _, digest in found.shards.values()]
+    assert len(all_steps(dataclasses.replace(stream_of(shards), digests=digests), epochs=1)) == 3
+    pairs = [pair for pair, _ in rows_from(4 * changed, 4)]
+    shards[changed] = HeldShard(make_examples(pairs, [1.0] * 4))
+    with pytest.raises(AdaptError, match="the examples does not hold what it did"):
+        all_steps(dataclasses.replace(stream_of(shards), digests=digests), epochs=1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from sentence_transformers import CrossEncoder
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cappy_engine.errors import CheckpointError
 from cappy_export.checkpoints.checkpoint import open_checkpoint
@@ -32,6 +32,14 @@ def test_a_tokenizer_that_is_made_of_other_files_is_refused(checkpoint: Path, tm
     """By from_slow transformers makes it of vocab.json, though tokenizer.json has other tokens."""
     slow = changed(checkpoint, tmp_path / "slow", from_slow=True)
     assert "from_slow is True, by which transformers makes the tokenizer of vocab.txt and its like" in refusal(slow)
+
+
+def test_the_class_in_config_json_counts_where_the_tokenizers_file_names_none(checkpoint: Path, tmp_path: Path) -> None:
+    copied = copy(checkpoint, tmp_path / "copied")
+    edit(copied / "tokenizer_config.json", lambda config: config.pop("tokenizer_class"))
+    edit(copied / "config.json", lambda config: config.update(tokenizer_class="PreTrainedTokenizerFast"))
+    found = load_tokenizer(open_checkpoint(copied), max_length=512)
+    assert type(found) is type(AutoTokenizer.from_pretrained(copied)) is PreTrainedTokenizerFast
 
 
 def test_a_tokenizer_that_cuts_at_random_is_refused(checkpoint: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cappy_engine.errors import CheckpointError
-from cappy_export.checkpoints.checkpoint import load_model, open_checkpoint
+from cappy_export.checkpoints.checkpoint import float32_bytes, load_model, open_checkpoint, shape_model
 from cappy_export.checkpoints.weights import read_weights
 from tests.support.checkpoints import FILES, copy, edit
 
@@ -111,6 +111,14 @@ def test_half_precision_weights_become_float32(checkpoint: Path, tmp_path: Path)
     model = load_model(open_checkpoint(folder))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert all(torch.equal(model.state_dict()[key], value.float()) for key, value in weights.items())
+
+
+def test_the_space_that_is_needed_is_that_of_float32_also_for_halves(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy(checkpoint, tmp_path / "copy", weights=None)
+    weights = load_file(checkpoint / "model.safetensors")
+    save_file({key: value.half() for key, value in weights.items()}, folder / "model.safetensors")
+    opened = open_checkpoint(folder)
+    assert float32_bytes(opened, shape_model(opened)) == 4 * sum(value.numel() for value in weights.values())
 
 
 def test_nan_weights_are_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:

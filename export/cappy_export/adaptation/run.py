@@ -33,7 +33,7 @@ from cappy_export.adaptation.launch import agree, refuse, together
 from cappy_export.adaptation.log import LOG, Meter, Progress, append, evaluations
 from cappy_export.adaptation.model_setup import pair_tokenizer, parameter_groups, save_memory
 from cappy_export.adaptation.recipe import AdaptOptions, Recipe
-from cappy_export.adaptation.saving import Trained, write_checkpoint
+from cappy_export.adaptation.saving import Trained, check_unchanged, write_checkpoint
 from cappy_export.adaptation.scanning import Scan
 from cappy_export.adaptation.schedule import count_steps, plan_parts, seed_of, share_of
 from cappy_export.adaptation.shards import Shard
@@ -156,6 +156,7 @@ class Run:
         if self.accelerator.is_main_process:
             weights = self.trained.weights(self.steps)
             with self.trained.kept(self.folder, self.done, self.cursor.document()):
+                check_unchanged(self.checkpoint, document["checkpoint"]["sha256"])
                 write_checkpoint(weights, self.checkpoint, self.folder, out, document, force=force, say=self.say)
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ from cappy_engine.publish import Kind, publish, staging_folder
 from cappy_export.adaptation import state
 from cappy_export.adaptation.log import LOG, Meter, evaluations
 from cappy_export.adaptation.stream import Cursor
-from cappy_export.checkpoints.checkpoint import Checkpoint
+from cappy_export.checkpoints.checkpoint import Checkpoint, digest_of_files
 from cappy_export.checkpoints.config import RAW_SCORES, read_json
 from cappy_export.checkpoints.hub import TOKENIZER_FILES
 from cappy_export.checkpoints.refusals import full_disk
@@ -106,7 +106,7 @@ class Trained:
         """
         try:
             yield
-        except (OSError, OutputError):
+        except (OSError, OutputError, CheckpointError):
             if number not in state.states(folder):
                 with contextlib.suppress(OSError, AdaptError):
                     self.save(folder, number, place)
@@ -179,6 +179,22 @@ def _damaged(path: Path) -> Iterator[None]:
         raise ValueError(f"{path.name} is missing") from error
     except (EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path.name} is damaged") from error
+
+
+def check_unchanged(checkpoint: Checkpoint, sha256: str) -> None:
+    """Raise CheckpointError if a checkpoint's files are not those of which `digest_of_files` gave `sha256`.
+
+    >>> check_unchanged(checkpoint, digest_of_files(checkpoint.files))
+    """
+    try:
+        problem = "" if digest_of_files(checkpoint.files) == sha256 else "is not as it was when the training began"
+    except OSError as error:
+        problem = f"cannot be read any more ({reason_of(error)})"
+    if problem:
+        raise CheckpointError(
+            f"{checkpoint.name} {problem}, and its tokenizer belongs to the result; put its files back, and go on with "
+            "--resume"
+        )
 
 
 def write_checkpoint(

@@ -21,7 +21,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from cappy_engine.errors import AdaptError, OutputError
+from cappy_engine.errors import AdaptError, CheckpointError, OutputError
 from cappy_engine.publish import check_apart_from_inputs, check_folder, check_space
 from cappy_export.adaptation import state
 from cappy_export.adaptation.examples import Examples, make_examples
@@ -96,7 +96,8 @@ def adapt(
                 run.train(show)
                 document = {**settings, "log": run.history()}
                 run.write(place, document, force=options.force)
-            except (KeyboardInterrupt, SystemExit, OSError, OutputError):  # a signal, a full disk, or OUT in the way
+            except (KeyboardInterrupt, SystemExit, OSError, OutputError, CheckpointError):
+                # A signal, a full disk, OUT in the way, or a checkpoint that was changed meanwhile.
                 tell(state.tell_what_is_kept(state_of(place), force=options.force))
                 raise
             if accelerator.is_main_process:

@@ -101,7 +101,8 @@ def take_census(source: Path, calibration: Iterable[Inputs]) -> Census:
     for values in exposed_values(session, names, calibration):
         for name, value in values.items():
             if value.size:
-                largest[name] = max(float(np.abs(value).max()), largest.get(name, 0.0))
+                most = np.maximum(np.abs(value).max(), largest.get(name, 0.0))  # NaN stays, which max() forgets
+                largest[name] = float(most)
     return Census(tensors, largest)
 
 

@@ -33,7 +33,7 @@ class Reference:
     @property
     def spread(self) -> float:
         """Give the standard deviation of the scores, by which errors are judged."""
-        return float(self.scores.std())
+        return float(self.scores.std(dtype=np.float64))  # float32 overflows at squares of 1e20
 
     @property
     def description(self) -> str:

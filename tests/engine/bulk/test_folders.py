@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -74,14 +75,31 @@ def test_a_file_that_was_complete_and_is_gone_is_written_again(scorer: Scorer, s
     assert sorted(path.name for path in stopped_out.iterdir()) == ["a.jsonl", "b.jsonl"]
 
 
+@pytest.mark.parametrize(
+    "change", [lambda written: written[:-9], lambda written: written + b"\n"], ids=["cut", "longer"]
+)
 def test_a_file_that_was_complete_and_is_not_as_it_was_is_an_error(
-    scorer: Scorer, source: Path, stopped_out: Path
+    change: Callable[[bytes], bytes], scorer: Scorer, source: Path, stopped_out: Path
 ) -> None:
-    written = (stopped_out / "a.jsonl").read_bytes()
-    (stopped_out / "a.jsonl").write_bytes(written[:-9])
+    changed = change((stopped_out / "a.jsonl").read_bytes())
+    (stopped_out / "a.jsonl").write_bytes(changed)
     with pytest.raises(OutputError, match=r"a\.jsonl has \d+ bytes, and \d+ were written; remove it, and go on"):
         run_folder(scorer, source, stopped_out, resume=True)
-    assert (stopped_out / "a.jsonl").read_bytes() == written[:-9]
+    assert (stopped_out / "a.jsonl").read_bytes() == changed
+
+
+def test_force_takes_nothing_from_a_run_with_other_settings(scorer: Scorer, source: Path, stopped_out: Path) -> None:
+    totals = run_folder(scorer, source, stopped_out, force=True, window=9)
+    assert (totals.pairs, totals.pairs_before) == (4 * WINDOW, 0)
+    assert sorted(path.name for path in stopped_out.iterdir()) == ["a.jsonl", "b.jsonl"]
+
+
+def test_a_bad_row_of_a_folder_is_told_once_whoever_looks_on(scorer: Scorer, tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in", 3)
+    (source / "0000.jsonl").write_bytes(b"oops\n" + (source / "0000.jsonl").read_bytes())
+    folder = Folder(files_of_folder(source), tmp_path / "out", options=RowOptions("skip", window=1))
+    totals = score_folder(scorer, folder, Target(tmp_path / "out"), progress=lambda totals: None)
+    assert (totals.pairs, totals.refused, len(totals.skipped)) == (3, 1, 1)
 
 
 def test_settings_of_a_complete_file_are_those_of_any_run(scorer: Scorer, source: Path, stopped_out: Path) -> None:
@@ -108,7 +126,8 @@ def test_a_file_of_the_user_with_the_name_of_the_list_is_not_lost(
 
 def test_the_list_is_there_until_all_are_complete(scorer: Scorer, source: Path, stopped_out: Path) -> None:
     assert [entry["file"] for entry in listed(stopped_out)] == ["a.jsonl"]
-    assert run_folder(scorer, source, stopped_out, resume=True).pairs_before == 2 * WINDOW
+    totals = run_folder(scorer, source, stopped_out, resume=True)
+    assert (totals.pairs_before, 2 * totals.tokens_before) == (2 * WINDOW, totals.tokens)
     assert not (stopped_out / RUN).exists()
 
 

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from cappy_engine import Scorer, ScorerOptions
+from cappy_engine.batching import Grouping
 from cappy_engine.bulk.resume.names import Names
 from cappy_engine.bulk.row_options import RowOptions
 from cappy_engine.bundle import EMBEDDED
+from cappy_engine.dispatcher import Dispatcher
 from cappy_engine.errors import OutputError
-from cappy_engine.testing import FakeSession, fake_scorer
+from cappy_engine.testing import PAD_TOKEN_ID, FakeSession, fake_scorer
 from cappy_engine.tokenizer import PairTokenizer
 from tests.support.bulk_files import WINDOW, pairs_of, run, stopped, write_rows
 
@@ -32,6 +34,45 @@ def test_other_kernels_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with Scorer.open_with(EMBEDDED, options) as scorer:
         run(scorer, source, out, resume=True, say=said.append)
     assert said == [f"note: {out}.partial goes on with what is not as before: versions.kernels was {kernels}, is none"]
+
+
+def test_threads_that_share_batches_otherwise_are_another_run(
+    tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = write_rows(tmp_path / "in.jsonl", pairs_of(20)), tmp_path / "out.jsonl"
+    with Scorer.open(bundle, device="cpu", threads=2, mode="latency") as scorer:
+        stopped(monkeypatch, 2, lambda: run(scorer, source, out))
+    with (
+        Scorer.open(bundle, device="cpu", threads=2, mode="throughput") as scorer,
+        pytest.raises(OutputError, match=r"scorer\.mode was latency, is throughput"),
+    ):
+        run(scorer, source, out, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("grouping", "problem"),
+    [
+        (Grouping(512, "removed"), r"scorer\.padding was allowed, is removed"),
+        (Grouping(512, buckets=(64, 512)), r"scorer\.buckets was \[\], is \[64, 512\]"),
+    ],
+)
+def test_batches_of_another_form_are_another_run(
+    tmp_path: Path, tokenizer: PairTokenizer, monkeypatch: pytest.MonkeyPatch, grouping: Grouping, problem: str
+) -> None:
+    source, out = write_rows(tmp_path / "in.jsonl", pairs_of(20)), tmp_path / "out.jsonl"
+    stopped(monkeypatch, 2, lambda: run(fake_scorer(tokenizer=tokenizer), source, out))
+    other = Scorer(tokenizer, Dispatcher(FakeSession(), grouping, pad_token_id=PAD_TOKEN_ID))
+    with pytest.raises(OutputError, match=problem):
+        run(other, source, out, resume=True)
+
+
+def test_inputs_in_another_order_are_another_run(
+    tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [write_rows(tmp_path / f"{number}.csv", pairs_of(20)) for number in range(2)]
+    stopped(monkeypatch, 3, lambda: run(scorer, sources, tmp_path / "out.csv"))
+    with pytest.raises(OutputError, match=r"belongs to another run .*input\.1:1\.csv was .*, is not set"):
+        run(scorer, sources[::-1], tmp_path / "out.csv", resume=True)
 
 
 def test_a_run_that_replaces_rejects_alone_is_told_to_go_on_with_force(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,17 @@ def test_rejects_are_not_another_link_to_the_output(source: Path, out: Path, bad
     with pytest.raises(OutputError, match=r"--rejects and -o are both .*; choose another name"):
         run(scorer, source, out, options=SKIP, force=True, rejects=bad)
     assert out.read_text() == "mine"
+
+
+def test_a_run_takes_the_place_of_no_pipe(source: Path, out: Path, bad: Path, scorer: Scorer) -> None:
+    os.mkfifo(bad)
+    reader = os.open(bad, os.O_RDONLY | os.O_NONBLOCK)
+    for place, rejects in ((bad, None), (out, bad)):
+        with pytest.raises(OutputError, match=r"bad\.jsonl is not a file, and a run could not go on with it; name a f"):
+            run(scorer, source, place, options=SKIP, force=True, rejects=rejects)
+    os.close(reader)
+    assert bad.is_fifo()
+    assert sorted(source.parent.iterdir()) == [bad, source]
 
 
 def test_rejects_of_one_file_are_not_the_output_of_another(source: Path, tmp_path: Path, scorer: Scorer) -> None:

@@ -49,6 +49,7 @@ CHANGES: list[tuple[str, Callable[[Path], object], dict[str, Any]]] = [
     ("score_field was score, is other", lambda source: None, {"task": ScoreTask(score_field="other")}),
     ("window was 8, is 9", lambda source: None, {"options": RowOptions(window=9)}),
     ("too_long was truncate, is refuse", lambda source: None, {"options": RowOptions("stop", "refuse", window=8)}),
+    ("max_line_bytes was 16777216, is 999", lambda source: None, {"options": RowOptions(max_line_bytes=999, window=8)}),
 ]
 
 
@@ -207,14 +208,13 @@ def test_another_bundle_or_batch_size_is_refused(
         stopped(monkeypatch, 2, lambda: run(scorer, source, out))
     others: list[tuple[Any, dict[str, Any], str]] = [
         (bundle, {"precision": "fp32", "threads": 1}, "scorer.precision was int8, is fp32"),
+        (bundle, {"precision": "int8", "threads": 1, "max_text_chars": 9}, "max_text_chars was 1000000, is 9"),
         (bundle, {"precision": "int8", "threads": 1, "max_batch_tokens": 99}, "max_batch_tokens was 512, is 99"),
         (None, {"threads": 1}, "scorer.bundle was manifest sha256"),
     ]
     for path, options, problem in others:
-        with (
-            Scorer.open(**({"bundle": path} if path else {}), **options) as scorer,
-            pytest.raises(OutputError, match=problem),
-        ):
+        scorer = Scorer.open(**({"bundle": path} if path else {}), **options)
+        with scorer, pytest.raises(OutputError, match=problem):
             run(scorer, source, out, resume=True)
 
 

@@ -75,13 +75,15 @@ def test_the_input_is_kept_whatever_is_asked(bundle: Path, tmp_path: Path, capsy
     assert source.read_bytes() == before
 
 
+@pytest.mark.parametrize("options", [["-o"], ["-o", "scored.jsonl", "--rejects"]], ids=str)
+@pytest.mark.parametrize("file", ["manifest.json", "onnx/model.onnx"])
 def test_a_file_of_the_bundle_is_not_an_output(
-    bundle: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    file: str, options: list[str], bundle: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = copy_bundle(tmp_path / "bundle", source=bundle)
-    before = (copy / "manifest.json").read_bytes()
-    output = copy / "manifest.json"
-    assert main(["score", str(pairs_file), "--bundle", str(copy), "-o", str(output), "--force"]) == 1
+    monkeypatch.chdir(tmp_path)
+    output = copy_bundle(tmp_path / "bundle", source=bundle) / file
+    before = output.read_bytes()
+    assert main(["score", str(pairs_file), "--bundle", "bundle", "--force", *options, str(output)]) == 1
     assert output.read_bytes() == before
 
 

@@ -12,10 +12,13 @@ from cappy_engine.batching import Batch
 from cappy_engine.bundle import Bundle
 from cappy_engine.canary import check_canary, read_canary
 from cappy_engine.errors import BundleError, DeviceUnavailable
+from cappy_engine.exact import ExactModel
+from cappy_engine.options import ScorerInfo
 from cappy_engine.testing import FakeSession, score_of
 from tests.support.bundles import Change, Manifest
 from tests.support.gpus import (
     BUCKETS,
+    BUDGET,
     LONGEST,
     TOKENS,
     FakeRuntime,
@@ -91,6 +94,18 @@ def test_one_wrong_gpu_of_two_stops_the_start(sealed: Bundle, root: Path) -> Non
     with pytest.raises(DeviceUnavailable, match=r"^GPU 1: device 'cuda' gives wrong scores"):
         open_faked(sealed, root, runtime, gpus=[0, 1])
     assert len(runtime.opened) == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "reach"), [("cuda", "fp16", 0.002), ("tensorrt", "int8", 0.1), ("tensorrt", "fp32", 0.0)]
+)
+def test_an_exact_winner_on_a_gpu_reckons_with_twice_what_the_canary_tolerates(
+    sealed: Bundle, device: str, precision: str, reach: float
+) -> None:
+    info = ScorerInfo(
+        str(sealed.path), device, "", precision, "", 1, "latency", "", "allowed", BUDGET, LONGEST, gpus=(0,)
+    )
+    assert ExactModel(sealed, info).reach() == pytest.approx(reach)
 
 
 def pair_of(tokens: int) -> Manifest:

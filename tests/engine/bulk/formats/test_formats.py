@@ -56,14 +56,14 @@ def test_a_name_tells_the_format(name: str, expected: Format) -> None:
 def test_csv_keeps_its_bytes_and_gets_two_columns(tmp_path: Path, scorer: Scorer) -> None:
     source = tmp_path / "in.csv"
     source.write_bytes(
-        b'\xef\xbb\xbfid,"instruction",response\r\n 1 ,"Is it, or\nis it ""not""?",yes\r\n\r\n02,Is it?,\r\n'
+        b'\xef\xbb\xbf"instruction",response,id\r\n"Is it, or\nis it ""not""?",yes, 1 \r\n\r\nIs it?,,02\r\n'
     )
     totals = run(scorer, source, tmp_path / "out.csv")
     first, second = scorer.score([('Is it, or\nis it "not"?', "yes"), ("Is it?", "")]).tolist()
     assert (tmp_path / "out.csv").read_bytes() == (
-        b'\xef\xbb\xbfid,"instruction",response,score,score_truncated\r\n'
-        b' 1 ,"Is it, or\nis it ""not""?",yes,%a,false\r\n'
-        b"02,Is it?,,%a,false\r\n" % (first, second)
+        b'\xef\xbb\xbf"instruction",response,id,score,score_truncated\r\n'
+        b'"Is it, or\nis it ""not""?",yes, 1 ,%a,false\r\n'
+        b"Is it?,,02,%a,false\r\n" % (first, second)
     )
     assert (totals.pairs, totals.blank_lines) == (2, 1)
 

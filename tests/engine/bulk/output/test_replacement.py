@@ -80,6 +80,18 @@ def test_hard_links_stay_one_file(out: Path) -> None:
     assert (out.read_bytes(), names(out.parent)) == (NEW, ["other", "out.jsonl"])
 
 
+def test_another_file_that_took_the_place_of_a_linked_one_is_not_written_over(out: Path, partial: Path) -> None:
+    def take() -> None:
+        out.unlink()
+        out.write_bytes(b"mine")
+
+    out.write_bytes(OLD)
+    out.with_name("other").hardlink_to(out)
+    with pytest.raises(OutputError, match=r"out\.jsonl was replaced meanwhile; move it away, and rename .*partial"):
+        write(out, meanwhile=take, force=True)
+    assert (out.read_bytes(), partial.read_bytes(), out.with_name("other").read_bytes()) == (b"mine", NEW, OLD)
+
+
 @pytest.mark.slow
 def test_a_file_that_is_a_mount_is_written_over(tmp_path: Path) -> None:
     (tmp_path / "real").write_bytes(OLD)

@@ -31,7 +31,7 @@ from cappy_engine.bulk.totals import Totals
 from cappy_engine.bundle import EMBEDDED
 from cappy_engine.errors import CappyError, InvalidLine, OutputError
 from cappy_engine.nodes import BundleOfNodes
-from cappy_engine.options import Precision, ScorerOptions
+from cappy_engine.options import ScorerOptions
 from cappy_engine.testing import FakeSession, fake_scorer
 from cappy_engine.tokenizer import PairTokenizer
 from tests.support.bulk_files import run, write_in_tick
@@ -54,10 +54,10 @@ def folder_of(source: Path, **options: Any) -> Folder:
 
 
 def described(
-    source: Path, precision: Precision = "auto", rejected: Path | None = None, task: ScoreTask | None = None
+    source: Path, bundle: Path = EMBEDDED, rejected: Path | None = None, too_long: str = "truncate", **options: Any
 ) -> dict[str, Any]:
-    nodes = BundleOfNodes.of(EMBEDDED, ScorerOptions(precision=precision))
-    folder = dataclasses.replace(folder_of(source), task=task or ScoreTask())
+    task, nodes = ScoreTask(**options.pop("task", {})), BundleOfNodes.of(bundle, ScorerOptions(**options))
+    folder = dataclasses.replace(folder_of(source, too_long=too_long), task=task)
     return describe_job(cut_slices(folder, 4), nodes, folder, rejected)
 
 
@@ -254,7 +254,7 @@ def test_a_slice_whose_file_is_gone_or_another_one_is_scored_again(tmp_path: Pat
     assert read_done(tmp_path, part) is None
 
 
-def test_another_job_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_another_job_is_not_gone_on_with(tmp_path: Path, bundle: Path) -> None:
     source, target = write(tmp_path / "a.parquet", 6), tmp_path / "out"
 
     def go_on(job: dict[str, Any]) -> Path:
@@ -262,11 +262,11 @@ def test_another_job_is_not_gone_on_with(tmp_path: Path) -> None:
             return unfinished
 
     folder = go_on(described(source))
-    with pytest.raises(OutputError, match=r"is of another job: not the same precision; remove"):
-        go_on(described(source, "int8"))
-    for task in (ScoreTask(score_field="other"), ScoreTask(activation="sigmoid")):
-        with pytest.raises(OutputError, match=r"is of another job: not the same columns; remove"):
-            go_on(described(source, task=task))
+    others: dict[str, list[Any]] = {"precision": ["int8"], "device": ["cpu"], "max_text_chars": [9], "bundle": [bundle],
+        "too_long": ["refuse"], "task": [{"score_field": "other"}, {"activation": "sigmoid"}]}  # fmt: skip
+    for name, value in [(name, value) for name, values in others.items() for value in values]:
+        with pytest.raises(OutputError, match=rf"another job: not the same {name.replace('task', 'columns')}; remove"):
+            go_on(described(source, **{name: value}))
     go_on(described(source, rejected=tmp_path / "bad"))  # may be added
     with pytest.raises(OutputError, match=r"is of another job: not the same rejects; remove"):
         go_on(described(source))

@@ -92,8 +92,11 @@ def test_what_a_killed_run_left_of_the_complete_file_is_replaced(
         with pytest.raises(Stop):
             run(scorer, source, out)
     assert made.exists()
+    made.write_bytes(bytes(100_000))  # more than it will be
     run(scorer, source, out, resume=goes_on, force=not goes_on)
     assert {path.name for path in tmp_path.iterdir()} == {out.name, source.name}
+    run(scorer, source, tmp_path / "whole.parquet")
+    assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
 
 
 def test_a_mark_that_is_not_one_is_an_error_and_what_was_written_is_kept(
