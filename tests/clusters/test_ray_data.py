@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,11 @@ def test_a_dataset_is_read_and_written_as_ray_does_it(connection: None, samples:
     import pyarrow.parquet as pq
 
     file = samples / "00.parquet"
-    score_dataset(ray.data.read_parquet(str(file))).write_parquet(str(tmp_path / "scored"))
+    rows = score_dataset(ray.data.read_parquet(str(file)))
+    work = threading.Thread(target=rows.write_parquet, args=[str(tmp_path / "scored")], daemon=True)
+    work.start()
+    work.join(300)
+    assert not work.is_alive(), "Ray waits for a core"
     scored = pq.read_table(tmp_path / "scored")
     assert sorted(scored["id"].to_pylist()) == sorted(pq.read_table(file)["id"].to_pylist())
     assert scored["score"].null_count == 0

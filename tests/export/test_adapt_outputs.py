@@ -48,9 +48,10 @@ def test_who_may_read_the_config_may_read_the_weights(checkpoint: Path, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("damage", [shutil.rmtree, lambda folder: (folder / "tokenizer.json").unlink()])
 def test_a_checkpoint_that_changes_before_the_end_gives_no_tokenizer_to_the_result(
-    damage: Callable[[Path], object], checkpoint: Path, tmp_path: Path
+    damage: Callable[[Path], object], force: bool, checkpoint: Path, tmp_path: Path
 ) -> None:
     source, out, recipe = copy(checkpoint, tmp_path / "in"), tmp_path / "out", dataclasses.replace(RECIPE, max_steps=2)
 
@@ -59,13 +60,17 @@ def test_a_checkpoint_that_changes_before_the_end_gives_no_tokenizer_to_the_resu
             damage(source)
 
     said: list[str] = []
-    with pytest.raises(CheckpointError, match=r"(not as it was when|cannot be read any more).*go on with --resume"):
-        adapt(source, colour_examples(20), out, recipe, say=said.append, progress=change)
-    assert not out.exists()
-    assert "--resume" in said[-1]
+    if force:
+        adapt(source, colour_examples(20), out, dataclasses.replace(recipe, max_steps=1))
+    way_on = "--resume --force" if force else "--resume"
+    with pytest.raises(CheckpointError, match=f"(not as it was|cannot be read).*; put its files .* with {way_on}$"):
+        adapt(source, colour_examples(20), out, recipe, AdaptOptions(force=force), say=said.append, progress=change)
+    assert out.exists() == force
+    assert way_on in said[-1]
     shutil.rmtree(source, ignore_errors=True)
     copy(checkpoint, source)
-    adapt(source, colour_examples(20), out, recipe, AdaptOptions(resume=True))
+    adapt(source, colour_examples(20), out, recipe, AdaptOptions(resume=True, force=force))
+    assert json.loads((out / "training.json").read_text())["recipe"]["max_steps"] == 2
     assert (out / "tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
 
 

@@ -126,14 +126,15 @@ async def closed_loop(
     """Send requests over some connections.
 
     Each connection sends the next request as soon as its last was answered. With `rooms` a request is sent when it fits
-    into all of them; requests are sent in order. A refused request is sent again a little later, until its deadline.
+    into all of them; requests are sent in order. A refused request is sent again a little later. No more are sent once
+    one was refused until its deadline.
 
         >>> await closed_loop(target, range(100), connections=8, rooms=[Room(load.sizes, 1024)])
     """
     found: list[Exchange] = []
     rest = iter(places)
     under_way: list[int] = []
-    in_order, has_ended = asyncio.Lock(), asyncio.Event()
+    in_order, has_ended, is_over = asyncio.Lock(), asyncio.Event(), asyncio.Event()
 
     def fits(place: int) -> bool:
         return not under_way or all(
@@ -142,7 +143,7 @@ async def closed_loop(
 
     async def enter() -> int | None:
         async with in_order:
-            place = next(rest, None)
+            place = None if is_over.is_set() else next(rest, None)
             while place is not None and not fits(place):
                 has_ended.clear()
                 await has_ended.wait()
@@ -157,6 +158,8 @@ async def closed_loop(
             while last.status == REFUSED and time.perf_counter() < deadline:
                 await asyncio.sleep(AGAIN_SECONDS)
                 found.append(last := await exchange(target, place))
+            if last.status == REFUSED:
+                is_over.set()
             under_way.remove(place)
             has_ended.set()
 

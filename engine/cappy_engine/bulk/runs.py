@@ -289,7 +289,7 @@ def _leave(run: Run, error: BaseException, say: Say) -> None:
         return
     if growing.size or run.marked.get("rejected_bytes"):
         is_input_bad = type(error) is CappyError  # a mended one is another, with which no run goes on
-        leaves_out = " --rejects FILE, which leaves bad rows out" if isinstance(error, InvalidLine) else ""
+        leaves_out = " --rejects NEWFILE, which leaves bad rows out" if isinstance(error, InvalidLine) else ""
         advice = "" if is_input_bad else f"; go on with {names.way_on}{leaves_out}"
         say(f"what was written before this is in {names.partial}{advice}")
         return

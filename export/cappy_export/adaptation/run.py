@@ -156,7 +156,7 @@ class Run:
         if self.accelerator.is_main_process:
             weights = self.trained.weights(self.steps)
             with self.trained.kept(self.folder, self.done, self.cursor.document()):
-                check_unchanged(self.checkpoint, document["checkpoint"]["sha256"])
+                check_unchanged(self.checkpoint, document, way_on=state.way_on(self.folder, force=force))
                 write_checkpoint(weights, self.checkpoint, self.folder, out, document, force=force, say=self.say)
 
     def close(self) -> None:

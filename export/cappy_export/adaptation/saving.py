@@ -181,20 +181,18 @@ def _damaged(path: Path) -> Iterator[None]:
         raise ValueError(f"{path.name} is damaged") from error
 
 
-def check_unchanged(checkpoint: Checkpoint, sha256: str) -> None:
-    """Raise CheckpointError if a checkpoint's files are not those of which `digest_of_files` gave `sha256`.
+def check_unchanged(checkpoint: Checkpoint, document: Mapping[str, Any], *, way_on: str) -> None:
+    """Raise CheckpointError if a checkpoint's files are not those that the training began with, by its `document`.
 
-    >>> check_unchanged(checkpoint, digest_of_files(checkpoint.files))
+    >>> check_unchanged(checkpoint, {"checkpoint": {"sha256": "9015b2f5"}}, way_on="--resume")
     """
+    sha256 = document["checkpoint"]["sha256"]
     try:
         problem = "" if digest_of_files(checkpoint.files) == sha256 else "is not as it was when the training began"
     except OSError as error:
         problem = f"cannot be read any more ({reason_of(error)})"
     if problem:
-        raise CheckpointError(
-            f"{checkpoint.name} {problem}, and its tokenizer belongs to the result; put its files back, and go on with "
-            "--resume"
-        )
+        raise CheckpointError(f"{checkpoint.name} {problem}; put its files back, and go on with {way_on}")
 
 
 def write_checkpoint(

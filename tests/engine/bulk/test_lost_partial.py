@@ -109,7 +109,7 @@ def test_a_run_that_cannot_go_on_is_not_advised_to(
     write_rows(source, [*pairs_of(COUNT), {"instruction": "q"}])
     arguments = ["score", str(source), "-o", str(out), "--bundle", str(bundle), "--window", str(WINDOW), "--quiet"]
     assert main(arguments) == 1
-    advice = "go on with --resume --rejects FILE, which leaves bad rows out"
+    advice = "go on with --resume --rejects NEWFILE, which leaves bad rows out"
     assert f"what was written before this is in {out}.partial; {advice}\n" in capsys.readouterr().err
     os.truncate(Names(out).partial, 100)
     assert main([*arguments, "--resume", "--rejects", str(bad)]) == 1

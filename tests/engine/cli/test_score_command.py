@@ -99,7 +99,7 @@ def test_score_keeps_the_old_file_and_names_the_partial_one_on_an_error(
     assert [row["id"] for row in rows_in(partial.read_bytes())] == [0, 1, 2, 3, 4]
     out, err = capfdbinary.readouterr()
     assert out == b""
-    advice = "go on with --resume --force --rejects FILE, which leaves bad rows out"
+    advice = "go on with --resume --force --rejects NEWFILE, which leaves bad rows out"
     assert f"what was written before this is in {partial}; {advice}".encode() in err
     same = ["score", str(bad_file), "--bundle", str(bundle), "-o", str(output)]
     assert main([*same, "--resume", "--force", "--rejects", str(tmp_path / "rejects.jsonl")]) == 3

@@ -22,15 +22,16 @@ LABELS = 'device="cpu",precision="int8"'
         ("/v1/score", 413, "too_large", pairs_of(*[("Is the sky blue?", "Yes")] * 51)),
         ("/v1/none", 404, "not_found", {}),
         ("/health", 405, "method_not_allowed", {}),
+        ("/v2/models/none", 404, "not_found", None),
     ],
 )
 def test_a_refused_request_is_counted_by_its_error_type(
-    server: Server, path: str, status: int, reason: str, document: dict[str, object]
+    server: Server, path: str, status: int, reason: str, document: dict[str, object] | None
 ) -> None:
     line = f'cappy_refused_requests_total{{reason="{reason}"}}'
     # It is there from the start: Prometheus does not see a counter's first value as a rise.
     before = server.metric(line)
-    refused = server.post(path, document)
+    refused = server.get(path) if document is None else server.post(path, document)
     assert (refused.status_code, refused.json()["error_type"]) == (status, reason)
     assert server.metric(line) == before + 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 import signal
@@ -23,8 +24,7 @@ from cappy_engine.options import ScorerOptions
 MOST_CORES = 8
 """Cores of an actor, where nothing else is asked for."""
 SPARE_CPUS = 0.25
-"""What an actor leaves of its cores: Ray's own steps would else wait for the actors for ever. Two actors never fit into
-one's cores."""
+"""What an actor leaves of its cores: Ray's own steps would else wait for the actors for ever."""
 CONNECT_SECONDS = 10
 """How long a cluster may take to answer. Ray itself tries for a quarter of an hour."""
 VARIABLES = {"RAY_gcs_server_port_wait_time_s": "1", "RAY_BACKEND_LOG_LEVEL": "fatal"}
@@ -102,8 +102,8 @@ def make_pool(
     """Fit the actors to the nodes that there are now. Raises CappyError for a cluster without room for one.
 
     An actor has `options.threads` cores; without them all of the smallest node, and at most 8. On GPUs it has one, and
-    without `options.threads` its share of the node's cores. With `leaves_core` a whole core is left, for which Ray's
-    reading and writing of files wait: an actor asks for one core less than it uses, or there is one actor less.
+    without `options.threads` its share of the node's cores. With `leaves_core` some node has a whole core left, for
+    which Ray's reading and writing of files wait: actors ask for less than they use, or there is one actor less.
 
         >>> make_pool(ray, "cappy-bundle", ScorerOptions(threads=4), ClusterOptions("auto")).actors
         16
@@ -120,20 +120,32 @@ def make_pool(
     usable = [(cpus, gpus if is_gpu else 1) for cpus, gpus in nodes if cpus and (gpus or not is_gpu)]
     smallest = min((max(1, cpus // parts) for cpus, parts in usable), default=1)
     cores = options.threads or min(smallest, MOST_CORES)
-    room = sum(min(cpus // cores, gpus) if is_gpu else cpus // cores for cpus, gpus in usable)
+    most = [(cpus, min(cpus // cores, gpus if is_gpu else cpus)) for cpus, gpus in nodes]
+    room = sum(actors for _, actors in most)
     if not room:
         wanted = _cores(cores) + " and a GPU" * is_gpu
         found = ", ".join(f"{_cores(cpus)} and {gpus} GPU{'s' * (gpus != 1)}" for cpus, gpus in nodes)
         raise CappyError(f"no node of this Ray cluster has {wanted} for an actor; its nodes have {found}")
-    if leaves_core and cores == 1:
-        room = max(1, room - 1)
+    spare = _spare_cpus(most, cores) if leaves_core else SPARE_CPUS
+    if spare == cores:
+        room, spare = max(1, room - 1), SPARE_CPUS
     return Pool(
         cores=cores,
         gpus=int(is_gpu),
         actors=min(room, cluster.actors or room),
         options=replace(options, device=device, threads=cores),
-        spare_cpus=1 if leaves_core and cores > 1 else SPARE_CPUS,
+        spare_cpus=spare,
     )
+
+
+def _spare_cpus(nodes: list[tuple[int, int]], cores: int) -> float:
+    """Say what each actor must leave of its cores so that some node has a whole core left.
+
+    `nodes` are the cores of each, and how many actors it takes.
+    """
+    if any(cpus - actors * (cores - SPARE_CPUS) >= 1 for cpus, actors in nodes):
+        return SPARE_CPUS
+    return math.ceil(1e4 / max(actors for _, actors in nodes)) / 1e4  # Ray counts in such parts of a core
 
 
 def _cores(count: int) -> str:

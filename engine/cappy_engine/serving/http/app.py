@@ -120,6 +120,7 @@ def _answer(gate: Gate, read: Callable[[Request], Any], *, needs_key: bool) -> A
         except Exception as error:
             if (failure := failure_of(error)).status == 500:
                 log.exception("a request failed")
+            gate.service.metrics.refused(failure.error_type)
             return _failed(failure)
         response = found if isinstance(found, Response) else _json(found)
         if gate.is_closing:
