@@ -52,7 +52,7 @@ def test_a_text_at_which_the_tokenizer_fails_is_named(error: BaseException) -> N
 def test_texts_at_which_the_tokenizer_fails_together_blame_no_pair() -> None:
     library: Any = Panicking(Tokenizer.from_file(str(TINY / "tokenizer.json")), "company", Exception("too many"))
     with pytest.raises(ScoringError, match="the tokenizer fails: too many") as caught:
-        PairTokenizer(library, max_length=512).encode([("a", "b")])
+        PairTokenizer(library, max_length=512).encode([("a" * 1000, "b")])  # shorter ones do not come together
     assert caught.value.index is None
 
 
