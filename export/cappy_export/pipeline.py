@@ -113,7 +113,7 @@ def verify(
 
 
 def _told_by(manifest: Manifest, bundle: str | Path) -> tuple[str, dict[str, Any]]:
-    """Read the digest of the checkpoint's files, and what the manifest tells of the model and its scores."""
+    """Read what a manifest tells: the checkpoint's digest, and facts of the model and its scores."""
     document = manifest.document
     try:
         return document["source"]["sha256"], {**document["model"], **document.get("score", {})}

@@ -182,7 +182,7 @@ def _damaged(path: Path) -> Iterator[None]:
 
 
 def check_unchanged(checkpoint: Checkpoint, document: Mapping[str, Any], *, way_on: str) -> None:
-    """Raise CheckpointError if a checkpoint's files are not those that the training began with, by its `document`.
+    """Raise CheckpointError if a checkpoint has other files than its training's `document` says.
 
     >>> check_unchanged(checkpoint, {"checkpoint": {"sha256": "9015b2f5"}}, way_on="--resume")
     """

@@ -96,8 +96,7 @@ def adapt(
                 run.train(show)
                 document = {**settings, "log": run.history()}
                 run.write(place, document, force=options.force)
-            except (KeyboardInterrupt, SystemExit, OSError, OutputError, CheckpointError):
-                # A signal, a full disk, OUT in the way, or a checkpoint that was changed meanwhile.
+            except (KeyboardInterrupt, SystemExit, OSError, OutputError, CheckpointError):  # a signal, a full disk ...
                 tell(state.tell_what_is_kept(state_of(place), force=options.force))
                 raise
             if accelerator.is_main_process:

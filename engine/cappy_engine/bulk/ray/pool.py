@@ -139,7 +139,7 @@ def make_pool(
 
 
 def _spare_cpus(nodes: list[tuple[int, int]], cores: int) -> float:
-    """Say what each actor must leave of its cores so that some node has a whole core left.
+    """Say what each actor must leave, so that some node has a whole core left.
 
     `nodes` are the cores of each, and how many actors it takes.
     """
