@@ -127,8 +127,8 @@ def make_pool(
         found = ", ".join(f"{_cores(cpus)} and {gpus} GPU{'s' * (gpus != 1)}" for cpus, gpus in nodes)
         raise CappyError(f"no node of this Ray cluster has {wanted} for an actor; its nodes have {found}")
     spare = _spare_cpus(most, cores) if leaves_core else SPARE_CPUS
-    if spare == cores:
-        room, spare = max(1, room - 1), SPARE_CPUS
+    if spare == cores and room > 1:  # a single actor of one core asks for none
+        room, spare = room - 1, SPARE_CPUS
     return Pool(
         cores=cores,
         gpus=int(is_gpu),
