@@ -219,9 +219,9 @@ def describe_totals(totals: Totals, seconds: float) -> str:
     if totals.without_instruction:
         facts.append(f"{totals.without_instruction} with an empty instruction")
     if totals.refused:
-        facts.append(f"{totals.refused} bad lines skipped")
+        facts.append(f"{totals.refused} bad line{'s' * (totals.refused != 1)} skipped")
     if totals.blank_lines:
-        facts.append(f"{totals.blank_lines} blank lines")
+        facts.append(f"{totals.blank_lines} blank line{'s' * (totals.blank_lines != 1)}")
     return ", ".join(facts)
 
 

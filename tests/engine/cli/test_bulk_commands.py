@@ -171,7 +171,7 @@ def test_rejects_are_in_the_summary_and_the_exit_status(
     source.write_bytes(source.read_bytes() + b"oops\n")
     arguments = [str(source), "--bundle", str(bundle), "--rejects", str(tmp_path / "bad.jsonl")]
     assert main(["score", *arguments, "-o", str(tmp_path / "out.jsonl")]) == 3
-    assert "1 bad lines skipped" in capsys.readouterr().err
+    assert "1 bad line skipped" in capsys.readouterr().err
     assert rows_in((tmp_path / "bad.jsonl").read_bytes()) == [
         {"line": 6, "error": "not JSON (Expecting value: line 1 column 1 (char 0))", "text": "oops"}
     ]

@@ -33,7 +33,7 @@ def test_score_writes_rows_to_stdout_and_the_rest_to_stderr(
     assert f"{bundle}: fp32 on cpu".encode() in err
     assert b"auto: " not in err
     assert b"5 pairs scored in " in err
-    assert b"1 blank lines" in err
+    assert b", 1 blank line\n" in err
 
 
 def test_score_writes_a_file_that_appears_when_it_is_complete(
@@ -116,7 +116,7 @@ def test_score_skips_bad_lines_where_asked_and_says_so_in_its_exit_status(
     assert len(rows_in(output.read_bytes())) == 6
     out, err = capfdbinary.readouterr()
     assert out == b""
-    assert b"1 bad lines skipped" in err
+    assert b"1 bad line skipped" in err
 
 
 def test_score_uses_the_options_given(
