@@ -177,12 +177,16 @@ class NextStep:
 
 @dataclass(frozen=True)
 class Step:
-    """What one run held: the `lengths` of its pairs (n,) int64, the requests they came from, and how long it took."""
+    """What one run held: the `lengths` of its pairs (n,) int64, the requests they came from, and how long it took.
+
+    `workers` is the share of the model's workers that it had: 1.0 is all of them.
+    """
 
     model: Model
     lengths: Ids
     requests: int
     seconds: float
+    workers: float
 
 
 def cut_step(jobs: Iterable[Job], step_tokens: int) -> list[Part]:

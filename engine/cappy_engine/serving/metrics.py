@@ -17,7 +17,8 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 NO_ROUTE = "other"
 """The route of what no path answers."""
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-TOKENS = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 65536)
+TOKENS = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 65536, 262144)
+"""The last bound is a step of 128 cores, or of 4 GPUs, by default."""
 
 
 class Metrics:
@@ -43,6 +44,9 @@ class Metrics:
         self._computed = self._counter(
             "computed_tokens", "tokens that the model computed, padding included", "device", "precision"
         )
+        self._busy = self._counter(
+            "busy_seconds", "time of the model's runs, each times its share of the workers", "device", "precision"
+        )
         self._truncated = self._counter("truncated_pairs", "pairs that were too long for the model")
         self._swaps = self._counter("swaps", "bundles opened again", "result")
         for result in ("done", "failed"):  # from 0 on, so that the first one is seen as a rise
@@ -58,7 +62,7 @@ class Metrics:
 
     def serves(self, device: str, precision: str) -> None:
         """Begin to count for a model. So its counters are there before its first run."""
-        for counter in (self._pairs, self._tokens, self._computed):
+        for counter in (self._pairs, self._tokens, self._computed, self._busy):
             counter.labels(device, precision)
 
     def answers_with(self, model: ServedModel, manifest_sha256: str) -> None:
@@ -101,6 +105,7 @@ class Metrics:
         self._pairs.labels(*kind).inc(len(step.lengths))
         self._tokens.labels(*kind).inc(tokens)
         self._computed.labels(*kind).inc(computed_tokens)
+        self._busy.labels(*kind).inc(step.seconds * step.workers)
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
         return Counter(f"cappy_{name}", help, labels, registry=self._registry)

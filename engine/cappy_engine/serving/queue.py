@@ -259,7 +259,8 @@ class ScoringQueue:
         except Exception as error:
             log.exception("a step failed")
             self._break(ModelBroken(f"a step failed: {type(error).__name__}: {error}"))
-        done = Step(model, step.lengths, len(step.parts), time.monotonic() - started)
+        share = 1.0 if step.is_alone else 1 / self.limits.workers
+        done = Step(model, step.lengths, len(step.parts), time.monotonic() - started, share)
         for job in {part.job for part in step.parts}:  # first: its client waits
             if job.is_scored:
                 job.succeed()
@@ -273,7 +274,7 @@ class ScoringQueue:
             job.fail(DeadlinePassed("the request waited longer than it may; send it again later, or less at once"))
 
     def _finish(self, step: NextStep, done: Step) -> None:
-        rate = int(done.lengths.sum()) / max(done.seconds, 1e-6) * (1 if step.is_alone else self.limits.workers)
+        rate = int(done.lengths.sum()) / max(done.seconds, 1e-6) / done.workers
         with self._changed:
             del self._running[id(step)]
             self._is_alone = False

@@ -71,6 +71,8 @@ class Service:
         self._long_encoder = ThreadPoolExecutor(1, "cappy-tokenize-long")
         metrics.watch("queue_pairs", "pairs that wait", lambda: self._waiting()[0])
         metrics.watch("queue_tokens", "tokens that wait", lambda: self._waiting()[1])
+        metrics.watch("queue_pairs_limit", "pairs that may wait", lambda: self._limits()[0])
+        metrics.watch("queue_tokens_limit", "tokens that may wait", lambda: self._limits()[1])
         metrics.watch("encoding_chars", "characters that become tokens", self._encoding_chars)
         metrics.watch("ready", "1 if requests are answered", lambda: self.state == "ready")
 
@@ -208,6 +210,10 @@ class Service:
 
     def _waiting(self) -> tuple[int, int]:
         return (0, 0) if self._model is None else self._model.queue.waiting()
+
+    def _limits(self) -> tuple[int, int]:
+        limits = None if self._model is None else self._model.queue.limits
+        return (limits.max_pairs, limits.max_tokens) if limits else (0, 0)
 
     def _encoding_chars(self) -> int:
         return 0 if self._model is None else self._model.queue.encoding_chars()

@@ -84,6 +84,7 @@ def test_information_log_and_metrics_tell_which_bundle_answers(bundle: Path, tmp
                 f"from now on: current: int8 on cpu, of {folder.resolve()}, manifest {digest[:12]}"
             )
             assert "the bundle was opened again; its model answers" in told
+            assert f"cappy {__version__} opens {current} again" in server.log
             found = server.get("/info").json()
             assert (found["bundle"], found["manifest_sha256"]) == (str(folder.resolve()), digest)
             labels = f'device="cpu",manifest_sha256="{digest}",model="current",precision="int8",version="{__version__}"'

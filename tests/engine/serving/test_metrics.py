@@ -74,7 +74,7 @@ def test_stages_are_in_seconds_and_steps_in_tokens(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "least", "most"), [("cappy_stage_seconds", 0.001, 60.0), ("cappy_step_tokens", 16.0, 65536.0)]
+    ("name", "least", "most"), [("cappy_stage_seconds", 0.001, 60.0), ("cappy_step_tokens", 16.0, 262144.0)]
 )
 def test_what_a_request_takes_falls_between_the_bounds_of_a_histogram(
     server: Server, name: str, least: float, most: float
@@ -97,9 +97,36 @@ def test_information_names_the_limits_that_hold(server: Server) -> None:
     }
 
 
+def test_the_model_is_busy_while_it_scores_and_never_more_than_all_the_time(server: Server) -> None:
+    name = f"cappy_busy_seconds_total{{{LABELS}}}"
+    before, began = server.metric(name), time.perf_counter()
+    time.sleep(0.2)
+    assert server.metric(name) == before
+    server.post("/v1/score", pairs_of(*[("Is the sky blue?", f"Yes, {place}") for place in range(50)]))
+    server.wait_until(lambda: server.metric(name) > before)
+    assert server.metric(name) - before <= time.perf_counter() - began - 0.2
+
+
+def test_the_limits_of_the_queue_are_what_info_tells(server: Server) -> None:
+    told = server.get("/info").json()["limits"]
+    found = {each: server.metric(f"cappy_queue_{each}_limit") for each in ("pairs", "tokens")}
+    assert found == {each: told[f"max_queue_{each}"] for each in ("pairs", "tokens")}
+
+
 def test_every_metric_is_told_in_the_docs(server: Server) -> None:
     told = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     names = re.findall(r"^# TYPE (\w+) ", server.get("/metrics").text, re.MULTILINE)
     ours = [name for name in names if name.startswith("cappy_") and not name.endswith("_created")]
     assert len(ours) > 10
     assert [name for name in ours if f"`{name}`" not in told and f"`{name}_total`" not in told] == []
+
+
+def test_every_metric_and_label_that_the_docs_name_is_there(server: Server) -> None:
+    told = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    server.post("/v1/score", ONE)  # so that the stages are counted
+    page = server.get("/metrics").text
+    names = set(re.findall(r"\bcappy_\w+", told))
+    asked = set(re.findall(r'\b(cappy_\w+)\{(\w+="\w+")\}', told))
+    assert (len(names) > 10, len(asked) > 4) == (True, True)
+    assert [name for name in names if not re.search(rf"\b{name}\b", page)] == []
+    assert [one for one in asked if not re.search(rf"^{one[0]}\{{(.*,)?{one[1]}[,}}]", page, re.MULTILINE)] == []

@@ -180,7 +180,7 @@ def test_every_step_is_told(start: Callable[..., ScoringQueue], model: Gated) ->
     model.let()
     scores(submit(queue, pairs_of(8, 9)))
     queue.close(wait_seconds=SECONDS)
-    assert [(step.lengths.tolist(), step.requests) for step in told] == [([8, 9], 1)]
+    assert [(step.lengths.tolist(), step.requests, step.workers) for step in told] == [([8, 9], 1, 1.0)]
 
 
 def test_a_request_without_pairs_is_answered_at_once(start: Callable[..., ScoringQueue]) -> None:
@@ -220,7 +220,8 @@ def test_workers_take_their_next_steps_without_waiting_for_each_other(
 
 
 def test_workers_share_what_is_left_and_take_whole_batches(start: Callable[..., ScoringQueue], model: Gated) -> None:
-    queue = start(QueueLimits(1000, 10_000, step_tokens=400, batch_tokens=50, workers=2))
+    told: list[Step] = []
+    queue = start(QueueLimits(1000, 10_000, step_tokens=400, batch_tokens=50, workers=2), on_step=told.append)
     job = submit(queue, pairs_of(*[10] * 80))
     model.wait()
     for _ in range(5):  # the others begin one by one, beside one that runs
@@ -229,6 +230,8 @@ def test_workers_share_what_is_left_and_take_whole_batches(start: Callable[..., 
     model.let()
     assert len(scores(job)) == 80
     assert [sum(step) for step in model.steps] == [200, 200, 200, 100, 50, 50]
+    queue.close(wait_seconds=SECONDS)
+    assert [step.workers for step in told] == [0.5] * 6
 
 
 def test_the_oldest_step_tells_for_how_long_the_model_has_been_running(
@@ -270,11 +273,13 @@ def test_a_step_is_of_one_model(start: Callable[..., ScoringQueue], model: Gated
 
 
 def test_what_fits_into_a_step_runs_alone(start: Callable[..., ScoringQueue], model: Gated) -> None:
-    queue = start(QueueLimits(100, 10_000, step_tokens=100, workers=2))
+    told: list[Step] = []
+    queue = start(QueueLimits(100, 10_000, step_tokens=100, workers=2), on_step=told.append)
     submit(queue, pairs_of(60))
     model.wait()
     jobs = [submit(queue, pairs_of(30)) for _ in range(3)]
     model.let()
     for job in jobs:
         job.future.result(timeout=SECONDS)
-    assert model.steps == [[60], [30, 30, 30]]
+    queue.close(wait_seconds=SECONDS)
+    assert (model.steps, [step.workers for step in told]) == ([[60], [30, 30, 30]], [1.0, 1.0])

@@ -60,14 +60,17 @@ def test_who_asks_before_the_model_is_there_hears_to_come_again(service: Service
         ("/ready", 503, {"status": "loading"}),
         ("/v2/health/live", 200, {"live": True}),
         ("/v2/health/ready", 503, {"ready": False}),
+        ("/v2/models/tiny/ready", 503, {"name": "tiny", "ready": False}),
     ],
 )
-def test_a_server_that_loads_is_alive_and_not_ready(
+def test_a_server_that_loads_is_alive_and_not_ready_and_refuses_no_probe(
     service: Service, path: str, status: int, answer: dict[str, object]
 ) -> None:
     found = answered(service, lambda client: client.get(path))
     assert (found.status_code, found.json()) == (status, answer)
-    assert "\ncappy_ready 0.0\n" in service.metrics.page().decode()
+    page = service.metrics.page().decode()
+    assert "\ncappy_ready 0.0\n" in page
+    assert '\ncappy_refused_requests_total{reason="unhealthy"} 0.0\n' in page
 
 
 def test_a_model_is_ready_until_the_server_stops(service: Service) -> None:

@@ -18,6 +18,7 @@ from starlette.routing import Route as Path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cappy_engine import __version__
+from cappy_engine.errors import NotReady
 from cappy_engine.serving.assets import Asset, read_assets
 from cappy_engine.serving.dialects.kserve import ModelReady, ServerReady, describe_model, describe_server
 from cappy_engine.serving.dialects.routes import ROUTES
@@ -173,8 +174,13 @@ def _kserve_model(service: Service, request: Request) -> Any:
 
 
 def _kserve_ready(service: Service, request: Request) -> Any:
-    card = service.model.card
-    card.check_name(request.path_params["name"])
+    """Answer a probe: before a model is there, any name is not ready, and no request is refused."""
+    asked = request.path_params["name"]
+    try:
+        card = service.model.card
+    except NotReady:
+        return _json(ModelReady(asked, ready=False), 503)
+    card.check_name(asked)
     return _json(ModelReady(card.name, service.state == "ready"), _ready_status(service))
 
 

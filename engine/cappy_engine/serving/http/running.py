@@ -23,7 +23,7 @@ import uvicorn
 import uvloop
 
 from cappy_engine import __version__
-from cappy_engine.errors import ServingError
+from cappy_engine.errors import CappyError, ServingError
 from cappy_engine.options import ScorerOptions
 from cappy_engine.serving.http.app import make_app
 from cappy_engine.serving.http.connections import connection_class
@@ -234,11 +234,13 @@ class _Server:
 
     def _load_again(self) -> None:
         """Load the bundle again; where that fails, the old model goes on."""
+        log.info("cappy %s opens %s again", __version__, self._service.bundle)
         try:
             is_used = self._service.load()
         except Exception as error:
             self._service.metrics.swapped("failed")
-            log.error("the bundle was not opened again, and the old model goes on: %s", error)  # noqa: TRY400
+            trace = None if isinstance(error, CappyError) else error  # where nobody expected it
+            log.error("the bundle was not opened again, and the old model goes on: %s", error, exc_info=trace)  # noqa: TRY400
             return
         if is_used:
             self._service.metrics.swapped("done")
