@@ -26,7 +26,7 @@ void block(const Block& b) {
     sums[r][1] = Avx2::load_whole(b.start + 8);
   }
   const uint8_t* rows = b.rows;
-  const int8_t *weights = b.panels, *next = b.next ? b.next : b.panels;
+  const int8_t *weights = b.panels, *next = b.next;
   const MultiplyAdd multiply_add = {};
   auto step = [&](auto&& group) __attribute__((always_inline)) {
     const __m256i w0 = Avx2::load_bytes(weights), w1 = Avx2::load_bytes(weights + 32);
@@ -42,7 +42,7 @@ void block(const Block& b) {
     _mm_prefetch(next, _MM_HINT_T1);
     step([&](size_t r) __attribute__((always_inline)) { return everywhere(rows + r * b.row_bytes); });
     rows += 4;
-    next += 64;
+    next += b.next_step;
   }
   if (const size_t left = b.inner % 4)  // no byte behind a row is read; the weights there are zeros
     step([&](size_t r) __attribute__((always_inline)) {

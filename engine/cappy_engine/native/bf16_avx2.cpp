@@ -21,7 +21,7 @@ void block(const Block& b) {
   }
   const float* rows = reinterpret_cast<const float*>(b.rows);
   const size_t stride = b.row_bytes / sizeof(float);
-  const int8_t *weights = b.panels, *next = b.next ? b.next : b.panels;
+  const int8_t *weights = b.panels, *next = b.next;
   const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000));
   auto add = [&](size_t place, __m256i w0, __m256i w1) __attribute__((always_inline)) {
 #pragma GCC unroll 8
@@ -36,7 +36,7 @@ void block(const Block& b) {
     _mm_prefetch(next, _MM_HINT_T1);
     add(0, _mm256_slli_epi32(w0, 16), _mm256_slli_epi32(w1, 16));
     add(1, _mm256_and_si256(w0, upper), _mm256_and_si256(w1, upper));
-    rows += 2, weights += 64, next += 64;
+    rows += 2, weights += 64, next += b.next_step;
   }
   float* found = reinterpret_cast<float*>(b.sums);
 #pragma GCC unroll 8

@@ -23,7 +23,7 @@ void block(const Block& b) {
   }
   const size_t once = b.row_bytes / sizeof(float), twice = 2 * once, thrice = 3 * once;
   const float *rows0 = reinterpret_cast<const float*>(b.rows), *rows4 = rows0 + 4 * once, *rows8 = rows4 + 4 * once;
-  const int8_t *first = b.panels, *second = first + b.panel_bytes, *next = b.next ? b.next : b.panels;
+  const int8_t *first = b.panels, *second = first + b.panel_bytes, *next = b.next;
   const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
   auto row = [&](size_t r) __attribute__((always_inline)) {
     return (r < 4 ? rows0 : r < 8 ? rows4 : rows8) + (r % 4 == 0 ? 0 : r % 4 == 1 ? once : r % 4 == 2 ? twice : thrice);
@@ -44,7 +44,7 @@ void block(const Block& b) {
     add(0, _mm512_slli_epi32(w0, 16), _mm512_slli_epi32(w1, 16));
     add(1, _mm512_and_si512(w0, upper), _mm512_and_si512(w1, upper));
     rows0 += 2, rows4 += 2, rows8 += 2;
-    first += 64, second += 64, next += 64;
+    first += 64, second += 64, next += b.next_step;
   }
   float* found = reinterpret_cast<float*>(b.sums);
 #pragma GCC unroll 16

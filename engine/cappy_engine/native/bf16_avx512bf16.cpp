@@ -27,7 +27,7 @@ void block(const Block& b) {
   }
   const size_t once = b.row_bytes, twice = 2 * once, thrice = 3 * once;
   const uint8_t *rows0 = b.rows, *rows4 = rows0 + 4 * once, *rows8 = rows4 + 4 * once;
-  const int8_t *first = b.panels, *second = first + b.panel_bytes, *next = b.next ? b.next : b.panels;
+  const int8_t *first = b.panels, *second = first + b.panel_bytes, *next = b.next;
   auto row = [&](size_t r) __attribute__((always_inline)) {
     return (r < 4 ? rows0 : r < 8 ? rows4 : rows8) + (r % 4 == 0 ? 0 : r % 4 == 1 ? once : r % 4 == 2 ? twice : thrice);
   };
@@ -45,7 +45,7 @@ void block(const Block& b) {
       sums[r][1] = add_dots(sums[r][1], x, w1);
     }
     rows0 += 4, rows4 += 4, rows8 += 4;
-    first += 64, second += 64, next += 64;
+    first += 64, second += 64, next += b.next_step;
   }
   float* found = reinterpret_cast<float*>(b.sums);
 #pragma GCC unroll 16

@@ -18,7 +18,7 @@ void block(const Block& b) {
     for (size_t v = 0; v < 4; v++) sums[r][v] = Neon::load(start + v * 4);
   const float* rows = reinterpret_cast<const float*>(b.rows);
   const size_t stride = b.row_bytes / sizeof(float);
-  const int8_t *weights = b.panels, *next = b.next ? b.next : b.panels;
+  const int8_t *weights = b.panels, *next = b.next;
   const uint32x4_t upper = vdupq_n_u32(0xffff0000);
   for (size_t left = b.inner / 2; left; left--) {
     __builtin_prefetch(next, 0, 2);
@@ -32,7 +32,7 @@ void block(const Block& b) {
 #pragma GCC unroll 8
       for (size_t r = 0; r < R; r++) sums[r][v] = vfmaq_lane_f32(vfmaq_lane_f32(sums[r][v], w0, x[r], 0), w1, x[r], 1);
     }
-    rows += 2, weights += 64, next += 64;
+    rows += 2, weights += 64, next += b.next_step;
   }
   float* found = reinterpret_cast<float*>(b.sums);
 #pragma GCC unroll 8

@@ -48,7 +48,8 @@ struct Block {
   size_t panel_bytes;       // from one panel to the next
   const int32_t* start;     // block_columns sums to start from
   int32_t* sums;            // [count][block_columns]
-  const int8_t* next;       // panel_bytes bytes to prefetch meanwhile, of which less may be needed; or null
+  const int8_t* next;       // where to prefetch meanwhile, for each group of four values of a row (two of bfloat16)
+  size_t next_step;         // bytes from one place to the next; no place is read
 };
 
 // What becomes of a block's sums: y = act(sums * column_scales * row_scales + bias), or that plus a residual; y = act(sums)

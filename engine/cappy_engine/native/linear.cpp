@@ -17,6 +17,8 @@ namespace {
 constexpr size_t MOST_BYTES_OF_ROWS = 256 * 1024, MOST_BYTES_OF_WEIGHTS = 640 * 1024;
 // Fewer rows are multiplied by all of the first panels before the next ones, which then stay in the first cache.
 constexpr size_t MANY_ROWS = 48;
+// Of more rows, a chunk of so many weights stays in the second cache, and the next chunk, which is brought there meanwhile.
+constexpr size_t BYTES_OF_A_CHUNK = 128 * 1024;
 // Tasks are some for each thread, so that threads end together, and not too short for what it takes to hand one out (1 to 2 us).
 constexpr size_t TASKS_OF_A_THREAD = 4, LEAST_PRODUCTS_OF_A_TASK = 2 << 20;
 constexpr size_t MOST_ROW_PARTS_SPLIT = 64;
@@ -148,14 +150,15 @@ void Linear::run_part(const Parts& parts, size_t task) const {
   auto multiply = may_saturate_ ? product_.multiply_any : product_.multiply;
   product_.begin();
   alignas(64) int32_t sums[MAX_BLOCK_ROWS * MAX_BLOCK_COLUMNS];
-  auto block = [&](size_t r, size_t c, const int8_t* next) {
+  auto block = [&](size_t r, size_t c, const int8_t* next, size_t next_step) {
     const size_t count = smaller(rows_of_a_block, rows - r), row = first_row + r;
     // The last block may have fewer panels: it then takes the first one again, and nobody reads those sums.
     const size_t panel_bytes = c / PANEL + width / PANEL <= panels_ ? panel_bytes_ : 0;
     const float* y = parts.y + row * columns + c;
     for (size_t i = 0; i < count; i++)  // prefetched, because memory that is not in the cache is read before it is written
       for (size_t j = 0; j < smaller(width, columns - c); j += FLOATS_OF_A_LINE) __builtin_prefetch(y + i * columns + j, 1);
-    multiply({given.first + r * given.bytes, given.bytes, count, inner, packed + c / PANEL * panel_bytes_, panel_bytes, start_ + c, sums, next});
+    multiply({given.first + r * given.bytes, given.bytes, count, inner, packed + c / PANEL * panel_bytes_, panel_bytes, start_ + c, sums,
+              next, next_step});
     const size_t place = row * columns + c;
     const float* added = weights_.has_residual && !weights_.gamma ? parts.residual + place : nullptr;
     const float *row_scales = bf16_ ? nullptr : parts.scales + row, *column_scales = bf16_ ? nullptr : weights_.scales + c;
@@ -168,34 +171,23 @@ void Linear::run_part(const Parts& parts, size_t task) const {
       kernels_.rows.normalize(parts.y + r * columns, residual, weights_.gamma, weights_.beta, columns, weights_.epsilon, parts.y + r * columns);
     }
   };
-  const bool is_by_rows = rows > MANY_ROWS, is_whole = !parts.finished;
-  if (is_by_rows) {
-    for (size_t r = 0; r < rows; r += rows_of_a_block) {
-      const size_t count = smaller(rows_of_a_block, rows - r);
-      const bool is_normed = weights_.gamma && is_whole;
-      const int8_t* residual = is_normed && parts.residual ? reinterpret_cast<const int8_t*>(parts.residual + (first_row + r) * columns) : nullptr;
-      const size_t residual_bytes = residual ? count * columns * sizeof(float) : 0;
-      for (size_t c = first; c < end; c += width) {
-        // Blocks of the first rows prefetch the weights: each one of the next panels. The others prefetch their residual.
-        const size_t at = (c - first) / PANEL * panel_bytes_ / (width / PANEL);
-        const int8_t* next = c + width < end ? packed + (c + width) / PANEL * panel_bytes_ : nullptr;
-        block(r, c, r == 0 ? next : at < residual_bytes ? residual + at : nullptr);
-      }
-      if (is_normed) normalize(first_row + r, count);
-    }
-  } else {
-    for (size_t c = first; c < end; c += width)
-      for (size_t r = 0; r < rows; r += rows_of_a_block) {
-        // Each block prefetches one of the next block's panels, while panels are left.
-        const size_t panel = r / rows_of_a_block;
-        const bool is_needed = panel < width / PANEL && c + width < end;
-        block(r, c, is_needed ? packed + (c / PANEL + width / PANEL + panel) * panel_bytes_ : nullptr);
-      }
+  // All rows are multiplied by a chunk of the columns, and bring the next chunk's weights meanwhile: each block its share.
+  const size_t groups = larger(panel_bytes_ / 64, size_t{1}), block_bytes = groups * 64 * (width / PANEL);
+  const size_t most = rows > MANY_ROWS ? larger(BYTES_OF_A_CHUNK / block_bytes, size_t{1}) * width : width;
+  for (size_t c = first, chunk = width; c < end;) {
+    const size_t behind = smaller(c + chunk, end);
+    chunk = smaller(2 * chunk, most);  // nobody brought the first one's weights, so it is short
+    const int8_t* next = packed + behind / PANEL * panel_bytes_;
+    const size_t next_bytes = (divided_up(smaller(behind + chunk, end), PANEL) - behind / PANEL) * panel_bytes_;
+    const size_t share = divided_up(next_bytes, divided_up(rows, rows_of_a_block) * divided_up(behind - c, width) * groups);
+    for (size_t r = 0; r < rows; r += rows_of_a_block)
+      for (size_t column = c; column < behind; column += width, next += share * groups) block(r, column, next, share);
+    c = behind;
   }
   product_.end();
-  if (!weights_.gamma || (is_by_rows && is_whole)) return;
+  if (!weights_.gamma) return;
   // The thread that ends the last part of these rows normalizes them.
-  if (is_whole || parts.finished[row_part].fetch_add(1) + 1 == parts.column_parts) normalize(first_row, rows);
+  if (!parts.finished || parts.finished[row_part].fetch_add(1) + 1 == parts.column_parts) normalize(first_row, rows);
 }
 
 Error read_row(const Node& node, size_t input, size_t columns, const float** row) {

@@ -18,7 +18,7 @@ inline __attribute__((always_inline)) __m512i everywhere(const uint8_t* four_byt
 
 // R x 32 sums stay in registers: a step loads two vectors of weights and four bytes of each row. Loops over sums are
 // unrolled to the last, or the compiler keeps them in memory.
-template <size_t R, bool HAS_NEXT>
+template <size_t R>
 void block(const Block& b) {
   __m512i sums[R][PANELS];
 #pragma GCC unroll 16
@@ -36,7 +36,7 @@ void block(const Block& b) {
     const __m512i w0 = _mm512_loadu_si512(first + group * 64), w1 = _mm512_loadu_si512(second + group * 64);
     _mm_prefetch(first + group * 64 + AHEAD, _MM_HINT_T0);
     _mm_prefetch(second + group * 64 + AHEAD, _MM_HINT_T0);
-    if (HAS_NEXT) _mm_prefetch(next + group * 64, _MM_HINT_T1);
+    _mm_prefetch(next + group * b.next_step, _MM_HINT_T1);
 #pragma GCC unroll 16
     for (size_t r = 0; r < R; r++) {
       const __m512i q = everywhere(row(r) + group * 4);
@@ -46,7 +46,7 @@ void block(const Block& b) {
   };
   auto move = [&](size_t groups) __attribute__((always_inline)) {
     rows0 += groups * 4, rows4 += groups * 4, rows8 += groups * 4;
-    first += groups * 64, second += groups * 64, next += groups * 64;
+    first += groups * 64, second += groups * 64, next += groups * b.next_step;
   };
   for (size_t left = b.inner / 8; left; left--) {
     step(0);
@@ -75,16 +75,12 @@ void block(const Block& b) {
   }
 }
 
-template <bool HAS_NEXT>
-void multiply_rows(const Block& b) {
+void multiply(const Block& b) {
   using Function = void (*)(const Block&);
-  static constexpr Function BLOCKS[ROWS] = {block<1, HAS_NEXT>, block<2, HAS_NEXT>,  block<3, HAS_NEXT>,  block<4, HAS_NEXT>,
-                                            block<5, HAS_NEXT>, block<6, HAS_NEXT>,  block<7, HAS_NEXT>,  block<8, HAS_NEXT>,
-                                            block<9, HAS_NEXT>, block<10, HAS_NEXT>, block<11, HAS_NEXT>, block<12, HAS_NEXT>};
+  static constexpr Function BLOCKS[ROWS] = {block<1>, block<2>, block<3>, block<4>,  block<5>,  block<6>,
+                                            block<7>, block<8>, block<9>, block<10>, block<11>, block<12>};
   BLOCKS[b.count - 1](b);
 }
-
-void multiply(const Block& b) { b.next ? multiply_rows<true>(b) : multiply_rows<false>(b); }
 
 }  // namespace
 

@@ -34,18 +34,18 @@ void block(const Block& b) {
 #pragma GCC unroll 4
     for (size_t v = 0; v < 4; v++) sums[r][v] = vld1q_s32(b.start + v * 4);
   const uint8_t* rows = b.rows;
-  const int8_t *weights = b.panels, *next = b.next ? b.next : b.panels;
+  const int8_t *weights = b.panels, *next = b.next;
   int8x16_t q[R];
   for (size_t left = b.inner / (4 * GROUP); left; left--) {
 #pragma GCC unroll 8
     for (size_t r = 0; r < R; r++) q[r] = less_128(vld1q_u8(rows + r * b.row_bytes));
 #pragma GCC unroll 4
-    for (size_t line = 0; line < 4; line++) __builtin_prefetch(next + line * 64, 0, 2);
+    for (size_t line = 0; line < 4; line++) __builtin_prefetch(next + line * b.next_step, 0, 2);
     add_group<0, R>(sums, q, weights);
     add_group<1, R>(sums, q, weights);
     add_group<2, R>(sums, q, weights);
     add_group<3, R>(sums, q, weights);
-    rows += 4 * GROUP, next += 256;
+    rows += 4 * GROUP, next += 4 * b.next_step;
   }
   for (size_t left = b.inner / GROUP % 4; left; left--) {
 #pragma GCC unroll 8

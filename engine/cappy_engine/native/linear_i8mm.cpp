@@ -60,7 +60,7 @@ void block(const Block& b, size_t first_column) {
     for (size_t v = 0; v < 4; v++) sums[p][v] = vdupq_n_s32(0);
   }
   const int8_t* weights = b.panels + first_column * 4;
-  const int8_t* next = (b.next ? b.next : b.panels) + first_column * 8;  // one of two lines: the other half brings the other
+  const int8_t* next = b.next + (first_column ? b.next_step : 0);  // every other one: the other half brings the others
   size_t k = 0;
   for (; k + STEP <= b.inner; k += STEP) {
     __builtin_prefetch(next, 0, 2);
@@ -71,7 +71,7 @@ void block(const Block& b, size_t first_column) {
 #pragma GCC unroll 4
       for (size_t v = 0; v < 4; v++) sums[p][v] = vusmmlaq_s32(sums[p][v], q, columns.of_two[v]);
     }
-    weights += 128, next += 128;
+    weights += 128, next += 2 * b.next_step;
   }
   if (const size_t left = b.inner - k) {  // no byte behind a row is read, and no group behind the last
     constexpr int8_t ZEROS[32] = {};

@@ -29,14 +29,14 @@ void block(const Block& b) {
 #pragma GCC unroll 8
     for (size_t v = 0; v < 8; v++) sums[r][v] = vdupq_n_s32(0);
   const uint8_t* rows = b.rows;
-  const int8_t *weights = b.panels, *next = b.next ? b.next : b.panels;
+  const int8_t *weights = b.panels, *next = b.next;
   int8x16_t q[R];
   for (size_t left = b.inner / GROUP; left; left--) {
     __builtin_prefetch(next, 0, 2);
 #pragma GCC unroll 2
     for (size_t r = 0; r < R; r++) q[r] = everywhere(rows + r * b.row_bytes);
     add_group<R>(sums, q, weights);
-    rows += GROUP, weights += 64, next += 64;
+    rows += GROUP, weights += 64, next += b.next_step;
   }
   if (const size_t left = b.inner % GROUP) {  // no byte behind a row is read
 #pragma GCC unroll 2
