@@ -133,9 +133,10 @@ def test_a_server_that_gives_too_many_choices_is_taken_at_the_count(server: Serv
     assert len(ask(server, ["a"])[0].samples) == 4
 
 
-def test_a_request_asks_for_at_most_so_many_choices(server: Server) -> None:
-    assert len(ask(server, ["a"], max_choices=1)[0].samples) == 4
-    assert [body["n"] for body in server.bodies] == [1, 1, 1, 1]
+@pytest.mark.parametrize(("most", "asked"), [(1, [1, 1, 1, 1]), (3, [3, 1]), (9, [4])])
+def test_a_request_asks_for_at_most_so_many_choices(most: int, asked: list[int], server: Server) -> None:
+    assert len(ask(server, ["a"], max_choices=most)[0].samples) == 4
+    assert [body["n"] for body in server.bodies] == asked
 
 
 @pytest.mark.parametrize("content", [{"choices": []}, {"choices": None}, {}, b"<html>", []], ids=str)

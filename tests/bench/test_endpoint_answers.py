@@ -107,8 +107,10 @@ def test_an_empty_answer_is_an_empty_text(server: Server) -> None:
     """A model may say nothing, or think until it ends; OpenAI writes null."""
     server.answer = lambda body: answered(body, message={"role": "assistant", "content": None}, logprobs=None)
     assert [sample.text for sample in ask(server).samples] == [""]
+    server.answer = lambda body: answered(body, message={"role": "assistant", "content": None})
+    assert [(sample.text, sample.tokens) for sample in ask(server).samples] == [("", 2)], "they have no text"
     server.answer = lambda body: answered(body, message=None, finish_reason="content_filter", logprobs=None)
-    assert [sample.text for sample in ask(server).samples] == [""]
+    assert [(sample.text, sample.is_cut) for sample in ask(server).samples] == [("", True)]
     server.answer = lambda body: answered(body, text="", logprobs=None)
     assert [sample.text for sample in ask(server, api="completions").samples] == [""]
 

@@ -16,6 +16,7 @@ from cappy_bench.quality.picking import (
     average_by_dataset,
     average_over_datasets,
     compare,
+    count_ties,
     first_examples,
     wilson,
 )
@@ -123,3 +124,10 @@ def test_flips_are_counted_in_both_directions_with_their_margin() -> None:
     assert found.flips[-1].name == "GPT-3 style, 17"
     assert [flip.margin for flip in found.flips] == pytest.approx([0.1, 0.3, 0.7], abs=1e-6)
     assert compare(examples, first, first).share == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "count"), [([0.5, 0.5, 0.1], 1), ([0.5, 0.4999, 0.1], 0), ([0.1, 0.5, 0.5], 0), ([0.9, 0.5, 0.5], 0)]
+)
+def test_a_tie_is_of_equal_best_scores_and_unequal_worths(scores: list[float], count: int) -> None:
+    assert count_ties([Example("RTE", (0, 1, 2), (1.0, 0.0, 0.0))], np.array(scores)) == count

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from cappy_bench.candidates.decodings import DECODINGS, PAPER, derive_seed
 from cappy_bench.candidates.llm import LocalLLM
-from cappy_bench.candidates.prompts import PromptRules, encode_prompt, response_text
+from cappy_bench.candidates.prompts import Prompt, PromptRules, encode_prompt, response_text
 from cappy_engine.errors import SampleError
 from tests.support.small_llms import KINDS, NEW, POSITIONS, by_hand, generated, make_llm, open_small
 
@@ -111,6 +111,22 @@ def test_a_long_prompt_is_cut_on_the_right_where_a_limit_is_given(kind: str, fol
     assert long.samples[0].text == tokenizer.decode(response[: [*response, 1].index(1)], skip_special_tokens=True)
 
 
+def test_a_prompt_may_have_as_many_tokens_as_the_limit_or_the_model_takes(folders: dict[str, Path]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folders["t5"])
+    tokens = tokenizer("Count the dogs")["input_ids"]
+
+    def encoded(most: int | None, room: int | None) -> Prompt:
+        rules = PromptRules(is_chat=False, max_tokens=most, room=room)
+        return encode_prompt(tokenizer, "Count the dogs", rules, place=1)
+
+    assert encoded(len(tokens), None) == encoded(None, len(tokens)) == Prompt(tokens)
+    assert encoded(len(tokens) - 1, None).is_cut
+    with pytest.raises(SampleError, match=rf"instruction 1 has {len(tokens)} tokens and the model takes"):
+        encoded(None, len(tokens) - 1)
+    with pytest.raises(SampleError, match="max_prompt_tokens 1 leaves no text of instruction 1"):
+        encoded(1, None)  # the end of the sequence is one
+
+
 def test_a_long_chat_is_cut_within_the_message(tmp_path: Path) -> None:
     folder = make_llm(tmp_path / "chat", "llama", is_chat=True)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -122,9 +138,11 @@ def test_a_long_chat_is_cut_within_the_message(tmp_path: Path) -> None:
     assert shown.startswith("USER:Count the dogs")
     assert shown.endswith("</s>BOT:")
     assert text.startswith(shown.removeprefix("USER:").removesuffix("</s>BOT:"))
-    tight = open_small(folder, is_chat=True, max_prompt_tokens=6)
-    with pytest.raises(SampleError, match="max_prompt_tokens 6 leaves no text of instruction 1"):
-        tight.check([text], PAPER)
+    around = len(encode_prompt(tokenizer, "", PromptRules(is_chat=True, max_tokens=None, room=None), place=1).tokens)
+    for most in (6, around):
+        tight = open_small(folder, is_chat=True, max_prompt_tokens=most)
+        with pytest.raises(SampleError, match=f"max_prompt_tokens {most} leaves no text of instruction 1"):
+            tight.check([text], PAPER)
 
 
 def test_an_instruction_without_tokens_is_refused(llms: dict[str, LocalLLM]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from cappy_bench.quality.evaluation import describe_accuracy, describe_rouge, evaluate, evaluation_document
 from cappy_bench.quality.held_out import table
@@ -75,3 +76,16 @@ def test_means_of_held_out_tasks_are_of_the_nine_easy_ones_and_of_all() -> None:
     assert ["another", "2", "25.0", "0.0"] in lines
     assert lines[-2] == ["**mean of the nine**", "", "50.0", "75.00"]
     assert lines[-1] == ["**mean of all**", "", "41.7", "50.00"]
+
+
+def test_differences_are_of_the_first_scorer_and_a_flip_may_be_neither_better_nor_worse() -> None:
+    """Of one example alone a difference may be anything, -1 to 1."""
+    scores = {"fp32": np.array([0.9, 0.1, 0.5]), "int8": np.array([0.1, 0.9, 0.5])}
+    found = evaluate("ROUGE-L", [Example("count", (0, 1, 2), (0.5, 0.5, 0.2))], scores)
+    differences = evaluation_document(found)["differences"]
+    assert set(differences) == {"fp32 above random", "fp32 above oracle"}
+    assert differences["fp32 above random"] == {"count": 1, "mean": pytest.approx(0.1), "low": -1.0, "high": 1.0}
+    text = describe_rouge(found)
+    assert "int8 against fp32: the same decision in 0 of 1 examples (0.00%); 0 worse answers, 0 better" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("int8 ") and "(0.0 to" in line]
+    assert row.count("(") == 1, "a scorer's own difference stands with its flips"

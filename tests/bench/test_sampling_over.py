@@ -135,3 +135,13 @@ def test_what_a_stopped_run_keeps_beside_a_file_is_no_input(out: Path, tmp_path:
     with pytest.raises(SampleError, match="stopped"):
         sample(out, stop=4, force=True)
     assert files_of_folder(tmp_path) == [(out, Path("out.jsonl"))]
+
+
+def test_the_instructions_are_not_replaced_by_their_candidates(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_bytes(b"".join(LINES))
+    for source in (prompts, str(prompts)):
+        with pytest.raises(OutputError, match=r"prompts\.jsonl"):
+            sample_file(source, prompts, Echo(), TWO, SampleOptions(force=True))
+    assert prompts.read_bytes() == b"".join(LINES)
+    assert names_in(tmp_path) == ["prompts.jsonl"]

@@ -135,6 +135,15 @@ def test_paddings_id_within_a_text_is_a_token_as_in_pytorch(kind: str) -> None:
     np.testing.assert_allclose(found, torch_logits(MODELS[kind], inputs), rtol=0, atol=ROUNDING[kind])
 
 
+def test_of_several_token_types_robertas_texts_have_the_first() -> None:
+    """Its tokenizer gives all tokens type 0, and so do transformers where none are told."""
+    model = random_model("roberta", type_vocab_size=2)
+    inputs = random_inputs(model, [20, 9])
+    del inputs["token_type_ids"]
+    found = logits_of(opened(written(model)), inputs)
+    np.testing.assert_allclose(found, torch_logits(model, inputs), rtol=0, atol=ROUNDING["roberta"])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lengths", [[9], [9, 30, 3, 3], [LONGEST, LONGEST]], ids=["one", "several", "full"])
 def test_nothing_is_computed_for_padding(kind: str, lengths: list[int]) -> None:

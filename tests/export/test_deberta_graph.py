@@ -82,11 +82,13 @@ def test_distances_beyond_the_buckets_count() -> None:
     ("options", "changes"),
     [
         (V3, {"pos_att_type": "p2c|c2p", "norm_rel_ebd": "none"}),
+        (V3, {"norm_rel_ebd": "none | Layer_Norm"}),
         (V3, {"pos_att_type": ["c2p"]}),
         (V3, {"pos_att_type": ["p2c"]}),
         (V3, {"share_att_key": False}),
         (V3, {"position_buckets": -1}),
         (V3, {"position_buckets": -1, "max_relative_positions": 30}),
+        (V3, {"position_buckets": 0, "max_relative_positions": 0}),
         (V3, {"max_relative_positions": 60}),
         (V3, {"position_biased_input": True, "type_vocab_size": 2}),
         (V3, {"num_hidden_layers": 1, "attention_head_size": 8}),
@@ -104,6 +106,14 @@ def test_what_a_config_may_say_is_in_the_graph(
     assert family_of(model.config.to_dict()) is not None
     inputs = random_inputs(model, [150, 3, 20])
     found = logits_of(opened(written(model), has_kernels=has_kernels), inputs)
+    np.testing.assert_allclose(found, torch_logits(model, inputs), rtol=0, atol=2e-5)
+
+
+def test_the_only_type_of_tokens_counts() -> None:
+    model = random_model(**{**V2, "type_vocab_size": 1})
+    inputs = random_inputs(model, [9, 20])
+    inputs["token_type_ids"] = np.zeros_like(inputs["input_ids"])
+    found = logits_of(opened(written(model)), inputs)
     np.testing.assert_allclose(found, torch_logits(model, inputs), rtol=0, atol=2e-5)
 
 
@@ -169,3 +179,8 @@ def test_the_graph_is_valid_and_its_head_is_found() -> None:
 def test_what_is_not_known_is_left_to_optimum(changes: dict[str, Any]) -> None:
     assert family_of({"model_type": "deberta-v2", **V3}) is not None
     assert family_of({"model_type": "deberta-v2", **V3, **changes}) is None
+
+
+@pytest.mark.parametrize("told", ["c2p", "P2C|C2P", "|p2c ", ["c2p"]], ids=str)
+def test_a_config_tells_as_to_transformers_what_its_distances_count_for(told: str | list[str]) -> None:
+    assert family_of({"model_type": "deberta-v2", **V3, "pos_att_type": told}) is not None

@@ -109,6 +109,9 @@ def test_the_graph_for_cuda_is_made_of_the_fused_operators() -> None:
     }
     assert {name: counts[name] for name in wanted} == wanted
     assert not counts.keys() & {"Softmax", "Erf", "Loop", "If"}
+    relu = Counter(node.op_type for node in written("packed", random_model("roberta", hidden_act="relu")).graph.node)
+    assert packing_counts(2, has_gelu=False) == {name: relu[name] for name in wanted if name != "BiasGelu"}
+    assert "BiasGelu" not in relu
 
 
 def test_the_stand_ins_stand_for_two_operators_only() -> None:
@@ -121,6 +124,14 @@ def test_the_stand_ins_stand_for_two_operators_only() -> None:
     ]
     assert set(changed) == {("RemovePadding", "cappy.emulated"), ("PackedMultiHeadAttention", "cappy.emulated")}
     assert list(twin.graph.initializer) == list(graph.graph.initializer)
+
+
+def test_a_bias_that_a_stand_in_would_leave_out_is_an_error() -> None:
+    graph = copy.deepcopy(GRAPHS["packed", "roberta"])
+    node = next(node for node in graph.graph.node if node.op_type == "PackedMultiHeadAttention")
+    node.input[3] = "a_bias"
+    with pytest.raises(GraphError, match=r"layer\.0/attention has a bias, and its stand-in adds none"):
+        emulated(graph)
 
 
 def test_the_stand_in_for_remove_padding_gives_what_its_source_says() -> None:
@@ -174,10 +185,19 @@ def test_other_graphs_are_refused_for_tensorrt(writer: str) -> None:
         check_operators(graph)
 
 
+def test_an_operator_of_another_domain_is_refused_for_tensorrt_whatever_its_name() -> None:
+    graph = copy.deepcopy(GRAPHS["plain", "roberta"])
+    next(node for node in graph.graph.node if node.op_type == "MatMul").domain = MICROSOFT
+    with pytest.raises(GraphError, match="not known to take MatMul"):
+        check_operators(graph)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("length", [8, 16, LONGEST])
 def test_every_shape_is_known_for_a_bucket(kind: str, length: int) -> None:
+    before = GRAPHS["plain", kind].SerializeToString()
     check_shapes(GRAPHS["plain", kind], rows=2, length=length)
+    assert GRAPHS["plain", kind].SerializeToString() == before, "it is written with dynamic axes"
 
 
 def test_a_shape_that_depends_on_values_is_found() -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import shutil
+import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from optimum.onnxruntime import ORTModelForSequenceClassification
 from transformers import AutoTokenizer
 
@@ -18,7 +24,7 @@ from cappy_engine.bundle_files import EXTERNAL_SUFFIX
 from cappy_engine.errors import BundleError, GraphError
 from cappy_engine.options import Precision
 from cappy_export import ExportOptions, export
-from cappy_export.graphs.files import check_graph, head_nodes, save
+from cappy_export.graphs.files import check_graph, head_nodes, quiet, save
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +87,38 @@ def test_a_specialised_axis_is_an_error(bundle: Path, tmp_path: Path) -> None:
         check_graph(tmp_path / "model.onnx")
 
 
+def counting_graph(path: Path, *, opset: int = 17, takes: Sequence[str] = ("input_ids",), gives: int | str = 1) -> Path:
+    """Write a graph that sums the first of its inputs in each row."""
+    nodes = [
+        helper.make_node("Cast", [takes[0]], ["ids"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["ids", "axis"], ["logits"], keepdims=1),
+    ]
+    axes = ["batch_size", "sequence_length"]
+    taken = [helper.make_tensor_value_info(name, TensorProto.INT64, axes) for name in takes]
+    given = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch_size", gives])
+    axis = numpy_helper.from_array(np.array([1]), "axis")
+    graph = helper.make_graph(nodes, "sums", taken, [given], [axis])
+    opsets = [helper.make_opsetid("com.microsoft", 1), helper.make_opsetid("", opset)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"opset": 16}, r"model\.onnx has opset 16; at least 17 is needed"),
+        ({"takes": ("input_ids", "bbox")}, r"model\.onnx takes input_ids, bbox; of a pair there are only input_ids, "),
+        ({"takes": ("attention_mask",)}, r"model\.onnx takes attention_mask; of a pair there are only input_ids, "),
+        ({"gives": "labels"}, r"logits of model\.onnx has the axes \['batch_size', 'labels'\]"),
+    ],
+    ids=str,
+)
+def test_a_graph_that_no_bundle_can_have_is_an_error(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    check_graph(counting_graph(tmp_path / "model.onnx"))
+    with pytest.raises(GraphError, match=said):
+        check_graph(counting_graph(tmp_path / "model.onnx", **changes))
+
+
 def test_an_invalid_graph_is_an_error(bundle: Path, tmp_path: Path) -> None:
     model = onnx.load(bundle / "onnx/model.onnx")
     model.graph.node.reverse()
@@ -89,10 +127,11 @@ def test_an_invalid_graph_is_an_error(bundle: Path, tmp_path: Path) -> None:
         check_graph(tmp_path / "model.onnx")
 
 
-def test_the_head_is_what_follows_the_last_layer(bundle: Path) -> None:
-    model = onnx.load(bundle / "onnx/model.onnx")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "fp16"])
+def test_the_head_is_what_follows_the_last_layer(bundle: Path, precision: Precision) -> None:
+    model = onnx.load(bundle / MODEL_FILES[precision], load_external_data=False)
     kinds = sorted(node.op_type for node in model.graph.node if node.name in head_nodes(model))
-    assert kinds == ["Gemm", "Gemm", "Tanh"]
+    assert [kind for kind in kinds if kind != "Cast"] == ["Gemm", "Gemm", "Tanh"]
 
 
 def test_a_full_disk_is_an_error_that_names_the_graph(bundle: Path, tmp_path: Path) -> None:
@@ -104,3 +143,30 @@ def test_a_full_disk_is_an_error_that_names_the_graph(bundle: Path, tmp_path: Pa
             save(model, tmp_path / "copy.onnx")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_libraries_that_write_graphs_are_heard_only_of_errors_and_what_was_set_before_comes_back(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    log = logging.getLogger("a_library")
+
+    @quiet()
+    def write_a_graph() -> None:
+        sys.stdout.write("Validating ONNX model")
+        warnings.warn("a tensor became a constant", stacklevel=1)
+        log.warning("of no interest")
+        log.error("an error")
+        raise ValueError("what fails")
+
+    caplog.set_level(logging.DEBUG)
+    logging.disable(logging.INFO)
+    try:
+        with pytest.raises(ValueError, match="what fails"):
+            write_a_graph()
+        log.warning("of interest")
+        log.info("disabled before")
+    finally:
+        logging.disable(logging.NOTSET)
+    assert capsys.readouterr().out == ""
+    assert caplog.messages == ["an error", "of interest"]
+    assert not recwarn.list

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,28 +22,31 @@ SHIFT = RANDOM.integers(-63, 64, 32).astype(np.float16) / np.float16(64)
 """Their sums are exact in float32, in any order, and need more bits than fp16 has."""
 
 
+def save_graph(path: Path, nodes: list[onnx.NodeProto], weights: Mapping[str, Any], columns: int) -> Path:
+    """Write a graph that takes `rows` of 96 values, and gives `out`."""
+    graph = helper.make_graph(
+        [helper.make_node("Cast", ["rows"], ["half"], to=TensorProto.FLOAT16), *nodes],
+        "half",
+        [helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["tokens", 96])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["tokens", columns])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
+    return path
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """Write a product and a sum in fp16, between casts, and a sum in float32 behind them."""
     node = helper.make_node
     nodes = [
-        node("Cast", ["rows"], ["half"], to=TensorProto.FLOAT16),
         node("MatMul", ["half", "weights"], ["product"]),
         node("Add", ["product", "shift"], ["sum"]),
         node("Cast", ["sum"], ["wide"], to=TensorProto.FLOAT),
         node("Add", ["wide", "third"], ["out"]),
     ]
     weights = {"weights": WEIGHTS, "shift": SHIFT, "third": np.array(1 / 3, np.float32)}
-    graph = helper.make_graph(
-        nodes,
-        "half",
-        [helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["tokens", 96])],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["tokens", 32])],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    path = tmp_path / "model.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
-    return path
+    return save_graph(tmp_path / "model.onnx", nodes, weights, 32)
 
 
 def test_8_bit_products_are_exact_on_any_cpu(gpu_bundle: Path, tmp_path: Path) -> None:
@@ -68,6 +73,37 @@ def test_each_fp16_value_is_rounded(model: Path, tmp_path: Path) -> None:
     exact = ROWS @ WEIGHTS.astype(np.float32) + SHIFT
     assert np.mean(exact != wide) > 0.1  # rounding matters here
     assert sorted(tmp_path.iterdir()) == before  # a bundle is only read
+
+
+def run_twin(model: Path, folder: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
+    twin = onnxruntime.InferenceSession(runnable_on_cpu(model, "tensorrt", folder), providers=["CPUExecutionProvider"])
+    found: np.ndarray[Any, np.dtype[np.float32]] = twin.run(None, {"rows": ROWS})[0]
+    return found
+
+
+def test_casts_to_whole_numbers_stay(tmp_path: Path) -> None:
+    """As those of places, by which embeddings are looked up."""
+    nodes = [
+        helper.make_node("Add", ["half", "third"], ["sum"]),
+        helper.make_node("Cast", ["sum"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("Cast", ["whole"], ["out"], to=TensorProto.FLOAT),
+    ]
+    third = np.array(1 / 3, np.float16)
+    found = run_twin(save_graph(tmp_path / "model.onnx", nodes, {"third": third}, 96), tmp_path)
+    np.testing.assert_array_equal(found, np.trunc(ROWS.astype(np.float16) + third))
+
+
+def test_values_out_of_8_bits_are_not_rounded_to_fp16(tmp_path: Path) -> None:
+    """The device multiplies the 8-bit numbers."""
+    scale, zero = np.array(0.1, np.float16), np.array(0, np.int8)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["half", "scale", "zero"], ["steps"]),
+        helper.make_node("DequantizeLinear", ["steps", "scale", "zero"], ["back"]),
+        helper.make_node("Cast", ["back"], ["out"], to=TensorProto.FLOAT),
+    ]
+    found = run_twin(save_graph(tmp_path / "model.onnx", nodes, {"scale": scale, "zero": zero}, 96), tmp_path)
+    np.testing.assert_array_equal(found, np.rint(ROWS / np.float32(scale)) * np.float32(scale))
+    assert (found != found.astype(np.float16)).any()
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ def test_the_graph_is_valid_and_its_head_is_found() -> None:
     onnx.checker.check_model(GRAPH, full_check=True)
     assert {"head/mean", "head/dense", "head/norm", "logits"} <= head_nodes(GRAPH)
     assert not [name for name in head_nodes(GRAPH) if name.startswith(("layer.", "final_norm"))]
+    assert len([node for node in GRAPH.graph.node if node.op_type == "GeGlu"]) == 4  # it has a kernel, as in int8
     kinds = [node.op_type for node in GRAPH.graph.node if node.op_type.endswith("Attention")]
     assert kinds == [
         "RotaryAttention",
@@ -119,6 +120,7 @@ def test_the_last_layer_computes_what_is_read() -> None:
     assert "FirstRotaryAttention" not in {node.op_type for node in local.graph.node}
 
 
-def test_other_activations_are_left_to_optimum() -> None:
-    assert family_of({"model_type": "modernbert", "hidden_activation": "silu"}) is None
+@pytest.mark.parametrize("changes", [{"hidden_activation": "silu"}, {"classifier_activation": "silu"}], ids=str)
+def test_other_activations_are_left_to_optimum(changes: dict[str, str]) -> None:
+    assert family_of({"model_type": "modernbert", **changes}) is None
     assert family_of({"model_type": "modernbert"}) is not None

@@ -29,6 +29,7 @@ def test_an_int8_file_carries_the_function_of_every_operator_and_what_it_says(bu
     onnx.checker.check_model(str(path), full_check=True)
     model = onnx.load(str(path))
     used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
+    assert len([entry for entry in model.opset_import if entry.domain == DOMAIN]) == 1
     others = {name for name in OPERATORS if "Disentangled" in name or "Rotary" in name}
     others |= {"GeGlu", "QuantizeNormedRows", "QuantizeGatedRows", "LinearAdd"}  # ModernBERT's
     of_int8 = {name for name in OPERATORS if not name.startswith("Bf16")} - others

@@ -19,8 +19,10 @@ from transformers import AutoModelForSequenceClassification
 from cappy_engine.errors import GraphError
 from cappy_export import ExportOptions, pipeline
 from cappy_export.checkpoints.checkpoint import open_checkpoint
-from cappy_export.graphs.build import build_graph
+from cappy_export.graphs.bert_cpu import encoder_model
+from cappy_export.graphs.build import build_direct_graph, build_graph
 from cappy_export.graphs.optimum import build_fused_graph, check_fusions, demanded_fusions
+from cappy_export.graphs.writer import Weights
 from tests.support.checkpoints import copy, edit, random_inputs
 
 
@@ -44,6 +46,16 @@ def test_roberta_is_written_without_padding_and_its_shape_is_told(checkpoint: Pa
     assert (shape["layers"], shape["heads"], shape["hidden_size"]) == (2, 2, 32)
     weights = load_file(checkpoint / "model.safetensors")
     assert shape["parameters"] == sum(value.numel() for name, value in weights.items() if "position_ids" not in name)
+
+
+def test_a_written_graph_is_checked(checkpoint: Path, tmp_path: Path) -> None:
+    def write(config: Any, weights: Weights) -> onnx.ModelProto:
+        model = encoder_model(config, weights)
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+        return model
+
+    with pytest.raises(GraphError, match=r"input_ids of model\.onnx has the axes \[1, 'sequence_length'\]"):
+        build_direct_graph(open_checkpoint(checkpoint), tmp_path / "model.onnx", write)
 
 
 def test_every_layer_is_fused(fused: Path) -> None:
@@ -73,8 +85,20 @@ def test_fewer_fusions_than_layers_are_an_error() -> None:
         check_fusions({"Attention": 24, "SkipLayerNormalization": 48}, config, layers=24)
 
 
+def test_what_is_fused_of_an_architecture_without_demands_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    check_fusions({"SkipLayerNormalization": 12, "BiasGelu": 6}, {"model_type": "distilbert"}, layers=6)
+    assert caplog.messages == []
+    check_fusions({"SkipLayerNormalization": 1}, {"model_type": "mpnet"}, layers=6)
+    check_fusions({}, {"model_type": "mpnet"}, layers=6)
+    more = "more is not known to be possible"
+    assert caplog.messages == [f"mpnet: fused {{'SkipLayerNormalization': 1}}; {more}", f"mpnet: fused nothing; {more}"]
+
+
 def test_only_an_exact_gelu_must_be_fused_with_its_bias() -> None:
     assert "BiasGelu" not in demanded_fusions({"model_type": "bert", "hidden_act": "relu"}, layers=2)
+    assert demanded_fusions({"model_type": "distilbert"}, layers=2) == {"SkipLayerNormalization": 4, "BiasGelu": 2}
+    relu = {"model_type": "distilbert", "activation": "relu"}
+    assert demanded_fusions(relu, layers=2) == {"SkipLayerNormalization": 4}
     assert demanded_fusions({"model_type": "deberta-v2"}, layers=2) == {}
 
 
@@ -132,19 +156,45 @@ def test_an_architecture_that_optimum_does_not_know_is_told_before_pytorch_score
     "error",
     [
         OSError(errno.ENOSPC, "No space left on device"),
+        PermissionError(errno.EACCES, "Permission denied"),
         RuntimeError("[enforce fail at file.cc] write failed: No space left on device"),
         ValueError("I/O error: File too large (os error 27)"),
     ],
     ids=str,
 )
-def test_a_full_disk_is_not_a_fault_of_optimum(
+def test_a_full_disk_or_a_folder_that_is_not_ours_is_no_fault_of_optimum(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr("optimum.exporters.onnx.convert.export", fail)
-    with pytest.raises(OSError, match=r"No space left on device|File too large"):
+    with pytest.raises(OSError, match=r"No space left on device|File too large|Permission denied"):
+        build_fused_graph(open_checkpoint(checkpoint), tmp_path / "fused.onnx")
+
+
+def test_an_error_without_a_number_is_one_of_the_libraries(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers raises OSError for whatever it cannot load."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("the weights are not there")
+
+    monkeypatch.setattr("optimum.exporters.onnx.convert.export", fail)
+    with pytest.raises(GraphError, match=r"optimum cannot export .* \(model type roberta\): the weights are not there"):
+        build_fused_graph(open_checkpoint(checkpoint), tmp_path / "fused.onnx")
+
+
+def test_a_fused_graph_is_checked_and_so_is_how_much_of_it_was_fused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cappy_export.graphs.optimum.FUSED_PER_LAYER", {"roberta": {"Attention": 2}})
+    with pytest.raises(GraphError, match="ONNX Runtime fused only 2 of 4 Attention"):
+        build_fused_graph(open_checkpoint(checkpoint), tmp_path / "fused.onnx")
+    monkeypatch.undo()
+    monkeypatch.setattr("cappy_export.graphs.files.MIN_OPSET", 99)
+    with pytest.raises(GraphError, match=r"fused\.onnx has opset 18; at least 99 is needed"):
         build_fused_graph(open_checkpoint(checkpoint), tmp_path / "fused.onnx")
 
 

@@ -56,3 +56,21 @@ def test_a_row_gives_1_for_every_token_behind_a_norm(values: list[tuple[float, f
     assert token @ entry.row == pytest.approx(1.0, abs=1e-4)
     in_half = token.astype(np.float16).astype(np.float64)
     assert in_half @ entry.row == pytest.approx(1.0, abs=2e-2)
+
+
+@pytest.mark.parametrize(("scale", "is_in_weights"), [(0.05, True), (0.005, False)])
+def test_a_bias_goes_into_weights_only_where_less_than_a_thousandth_is_lost(scale: float, is_in_weights: bool) -> None:
+    """Two shifts over their scales cancel: fp16 rounds each by 0.00024 of itself, and the sum of all is 15."""
+    scales, shifts = np.ones(32, np.float32), np.full(32, 0.5, np.float32)
+    scales[:2], shifts[1] = scale, -0.5
+    lost = 2 * 0.5 / scale * 2**-12 / 2**0.5 / 15
+    assert (lost < 1e-3) == is_in_weights
+    assert (find_entry(scales, shifts).row is not None) == is_in_weights
+
+
+@pytest.mark.parametrize("sum_per_value", [0.12, -0.12])
+def test_tokens_are_moved_away_from_a_sum_of_0(sum_per_value: float) -> None:
+    scale = np.linspace(0.5, 1.5, 32, dtype=np.float32)
+    entry = find_entry(scale, sum_per_value * scale)
+    assert entry.row is not None
+    assert np.sign(entry.move).tolist() == [np.sign(sum_per_value)] * 32
