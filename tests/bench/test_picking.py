@@ -72,6 +72,14 @@ def test_the_bounds_of_the_mean_do_not_collapse_where_all_are_right() -> None:
     assert (mean.low, mean.high) == pytest.approx(wilson(20, 20))
 
 
+@pytest.mark.parametrize("last", [[1.0, 0.0], [1.0, 1.0]], ids=["all alike", "one of all right answers"])
+def test_clusters_that_differ_less_than_their_examples_count_as_these(last: list[float]) -> None:
+    examples = [Example("RTE", (0,), (0.0,), cluster=str(place // 2)) for place in range(20)]
+    values = np.array([1.0, 0.0] * 9 + last)
+    cell = average_by_dataset(examples, values)["RTE"]
+    assert (cell.low, cell.high) == pytest.approx(wilson(values.sum(), 20))
+
+
 def test_templates_of_one_example_that_agree_count_as_one() -> None:
     examples = [Example("RTE", (0,), (0.0,), cluster="7") for _ in range(9)]
     cell = average_by_dataset(examples, np.ones(9))["RTE"]
