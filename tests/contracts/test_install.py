@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -25,14 +24,6 @@ def run(*command: str | Path, folder: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def test_a_source_distribution_takes_nothing_from_other_folders() -> None:
-    """Without a slash before it, `docs` is any folder of that name, of an environment too that stands in the clone."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    for name in project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]:
-        assert name.startswith("/"), name
-        assert (ROOT / name[1:]).exists(), name
 
 
 def test_all_files_that_install_torch_name_the_same_version() -> None:

@@ -23,6 +23,10 @@ from tests.support.places import ROOT
 
 pytestmark = pytest.mark.slow
 INSIDE = "cappy_engine/native"
+LIST_SOURCES = """
+from hatchling.builders.sdist import SdistBuilder
+print(*(str(file.relative_path) for file in SdistBuilder(".").recurse_included_files()), sep="\\n")
+"""
 ARGUMENTS = ("--instruction", "Is the sky blue?", "--candidate", "Yes", "--candidate", "No", "--precision", "int8")
 
 
@@ -69,6 +73,8 @@ def test_a_wheel_with_the_library_is_for_its_systems_and_has_no_sources(wheels: 
         with zipfile.ZipFile(wheel) as files:
             names = {Path(name).name for name in files.namelist() if name.startswith(INSIDE)}
             note = json.loads(files.read(f"{INSIDE}/{NOTE}"))
+            of_the_checkpoint = [name for name in files.namelist() if "/checkpoint/" in name]
+        assert of_the_checkpoint == ["cappy_mini/checkpoint/README.md"], "licences go with the weights"
         assert (LIBRARY in names) == (not note["problem"])
         assert not [name for name in names if name.endswith((".cpp", ".h"))]
         assert (platform == "any") == bool(note["problem"])
@@ -116,3 +122,19 @@ def test_without_a_compiler_the_package_is_for_every_system(no_compiler: dict[st
         assert f"{INSIDE}/{LIBRARY}" not in files.namelist()
         assert files.namelist().count(f"{INSIDE}/{NOTE}") == 1
         assert "there is no C++ compiler" in json.loads(files.read(f"{INSIDE}/{NOTE}"))["problem"]
+
+
+def test_a_source_distribution_is_complete_where_links_lead_to_the_packages(tmp_path: Path) -> None:
+    """As those of an environment of another tool, which the benchmarks make somewhere in the clone."""
+    python = ROOT / ".venv-wheel" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("needs what `make wheel` installs")
+    unwanted = shutil.ignore_patterns(".*", "__pycache__", "*.so", NOTE, "bench", "dist", "demo")
+    copy = Path(shutil.copytree(ROOT, tmp_path / "copy", ignore=unwanted))
+    (copy / "bench").mkdir()
+    (copy / "bench" / "cappy_engine").symlink_to(copy / "engine" / "cappy_engine")
+    listed = run(python, "-c", LIST_SOURCES, folder=copy).splitlines()
+    tops = ("engine", "export", "benchmarks", "docs", "tests")
+    there = [str(path.relative_to(copy)) for top in tops for path in (copy / top).rglob("*") if path.is_file()]
+    assert sorted(name for name in listed if name.split("/")[0] in tops) == sorted(there)
+    assert not [name for name in listed if name.startswith("bench/")]

@@ -60,7 +60,7 @@ sample() { # INPUT OUTPUT
     local resume=()
     [[ -e $2.partial ]] && resume=(--resume)
     # shellcheck disable=SC2086 # options are words
-    "$CAPPY" sample "$1" --llm "$LLM" -o "$2" --seed "$SEED" "${resume[@]}" $SAMPLE_OPTIONS
+    "$CAPPY" sample "$1" --llm "$LLM" -o "$2" --seed "$SEED" ${resume[@]+"${resume[@]}"} $SAMPLE_OPTIONS
 }
 
 mkdir -p "$OUT/samples"
@@ -83,7 +83,7 @@ else
     resume=()
     [[ -e $OUT/adapted.training ]] && resume=(--resume)
     # shellcheck disable=SC2086
-    "$CAPPY" adapt "$CHECKPOINT" "$OUT/train-samples.jsonl" "$OUT/adapted" --from-samples "${resume[@]}" $ADAPT_OPTIONS
+    "$CAPPY" adapt "$CHECKPOINT" "$OUT/train-samples.jsonl" "$OUT/adapted" --from-samples ${resume[@]+"${resume[@]}"} $ADAPT_OPTIONS
 fi
 
 # 4: a bundle that production runs, proven to score as the checkpoint does.

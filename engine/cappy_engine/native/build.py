@@ -46,8 +46,7 @@ ENDINGS: Mapping[str, Mapping[str, Sequence[str]]] = {
 EXPORTS = "{ global: RegisterCustomOps; cappy_*; local: *; };\n"
 LINK = ("-shared", "-O3", "-pthread", "-Wl,--build-id=none", "-Wl,-z,nodelete")  # threads call it when they end
 CHOICES = ("auto", "cc", "zig", "manylinux-x86_64", "manylinux-aarch64", "none")
-GLIBC = "2.17"
-"""The oldest C library that zig's libraries run with, that of 2012."""
+GLIBC = "2.17"  # the oldest C library that zig's libraries run with, that of 2012
 NO_COMPILER = {
     "auto": "there is no C++ compiler (CXX, c++, g++, clang++), and ziglang is not installed",
     "cc": "there is no C++ compiler (CXX, c++, g++, clang++)",
@@ -142,7 +141,8 @@ def compile_sources(folder: Path, compiler: Sequence[str], flags: Sequence[str] 
     objects = [str(Path(folder, source.stem)) + ".o" for source in sources]
     # By their names alone: the paths of this machine are not to get into the library.
     commands = [[*compiler, *FLAGS, *flags, *flags_of(source, kind), "-c", source.name] for source in sources]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(cores) as pool:
         list(pool.map(_run, ([*command, "-o", made] for command, made in zip(commands, objects, strict=True))))
     return objects
 
@@ -225,7 +225,7 @@ def _build_with_any(out: Path, asked: str, found: Built) -> Built:
     for compiler in find_compilers(asked, found.machine):
         try:
             build(out, compiler.command, kind=found.machine)
-        except BuildFailed as error:
+        except (BuildFailed, RuntimeError) as error:  # no more threads can be started
             problems.append(f"{compiler.name} did not compile them: {error}")
         else:
             return replace(found, compiler=compiler.name, problem="")
