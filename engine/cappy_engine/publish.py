@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -88,8 +89,8 @@ def staging_folder(out: Path, say: Callable[[str], object]) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     for left in sorted(out.parent.glob(f".{glob.escape(out.name)}.*-*")):
         say(f"note: {left} is of another command that writes {out.name}; if none is running, remove it")
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-    staging.chmod(0o755)
+    staging = out.with_name(f".{out.name}.partial-{secrets.token_hex(4)}")
+    staging.mkdir()
     try:
         yield staging
     finally:

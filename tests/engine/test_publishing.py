@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from pathlib import Path
 
@@ -151,10 +152,14 @@ def test_a_mount_cannot_be_replaced_which_is_known_at_once(tmp_path: Path, monke
         check_folder(out, KIND, force=True)
 
 
-def test_everybody_may_read_a_folder_that_was_published(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    replace(out)
-    assert out.stat().st_mode & 0o777 == 0o755
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o077, 0o700), (0o002, 0o775)], ids=oct)
+def test_a_folder_has_the_rights_that_its_user_gives_to_new_ones(umask: int, mode: int, tmp_path: Path) -> None:
+    out, before = tmp_path / "out", os.umask(umask)
+    try:
+        replace(out)
+    finally:
+        os.umask(before)
+    assert out.stat().st_mode & 0o777 == mode
 
 
 def test_what_a_killed_command_left_is_told_whatever_the_name(tmp_path: Path) -> None:
