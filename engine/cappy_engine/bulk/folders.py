@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cappy_engine.bulk.formats.entries import Reading
 from cappy_engine.bulk.formats.file_format import format_of, is_known
+from cappy_engine.bulk.formats.sources import open_source
 from cappy_engine.bulk.input_files import Files
 from cappy_engine.bulk.resume.names import OTHER_FOLDER, Names, find_names
 from cappy_engine.bulk.resume.run_list import RUN, Complete, RunList, read_complete
@@ -177,6 +179,7 @@ def score_folder(
             raise OutputError(f"{there} exists; choose another folder, go on with --resume, or replace it with --force")
     if target.resume and not (target.force or found):
         _check_not_complete(folder)
+    _check_tables(folder, listed)
     totals = Totals(bytes_total=sum(path.stat().st_size for path, _ in folder.files))
     for path, name in folder.files:
         files = Files([path], folder.task, folder.options, are_named=True)
@@ -185,6 +188,14 @@ def score_folder(
         totals.add(_score_listed(scorer, files, one, listed, str(name), say, _adding(totals, progress)))
     listed.remove()
     return totals
+
+
+def _check_tables(folder: Folder, listed: RunList) -> None:
+    """Raise CappyError at once for a table that is damaged or lacks a column, and not when its turn comes."""
+    for path, name in folder.files:
+        if str(name) not in listed.complete and format_of(path).kind != "jsonl":
+            with _readable(path), open_source(path, Reading(folder.task, folder.options.max_line_bytes)):
+                pass
 
 
 def _check_not_complete(folder: Folder) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -86,6 +88,20 @@ def test_a_file_that_was_complete_and_is_not_as_it_was_is_an_error(
     with pytest.raises(OutputError, match=r"a\.jsonl has \d+ bytes, and \d+ were written; remove it, and go on"):
         run_folder(scorer, source, stopped_out, resume=True)
     assert (stopped_out / "a.jsonl").read_bytes() == changed
+
+
+@pytest.mark.parametrize("name", ["z.csv", "z.csv.gz", "z.parquet"])
+def test_a_table_that_cannot_be_scored_is_an_error_before_any_file_is(
+    scorer: Scorer, source: Path, tmp_path: Path, name: str
+) -> None:
+    if name == "z.parquet":
+        (source / name).write_bytes(b"no table")
+    else:
+        write = gzip.compress if name.endswith(".gz") else bytes
+        (source / name).write_bytes(write(b"instruction,other\nIs it?,Yes\n"))
+    with pytest.raises(CappyError, match=re.escape(name)):
+        run_folder(scorer, source, tmp_path / "out")
+    assert not list(tmp_path.glob("out/*"))
 
 
 def test_force_takes_nothing_from_a_run_with_other_settings(scorer: Scorer, source: Path, stopped_out: Path) -> None:
