@@ -87,7 +87,8 @@ def _open_on_cpu(bundle: Bundle, options: ScorerOptions, *, name: str, reason: s
 
 def _open_on_gpus(bundle: Bundle, options: ScorerOptions, *, name: str, reason: str) -> tuple[Dispatcher, ScorerInfo]:
     device, gpus = options.device, options.gpus or (0,)
-    machine = find_machine(device, gpus)
+    threads = options.threads or usable_cores()
+    machine = find_machine(device, gpus, threads=threads)
     precision, precision_reason = choose_precision(options.precision, device, bundle.manifest.precisions_for(device))
     model = plan_gpu(
         bundle,
@@ -104,7 +105,7 @@ def _open_on_gpus(bundle: Bundle, options: ScorerOptions, *, name: str, reason: 
         device_reason=reason,
         precision=precision,
         precision_reason=precision_reason,
-        threads=options.threads or usable_cores(),
+        threads=threads,
         mode="latency",
         mode_reason="one session" if len(gpus) == 1 else f"one session on each of {len(gpus)} GPUs",
         padding=model.grouping.padding,

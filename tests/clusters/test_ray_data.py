@@ -129,6 +129,8 @@ def test_a_dataset_gets_scores_beside_its_columns(connection: None, activation: 
         assert row["reward_truncated"] is False
     with pytest.raises(CappyError, match="the dataset has no column 'instruction'; found 'id', 'prompt', 'response'"):
         score_dataset(ray.data.from_items(rows))
+    with pytest.raises(ValueError, match="too_long must be "):
+        score_dataset(ray.data.from_items(rows), too_long="typo")  # type: ignore[arg-type]
 
 
 def test_a_dataset_is_read_and_written_as_ray_does_it(connection: None, samples: Path, tmp_path: Path) -> None:

@@ -38,9 +38,11 @@ class FakeGpus:
         self.asked: list[tuple[str, str, tuple[int, ...], int]] = []
         self.sessions: list[FakeSession] = []
         self.error: Exception | None = None
+        self.threads: int | None = None
         self.there = (Gpu("some GPU", "9.0", 2**30),) * 4
 
-    def find_machine(self, device: str, gpus: Sequence[int] = (0,)) -> SimpleNamespace:
+    def find_machine(self, device: str, gpus: Sequence[int] = (0,), *, threads: int | None = None) -> SimpleNamespace:
+        self.threads = threads
         return SimpleNamespace(installation=Installation({}, (), "13.0", None, self.there, {}, None, {}))
 
     def open_on_gpus(self, model: GpuModel, machine: SimpleNamespace) -> FakeSession:
@@ -95,12 +97,13 @@ def test_auto_takes_cuda_where_it_works(gpu_bundle: Path, fake_gpus: FakeGpus, t
 def test_tensorrt_runs_in_buckets_on_all_of_the_gpus(
     gpu_bundle: Path, fake_gpus: FakeGpus, tokenizer: PairTokenizer
 ) -> None:
-    with Scorer.open(gpu_bundle, device="tensorrt", gpus=[2, 0], max_batch_tokens=1024) as opened:
+    with Scorer.open(gpu_bundle, device="tensorrt", gpus=[2, 0], max_batch_tokens=1024, threads=3) as opened:
         info = opened.info
         scores = opened.score_pairs(FEW, max_batch_tokens=100_000, padding="allowed").scores
     assert fake_gpus.asked == [("tensorrt", "fp32", (2, 0), 1024)]
     assert (info.device, info.device_reason) == ("tensorrt", "asked for")
     assert info.mode_reason == "one session on each of 2 GPUs"
+    assert (fake_gpus.threads, info.threads) == (3, 3)
     assert (info.padding, info.gpus, info.buckets) == ("avoided", (2, 0), (16, 64, 512))
     shapes = {batch["input_ids"].shape for batch in fake_gpus.sessions[0].batches}
     assert {length for _, length in shapes} <= {16, 64, 512}

@@ -22,7 +22,7 @@ POISON_TOKENS = 23
 
 def install(fault: str, trigger: Path) -> None:
     """Give every session the fault."""
-    run = OrtSession.run
+    run, open_with = OrtSession.run, Scorer.open_with
 
     def faulty(self: OrtSession, inputs: Inputs) -> Scores:
         if trigger.exists():
@@ -41,9 +41,14 @@ def install(fault: str, trigger: Path) -> None:
 
     OrtSession.run = faulty  # type: ignore[method-assign]
     if fault == "open-bug":
-        Scorer.open_with = lambda *asked: 1 // 0  # type: ignore[method-assign,assignment]
+
+        def fail_to_open(bundle: str | Path, options: ScorerOptions) -> Scorer:
+            if trigger.exists():
+                raise ZeroDivisionError("a mistake")
+            return open_with(bundle, options)
+
+        Scorer.open_with = fail_to_open  # type: ignore[method-assign,assignment]
     if fault == "slow-open":
-        open_with = Scorer.open_with
 
         def open_slowly(bundle: str | Path, options: ScorerOptions) -> Scorer:
             if trigger.exists():  # the next one is opened after the seconds in the file

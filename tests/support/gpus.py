@@ -87,6 +87,7 @@ class FakeRuntime:
         self.found: list[list[str]] = []
         self.engines: list[bytes] = []
         self.modes: list[int] = []
+        self.threads: int | None = None
         self._make_session = make_session
 
     def open(self, model: Path, providers: Providers) -> PlacedSession:

@@ -30,7 +30,7 @@ class RowOptions:
         TooLong, Asked("what to do with a pair of more tokens than the model takes", choices=TOO_LONG)
     ] = "truncate"
     max_line_bytes: Annotated[
-        int, Asked("a longer line is a bad one, and takes no memory", least=1, most=MOST_LINE_BYTES)
+        int, Asked("a longer line of JSON or CSV is a bad one, and takes no memory", least=1, most=MOST_LINE_BYTES)
     ] = MAX_LINE_BYTES
     window: Annotated[
         int | None,

@@ -61,14 +61,17 @@ class Machine:
     clock: Callable[[], float] = time.perf_counter
 
 
-def find_machine(device: str, gpus: Sequence[int] = (0,)) -> Machine:
-    """Look for all that `device` needs on this machine. Raises what `require_device` does unless it is there."""
+def find_machine(device: str, gpus: Sequence[int] = (0,), *, threads: int | None = None) -> Machine:
+    """Look for all that `device` needs on this machine. Raises what `require_device` does unless it is there.
+
+    Its sessions have `threads` CPU threads for what does not run on a GPU (None: one for each physical core).
+    """
     load_runtime()  # raises if it cannot be imported; inspect_installation never raises
     installation = inspect_installation(device=device)
     require_device(installation, device, gpus)
     return Machine(
         installation,
-        lambda model, providers: open_session(model, device=device, providers=providers),
+        lambda model, providers: open_session(model, device=device, providers=providers, threads=threads),
         EngineCache(engine_folder()),
         versions={
             "onnxruntime": str(installation.onnxruntime),

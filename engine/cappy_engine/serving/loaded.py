@@ -87,8 +87,10 @@ class LoadedModel:
         self._metrics = metrics
         self._tokens_per_char = 0.0
         self._special_tokens = self.scorer.tokenizer.template.special_tokens
-        metrics.serves(self.scorer.info.device, self.scorer.info.precision)
         info = self.scorer.info
+        metrics.serves(info.device, info.precision)
+        if self.has_exact_winner:
+            metrics.serves(info.device, "fp32")
         own_name = "cappy-mini" if bundle == EMBEDDED else Path(bundle).absolute().name
         self.card = ServedModel(server.model_names or (own_name,), info.device, info.precision, info.max_length)
         try:
@@ -154,10 +156,13 @@ class LoadedModel:
         So whoever waits is woken once, and not between the two. The future raises what tokenising and `room` raise.
         """
         answer: Future[Waiting] = Future()
+        kept = [request]
+        answer.add_done_callback(lambda done: kept.clear())  # texts of a client that left wait for no encoder
 
         def tokenise() -> None:
             if not answer.set_running_or_notify_cancel():
                 return
+            request = kept[0]
             try:
                 encoded = self.scorer.encode(request.pairs, too_long=request.too_long)
                 distinct, places = encoded.distinct()

@@ -19,7 +19,7 @@ from cappy_engine.serving.server_options import LogFormat
 FIELDS = "fields"
 """The attribute of a log record that holds more about it: names and numbers."""
 MOST_LINES = 10_000
-"""Lines that wait for a reader who does not read; what comes then is lost."""
+"""Lines that wait for a reader who does not read; what comes then is lost, and the next line tells how much."""
 FLUSH_SECONDS = 0.5
 """How long the end of the process waits for the last lines."""
 
@@ -54,14 +54,19 @@ class LinesBeside(logging.Handler):
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
+        self._lost = 0
         self._lines: queue.Queue[str] = queue.Queue(MOST_LINES)
         threading.Thread(target=self._write, name="log-of-cappy", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue a record to be written; it is lost if too many wait, or if it cannot be formatted."""
         try:
-            self._lines.put_nowait(self.format(record) + "\n")
+            line = self.format(record) + "\n"
+            told = self.format(_told_lost(self._lost)) + "\n" if self._lost else ""
+            self._lines.put_nowait(told + line)  # as one, or what is told would take the line's room
+            self._lost = 0
         except Exception:
+            self._lost += 1
             self.handleError(record)
 
     @property
@@ -83,6 +88,12 @@ class LinesBeside(logging.Handler):
                     select.select([], [self._descriptor], [])  # who started us may have said that it never waits
                     left = left[os.write(self._descriptor, left) :]
             self._lines.task_done()
+
+
+def _told_lost(count: int) -> logging.LogRecord:
+    return logging.LogRecord(
+        __name__, logging.WARNING, __file__, 0, "lines of this log that were lost: %d", (count,), None
+    )
 
 
 def is_written() -> bool:

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -293,5 +294,6 @@ class ScoringQueue:
 
 def _give_way() -> None:
     """Let the threads that read and answer requests go first, if threads have priorities here."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+    if sys.platform == "linux":  # elsewhere the number of a thread may be that of another process
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

@@ -84,10 +84,13 @@ class Service:
             return "broken"
         return self._state
 
-    def find_hanging(self) -> ModelBroken | None:
-        """Find that a run of the model hangs: then nobody is answered any more."""
+    def find_hanging(self, awake_seconds: float) -> ModelBroken | None:
+        """Find that a run of the model hangs: then nobody is answered any more.
+
+        The process has been running for `awake_seconds` without a stop, as by SIGSTOP: so long the run may have had.
+        """
         model, most = self._model, HANGING * self._server.request_seconds
-        if model is None or model.queue.running_seconds() <= most:
+        if model is None or min(model.queue.running_seconds(), awake_seconds) <= most:
             return None
         self._state = "broken"
         return ModelBroken(f"a run of the model has not ended in {most:g} seconds; the server must be started again")
@@ -116,8 +119,9 @@ class Service:
                 self.metrics.answers_with(fresh.card, fresh.manifest_sha256)
             self._leaving = [thread for thread in self._leaving if thread.is_alive()]
             if leaves is not None:  # closed by a thread of its own: a run that hangs would keep this one
-                self._leaving.append(threading.Thread(target=leaves.close, name="cappy-leave", daemon=True))
-                self._leaving[-1].start()
+                thread = threading.Thread(target=leaves.close, name="cappy-leave", daemon=True)
+                thread.start()
+                self._leaving.append(thread)
         return leaves is not fresh
 
     async def score(self, request: ScoringRequest, request_id: str) -> ScoringResult:

@@ -27,8 +27,9 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
     """This machine as if it had GPUs: only ONNX Runtime's sessions and what is installed are replaced."""
     runtime = FakeRuntime()
 
-    def open_session(model: Path, *, device: str, providers: Providers) -> PlacedSession:
+    def open_session(model: Path, *, device: str, providers: Providers, threads: int | None) -> PlacedSession:
         assert PROVIDERS[device] == providers[0][0]
+        runtime.threads = threads
         return runtime.open(model, providers)
 
     monkeypatch.setenv("CAPPY_CACHE", str(tmp_path / "cache"))
@@ -39,8 +40,9 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
 
 
 def test_on_this_machine_the_model_is_opened(sealed: Bundle, runtime: FakeRuntime) -> None:
-    session = open_on_gpus(planned(sealed, precision="fp32", gpus=[1]), find_machine("cuda", [1]))
+    session = open_on_gpus(planned(sealed, precision="fp32", gpus=[1]), find_machine("cuda", [1], threads=3))
     assert session is runtime.sessions[0]
+    assert runtime.threads == 3
     assert runtime.options[0]["device_id"] == "1"
 
 

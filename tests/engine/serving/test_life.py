@@ -116,6 +116,17 @@ def test_a_bundle_that_cannot_be_opened_changes_nothing(bundle: Path, tmp_path: 
         assert server.post("/v1/score", ONE).json() == before
         assert server.get("/ready").status_code == 200
         assert server.metric('cappy_swaps_total{result="failed"}') == 1
+        assert "Traceback" not in server.log
+
+
+def test_a_mistake_of_ours_while_a_bundle_is_opened_again_has_a_traceback(bundle: Path, tmp_path: Path) -> None:
+    trigger = tmp_path / "trigger"
+    with serving("--bundle", str(bundle), command=faulty("open-bug", trigger)) as server:
+        trigger.touch()
+        server.process.send_signal(signal.SIGHUP)
+        assert "a mistake" in server.wait_for_line("the old model goes on")
+        server.wait_for_line("ZeroDivisionError: ")
+        assert server.post("/v1/score", ONE).status_code == 200
 
 
 def test_a_model_that_scores_otherwise_than_its_bundle_says_is_not_served(bundle: Path, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -66,6 +68,21 @@ def test_a_request_that_will_not_fit_is_refused_before_its_tokens_are_made(loade
             pass
         with pytest.raises(QueueFull, match=f"{fits + 4} more, with about .* max_queue_tokens, 512"):
             loaded.reserve(request_of(fits + 4), 0)
+
+
+def test_texts_of_a_client_that_left_are_not_kept_until_the_encoder_comes_to_them(loaded: LoadedModel) -> None:
+    encoder_is_free, request = threading.Event(), request_of(3)
+    kept = weakref.ref(request)
+    with ThreadPoolExecutor(1) as encoder:
+        encoder.submit(encoder_is_free.wait, 20)
+        with loaded.reserve(request, 0) as place:
+            answer = loaded.score(request, place, float("inf"), encoder)
+        assert answer.cancel()
+        del request
+        gc.collect()
+        is_kept = kept() is not None
+        encoder_is_free.set()
+    assert not is_kept
 
 
 @pytest.mark.parametrize("is_text_known", [False, True])

@@ -52,7 +52,9 @@ def test_a_record_that_cannot_be_written_is_no_error_of_who_logs(monkeypatch: py
     handler = LinesBeside(writer)
     handler.handle(logging.LogRecord("other", logging.INFO, "file", 1, "%d things", ("x",), None))
     handler.handle(record_of("the server goes on"))
-    assert os.read(reader, 100) == b"the server goes on\n"
+    handler.handle(record_of("for long"))
+    handler.flush()
+    assert os.read(reader, 100) == b"lines of this log that were lost: 1\nthe server goes on\nfor long\n"
 
 
 def test_lines_wait_for_a_reader_also_where_the_pipe_does_not() -> None:
@@ -80,10 +82,30 @@ def test_lines_are_lost_and_nobody_waits_where_a_reader_does_not_read(monkeypatc
     teller = threading.Thread(target=tell, daemon=True)
     teller.start()
     nobody_waits = all_told.wait(SECONDS)
-    size = 0
+    told = b""
     with os.fdopen(reader, "rb", 0) as file:
         while teller.is_alive() or handler.is_behind:
-            size += len(file.read() or b"")
-        size += len(file.read() or b"")
+            told += file.read() or b""
+        handler.handle(record_of("read again"))
+        handler.flush()
+        told += file.read() or b""
     assert nobody_waits
-    assert MOST_LINES <= size // 1000 < MOST_LINES + 3000  # a pipe holds some beside those that wait
+    lines = told.decode().splitlines()
+    count = lines.count("x" * 999)
+    assert MOST_LINES <= count < MOST_LINES + 3000  # a pipe holds some beside those that wait
+    lost = [int(line.removeprefix("lines of this log that were lost: ")) for line in lines if line.startswith("lines")]
+    assert (count + sum(lost), lines[-1]) == (MOST_LINES + 4000, "read again")
+
+
+def test_who_reads_slowly_reads_lines_and_not_only_that_some_were_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    monkeypatch.setattr("cappy_engine.serving.logs.MOST_LINES", 2)
+    monkeypatch.setattr(LinesBeside, "_write", lambda handler: None)
+    handler = LinesBeside(2)
+    for number in range(4):
+        handler.handle(record_of(f"line {number}"))
+    waiting = handler._lines
+    read = [waiting.get()]
+    handler.handle(record_of("line 4"))
+    read += [waiting.get(), waiting.get()]
+    assert read == ["line 0\n", "line 1\n", "lines of this log that were lost: 2\nline 4\n"]

@@ -6,8 +6,12 @@ import math
 import re
 import time
 
+import numpy as np
 import pytest
 
+from cappy_engine import Scorer
+from cappy_engine.serving.jobs import Step
+from cappy_engine.serving.metrics import Metrics
 from tests.support.places import ROOT
 from tests.support.servers import Server, pairs_of
 
@@ -105,6 +109,13 @@ def test_the_model_is_busy_while_it_scores_and_never_more_than_all_the_time(serv
     server.post("/v1/score", pairs_of(*[("Is the sky blue?", f"Yes, {place}") for place in range(50)]))
     server.wait_until(lambda: server.metric(name) > before)
     assert server.metric(name) - before <= time.perf_counter() - began - 0.2
+
+
+def test_a_step_of_one_of_two_workers_counts_half() -> None:
+    metrics, scorer = Metrics(), Scorer.open(precision="int8", device="cpu")
+    with scorer:
+        metrics.stepped(Step("chosen", np.array([4]), 1, seconds=2.0, workers=0.5), scorer.info, 4)
+    assert f"\ncappy_busy_seconds_total{{{LABELS}}} 1.0\n" in metrics.page().decode()
 
 
 def test_the_limits_of_the_queue_are_what_info_tells(server: Server) -> None:

@@ -8,6 +8,7 @@ import json
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
-from cappy_engine.errors import ModelBroken, ScoringError, ServingError
+from cappy_engine.errors import InvalidPair, ModelBroken, ScoringError, ServingError
 from cappy_engine.nodes import BundleOfNodes
 from cappy_engine.options import ScorerOptions
 from cappy_engine.scorer import Scorer
@@ -114,6 +115,16 @@ def test_a_replica_that_ray_drops_frees_its_model_and_sends_its_last_spans(
         opened[0].score(TEXTS)
 
 
+def test_a_caller_within_ray_may_send_as_long_texts_as_one_over_http(bundle: Path) -> None:
+    pairs = [("Is the sky blue?", "Yes, " * 250_000)]
+    with pytest.raises(InvalidPair, match="has 1250000 characters, and max_text_chars is 1000000"):
+        asyncio.run(made(bundle).score(pairs))
+    longer = replace(OPTIONS, max_text_chars=2_000_000)
+    with Scorer.open_with(bundle, longer) as scorer:
+        expected = scorer.score(pairs).tolist()
+    assert asyncio.run(Replica(BundleOfNodes.of(bundle, longer), ServerOptions()).score(pairs)) == expected
+
+
 def test_a_replica_is_healthy_until_its_model_is_broken(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replica = made(bundle)
     replica.check_health()
@@ -159,6 +170,14 @@ def test_a_deployment_without_options_is_for_cpus(deployed: Callable[..., dict[s
     asked = deployed(replicas=ReplicaOptions(cores=2))
     assert asked["ray_actor_options"] == {"num_cpus": 2, "num_gpus": 0}
     assert (asked["bound"][0].options.device, asked["bound"][0].options.threads) == ("cpu", 2)
+
+
+def test_device_auto_is_the_cpu_and_threads_are_cores(deployed: Callable[..., dict[str, Any]]) -> None:
+    asked = deployed(options=ScorerOptions(precision="int8", threads=3))
+    assert asked["ray_actor_options"] == {"num_cpus": 3, "num_gpus": 0}
+    assert asked["bound"][0].options == ScorerOptions(precision="int8", device="cpu", threads=3)
+    with pytest.raises(ValueError, match="threads 3 is more than the cores of a replica, 2"):
+        deployed(options=ScorerOptions(threads=3), replicas=ReplicaOptions(cores=2))
 
 
 def test_gpus_by_number_are_refused(deployed: Callable[..., dict[str, Any]]) -> None:

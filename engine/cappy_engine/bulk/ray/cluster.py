@@ -38,10 +38,11 @@ from cappy_engine.bulk.runs import Say
 from cappy_engine.bulk.tasks import ScoreTask
 from cappy_engine.bulk.totals import Progress, Totals
 from cappy_engine.bundle import EMBEDDED
+from cappy_engine.checks import check_word
 from cappy_engine.errors import CappyError
 from cappy_engine.nodes import BundleOfNodes
 from cappy_engine.options import ScorerOptions
-from cappy_engine.pairs import TooLong
+from cappy_engine.pairs import TOO_LONG, TooLong
 
 if TYPE_CHECKING:
     import ray.data
@@ -142,6 +143,7 @@ def score_dataset(
     InstallationError, CappyError for columns that are not there or a cluster without room, and ValueError for GPUs by
     number: Ray gives each actor its own.
     """
+    check_word("too_long", too_long, TOO_LONG)
     ray, task = import_ray(), task or ScoreTask()
     check_names(dataset.columns(), Reading(task), Path("the dataset"))
     pool = make_pool(ray, bundle, options or ScorerOptions(), cluster or ClusterOptions(), leaves_core=True)

@@ -276,5 +276,5 @@ def _while_connecting() -> Iterator[None]:
     finally:
         for name in new:
             os.environ.pop(name, None)
-        if is_main:
+        if is_main and handler is not None:  # None: it is none of Python's
             signal.signal(signal.SIGTERM, handler)

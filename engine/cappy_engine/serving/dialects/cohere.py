@@ -70,7 +70,7 @@ class RerankResult(msgspec.Struct, frozen=True):
     """A document and its score."""
 
     index: Annotated[int, Meta(ge=0, description="Its place in the list that was sent.")]
-    relevance_score: Annotated[float, Meta(description="The model's raw score, not a probability.")]
+    relevance_score: Annotated[float, Meta(description="The raw score, or with raw_scores false its sigmoid.")]
     document: dict[str, str] | UnsetType = UNSET
 
 

@@ -63,6 +63,7 @@ class Replica:
     """One replica: the service of `cappy serve`, and its application. Ray makes and calls it."""
 
     def __init__(self, bundle: BundleOfNodes, server: ServerOptions) -> None:
+        self._max_text_chars = bundle.options.max_text_chars
         self._service = Service(bundle.find(), bundle.options, server, metrics=Metrics())
         self._gate = Gate.of(self._service, server)
         self._service.load()
@@ -84,7 +85,7 @@ class Replica:
 
     async def score(self, pairs: Any) -> list[float]:
         """Score pairs for a caller within Ray: `handle.score.remote([("Is the sky blue?", "Yes")])`."""
-        request = ScoringRequest(check_pairs(pairs), lambda result: result)
+        request = ScoringRequest(check_pairs(pairs, max_text_chars=self._max_text_chars), lambda result: result)
         result = await self._service.score(request, "ray")
         return [float(score) for score in result.scored.scores]
 
@@ -115,8 +116,9 @@ def make_deployment(
         >>> ray.serve.run(make_deployment("/models/cappy-bundle", replicas=ReplicaOptions(max_replicas=8)))
 
     Ray decides on host, port, sockets, connections and the format of the log, whatever `server` says of them. Each
-    replica checks the bundle's digest and its canary before it answers. Raises BundleError, InstallationError, and
-    ValueError for GPUs by number.
+    replica checks the bundle's digest and its canary before it answers. Device "auto" is the CPU here. A replica has
+    `replicas.cores` cores; without them `options.threads`, or as many as this machine has, at most 8. Raises
+    BundleError, InstallationError, and ValueError for GPUs by number, and for more threads than cores.
     """
     try:
         from ray import serve
@@ -125,8 +127,13 @@ def make_deployment(
     options, replicas = options or ScorerOptions(device="cpu"), replicas or ReplicaOptions()
     if options.gpus is not None:
         raise ValueError("gpus cannot be chosen by number on a cluster: Ray gives one to each replica")
-    cores = replicas.cores or min(usable_cores(), 8)
-    nodes = BundleOfNodes.of(bundle, replace(options, threads=options.threads or cores))
+    if options.device == "auto":
+        options = replace(options, device="cpu")
+    cores = replicas.cores or options.threads or min(usable_cores(), 8)
+    threads = options.threads or cores
+    if threads > cores:
+        raise ValueError(f"threads {threads} is more than the cores of a replica, {cores}; ask for as many cores")
+    nodes = BundleOfNodes.of(bundle, replace(options, threads=threads))
     server = server or ServerOptions()
     deploy = partial(
         serve.deployment,

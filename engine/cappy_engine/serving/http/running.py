@@ -131,8 +131,12 @@ class _Server:
 
     async def _watch(self) -> None:
         """Stop where a run of the model hangs: only another process helps then."""
-        while not (error := self._service.find_hanging()):
+        awake_since = time.monotonic()
+        while not (error := self._service.find_hanging(time.monotonic() - awake_since)):
+            asked = time.monotonic()
             await asyncio.sleep(WATCH_SECONDS)
+            if time.monotonic() - asked > 3 * WATCH_SECONDS:  # the process was stopped, and so was its model
+                awake_since = time.monotonic()
         log.error("%s", error)
         self._stop(error)
 
@@ -202,8 +206,9 @@ class _Server:
             load()
             self._tell(self._loaded)
 
-        self._loading = threading.Thread(target=work, name="cappy-load", daemon=True)
-        self._loading.start()
+        thread = threading.Thread(target=work, name="cappy-load", daemon=True)
+        thread.start()  # it may fail; then nothing is being loaded
+        self._loading = thread
 
     def _loaded(self) -> None:
         self._loading = None
