@@ -24,8 +24,9 @@ from tests.support.places import ROOT
 pytestmark = pytest.mark.slow
 INSIDE = "cappy_engine/native"
 LIST_SOURCES = """
+import os
 from hatchling.builders.sdist import SdistBuilder
-print(*(str(file.relative_path) for file in SdistBuilder(".").recurse_included_files()), sep="\\n")
+print(*(os.path.relpath(file.path) for file in SdistBuilder(".").recurse_included_files()), sep="\\n")
 """
 ARGUMENTS = ("--instruction", "Is the sky blue?", "--candidate", "Yes", "--candidate", "No", "--precision", "int8")
 

@@ -191,7 +191,7 @@ def score_folder(
 
 
 def _check_tables(folder: Folder, listed: RunList) -> None:
-    """Raise CappyError at once for a table that is damaged or lacks a column, and not when its turn comes."""
+    """Raise CappyError for a table that is damaged or lacks a column. Its turn may come hours later."""
     for path, name in folder.files:
         if str(name) not in listed.complete and format_of(path).kind != "jsonl":
             with _readable(path), open_source(path, Reading(folder.task, folder.options.max_line_bytes)):
