@@ -142,7 +142,12 @@ class VerifyOptions:
 
     revision: Revision = None
     precisions: Annotated[
-        tuple[str, ...] | None, Asked("repeat for several (default: all)", flag="--precision", choices=PRECISIONS)
+        tuple[str, ...] | None,
+        Asked(
+            "of the models for CPUs; repeat for several (default: all models, those for GPUs too)",
+            flag="--precision",
+            choices=PRECISIONS,
+        ),
     ] = None
     pairs: OwnPairs = None
     limits: ChangedLimits = ()

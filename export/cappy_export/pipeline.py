@@ -91,13 +91,17 @@ def verify(
     >>> verify("cappy-bundle", "btan2/cappy-large", VerifyOptions(precisions=("int8",)))["precisions"]["int8"]
 
     Models for GPUs are measured on the CPU provider. Raises ParityError beyond the limits, BundleError for a damaged
-    bundle, and ExportError.
+    bundle or a model that it lacks, and ExportError.
     """
-    manifest = open_bundle(bundle).manifest
+    found = open_bundle(bundle)
+    manifest = found.manifest
     sha256, told = _told_by(manifest, bundle)
     all_models = {"cpu": manifest.precisions, **manifest.targets}
     models = all_models if options.precisions is None else {"cpu": options.precisions}
     check_measured(options.limits, {precision for precisions in models.values() for precision in precisions})
+    for target, precisions in models.items():
+        for precision in precisions:
+            found.model(precision, target)  # one that is not there is found before PyTorch scores
     name, pairs = parity_pairs(options.pairs)
     check_winners(parse_limits(options.limits), pairs)
     opened = open_checkpoint(checkpoint, revision=options.revision)
