@@ -137,7 +137,8 @@ class VerifyOptions:
 
     >>> VerifyOptions(precisions=("int8",))
 
-    `precisions` are the CPU's. Raises ValueError for an unknown precision, and ExportError for a bad limit.
+    `precisions` are the CPU's. Raises ValueError for an unknown precision or a limit out of its bounds, and ExportError
+    for a text that is not a limit.
     """
 
     revision: Revision = None

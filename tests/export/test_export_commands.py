@@ -19,6 +19,8 @@ from cappy_engine.cli.main import main
         ("export checkpoint OUT --max-length -3", 2, "'--max-length': -3 is not in the range x>=1"),
         ("export checkpoint OUT --limit nonsense", 1, "'nonsense'"),
         ("export checkpoint OUT --limit fp64.max_error=1", 1, "'fp64.max_error=1'"),
+        ("export checkpoint OUT --limit fp32.min_spearman=97", 2, "min_spearman must be -1 to 1, got 97"),
+        ("verify bundle --checkpoint OUT --limit fp32.max_error=-1", 2, "max_error must be 0 or more, and finite"),
         ("verify bundle", 2, "Missing option '--checkpoint'"),
         ("adapt checkpoint train.jsonl", 2, "Missing argument 'OUT'"),
         ("adapt checkpoint train.jsonl OUT --held-out-fraction 1", 2, "held_out_fraction must be 0 or more and less"),

@@ -32,13 +32,36 @@ def test_limits_are_parsed_on_top_of_the_defaults() -> None:
         "int8.error=1",
         "int8.max_error",
         "int8.max_error=little",
-        "int8.max_error=inf",
-        "fp32.max_error=nan",
     ],
 )
 def test_a_limit_that_is_none_is_an_error_that_shows_it(text: str) -> None:
     with pytest.raises(ExportError, match=text):
         parse_limits([text])
+
+
+@pytest.mark.parametrize(
+    ("text", "bounds"),
+    [
+        ("int8.max_error=-1", "0 or more"),
+        ("int8.max_error=inf", "0 or more, and finite"),
+        ("fp32.max_error=nan", "0 or more, and finite"),
+        ("int8.min_spearman=97", "-1 to 1"),
+        ("int8.min_spearman=-5", "-1 to 1"),
+        ("int8.min_spearman=nan", "-1 to 1"),
+        ("bf16.min_winner_agreement=99", "0 to 1"),
+        ("bf16.min_winner_agreement=-0.1", "0 to 1"),
+    ],
+)
+def test_a_limit_that_no_scores_or_all_scores_keep_is_refused_with_its_bounds(text: str, bounds: str) -> None:
+    name, _, value = text.partition(".")[2].partition("=")
+    with pytest.raises(ValueError, match=f"limit '{text}': {name} must be {bounds}.*, got {value}"):
+        parse_limits([text])
+
+
+@pytest.mark.parametrize("text", ["int8.max_error=0", "int8.min_spearman=-1", "int8.min_winner_agreement=1"])
+def test_a_limit_may_be_one_of_its_bounds(text: str) -> None:
+    name, _, value = text.removeprefix("int8.").partition("=")
+    assert getattr(parse_limits([text])["int8"], name) == float(value)
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.35, 1.0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +18,13 @@ class Limits:
     min_spearman: float | None = None
     min_winner_agreement: float | None = None
 
+
+BOUNDS: Mapping[str, tuple[float, float, str]] = {
+    "max_error": (0.0, sys.float_info.max, "0 or more, and finite"),
+    "min_spearman": (-1.0, 1.0, "-1 to 1"),
+    "min_winner_agreement": (0.0, 1.0, "0 to 1"),
+}
+"""What a limit may be: the least, the most, and how to say it. Beyond, no scores would keep it, or any would."""
 
 LIMITS: Mapping[str, Limits] = {
     "fp32": Limits(max_error=1e-4),
@@ -57,22 +64,26 @@ def parse_limits(texts: Sequence[str], *, spread: float = 1.0) -> dict[str, Limi
     >>> parse_limits(["int8.max_error=0.1"])["int8"]
     Limits(max_error=0.1, min_spearman=0.97, min_winner_agreement=None)
 
-    A limit that was asked for is taken as it is, whatever the spread. Raises ExportError that shows the text.
+    A limit that was asked for is taken as it is, whatever the spread. Raises ExportError for a text of another form,
+    and ValueError for a value out of `BOUNDS`; both show the text.
     """
     parsed = default_limits(spread)
-    names = [field.name for field in dataclasses.fields(Limits)]
     for text in texts:
         key, _, value = text.partition("=")
         precision, _, name = key.partition(".")
         try:
-            if precision not in LIMITS or name not in names or not math.isfinite(float(value)):
+            if precision not in LIMITS or name not in BOUNDS:
                 raise ValueError
-            parsed[precision] = dataclasses.replace(parsed[precision], **{name: float(value)})
+            limit = float(value)
         except ValueError as error:
             raise ExportError(
                 f"limit {text!r} is not PRECISION.NAME=VALUE with a precision of {', '.join(LIMITS)} and a name of "
-                f"{', '.join(names)}"
+                f"{', '.join(BOUNDS)}"
             ) from error
+        least, most, bounds = BOUNDS[name]
+        if not least <= limit <= most:  # as nan is not, either
+            raise ValueError(f"limit {text!r}: {name} must be {bounds}, got {value}")
+        parsed[precision] = dataclasses.replace(parsed[precision], **{name: limit})
     return parsed
 
 
