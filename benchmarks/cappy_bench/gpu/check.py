@@ -41,6 +41,7 @@ from cappy_bench.gpu.steps import measuring_steps
 from cappy_bench.gpu.watching import attention_kernels, first_gpu, gpu_facts, watched
 from cappy_bench.machine import describe_machine
 from cappy_bench.peers.process import in_short, last_lines
+from cappy_bench.seconds import read_seconds
 from cappy_engine.bulk.output.places import check_output
 from cappy_engine.bundle import Bundle, open_bundle
 from cappy_engine.errors import BenchmarkError, CappyError
@@ -229,7 +230,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--title", default="GPU check")
     parser.add_argument("--work", type=Path, help="engines, and the output of every step; default: beside --out")
-    parser.add_argument("--max-seconds", type=float, default=7200.0, help="no step goes on after this; default: 7200")
+    parser.add_argument(
+        "--max-seconds", type=read_seconds, default=7200.0, help="no step goes on after this; default: 7200"
+    )
     parser.add_argument(
         "--only", action="append", default=[], choices=GROUPS, help="only the steps of this group (repeat)"
     )

@@ -25,6 +25,8 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from cappy_bench.seconds import read_seconds
+
 SHAPES = ((32, 512, 512), (512, 1024, 4096), (512, 4096, 1024), (2048, 2048, 2048))
 """Rows, inner and outer size: a small one, to find what is hopeless; 512 tokens through both products of cappy-large's
 feed-forward; and a square."""
@@ -105,7 +107,7 @@ def _fastest(multiply: Callable[[], object], seconds: float) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=6.0, help="for all of it")
+    parser.add_argument("--seconds", type=read_seconds, default=6.0, help="for all of it")
     options = parser.parse_args(argv)
     peak = measure_peak(threads=options.threads, seconds=options.seconds)
     for precision, best in peak.items():

@@ -64,7 +64,9 @@ class RunOptions:
     rounds: Annotated[int | None, Asked("how often each workload is scored (default: the suite's)", least=1)] = None
     threads: Annotated[int | None, Asked("CPU threads (default: one for each usable core)", least=1)] = None
     seed: Annotated[int, Asked("seed of the workloads", least=0)] = 0
-    max_seconds: Annotated[float, Asked("a runner that is slower at a workload does it once", metavar="SECONDS")] = 60.0
+    max_seconds: Annotated[
+        float, Asked("a runner that is slower at a workload does it once", metavar="SECONDS", least=0)
+    ] = 60.0
     pairs: Annotated[Path | None, Asked("take the texts from these pairs", metavar="PAIRS.jsonl")] = None
     data: Annotated[
         Path | None, Asked("take the texts from PromptSource's and BIG-Bench's tasks", metavar="FOLDER")
