@@ -167,6 +167,17 @@ def test_the_command_names_the_bad_line(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [[], ["--held-out", "TRAIN"], ["--from-samples"]], ids=" ".join)
+def test_a_length_that_leaves_a_pair_no_text_is_found_before_the_examples_are_read(
+    words: list[str], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = tmp_path / "train.jsonl"
+    train.write_text("not read")
+    command = ["adapt", str(checkpoint), str(train), str(tmp_path / "out"), "--max-length", "4"]
+    assert main([*command, *(str(train) if word == "TRAIN" else word for word in words)]) == 1
+    assert "max_length 4 leaves a pair no text; at least 8 is needed" in capsys.readouterr().err
+
+
 def test_held_out_examples_of_a_file_are_measured_and_not_trained_on(checkpoint: Path, tmp_path: Path) -> None:
     train, held_out = colour_examples(40), colour_examples(12)
     recipe = dataclasses.replace(RECIPE, max_steps=1)

@@ -27,6 +27,7 @@ from cappy_export.adaptation import state
 from cappy_export.adaptation.examples import Examples, make_examples
 from cappy_export.adaptation.launch import agree, finish, join, not_alone, together
 from cappy_export.adaptation.log import Progress
+from cappy_export.adaptation.model_setup import pair_tokenizer
 from cappy_export.adaptation.recipe import AdaptOptions, Recipe
 from cappy_export.adaptation.run import Run
 from cappy_export.adaptation.samples import examples_from_samples, read_samples
@@ -131,6 +132,7 @@ def _prepare(
     state.look(state_of(place), force=options.force, resume=options.resume)
     opened = open_checkpoint(checkpoint, revision=options.revision, needs_head=False)
     check_folder(place, ADAPTED, force=options.force, inputs=[opened.folder])
+    pair_tokenizer(opened, recipe.max_length)  # what it refuses is found before the examples are read
     if accelerator.is_main_process:  # it writes
         check_space(place, float32_bytes(opened, shape_model(opened)), "the checkpoint alone")
     shards = _shards(train, place, options, recipe.seed, say)
