@@ -256,7 +256,17 @@ def test_a_result_is_not_written_over_what_is_measured(tmp_path: Path, capsys: p
     for name in ("bundle/manifest.json", "bundle/onnx/model.onnx", "data/promptsource_test.jsonl.gz", "pairs.jsonl"):
         path = tmp_path / name
         before = path.read_bytes()
-        command = ["bench", "run", "--bundle", str(copy), "--data", str(data), "--out", str(path), "--force"]
-        assert main([*command, "--pairs", str(tmp_path / "pairs.jsonl")]) == 1
+        texts = ["--data", str(data)] if path.is_relative_to(data) else ["--pairs", str(tmp_path / "pairs.jsonl")]
+        assert main(["bench", "run", "--bundle", str(copy), "--out", str(path), "--force", *texts]) == 1
         assert f"the input {path} is the output too" in capsys.readouterr().err
         assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["run", "serve"])
+def test_texts_from_two_places_are_wrong_usage(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing was said of the folder, whose tasks were not read."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", name, "--pairs", "pairs.jsonl", "--data", "data"]) == 2
+    assert "the texts are those of --pairs or those of --data, and both are given" in capsys.readouterr().err

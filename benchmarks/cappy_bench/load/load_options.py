@@ -56,5 +56,7 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         check_asked(self)
+        if self.pairs is not None and self.data is not None:
+            raise ValueError("the texts are those of --pairs or those of --data, and both are given; leave one out")
         if self.out is not None and self.out == self.bodies:
             raise ValueError(f"the result and the requests need two files, got {self.out} for both")

@@ -74,3 +74,5 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check_asked(self)
+        if self.pairs is not None and self.data is not None:
+            raise ValueError("the texts are those of --pairs or those of --data, and both are given; leave one out")
