@@ -270,3 +270,15 @@ def test_texts_from_two_places_are_wrong_usage(
     monkeypatch.chdir(tmp_path)
     assert main(["bench", name, "--pairs", "pairs.jsonl", "--data", "data"]) == 2
     assert "the texts are those of --pairs or those of --data, and both are given" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("folder", "is_refused"), [("typo", True), ("empty", True), (str(MINI), False)])
+def test_a_checkpoint_of_infinity_that_is_not_there_is_found_before_anything_is_measured(
+    folder: str, is_refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ours was measured first, and infinity was then left out."""
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    assert main(["bench", "serve", "--infinity", folder, "--url", "http://127.0.0.1:1"]) == 1
+    problem = f"--infinity needs a checkpoint's folder, and {folder} has no config.json"
+    assert (problem in capsys.readouterr().err) == is_refused

@@ -55,14 +55,16 @@ def measure_load(options: LoadOptions, served: Sequence[str], *, say: Say) -> Re
     """Put a server under load as `options` ask for, write the result, and return it.
 
     `served` are more options for the server that is started. Raises BenchmarkError if the server or the scorer cannot
-    be measured at all, BundleError, InvalidLine, and OutputError if there is such a file. What a server answers under
-    load is part of the result, also if it is nothing.
+    be measured at all, or infinity's checkpoint is not one, BundleError, InvalidLine, and OutputError if there is such
+    a file. What a server answers under load is part of the result, also if it is nothing.
 
         >>> measure_load(LoadOptions(seconds=2.0), [], say=print)["servers"][0]["overload"]["hung"]
         0
     """
     started, clock = datetime.now(UTC), time.monotonic()
     bundle = open_bundle(options.bundle)
+    if options.infinity is not None and not (options.infinity / "config.json").is_file():
+        raise BenchmarkError(f"--infinity needs a checkpoint's folder, and {options.infinity} has no config.json")
     name = Path(bundle.manifest.document.get("source", {}).get("name") or os.path.realpath(bundle.path)).name
     out = options.out or RESULTS / f"{name}.json"
     read = read_files(options.pairs, options.data, options.bundle, options.infinity)
