@@ -23,7 +23,7 @@ from cappy_export.precisions.calibration import (
     Inputs,
 )
 from cappy_export.precisions.fp16 import convert_to_half
-from cappy_export.precisions.int8 import quantize
+from cappy_export.precisions.int8 import fitting, products_with_weights, quantize
 
 
 def check_cpu_models(checkpoint: Checkpoint, model: PreTrainedModel, options: ExportOptions) -> None:
@@ -52,6 +52,8 @@ def write_cpu_models(
     fp32 = staging / MODEL_FILES["fp32"]
     shape, facts = build_graph(checkpoint, fp32)
     graphs = {"fp32": facts}
+    if options.float32_products:  # one that is not there is found before the other conversions
+        fitting(products_with_weights(fp32), options.float32_products)
     if "fp16" in options.for_cpus:
         say("converting to fp16")
         source = None if facts["unpadded"] else fp32

@@ -39,10 +39,11 @@ def test_a_named_product_stays_in_float32_and_the_others_do_not(checkpoint: Path
 
 @pytest.mark.slow
 def test_a_product_that_is_not_there_is_an_error(checkpoint: Path, tmp_path: Path) -> None:
-    options = ExportOptions(precisions=("int8",), float32_products=("layer.7",))
+    options, said = ExportOptions(precisions=("fp16", "bf16", "int8"), float32_products=("layer.7",)), list[str]()
     with pytest.raises(ExportError, match=r"no matrix product is named 'layer\.7'; there are .*layer\.1/output"):
-        export(checkpoint, tmp_path / "bundle", options)
+        export(checkpoint, tmp_path / "bundle", options, say=said.append)
     assert not (tmp_path / "bundle").exists()
+    assert said[-1] == "building the fp32 graph", "nothing is converted before"
 
 
 def test_int8_has_its_words_in_12_bits_and_the_manifest_says_how_it_was_made(bundle: Path) -> None:

@@ -72,7 +72,7 @@ def quantize_products(
     """
     model = onnx.load(str(source))
     products = products_with_weights(source)
-    kept = _fitting(products, options.float32_products)
+    kept = fitting(products, options.float32_products)
     replaced = {*products} - {*kept}
     read = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in replaced))
     activations = measure_activations(source, read, calibration)
@@ -84,8 +84,12 @@ def quantize_products(
     return kept, dict(counts)
 
 
-def _fitting(products: Sequence[str], parts: Sequence[str]) -> list[str]:
-    """Name the products that hold one of `parts`; raises GraphError for a part that none holds."""
+def fitting(products: Sequence[str], parts: Sequence[str]) -> list[str]:
+    """Name the products that hold one of `parts`; raises GraphError for a part that none holds.
+
+    >>> fitting(["layer.0/output/dense", "layer.1/output/dense"], ["layer.1/"])
+    ['layer.1/output/dense']
+    """
     for part in parts:
         if not any(part in name for name in products):
             raise GraphError(f"no matrix product is named {part!r}; there are {', '.join(products)}")
