@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cappy_engine.bundle import PRECISIONS
 from cappy_engine.cli.main import main
 from cappy_export import ExportOptions, export
 from cappy_export.adaptation.samples import read_samples
@@ -93,6 +94,17 @@ def test_a_precision_that_the_bundle_lacks_is_found_before_anything_is_scored(
     assert "has no fp32 model for cpu, only int8" in err
     assert "threads" not in err
     assert "scoring" not in err
+
+
+def test_auto_is_a_precision_too_and_none_is_scored_twice(
+    some_file: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", "promptsource", str(some_file), "--bundle", str(bundle), "--json"]
+    for asked, chosen in ((["auto"], ["fp32"]), (["auto", "int8", "fp32"], ["fp32", "int8"])):
+        assert main([*command, *(word for name in asked for word in ("--precision", name))]) == 0
+        shown = capsys.readouterr()
+        assert [name for name in json.loads(shown.out)["averages"] if name in (*PRECISIONS, "auto")] == chosen
+        assert [name for name in PRECISIONS for _ in range(shown.err.count(f"{name} on cpu"))] == chosen
 
 
 @pytest.mark.parametrize("protocol", ["promptsource", "bigbench"])

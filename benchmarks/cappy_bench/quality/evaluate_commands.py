@@ -48,7 +48,7 @@ class EvaluateOptions:
         EMBEDDED
     )
     precisions: Annotated[
-        tuple[str, ...], Asked("repeat to compare (default: auto)", flag="--precision", choices=PRECISIONS)
+        tuple[str, ...], Asked("repeat to compare (default: auto)", flag="--precision", choices=("auto", *PRECISIONS))
     ] = ()
     against: Annotated[str | None, Asked("score with PyTorch too, and compare the decisions", metavar="CHECKPOINT")] = (
         None
@@ -236,6 +236,8 @@ def _score(options: EvaluateOptions, asked: ScorerOptions, pairs: Sequence[Pair]
         with _open_scorer(options.bundle, asked, precision) as scorer:
             say(text.explain_info(scorer.info) if is_verbose() else text.describe_info(scorer.info))
             scores[scorer.info.precision] = scorer.score(pairs)
+            if scorer.info.precision in scores:  # auto is one of the others
+                continue
     return scores
 
 
