@@ -234,6 +234,11 @@ def test_a_plot_that_cannot_be_written_is_refused_before_anything_is_scored(
     assert "threads" not in err
 
 
+def test_replacing_without_a_plot_is_wrong_usage(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "bigbench", str(folder), "--force"]) == 2
+    assert "--force replaces FILE; name it with --plot" in capsys.readouterr().err
+
+
 def test_figures_that_cannot_be_drawn_are_an_error_after_they_were_printed(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

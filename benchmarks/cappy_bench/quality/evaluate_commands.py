@@ -143,6 +143,8 @@ def evaluate_bigbench(
 
     SAMPLES is a folder with a JSON Lines file for each task, as 'cappy sample' writes them, or one such file.
     """
+    if force and plot is None:
+        raise click.UsageError("--force replaces FILE; name it with --plot")
     with extra("cpu,llm"):
         from cappy_bench.quality import bigbench
 
@@ -234,10 +236,10 @@ def _score(options: EvaluateOptions, asked: ScorerOptions, pairs: Sequence[Pair]
         scores[PYTORCH] = score_checkpoint(options.against, pairs, revision=options.revision, max_length=max_length)
     for precision in precisions:
         with _open_scorer(options.bundle, asked, precision) as scorer:
-            say(text.explain_info(scorer.info) if is_verbose() else text.describe_info(scorer.info))
-            scores[scorer.info.precision] = scorer.score(pairs)
             if scorer.info.precision in scores:  # auto is one of the others
                 continue
+            say(text.explain_info(scorer.info) if is_verbose() else text.describe_info(scorer.info))
+            scores[scorer.info.precision] = scorer.score(pairs)
     return scores
 
 
