@@ -130,7 +130,7 @@ def test_a_source_distribution_is_complete_where_links_lead_to_the_packages(tmp_
     python = ROOT / ".venv-wheel" / "bin" / "python"
     if not python.exists():
         pytest.skip("needs what `make wheel` installs")
-    unwanted = shutil.ignore_patterns(".*", "__pycache__", "*.so", NOTE, "bench", "dist", "demo")
+    unwanted = shutil.ignore_patterns(".*", "__pycache__", "*.so", NOTE, "bench", "build", "dist", "demo", "models")
     copy = Path(shutil.copytree(ROOT, tmp_path / "copy", ignore=unwanted))
     (copy / "bench").mkdir()
     (copy / "bench" / "cappy_engine").symlink_to(copy / "engine" / "cappy_engine")

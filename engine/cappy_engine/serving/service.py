@@ -120,8 +120,11 @@ class Service:
             self._leaving = [thread for thread in self._leaving if thread.is_alive()]
             if leaves is not None:  # closed by a thread of its own: a run that hangs would keep this one
                 thread = threading.Thread(target=leaves.close, name="cappy-leave", daemon=True)
-                thread.start()
-                self._leaving.append(thread)
+                try:
+                    thread.start()
+                    self._leaving.append(thread)
+                except RuntimeError as error:  # no more threads can be started
+                    log.warning("the old model is not freed: %s", error)
         return leaves is not fresh
 
     async def score(self, request: ScoringRequest, request_id: str) -> ScoringResult:

@@ -7,15 +7,18 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from cappy_engine.batching import Grouping
 from cappy_engine.bundle import open_bundle
 from cappy_engine.dispatcher import Dispatcher
-from cappy_engine.errors import DeadlinePassed
+from cappy_engine.errors import DeadlinePassed, ModelBroken
 from cappy_engine.options import ScorerOptions
 from cappy_engine.scorer import Scorer
+from cappy_engine.serving.http import running
 from cappy_engine.serving.metrics import Metrics
 from cappy_engine.serving.requests import ScoringRequest, ScoringResult
 from cappy_engine.serving.server_options import ServerOptions
@@ -113,3 +116,18 @@ def test_a_service_that_found_its_model_hanging_stays_broken_when_the_run_ends(b
     assert queue.running_seconds() == 0
     assert service.state == "broken"
     service.close(SECONDS)
+
+
+def test_the_time_in_which_the_process_was_stopped_is_none_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "WATCH_SECONDS", 0.05)
+    awake: list[float] = []
+
+    def find(seconds: float) -> ModelBroken | None:
+        awake.append(seconds)
+        if len(awake) == 1:
+            asyncio.get_running_loop().call_soon(time.sleep, 0.5)  # nothing runs meanwhile, as after SIGSTOP
+        return ModelBroken("a run hangs") if len(awake) == 2 else None
+
+    server: Any = SimpleNamespace(_service=SimpleNamespace(find_hanging=find), _stop=lambda error: None)
+    asyncio.run(running._Server._watch(server))
+    assert awake[1] < 0.4

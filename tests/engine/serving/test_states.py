@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,23 @@ def test_a_failure_of_ours_in_what_is_looked_at_is_in_the_log_too(
     assert (failed.status_code, "its log says why" in failed.json()["error"]) == (500, True)
     (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert "KeyError: 'mistake'" in TextLines().format(record)
+
+
+def test_a_model_that_cannot_leave_keeps_the_new_one_from_nothing(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "cappy-leave":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    service.load()
+    old = service.model
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert service.load()
+    assert service.model is not old
+    assert caplog.messages[-1] == "the old model is not freed: can't start new thread"
+    old.close(1)
+    assert service.load(), "the thread that was not started is not waited for"
