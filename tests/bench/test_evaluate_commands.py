@@ -234,9 +234,20 @@ def test_a_plot_that_cannot_be_written_is_refused_before_anything_is_scored(
     assert "threads" not in err
 
 
-def test_replacing_without_a_plot_is_wrong_usage(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", "bigbench", str(folder), "--force"]) == 2
-    assert "--force replaces FILE; name it with --plot" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["evaluate", "bigbench", "FOLDER"], "--force replaces FILE; name it with --plot"),
+        (["render", "promptsource"], "--force replaces OUT; name it with -o"),
+        (["bench", "bulk"], "--force replaces RESULT.json; name it with --out"),
+    ],
+    ids=["evaluate", "render", "bench"],
+)
+def test_replacing_what_has_no_name_is_wrong_usage(
+    command: list[str], told: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(folder) if word == "FOLDER" else word for word in command] + ["--force"]) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_figures_that_cannot_be_drawn_are_an_error_after_they_were_printed(

@@ -35,3 +35,5 @@ class BulkBenchOptions:
 
     def __post_init__(self) -> None:
         check_asked(self)
+        if self.force and self.out is None:
+            raise ValueError("--force replaces RESULT.json; name it with --out")

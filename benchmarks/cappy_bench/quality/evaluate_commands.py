@@ -215,6 +215,8 @@ def render(
     """Write a protocol's tasks from datasets and PromptSource's templates."""
     from cappy_bench.quality import promptsource_render
 
+    if force and output is None:
+        raise click.UsageError("--force replaces OUT; name it with -o")
     _check_files([name for name, _ in files], tasks)
     with open_output(output, force=force, inputs=[path for _, path in files]) as written:
         for row in promptsource_render.render(tasks or None, examples=examples, seed=seed, files=dict(files), say=say):

@@ -90,6 +90,8 @@ def run_bulk(
     >>> run_bulk(["pairs.jsonl"], EMBEDDED, ScoreTask(), RowOptions(), BulkOptions(), Scorer.open)
     0
     """
+    if bulk.force and bulk.output is None and bulk.rejects is None:
+        raise click.UsageError("--force replaces OUT; name it with -o")
     rows = leaving_out(rows, bulk)
     started = [0.0]
 

@@ -185,3 +185,11 @@ def test_a_file_without_room_for_a_stream_is_named(bundle: Path, tmp_path: Path)
     done = in_shell(f"ulimit -f 64; {CAPPY} score - --bundle {bundle} --quiet -o out.jsonl < many.jsonl", tmp_path)
     problem = f"cappy score: {tmp_path.resolve()}/out.jsonl.partial: File too large"
     assert (done.returncode, done.stderr.decode().splitlines()[-1]) == (1, problem)
+
+
+@pytest.mark.parametrize("command", ["score", "rank"])
+def test_replacing_what_has_no_name_is_wrong_usage(
+    command: str, pairs_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, str(pairs_file), "--force"]) == 2
+    assert "--force replaces OUT; name it with -o" in capsys.readouterr().err
