@@ -1,4 +1,7 @@
-"""Do work beside other work: one thread makes items ahead, another takes them behind. Memory stays bounded."""
+"""Do work beside other work: one thread makes items ahead, another takes them behind. Memory stays bounded.
+
+Queues are SimpleQueues: a signal whose handler raises within a Queue leaves its lock taken, and threads wait for ever.
+"""
 
 from __future__ import annotations
 
@@ -88,41 +91,8 @@ def ahead(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
         ...     list(ready)
         [1, 2, 3]
     """
-    ready: queue.Queue[tuple[str, Item | BaseException | None]] = queue.Queue(maxsize=1)
-    is_over = threading.Event()
-
-    def put(kind: str, value: Item | BaseException | None) -> None:
-        while not is_over.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put((kind, value), timeout=POLL_SECONDS)
-                return
-
-    def make() -> None:
-        try:
-            while not is_over.is_set():
-                put("item", next(items))
-        except StopIteration:
-            put("end", None)
-        except BaseException as error:  # it is raised where the items are used
-            put("error", error)
-        finally:
-            close()
-
-    def close() -> None:
-        if isinstance(items, Generator):  # it may hold files
-            items.close()
-
-    def use() -> Iterator[Item]:
-        while True:
-            kind, value = ready.get()
-            if kind == "end":
-                return
-            if isinstance(value, BaseException) and kind == "error":
-                raise value
-            yield value  # type: ignore[misc]
-
-    thread = _Ahead(make, is_over)
-    made, is_refused = use(), False
+    thread = _Ahead(items)
+    made, is_refused = thread.made(), False
     try:
         try:
             with starting():
@@ -131,11 +101,11 @@ def ahead(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
             made, is_refused = items, True  # each is made when it is asked for
         yield made
     finally:  # also if a signal comes while the thread starts
-        is_over.set()
+        thread.is_over = True
         if thread.is_alive():
             thread.join()
         if is_refused:
-            close()
+            thread.close()
 
 
 def check_waited_for() -> None:
@@ -144,16 +114,55 @@ def check_waited_for() -> None:
     >>> check_waited_for()
     """
     thread = threading.current_thread()
-    if isinstance(thread, _Ahead) and thread.is_over.is_set():
+    if isinstance(thread, _Ahead) and thread.is_over:
         raise NobodyWaits
 
 
-class _Ahead(threading.Thread):
-    """A thread of `ahead`."""
+class _Ahead(threading.Thread, Generic[Item]):
+    """The thread of `ahead`. It is over when nobody waits for its items."""
 
-    def __init__(self, make: Callable[[], None], is_over: threading.Event) -> None:
-        super().__init__(target=make, name="cappy-ahead")
-        self.is_over = is_over
+    def __init__(self, items: Iterator[Item]) -> None:
+        super().__init__(name="cappy-ahead")
+        self.is_over = False
+        self._items = items
+        self._ready: queue.SimpleQueue[tuple[str, Item | BaseException | None]] = queue.SimpleQueue()
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._room.put(None)
+
+    def run(self) -> None:
+        """Make the items."""
+        try:
+            while not self.is_over:
+                self._put("item", next(self._items))
+        except StopIteration:
+            self._put("end", None)
+        except BaseException as error:  # it is raised where the items are used
+            self._put("error", error)
+        finally:
+            self.close()
+
+    def made(self) -> Iterator[Item]:
+        """Take the items, as they are made."""
+        while True:
+            kind, value = self._ready.get()
+            self._room.put(None)
+            if kind == "end":
+                return
+            if isinstance(value, BaseException) and kind == "error":
+                raise value
+            yield value  # type: ignore[misc]
+
+    def close(self) -> None:
+        """End what makes the items; it may hold files."""
+        if isinstance(self._items, Generator):
+            self._items.close()
+
+    def _put(self, kind: str, value: Item | BaseException | None) -> None:
+        while not self.is_over:
+            with contextlib.suppress(queue.Empty):
+                self._room.get(timeout=POLL_SECONDS)
+                self._ready.put((kind, value))
+                return
 
 
 class Behind(Generic[Item]):
@@ -169,13 +178,16 @@ class Behind(Generic[Item]):
 
     def __init__(self, function: Callable[[Item], object]) -> None:
         self._function = function
-        self._items: queue.Queue[tuple[bool, Item | None]] = queue.Queue(maxsize=1)
-        self._is_over = threading.Event()
+        self._items: queue.SimpleQueue[tuple[bool, Item | None]] = queue.SimpleQueue()
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._room.put(None)
+        self._is_over = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="cappy-behind")
 
     def __call__(self, item: Item) -> None:
         self._check()
+        self._room.get()
         self._items.put((True, item))
 
     def __enter__(self) -> Self:
@@ -183,16 +195,15 @@ class Behind(Generic[Item]):
             with starting():
                 self._thread.start()
         except BaseException:  # a signal, too: nobody else would end the thread
-            self._is_over.set()
+            self._is_over = True
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._is_over.set()  # the thread ends by itself, also if Ctrl-C comes while it is waited for
-        with contextlib.suppress(queue.Full):
-            self._items.put_nowait((False, None))  # it need not wait for POLL_SECONDS
+        self._is_over = True  # the thread ends by itself, also if Ctrl-C comes while it is waited for
+        self._items.put((False, None))  # it need not wait for POLL_SECONDS
         self._thread.join()
         if error is None:
             self._check()
@@ -202,11 +213,13 @@ class Behind(Generic[Item]):
             raise self._error
 
     def _work(self) -> None:
-        while not (self._is_over.is_set() and self._items.empty()):
+        while not (self._is_over and self._items.empty()):
             try:
                 is_item, item = self._items.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 continue
+            if is_item:
+                self._room.put(None)
             if is_item and self._error is None:
                 try:
                     self._function(item)  # type: ignore[arg-type]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from types import FrameType
+from typing import Any
 
 import pytest
 
-from cappy_engine import Scorer
+from cappy_engine import Scorer, overlap
 from cappy_engine.errors import ScoringError
 from cappy_engine.overlap import Behind, ahead, check_waited_for
 
@@ -164,3 +169,56 @@ def test_where_the_system_gives_no_thread_the_error_says_what_limits_them(
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(ScoringError, match=r"^no thread can be started: can't start new thread; .*ulimit -u"):
         use()
+
+
+class Interrupted(BaseException):
+    """What a signal's handler raises."""
+
+
+def use_behind() -> Iterator[None]:
+    with Behind[int](lambda item: None) as later:
+        yield
+        later(1)
+        later(2)
+        yield
+
+
+def use_ahead() -> Iterator[None]:
+    with ahead(iter(range(9))) as ready:
+        yield
+        next(ready)
+        next(ready)
+        yield
+
+
+def is_interrupted(use: Callable[[], Iterator[None]], place: int) -> bool:
+    """Interrupt a use of a thread at a step of Python's code, between its yields. False if there are less steps."""
+    files, steps = {queue.__file__, threading.__file__, overlap.__file__}, 0
+
+    def step(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal steps
+        if frame.f_code.co_filename in files:
+            steps += 1
+            if steps > place:
+                raise Interrupted
+        return step
+
+    def run() -> None:
+        with contextlib.suppress(Interrupted):
+            for number, _ in enumerate(use()):
+                sys.settrace(step if number == 0 else None)
+        sys.settrace(None)
+
+    user = threading.Thread(target=run, daemon=True)
+    user.start()
+    user.join(10)
+    assert not user.is_alive(), f"it never ends when it is interrupted at step {place}"
+    return steps > place
+
+
+@pytest.mark.parametrize("use", [use_behind, use_ahead])
+def test_a_signal_at_any_step_leaves_no_thread_that_waits_for_ever(use: Callable[[], Iterator[None]]) -> None:
+    place = 0
+    while is_interrupted(use, place):
+        place += 1
+    assert place > 3
