@@ -165,12 +165,6 @@ void Linear::run_part(const Parts& parts, size_t task) const {
     product_.finish({sums, width, count, smaller(width, columns - c), row_scales, column_scales, weights_.bias + c,
                      weights_.is_gelu, added, parts.y + place, columns});
   };
-  auto normalize = [&](size_t r, size_t count) {
-    for (const size_t behind = r + count; r < behind; r++) {
-      const float* residual = parts.residual ? parts.residual + r * columns : nullptr;
-      kernels_.rows.normalize(parts.y + r * columns, residual, weights_.gamma, weights_.beta, columns, weights_.epsilon, parts.y + r * columns);
-    }
-  };
   // All rows are multiplied by a chunk of the columns, and bring the next chunk's weights meanwhile: each block its share.
   const size_t groups = larger(panel_bytes_ / 64, size_t{1}), block_bytes = groups * 64 * (width / PANEL);
   const size_t most = rows > MANY_ROWS ? larger(BYTES_OF_A_CHUNK / block_bytes, size_t{1}) * width : width;
@@ -187,7 +181,11 @@ void Linear::run_part(const Parts& parts, size_t task) const {
   product_.end();
   if (!weights_.gamma) return;
   // The thread that ends the last part of these rows normalizes them.
-  if (!parts.finished || parts.finished[row_part].fetch_add(1) + 1 == parts.column_parts) normalize(first_row, rows);
+  if (parts.finished && parts.finished[row_part].fetch_add(1) + 1 < parts.column_parts) return;
+  for (size_t r = first_row; r < first_row + rows; r++) {
+    const float* residual = parts.residual ? parts.residual + r * columns : nullptr;
+    kernels_.rows.normalize(parts.y + r * columns, residual, weights_.gamma, weights_.beta, columns, weights_.epsilon, parts.y + r * columns);
+  }
 }
 
 Error read_row(const Node& node, size_t input, size_t columns, const float** row) {

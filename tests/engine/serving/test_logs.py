@@ -95,7 +95,7 @@ def test_lines_are_lost_and_nobody_waits_where_a_reader_does_not_read(monkeypatc
     assert nobody_waits
     lines = told.decode().splitlines()
     count = lines.count("x" * 999)
-    assert MOST_LINES <= count < MOST_LINES + 3000  # a pipe holds some beside those that wait
+    assert MOST_LINES <= count < MOST_LINES + 3000  # the pipe itself holds some lines, too
     lost = [int(line.removeprefix("lines of this log that were lost: ")) for line in lines if line.startswith("lines")]
     assert (count + sum(lost), lines[-1]) == (MOST_LINES + 4000, "read again")
 
