@@ -6,7 +6,8 @@ Evaluations have no `gradient_norm`, and steps no held-out figures.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import numpy as np
 from cappy_engine import storage
 
 LOG = "log.jsonl"
+WORTH_A_NOTE = 1.02
+"""How many times the least held-out loss the last one may be before it is told of: less is often chance."""
 COLLECTED = ("losses", "tokens", "truncated", "seconds", "unmeasured")
 """What a meter has of the steps before, which a training that goes on must know."""
 
@@ -49,6 +52,39 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
     """
     entries = [json.loads(line) for line in (folder / LOG).read_bytes().splitlines()]
     return [entry for entry in entries if "gradient_norm" not in entry]
+
+
+def least_loss(entries: Sequence[Mapping[str, Any]]) -> tuple[float, int]:
+    """Find the least held-out loss after a step, and the step: the earliest of equal ones; (inf, 0) if there is none.
+
+    >>> least_loss([{"step": 200, "held_out_loss": 0.1}, {"step": 400, "held_out_loss": 0.2}])
+    (0.1, 200)
+    """
+    found = [(entry["held_out_loss"], entry["step"]) for entry in entries if entry["step"] and "held_out_loss" in entry]
+    return min(found, default=(math.inf, 0))
+
+
+def tell_of_result(entries: Sequence[Mapping[str, Any]], steps: int, *, is_best: bool) -> list[str]:
+    """Say which step's weights are written (the last one's, or those of `least_loss`), and what was better.
+
+    >>> tell_of_result([{"step": 0, "held_out_loss": 0.2}, {"step": 9, "held_out_loss": 0.1}], 9, is_best=True)
+    ['the weights are those of step 9 of 9, whose held-out loss of 0.1 is the least']
+    """
+    losses = {entry["step"]: entry["held_out_loss"] for entry in entries if "held_out_loss" in entry}
+    if not losses:
+        return []
+    least, best = least_loss(entries)
+    told = []
+    if losses[0] <= least:
+        told.append(f"note: the held-out loss was {losses[0]:.4g} before the first step, and no step made it less")
+    if is_best:
+        told.append(f"the weights are those of step {best} of {steps}, whose held-out loss of {least:.4g} is the least")
+    elif losses[steps] > WORTH_A_NOTE * least:
+        told.append(
+            f"note: the held-out loss was least after step {best}, {least:.4g}, and {losses[steps]:.4g} in the end; "
+            "--keep-best writes the weights of the best evaluation"
+        )
+    return told
 
 
 @dataclass

@@ -28,8 +28,9 @@ class Recipe:
     >>> Recipe(epochs=3, learning_rate=5e-5)
 
     `batch_size` is the pairs of one optimiser step. They are computed in batches of at most `max_batch_tokens` padded
-    tokens (gradient accumulation). `dropout` of None keeps the checkpoint's. Raises ValueError for a number out of
-    range.
+    tokens (gradient accumulation). `dropout` of None keeps the checkpoint's. With `keep_best` the result has the
+    weights of the evaluation whose held-out loss was least, the earliest of equal ones. Raises ValueError for a number
+    out of range.
     """
 
     epochs: Annotated[int, Asked("how often TRAIN is gone through (default: 1)", least=1)] = 1
@@ -52,6 +53,9 @@ class Recipe:
     mixed_precision: Annotated[
         str, Asked("auto: bf16 or fp16 where the GPU has it, none on a CPU", choices=MIXED_PRECISIONS)
     ] = "auto"
+    keep_best: Annotated[
+        bool, Asked("write the weights of the evaluation with the least held-out loss, and not the last step's")
+    ] = False
     seed: Annotated[
         int, Asked("of shuffling, dropout and the choice of held-out examples (default: 0)", most=MOST_SEED)
     ] = 0

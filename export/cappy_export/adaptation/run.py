@@ -17,23 +17,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate import Accelerator
-from torch import nn
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
-from cappy_engine.batching import Batch, EncodedPairs, plan_batches
+from cappy_engine.batching import Batch, EncodedPairs
+from cappy_engine.errors import AdaptError
 from cappy_engine.overlap import ahead
 from cappy_engine.pairs import Pair
 from cappy_export.adaptation import state
-from cappy_export.adaptation.examples import grouped_accuracy
 from cappy_export.adaptation.launch import agree, refuse, together
-from cappy_export.adaptation.log import LOG, Meter, Progress, append, evaluations
+from cappy_export.adaptation.log import LOG, Meter, Progress, append, evaluations, tell_of_result
+from cappy_export.adaptation.measuring import HeldOut, score_batch
 from cappy_export.adaptation.model_setup import pair_tokenizer, parameter_groups, save_memory
 from cappy_export.adaptation.recipe import AdaptOptions, Recipe
-from cappy_export.adaptation.saving import Trained, check_unchanged, write_checkpoint
+from cappy_export.adaptation.saving import Trained, check_unchanged, saved_weights, write_checkpoint
 from cappy_export.adaptation.scanning import Scan
 from cappy_export.adaptation.schedule import count_steps, plan_parts, seed_of, share_of
 from cappy_export.adaptation.shards import Shard
@@ -65,7 +63,7 @@ class Run:
         folder: Path,
         say: Say,
     ) -> None:
-        self.checkpoint, self.scan, self.held_out = checkpoint, scan, scan.held_out
+        self.checkpoint, self.scan = checkpoint, scan
         self.recipe, self.options, self.folder, self.say = recipe, options, folder, say
         self.accelerator = accelerator
         self.encoder, self.pad_token_id = pair_tokenizer(checkpoint, recipe.max_length)
@@ -81,10 +79,11 @@ class Run:
             has_types=has_types,
             digests=scan.digests,
         )
-        self.encoded_held_out = encode_all(self.held_out, self._encode, has_types=has_types)
+        encoded = encode_all(scan.held_out, self._encode, has_types=has_types)
+        self.held_out = HeldOut(accelerator, scan.held_out, encoded, self.pad_token_id, recipe.max_batch_tokens)
         self.steps = count_steps(scan.examples, batch_size=recipe.batch_size, epochs=recipe.epochs)
         self.steps = min(self.steps, recipe.max_steps or self.steps)
-        self.done, self.cursor = 0, Cursor()
+        self.done, self.cursor, self.best = 0, Cursor(), (math.inf, 0)
         self._windows: Iterator[tuple[Cursor, Cursor, Window]] = iter(())
         self._closing = contextlib.ExitStack()
 
@@ -121,8 +120,8 @@ class Run:
         """Run the steps that are left. Measure and save as often as the options say."""
         options, processes, meter = self.options, self.accelerator.num_processes, self.trained.meter
         if not self.done:
-            constant = {"constant_loss": float(self.held_out.labels.var())} if len(self.held_out) else {}
-            self._log({"step": 0, **self._evaluate(0), **constant})
+            constant = {"constant_loss": float(self.scan.held_out.labels.var())} if len(self.scan.held_out) else {}
+            self._log({"step": 0, **self.held_out.measure(self.model, 0), **constant})
         window, held_out, started = None, None, time.monotonic()
         for step in self.stream.steps(self._windows, done=self.done):
             if step.number > self.steps:
@@ -137,27 +136,43 @@ class Run:
             if step.number % options.log_every == 0:
                 self._append(meter.entry(step.number, learning_rate=rate, gradient_norm=norm))
             if step.number % options.evaluate_every == 0 or step.number == self.steps:
-                held_out = self._evaluate(step.number)
+                held_out = self.held_out.measure(self.model, step.number)
+                self.best = min(self.best, (held_out.get("held_out_loss", math.inf), step.number))
                 figures = {"loss": meter.mean(), "learning_rate": rate, **held_out}
                 self._log({"step": step.number, **figures, "seconds": round(time.monotonic() - started)})
                 started = time.monotonic()
             progress(Progress(step.number, self.steps, loss, rate, tokens, held_out))
             self.done, self.cursor = step.number, step.next
-            if step.number % options.save_every == 0 and step.number < self.steps:
-                self.trained.save(self.folder, step.number, step.next.document())
+            is_due = step.number % options.save_every == 0 or step.number == self._kept
+            if is_due and step.number < self.steps:
+                self.trained.save(self.folder, step.number, step.next.document(), keep=self._kept)
                 self.accelerator.wait_for_everyone()
 
     def history(self) -> list[dict[str, Any]]:
         """List all evaluations so far."""
         return evaluations(self.folder) if self.accelerator.is_main_process else []
 
+    @property
+    def result(self) -> int:
+        """Name the step whose weights are written."""
+        return self._kept or self.steps
+
+    @property
+    def _kept(self) -> int:
+        """Name the step whose state is kept until a better one: 0 is none."""
+        return self.best[1] if self.recipe.keep_best else 0
+
     def write(self, out: Path, document: Mapping[str, Any], *, force: bool) -> None:
         """Publish the checkpoint as `out`, complete or not at all. If that fails, the last step's state is saved."""
         if self.accelerator.is_main_process:
             weights = self.trained.weights(self.steps)
-            with self.trained.kept(self.folder, self.done, self.cursor.document()):
+            with self.trained.kept(self.folder, self.done, self.cursor.document(), keep=self._kept):
+                if self.result < self.steps:
+                    weights = saved_weights(state.states(self.folder)[self.result])
                 check_unchanged(self.checkpoint, document, way_on=state.way_on(self.folder, force=force))
                 write_checkpoint(weights, self.checkpoint, self.folder, out, document, force=force, say=self.say)
+            for line in tell_of_result(self.history(), self.steps, is_best=self.recipe.keep_best):
+                self.say(line)
 
     def close(self) -> None:
         """Let another process have the state."""
@@ -187,7 +202,7 @@ class Run:
         device, processes = self.accelerator.device.type, self.accelerator.num_processes
         of_first = "" if len(window) == self.scan.examples else f"of the first {len(window)} "
         self.say(
-            f"{self.scan.examples} examples to train on, {len(self.held_out)} held out; {self.steps} steps on "
+            f"{self.scan.examples} examples to train on, {len(self.scan.held_out)} held out; {self.steps} steps on "
             f"{device} x {processes}, mixed precision {self.accelerator.mixed_precision}; "
             f"{int(window.truncated.sum())} {of_first}examples truncated to {self.encoder.max_length} tokens"
         )
@@ -217,7 +232,10 @@ class Run:
             picked = rows[batch.rows]
             torch.manual_seed(seed_of(self.recipe.seed, step.number, part))
             with _synchronised(self.accelerator, self.model, place == len(mine) - 1):
-                scores = self._scores(self.model, window, Batch(picked, batch.length))
+                batch = Batch(picked, batch.length)
+                scores = score_batch(
+                    self.model, window, batch, pad_token_id=self.pad_token_id, device=self.accelerator.device
+                )
                 labels = torch.from_numpy(window.labels[picked]).to(scores.device)
                 loss = (scores - labels).square().sum() * weight
                 self.accelerator.backward(loss)
@@ -233,38 +251,6 @@ class Run:
             self.trained.schedule.step()
         self.optimizer.zero_grad()
         return mean, math.nan if norm is None else float(norm)
-
-    def _scores(self, model: nn.Module, window: Window, batch: Batch) -> torch.Tensor:
-        """Compute `logits[:, 0]` of a batch: (batch,) float32."""
-        inputs = window.inputs(batch.rows, batch.length, pad_token_id=self.pad_token_id)
-        tensors = {name: torch.from_numpy(value).to(self.accelerator.device) for name, value in inputs.items()}
-        logits: torch.Tensor = model(**tensors).logits
-        return logits[:, 0].float()
-
-    def _evaluate(self, number: int) -> dict[str, float]:
-        """Measure loss and grouped accuracy on the held-out examples, if any, after step `number`."""
-        if not len(self.held_out):
-            return {}
-        scores = self._predict(self.encoded_held_out)
-        accuracy, groups = grouped_accuracy(scores, self.held_out)
-        loss = float(np.square(scores - self.held_out.labels).mean())
-        if not math.isfinite(loss):
-            refuse(
-                self.accelerator,
-                f"the held-out loss after step {number} is {loss}; lower the learning rate, or look at the examples",
-            )
-        return {"held_out_loss": loss} | ({"held_out_accuracy": accuracy} if groups else {})
-
-    def _predict(self, window: Window) -> npt.NDArray[np.float32]:
-        """Score pairs; each process computes its share of the batches, and all know all scores."""
-        model = self.accelerator.unwrap_model(self.model).eval()
-        scores = torch.zeros(len(window), device=self.accelerator.device)
-        batches = plan_batches(window.lengths, max_batch_tokens=self.recipe.max_batch_tokens)
-        with torch.inference_mode():
-            for _, batch in share_of(batches, self.accelerator.process_index, self.accelerator.num_processes):
-                scores[torch.from_numpy(batch.rows)] = self._scores(model, window, batch)
-        found: npt.NDArray[np.float32] = self.accelerator.reduce(scores, reduction="sum").cpu().numpy()
-        return found
 
     def _log(self, entry: dict[str, Any]) -> None:
         self._append(entry)
@@ -289,7 +275,9 @@ class Run:
             self.say("the training was stopped before its first state was saved: it starts again")
             return
         self.done = max(states)
-        self.cursor = self.trained.load(states[self.done])
+        self.cursor, self.best = self.trained.load(states[self.done])
+        if self._kept not in (0, *states):
+            raise AdaptError(f"{self.folder} has no state of step {self._kept}, the best one; --force starts anew")
         if self.accelerator.is_main_process:
             shutil.copyfile(states[self.done] / LOG, self.folder / LOG)
         self.say(f"going on after step {self.done}")

@@ -27,7 +27,7 @@ from cappy_engine import storage
 from cappy_engine.errors import AdaptError, CheckpointError, OutputError, reason_of
 from cappy_engine.publish import Kind, publish, staging_folder
 from cappy_export.adaptation import state
-from cappy_export.adaptation.log import LOG, Meter, evaluations
+from cappy_export.adaptation.log import LOG, Meter, evaluations, least_loss
 from cappy_export.adaptation.stream import Cursor
 from cappy_export.checkpoints.checkpoint import Checkpoint, digest_of_files
 from cappy_export.checkpoints.config import RAW_SCORES, read_json
@@ -74,10 +74,11 @@ class Trained:
             ) from error
         return found
 
-    def save(self, folder: Path, number: int, place: Mapping[str, Any]) -> None:
+    def save(self, folder: Path, number: int, place: Mapping[str, Any], *, keep: int = 0) -> None:
         """Save the state after step `number`; the one before is removed only when this one is complete.
 
-        `place` is the next step's place in the data. Raises AdaptError if the disk is full, and what `weights` raises.
+        `place` is the next step's place in the data. The state of step `keep` stays. Raises AdaptError if the disk is
+        full, and what `weights` raises.
         """
         if self.accelerator.is_main_process:
             before, weights = state.states(folder), self.weights(number)
@@ -92,12 +93,13 @@ class Trained:
                     f"the state of step {number} cannot be saved to {folder} ({reason}); {kept}: make room, and go on "
                     f"with {state.way_on(folder, force=self.force)}"
                 ) from error
-            for old in before.values():
-                shutil.rmtree(old)
+            for step, old in before.items():
+                if step != keep:
+                    shutil.rmtree(old)
 
     @contextlib.contextmanager
-    def kept(self, folder: Path, number: int, place: Mapping[str, Any]) -> Iterator[None]:
-        """Save the state after step `number` if the block, which writes the result, cannot.
+    def kept(self, folder: Path, number: int, place: Mapping[str, Any], *, keep: int = 0) -> Iterator[None]:
+        """Save the state after step `number`, as `save` does, if the block, which writes the result, cannot.
 
         >>> with trained.kept(Path("my-cappy.training"), 200, cursor.document()):
         ...     write_checkpoint(weights, checkpoint, folder, Path("my-cappy"), {"log": []}, force=False, say=print)
@@ -109,16 +111,17 @@ class Trained:
         except (OSError, OutputError, CheckpointError):
             if number not in state.states(folder):
                 with contextlib.suppress(OSError, AdaptError):
-                    self.save(folder, number, place)
+                    self.save(folder, number, place, keep=keep)
             raise
 
-    def load(self, saved: Path) -> Cursor:
-        """Take over a saved state; returns the next step's place in the data. Raises AdaptError if it cannot be read.
+    def load(self, saved: Path) -> tuple[Cursor, tuple[float, int]]:
+        """Take over a saved state; returns the next step's place in the data, and the `least_loss` of its log.
 
-        >>> trained.load(Path("my-cappy.training/step-200")).epoch
-        0
+        >>> cursor, best = trained.load(Path("my-cappy.training/step-200"))
+
+        Raises AdaptError if it cannot be read.
         """
-        try:
+        with _of_state(saved):
             with _damaged(saved / WEIGHTS):
                 self.accelerator.unwrap_model(self.model).load_state_dict(load_file(saved / WEIGHTS))
             with _damaged(saved / MOMENTS):  # PyTorch's words say to trust it
@@ -128,17 +131,12 @@ class Trained:
             if self.accelerator.scaler is not None and moments["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(moments["scaler"])
             with _damaged(saved / LOG):
-                evaluations(saved)
+                best = least_loss(evaluations(saved))
             with _damaged(saved / METER):
                 if (saved / METER).exists():  # older versions saved none
                     self.meter.take(json.loads((saved / METER).read_bytes()))
             with _damaged(saved / PLACE):
-                return Cursor.parse(json.loads((saved / PLACE).read_bytes()))
-        except (OSError, RuntimeError, SafetensorError, ValueError, KeyError) as error:
-            raise AdaptError(
-                f"the saved state {saved} cannot be read ({reason_of(error)}); several machines need a common disk to "
-                "go on, and --force starts anew"
-            ) from error
+                return Cursor.parse(json.loads((saved / PLACE).read_bytes())), best
 
     def _write(self, folder: Path, number: int, place: Mapping[str, Any], weights: dict[str, torch.Tensor]) -> None:
         staging = folder / state.UNFINISHED
@@ -157,6 +155,28 @@ class Trained:
         shutil.copyfile(folder / LOG, staging / LOG)
         storage.sync_tree(staging)
         storage.rename(staging, folder / f"{state.STEP}{number}")
+
+
+def saved_weights(saved: Path) -> dict[str, torch.Tensor]:
+    """Give the weights of a saved state. Raises AdaptError if they cannot be read.
+
+    >>> saved_weights(Path("my-cappy.training/step-200"))["classifier.out_proj.bias"].shape
+    torch.Size([1])
+    """
+    with _of_state(saved), _damaged(saved / WEIGHTS):
+        return load_file(saved / WEIGHTS)
+
+
+@contextlib.contextmanager
+def _of_state(saved: Path) -> Iterator[None]:
+    """Raise AdaptError where a state cannot be read."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError, ValueError, KeyError) as error:
+        raise AdaptError(
+            f"the saved state {saved} cannot be read ({reason_of(error)}); several machines need a common disk to "
+            "go on, and --force starts anew"
+        ) from error
 
 
 def _save(moments: Mapping[str, Any], path: Path) -> None:

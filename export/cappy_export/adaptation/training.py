@@ -61,8 +61,9 @@ def adapt(
     `train` is a file, a folder or a pattern of files with instruction, response and label (0 to 1), or a file with an
     LLM's samples (`options`). Files are read as they are needed; see `stream` for the order. Loss and grouped accuracy
     are measured on `held_out`, or on a part of `train` that is not trained on, at both ends and every `evaluate_every`
-    steps. Every `save_every` steps the whole state is written to `OUT.training`. With `resume` a training that was
-    stopped goes on from there, to the same weights. Returns the content of `OUT/training.json`.
+    steps. Every `save_every` steps the whole state is written to `OUT.training`, and with `recipe.keep_best` after each
+    evaluation that is better than those before. With `resume` a training that was stopped goes on from there, to the
+    same weights. Returns the content of `OUT/training.json`.
 
     Several processes that a launcher started do this together, with the same steps and weights as one, but for the
     order of sums. Those beside the main one say nothing, and leave by SystemExit where the main one raises an error.
@@ -95,7 +96,7 @@ def adapt(
             run.start(settings)
             try:
                 run.train(show)
-                document = {**settings, "log": run.history()}
+                document = {**settings, "step": run.result, "log": run.history()}
                 run.write(place, document, force=options.force)
             except (KeyboardInterrupt, SystemExit, OSError, OutputError, CheckpointError):  # a signal, a full disk ...
                 tell(state.tell_what_is_kept(state_of(place), force=options.force))
@@ -124,6 +125,11 @@ def _prepare(
     """
     files = [path for source in (train, held_out) if isinstance(source, (str, Path)) for path in paths_of(source)]
     inputs = [Path(checkpoint), *files]
+    if recipe.keep_best and held_out is None and not options.held_out_fraction:
+        raise AdaptError(
+            "--keep-best takes the least held-out loss, and nothing is held out; give a --held-out-fraction above 0, "
+            "or a file with --held-out"
+        )
     if not options.force:
         _check_not_beside(out)
     place = check_folder(out, ADAPTED, force=options.force, inputs=inputs)
