@@ -48,6 +48,11 @@ def test_probes_are_answered_above_the_limit_too(full: Server, path: str) -> Non
     assert answer.count(b"HTTP/1.1") == 1
 
 
+def test_connections_and_their_limit_are_counted(full: Server) -> None:
+    assert full.metric("cappy_connections") == 3  # and the one that asks
+    assert full.metric("cappy_connections_limit") == 2
+
+
 REFUSED = (RANK + BODY, looked_at("/info"), looked_at("/health-of"), looked_at("/v1/rank?/health"), "GET /hea", "")
 
 

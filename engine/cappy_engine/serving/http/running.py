@@ -93,6 +93,9 @@ class _Server:
             ),
             listener,
         )
+        limit, connections = gate.options.max_connections, self._web.server_state.connections
+        gate.service.metrics.watch("connections", "connections that are open", lambda: len(connections))
+        gate.service.metrics.watch("connections_limit", "connections that may be open", lambda: limit)
 
     async def run(self, held: list[int]) -> None:
         """Serve until `_stop`, and take over the signals `held`; raises what made it stop."""
