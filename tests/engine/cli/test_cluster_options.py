@@ -85,7 +85,9 @@ def test_bad_rows_go_to_a_folder_apart_from_the_results(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "link"]
 
 
-@pytest.mark.parametrize("wrong", [{"address": "10.0.0.1"}, {"address": ""}, {"actors": 0}, {"slice_rows": 0}])
-def test_options_of_a_cluster_that_cannot_be_are_refused(wrong: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "wrong", [{"address": "10.0.0.1"}, {"address": ""}, {"address": None}, {"actors": 0}, {"slice_rows": 0}]
+)
+def test_options_of_a_cluster_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"is not the address|actors|slice_rows"):
         ClusterOptions(**wrong)  # type: ignore[arg-type]

@@ -88,7 +88,7 @@ def check_address(address: str) -> str:
     >>> check_address("10.0.0.1:6379")
     '10.0.0.1:6379'
     """
-    if address in ("auto", "local") or HOST_AND_PORT.fullmatch(address):
+    if isinstance(address, str) and (address in ("auto", "local") or HOST_AND_PORT.fullmatch(address)):
         return address
     raise ValueError(
         f"{shown(address)} is not the address of a Ray cluster; it is HOST:PORT of the head, 'auto' on a node of the "
