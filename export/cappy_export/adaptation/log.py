@@ -65,10 +65,12 @@ def least_loss(entries: Sequence[Mapping[str, Any]]) -> tuple[float, int]:
 
 
 def tell_of_result(entries: Sequence[Mapping[str, Any]], steps: int, *, is_best: bool) -> list[str]:
-    """Say which step's weights are written (the last one's, or those of `least_loss`), and what was better.
+    """Say which step's weights are written, and which were better.
 
     >>> tell_of_result([{"step": 0, "held_out_loss": 0.2}, {"step": 9, "held_out_loss": 0.1}], 9, is_best=True)
     ['the weights are those of step 9 of 9, whose held-out loss of 0.1 is the least']
+
+    They are the last ones, or with `is_best` those of `least_loss`.
     """
     losses = {entry["step"]: entry["held_out_loss"] for entry in entries if "held_out_loss" in entry}
     if not losses:

@@ -99,12 +99,12 @@ class Trained:
 
     @contextlib.contextmanager
     def kept(self, folder: Path, number: int, place: Mapping[str, Any], *, keep: int = 0) -> Iterator[None]:
-        """Save the state after step `number`, as `save` does, if the block, which writes the result, cannot.
+        """Save the state after step `number` if the block, which writes the result, cannot.
 
         >>> with trained.kept(Path("my-cappy.training"), 200, cursor.document()):
         ...     write_checkpoint(weights, checkpoint, folder, Path("my-cappy"), {"log": []}, force=False, say=print)
 
-        If that fails, too, what was saved before stays.
+        The arguments are those of `save`. If that fails, too, what was saved before stays.
         """
         try:
             yield

@@ -61,9 +61,8 @@ def adapt(
     `train` is a file, a folder or a pattern of files with instruction, response and label (0 to 1), or a file with an
     LLM's samples (`options`). Files are read as they are needed; see `stream` for the order. Loss and grouped accuracy
     are measured on `held_out`, or on a part of `train` that is not trained on, at both ends and every `evaluate_every`
-    steps. Every `save_every` steps the whole state is written to `OUT.training`, and with `recipe.keep_best` after each
-    evaluation that is better than those before. With `resume` a training that was stopped goes on from there, to the
-    same weights. Returns the content of `OUT/training.json`.
+    steps. Every `save_every` steps, and with `keep_best` at each better evaluation, the state goes to `OUT.training`,
+    from which `resume` goes on to the same weights. Returns the content of `OUT/training.json`.
 
     Several processes that a launcher started do this together, with the same steps and weights as one, but for the
     order of sums. Those beside the main one say nothing, and leave by SystemExit where the main one raises an error.
