@@ -23,7 +23,7 @@ OwnPairs = Annotated[Path | None, Asked("JSON Lines with your own parity pairs (
 ChangedLimits = Annotated[
     tuple[str, ...],
     Asked(
-        "change one parity limit: max_error, min_spearman or min_winner_agreement; repeatable",
+        "change one parity limit: max_error, max_relative_error, min_spearman or min_winner_agreement; repeatable",
         flag="--limit",
         metavar="PRECISION.NAME=VALUE",
     ),

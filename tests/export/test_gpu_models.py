@@ -21,7 +21,7 @@ from cappy_engine.tokenizer import PairTokenizer
 from cappy_export import ExportOptions, VerifyOptions, export, verify
 from cappy_export.graphs.tensorrt import plain_model
 from cappy_export.proof.canary import CANARY_PAIRS, canary_rows, canary_tolerance
-from cappy_export.proof.limits import LIMITS
+from cappy_export.proof.limits import LIMITS, Limits
 from cappy_export.proof.pairs import default_pairs
 from tests.support.bundles import copy_bundle, flip_byte, keep_precisions
 from tests.support.places import write_short_parity_pairs
@@ -100,7 +100,18 @@ def test_a_canary_is_of_the_shorter_half_of_the_pairs_and_the_longest() -> None:
 @pytest.mark.parametrize(("error", "tolerance"), [(0.01, 0.04), (0.05, 0.1)])
 def test_the_canary_tolerates_what_was_proven_with_kernels_and_without(error: float, tolerance: float) -> None:
     row = {"max_error": 0.02, "without_kernels": {"max_error": error}}
-    assert canary_tolerance(row, LIMITS["int8"]) == tolerance
+    assert canary_tolerance(row, LIMITS["int8"], spread=0.2) == tolerance
+
+
+def test_a_canary_is_served_by_whoever_asked_for_no_error_at_all() -> None:
+    assert canary_tolerance({"max_error": 0.0}, Limits(max_error=0.0), spread=0.5) == 5e-4
+
+
+@pytest.mark.parametrize(("spread", "tolerance"), [(1e-3, 1e-6), (1.0, 1e-3), (50.0, 1e-3)])
+def test_the_canary_tolerates_a_thousandth_of_a_small_spread_and_no_more_than_a_thousandth(
+    spread: float, tolerance: float
+) -> None:
+    assert canary_tolerance({"max_error": 1e-9}, LIMITS["int8"], spread) == pytest.approx(tolerance)
 
 
 @pytest.mark.parametrize("target", ["cuda", "tensorrt"])

@@ -13,14 +13,16 @@ from tests.support.places import ROOT
 
 def test_the_default_limits_are_those_that_the_page_names() -> None:
     page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\w+) \| (max error|Spearman) (\S+) \|", page, re.MULTILINE)
-    names = {"max error": "max_error", "Spearman": "min_spearman"}
-    assert {precision: Limits(**{names[name]: float(value)}) for precision, name, value in rows} == LIMITS
+    names = {"max error": "max_error", "relative error": "max_relative_error", "Spearman": "min_spearman"}
+    rows = re.findall(rf"^\| (\w+) \| ((?:{'|'.join(names)}) [^|]*) \|", page, re.MULTILINE)
+    told = {precision: re.findall(rf"({'|'.join(names)}) ([0-9.e-]+)", limits) for precision, limits in rows}
+    found = {key: Limits(**{names[name]: float(value) for name, value in limits}) for key, limits in told.items()}
+    assert found == LIMITS
 
 
 def test_limits_are_parsed_on_top_of_the_defaults() -> None:
     parsed = parse_limits(["int8.min_spearman=0.99", "int8.max_error=0.5"])
-    assert parsed["int8"] == Limits(max_error=0.5, min_spearman=0.99)
+    assert parsed["int8"] == Limits(max_error=0.5, max_relative_error=0.25, min_spearman=0.99)
     assert parsed["fp32"] == LIMITS["fp32"] == Limits(max_error=1e-4)
 
 
@@ -45,6 +47,7 @@ def test_a_limit_that_is_none_is_an_error_that_shows_it(text: str) -> None:
         ("int8.max_error=-1", "0 or more"),
         ("int8.max_error=inf", "0 or more, and finite"),
         ("fp32.max_error=nan", "0 or more, and finite"),
+        ("int8.max_relative_error=-0.1", "0 or more, and finite"),
         ("int8.min_spearman=97", "-1 to 1"),
         ("int8.min_spearman=-5", "-1 to 1"),
         ("int8.min_spearman=nan", "-1 to 1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from cappy_engine.batching import Grouping
+from cappy_engine.batching import Grouping, Scores
 from cappy_engine.dispatcher import Dispatcher
 from cappy_engine.errors import ParityError
 from cappy_engine.scorer import Scorer
@@ -85,13 +86,14 @@ def test_a_report_has_the_errors_and_the_worst_pairs() -> None:
     report = measure(reference, scores, pairs, np.arange(8))
     assert report["max_error"] == pytest.approx(0.5)
     assert report["mean_error"] == pytest.approx(0.75 / 8)
+    assert report["relative_error"] == pytest.approx(np.sqrt((0.5**2 + 0.25**2) / 8) / np.std(reference))
     assert [worst["pair"] for worst in report["worst"]][:2] == [3, 5]
     assert report["worst"][0]["response"] == "answer 3"
     assert report["winner_agreement"] == 0.0
 
 
 def parity_of(**row: float | None) -> dict[str, object]:
-    complete = {"max_error": 0.0, "spearman": 1.0, "winner_agreement": 1.0, **row}
+    complete = {"max_error": 0.0, "relative_error": 0.0, "spearman": 1.0, "winner_agreement": 1.0, **row}
     return {"precisions": {"fp32": complete}}
 
 
@@ -101,6 +103,11 @@ def parity_of(**row: float | None) -> dict[str, object]:
         ({"max_error": 1e-4}, Limits(max_error=1e-4), 0),
         ({"max_error": 1.1e-4}, Limits(max_error=1e-4), 1),
         ({"max_error": float("nan")}, Limits(max_error=1e-4), 1),
+        ({"relative_error": 0.25}, Limits(max_relative_error=0.25), 0),
+        ({"relative_error": 0.26}, Limits(max_relative_error=0.25), 1),
+        ({"relative_error": float("nan")}, Limits(max_relative_error=0.25), 1),
+        ({"relative_error": None}, Limits(max_relative_error=0.25), 1),
+        ({"relative_error": None}, Limits(max_error=1.0), 0),
         ({"spearman": 0.94, "winner_agreement": 0.5}, Limits(min_spearman=0.95, min_winner_agreement=0.6), 2),
         ({"spearman": 0.95, "winner_agreement": 0.6}, Limits(min_spearman=0.95, min_winner_agreement=0.6), 0),
         ({"spearman": float("nan")}, Limits(min_spearman=0.95), 1),
@@ -111,6 +118,31 @@ def parity_of(**row: float | None) -> dict[str, object]:
 )
 def test_a_broken_limit_is_a_violation(row: dict[str, float | None], limits: Limits, count: int) -> None:
     assert len(violations(parity_of(**row), {"fp32": limits})) == count
+
+
+FAULTS: dict[str, Callable[[Scores], Scores]] = {
+    "halved": lambda scores: scores * 0.5,
+    "shifted": lambda scores: scores + 0.3,
+    "one far off": lambda scores: np.where(scores == scores.max(), 9.0, scores),
+}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_that_keep_the_order_are_found(precision: str, fault: str) -> None:
+    pairs = [(f"question {number // 4}", f"answer {number}") for number in range(400)]
+    reference = np.linspace(0, 1, 400, dtype=np.float32)
+    row = measure(reference, FAULTS[fault](reference).astype(np.float32), pairs, np.arange(400))
+    assert (row["spearman"], row["winner_agreement"]) == (pytest.approx(1.0), 1.0)
+    (found,) = violations({"precisions": {precision: row}}, LIMITS)
+    assert found.startswith(f"{precision}: relative error ")
+
+
+def test_scores_that_are_all_equal_have_no_relative_error() -> None:
+    row = measure(
+        floats([0.5] * 8), floats([0.5] * 8), [("question", f"{number}") for number in range(8)], np.arange(8)
+    )
+    assert row["relative_error"] is None
 
 
 @pytest.mark.parametrize("limits", [*LIMITS.values(), Limits(min_winner_agreement=0.9), Limits()], ids=str)
@@ -149,7 +181,7 @@ def test_an_infinite_score_never_passes_by_its_rank() -> None:
     ],
 )
 def test_every_model_of_a_report_must_keep_its_limits(place: tuple[str, ...], name: str) -> None:
-    good = {"max_error": 0.0, "spearman": 1.0, "winner_agreement": 1.0}
+    good = {"max_error": 0.0, "relative_error": 0.0, "spearman": 1.0, "winner_agreement": 1.0}
     report: dict[str, Any] = {
         "precisions": {"fp32": {**good, "without_kernels": {**good}}, "int8": {**good}},
         "targets": {"cuda": {"fp32": {**good}}, "tensorrt": {"fp32": {**good}, "int8": {**good}}},

@@ -61,13 +61,15 @@ def describe_parity(parity: Mapping[str, Any]) -> str:
         f"parity with {parity['reference']} on {parity['machine']['cpu']}",
         f"over {pairs['count']} pairs ({pairs['name']}) of {pairs['shortest']} to {pairs['longest']} tokens, "
         f"{pairs['truncated']} truncated, {pairs['groups']} groups of candidates, score std {pairs['score_std']:.3f}",
-        f"  {'precision':<{width}}  max error  mean error  Spearman  winners kept  batch shapes  limits",
+        f"  {'precision':<{width}}  max error  mean error  relative  Spearman  winners kept  batch shapes  limits",
     ]
     for name, row in rows.items():
         winners = "-" if row["winner_agreement"] is None else f"{100 * row['winner_agreement']:.1f}%"
+        relative = row.get("relative_error")  # older bundles have none
         limits = ", ".join(f"{name} {value:g}" for name, value in row["limits"].items() if value is not None)
         lines.append(
-            f"  {name:<{width}}  {row['max_error']:>9.2e}  {row['mean_error']:>10.2e}  {row['spearman']:>8.5f}  "
+            f"  {name:<{width}}  {row['max_error']:>9.2e}  {row['mean_error']:>10.2e}  "
+            f"{'-' if relative is None else format(relative, '.2e'):>8}  {row['spearman']:>8.5f}  "
             f"{winners:>12}  {row['batch_shapes']:>12}  {limits or 'none'}"
         )
     if "targets" in parity:

@@ -33,7 +33,10 @@ def make_canary(staging: Path, parity: Mapping[str, Any], proof: Proof) -> dict[
     encoded = encoder.encode([proof.pairs[row] for row in rows])
     return {
         "tolerance": {
-            target: {precision: canary_tolerance(row, proof.limits[precision]) for precision, row in measured.items()}
+            target: {
+                precision: canary_tolerance(row, proof.limits[precision], proof.reference.spread)
+                for precision, row in measured.items()
+            }
             for target, measured in {"cpu": parity["precisions"], **parity.get("targets", {})}.items()
         },
         "pairs": [
@@ -61,14 +64,17 @@ def canary_rows(scores: Scores, counts: npt.NDArray[np.int64]) -> list[int]:
     return list(dict.fromkeys([*by_score[places].tolist(), int(counts.argmax())]))
 
 
-def canary_tolerance(row: Mapping[str, Any], limits: Limits) -> float:
+def canary_tolerance(row: Mapping[str, Any], limits: Limits, spread: float) -> float:
     """Say how far a score may be from PyTorch's: the absolute limit, else twice the largest measured error.
 
-        >>> canary_tolerance({"max_error": 0.02}, Limits(min_spearman=0.97))
+        >>> canary_tolerance({"max_error": 0.02}, Limits(min_spearman=0.97), spread=0.35)
         0.04
 
-    A bundle runs with kernels and without, so the larger of the two errors counts.
+    A bundle runs with kernels and without, so the larger of the two errors counts. It is at least a thousandth, or that
+    of the scores' standard deviation `spread`, where that is less than 1: another CPU rounds otherwise.
     """
-    if limits.max_error is not None:
+    if limits.max_error:  # a canary that tolerates nothing would be none
         return limits.max_error
-    return max(1e-3, *(2 * float(each["max_error"]) for each in (row, row.get("without_kernels", row))))
+    return max(
+        1e-3 * min(1.0, spread), *(2 * float(each["max_error"]) for each in (row, row.get("without_kernels", row)))
+    )

@@ -29,7 +29,7 @@ SHAPES: Sequence[tuple[int, Padding | None]] = ((1, None), (512, None), (2048, "
 One by one; in batches of up to 512 tokens, as the engine makes them on a CPU; and in batches of up to 2,048 tokens
 with padding, as GPUs and other tools do.
 """
-FIGURES = ("max_error", "spearman", "winner_agreement")
+FIGURES = ("max_error", "relative_error", "spearman", "winner_agreement")
 """What of a report can have a limit."""
 
 
@@ -38,14 +38,19 @@ def measure(reference: Scores, scores: Scores, pairs: Sequence[Pair], counts: np
 
     >>> measure(reference, scores, pairs, counts)["max_error"]
 
-    Errors are absolute; the rank correlation is Spearman's; `winner_agreement` tells how often the same candidate of an
-    instruction wins. `counts` are tokens, for the report. Where a score is NaN, so are all figures that it is part of.
+    Errors are absolute. `relative_error` is their root mean square as a part of the reference's standard deviation, and
+    None where that is 0. The rank correlation is Spearman's; `winner_agreement` tells how often the same candidate of
+    an instruction wins. `counts` are tokens, for the report. Where a score is NaN, so are all figures that it is part
+    of.
     """
     errors = np.abs(scores.astype(np.float64) - reference)
+    with np.errstate(invalid="ignore"):  # infinite scores have none
+        spread = float(reference.std(dtype=np.float64))
     worst = np.argsort(-np.nan_to_num(errors, nan=np.inf), kind="stable")[:WORST_PAIRS]
     return {
         "max_error": float(errors.max()),
         "mean_error": float(errors.mean()),
+        "relative_error": float(np.sqrt(np.square(errors).mean())) / spread if spread else None,
         "spearman": spearman(reference, scores),
         "winner_agreement": winner_agreement(reference, scores, candidate_groups(pairs)),
         "worst": [
@@ -214,13 +219,21 @@ def violations(parity: Mapping[str, Any], limits: Mapping[str, Limits]) -> list[
         if not all(math.isfinite(row[name]) for name in FIGURES if row.get(name) is not None):
             found.append(f"{name_of_model}: a score is not a finite number")
             continue
-        if allowed.max_error is not None and not row["max_error"] <= allowed.max_error:
-            found.append(f"{name_of_model}: max error {row['max_error']:.3g} is above {allowed.max_error:g}")
-        for name, least in (("spearman", allowed.min_spearman), ("winner_agreement", allowed.min_winner_agreement)):
-            if least is not None and row[name] is None:
-                found.append(f"{name_of_model}: {name.replace('_', ' ')} was not measured, and {least:g} is the limit")
-            elif least is not None and not row[name] >= least:
-                found.append(f"{name_of_model}: {name.replace('_', ' ')} {row[name]:.4f} is below {least:g}")
+        for name, limit, is_most in (
+            ("max_error", allowed.max_error, True),
+            ("relative_error", allowed.max_relative_error, True),
+            ("spearman", allowed.min_spearman, False),
+            ("winner_agreement", allowed.min_winner_agreement, False),
+        ):
+            value, said = row[name], f"{name_of_model}: {name.replace('_', ' ')}"
+            if limit is None:
+                continue
+            if value is None:
+                found.append(f"{said} was not measured, and {limit:g} is the limit")
+            elif is_most and not value <= limit:
+                found.append(f"{said} {value:.3g} is above {limit:g}")
+            elif not is_most and not value >= limit:
+                found.append(f"{said} {value:.4f} is below {limit:g}")
     return found
 
 
