@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from cappy_bench.machine import code_digest, cpu_kind, describe_machine, file_word
 from cappy_bench.peers.cappy import default_settings
@@ -104,6 +105,19 @@ def test_a_bundle_and_its_checkpoint_tell_the_same_of_the_model() -> None:
     assert alone["name"] == "cappy-mini"
     for name in ("weights_sha256", "parameters", "shape"):
         assert alone[name] == compared[name]
+
+
+def test_the_size_of_a_checkpoint_is_that_of_all_its_files(tmp_path: Path) -> None:
+    copy = shutil.copytree(MINI, tmp_path / "checkpoint")
+    tensors = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    parts = {f"model-0000{part}-of-00002.safetensors": sorted(tensors)[part - 1 :: 2] for part in (1, 2)}
+    for name, part in parts.items():
+        save_file({each: tensors[each] for each in part}, copy / name)
+    index = {"weight_map": {each: name for name, part in parts.items() for each in part}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    size = describe_model(open_bundle(EMBEDDED), copy)["weights_bytes"]
+    assert size == sum((copy / name).stat().st_size for name in parts)
 
 
 @pytest.mark.parametrize(
@@ -227,6 +241,7 @@ def test_a_result_tells_what_was_asked_for_and_is_named_by_the_model_and_the_cpu
     assert json.loads(Path("bench/results/cappy-mini-some-1ghz-avx2.json").read_bytes()) == result
     (plan,) = plans
     assert (plan.model.threads, plan.rounds, plan.max_seconds) == (3, 7, 5.0)
+    assert plan.reserve_bytes == 4 * result["model"]["weights_bytes"]
     settings = {"suite": "smoke", "threads": 3, "rounds": 7, "max_seconds": 5.0, "seed": 2}
     assert result["settings"] == {**settings, "pairs": "made of words of the package's parity pairs"}
     for workload, described in zip(plan.workloads, result["workloads"], strict=True):

@@ -132,9 +132,17 @@ def test_a_task_has_the_whole_name_of_its_file(name: str, tmp_path: Path) -> Non
     assert [entry.dataset for entry in read_tasks(tmp_path / name)] == ["flan-0.8b"]
 
 
+def test_a_decoding_that_not_all_tasks_have_is_not_shown_alone_and_it_is_said(tmp_path: Path) -> None:
+    other = {**GOOD, "dataset": "beta", "decodings": ["beam", "beam", "greedy", "top-k"]}
+    found = evaluation_of(write(tmp_path / "tasks", [GOOD, other]), [0.0] * 8)
+    assert list(found.ways) == ["beam", "top-k", "self sum", "self mean", "random", "fp32", "oracle"]
+    assert "not shown alone, since not all tasks have them: greedy, sampling" in describe_rouge(found).splitlines()
+
+
 def test_examples_that_always_get_nothing_are_counted(tmp_path: Path) -> None:
-    found = evaluation_of(write(tmp_path / "tasks", [GOOD, {**GOOD, "references": ["是", "über"[:1]]}]), [0.0] * 8)
-    assert "1 of 2 examples have no reference with a word that ROUGE-L reads" in describe_rouge(found)
+    rows = [GOOD, {**GOOD, "references": ["是", "über"[:1]]}, {**GOOD, "references": ["是", "the dogs"]}]
+    found = evaluation_of(write(tmp_path / "tasks", rows), [0.0] * 12)
+    assert "1 of 3 examples have no reference with a word that ROUGE-L reads" in describe_rouge(found)
 
 
 def test_the_first_examples_of_each_task_are_taken(tmp_path: Path) -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from cappy_bench.quality import curve_plot
+from cappy_bench.quality.curve_plot import plot_curves
 from cappy_engine.cli.main import main
 
 
@@ -29,6 +33,23 @@ def test_logs_of_folders_and_files_are_drawn(tmp_path: Path, capsys: pytest.Capt
     assert all(text in drawn for text in ("first, held out", "second, the best constant", "gradient norm"))
     assert main(["bench", "curve", str(first), str(plot)]) == 1  # it exists
     assert main(["bench", "curve", str(first), str(plot), "--force"]) == 0
+
+
+def test_lines_are_the_steps_figures_and_the_losses_on_what_was_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = Figure()
+    monkeypatch.setattr(curve_plot, "write_plot", lambda draw, path, *, force: draw(figure))
+    steps = [
+        {"step": step, "loss": 1 / step, "gradient_norm": 2.0 * step, "tokens_per_second": 900 + step}
+        for step in (1, 2, 4)
+    ]
+    ends = [{"step": 0, "held_out_loss": 0.5, "constant_loss": 0.22}, {"step": 4, "held_out_loss": 0.2}]
+    plot_curves({"run": [ends[0], *steps, ends[1]]}, Path("curve.svg"), force=False)
+    loss, norm, speed = ([np.asarray(line.get_xydata()) for line in axes.lines] for axes in figure.axes)
+    assert loss[0].tolist() == [[1, 1], [2, 0.5], [4, 0.25]]
+    assert loss[1].tolist() == [[0, 0.5], [4, 0.2]]
+    assert loss[2][:, 1].tolist() == [0.22, 0.22]
+    assert [line.tolist() for line in norm] == [[[1, 2], [2, 4], [4, 8]]]
+    assert [line.tolist() for line in speed] == [[[1, 901], [2, 902], [4, 904]]]
 
 
 def test_a_training_that_held_nothing_out_has_its_name_in_the_plot(tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ def test_as_right_is_no_worse_in_rank_and_in_mean_error_or_within_rounding() -> 
     assert not is_as_right({**CLOSE, "mean_error": 0.011}, CLOSE)
     assert not is_as_right({**CLOSE, "spearman": 0.98}, CLOSE)
     assert is_as_right({**CLOSE, "mean_error": 0.009, "spearman": 0.991}, CLOSE)
+    assert not is_as_right({**EXACT, "max_error": 2e-4}, {**EXACT, "max_error": 9e-5, "mean_error": 5e-5})
     for largest, is_rounding in ((1e-4, True), (1.1e-4, False)):
         assert is_as_right({**CLOSE, "max_error": largest}, EXACT) == is_rounding
 
@@ -117,6 +118,7 @@ def test_as_right_is_no_worse_in_rank_and_in_mean_error_or_within_rounding() -> 
         ((0.9, 3, 4), "3.00x (0.90 to 4.00) cappy, even", "3.00 even"),
         ((1, 3, 4), "3.00x (1.00 to 4.00) cappy, even", "3.00 even"),
         ((0.2, 0.5, 1.1), "0.50x (0.20 to 1.10) cappy, even", "0.50 even"),
+        ((0.2, 0.5, 1), "0.50x (0.20 to 1.00) cappy, even", "0.50 even"),
         ((0.2, 0.5, 0.9), "**0.50x (0.20 to 0.90): the peer wins** over cappy", "**0.50 peer wins**"),
     ],
 )
@@ -169,8 +171,8 @@ def test_the_peak_is_the_best_of_the_rounds_with_how_it_was_reached() -> None:
 
 
 def test_numbers_have_three_digits_and_sizes_are_of_powers_of_ten() -> None:
-    assert [number(value) for value in (0.01234, 9.876, 98.76, 123.4, 12345.6)] == [
-        "0.0123", "9.88", "98.8", "123", "12,346"
+    assert [number(value) for value in (0.01234, 9.876, 98.76, 123.4, 999.7, 12345.6)] == [
+        "0.0123", "9.88", "98.8", "123", "1,000", "12,346"
     ]  # fmt: skip
     assert [error(value) for value in (8.64e-7, 9.9e-4, 0.0123, 0.5)] == ["8.6e-07", "9.9e-04", "0.012", "0.5"]
     assert [size(count) for count in (1_500_000, 999_000_000, 1_420_000_000)] == ["2 MB", "999 MB", "1.42 GB"]

@@ -28,6 +28,12 @@ def test_accuracy_counts_groups_by_their_best_label() -> None:
     assert chances(ROWS) == {"t": pytest.approx((1 / 2 + 2 / 3) / 2), "trec": 0.5}
 
 
+def test_of_labels_between_0_and_1_only_the_best_is_right() -> None:
+    rows = [{"task": "t", "group": "1", "label": label} for label in (0.2, 0.7, 0.9)]
+    assert [accuracies(rows, np.eye(3)[place]) for place in range(3)] == [{"t": 0.0}, {"t": 0.0}, {"t": 1.0}]
+    assert chances(rows) == {"t": pytest.approx(1 / 3)}
+
+
 def test_the_command_prints_a_table_of_pytorch_and_the_bundle(
     checkpoint: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -102,6 +102,25 @@ def test_a_kept_connection_that_the_server_closed_meanwhile_is_not_a_failed_requ
     assert (found.status, found.problem) == (0, "connection closed"), "a new connection that is closed is a failure"
 
 
+def test_a_request_of_whose_answer_a_part_came_has_failed_and_is_not_sent_again() -> None:
+    """Also over a connection that was kept: the server may have scored it."""
+    whole = answer(200)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for found in (whole, whole[:-1]):
+            await reader.readuntil(b"\r\n\r\na")
+            writer.write(found)
+        writer.close()
+
+    async def run() -> list[Exchange]:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            address = server.sockets[0].getsockname()[:2]
+            asked = target(Client(*address), address, b"a")
+            return [await exchange(asked, 0) for _ in range(2)]
+
+    assert [(one.status, one.problem) for one in asyncio.run(run())] == [(200, ""), (0, "connection closed")]
+
+
 def test_a_server_that_is_not_there_is_a_problem_and_not_an_exception() -> None:
     async def ask(client: Client, address: tuple[str, int]) -> Exchange:
         return await exchange(target(Client("127.0.0.1", 1), address, b"a"), 0)
@@ -195,7 +214,9 @@ def test_a_closed_loop_sends_a_refused_request_again_and_notes_both() -> None:
     async def ask(client: Client, address: tuple[str, int]) -> list[Exchange]:
         return await closed_loop(target(client, address, b"a"), [0], connections=3)
 
-    assert [one.status for one in with_server(handle, ask)] == [429, 200]
+    found = with_server(handle, ask)
+    assert [one.status for one in found] == [429, 200]
+    assert [one.due for one in found] == [one.sent for one in found], "the wait between the two is not the server's"
 
 
 def test_a_closed_loop_ends_when_a_request_is_refused_until_its_deadline() -> None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cappy_bench.load.bodies import INFINITY, NATIVE, Dialect
+from cappy_bench.load.bodies import INFINITY, INFINITY_MODEL, NATIVE, Dialect
 from cappy_bench.load.driving import HUNG, Exchange, Room, poisson_times
 from cappy_bench.load.mix import Load, make_load
+from cappy_bench.load.offline import _Scoring
 from cappy_bench.load.outcomes import compare_scores, count_outcomes, latencies, quantile
 from cappy_bench.load.serve_measure import queue_rooms
+from cappy_bench.peers.peer import Pair
 from cappy_bench.speed.texts import make_pool
 from cappy_engine.bundle import EMBEDDED
 from cappy_engine.errors import BenchmarkError
+from cappy_engine.options import ScorerOptions
+from cappy_engine.scorer import Scorer
 from cappy_engine.tokenizer import PairTokenizer
 
 TEXTS = make_pool([f"word{place}" for place in range(50)], seed=0, count=300)
@@ -75,6 +80,30 @@ def test_the_tokens_of_a_load_are_those_of_its_requests_and_no_pair_is_truncated
         assert not encoded.truncated.any()
 
 
+@pytest.mark.slow
+def test_a_loads_sizes_and_lengths_are_those_that_it_promises(mini_tokenizer: PairTokenizer) -> None:
+    sizes = (1, 4, 16, 64)
+    texts = make_pool(["sky", "blue", "is", "the", "question", "answer", "why"], seed=0, count=2000)
+    load = make_load((texts, "made up"), mini_tokenizer, sizes=sizes, count=400, seed=0)
+    weights = np.array([1, 1 / 2, 1 / 4, 1 / 8])
+    found = load.describe()
+    shares = np.array([found["requests_by_pairs"][str(size)] for size in sizes]) / 400
+    assert shares == pytest.approx(weights / weights.sum(), abs=0.06), "by the inverse of the square root"
+    assert (found["requests"], found["pairs"], found["tokens"]) == (400, sum(load.sizes), load.tokens.sum())
+    a_pair = load.tokens / np.array(load.sizes)
+    is_single = np.array(load.sizes) == 1
+    assert np.percentile(a_pair[is_single], 95) > 200, "as of bulk, whose 95th percentile is 300"
+    assert a_pair[~is_single].max() < 200, "as of rerank, whose instructions have up to 150"
+
+
+def test_no_pair_is_truncated_though_each_gets_the_response_of_another(mini_tokenizer: PairTokenizer) -> None:
+    texts = [(" ".join(["sky"] * words), " ".join(["no"] * (60 if words < 400 else 1))) for words in range(1, 500)]
+    load = make_load((texts, "made up"), mini_tokenizer, sizes=(1,), count=300, seed=1)
+    encoded = mini_tokenizer.encode([pair for request in load.requests for pair in request])
+    assert encoded.lengths.max() > 380
+    assert not encoded.truncated.any()
+
+
 def test_too_few_texts_are_an_error_that_says_how_many_there_are(mini_tokenizer: PairTokenizer) -> None:
     with pytest.raises(
         BenchmarkError, match="request of 64 pairs needs as many different responses, and the texts have 3 "
@@ -92,6 +121,30 @@ def test_a_queue_has_room_for_as_much_as_it_says() -> None:
         Room([2, 3], 7),
         Room([100, 150], 900),
     ]
+
+
+# The scorer without a server
+
+
+def test_the_scorer_gets_each_request_alone_or_all_their_pairs_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[Pair]] = []
+    score = Scorer.score
+
+    def watched(scorer: Scorer, pairs: Sequence[Pair]) -> object:
+        calls.append(list(pairs))
+        return score(scorer, pairs)
+
+    monkeypatch.setattr(Scorer, "score", watched)
+    scoring = _Scoring(EMBEDDED, ScorerOptions(threads=1, max_batch_tokens=64))
+    assert scoring._scorer.info.max_batch_tokens == 64, "as the server was asked"
+    requests = [[("a", "b")], [("c", "d"), ("c", "e")], [("f", "g")]]
+    assert [len(row) for row in scoring.answer({"do": "open", "requests": requests})["scores"]] == [1, 2, 1]
+    calls.clear()
+    assert len(scoring.answer({"do": "each", "places": [1, 0]})["seconds"]) == 2
+    assert calls == [requests[1], requests[0]]
+    calls.clear()
+    scoring.answer({"do": "all", "places": [2, 1]})
+    assert calls == [[*requests[2], *requests[1]]]
 
 
 # Bodies
@@ -112,6 +165,13 @@ def test_a_body_is_one_line_and_holds_the_texts(dialect: Dialect) -> None:
     assert b"\n" not in body
     assert "Is the sky\nblue?" in json.loads(body).values()
     assert ["Yes…", "No"] in json.loads(body).values()
+
+
+def test_infinity_is_asked_for_the_scores_that_ours_gives() -> None:
+    """Without `raw_scores` it answers with a sigmoid of them."""
+    body = INFINITY.body([("Is the sky blue?", "Yes"), ("Is the sky blue?", "No")])
+    asked = {"model": INFINITY_MODEL, "query": "Is the sky blue?", "documents": ["Yes", "No"], "raw_scores": True}
+    assert json.loads(body) == asked
 
 
 # Counting
@@ -175,6 +235,6 @@ def test_another_score_is_counted_and_so_is_an_answer_without_all_scores() -> No
     assert compare_scores(right, expected, NATIVE.scores) == {
         "compared": 2, "different": 0, "unreadable": 0, "max_difference": 0.0,
     }  # fmt: skip
-    wrong = [answer(0, 0.5, 0.25 + 2**-20), answer(0, 0.25, 0.5), answer(0, 0.5), answer(1, None), an_exchange(1)]
+    wrong = [answer(0, 0.5, 0.25 + 2**-50), answer(0, 0.25, 0.5), answer(0, 0.5), answer(1, None), an_exchange(1)]
     found = compare_scores([*right, *wrong, answer(1, float("nan"))], expected, NATIVE.scores)
     assert found == {"compared": 8, "different": 2, "unreadable": 4, "max_difference": 0.25}

@@ -1,4 +1,7 @@
-"""A result names the commit of the code that was measured, also where that was changed since, and the processor."""
+"""A result names the commit of the code that was measured, also where that was changed since, and the processor.
+
+And how fast that is at most.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,17 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import cappy_bench
 from cappy_bench.machine import current_commit, describe_machine, processor_numbers
 from cappy_bench.speed import measure as measuring
+from cappy_bench.speed import peak
 from cappy_bench.speed.run_options import RunOptions
 
 
@@ -102,3 +109,33 @@ def test_the_commit_is_read_before_anything_is_measured(tmp_path: Path, monkeypa
     monkeypatch.setattr(measuring, "_take_workloads", lambda *asked: ([], "none"))
     options = RunOptions(suite="smoke", work=tmp_path / "work", out=tmp_path / "result.json")
     assert measuring.measure(options, say=print)["commit"] == "before"
+
+
+def test_a_peak_is_of_two_operations_a_step_in_the_fastest_product_and_hopeless_ones_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timed: list[float] = []
+    seconds = {"one": 1.0, "other": 0.5, "a little": 4.0, "hopeless": 6.0}
+
+    def products(shape: tuple[int, int, int], threads: int) -> Iterator[tuple[str, str, float]]:
+        for precision, how in (("fp32", "one"), ("fp32", "other"), ("int8", "a little"), ("int8", "hopeless")):
+            yield precision, how, seconds[how] + (shape[0] == 7)
+
+    def fastest(product: float, share: float) -> float:
+        timed.append(product)
+        return product
+
+    monkeypatch.setattr(peak, "SHAPES", ((5, 2, 3), (7, 2, 3)))
+    monkeypatch.setattr(peak, "_products", products)
+    monkeypatch.setattr(peak, "_fastest", fastest)
+    found = peak.measure_peak(threads=torch.get_num_threads(), seconds=1.0)
+    assert found["fp32"] == {"flops": 2 * 5 * 2 * 3 / 0.5, "how": "other, 5 x 2 x 3"}
+    assert found["int8"] == {"flops": pytest.approx(2 * 7 * 2 * 3 / 5), "how": "a little, 7 x 2 x 3"}
+    assert timed == [1.0, 0.5, 4.0, 6.0, 2.0, 1.5, 5.0]
+
+
+def test_the_time_of_a_product_is_its_shortest_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 3, 1 and 5 seconds, where there are 8: no other begins after that."""
+    times = iter([0.0, 0.0, 3.0, 3.0, 3.0, 4.0, 4.0, 4.0, 9.0, 9.0])
+    monkeypatch.setattr(peak, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    assert peak._fastest(lambda: None, 8.0) == 1.0

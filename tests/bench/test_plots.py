@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from cappy_bench.machine import cpu_kind
-from cappy_bench.speed import report
+from cappy_bench.speed import plots, report
 from cappy_bench.speed.figures import figures
-from cappy_bench.speed.marks import COLOURS, Bar, colour_of
-from cappy_bench.speed.plots import draw_throughput
+from cappy_bench.speed.marks import COLOURS, Bar, Line, Point, colour_of
+from cappy_bench.speed.plots import draw_error_speed, draw_latency, draw_throughput
 from cappy_bench.speed.report import draw_plots, section
 from tests.support.fake_tools import FakeTool, Measure, runner_of, spec, true_score
 
@@ -81,6 +81,18 @@ def test_lines_are_median_milliseconds_of_each_length(
         assert line.milliseconds == pytest.approx(2000 * first.reshape(6, 2).mean(axis=1))
 
 
+def test_a_line_is_of_the_median_round_and_of_the_median_pair_of_each_length(
+    measure: Measure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    result = measure(FakeTool(spec("cappy")))
+    (cell,) = (one for one in runner_of(result, "cappy")["cells"] if one["workload"] == "lengths")
+    cell["seconds"] = [[1.0, 2.0, 9.0] * 6, [50.0, 60.0, 70.0] * 6, [2.0, 3.0, 30.0] * 6]
+    drawn: list[Any] = []
+    monkeypatch.setattr(report, "draw_latency", lambda lines, path, *, title: drawn.extend(lines))
+    draw_plots(result, tmp_path, "fakes")
+    assert [line.milliseconds for line in drawn] == [[3000.0] * 6]
+
+
 def test_points_are_the_largest_error_and_the_speed_on_bulk(
     varied: dict[str, Any], drawn: dict[str, tuple[Any, str]]
 ) -> None:
@@ -124,6 +136,28 @@ def test_a_bar_has_its_own_name_and_speed_and_a_wrong_one_says_so(tmp_path: Path
     for name, speed in (("slow", "1,111"), ("cappy", "3,333"), ("other", "22.2"), ("off", "wrong")):
         assert heights[name] == pytest.approx(heights[speed], abs=3)
     assert heights["cappy"] < heights["slow"] < heights["other"] < heights["off"], "the fastest is on top"
+
+
+@pytest.mark.slow
+def test_each_name_belongs_to_its_own_end_and_they_stand_in_the_order_of_their_ends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    speeds = {"slow": 1000.0, "cappy": 1020.0, "other": 1010.0, "off": 500.0}
+    errors = {"slow": 1e-6, "cappy": 2e-6, "other": 3e-6, "off": float("nan")}
+    points = [Point(name, "fp32", name == "cappy", errors[name], speeds[name]) for name in speeds]
+    draw_error_speed(points, tmp_path / "error.svg", title="made up")
+    texts = [found.groupdict() for found in TEXT.finditer((tmp_path / "error.svg").read_text(encoding="utf-8"))]
+    heights = {each["text"]: float(each["y"]) for each in texts}
+    assert heights["cappy"] < heights["other"] < heights["slow"] < heights["off"], "the fastest is on top"
+    ends: dict[str, tuple[float, float]] = {}
+    monkeypatch.setattr(
+        plots, "name_ends", lambda figure, axes, of, at: ends.update(zip((one.runner for one in of), at, strict=True))
+    )
+    draw_error_speed(points, tmp_path / "error.svg", title="made up")
+    assert ends == {name: (1.0 if name == "off" else errors[name], speeds[name]) for name in speeds}
+    lines = [Line(name, "fp32", False, [16, 32], [speed / 2, speed]) for name, speed in speeds.items()]
+    draw_latency(lines, tmp_path / "latency.svg", title="made up")
+    assert ends == {name: (32, speed) for name, speed in speeds.items()}
 
 
 def test_ours_are_dark_and_others_light_in_the_colour_of_their_precision() -> None:

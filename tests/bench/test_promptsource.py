@@ -97,6 +97,8 @@ def test_the_first_candidate_wins_a_tie_and_an_example_without_a_right_one_is_wr
         ({"label": None}, "label must be 0 or 1, got None"),
         ({"label": 0.5}, r"label must be 0 or 1, got 0\.5"),
         ({"label": "1"}, "label must be 0 or 1, got '1'"),
+        ({"label": 2}, "label must be 0 or 1, got 2"),
+        ({"label": -1}, "label must be 0 or 1, got -1"),
         ({"dataset_name": 3}, "dataset_name must be a str"),
     ],
 )

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from cappy_bench.quality.picking import worths_of_picks
 from cappy_bench.quality.promptsource import read_examples
 from cappy_bench.quality.promptsource_render import choose_templates, draw, render, rows_of
+from cappy_bench.quality.promptsource_render import read_examples as read_task
 from cappy_bench.quality.promptsource_tasks import TASKS
 from cappy_engine.errors import CappyError, InstallationError
 
@@ -226,6 +227,15 @@ def test_examples_of_the_hub_are_taken_from_its_conversion_to_parquet(monkeypatc
 
 
 # Files
+
+
+def test_the_labels_of_files_with_columns_are_those_that_templates_know(tmp_path: Path) -> None:
+    crows, story = tmp_path / "crows.csv", tmp_path / "story.csv"
+    crows.write_text(",sent_more,sent_less,stereo_antistereo\n0,M.,L.,stereo\n1,M.,L.,antistereo\n")
+    story.write_text("InputSentence1,RandomFifthSentenceQuiz2,AnswerRightEnding\nA.,B.,2\n")
+    assert [example["stereo_antistereo"] for example in read_task("Crows-Pairs", crows)] == [0, 1]
+    expected = {"input_sentence_1": "A.", "sentence_quiz2": "B.", "answer_right_ending": 2}
+    assert read_task("StoryCloze", story) == [expected]
 
 
 @pytest.mark.usefixtures("stand_ins")

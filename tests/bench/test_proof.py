@@ -98,7 +98,8 @@ def test_a_runner_that_cannot_score_the_proof_is_not_taken_for_right(proven: lis
 
 
 def test_the_report_tells_how_many_pairs_judged(proven: list[Workload], tmp_path: Path) -> None:
-    result = run_on_fakes(proven, tmp_path, [FakeTool(spec("peer"))])
+    result = run_on_fakes(proven, tmp_path, [FakeTool(spec("peer")), FakeTool(spec("choosy"))])
+    runner_of(result, "choosy")["parity"]["pairs"] = 3  # as where it could not run a workload
     (tmp_path / "fakes.json").write_bytes(json_bytes(result))
     page = write_report(tmp_path).read_text()
     pairs = sum(len(one.pairs) for one in proven)

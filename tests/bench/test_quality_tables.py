@@ -34,6 +34,13 @@ def test_accuracy_is_shown_in_percent_by_dataset_and_flips_by_what_they_cost() -
     assert lines[-1] == "  margins of the widest flips, in the first one's scores: 0.8, 0.6, 0.1"
 
 
+def test_of_many_flips_the_margins_of_the_five_widest_are_shown() -> None:
+    examples = [Example("RTE", (2 * place, 2 * place + 1), (1.0, 0.0)) for place in range(7)]
+    first = np.array([score for place in range(1, 8) for score in (place / 10, 0.0)])
+    shown = describe_accuracy(evaluate("accuracy", examples, {"fp32": first, "int8": -first}))
+    assert shown.splitlines()[-1].endswith("in the first one's scores: 0.7, 0.6, 0.5, 0.4, 0.3")
+
+
 def test_rouge_is_shown_times_100_with_how_much_better_the_first_scorer_is() -> None:
     found = evaluate("ROUGE-L", EXAMPLES, {"fp32": FIRST}, others={"beam": np.array([0.5, 0.25, 0.75, 0.25])})
     lines = describe_rouge(found).splitlines()

@@ -12,7 +12,7 @@ import pytest
 from cappy_bench.machine import cpu_kind
 from cappy_bench.speed.report import write_report
 from cappy_bench.speed.tables import NOT_COMPARED, change_tables, ratio_table, result_tables, workload_table
-from cappy_bench.speed.workloads import DESCRIPTIONS, make_workloads
+from cappy_bench.speed.workloads import DESCRIPTIONS, Workload, make_workloads
 from cappy_engine.errors import BenchmarkError
 from cappy_engine.tokenizer import PairTokenizer
 from tests.support.fake_tools import SIZES, FakeTool, Measure, Run, row_of, run_on_fakes, spec
@@ -23,6 +23,12 @@ def test_where_a_peer_is_faster_the_table_says_that_it_wins(measure: Measure) ->
     result = measure(FakeTool(spec("cappy"), slowness=2.0), FakeTool(spec("fast")))
     assert row_of(workload_table(result, "bulk"), "fast")[-1] == "**0.50x (0.50 to 0.50): the peer wins** over cappy"
     assert row_of(ratio_table(result), "fast")[2:] == ["**0.50 peer wins**"] * len(DESCRIPTIONS)
+
+
+def test_the_tables_say_how_much_each_workload_has(measure: Measure, workloads: list[Workload]) -> None:
+    text = result_tables(measure(FakeTool(spec("cappy"))))
+    for one in workloads:
+        assert f"({len(one.pairs)} pairs, {one.token_counts.sum()} tokens)\n\n| runner" in text
 
 
 @pytest.mark.slow

@@ -57,6 +57,23 @@ def begin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Begin:
 
 
 @pytest.mark.slow
+def test_a_result_tells_whether_its_run_was_resumed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    is_stopped = iter([True, False, False])
+
+    def run_suite(plan: Plan, *, notes: Path, **others: object) -> dict[str, Any]:
+        notes.touch()
+        if next(is_stopped):
+            raise Stopped
+        return {"workloads": [one.describe() for one in plan.workloads], "runners": []}
+
+    monkeypatch.setattr(measuring, "run_suite", run_suite)
+    options = RunOptions(suite="smoke", pairs=PAIRS, work=tmp_path / "work", out=tmp_path / "result.json", force=True)
+    with pytest.raises(Stopped):
+        measuring.measure(options, say=print)
+    assert [measuring.measure(options, say=print)["is_resumed"] for _ in range(2)] == [True, False]
+
+
+@pytest.mark.slow
 def test_no_tool_finds_what_it_converted_of_another_model(begin: Begin, tmp_path: Path) -> None:
     """Tools convert a checkpoint once, and then take what lies in their folder."""
     other = shutil.copytree(MINI, tmp_path / MINI.name)

@@ -55,9 +55,10 @@ def test_every_runner_meets_pairs_of_all_lengths_before_it_is_timed(
 
 def test_memory_is_the_most_of_all_rounds_and_each_runner_has_its_own_loads_and_versions(measure: Measure) -> None:
     peaks = iter([1, *[5_000_000] * 6, *[9_000_000] * 6, *[7_000_000] * 6])  # the first is the warm-up's
-    peer = told("peer", lambda answer, *_: {**answer, "peak_bytes": next(peaks)})
+    peer = told("peer", lambda answer, *_: {**answer, "peak_bytes": next(peaks), "computed_tokens": 700})
     result = measure(FakeTool(spec("cappy")), peer, run=Run(rounds=3))
     assert {cell["peak_bytes"] for cell in runner_of(result, "peer")["cells"]} == {9_000_000}
+    assert {cell["computed_tokens"] for cell in runner_of(result, "peer")["cells"]} == {700}, "of one round"
     for name in ("cappy", "peer"):
         assert runner_of(result, name)["versions"] == {"fake": "1.0"}
         assert len(runner_of(result, name)["load_seconds"]) == 1
@@ -69,7 +70,7 @@ def test_a_workload_that_fails_in_a_later_round_has_no_speed_and_the_others_have
             raise RunnerFailed("no memory")
         return answer
 
-    result = measure(FakeTool(spec("cappy")), told("peer", fail_later))
+    result = measure(FakeTool(spec("cappy")), told("peer", fail_later), run=Run(rounds=3))
     peer = runner_of(result, "peer")
     assert [cell["status"] for cell in peer["cells"]] == ["ok", "failed", *["ok"] * 4]
     assert row_of(workload_table(result, "lengths"), "peer")[-1] == "no memory"
@@ -87,12 +88,25 @@ def test_a_score_that_is_not_a_number_in_one_round_is_enough(measure: Measure, *
     assert (found["status"], found["reason"]) == ("wrong", "1 scores are not numbers")
 
 
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+@pytest.mark.parametrize("spoiled", [1, 7], ids=["in the first round", "in the second round"])
+def test_as_many_scores_as_pairs_but_not_of_each_request_are_wrong(
+    spoiled: int, measure: Measure, *, has_checkpoint: bool
+) -> None:
+    def move(answer: dict[str, Any], message: Mapping[str, Any], before: int) -> dict[str, Any]:
+        scores: list[list[float]] = answer["scores"]
+        return {**answer, "scores": [scores[0] + scores[1], [], *scores[2:]]} if before == spoiled else answer
+
+    found = runner_of(measure(told("cappy", move), run=Run(has_checkpoint=has_checkpoint)), "cappy")
+    assert (found["status"], found["reason"]) == ("wrong", "6 scores for 6 pairs of interactive")
+
+
 @pytest.mark.parametrize("place", [0, -1])
 def test_one_pair_with_other_token_ids_is_enough(place: int, measure: Measure, workloads: list[Workload]) -> None:
     victim = workloads[place].pairs[place]
 
     def token_ids(pair: Pair) -> list[int]:
-        return [1] if pair == victim else [len(text) for text in pair]
+        return [len(text) + (pair == victim) for text in pair]
 
     found = runner_of(measure(FakeTool(spec("bad"), token_ids=token_ids)), "bad")
     assert found["reason"] == "other token ids than the reference's for 1 pairs"
@@ -111,6 +125,24 @@ def test_limits_are_in_units_of_the_spread_of_the_scores(off: float, status: str
     reference = FakeTool(spec("reference"), score=lambda pair: 50 * true_score(pair))
     tool = FakeTool(spec("cappy"), score=lambda pair: 50 * true_score(pair) + off)
     assert runner_of(measure(reference, tool), "cappy")["status"] == status
+
+
+def test_winners_that_are_kept_are_those_among_the_candidates_of_an_instruction(
+    measure: Measure, workloads: list[Workload]
+) -> None:
+    def coarse(pair: Pair) -> float:
+        return round(true_score(pair) * 8) / 8
+
+    def winners(score: Callable[[Pair], float]) -> list[Pair]:
+        return [max(candidates, key=score) for candidates in groups.values() if len(candidates) > 1]
+
+    groups: dict[str, list[Pair]] = {}
+    for pair in (pair for one in workloads for pair in one.pairs):
+        groups.setdefault(pair[0], []).append(pair)
+    found = runner_of(measure(FakeTool(spec("cappy", "int8"), score=coarse)), "cappy")["parity"]
+    kept = [one == other for one, other in zip(winners(true_score), winners(coarse), strict=True)]
+    assert found["winner_agreement"] == pytest.approx(sum(kept) / len(kept))
+    assert found["pairs"] == sum(len(one.pairs) for one in workloads)
 
 
 def test_memory_is_made_by_ending_the_runner_that_was_unused_for_longest(

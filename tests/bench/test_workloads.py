@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from scipy.stats import lognorm
 
-from cappy_bench.speed.run_options import SUITES
-from cappy_bench.speed.texts import choose_pool, make_pool, read_pool
+from cappy_bench.speed import measure as measuring
+from cappy_bench.speed.run_options import SUITES, RunOptions
+from cappy_bench.speed.suite import Plan
+from cappy_bench.speed.texts import POOL, choose_pool, make_pool, read_pool
 from cappy_bench.speed.workloads import (
     DESCRIPTIONS,
     LENGTHS,
@@ -24,9 +26,12 @@ from cappy_bench.speed.workloads import (
     question_lengths,
 )
 from cappy_engine.bulk.formats.lines import MAX_LINE_BYTES
+from cappy_engine.bundle import seal
 from cappy_engine.errors import BenchmarkError
 from cappy_engine.tokenizer import PairTokenizer
+from tests.support.bundles import copy_bundle
 from tests.support.fake_tools import SIZES
+from tests.support.places import ROOT
 
 TEXTS = make_pool(["one", "two", "three", "four"], seed=1, count=400)
 
@@ -56,7 +61,11 @@ def test_workloads_have_the_lengths_they_promise(tokenizer: PairTokenizer) -> No
     assert np.abs(found["lengths"].token_counts - np.repeat(LENGTHS, 3)).max() <= 8
     assert 60 <= np.median(found["bulk"].token_counts) <= 80
     assert 250 <= np.percentile(found["bulk"].token_counts, 95) <= 350
-    assert found["long"].token_counts.min() > 450
+    assert found["long"].token_counts.min() >= 478
+    counts = tokenizer.encode(pool).lengths
+    assert found["interactive"].token_counts.max() <= counts[: len(pool) // 4].max(), "as of the first pairs, real ones"
+    of_instructions = {instruction: count for (instruction, _), count in zip(pool, counts, strict=True)}
+    assert all(25 <= of_instructions[request[0][0]] <= 155 for request in found["rerank"].requests)
     assert {len({pair[0] for pair in request}) for request in found["rerank"].requests} == {1}
     assert {len({pair[1] for pair in request}) for request in found["rerank"].requests} == {16}
 
@@ -96,6 +105,29 @@ def test_a_workload_that_is_left_out_takes_no_pairs_where_there_are_few(tokenize
         make_workloads(TEXTS[:127], tokenizer, sizes, seed=0, wanted=["bulk"])
 
 
+def test_no_pair_is_longer_than_the_bundle_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Plan] = []
+
+    def stop(plan: Plan, **others: object) -> None:
+        plans.append(plan)
+        raise KeyboardInterrupt
+
+    copy = copy_bundle(tmp_path / "bundle")
+    manifest = json.loads((copy / "manifest.json").read_bytes())
+    manifest["model"]["max_length"] = 128
+    (copy / "manifest.json").write_text(json.dumps(seal(manifest)))
+    monkeypatch.setattr(measuring, "run_suite", stop)
+    pairs = ROOT / "export" / "cappy_export" / "proof" / "parity_pairs.jsonl"
+    options = RunOptions(
+        bundle=copy, suite="smoke", pairs=pairs, work=tmp_path / "work", out=tmp_path / "result.json", threads=1
+    )
+    with pytest.raises(KeyboardInterrupt):
+        measuring.measure(options, say=lambda line: None)
+    (plan,) = plans
+    assert plan.model.max_length == 128
+    assert 100 < max(one.token_counts.max() for one in plan.workloads) <= 128
+
+
 def test_texts_that_were_asked_for_and_are_not_there_are_an_error_and_not_made_up(tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.touch()
@@ -117,6 +149,17 @@ def test_a_pool_gives_the_nearest_pair_and_none_twice_nor_one_that_is_too_long(t
     assert pool.take(wanted) == expected
     with pytest.raises(BenchmarkError, match="only 6 pairs that fit"):
         pool.take([512])
+
+
+def test_short_responses_are_the_different_ones_of_less_than_200_characters(tokenizer: PairTokenizer) -> None:
+    responses = ["b" * 200, "a" * 199, "Yes", "", "Yes"]
+    pool = Pool([(f"Is it {place}?", response) for place, response in enumerate(responses)], tokenizer)
+    assert pool.short_responses() == ["Yes", "a" * 199]
+
+
+def test_a_length_stands_for_the_median_of_its_pairs() -> None:
+    counts = [number * length for length in LENGTHS for number in (1, 2, 6)]
+    assert Workload("lengths", (), np.array(counts)).steps == [2 * length for length in LENGTHS]
 
 
 def test_lengths_are_drawn_as_the_report_says() -> None:
@@ -173,6 +216,14 @@ def test_a_pool_of_real_texts_has_usual_pairs_first_and_long_ones_later(tmp_path
     write_packed(tmp_path / "promptsource_test.jsonl.gz", {"instruction": " a", "response": "b ", "label": 1})
     write_packed(tmp_path / "bigbench" / "x_train.jsonl.gz", {"instruction": "c", "references": ["d", "e"]})
     assert read_pool(tmp_path, seed=0) == [("a", "b"), ("c", "d")]
+
+
+def test_a_pool_of_usual_texts_alone_has_as_many_of_them_as_it_holds(tmp_path: Path) -> None:
+    count = POOL // 4 + 10
+    write_packed(
+        tmp_path / "promptsource_test.jsonl.gz", *({"instruction": f"a {n}", "response": "b"} for n in range(count))
+    )
+    assert len(set(read_pool(tmp_path, seed=0))) == count
 
 
 @pytest.mark.parametrize(

@@ -177,8 +177,8 @@ def read_info(address: tuple[str, int]) -> dict[str, Any]:
     host, port = address
     try:
         status, body = _get(address, "/info")
-        info: dict[str, Any] = json.loads(body)
-        if status != http.client.OK or not info.keys() >= {*CHOSEN, "limits"}:
+        info: Any = json.loads(body)
+        if status != http.client.OK or not isinstance(info, dict) or not info.keys() >= {*CHOSEN, "limits"}:
             raise BenchmarkError(f"http://{host}:{port}/info answers {status}: it is not a server of cappy's")
         return info
     except (OSError, http.client.HTTPException, ValueError) as error:
