@@ -98,7 +98,7 @@ def test_the_server_and_the_scorer_take_turns_in_the_other_order_in_the_next_rou
 ) -> None:
     """So that a drift of the machine meets both alike."""
     monkeypatch.setattr(load_steps, "PAUSE_SECONDS", 0.0)
-    server, asked = a_server(200, seconds=0.5)
+    server, asked = a_server(200, seconds=2.0)
     found = asyncio.run(saturation(server, asked, beside_offline=True))
     count = len(found["rounds"])
     assert count > 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,13 @@ def loss_by_transformers(folder: Path, examples: Examples) -> float:
     return float(np.square(np.array(found, np.float32) - examples.labels).mean())
 
 
+def spoil(state: Path, fault: str) -> None:
+    if fault == "gone":
+        shutil.rmtree(state)
+    else:
+        (state / "model.safetensors").write_bytes(b"no weights")
+
+
 def test_the_weights_of_the_best_evaluation_are_written(checkpoint: Path, tmp_path: Path) -> None:
     said: list[str] = []
     document = run(checkpoint, tmp_path / "out", say=said.append)
@@ -55,7 +63,7 @@ def test_the_weights_of_the_best_evaluation_are_written(checkpoint: Path, tmp_pa
     assert document["step"] == best
     assert loss_by_transformers(tmp_path / "out", HELD_OUT) == pytest.approx(losses[best], rel=1e-4)
     assert (
-        f"the weights are those of step {best} of {LAST}, whose held-out loss of {losses[best]:.4g} is the least"
+        f"the weights are those of step {best} of {LAST}, the best that was measured: held-out loss {losses[best]:.4g}"
         in said
     )
     assert not (tmp_path / "out.training").exists()
@@ -109,7 +117,10 @@ def test_only_the_newest_state_and_the_best_one_are_kept(checkpoint: Path, tmp_p
         assert states == {best, newest} - {0}
 
 
-def test_a_best_state_that_is_gone_is_told_before_the_training_goes_on(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["gone", "damaged"])
+def test_a_best_state_that_cannot_be_read_is_told_before_the_training_goes_on(
+    checkpoint: Path, tmp_path: Path, fault: str
+) -> None:
     def stop(progress: Progress) -> None:
         if progress.step == LAST:
             raise StoppedError
@@ -118,10 +129,40 @@ def test_a_best_state_that_is_gone_is_told_before_the_training_goes_on(checkpoin
         run(checkpoint, tmp_path / "out", progress=stop)
     states = sorted((tmp_path / "out.training").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
     assert len(states) == 2
-    shutil.rmtree(states[0])
-    best = states[0].name.removeprefix("step-")
-    with pytest.raises(AdaptError, match=f"has no state of step {best}, the best one; --force starts anew"):
-        run(checkpoint, tmp_path / "out", options=dataclasses.replace(EVERY, resume=True))
+    spoil(states[0], fault)
+    steps: list[Progress] = []
+    with pytest.raises(AdaptError, match=rf"{states[0]} cannot be read \(.*safetensors is (missing|damaged)\)"):
+        run(checkpoint, tmp_path / "out", options=dataclasses.replace(EVERY, resume=True), progress=steps.append)
+    assert steps == []
+
+
+@pytest.mark.parametrize("fault", ["gone", "damaged"])
+def test_a_best_state_that_is_lost_meanwhile_leaves_that_of_the_last_step(
+    checkpoint: Path, tmp_path: Path, fault: str
+) -> None:
+    def lose(progress: Progress) -> None:
+        if progress.step == LAST:
+            spoil(min((tmp_path / "out.training").glob("step-*"), key=lambda path: len(path.name)), fault)
+
+    with pytest.raises(AdaptError, match=r"safetensors is (missing|damaged)"):
+        run(checkpoint, tmp_path / "out", progress=lose)
+    assert (tmp_path / "out.training" / f"step-{LAST}").is_dir()
+
+
+def test_a_training_of_a_version_without_it_goes_on(checkpoint: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RISING, keep_best=False)
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 6:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run(checkpoint, tmp_path / "out", recipe, progress=stop)
+    path = tmp_path / "out.training" / "settings.json"
+    settings = json.loads(path.read_text())
+    del settings["recipe"]["keep_best"]
+    path.write_text(json.dumps(settings))
+    assert run(checkpoint, tmp_path / "out", recipe, dataclasses.replace(EVERY, resume=True))["step"] == LAST
 
 
 def test_it_cannot_be_changed_when_a_training_goes_on(checkpoint: Path, tmp_path: Path) -> None:
@@ -157,14 +198,14 @@ def test_without_held_out_examples_it_is_refused_before_anything_is_read(checkpo
         (
             {0: 0.3, 2: 0.1, 4: 0.1},
             True,
-            ["the weights are those of step 2 of 4, whose held-out loss of 0.1 is the least"],
+            ["the weights are those of step 2 of 4, the best that was measured: held-out loss 0.1"],
         ),
         (
             {0: 0.1, 2: 0.3, 4: 0.2},
             True,
             [
-                "note: the held-out loss was 0.1 before the first step, and no step made it less",
-                "the weights are those of step 4 of 4, whose held-out loss of 0.2 is the least",
+                "note: the held-out loss was 0.1 before the first step, and never less after it",
+                "the weights are those of step 4 of 4, the best that was measured: held-out loss 0.2",
             ],
         ),
     ],

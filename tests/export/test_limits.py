@@ -23,7 +23,7 @@ def test_the_default_limits_are_those_that_the_page_names() -> None:
 def test_limits_are_parsed_on_top_of_the_defaults() -> None:
     parsed = parse_limits(["int8.min_spearman=0.99", "int8.max_error=0.5"])
     assert parsed["int8"] == Limits(max_error=0.5, max_relative_error=0.25, min_spearman=0.99)
-    assert parsed["fp32"] == LIMITS["fp32"] == Limits(max_error=1e-4)
+    assert parsed["fp32"] == LIMITS["fp32"] == Limits(max_error=1e-4, max_relative_error=0.1)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ def test_scores_of_cappys_spread_have_the_limits_as_they_stand(spread: float) ->
 
 def test_errors_may_grow_with_the_spread_of_the_scores_and_ranks_may_not() -> None:
     wide = default_limits(50.0)
-    assert wide["fp32"] == Limits(max_error=50 * 1e-4)
-    assert wide["fp16"] == Limits(max_error=50 * 5e-3)
+    assert wide["fp32"] == Limits(max_error=50 * 1e-4, max_relative_error=0.1)
+    assert wide["fp16"] == Limits(max_error=50 * 5e-3, max_relative_error=0.1)
     assert wide["int8"] == LIMITS["int8"]
 
 

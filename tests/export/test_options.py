@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from cappy_engine.errors import ExportError
 from cappy_export import ExportOptions, VerifyOptions
-from cappy_export.proof.limits import LIMITS, Limits, parse_limits
+from cappy_export.proof.limits import LIMITS, parse_limits
 
 
 @pytest.mark.slow
@@ -40,7 +41,7 @@ def test_each_target_gets_the_precisions_that_it_runs() -> None:
 @pytest.mark.parametrize("options", [ExportOptions, VerifyOptions])
 def test_limits_are_changed_by_name(options: Any) -> None:
     limits = parse_limits(options(limits=("fp32.max_error=0.5",)).limits, spread=1.0)
-    assert limits == {**LIMITS, "fp32": Limits(max_error=0.5)}
+    assert limits == {**LIMITS, "fp32": dataclasses.replace(LIMITS["fp32"], max_error=0.5)}
     with pytest.raises(ExportError, match=r"limit 'fp32\.error=1' is not PRECISION"):
         options(limits=("fp32.error=1",))
 

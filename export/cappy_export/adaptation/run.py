@@ -22,7 +22,6 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from cappy_engine.batching import Batch, EncodedPairs
-from cappy_engine.errors import AdaptError
 from cappy_engine.overlap import ahead
 from cappy_engine.pairs import Pair
 from cappy_export.adaptation import state
@@ -168,7 +167,7 @@ class Run:
             weights = self.trained.weights(self.steps)
             with self.trained.kept(self.folder, self.done, self.cursor.document(), keep=self._kept):
                 if self.result < self.steps:
-                    weights = saved_weights(state.states(self.folder)[self.result])
+                    weights = saved_weights(self.folder / f"{state.STEP}{self.result}")
                 check_unchanged(self.checkpoint, document, way_on=state.way_on(self.folder, force=force))
                 write_checkpoint(weights, self.checkpoint, self.folder, out, document, force=force, say=self.say)
             for line in tell_of_result(self.history(), self.steps, is_best=self.recipe.keep_best):
@@ -276,8 +275,8 @@ class Run:
             return
         self.done = max(states)
         self.cursor, self.best = self.trained.load(states[self.done])
-        if self._kept not in (0, *states):
-            raise AdaptError(f"{self.folder} has no state of step {self._kept}, the best one; --force starts anew")
+        if self._kept and self.accelerator.is_main_process:  # who would else learn only in the end that it is gone
+            saved_weights(self.folder / f"{state.STEP}{self._kept}")
         if self.accelerator.is_main_process:
             shutil.copyfile(states[self.done] / LOG, self.folder / LOG)
         self.say(f"going on after step {self.done}")

@@ -108,7 +108,7 @@ class Trained:
         """
         try:
             yield
-        except (OSError, OutputError, CheckpointError):
+        except (OSError, OutputError, CheckpointError, AdaptError):
             if number not in state.states(folder):
                 with contextlib.suppress(OSError, AdaptError):
                     self.save(folder, number, place, keep=keep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from cappy_engine import storage
 from cappy_engine.bulk.resume.settings import changes
 from cappy_engine.errors import AdaptError
 from cappy_export.adaptation.log import LOG
+from cappy_export.adaptation.recipe import Recipe
 from cappy_export.options import Say
 
 SETTINGS, STEP, UNFINISHED = "settings.json", "step-", "unfinished"
@@ -76,8 +78,10 @@ def go_on(folder: Path, settings: Mapping[str, Any]) -> BinaryIO:
     if _is_blank(folder):
         return begin(folder, settings, force=False)
     try:
-        changed = changes(json.loads(storage.read_regular(folder / SETTINGS, limit=MOST_BYTES)), settings)
-    except (ValueError, AttributeError, RecursionError) as error:
+        before = json.loads(storage.read_regular(folder / SETTINGS, limit=MOST_BYTES))
+        recipe = {**dataclasses.asdict(Recipe()), **before.get("recipe", {})}  # an older version knew less of it
+        changed = changes({**before, "recipe": recipe}, settings)
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise AdaptError(f"{folder / SETTINGS} is not of a training ({error!r}); remove the folder") from error
     if changed:
         raise AdaptError(f"{folder} belongs to another training ({changed}); it can only go on as it began")
