@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -23,6 +24,19 @@ pytestmark = pytest.mark.slow
 
 OPTIONS = "--batch-size 16 --epochs 4 --learning-rate 1e-3 --max-batch-tokens 128 --window 64 --log-every 1".split()
 """A step has several batches, and an epoch several windows; dropout is the checkpoint's 0.1."""
+
+
+THREADS_AT_THE_END = """#!{python}
+import atexit, pathlib, sys
+
+def tell():
+    names = [path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+    print("threads:", *names, file=sys.stderr)
+
+atexit.register(tell)  # it comes after what others registered
+from cappy_engine.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @dataclass(frozen=True)
@@ -154,6 +168,22 @@ def test_processes_with_other_data_do_not_begin_and_one_says_why(launch: Launch)
     assert "process 1 cannot join process 0 (shards was ['train.jsonl'], is ['other.jsonl'])" in first
     assert second == ""
     assert not (launch.folder / "unlike.training").exists()
+
+
+@pytest.mark.parametrize("others", ["train.jsonl", "other.jsonl"], ids=["to the end", "with an error"])
+def test_no_thread_of_gloo_is_left_when_python_ends(launch: Launch, tmp_path: Path, others: str) -> None:
+    """One that drops a tensor then aborts the process, once in some hundred times."""
+    program = tmp_path / "program"
+    program.write_text(THREADS_AT_THE_END.format(python=sys.executable))
+    program.chmod(0o700)
+    watched = dataclasses.replace(launch, program=program)
+    started = watched.start(f"ended-{others}", "--max-steps", "2", train=("train.jsonl", others))
+    for each in started:
+        told = each.communicate(timeout=300)[1]
+        assert each.returncode == (others != "train.jsonl"), told
+        threads = told.splitlines()[-1]
+        assert threads.startswith("threads: ")
+        assert "gloo" not in threads
 
 
 def test_a_process_whose_others_do_not_come_stops(launch: Launch) -> None:

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import ctypes
 import functools
+import gc
 import os
 import signal
 import sys
@@ -200,10 +201,12 @@ def _leave() -> None:
     """Leave the other processes while Python still works.
 
     Else gloo's threads may drop their last tensors when it does not. That aborts the process: its status is 134 then,
-    not the error's (https://github.com/pytorch/pytorch/pull/179291).
+    not the error's (https://github.com/pytorch/pytorch/pull/179291). They end with their group, which the model holds,
+    too. The model is in a cycle of references.
     """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        gc.collect()
 
 
 def _end_with_launcher() -> None:
