@@ -92,8 +92,10 @@ def test_the_bundle_was_made_from_the_checkpoint_in_the_repository() -> None:
 def test_the_manifest_has_the_parity_of_every_precision_within_the_default_limits() -> None:
     rows = open_bundle(EMBEDDED).manifest.document["parity"]["precisions"]
     assert list(rows) == ["fp32", "fp16", "int8"]
-    for name, row in rows.items():  # those that there were when it was made; the next test has today's
-        assert row["limits"].items() <= dataclasses.asdict(LIMITS[name]).items()
+    for name, row in rows.items():  # the bundle is older than the limit of the relative error: see the next test
+        assert {"max_relative_error": LIMITS[name].max_relative_error, **row["limits"]} == dataclasses.asdict(
+            LIMITS[name]
+        )
     assert rows["fp32"]["max_error"] <= 1e-4
     assert rows["fp16"]["max_error"] <= 5e-3
     assert rows["int8"]["spearman"] >= 0.97

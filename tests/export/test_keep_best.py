@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,14 @@ def loss_by_transformers(folder: Path, examples: Examples) -> float:
     return float(np.square(np.array(found, np.float32) - examples.labels).mean())
 
 
+def stopping_at(step: int) -> Callable[[Progress], None]:
+    def stop(progress: Progress) -> None:
+        if progress.step == step:
+            raise StoppedError
+
+    return stop
+
+
 def spoil(state: Path, fault: str) -> None:
     if fault == "gone":
         shutil.rmtree(state)
@@ -63,8 +72,7 @@ def test_the_weights_of_the_best_evaluation_are_written(checkpoint: Path, tmp_pa
     assert document["step"] == best
     assert loss_by_transformers(tmp_path / "out", HELD_OUT) == pytest.approx(losses[best], rel=1e-4)
     assert (
-        f"the weights are those of step {best} of {LAST}, the best that was measured: held-out loss {losses[best]:.4g}"
-        in said
+        f"the weights are those of step {best} of {LAST}, the best evaluation: held-out loss {losses[best]:.4g}" in said
     )
     assert not (tmp_path / "out.training").exists()
 
@@ -88,12 +96,8 @@ def test_a_training_that_was_stopped_comes_to_the_same_best_weights(
 ) -> None:
     whole = run(checkpoint, tmp_path / "whole")
 
-    def stop_there(progress: Progress) -> None:
-        if progress.step == stop:
-            raise StoppedError
-
     with pytest.raises(StoppedError):
-        run(checkpoint, tmp_path / "parts", progress=stop_there)
+        run(checkpoint, tmp_path / "parts", progress=stopping_at(stop))
     resumed = run(checkpoint, tmp_path / "parts", options=dataclasses.replace(EVERY, resume=True))
     assert resumed["step"] == whole["step"]
     assert losses_of(resumed) == losses_of(whole)
@@ -121,12 +125,8 @@ def test_only_the_newest_state_and_the_best_one_are_kept(checkpoint: Path, tmp_p
 def test_a_best_state_that_cannot_be_read_is_told_before_the_training_goes_on(
     checkpoint: Path, tmp_path: Path, fault: str
 ) -> None:
-    def stop(progress: Progress) -> None:
-        if progress.step == LAST:
-            raise StoppedError
-
     with pytest.raises(StoppedError):
-        run(checkpoint, tmp_path / "out", progress=stop)
+        run(checkpoint, tmp_path / "out", progress=stopping_at(LAST))
     states = sorted((tmp_path / "out.training").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
     assert len(states) == 2
     spoil(states[0], fault)
@@ -152,12 +152,8 @@ def test_a_best_state_that_is_lost_meanwhile_leaves_that_of_the_last_step(
 def test_a_training_of_a_version_without_it_goes_on(checkpoint: Path, tmp_path: Path) -> None:
     recipe = dataclasses.replace(RISING, keep_best=False)
 
-    def stop(progress: Progress) -> None:
-        if progress.step == 6:
-            raise StoppedError
-
     with pytest.raises(StoppedError):
-        run(checkpoint, tmp_path / "out", recipe, progress=stop)
+        run(checkpoint, tmp_path / "out", recipe, progress=stopping_at(6))
     path = tmp_path / "out.training" / "settings.json"
     settings = json.loads(path.read_text())
     del settings["recipe"]["keep_best"]
@@ -166,12 +162,8 @@ def test_a_training_of_a_version_without_it_goes_on(checkpoint: Path, tmp_path: 
 
 
 def test_it_cannot_be_changed_when_a_training_goes_on(checkpoint: Path, tmp_path: Path) -> None:
-    def stop(progress: Progress) -> None:
-        if progress.step == 6:
-            raise StoppedError
-
     with pytest.raises(StoppedError):
-        run(checkpoint, tmp_path / "out", dataclasses.replace(RISING, keep_best=False), progress=stop)
+        run(checkpoint, tmp_path / "out", dataclasses.replace(RISING, keep_best=False), progress=stopping_at(6))
     with pytest.raises(AdaptError, match="keep_best"):
         run(checkpoint, tmp_path / "out", options=dataclasses.replace(EVERY, resume=True))
 
@@ -198,14 +190,14 @@ def test_without_held_out_examples_it_is_refused_before_anything_is_read(checkpo
         (
             {0: 0.3, 2: 0.1, 4: 0.1},
             True,
-            ["the weights are those of step 2 of 4, the best that was measured: held-out loss 0.1"],
+            ["the weights are those of step 2 of 4, the best evaluation: held-out loss 0.1"],
         ),
         (
             {0: 0.1, 2: 0.3, 4: 0.2},
             True,
             [
                 "note: the held-out loss was 0.1 before the first step, and never less after it",
-                "the weights are those of step 4 of 4, the best that was measured: held-out loss 0.2",
+                "the weights are those of step 4 of 4, the best evaluation: held-out loss 0.2",
             ],
         ),
     ],

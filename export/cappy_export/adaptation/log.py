@@ -68,7 +68,7 @@ def tell_of_result(entries: Sequence[Mapping[str, Any]], steps: int, *, is_best:
     """Say which step's weights are written, and which were better.
 
     >>> tell_of_result([{"step": 0, "held_out_loss": 0.2}, {"step": 9, "held_out_loss": 0.1}], 9, is_best=True)
-    ['the weights are those of step 9 of 9, the best that was measured: held-out loss 0.1']
+    ['the weights are those of step 9 of 9, the best evaluation: held-out loss 0.1']
 
     They are the last ones, or with `is_best` those of `least_loss`.
     """
@@ -80,9 +80,7 @@ def tell_of_result(entries: Sequence[Mapping[str, Any]], steps: int, *, is_best:
     if losses.get(0, math.inf) <= least:
         told.append(f"note: the held-out loss was {losses[0]:.4g} before the first step, and never less after it")
     if is_best:
-        told.append(
-            f"the weights are those of step {best} of {steps}, the best that was measured: held-out loss {least:.4g}"
-        )
+        told.append(f"the weights are those of step {best} of {steps}, the best evaluation: held-out loss {least:.4g}")
     elif losses[steps] > WORTH_A_NOTE * least:
         told.append(
             f"note: the held-out loss was least after step {best}, {least:.4g}, and {losses[steps]:.4g} in the end; "

@@ -164,9 +164,10 @@ class Run:
     def write(self, out: Path, document: Mapping[str, Any], *, force: bool) -> None:
         """Publish the checkpoint as `out`, complete or not at all. If that fails, the last step's state is saved."""
         if self.accelerator.is_main_process:
-            weights = self.trained.weights(self.steps)
             with self.trained.kept(self.folder, self.done, self.cursor.document(), keep=self._kept):
-                if self.result < self.steps:
+                if self.result == self.steps:
+                    weights = self.trained.weights(self.steps)
+                else:
                     weights = saved_weights(self.folder / f"{state.STEP}{self.result}")
                 check_unchanged(self.checkpoint, document, way_on=state.way_on(self.folder, force=force))
                 write_checkpoint(weights, self.checkpoint, self.folder, out, document, force=force, say=self.say)
